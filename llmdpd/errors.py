@@ -1,0 +1,53 @@
+"""The one exception type for everything that a user can get wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Input that cannot be used: a file, a field, a name or a setting given by the user.
+
+    The message is built from the parts, so that each one names the file, the field, what was found and what was
+    expected; the parts stay readable as attributes. Commands print the message without a traceback and exit with 2.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str | Path | None = None,
+        field: str | None = None,
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.path = None if path is None else str(path)
+        self.field = field
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        lines = [problem]
+        parts = {"file": self.path, "field": field, "found": found, "expected": expected, "hint": hint}
+        lines += [f"  {name + ':':<10}{value}" for name, value in parts.items() if value is not None]
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle their args; ours are keyword-only, and worker processes send these errors home.
+        return _rebuild, (self.problem, self.path, self.field, self.found, self.expected, self.hint)
+
+
+def _rebuild(
+    problem: str, path: str | None, field: str | None, found: object, expected: object, hint: str | None
+) -> InputError:
+    return InputError(problem, path=path, field=field, found=found, expected=expected, hint=hint)
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Up to `count` known names closest to `name`, as text for an error's hint."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=count, cutoff=0.3)
+    return ", ".join(close or choices[:count])
