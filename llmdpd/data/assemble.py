@@ -1,0 +1,178 @@
+"""Joining episodes into a data set, and data sets into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.errors import InputError
+
+
+def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
+    """Real numbers of any type as a float32 array of `ndim` dimensions.
+
+    Raises InputError for anything else (text, objects, complex numbers, another number of dimensions).
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise InputError("not an array", path=path, field=field, found="rows of unequal length") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError("not numbers", path=path, field=field, found=f"type {array.dtype}", expected="real numbers")
+    if array.ndim != ndim:
+        raise InputError(
+            "wrong number of dimensions", path=path, field=field, found=f"shape {list(array.shape)}",
+            expected=f"{ndim} dimensions",
+        )  # fmt: skip
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the data set then refuses by name
+        return array.astype(np.float32, copy=False)
+
+
+def as_column(value: ArrayLike) -> NDArray[Any]:
+    """`value` [T, 1] as [T]; any other shape unchanged."""
+    array = np.asarray(value)
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def join_episodes(
+    episodes: Iterable[EpisodeRecord], texts: Mapping[str, str], goal_visible: bool | None, source: str
+) -> TrajectoryDataset:
+    """See `TrajectoryDataset.from_episodes`. `episodes` may be a generator that reads a file as it goes."""
+    parts: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "expert_actions")}
+    meta: dict[str, list[Any]] = {name: [] for name in ("task", "terminated", "noise", "success", "seed", "length")}
+    tasks: dict[str, int] = {}
+    for number, record in enumerate(episodes):
+        arrays = _checked(record, number, source)
+        if parts["observations"]:
+            first = {name: values[0] for name, values in parts.items()}
+            _same_widths(first, arrays, f"episode {number}", "the first episode", source)
+        for name, values in parts.items():
+            values.append(arrays[name])
+        meta["task"].append(tasks.setdefault(record.task, len(tasks)))
+        meta["terminated"].append(record.terminated)
+        meta["noise"].append(record.noise_level)
+        meta["success"].append(record.success)
+        meta["seed"].append(record.seed)
+        meta["length"].append(len(parts["rewards"][-1]))
+    if not tasks:
+        raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
+    offsets = np.concatenate([[0], np.cumsum(meta["length"])]).astype(np.int64)
+    terminals = np.zeros(offsets[-1], np.bool_)
+    terminals[offsets[1:] - 1] = meta["terminated"]
+    # Each list is emptied once joined, so that a large data set is never held twice as a whole.
+    observations = parts.pop("observations")
+    return TrajectoryDataset(
+        observations=np.concatenate([o[:-1] for o in observations]),
+        next_observations=np.concatenate([o[1:] for o in observations]),
+        actions=np.concatenate(parts.pop("actions")),
+        rewards=np.concatenate(parts.pop("rewards")),
+        terminals=terminals,
+        offsets=offsets,
+        task_ids=np.array(meta["task"], np.int32),
+        tasks=tuple(tasks),
+        texts=tuple(texts.get(task, "") for task in tasks),
+        expert_actions=None if parts["expert_actions"][0] is None else np.concatenate(parts.pop("expert_actions")),
+        noise_levels=np.array(meta["noise"], np.float32),
+        successes=np.array(meta["success"], np.int8),
+        seeds=np.array(meta["seed"], np.int64),
+        goal_visible=goal_visible,
+        source=source,
+    )
+
+
+def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArray[np.float32] | None]:
+    path, label = source or None, f" of episode {number}"
+    observations = as_float32(record.observations, "observations" + label, path, ndim=2)
+    actions = as_float32(record.actions, "actions" + label, path, ndim=2)
+    rewards = as_float32(as_column(record.rewards), "rewards" + label, path, ndim=1)
+    expert = record.expert_actions
+    if expert is not None:
+        expert = as_float32(expert, "expert_actions" + label, path, ndim=2)
+    steps = len(actions)
+    if steps == 0:
+        raise InputError("an episode without steps", path=path, field="actions" + label, found=0, expected="1 or more")
+    wanted = {"observations": (observations, steps + 1), "rewards": (rewards, steps), "expert_actions": (expert, steps)}
+    for field, (array, rows) in wanted.items():
+        if array is not None and len(array) != rows:
+            raise InputError(
+                "unequal lengths", path=path, field=field + label, found=f"{len(array)} rows",
+                expected=f"{rows} rows for {steps} actions",
+            )  # fmt: skip
+    return {"observations": observations, "actions": actions, "rewards": rewards, "expert_actions": expert}
+
+
+def _same_widths(
+    first: Mapping[str, NDArray[Any] | None], other: Mapping[str, NDArray[Any] | None], who: str, than: str, source: str
+) -> None:
+    for name in ("observations", "actions", "expert_actions"):
+        a, b = first[name], other[name]
+        if (a is None) != (b is None):
+            raise InputError(
+                f"{who} and {than} don't fit together", path=source or None, field=name,
+                found="present in one, absent in the other", expected="present in all or in none",
+            )  # fmt: skip
+        if a is not None and b is not None and a.shape[1] != b.shape[1]:
+            raise InputError(
+                f"{who} and {than} don't fit together", path=source or None, field=name,
+                found=f"{b.shape[1]} numbers a step", expected=f"{a.shape[1]} numbers a step",
+            )  # fmt: skip
+
+
+def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
+    """See `TrajectoryDataset.concat`."""
+    if not datasets:
+        raise InputError("no data set to join", found="none", expected="at least one")
+    first = datasets[0]
+    if len(datasets) == 1:
+        return first
+    texts: dict[str, str] = {}
+    names = ("observations", "actions", "expert_actions")
+    for dataset in datasets:
+        ours, theirs = ({name: getattr(d, name) for name in names} for d in (first, dataset))
+        who, than = dataset.source or "a data set", first.source or "the first"
+        _same_widths(ours, theirs, who, than, dataset.source)
+        _merge_texts(texts, dataset)
+    index = {task: number for number, task in enumerate(texts)}
+    task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(d, name) for d in datasets])
+        for name in (*names[:2], "rewards", "next_observations", "terminals", "noise_levels", "successes", "seeds")
+    }
+    expert = None if first.expert_actions is None else np.concatenate([d.expert_actions for d in datasets])
+    sources = list(dict.fromkeys(d.source for d in datasets))
+    return TrajectoryDataset(
+        **joined,
+        expert_actions=expert,
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate([d.lengths for d in datasets]))]).astype(np.int64),
+        task_ids=np.concatenate(task_ids),
+        tasks=tuple(texts),
+        texts=tuple(texts.values()),
+        goal_visible=_merge_goal_visible(datasets),
+        source=sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more",
+    )
+
+
+def _merge_texts(texts: dict[str, str], dataset: TrajectoryDataset) -> None:
+    for task, text in zip(dataset.tasks, dataset.texts, strict=True):
+        known = texts.setdefault(task, text)
+        if known and text and known != text:
+            raise InputError(
+                "two data sets give one task different texts", path=dataset.source or None, field=f"text of {task}",
+                found=repr(text[:80]), expected=repr(known[:80]), hint="make them equal with `with_texts`",
+            )  # fmt: skip
+        texts[task] = known or text
+
+
+def _merge_goal_visible(datasets: Sequence[TrajectoryDataset]) -> bool | None:
+    values = {d.goal_visible for d in datasets}
+    if {True, False} <= values:
+        hidden = next(d.source for d in datasets if d.goal_visible is False)
+        raise InputError(
+            "some data sets show the goal and others hide it", path=hidden or None, field="goal_visible",
+            found="both", expected="the same in all",
+        )  # fmt: skip
+    return values.pop() if len(values) == 1 else None

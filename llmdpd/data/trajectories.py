@@ -1,0 +1,376 @@
+"""Trajectories in memory: flat arrays with episode offsets, whatever file they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmdpd.errors import InputError, nearest_names
+
+_ROWS_PER_CHECK = 1 << 16
+_PER_TRANSITION = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
+_PER_EPISODE = ("task_ids", "noise_levels", "successes", "seeds")
+
+
+class Batch(NamedTuple):
+    """Transitions picked by index, as new arrays: `dataset.gather(index)`. B is the number of indices."""
+
+    observations: NDArray[np.float32]  # [B, S]
+    actions: NDArray[np.float32]  # [B, A], as executed
+    rewards: NDArray[np.float32]  # [B]
+    next_observations: NDArray[np.float32]  # [B, S]
+    terminals: NDArray[np.float32]  # [B], 1 where the episode truly ended; a time limit is none
+    expert_actions: NDArray[np.float32] | None  # [B, A]
+    timesteps: NDArray[np.int64]  # [B], step within the episode, from 0
+    episode_ids: NDArray[np.int64]  # [B]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One episode of T steps: what a trajectory prompt is made from. The arrays are views into the data set."""
+
+    observations: NDArray[np.float32]  # [T, S]
+    actions: NDArray[np.float32]  # [T, A], as executed
+    rewards: NDArray[np.float32]  # [T]
+    task: str
+    seed: int = -1  # of the environment at reset; -1 where unknown
+    success: int = -1  # 1, 0, or -1 where unknown
+    noise_level: float = float("nan")  # of the collecting policy; NaN where unknown
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeRecord:
+    """One episode of T steps on its way into a data set (see `TrajectoryDataset.from_episodes`)."""
+
+    observations: ArrayLike  # [T + 1, S], the one after the last action included
+    actions: ArrayLike  # [T, A]
+    rewards: ArrayLike  # [T]
+    task: str
+    terminated: bool = False  # a true terminal at the last step; False for a time limit
+    expert_actions: ArrayLike | None = None  # [T, A]
+    noise_level: float = float("nan")
+    success: int = -1
+    seed: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class TrajectoryDataset:
+    """Trajectories of tasks with common widths: N transitions in E episodes, S state numbers and A action numbers.
+
+    Episode e is the rows `offsets[e]:offsets[e + 1]`; no episode is empty. The arrays are shared, not copied: don't
+    write to them. Everything is checked at construction.
+
+    Raises:
+        InputError: an array of a wrong shape, type or length, NaN or Inf, offsets that don't fit, an empty data set,
+            a terminal that is not the last step of its episode.
+    """
+
+    observations: NDArray[np.float32]  # [N, S]
+    actions: NDArray[np.float32]  # [N, A], as executed
+    rewards: NDArray[np.float32]  # [N]
+    next_observations: NDArray[np.float32]  # [N, S]
+    terminals: NDArray[np.bool_]  # [N], true terminals only: a time limit is none
+    offsets: NDArray[np.int64]  # [E + 1]
+    task_ids: NDArray[np.int32]  # [E], into `tasks`
+    tasks: tuple[str, ...]
+    texts: tuple[str, ...]  # the text prompt of each task, "" where unknown
+    expert_actions: NDArray[np.float32] | None  # [N, A], the expert's clean action in the visited state
+    noise_levels: NDArray[np.float32]  # [E], NaN where unknown
+    successes: NDArray[np.int8]  # [E], 1, 0, or -1 where unknown
+    seeds: NDArray[np.int64]  # [E], -1 where unknown
+    goal_visible: bool | None  # whether the observations show the goal; None where unknown or mixed
+    source: str  # path or id, for messages
+
+    def __post_init__(self) -> None:
+        self._check_offsets()
+        n, e = self.num_transitions, self.num_episodes
+        for name in ("observations", "actions"):
+            self._check_array(name, np.float32, (n, None))
+        self._check_array("next_observations", np.float32, (n, self.state_dim))
+        self._check_array("rewards", np.float32, (n,))
+        self._check_array("terminals", np.bool_, (n,))
+        if self.expert_actions is not None:
+            self._check_array("expert_actions", np.float32, (n, self.action_dim))
+        self._check_array("task_ids", np.int32, (e,))
+        self._check_array("noise_levels", np.float32, (e,), finite=False)
+        self._check_array("successes", np.int8, (e,))
+        self._check_array("seeds", np.int64, (e,))
+        self._check_tasks()
+        inner = self.terminals.copy()
+        inner[self.offsets[1:] - 1] = False
+        if inner.any():
+            row = int(np.argmax(inner))
+            raise self._error(
+                "a terminal inside an episode", "terminals", f"True at row {row}", "True at last steps of episodes only"
+            )
+
+    def _error(self, problem: str, field: str | None, found: object, expected: object) -> InputError:
+        return InputError(problem, path=self.source or None, field=field, found=found, expected=expected)
+
+    def _check_offsets(self) -> None:
+        offsets = self.offsets
+        if not isinstance(offsets, np.ndarray) or offsets.dtype != np.int64 or offsets.ndim != 1:
+            raise self._error("wrong episode offsets", "offsets", _describe(offsets), "int64 [episodes + 1]")
+        if len(offsets) < 2:
+            raise self._error("the data set is empty", "offsets", "no episode", "at least one episode")
+        lengths = np.diff(offsets)
+        if offsets[0] != 0 or lengths.min() < 0:
+            raise self._error("wrong episode offsets", "offsets", offsets[:8].tolist(), "increasing from 0")
+        if lengths.min() == 0:
+            found = f"0 steps in episode {int(np.argmin(lengths))}"
+            raise self._error("an episode without steps", "offsets", found, "1 step or more")
+        # Rows are counted against the offsets, so the array that all others are compared with comes first.
+        if len(self.observations) != offsets[-1]:
+            found, expected = f"{len(self.observations)} rows", f"{offsets[-1]} rows as in `offsets`"
+            raise self._error("unequal lengths", "observations", found, expected)
+
+    def _check_array(self, name: str, dtype: type, shape: tuple[int | None, ...], *, finite: bool = True) -> None:
+        array = getattr(self, name)
+        letters = [str(size) if size is not None else "any width" for size in shape]
+        expected = f"{np.dtype(dtype).name} [{', '.join(letters)}]"
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
+            raise self._error("wrong array", name, _describe(array), expected)
+        if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
+            raise self._error("wrong shape", name, _describe(array), expected)
+        if array.size == 0:
+            raise self._error("an array without numbers", name, _describe(array), expected)
+        if finite and array.dtype.kind == "f":
+            check_finite(array, name, self.source or None)
+
+    def _check_tasks(self) -> None:
+        if len(self.texts) != len(self.tasks):
+            raise self._error("one text a task", "texts", f"{len(self.texts)} texts", f"{len(self.tasks)}")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise self._error("a task listed twice", "tasks", self.tasks, "unique names")
+        if self.task_ids.min() < 0 or self.task_ids.max() >= len(self.tasks):
+            found = f"{self.task_ids.min()} … {self.task_ids.max()}"
+            raise self._error("a task id out of range", "task_ids", found, f"0 … {len(self.tasks) - 1}")
+        if not np.isin(self.successes, (-1, 0, 1)).all():
+            raise self._error("wrong success flag", "successes", np.unique(self.successes).tolist(), "1, 0 or -1")
+
+    @property
+    def num_transitions(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def state_dim(self) -> int:
+        return int(self.observations.shape[1])
+
+    @property
+    def action_dim(self) -> int:
+        return int(self.actions.shape[1])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each episode, [E]."""
+        return np.diff(self.offsets)
+
+    def episode_ids(self, index: ArrayLike) -> NDArray[np.int64]:
+        """The episode of each transition in `index` [B]. Raises IndexError outside 0 … N - 1."""
+        rows = self._rows(index)
+        return np.searchsorted(self.offsets, rows, side="right").astype(np.int64) - 1
+
+    def timesteps(self, index: ArrayLike) -> NDArray[np.int64]:
+        """The step within its episode, from 0, of each transition in `index` [B]."""
+        rows = self._rows(index)
+        return rows - self.offsets[self.episode_ids(rows)]
+
+    def gather(self, index: ArrayLike) -> Batch:
+        """The transitions of `index` [B], as new arrays. Raises IndexError outside 0 … N - 1."""
+        rows = self._rows(index)
+        episodes = self.episode_ids(rows)
+        return Batch(
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            next_observations=self.next_observations[rows],
+            terminals=self.terminals[rows].astype(np.float32),
+            expert_actions=None if self.expert_actions is None else self.expert_actions[rows],
+            timesteps=rows - self.offsets[episodes],
+            episode_ids=episodes,
+        )
+
+    def _rows(self, index: ArrayLike) -> NDArray[np.int64]:
+        # Negative indices are refused: an array would take them, the search for their episode would not.
+        rows = np.asarray(index)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise IndexError(f"transition indices must be whole numbers [B], not {_describe(rows)}")
+        if rows.size and (rows.min() < 0 or rows.max() >= self.num_transitions):
+            raise IndexError(f"transition index outside 0 … {self.num_transitions - 1}")
+        return rows.astype(np.int64, copy=False)
+
+    def episode(self, e: int) -> Trajectory:
+        """Episode `e` as views. Raises IndexError outside 0 … E - 1."""
+        if not 0 <= e < self.num_episodes:
+            raise IndexError(f"episode {e} outside 0 … {self.num_episodes - 1}")
+        rows = slice(int(self.offsets[e]), int(self.offsets[e + 1]))
+        return Trajectory(
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            task=self.tasks[self.task_ids[e]],
+            seed=int(self.seeds[e]),
+            success=int(self.successes[e]),
+            noise_level=float(self.noise_levels[e]),
+        )
+
+    def returns(self) -> NDArray[np.float32]:
+        """The undiscounted return of each episode, [E]; summed in float64."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1]).astype(np.float32)
+
+    def task_index(self, task: str) -> int:
+        """Position of `task` in `tasks`. Raises InputError with the nearest names where it is not there."""
+        if task not in self.tasks:
+            raise InputError(
+                "the data set has no such task", path=self.source or None, field="task", found=repr(task),
+                expected=f"one of {len(self.tasks)} tasks", hint=f"nearest names: {nearest_names(task, self.tasks)}",
+            )  # fmt: skip
+        return self.tasks.index(task)
+
+    def episodes_of(self, task: str) -> NDArray[np.int64]:
+        """Episodes of `task`, ascending. Raises InputError where the task is not in `tasks`."""
+        return np.flatnonzero(self.task_ids == self.task_index(task)).astype(np.int64)
+
+    def transitions_of(self, task: str) -> NDArray[np.int64]:
+        """Transitions of `task`, ascending. Raises InputError where the task is not in `tasks`."""
+        return self._transitions(self.episodes_of(task))
+
+    def _transitions(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        lengths = self.lengths[episodes]
+        ends = np.cumsum(lengths)
+        shift = self.offsets[episodes] - (ends - lengths)
+        return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(shift, lengths)
+
+    def select(self, episodes: ArrayLike) -> TrajectoryDataset:
+        """These episodes (indices or a mask [E]) in the order given, with all that is known of them; `tasks` stays.
+
+        Neighbouring episodes in ascending order stay views. Raises InputError where nothing is selected, IndexError
+        outside 0 … E - 1.
+        """
+        chosen = np.asarray(episodes)
+        if chosen.dtype == np.bool_ and chosen.shape != (self.num_episodes,):
+            raise IndexError(f"a mask of episodes must have shape ({self.num_episodes},), not {chosen.shape}")
+        if chosen.dtype == np.bool_:
+            chosen = np.flatnonzero(chosen)
+        chosen = chosen.astype(np.int64).reshape(-1)
+        if chosen.size == 0:
+            raise self._error("no episode selected", None, "0 episodes", "at least one")
+        if chosen.min() < 0 or chosen.max() >= self.num_episodes:
+            raise IndexError(f"episode outside 0 … {self.num_episodes - 1}")
+        rows: slice | NDArray[np.int64]
+        if (np.diff(chosen) == 1).all():
+            rows = slice(int(self.offsets[chosen[0]]), int(self.offsets[chosen[-1] + 1]))
+        else:
+            rows = self._transitions(chosen)
+        arrays = {name: getattr(self, name) for name in _PER_TRANSITION}
+        changes: dict[str, Any] = {name: a if a is None else a[rows] for name, a in arrays.items()}
+        changes |= {name: getattr(self, name)[chosen] for name in _PER_EPISODE}
+        return dataclasses.replace(self, offsets=_offsets(self.lengths[chosen]), **changes)
+
+    def select_tasks(self, names: Sequence[str]) -> TrajectoryDataset:
+        """Only these tasks, in this order. A name without version, or of another version, finds the task it can mean.
+
+        Raises InputError where a name is unknown (with the nearest ones), or where a task has no episode.
+        """
+        found = [self._resolve(name) for name in names]
+        tasks = tuple(dict.fromkeys(found))
+        if not tasks:
+            raise self._error("no task asked for", "tasks", "none", f"some of {', '.join(self.tasks)}")
+        empty = [task for task in tasks if not self.episodes_of(task).size]
+        if empty:
+            raise self._error("a task without episodes", "tasks", ", ".join(empty), "at least one episode each")
+        ids = np.full(len(self.tasks), -1, np.int32)
+        for new, task in enumerate(tasks):
+            ids[self.tasks.index(task)] = new
+        part = self.select(ids[self.task_ids] >= 0)
+        old = part.task_ids
+        texts = tuple(self.texts[self.tasks.index(task)] for task in tasks)
+        return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[old])
+
+    def _resolve(self, name: str) -> str:
+        if name in self.tasks:
+            return name
+        same = [task for task in self.tasks if _base_name(task) == _base_name(name)]
+        return same[0] if len(same) == 1 else self.tasks[self.task_index(name)]
+
+    def with_texts(self, texts: Mapping[str, str]) -> TrajectoryDataset:
+        """The same data with other text prompts for some tasks. Raises InputError for a task that is not there."""
+        merged = dict(zip(self.tasks, self.texts, strict=True))
+        for task, text in texts.items():
+            merged[self.tasks[self.task_index(task)]] = text
+        return dataclasses.replace(self, texts=tuple(merged.values()))
+
+    def check_matches(self, state_dim: int, action_dim: int, name: str) -> None:
+        """Raise InputError unless the widths are those of the environment (or policy) called `name`."""
+        widths = (("observations", self.state_dim, state_dim), ("actions", self.action_dim, action_dim))
+        for field, have, want in widths:
+            if have != want:
+                raise self._error(
+                    f"the data set does not match {name}", field, f"{have} numbers a step", f"{want} numbers a step"
+                )
+
+    @staticmethod
+    def from_episodes(
+        episodes: Iterable[EpisodeRecord],
+        *,
+        texts: Mapping[str, str] | None = None,
+        goal_visible: bool | None = None,
+        source: str = "",
+    ) -> TrajectoryDataset:
+        """Join episodes; numbers of any real type become float32. Tasks are numbered as they first appear.
+
+        Raises InputError naming `source` and the episode where shapes don't fit, and what the constructor raises.
+        """
+        from llmdpd.data.assemble import join_episodes
+
+        return join_episodes(episodes, texts or {}, goal_visible, source)
+
+    @staticmethod
+    def concat(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
+        """Join data sets; tasks of the same name become one, episodes keep their order.
+
+        Raises InputError for none at all, for different widths, for different texts of one task, where only some have
+        expert actions, and where some show the goal and others hide it.
+        """
+        from llmdpd.data.assemble import join_datasets
+
+        return join_datasets(datasets)
+
+
+def check_finite(array: NDArray[Any], field: str, path: str | None) -> None:
+    """Raise InputError naming the first row of `array` [N, ...] that holds NaN or Inf. Needs no N-long copy."""
+    for start in range(0, len(array), _ROWS_PER_CHECK):
+        good = np.isfinite(array[start : start + _ROWS_PER_CHECK])
+        if not good.all():
+            place = np.argwhere(~good)[0]
+            place[0] += start
+            value = array[tuple(place)]
+            raise InputError(
+                "NaN or Inf in the data", path=path, field=field, found=f"{value} at {place.tolist()}",
+                expected="finite numbers",
+            )  # fmt: skip
+
+
+def _offsets(lengths: ArrayLike) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _base_name(task: str) -> str:
+    return re.sub(r"-v\d+$", "", task)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
