@@ -1,0 +1,16 @@
+"""Diffusion over actions: noise network, sampler plans, and the fused reverse chain with its backends."""
+
+from llmdpd.diffusion.noise_mlp import NoiseMLP
+from llmdpd.diffusion.philox import philox_normal
+from llmdpd.diffusion.sampler import BackendUnavailableError, reverse_diffusion
+from llmdpd.diffusion.schedules import SamplerPlan, alphas, sampler_plan
+
+__all__ = [
+    "BackendUnavailableError",
+    "NoiseMLP",
+    "SamplerPlan",
+    "alphas",
+    "philox_normal",
+    "reverse_diffusion",
+    "sampler_plan",
+]

@@ -1,0 +1,119 @@
+"""The noise network: three hidden layers with Mish over [a_k, time, state, prompt], as in Diffusion-QL."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError
+
+
+class SinusoidalTime(nn.Module):
+    """Sinusoidal embedding of a time index: int64 [K] -> [K, dim] (Vaswani et al. 2017; frequencies as Diffusion-QL's)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        half = dim // 2
+        self.frequencies: Tensor
+        step = math.log(10000.0) / max(half - 1, 1)
+        self.register_buffer("frequencies", torch.exp(torch.arange(half) * -step), persistent=False)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        phase = timesteps.to(self.frequencies.dtype)[:, None] * self.frequencies[None, :]
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+class NoiseMLP(nn.Module):
+    """epsilon(a_k, s, z, k): the noise in an action, given state, prompt vector and diffusion step (paper, equation 5).
+
+    The first layer is linear in [a_k, time, state, prompt], so its state and prompt parts are computed once a call
+    (`context`) and not once a step; `forward` and the sampler both use that split.
+
+    Args:
+        state_dim: S, of the state (features) [B, S].
+        action_dim: A.
+        prompt_dim: Z, of the prompt vector [Z] or [B, Z]; 0 for none.
+        hidden_dim: H, width of the three hidden layers.
+        time_dim: T, size of the time embedding (even).
+    """
+
+    def __init__(
+        self, state_dim: int, action_dim: int, prompt_dim: int, hidden_dim: int = 256, time_dim: int = 16
+    ) -> None:
+        super().__init__()
+        if time_dim < 2 or time_dim % 2:
+            raise InputError("the time embedding is sine and cosine pairs", field="time_dim", found=time_dim, expected="even")
+        self.state_dim, self.action_dim, self.prompt_dim = state_dim, action_dim, prompt_dim
+        self.hidden_dim, self.time_dim = hidden_dim, time_dim
+        self.time_mlp = nn.Sequential(
+            SinusoidalTime(time_dim), nn.Linear(time_dim, 2 * time_dim), nn.Mish(), nn.Linear(2 * time_dim, time_dim)
+        )
+        widths = [action_dim + time_dim + state_dim + prompt_dim, hidden_dim, hidden_dim, hidden_dim, action_dim]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
+
+    def time_embedding(self, timesteps: Tensor) -> Tensor:
+        """Time indices int64 [K] -> [K, time_dim]."""
+        return self.time_mlp(timesteps)
+
+    def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The first layer as its parts: weights of a_k, time, state and prompt (each [H, ·]), and the bias [H]."""
+        layer = self.layers[0]
+        parts = layer.weight.split([self.action_dim, self.time_dim, self.state_dim, self.prompt_dim], dim=1)
+        return (*parts, layer.bias)
+
+    def context(self, state: Tensor, prompt: Tensor) -> Tensor:
+        """u = W_s s + W_z z + b1: state [B, S], prompt [Z] or [B, Z] -> [B, H]. A prompt [Z] is multiplied once."""
+        _, _, state_weight, prompt_weight, bias = self.first_layer()
+        return F.linear(state, state_weight) + F.linear(prompt, prompt_weight, bias)
+
+    def denoise(self, actions: Tensor, context: Tensor, time_rows: Tensor) -> Tensor:
+        """epsilon from a_k [..., A], u [..., H] and W_t time(k) [..., H] (broadcast together)."""
+        action_weight = self.first_layer()[0]
+        hidden = F.mish(F.linear(actions, action_weight) + context + time_rows)
+        for layer in self.layers[1:-1]:
+            hidden = F.mish(layer(hidden))
+        return self.layers[-1](hidden)
+
+    def time_rows(self, timesteps: Tensor) -> Tensor:
+        """tau_k = W_t time(k): int64 [K] -> [K, H]."""
+        return F.linear(self.time_embedding(timesteps), self.first_layer()[1])
+
+    def forward(self, actions: Tensor, timesteps: Tensor, state: Tensor, prompt: Tensor) -> Tensor:
+        """epsilon: noisy actions [B, A], time indices int64 [B], state [B, S], prompt [Z] or [B, Z] -> [B, A]."""
+        return self.denoise(actions, self.context(state, prompt), self.time_rows(timesteps))
+
+    @classmethod
+    def from_diffusion_ql(
+        cls, state_dict: Mapping[str, Tensor], state_dim: int, action_dim: int, prompt_dim: int
+    ) -> NoiseMLP:
+        """A net with the weights of the public Diffusion-QL code's `MLP`, whose condition is [state, prompt].
+
+        Its names are `time_mlp.{1,3}`, `mid_layer.{0,2,4}` and `final_layer`; a prefix such as `model.` is allowed.
+
+        Raises:
+            InputError: a missing tensor, or sizes that do not fit `state_dim`, `action_dim` and `prompt_dim`.
+        """
+        names = {"time_mlp.1": "time_mlp.1", "time_mlp.3": "time_mlp.3", "final_layer": "layers.3"}
+        names |= {f"mid_layer.{2 * i}": f"layers.{i}" for i in range(3)}
+        prefix = next((key[: -len("final_layer.weight")] for key in state_dict if key.endswith("final_layer.weight")), "")
+        ours: dict[str, Tensor] = {}
+        for theirs, name in names.items():
+            for part in ("weight", "bias"):
+                key = f"{prefix}{theirs}.{part}"
+                if key not in state_dict:
+                    raise InputError("not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor")
+                ours[f"{name}.{part}"] = state_dict[key]
+        time_dim, hidden_dim = ours["time_mlp.3.bias"].shape[0], ours["layers.0.bias"].shape[0]
+        net = cls(state_dim, action_dim, prompt_dim, hidden_dim, time_dim)
+        for key, value in net.state_dict().items():
+            if ours[key].shape != value.shape:
+                raise InputError(
+                    "a tensor of another size", field=key, found=tuple(ours[key].shape), expected=tuple(value.shape)
+                )
+        net.load_state_dict(ours)
+        return net
