@@ -1,0 +1,37 @@
+"""LLM-driven policy diffusion: offline reinforcement learning told by text and an example trajectory what to do.
+
+`Policy` loads and drives a trained policy, `build_info()` tells what was compiled and which backends can run, and
+`InputError` is what everything raises that a user can get wrong. They are imported when first used, so that
+`import llmdpd` needs neither torch nor an environment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmdpd.build import build_info
+    from llmdpd.errors import InputError
+    from llmdpd.policy import Policy
+
+__version__ = "0.1.0"
+
+# In a checkout after a plain `pip install .`, Python imports this folder, while the compiled module and the kernels
+# are in site-packages. Both places make up the package; this one comes first.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
+_HOMES = {"InputError": "llmdpd.errors", "Policy": "llmdpd.policy", "build_info": "llmdpd.build"}
+
+__all__ = ["InputError", "Policy", "__version__", "build_info"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
