@@ -1,0 +1,139 @@
+"""MuJoCo locomotion of D4RL: Hopper, HalfCheetah, Walker2d on Gymnasium, and D4RL's normalised score."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+
+from llmdpd.envs.names import is_metaworld
+from llmdpd.errors import InputError, nearest_names
+
+FloatArray = npt.NDArray[np.float32]
+
+REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+}
+"""Returns of a random and of an expert policy, from D4RL (arXiv 2004.07219)."""
+
+_GYMNASIUM = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d"}
+_VERSIONS = ("v4", "v5")
+_NAME = re.compile(r"^(?P<base>[a-z0-9]+)(?:-(?:medium|random|expert|full|replay|-)+)?(?:-(?P<version>v\d+))?$")
+
+
+def _split(name: str) -> tuple[str, str | None] | None:
+    """("hopper", "v5") of "Hopper-v5"; no version where it is D4RL's own or absent; None for other names."""
+    match = _NAME.match(name.strip().lower())
+    if match is None or match["base"] not in REFERENCE_RETURNS:
+        return None
+    return match["base"], match["version"] if match["version"] in _VERSIONS else None
+
+
+def is_locomotion(name: str) -> bool:
+    """Whether `name` is one of the three environments, as "hopper", "hopper-medium-replay-v2" or "Hopper-v5"."""
+    return _split(name) is not None
+
+
+def locomotion_id(name: str) -> str:
+    """The Gymnasium id of an environment named in D4RL's or Gymnasium's way.
+
+    Without one of Gymnasium's versions in the name it is v4, the closest to D4RL's, where Gymnasium still has it, else v5.
+
+    Raises:
+        InputError: another name.
+    """
+    parts = _split(name)
+    if parts is None:
+        raise InputError(
+            f"unknown environment {name!r}",
+            field="task",
+            found=name,
+            expected="a Meta-World task, or one of " + ", ".join(sorted(REFERENCE_RETURNS)),
+            hint="nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS),
+        )
+    import gymnasium
+
+    base, version = parts
+    candidates = [f"{_GYMNASIUM[base]}-{v}" for v in ([version] if version else _VERSIONS)]
+    for candidate in candidates:
+        if candidate in gymnasium.registry:
+            return candidate
+    raise InputError(f"this Gymnasium has no {' or '.join(candidates)}", field="task", found=name)
+
+
+def normalised_score(name: str, episode_return: float) -> float:
+    """D4RL's score: 0 for a random policy's return, 100 for an expert's.
+
+    Raises:
+        InputError: `name` is none of the three environments.
+    """
+    parts = _split(name)
+    if parts is None:
+        raise InputError(
+            "no reference returns for this environment", field="task", found=name, expected=sorted(REFERENCE_RETURNS)
+        )
+    low, high = REFERENCE_RETURNS[parts[0]]
+    return 100.0 * (episode_return - low) / (high - low)
+
+
+class LocomotionTask:
+    """A locomotion environment with the interface of `MetaWorldTask`; there is no success, the return counts.
+
+    Attributes:
+        terminated: whether the last step ended in a terminal state (a fall), not at the time limit.
+    """
+
+    def __init__(self, name: str, *, render: bool = False) -> None:
+        import gymnasium
+
+        self.task = locomotion_id(name)
+        self.terminated = False
+        with warnings.catch_warnings():
+            # "Hopper-v4 is out of date": chosen on purpose, see `locomotion_id`.
+            warnings.filterwarnings("ignore", message=".*out of date.*")
+            self._env = gymnasium.make(
+                self.task, render_mode="rgb_array" if render else None, disable_env_checker=True
+            )
+        space = self._env.action_space
+        assert isinstance(space, gymnasium.spaces.Box) and self._env.observation_space.shape is not None
+        self._low, self._high = space.low, space.high
+        self.state_dim = int(self._env.observation_space.shape[0])
+        self.action_dim = int(space.shape[0])
+
+    def reset(self, seed: int) -> FloatArray:
+        """Start the episode of `seed`; returns obs f32 [S]."""
+        observation, _ = self._env.reset(seed=int(seed))
+        self.terminated = False
+        return np.asarray(observation, np.float32)
+
+    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
+        """Execute `action` [A], clipped to its bounds: obs f32 [S], reward, success (always False), over.
+
+        Over is a fall or the time limit; `terminated` tells them apart.
+        """
+        clipped = np.clip(np.asarray(action, np.float32), self._low, self._high)
+        observation, reward, terminated, truncated, _ = self._env.step(clipped)
+        self.terminated = bool(terminated)
+        return np.asarray(observation, np.float32), float(reward), False, bool(terminated or truncated)
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The present state as a picture, uint8 [H, W, 3]; needs `render=True` at construction."""
+        return np.ascontiguousarray(np.asarray(self._env.render(), np.uint8))
+
+    def close(self) -> None:
+        """Free the renderer, if there is one."""
+        self._env.close()
+
+
+def make_locomotion(name: str, *, render: bool = False) -> LocomotionTask:
+    """A `LocomotionTask`.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    assert not is_metaworld(name)
+    return LocomotionTask(name, render=render)
