@@ -1,0 +1,34 @@
+"""Prompts: structured text, its embedding by a frozen LLM, and the example trajectory.
+
+Names are imported when first used, so that this package needs neither transformers nor an environment.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmdpd.prompts.gymnasium_docs import environment_prompt
+    from llmdpd.prompts.llm import LLMEncoder
+    from llmdpd.prompts.metaworld import metaworld_prompt
+    from llmdpd.prompts.text import TextPrompt
+
+_HOMES = {
+    "LLMEncoder": "llmdpd.prompts.llm",
+    "TextPrompt": "llmdpd.prompts.text",
+    "environment_prompt": "llmdpd.prompts.gymnasium_docs",
+    "metaworld_prompt": "llmdpd.prompts.metaworld",
+}
+
+__all__ = ["LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

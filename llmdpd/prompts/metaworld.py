@@ -1,0 +1,157 @@
+"""One structured text prompt for each of Meta-World's 50 tasks, in this project's own words.
+
+What is said of a task is kept as data (`metaworld_tasks.json`): what the reset draws and how far, what is measured for
+success and how close it must be. Sentences with numbers are made from that data, and a test drives the real
+environments and compares. All lengths are metres, x is to the right, y away from the robot, z up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from math import degrees
+from typing import Literal
+
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.prompts.text import TextPrompt
+
+ConditionKind = Literal["near", "below", "above", "joint_above", "joint_near", "inserted", "held"]
+GoalKind = Literal["drawn", "follows", "fixed"]
+
+
+@dataclass(frozen=True)
+class SuccessCondition:
+    """One condition of a task's success test; a task succeeds at a step where all of its conditions hold.
+
+    - `near`: the distance of `point` + `offset` to the goal, along `axes`, each axis times its weight, is at most `limit`
+      (m). `goal_height` replaces the goal's z.
+    - `below`, `above`: the point is lower, higher than the goal.
+    - `joint_above`: the joint's position exceeds `limit` (m); `joint_near`: it is at most `limit` (rad) from `at`.
+    - `inserted`: the point's x is at least the second object's, its y and z differ by at most the two lengths in `box`.
+    - `held`: both fingers touch the object and it is more than `limit` (m) above its start.
+    """
+
+    kind: ConditionKind = "near"
+    point: str = "object"
+    """`object` (observation 4:7), `second` (11:14), `gripper` (between the fingertips), `site:NAME` or `joint:NAME`."""
+    limit: float = 0.0
+    axes: str = "xyz"
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    goal_height: float | None = None
+    at: float = 0.0
+    box: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def limit_text(self) -> str:
+        """The limit as a person would say it: centimetres, or degrees for a rotation."""
+        if self.kind == "joint_near":
+            return f"{degrees(self.limit):.3g} degrees"
+        return f"{100 * self.limit:.3g} cm"
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What is known of one task. `object_range` and `goal_range`: the width of the reset's draw along each axis, m."""
+
+    objective: str
+    objects: str
+    constraints: str
+    point: str
+    """What observation 4:7 is the position of."""
+    goal_point: str
+    """What the goal, observation 36:39, is the position of."""
+    success: str
+    """What counts as success, with `{i}` for the limit of condition i."""
+    conditions: tuple[SuccessCondition, ...]
+    goal: GoalKind
+    """`drawn`: drawn at reset by itself; `follows`: at a constant offset from the drawn object; `fixed`: never moves."""
+    object_name: str
+    goal_name: str
+    object_range: Mapping[str, float] = field(default_factory=dict)
+    goal_range: Mapping[str, float] = field(default_factory=dict)
+    second: str = ""
+    """What observation 11:14 is the position of; empty where it holds zeros."""
+    orientation: bool = True
+    """Whether 7:11 holds the object's orientation (a quaternion), not zeros."""
+
+
+@cache
+def all_task_facts() -> Mapping[str, TaskFacts]:
+    """The facts on all 50 tasks, by name without version (`coffee-push`)."""
+    text = resources.files("llmdpd.prompts").joinpath("metaworld_tasks.json").read_text(encoding="utf-8")
+    return {name: _facts(entry) for name, entry in json.loads(text).items()}
+
+
+def _facts(entry: dict[str, object]) -> TaskFacts:
+    conditions = entry.pop("conditions")
+    assert isinstance(conditions, list)
+    parsed = tuple(
+        SuccessCondition(**{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()})
+        for item in conditions
+    )
+    return TaskFacts(conditions=parsed, **entry)  # type: ignore[arg-type]  # the packaged file's keys are tested
+
+
+def task_facts(task: str) -> TaskFacts:
+    """The facts on one task. `task` may carry a version: `coffee-push`, `coffee-push-v2`, `coffee-push-v3`.
+
+    V2 and V3 are the same tasks. Raises `InputError` with the nearest names for an unknown one.
+    """
+    name = _base_name(task)
+    facts = all_task_facts()
+    if name not in facts:
+        raise InputError(
+            "unknown Meta-World task",
+            found=task,
+            expected=f"one of the {len(facts)} tasks, such as {nearest_names(name, facts)}",
+        )
+    return facts[name]
+
+
+def metaworld_prompt(task: str) -> TextPrompt:
+    """The structured text prompt for one of Meta-World's 50 tasks (names as in `task_facts`).
+
+    Raises `InputError` with the nearest names for an unknown task.
+    """
+    facts = task_facts(task)
+    limits = [condition.limit_text for condition in facts.conditions]
+    return TextPrompt(
+        task=f"Meta-World {_base_name(task).replace('-', ' ')}.",
+        objective=facts.objective,
+        constraints=f"{_randomised(facts)} {facts.constraints}",
+        objects=f"{facts.objects}.",
+        success=f"{facts.success.format(*limits)}.",
+        actions=_ACTIONS,
+        observations=_observations(facts),
+    )
+
+
+_ACTIONS = "4 numbers in [-1, 1]: hand motion in x (right), y (away), z (up), 1 cm a step; closing of the gripper."
+
+
+def _base_name(task: str) -> str:
+    return task.removesuffix("-v3").removesuffix("-v2")
+
+
+def _randomised(facts: TaskFacts) -> str:
+    """What the reset draws, as a sentence: `Randomize mug (x 20 cm, y 10 cm) and goal (x 10 cm, y 5 cm) positions.`"""
+    drawn = [
+        f"{name} ({', '.join(f'{axis} {100 * width:.3g} cm' for axis, width in widths.items())})"
+        for name, widths in ((facts.object_name, facts.object_range), (facts.goal_name, facts.goal_range))
+        if widths
+    ]
+    sentence = f"Randomize {' and '.join(drawn)} position{'s' if len(drawn) > 1 else ''}"
+    return sentence + {"drawn": ".", "follows": "; the goal moves along.", "fixed": "; the goal is fixed."}[facts.goal]
+
+
+def _observations(facts: TaskFacts) -> str:
+    """The layout of the 39 numbers; the same for all tasks but for what the object slots hold."""
+    second = f"; {facts.second}" if facts.second else ""
+    return (
+        f"39 numbers: hand position, gripper opening; {facts.point}{' with orientation' if facts.orientation else ''}"
+        f"{second}; the same one step before; goal position: {facts.goal_point}."
+    )
