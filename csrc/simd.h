@@ -1,0 +1,75 @@
+// One vector type for each instruction set, on the vector extension that GCC and Clang share. Only the fused
+// multiply-add needs naming. This header and whatever includes it must not instantiate anything from the standard
+// library: the linker could keep the AVX-512 copy of a shared inline function for all.
+#pragma once
+
+#if defined(LLMDPD_ISA_avx512) || defined(LLMDPD_ISA_avx2)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#if defined(LLMDPD_ISA_avx512)
+constexpr int kWidth = 16;
+constexpr int kMaxBlock = 12;  // 24 of 32 registers accumulate
+#elif defined(LLMDPD_ISA_avx2)
+constexpr int kWidth = 8;
+constexpr int kMaxBlock = 6;  // 12 of 16
+#else
+constexpr int kWidth = 4;
+constexpr int kMaxBlock = 6;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kWidth), may_alias));
+typedef int IntVec __attribute__((vector_size(4 * kWidth), may_alias));
+// As Vec, for memory that is aligned like a float only.
+typedef float VecUnaligned __attribute__((vector_size(4 * kWidth), may_alias, aligned(4)));
+
+inline __attribute__((always_inline)) Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
+inline __attribute__((always_inline)) void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+inline __attribute__((always_inline)) Vec broadcast(float x) { return x - Vec{}; }
+
+inline __attribute__((always_inline)) Vec fma(Vec a, Vec b, Vec c) {
+#if defined(LLMDPD_ISA_avx512)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(LLMDPD_ISA_avx2)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// e^x for x <= 40; below -87, where the result would be denormal, 0. A NaN stays one where x does.
+inline __attribute__((always_inline)) Vec exp_bounded(Vec x) {
+  const Vec round_magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Vec shifted = fma(x, broadcast(1.44269504f), round_magic);
+  const Vec n = shifted - round_magic;
+  // ln 2 in two parts, so that x - n ln 2 is exact enough.
+  Vec r = fma(n, broadcast(-0.693145752f), x);
+  r = fma(n, broadcast(-1.42860677e-6f), r);
+  Vec poly = broadcast(1.0f / 5040);
+  poly = fma(poly, r, broadcast(1.0f / 720));
+  poly = fma(poly, r, broadcast(1.0f / 120));
+  poly = fma(poly, r, broadcast(1.0f / 24));
+  poly = fma(poly, r, broadcast(1.0f / 6));
+  poly = fma(poly, r, broadcast(0.5f));
+  poly = fma(poly, r, broadcast(1.0f));
+  poly = fma(poly, r, broadcast(1.0f));
+  const Vec power = (Vec)(((IntVec)shifted + 127) << 23);
+  return x < broadcast(-87.0f) ? Vec{} : poly * power;
+}
+
+// mish(x) = x tanh(ln(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2). From x = 20 on the ratio is 1 in float32, and
+// capping x there keeps n finite.
+inline __attribute__((always_inline)) Vec mish(Vec x) {
+  const Vec cap = broadcast(20.0f);
+  const Vec e = exp_bounded(x > cap ? cap : x);
+  const Vec n = e * (e + broadcast(2.0f));
+  return x * (n / (n + broadcast(2.0f)));
+}
+
+}  // namespace
