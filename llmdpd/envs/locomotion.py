@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
 }
 """Returns of a random and of an expert policy, from D4RL (arXiv 2004.07219)."""
 
+FRAME_WIDTH, FRAME_HEIGHT = 320, 240
 _GYMNASIUM = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d"}
 _VERSIONS = ("v4", "v5")
 _NAME = re.compile(r"^(?P<base>[a-z0-9]+)(?:-(?:medium|random|expert|full|replay|-)+)?(?:-(?P<version>v\d+))?$")
@@ -41,7 +43,7 @@ def is_locomotion(name: str) -> bool:
 def locomotion_id(name: str) -> str:
     """The Gymnasium id of an environment named in D4RL's or Gymnasium's way.
 
-    Without one of Gymnasium's versions in the name it is v4, the closest to D4RL's, where Gymnasium still has it, else v5.
+    Without one of Gymnasium's versions in the name it is v4, the closest to D4RL's, or v5 where Gymnasium has no v4.
 
     Raises:
         InputError: another name.
@@ -92,14 +94,12 @@ class LocomotionTask:
 
         self.task = locomotion_id(name)
         self.terminated = False
+        options = {"render_mode": "rgb_array", "width": FRAME_WIDTH, "height": FRAME_HEIGHT} if render else {}
         with warnings.catch_warnings():
             # "Hopper-v4 is out of date": chosen on purpose, see `locomotion_id`.
             warnings.filterwarnings("ignore", message=".*out of date.*")
-            self._env = gymnasium.make(
-                self.task, render_mode="rgb_array" if render else None, disable_env_checker=True
-            )
+            self._env: Any = gymnasium.make(self.task, disable_env_checker=True, **options)
         space = self._env.action_space
-        assert isinstance(space, gymnasium.spaces.Box) and self._env.observation_space.shape is not None
         self._low, self._high = space.low, space.high
         self.state_dim = int(self._env.observation_space.shape[0])
         self.action_dim = int(space.shape[0])
@@ -121,7 +121,7 @@ class LocomotionTask:
         return np.asarray(observation, np.float32), float(reward), False, bool(terminated or truncated)
 
     def render(self) -> npt.NDArray[np.uint8]:
-        """The present state as a picture, uint8 [H, W, 3]; needs `render=True` at construction."""
+        """The present state as a picture, uint8 [240, 320, 3]; needs `render=True` at construction."""
         return np.ascontiguousarray(np.asarray(self._env.render(), np.uint8))
 
     def close(self) -> None:

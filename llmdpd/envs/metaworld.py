@@ -62,7 +62,7 @@ class MetaWorldTask:
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
-        self._expert = ENV_POLICY_MAP[self.task]()
+        self._expert: Any = ENV_POLICY_MAP[self.task]()  # type: ignore[abstract]
         self._start: npt.NDArray[np.float64] | None = None
 
     @property
@@ -100,36 +100,19 @@ class MetaWorldTask:
     def expert_action(self, observation: npt.ArrayLike) -> FloatArray:
         """The scripted expert's action f32 [4] in `observation` [39], clipped to [-1, 1].
 
-        The experts read the goal from obs[36:39], so a task with a hidden goal can't ask them.
-
-        Raises:
-            RuntimeError: the goal is hidden.
+        The experts read the goal from obs[36:39]; where it is hidden, they are told this episode's.
         """
+        full = np.array(observation, np.float64)
         if not self.goal_visible:
-            raise RuntimeError(f"{self.task}: the scripted expert reads the goal, which is hidden here")
-        return self.expert_action_for(observation)
-
-    def expert_action_for(self, full_observation: npt.ArrayLike) -> FloatArray:
-        """The scripted expert's action for an observation that holds the goal, whatever this task shows."""
+            full[36:39] = np.asarray(self._env._get_pos_goal(), np.float32)
         with warnings.catch_warnings():
             # "Constant(s) may be too high": the experts' proportional gains exceed the bound by design; clipped below.
             warnings.simplefilter("ignore", UserWarning)
-            action = self._expert.get_action(np.asarray(full_observation, np.float64))
+            action = self._expert.get_action(full)
         return np.clip(np.asarray(action, np.float32), -1.0, 1.0)
 
-    def reveal_goal(self, observation: npt.ArrayLike) -> FloatArray:
-        """`observation` [39] with the true goal in [36:39]: what the expert needs where the goal is hidden."""
-        full = np.array(observation, np.float32)
-        full[36:39] = self._goal()
-        return full
-
-    def _goal(self) -> npt.NDArray[np.float64]:
-        # As metaworld shows it: clipped to the task's goal space.
-        space = self._env.goal_space
-        return np.clip(np.asarray(self._env._get_pos_goal(), np.float64), space.low, space.high)
-
     def start_and_goal(self) -> npt.NDArray[np.float64]:
-        """Where this episode started and where its goal is: f64 [21], first the 18 hand and object values, then the goal.
+        """Where this episode started and where its goal is: f64 [21], 18 hand and object values, then the goal.
 
         Two episodes with the same values are the same problem; prompts and evaluation must not share one.
 

@@ -32,7 +32,7 @@ _BOOT = (
 )
 
 
-class WorkerDied(Exception):
+class WorkerDiedError(Exception):
     """A worker's process ended without being asked to."""
 
 
@@ -106,13 +106,13 @@ class Worker:
         """The next answer as (tag, value).
 
         Raises:
-            WorkerDied: the process is gone and all its answers are read; `pending` holds what it still owed.
+            WorkerDiedError: the process is gone and all its answers are read; `pending` holds what it still owed.
             WorkerError: the call raised an exception (an `InputError` is raised as itself).
         """
         try:
             status, *content = self.connection.recv()
         except (EOFError, OSError) as error:
-            raise WorkerDied(str(self.index)) from error
+            raise WorkerDiedError(str(self.index)) from error
         tag = self.pending.popleft() if self.pending else None
         if status == "ok":
             return tag, content[0]
@@ -187,7 +187,7 @@ def map_unordered(
                 worker = by_connection[connection]  # type: ignore[index]
                 try:
                     result = worker.receive()
-                except WorkerDied:
+                except WorkerDiedError:
                     unfinished = list(worker.pending)
                     death = worker.replace()
                     if deaths is not None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from llmdpd.envs.locomotion import is_locomotion
 from llmdpd.envs.names import check_task, is_metaworld
-from llmdpd.envs.processes import MAX_DEATHS, Death, Worker, WorkerDied, default_workers
+from llmdpd.envs.processes import MAX_DEATHS, Death, Worker, WorkerDiedError, default_workers
 from llmdpd.envs.worker import EpisodeRequest, FloatArray, Frame, Outcome
 
 __all__ = ["Act", "EnvPool", "EpisodeRequest", "EpisodeResult"]
@@ -295,7 +295,7 @@ class _Run:
                 worker = owing[connection]  # type: ignore[index]
                 try:
                     _, outcomes = worker.receive()
-                except WorkerDied:
+                except WorkerDiedError:
                     self._redo(worker)
                     continue
                 for outcome in outcomes:

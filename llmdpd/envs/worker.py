@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from llmdpd.errors import InputError
 from llmdpd.envs.names import is_metaworld
+from llmdpd.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
 Frame = npt.NDArray[np.uint8]
