@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from math import degrees
-from typing import Literal
+from typing import Any, Literal
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.prompts.text import TextPrompt
@@ -26,8 +26,8 @@ GoalKind = Literal["drawn", "follows", "fixed"]
 class SuccessCondition:
     """One condition of a task's success test; a task succeeds at a step where all of its conditions hold.
 
-    - `near`: the distance of `point` + `offset` to the goal, along `axes`, each axis times its weight, is at most `limit`
-      (m). `goal_height` replaces the goal's z.
+    - `near`: the distance of `point` + `offset` to the goal, along `axes`, each axis times its weight, is at most
+      `limit` (m). `goal_height` replaces the goal's z.
     - `below`, `above`: the point is lower, higher than the goal.
     - `joint_above`: the joint's position exceeds `limit` (m); `joint_near`: it is at most `limit` (rad) from `at`.
     - `inserted`: the point's x is at least the second object's, its y and z differ by at most the two lengths in `box`.
@@ -68,7 +68,7 @@ class TaskFacts:
     """What counts as success, with `{i}` for the limit of condition i."""
     conditions: tuple[SuccessCondition, ...]
     goal: GoalKind
-    """`drawn`: drawn at reset by itself; `follows`: at a constant offset from the drawn object; `fixed`: never moves."""
+    """`drawn`: drawn at reset by itself; `follows`: at a constant offset from the object's draw; `fixed`: constant."""
     object_name: str
     goal_name: str
     object_range: Mapping[str, float] = field(default_factory=dict)
@@ -86,14 +86,12 @@ def all_task_facts() -> Mapping[str, TaskFacts]:
     return {name: _facts(entry) for name, entry in json.loads(text).items()}
 
 
-def _facts(entry: dict[str, object]) -> TaskFacts:
-    conditions = entry.pop("conditions")
-    assert isinstance(conditions, list)
-    parsed = tuple(
-        SuccessCondition(**{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()})
-        for item in conditions
-    )
-    return TaskFacts(conditions=parsed, **entry)  # type: ignore[arg-type]  # the packaged file's keys are tested
+def _facts(entry: dict[str, Any]) -> TaskFacts:
+    conditions: list[dict[str, Any]] = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in condition.items()}
+        for condition in entry.pop("conditions")
+    ]
+    return TaskFacts(conditions=tuple(SuccessCondition(**condition) for condition in conditions), **entry)
 
 
 def task_facts(task: str) -> TaskFacts:

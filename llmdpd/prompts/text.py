@@ -46,7 +46,7 @@ class TextPrompt:
             lines = value.split("\n")
             for line in lines if field.name == "description" else lines[1:]:
                 if _HEADING.match(line):
-                    raise InputError("a line inside a prompt's field reads as another field", field=field.name, found=line)
+                    raise InputError("a line in a prompt's field reads as another field", field=field.name, found=line)
         if not any(getattr(self, field.name) for field in fields(self)):
             raise InputError("empty text prompt", expected="some text, or at least one field such as 'Task: …'")
 
@@ -105,6 +105,6 @@ _HEADING = re.compile(rf"({'|'.join(HEADINGS.values())}):(?: |$)")
 
 
 def _clean(text: str) -> str:
-    """Unify line ends and drop white space at the ends of lines and of the text: it carries no meaning, and files vary."""
+    """Unify line ends and drop white space at line ends and around the text: it has no meaning, and files vary."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).strip()
