@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError
 
+_ARRAYS = ("observations", "next_observations", "actions", "rewards", "expert_actions")
+
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
     """Real numbers of any type as a float32 array of `ndim` dimensions.
@@ -42,7 +44,7 @@ def join_episodes(
     episodes: Iterable[EpisodeRecord], texts: Mapping[str, str], goal_visible: bool | None, source: str
 ) -> TrajectoryDataset:
     """See `TrajectoryDataset.from_episodes`. `episodes` may be a generator that reads a file as it goes."""
-    parts: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "expert_actions")}
+    parts: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
     meta: dict[str, list[Any]] = {name: [] for name in ("task", "terminated", "noise", "success", "seed", "length")}
     tasks: dict[str, int] = {}
     for number, record in enumerate(episodes):
@@ -64,10 +66,9 @@ def join_episodes(
     terminals = np.zeros(offsets[-1], np.bool_)
     terminals[offsets[1:] - 1] = meta["terminated"]
     # Each list is emptied once joined, so that a large data set is never held twice as a whole.
-    observations = parts.pop("observations")
     return TrajectoryDataset(
-        observations=np.concatenate([o[:-1] for o in observations]),
-        next_observations=np.concatenate([o[1:] for o in observations]),
+        observations=np.concatenate(parts.pop("observations")),
+        next_observations=np.concatenate(parts.pop("next_observations")),
         actions=np.concatenate(parts.pop("actions")),
         rewards=np.concatenate(parts.pop("rewards")),
         terminals=terminals,
@@ -95,20 +96,28 @@ def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArr
     steps = len(actions)
     if steps == 0:
         raise InputError("an episode without steps", path=path, field="actions" + label, found=0, expected="1 or more")
-    wanted = {"observations": (observations, steps + 1), "rewards": (rewards, steps), "expert_actions": (expert, steps)}
-    for field, (array, rows) in wanted.items():
-        if array is not None and len(array) != rows:
-            raise InputError(
-                "unequal lengths", path=path, field=field + label, found=f"{len(array)} rows",
-                expected=f"{rows} rows for {steps} actions",
-            )  # fmt: skip
-    return {"observations": observations, "actions": actions, "rewards": rewards, "expert_actions": expert}
+    if record.next_observations is None:
+        _check_rows("observations" + label, observations, steps + 1, path)
+        observations, following = observations[:-1], observations[1:]
+    else:
+        following = as_float32(record.next_observations, "next_observations" + label, path, ndim=2)
+    arrays: dict[str, NDArray[np.float32] | None] = {"observations": observations, "next_observations": following}
+    arrays |= {"rewards": rewards, "expert_actions": expert}
+    for field, array in arrays.items():
+        if array is not None:
+            _check_rows(field + label, array, steps, path)
+    return {**arrays, "actions": actions}
+
+
+def _check_rows(field: str, array: NDArray[Any], rows: int, path: str | None) -> None:
+    if len(array) != rows:
+        raise InputError("unequal lengths", path=path, field=field, found=f"{len(array)} rows", expected=f"{rows} rows")
 
 
 def _same_widths(
     first: Mapping[str, NDArray[Any] | None], other: Mapping[str, NDArray[Any] | None], who: str, than: str, source: str
 ) -> None:
-    for name in ("observations", "actions", "expert_actions"):
+    for name in ("observations", "next_observations", "actions", "expert_actions"):
         a, b = first[name], other[name]
         if (a is None) != (b is None):
             raise InputError(
@@ -130,7 +139,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     if len(datasets) == 1:
         return first
     texts: dict[str, str] = {}
-    names = ("observations", "actions", "expert_actions")
+    names = ("observations", "next_observations", "actions", "expert_actions")
     for dataset in datasets:
         ours, theirs = ({name: getattr(d, name) for name in names} for d in (first, dataset))
         who, than = dataset.source or "a data set", first.source or "the first"
@@ -140,7 +149,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(d, name) for d in datasets])
-        for name in (*names[:2], "rewards", "next_observations", "terminals", "noise_levels", "successes", "seeds")
+        for name in (*names[:3], "rewards", "terminals", "noise_levels", "successes", "seeds")
     }
     expert = None if first.expert_actions is None else np.concatenate([d.expert_actions for d in datasets])
     sources = list(dict.fromkeys(d.source for d in datasets))

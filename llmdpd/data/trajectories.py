@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,10 +52,11 @@ class Trajectory:
 class EpisodeRecord:
     """One episode of T steps on its way into a data set (see `TrajectoryDataset.from_episodes`)."""
 
-    observations: ArrayLike  # [T + 1, S], the one after the last action included
+    observations: ArrayLike  # [T + 1, S], the one after the last action included; [T, S] with next_observations
     actions: ArrayLike  # [T, A]
-    rewards: ArrayLike  # [T]
+    rewards: ArrayLike  # [T] or [T, 1]
     task: str
+    next_observations: ArrayLike | None = None  # [T, S]; by default the observation of the next step
     terminated: bool = False  # a true terminal at the last step; False for a time limit
     expert_actions: ArrayLike | None = None  # [T, A]
     noise_level: float = float("nan")
@@ -234,10 +236,7 @@ class TrajectoryDataset:
     def task_index(self, task: str) -> int:
         """Position of `task` in `tasks`. Raises InputError with the nearest names where it is not there."""
         if task not in self.tasks:
-            raise InputError(
-                "the data set has no such task", path=self.source or None, field="task", found=repr(task),
-                expected=f"one of {len(self.tasks)} tasks", hint=f"nearest names: {nearest_names(task, self.tasks)}",
-            )  # fmt: skip
+            raise unknown_task(task, self.tasks, self.source or None)
         return self.tasks.index(task)
 
     def episodes_of(self, task: str) -> NDArray[np.int64]:
@@ -285,7 +284,7 @@ class TrajectoryDataset:
 
         Raises InputError where a name is unknown (with the nearest ones), or where a task has no episode.
         """
-        found = [self._resolve(name) for name in names]
+        found = [resolve_task(name, self.tasks, self.source or None) for name in names]
         tasks = tuple(dict.fromkeys(found))
         if not tasks:
             raise self._error("no task asked for", "tasks", "none", f"some of {', '.join(self.tasks)}")
@@ -299,12 +298,6 @@ class TrajectoryDataset:
         old = part.task_ids
         texts = tuple(self.texts[self.tasks.index(task)] for task in tasks)
         return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[old])
-
-    def _resolve(self, name: str) -> str:
-        if name in self.tasks:
-            return name
-        same = [task for task in self.tasks if _base_name(task) == _base_name(name)]
-        return same[0] if len(same) == 1 else self.tasks[self.task_index(name)]
 
     def with_texts(self, texts: Mapping[str, str]) -> TrajectoryDataset:
         """The same data with other text prompts for some tasks. Raises InputError for a task that is not there."""
@@ -368,7 +361,29 @@ def _offsets(lengths: ArrayLike) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _base_name(task: str) -> str:
+def resolve_task(name: str, known: Sequence[str], path: str | Path | None) -> str:
+    """`name` if known, else the one known task that differs by the version alone ('push', 'push-v2' for 'push-v3').
+
+    Raises InputError with the nearest names where there is none, or more than one.
+    """
+    same = [task for task in known if base_name(task) == base_name(name)]
+    if name in known:
+        return name
+    if len(same) != 1:
+        raise unknown_task(name, known, path)
+    return same[0]
+
+
+def unknown_task(name: str, known: Sequence[str], path: str | Path | None) -> InputError:
+    """The error for a task that the data at `path` do not hold."""
+    return InputError(
+        "the data set has no such task", path=path, field="task", found=repr(name),
+        expected=f"one of {len(known)} tasks", hint=f"nearest names: {nearest_names(name, known)}",
+    )  # fmt: skip
+
+
+def base_name(task: str) -> str:
+    """The task's name without its version."""
     return re.sub(r"-v\d+$", "", task)
 
 

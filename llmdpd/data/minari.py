@@ -1,0 +1,238 @@
+"""Minari data sets: this project's own format on disk, one data set a task, and a reader of anybody's.
+
+What is added to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
+`success` and Minari's own `seed` in each episode's; `infos/expert_action` for each observation (NaN in the last row,
+after which nothing was done). Unknown values are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import minari
+import numpy as np
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
+from minari.storage import get_dataset_path
+
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.files import atomic_directory, read_json
+
+_OURS = "llmdpd_format"
+_FORMAT = 1
+
+
+def save_minari(
+    dataset: TrajectoryDataset, root: str | Path, *, namespace: str = "metaworld", name: str = "scripted-v0"
+) -> list[Path]:
+    """Write one Minari data set a task that has episodes, `root/<namespace>/<task>/<name>`; each whole or not at all.
+
+    With MINARI_DATASETS_PATH=root, `minari.load_dataset("<namespace>/<task>/<name>")` opens it. One that exists is
+    replaced. No environment spec is stored (Meta-World's own registrations can't be written to a file): Minari opens
+    the data without, `recover_environment` does not work. Returns the folders, in the order of `dataset.tasks`.
+
+    Raises:
+        InputError: a next observation is not the observation of the next step (Minari keeps one row for both), or two
+            tasks whose names give the same id.
+    """
+    tasks = [task for task in dataset.tasks if dataset.episodes_of(task).size]
+    ids = {task: f"{namespace}/{re.sub(r'[^-A-Za-z0-9_]', '_', task)}/{name}" for task in tasks}
+    if len(set(ids.values())) != len(ids):
+        raise InputError("two tasks give the same id", path=root, field="tasks", found=", ".join(tasks))
+    _check_chained(dataset, root)
+    folders = []
+    for task, dataset_id in ids.items():
+        folder = Path(root) / dataset_id
+        with atomic_directory(folder) as temporary:
+            _write_task(dataset, task, dataset_id, temporary / "data")
+        folders.append(folder)
+    return folders
+
+
+def _check_chained(dataset: TrajectoryDataset, root: str | Path) -> None:
+    inner = np.ones(dataset.num_transitions, np.bool_)
+    inner[dataset.offsets[1:] - 1] = False
+    rows = np.flatnonzero(inner)
+    jumps = (dataset.next_observations[rows] != dataset.observations[rows + 1]).any(axis=1)
+    if jumps.any():
+        row = int(rows[np.argmax(jumps)])
+        raise InputError(
+            "these trajectories can't be kept as Minari", path=root, field="next_observations",
+            found=f"row {row} is not row {row + 1} of observations", expected="steps that follow one another",
+        )  # fmt: skip
+
+
+def _write_task(dataset: TrajectoryDataset, task: str, dataset_id: str, folder: Path) -> None:
+    number = dataset.task_index(task)
+    episodes = dataset.episodes_of(task)
+    limit = 1.0 if np.abs(dataset.actions[dataset.transitions_of(task)]).max() <= 1.0 else np.inf
+    storage = MinariStorage.new(
+        folder,
+        observation_space=Box(-np.inf, np.inf, (dataset.state_dim,), np.float32),
+        action_space=Box(-limit, limit, (dataset.action_dim,), np.float32),
+    )
+    storage.update_metadata(
+        {
+            "dataset_id": dataset_id,
+            "minari_version": minari.__version__,
+            _OURS: _FORMAT,
+            "task": task,
+            "text_prompt": dataset.texts[number],
+            "goal_visible": dataset.goal_visible,
+        }
+    )
+    storage.update_episodes(_buffer(dataset, int(e)) for e in episodes)
+    storage.update_episode_metadata([_episode_metadata(dataset, int(e)) for e in episodes])
+
+
+def _buffer(dataset: TrajectoryDataset, e: int) -> EpisodeBuffer:
+    start, end = int(dataset.offsets[e]), int(dataset.offsets[e + 1])
+    terminations = dataset.terminals[start:end]
+    truncations = np.zeros(end - start, np.bool_)
+    truncations[-1] = not terminations[-1]
+    infos = None
+    if dataset.expert_actions is not None:
+        # As long as the observations, which is what Minari's own collector writes.
+        infos = {"expert_action": np.pad(dataset.expert_actions[start:end], ((0, 1), (0, 0)), constant_values=np.nan)}
+    seed = int(dataset.seeds[e])
+    return EpisodeBuffer(
+        seed=None if seed < 0 else seed,
+        observations=np.concatenate([dataset.observations[start:end], dataset.next_observations[end - 1 : end]]),
+        actions=dataset.actions[start:end],
+        rewards=dataset.rewards[start:end],
+        terminations=terminations,
+        truncations=truncations,
+        infos=infos,
+    )
+
+
+def _episode_metadata(dataset: TrajectoryDataset, e: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    if not np.isnan(dataset.noise_levels[e]):
+        metadata["noise_level"] = float(dataset.noise_levels[e])
+    if dataset.successes[e] >= 0:
+        metadata["success"] = bool(dataset.successes[e])
+    return metadata
+
+
+def is_minari(folder: Path) -> bool:
+    """Whether this folder holds Minari's metadata and data themselves (it is the `data` folder of a data set)."""
+    if not (folder / METADATA_FILE_NAME).is_file():
+        return False
+    metadata = read_json(folder / METADATA_FILE_NAME)
+    return isinstance(metadata, dict) and {"data_format", "total_episodes"} <= metadata.keys()
+
+
+def minari_task(folder: Path) -> str:
+    """The task of the data set in this `data` folder: ours say it; else the environment's id, else the data set's."""
+    metadata = read_json(folder / METADATA_FILE_NAME)
+    if _OURS in metadata:
+        return str(metadata["task"])
+    spec = metadata.get("env_spec")
+    if isinstance(spec, str):
+        try:
+            return str(json.loads(spec)["id"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise InputError("damaged metadata", path=folder / METADATA_FILE_NAME, field="env_spec") from None
+    return str(metadata.get("dataset_id", folder.parent.name))
+
+
+def load_minari_id(dataset_id: str) -> TrajectoryDataset:
+    """Read the data set of this id from Minari's local folder (MINARI_DATASETS_PATH). Nothing is downloaded.
+
+    Raises:
+        InputError: not there (with the nearest local ids and the command that fetches it), and as `load_minari`.
+    """
+    folder = Path(get_dataset_path(dataset_id)) / "data"
+    if not is_minari(folder):
+        known = sorted(minari.list_local_datasets())
+        near = f"nearest local ids: {nearest_names(dataset_id, known)}; or " if known else ""
+        raise InputError(
+            "no such Minari data set here", path=folder, field="id", found=dataset_id,
+            hint=f"{near}fetch it with: minari download {dataset_id}",
+        )  # fmt: skip
+    return load_minari(folder)
+
+
+def load_minari(folder: str | Path) -> TrajectoryDataset:
+    """Read one Minari data set, given by its `data` folder or the one above. Terminals are terminations alone.
+
+    Observations and actions must be boxes of one dimension; numbers become float32.
+
+    Raises:
+        InputError: no data set there, other spaces, damaged or missing files, unequal lengths, NaN or Inf, empty.
+    """
+    folder = Path(folder)
+    if not is_minari(folder) and is_minari(folder / "data"):
+        folder = folder / "data"
+    if not is_minari(folder):
+        raise InputError("no Minari data set here", path=folder, expected=f"a folder with {METADATA_FILE_NAME}")
+    metadata = read_json(folder / METADATA_FILE_NAME)
+    for field in ("observation_space", "action_space"):
+        _check_space(metadata.get(field), field, folder)
+    task = minari_task(folder)
+    try:
+        episodes = list(_episodes(MinariStorage.read(folder), folder, task, ours=_OURS in metadata))
+    except InputError:
+        raise
+    except Exception as error:  # Minari and h5py raise anything from ImportError to AssertionError here
+        raise InputError(
+            "the Minari data set can't be read", path=folder, found=f"{type(error).__name__}: {error}"[:300],
+            expected=f"{metadata['total_episodes']} whole episodes in format {metadata['data_format']}",
+        ) from error  # fmt: skip
+    texts = {task: str(metadata["text_prompt"])} if "text_prompt" in metadata else {}
+    return TrajectoryDataset.from_episodes(
+        episodes, texts=texts, goal_visible=metadata.get("goal_visible"), source=str(folder)
+    )
+
+
+def _check_space(text: object, field: str, folder: Path) -> None:
+    """Refuse spaces that are no flat vectors, and data sets without: Minari would make an environment to learn them.
+
+    Making an environment imports and runs what the file names.
+    """
+    path = folder / METADATA_FILE_NAME
+    if not isinstance(text, str):
+        raise InputError("the space is not in the metadata", path=path, field=field, expected="a serialised space")
+    try:
+        space = json.loads(text)
+        kind, shape = space["type"], space.get("shape")
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InputError("damaged metadata", path=path, field=field, found=text[:80]) from None
+    if kind != "Box" or not isinstance(shape, list) or len(shape) != 1:
+        raise InputError(
+            "this space can't be used", path=path, field=field, found=f"{kind} of shape {shape}" if shape else kind,
+            expected="a Box of one dimension", hint="flatten the data set's observations and actions first",
+        )  # fmt: skip
+
+
+def _episodes(storage: MinariStorage, folder: Path, task: str, *, ours: bool) -> Iterator[EpisodeRecord]:
+    numbers = range(storage.total_episodes)
+    for e, episode, about in zip(
+        numbers, storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True
+    ):
+        terminations = np.asarray(episode["terminations"], np.bool_)
+        if terminations.ndim != 1 or terminations[:-1].any() or len(terminations) != len(episode["actions"]):
+            raise InputError(
+                "wrong terminations", path=folder, field=f"terminations of episode {e}",
+                found=f"shape {list(terminations.shape)}, set at {np.flatnonzero(terminations)[:5].tolist()}",
+                expected=f"one for each of {len(episode['actions'])} actions, set at the last alone",
+            )  # fmt: skip
+        expert = (episode.get("infos") or {}).get("expert_action") if ours else None
+        yield EpisodeRecord(
+            observations=episode["observations"],
+            actions=episode["actions"],
+            rewards=episode["rewards"],
+            task=task,
+            terminated=bool(terminations[-1:].any()),
+            expert_actions=None if expert is None else expert[:-1],
+            noise_level=float(about.get("noise_level", np.nan)) if ours else float("nan"),
+            success=int(about.get("success", -1)) if ours else -1,
+            seed=int(about["seed"]) if about.get("seed") is not None else -1,
+        )

@@ -1,0 +1,205 @@
+"""Reader of MTDiff's Meta-World files: one dict of arrays an episode, in NumPy or pickle files.
+
+Layout (He et al. 2023, arXiv 2305.18459, as the files of its project are): `observations` (T, 39) float32, `actions`
+(T, 4), `rewards` (T, 1), `next_observations` (T, 39), `terminals` (T, 1), and `task`, a string (or an array of one)
+such as 'box-close-v2'. A flag in `terminals` marks where an episode ends at its time limit, and one dict may join
+several episodes so. Meta-World ends no episode by itself: all terminals of the data set are False.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import mmap
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from llmdpd.data.assemble import as_column, as_float32
+from llmdpd.data.safe_pickle import load_arrays
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.errors import InputError
+
+SUFFIXES = (".npy", ".npz", ".pkl", ".pickle")
+_FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")
+_GOAL = slice(36, 39)
+_WIDTH = 39
+_WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)
+
+
+def load_mtdiff(path: str | Path) -> TrajectoryDataset:
+    """Read one file; no code of it is run. 'NAME-v2' becomes 'NAME-v3' (the same task); rewards become [N].
+
+    `goal_visible` is read off the observations (numbers 36 to 38 all zero: hidden).
+
+    Raises:
+        InputError: not such a file, a pickle that asks for more than arrays, a missing or wrong field, NaN or Inf.
+    """
+    path = Path(path)
+    records = _records(path)
+    episodes = [episode for number, record in enumerate(records) for episode in _episodes(record, number, path)]
+    dataset = TrajectoryDataset.from_episodes(episodes, source=str(path))
+    return dataclasses.replace(dataset, goal_visible=_goal_visible(dataset))
+
+
+def _goal_visible(dataset: TrajectoryDataset) -> bool | None:
+    if dataset.state_dim != _WIDTH:
+        return None
+    shown = np.logical_or.reduceat(dataset.observations[:, _GOAL].any(axis=1), dataset.offsets[:-1])
+    if shown.any() != shown.all():
+        raise InputError(
+            "some episodes show the goal and others hide it", path=dataset.source, field="observations",
+            found=f"{shown.sum()} of {len(shown)} show it", expected="the same in all",
+        )  # fmt: skip
+    return bool(shown[0])
+
+
+def _records(path: Path) -> list[Mapping[str, Any]]:
+    readers: dict[str, Callable[[Path], Any]] = {".npy": _read_npy_file, ".npz": _read_npz, ".pkl": _read_pickle}
+    try:
+        value = readers.get(path.suffix.lower(), _read_pickle)(path)
+    except FileNotFoundError:
+        raise InputError("file not found", path=path) from None
+    except OSError as error:
+        raise InputError("the file cannot be read", path=path, found=str(error)) from None
+    records = value if isinstance(value, list) else [value]
+    wrong = next((r for r in records if not isinstance(r, dict)), None)
+    if wrong is not None:
+        raise InputError("not MTDiff's layout", path=path, found=_kind(wrong), expected=_WHAT)
+    if not records:
+        raise InputError("the data set is empty", path=path, found="no episode", expected="one or more")
+    return records
+
+
+def _kind(value: object) -> str:
+    return f"an array {value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _map(path: Path) -> mmap.mmap:
+    # Mapped, not read: no second copy of a large file, and a forged length never allocates more than there is.
+    with path.open("rb") as file:
+        if file.seek(0, io.SEEK_END) == 0:
+            raise InputError("the file is empty", path=path, found="0 bytes", expected=_WHAT)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _read_pickle(path: Path) -> Any:
+    with _map(path) as file:
+        return load_arrays(file, path)
+
+
+def _read_npy_file(path: Path) -> Any:
+    with _map(path) as file:
+        return _read_npy(file, path, None)
+
+
+def _read_npy(file: io.BytesIO | mmap.mmap, path: Path, field: str | None) -> Any:
+    """One array of the .npy format; an array of objects as a flat list."""
+    try:
+        version = npy_format.read_magic(file)
+        header = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+        shape, fortran, dtype = header[version](file)
+    except Exception as error:  # a damaged header is parsed as Python literals, which can fail in many ways
+        found = f"{type(error).__name__}: {error}"[:200]
+        raise InputError("not a NumPy file", path=path, field=field, found=found, expected=_WHAT) from None
+    if dtype.hasobject:
+        value = load_arrays(file, path, field)
+        return value if isinstance(value, list) else [value]
+    data = file.read()
+    if min(shape, default=0) < 0 or len(data) != dtype.itemsize * math.prod(shape):
+        raise InputError(
+            "the file is cut off", path=path, field=field, found=f"{len(data)} bytes", expected=f"{dtype} {shape}"
+        )
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_npz(path: Path) -> Any:
+    """Arrays of one episode under their field names, or arrays of dicts under any names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            arrays = {name[:-4]: _read_npy(io.BytesIO(archive.read(name)), path, name[:-4]) for name in names}
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # zipfile and its codecs raise their own kinds of errors
+        raise InputError("not an .npz file, or a damaged one", path=path, found=str(error)[:200]) from None
+    if "observations" in arrays:
+        return arrays
+    lists = [value if isinstance(value, list) else [value] for value in arrays.values()]
+    return [record for part in lists for record in part]
+
+
+def _episodes(record: Mapping[str, Any], number: int, path: Path) -> Iterator[EpisodeRecord]:
+    """The episodes that one dict holds: rows up to and with a flag in `terminals`, and what is left after the last."""
+    missing = [name for name in _FIELDS if name not in record]
+    if missing:
+        found = ", ".join(sorted(str(name) for name in record))[:200]
+        raise InputError("a field is missing", path=path, field=_at(missing[0], number), found=found, expected=_WHAT)
+    matrix = ("observations", "actions", "next_observations")
+    arrays = {name: as_float32(record[name], _at(name, number), str(path), ndim=2) for name in matrix}
+    for name in ("rewards", "terminals"):
+        arrays[name] = as_float32(as_column(record[name]), _at(name, number), str(path), ndim=1)
+    steps = len(arrays["observations"])
+    for name, array in arrays.items():
+        if len(array) != steps:
+            raise InputError(
+                "unequal lengths", path=path, field=_at(name, number), found=f"{len(array)} rows",
+                expected=f"{steps} rows as in observations",
+            )  # fmt: skip
+    if steps == 0:
+        raise InputError("an episode without steps", path=path, field=_at("observations", number), found="0 rows")
+    if arrays["observations"].shape != arrays["next_observations"].shape:
+        raise InputError(
+            "wrong width", path=path, field=_at("next_observations", number),
+            found=list(arrays["next_observations"].shape), expected=list(arrays["observations"].shape),
+        )  # fmt: skip
+    task = _task(record, number, path)
+    ends = _ends(arrays["terminals"], number, path)
+    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        rows = slice(start, end)
+        yield EpisodeRecord(
+            observations=arrays["observations"][rows],
+            actions=arrays["actions"][rows],
+            rewards=arrays["rewards"][rows],
+            next_observations=arrays["next_observations"][rows],
+            task=task,
+        )
+
+
+def _at(field: str, number: int) -> str:
+    return f"{field} of record {number}"
+
+
+def _ends(flags: NDArray[np.float32], number: int, path: Path) -> NDArray[np.int64]:
+    if not np.isin(flags, (0.0, 1.0)).all():
+        raise InputError("wrong flags", path=path, field=_at("terminals", number), found=flags[:8], expected="0 or 1")
+    ends = np.flatnonzero(flags).astype(np.int64) + 1
+    return ends if ends.size and ends[-1] == len(flags) else np.append(ends, len(flags))
+
+
+def _task(record: Mapping[str, Any], number: int, path: Path) -> str:
+    if "task" in record:
+        value = record["task"]
+        names = np.unique(value) if isinstance(value, np.ndarray) else np.array([value])
+        if names.size != 1 or not isinstance(names.flat[0], str) or not names.flat[0]:
+            raise InputError(
+                "wrong task", path=path, field=_at("task", number), found=repr(value)[:80], expected="one task name"
+            )
+        name = str(names.flat[0])
+    else:
+        # The project's own replay folders keep the name in the path: TASK/RUN/dataset/0.npz.
+        folders = [part for part in (path.stem, *(p.name for p in path.parents)) if re.search(r"-v[23]\b", part)]
+        if not folders:
+            raise InputError(
+                "the task is not known", path=path, field=_at("task", number), found="no `task`",
+                expected="`task`, or a folder named like box-close-v2",
+            )  # fmt: skip
+        name = re.sub(r"(-v[23]).*", r"\1", folders[0])
+    return re.sub(r"-v2$", "-v3", name)

@@ -1,0 +1,253 @@
+"""Reading pickled NumPy arrays without running anything from the file.
+
+NumPy's own constructors are admitted by NAME only. What the file gets in their place are stand-ins of this module,
+because the real ones are not safe in hostile hands: an array of objects whose dtype was rebuilt with forged flags takes
+raw bytes for pointers. The stand-ins build plain arrays of numbers and text, and lists, from checked parts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.errors import InputError
+
+_CONSTRUCTORS_ONLY = "NumPy's array constructors only"
+_DTYPE = re.compile(r"(?:[fiuc][0-9]{1,2}|b1|\?|[SU][0-9]{0,6}|O8?)")
+_MAX_DEPTH = 16
+
+# What pickled arrays, dicts, lists, text and numbers are written with, protocols 0 to 5. Left out: whatever makes
+# objects other than by calling an admitted constructor, asks for outside data, or uses a registry of the process.
+_OPCODES = frozenset(
+    """
+    PROTO FRAME STOP MARK POP POP_MARK DUP PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL
+    STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
+    BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE
+    SHORT_BINUNICODE BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2
+    TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
+    """.split()  # noqa: SIM905
+)
+
+
+class _RefusedError(Exception):
+    """The file asks for something that is not admitted; becomes an InputError naming the file."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(what)
+
+
+class _Inert:
+    """What a file gets for a name. It may be passed on, and nothing in it may be set."""
+
+    __slots__ = ("name",)
+    name: str
+
+    def __init__(self, name: str) -> None:
+        object.__setattr__(self, "name", name)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise _RefusedError(f"setting {name} of {self.name}")
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise _RefusedError(f"setting the state of {self.name}")
+
+
+class _Callable(_Inert):
+    __slots__ = ("function",)
+    function: Callable[..., object]
+
+    def __init__(self, name: str, function: Callable[..., object]) -> None:
+        super().__init__(name)
+        object.__setattr__(self, "function", function)
+
+    def __call__(self, *args: object) -> object:
+        return self.function(*args)
+
+
+_NDARRAY = _Inert("numpy.ndarray")
+
+
+class _DType:
+    """Stand-in for a dtype under construction: numbers, text or objects; no record, no sub-array, no forged size."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: object, *_: object) -> None:
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+            raise _RefusedError(f"numpy.dtype({code!r:.60})")
+        self.code = code
+        self.order: Literal["<", ">", "="] = "="
+
+    def __setstate__(self, state: object) -> None:
+        # (version, byte order, sub-array, names, fields, size, alignment, flags): all but the order follow from `code`.
+        if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
+            raise _RefusedError("a dtype with fields or sub-arrays")
+        orders: dict[object, Literal["<", ">", "="]] = {"<": "<", ">": ">", "=": "=", "|": "="}
+        if state[1] not in orders:
+            raise _RefusedError(f"a dtype of byte order {state[1]!r:.20}")
+        self.order = orders[state[1]]
+
+    @property
+    def is_object(self) -> bool:
+        return self.code[0] == "O"
+
+    def real(self) -> np.dtype[Any]:
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+class _Array:
+    """Stand-in for an array under construction: `value` is a real array of numbers or text, or a list of objects."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: NDArray[Any] | list[Any] | None = None
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise _RefusedError("an array with an unknown state")
+        shape, dtype, fortran, data = state[-4:]
+        self.value = _array_value(data, dtype, shape, bool(fortran))
+
+
+def _array_value(data: object, dtype: object, shape: object, fortran: bool) -> NDArray[Any] | list[Any]:
+    if not isinstance(dtype, _DType):
+        raise _RefusedError("an array without a dtype")
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise _RefusedError(f"an array of shape {shape!r:.60}")
+    if dtype.is_object:
+        if not isinstance(data, list) or len(data) != math.prod(shape):
+            raise _RefusedError("an array of objects whose contents are not a list of its size")
+        return data
+    raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote its bytes as text
+    if not isinstance(raw, (bytes, bytearray)):
+        raise _RefusedError("an array of numbers whose contents are not bytes")
+    real = dtype.real()
+    if len(raw) != real.itemsize * math.prod(shape):
+        raise _RefusedError(f"an array of shape {shape} and type {real} from {len(raw)} bytes")
+    flat = np.frombuffer(raw, real) if real.itemsize else np.zeros(math.prod(shape), real)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(kind: object, shape: object, code: object) -> _Array:
+    if kind is not _NDARRAY:
+        raise _RefusedError("an array of another class than numpy.ndarray")
+    return _Array()
+
+
+def _frombuffer(data: object, dtype: object, shape: object, order: object) -> _Array:
+    array = _Array()
+    array.value = _array_value(data, dtype, shape, order == "F")
+    if isinstance(array.value, list):
+        raise _RefusedError("an array of objects from a buffer")
+    return array
+
+
+def _scalar(dtype: object, data: object = b"") -> Any:
+    value = _array_value(data, dtype, (), False)
+    if isinstance(value, list):
+        raise _RefusedError("a scalar of objects")
+    return value[()]
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    # How protocols 0 to 2 write bytes. Any other codec is refused: codecs are looked up, and may decompress.
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise _RefusedError(f"_codecs.encode to {encoding!r:.40}")
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[tuple[str, str], _Inert] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Callable("numpy.dtype", _DType),
+    ("_codecs", "encode"): _Callable("_codecs.encode", _encode),
+}
+for _core in ("numpy.core", "numpy._core"):
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Callable("numpy _reconstruct", _reconstruct)
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = _Callable("numpy scalar", _scalar)
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _Callable("numpy _frombuffer", _frombuffer)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise _RefusedError(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise _RefusedError("an object kept outside the file")
+
+
+def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | None = None) -> Any:
+    """Read the pickle that starts at the position of `file`: NumPy arrays in lists, dicts and tuples, and nothing else.
+
+    Arrays of objects come back as flat lists. `path` and `field` are for messages.
+
+    Raises:
+        InputError: naming what was asked for beside arrays (nothing of it was run), or a broken or cut off pickle.
+    """
+    start = file.tell()
+    try:
+        _check_opcodes(file)
+        file.seek(start)
+        # latin1 is how NumPy's own loader reads files written by Python 2.
+        return _resolve(_ArrayUnpickler(file, encoding="latin1").load(), {}, 0)
+    except _RefusedError as refused:
+        raise InputError(
+            "refused: the pickle asks for more than arrays (nothing of it was run)", path=path, field=field,
+            found=refused.what, expected=_CONSTRUCTORS_ONLY,
+        ) from None  # fmt: skip
+    except Exception as error:  # whatever hostile or damaged bytes can make the parser raise
+        raise InputError(
+            "a damaged or cut off pickle", path=path, field=field, found=f"{type(error).__name__}: {error}"[:200],
+            expected="a pickle of NumPy arrays",
+        ) from None  # fmt: skip
+
+
+def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
+    """Refuse opcodes that arrays don't need, and memo numbers that would make the unpickler fill the memory."""
+    operations = pickletools.genops(file)  # type: ignore[arg-type]  # an mmap reads like a file
+    for count, (opcode, argument, position) in enumerate(operations, start=1):
+        if opcode.name not in _OPCODES:
+            raise _RefusedError(f"the instruction {opcode.name} at byte {position}")
+        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > count:
+            raise _RefusedError(f"memo number {argument} at byte {position}")
+
+
+def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:
+    """Put real arrays (or lists) where stand-ins are. Shared parts are visited once; cycles and towers are refused."""
+    if isinstance(value, (_Inert, _DType)):
+        raise _RefusedError("a constructor kept as data")
+    if not isinstance(value, (list, tuple, dict, _Array)):
+        return value
+    if depth > _MAX_DEPTH:
+        raise _RefusedError("arrays nested too deep")
+    if id(value) in done:
+        if done[id(value)] is None:
+            raise _RefusedError("an array that contains itself")
+        return done[id(value)]
+    done[id(value)] = None
+    result: Any
+    if isinstance(value, _Array):
+        if value.value is None:
+            raise _RefusedError("an array without contents")
+        inner = value.value
+        result = _resolve(inner, done, depth + 1) if isinstance(inner, list) else inner
+    elif isinstance(value, dict):
+        result = {_resolve(k, done, depth + 1): _resolve(v, done, depth + 1) for k, v in value.items()}
+    else:
+        result = type(value)(_resolve(part, done, depth + 1) for part in value)
+    done[id(value)] = result
+    return result
