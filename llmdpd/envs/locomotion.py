@@ -94,14 +94,17 @@ class LocomotionTask:
 
         self.task = locomotion_id(name)
         self.terminated = False
-        options = {"render_mode": "rgb_array", "width": FRAME_WIDTH, "height": FRAME_HEIGHT} if render else {}
+        options: dict[str, Any] = {}
+        if render:
+            options = {"render_mode": "rgb_array", "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
         with warnings.catch_warnings():
             # "Hopper-v4 is out of date": chosen on purpose, see `locomotion_id`.
             warnings.filterwarnings("ignore", message=".*out of date.*")
-            self._env: Any = gymnasium.make(self.task, disable_env_checker=True, **options)
-        space = self._env.action_space
+            self._env = gymnasium.make(self.task, disable_env_checker=True, **options)
+        space: Any = self._env.action_space
+        observation_space: Any = self._env.observation_space
         self._low, self._high = space.low, space.high
-        self.state_dim = int(self._env.observation_space.shape[0])
+        self.state_dim = int(observation_space.shape[0])
         self.action_dim = int(space.shape[0])
 
     def reset(self, seed: int) -> FloatArray:
