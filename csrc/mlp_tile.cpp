@@ -89,12 +89,21 @@ void dense(const PackedLayer& layer, const float* x, std::ptrdiff_t x_stride, co
 }
 
 void pack(const float* weights, std::ptrdiff_t stride, int outputs, int inputs, float* panels) {
-  for (int first = 0; first < outputs || first == 0; first += kWidth) {
+  for (int first = 0; first < outputs; first += kWidth) {
+    const float* from = weights + first * stride;
+    float* to = panels + static_cast<std::ptrdiff_t>(first) * inputs;
     const int count = outputs - first < kWidth ? outputs - first : kWidth;
-    for (int k = 0; k < inputs; ++k) {
-      float* to = panels + (static_cast<std::ptrdiff_t>(first) * inputs + static_cast<std::ptrdiff_t>(k) * kWidth);
-      for (int i = 0; i < count; ++i) to[i] = weights[(first + i) * stride + k];
-      for (int i = count; i < kWidth; ++i) to[i] = 0.0f;
+    int k = 0;
+    for (; count == kWidth && k + kWidth <= inputs; k += kWidth) {
+      Vec square[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) square[i] = load(from + i * stride + k);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) store(to + (k + i) * kWidth, square[i]);
+    }
+    for (; k < inputs; ++k) {
+      for (int i = 0; i < kWidth; ++i) to[k * kWidth + i] = i < count ? from[i * stride + k] : 0.0f;
     }
   }
 }

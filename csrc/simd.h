@@ -43,6 +43,36 @@ inline __attribute__((always_inline)) Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// low, high: a and b interleaved, a[0] b[0] a[1] b[1] …
+inline __attribute__((always_inline)) void interleave(Vec a, Vec b, Vec& low, Vec& high) {
+#if defined(LLMDPD_ISA_avx512)
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  low = (Vec)_mm512_permutex2var_ps((__m512)a, first, (__m512)b);
+  high = (Vec)_mm512_permutex2var_ps((__m512)a, second, (__m512)b);
+#elif defined(LLMDPD_ISA_avx2)
+  const __m256 even = _mm256_unpacklo_ps((__m256)a, (__m256)b), odd = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  low = (Vec)_mm256_permute2f128_ps(even, odd, 0x20);
+  high = (Vec)_mm256_permute2f128_ps(even, odd, 0x31);
+#else
+  low = Vec{a[0], b[0], a[1], b[1]};
+  high = Vec{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// A square block in place: interleaving row i with row i + kWidth / 2 is a rotation of the index bits by one, and
+// log2(kWidth) of them swap rows and columns.
+inline __attribute__((always_inline)) void transpose(Vec rows[kWidth]) {
+#pragma GCC unroll 4
+  for (int stage = 1; stage < kWidth; stage *= 2) {
+    Vec next[kWidth];
+#pragma GCC unroll 8
+    for (int i = 0; i < kWidth / 2; ++i) interleave(rows[i], rows[i + kWidth / 2], next[2 * i], next[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) rows[i] = next[i];
+  }
+}
+
 // e^x for x <= 40; below -87, where the result would be denormal, 0. A NaN stays one where x does.
 inline __attribute__((always_inline)) Vec exp_bounded(Vec x) {
   const Vec round_magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmdpd.build import build_info
@@ -27,7 +27,7 @@ _HOMES = {"InputError": "llmdpd.errors", "Policy": "llmdpd.policy", "build_info"
 __all__ = ["InputError", "Policy", "__version__", "build_info"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

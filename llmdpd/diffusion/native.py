@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import llmdpd
 from llmdpd.errors import InputError
@@ -76,7 +76,8 @@ def forward(
         state: float32 [B, S], B from 0.
         prompt: float32 [Z] (one task) or [B, Z].
         samples: N actions a state.
-        seed: key of the counter-based noise, row = state * N + sample; or int64 [B], a key for each state, row = sample.
+        seed: key of the counter-based noise, with row = state * N + sample; or int64 [B], a key for each state, with
+            row = sample.
         noise: instead of a seed, float32 [K + 1, B, A] (where N is 1) or [K + 1, B, N, A].
         threads: how many threads may work. The result does not depend on it.
 
@@ -89,8 +90,9 @@ def forward(
     """
     native = module()
     batch = _check_inputs(net, state, prompt, samples, threads)
-    weights = [_array(layer.weight, f"layers[{i}].weight") for i, layer in enumerate(net.layers)]
-    biases = [_array(layer.bias, f"layers[{i}].bias") for i, layer in enumerate(net.layers)]
+    layers = cast("list[nn.Linear]", list(net.layers))
+    weights = [_array(layer.weight, f"layers[{i}].weight") for i, layer in enumerate(layers)]
+    biases = [_array(layer.bias, f"layers[{i}].bias") for i, layer in enumerate(layers)]
     with torch.no_grad():
         embedding = net.time_embedding(torch.from_numpy(plan.timesteps))
     table = np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1).astype(np.float32)
