@@ -1,0 +1,251 @@
+"""Figures as inline SVG whose colours are the page's CSS variables, so that they follow its light and dark design."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from llmdpd.reporting.compare import Arm, Cell, tasks_by_split
+from llmdpd.reporting.paper import success_row
+from llmdpd.reporting.run import Run
+
+SERIES = 6  # colours that report.css.j2 defines as --s0 ... --s5; more arms than that repeat them
+_PANELS = 12
+_THIN = 600  # points of one drawn curve (more cannot be told apart), fewer where many runs share the page
+# Colours that matplotlib writes and nothing else does, each replaced by a CSS variable.
+_INK, _MUTED, _GRID = "#010203", "#010204", "#010205"
+_SERIES_COLOURS = [f"#0102{16 + index:02x}" for index in range(SERIES)]
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
+    colour: f"--s{index}" for index, colour in enumerate(_SERIES_COLOURS)
+}
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a $ in a name is a $
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
+    "svg.hashsalt": "llmdpd",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "font.size": 11.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 11.0,
+    "axes.titlelocation": "left",
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure: SVG markup for the page, and a sentence that says what it shows to who cannot see it."""
+
+    svg: str
+    description: str
+
+
+def success_figure(arms: Sequence[Arm]) -> Drawing | None:
+    """Bars of success by task with intervals, seen above unseen, and marks at the paper's figures."""
+    tasks = tasks_by_split(arms)
+    rows = [(split, task) for split, names in tasks.items() for task in names]
+    if not rows:
+        return None
+    series = [(index, arm, checkpoint) for index, arm in enumerate(arms) for checkpoint in arm.checkpoints]
+    thickness = 0.8 / len(series)
+    with rc_context(_STYLE):
+        legend_rows = math.ceil((len(series) + 2) / 2)
+        height = 0.55 + 0.3 * legend_rows + len(rows) * max(0.62, 0.2 * len(series)) + 0.35 * len(tasks)
+        figure = Figure(figsize=(10, height), layout="constrained")
+        axes = figure.add_subplot()
+        positions = _positions(rows)
+        for place, (index, arm, checkpoint) in enumerate(series):
+            offset = (place - (len(series) - 1) / 2) * thickness
+            for (split, task), y in zip(rows, positions, strict=True):
+                cell = arm.cell(task, split, checkpoint)
+                if cell is not None:
+                    _bar(axes, cell, y + offset, thickness * 0.86, _SERIES_COLOURS[index % SERIES], checkpoint)
+        marked = _paper_marks(axes, rows, positions)
+        _success_axes(axes, rows, positions)
+        handles = [
+            Patch(
+                facecolor=_SERIES_COLOURS[index % SERIES],
+                alpha=_alpha(checkpoint),
+                label=f"{checkpoint} checkpoint" if len(arms) == 1 else _label(f"{arm.label}: {checkpoint}"),
+            )
+            for index, arm, checkpoint in series
+        ]
+        figure.legend(handles=handles + marked, loc="outside upper left", ncols=2)
+        names = ", ".join(task for _, task in rows)
+        return Drawing(
+            _to_svg(figure, "success"),
+            f"Success in percent by task with intervals: {names}. The table has the numbers.",
+        )
+
+
+def _positions(rows: Sequence[tuple[str, str]]) -> list[float]:
+    """A y for every row, top to bottom, with a gap between the splits."""
+    gaps = [0.6 * (split != rows[0][0]) for split, _ in rows]
+    return [index + gap for index, gap in enumerate(gaps)]
+
+
+def _alpha(checkpoint: str) -> float:
+    return 1.0 if checkpoint == "last" else 0.45
+
+
+def _bar(axes: Axes, cell: Cell, y: float, thickness: float, colour: str, checkpoint: str) -> None:
+    axes.barh(y, cell.mean, thickness, color=colour, alpha=_alpha(checkpoint), linewidth=0)
+    if cell.low is not None and cell.high is not None:
+        error = [[max(0.0, cell.mean - cell.low)], [max(0.0, cell.high - cell.mean)]]
+        axes.errorbar(cell.mean, y, xerr=error, color=_INK, capsize=3, linewidth=1.2)
+
+
+def _paper_marks(axes: Axes, rows: Sequence[tuple[str, str]], positions: Sequence[float]) -> list[Line2D]:
+    own: dict[str, Any] = {
+        "marker": "D",
+        "markersize": 7,
+        "markerfacecolor": "none",
+        "color": _INK,
+        "linestyle": "none",
+    }
+    other: dict[str, Any] = {
+        "marker": "|",
+        "markersize": 15,
+        "markeredgewidth": 2.5,
+        "color": _MUTED,
+        "linestyle": "none",
+    }
+    found = False
+    for (_, task), y in zip(rows, positions, strict=True):
+        paper = success_row(task)
+        if paper is not None:
+            found = True
+            axes.errorbar(paper.llmdpd.mean, y - 0.44, xerr=paper.llmdpd.std, color=_INK, linewidth=1)
+            axes.plot(paper.llmdpd.mean, y - 0.44, **own)
+            axes.plot(paper.baseline.mean, y - 0.44, **other)
+    labels = ("reported by the paper: LLMDPD", "reported by the paper: MTDIFF")
+    return [Line2D([], [], label=label, **style) for label, style in zip(labels, (own, other), strict=True) if found]
+
+
+def _success_axes(axes: Axes, rows: Sequence[tuple[str, str]], positions: Sequence[float]) -> None:
+    axes.set_yticks(positions, [f"{task}\n({split})" for split, task in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 101)
+    axes.set_ylim(positions[-1] + 0.55, -0.65)
+    axes.set_xlabel("success, % of episodes")
+
+
+def curve_figure(runs: Sequence[Run]) -> tuple[Drawing | None, list[str]]:
+    """Learning curves, a panel per metric, and the names of recorded metrics for which there was no panel."""
+    panels = _panels({name for run in runs for name in run.curves})
+    shown, left = list(panels.items())[:_PANELS], list(panels.items())[_PANELS:]
+    if not shown:
+        return None, []
+    with rc_context(_STYLE):
+        rows = math.ceil(len(shown) / 2)
+        figure = Figure(figsize=(10, 2.7 * rows + (0.3 * len(runs) if len(runs) > 1 else 0)), layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False)
+        for axes, (title, names) in zip(grid.flat, shown, strict=False):
+            _panel(axes, title, names, runs)
+        for axes in grid.flat[len(shown) :]:
+            axes.set_axis_off()
+        if len(runs) > 1:
+            handles = [
+                Line2D([], [], color=_SERIES_COLOURS[index % SERIES], label=_label(run.name))
+                for index, run in enumerate(runs)
+            ]
+            figure.legend(handles=handles, loc="outside upper left", ncols=3)
+        titles = ", ".join(title for title, _ in shown)
+        return Drawing(_to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}."), [
+            name for _, names in left for name in names
+        ]
+
+
+def _label(text: str) -> str:
+    """A legend's text; matplotlib takes a leading underscore as the wish to be left out."""
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
+def _panels(names: set[str]) -> dict[str, list[str]]:
+    """Panel title -> metrics. Success during training shares one panel; what matters most comes first."""
+    success = sorted(name for name in names if name.startswith("eval/") and "success" in name)
+    panels = {"success in training's own evaluations": success} if 0 < len(success) <= SERIES else {}
+    order = {"eval": 0, "loss": 1, "q": 2}
+    rest = sorted(
+        (name for name in names if not any(name in group for group in panels.values())),
+        key=lambda name: (order.get(name.split("/")[0], 3), name),
+    )
+    return panels | {name: [name] for name in rest}
+
+
+def _panel(axes: Axes, title: str, names: Sequence[str], runs: Sequence[Run]) -> None:
+    styles: list[Any] = ["-", "--", ":", "-."]
+    for run_index, run in enumerate(runs):
+        for index, name in enumerate(names):
+            if name in run.curves:
+                colour = _SERIES_COLOURS[(index if len(runs) == 1 else run_index) % SERIES]
+                points = run.curves[name]
+                _curve(axes, points, colour, styles[index % len(styles)], min(_THIN, 4 * _THIN // len(runs)))
+    axes.set_title(title)
+    axes.set_xlabel("iteration")
+    if len(names) > 1:
+        colours = _SERIES_COLOURS if len(runs) == 1 else [_INK] * SERIES
+        handles = [
+            Line2D(
+                [], [], color=colours[index], linestyle=styles[index % len(styles)], label=name.removeprefix("eval/")
+            )
+            for index, name in enumerate(names)
+        ]
+        axes.legend(handles=handles, fontsize=9)
+    if all(name.startswith("eval/") and "success" in name for name in names):
+        axes.set_ylim(-0.03, 1.03)
+
+
+def _curve(axes: Axes, points: Sequence[tuple[int, float]], colour: str, style: str, most: int) -> None:
+    iterations, values = (np.asarray(column, float) for column in zip(*points, strict=True))
+    if len(values) <= 60:
+        axes.plot(iterations, values, color=colour, linestyle=style, marker="o", markersize=3)
+        return
+    # Single batches are noisy: they stay visible, faint, behind the mean of the 5 % of points around.
+    width = max(3, len(values) // 20)
+    padded = np.concatenate([np.repeat(values[0], width // 2), values, np.repeat(values[-1], width - 1 - width // 2)])
+    smooth = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))
+    axes.plot(iterations[chosen], values[chosen], color=colour, alpha=0.3, linewidth=0.8)
+    axes.plot(iterations[chosen], smooth[chosen], color=colour, linestyle=style, linewidth=1.8)
+
+
+def _to_svg(figure: Figure, name: str) -> str:
+    """The figure as markup that can stand in an HTML page beside others; `name` keeps their ids apart."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg))
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)

@@ -1,0 +1,294 @@
+"""From runs to HTML: words and tables for the template, which holds the design."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from llmdpd.reporting.compare import (
+    Arm,
+    differing_settings,
+    flatten,
+    goal_words,
+    group_arms,
+    on_off,
+    tasks_by_split,
+)
+from llmdpd.reporting.figures import Drawing, curve_figure, success_figure
+from llmdpd.reporting.paper import PaperRow, locomotion_row, success_row
+from llmdpd.reporting.run import Run
+from llmdpd.results import SPLITS, TaskResult
+
+_FOLDER = Path(__file__).parent
+_NO_FILMS = (
+    "This run has no films. They need an off-screen renderer for MuJoCo: on Linux without a display install libosmesa6 "
+    "and set MUJOCO_GL=osmesa, or set MUJOCO_GL=egl where a GPU driver brings EGL; then evaluate again."
+)
+_SPLIT_WORDS = {"seen": "seen: trained on", "unseen": "unseen: never trained on"}
+
+
+def render_page(runs: Sequence[Run]) -> str:
+    """The whole page as HTML that loads nothing from anywhere."""
+    arms = group_arms(runs)
+    counted = [arm for arm in arms if arm.select()]
+    curves, more_metrics = curve_figure(runs)
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,  # names of tasks and prompts come from files
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    several = len(runs) > 1
+    return environment.get_template("report.html.j2").render(
+        title=f"Comparison of {len(runs)} runs" if several else f"Run {runs[0].name}",
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        several=several,
+        summary=_summaries(arms),
+        success=_success_table(counted),
+        success_figure=_drawing(success_figure(counted)),
+        spread=any(len(arm.seeds) > 1 for arm in arms),
+        locomotion=_locomotion_table(arms),
+        facts=[_facts(arm) for arm in arms],
+        curves=_drawing(curves),
+        more_metrics=more_metrics,
+        differences=differing_settings(runs) if several else [],
+        run_names=[run.name for run in runs],
+        runs=[_run_view(run) for run in runs],
+    )
+
+
+def _drawing(drawing: Drawing | None) -> dict[str, Any] | None:
+    return None if drawing is None else {"svg": Markup(drawing.svg), "description": drawing.description}
+
+
+def _summaries(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    """A paragraph for one arm; for several, (name, one sentence) each. Every number in them stands in a table too."""
+    if len(arms) > 1:
+        return [(arm.label, _unbroken(_brief(arm))) for arm in arms]
+    return [("", _unbroken(_summary(arms[0])))]
+
+
+def _unbroken(words: str) -> str:
+    """The words with no line end between a number and what belongs to it."""
+    return words.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
+
+
+def _brief(arm: Arm) -> str:
+    parts = []
+    for checkpoint in arm.checkpoints:
+        means = [(split, arm.mean_cell(split, checkpoint)) for split in SPLITS]
+        words = [f"{mean.text} % on {split} tasks" for split, mean in means if mean is not None]
+        parts += [f"{checkpoint} checkpoint {', '.join(words)}"] if words else []
+    scores = " ".join(_score_words(arm, checkpoint) for checkpoint in arm.checkpoints).strip()
+    success = f"mean success of the {'; of the '.join(parts)}." if parts else ""
+    return " ".join(part for part in (success, scores) if part)
+
+
+def _summary(arm: Arm) -> str:
+    sentences = [_training_sentence(arm)]
+    for checkpoint in arm.checkpoints:
+        parts = [_split_words(arm, split, checkpoint) for split in SPLITS]
+        who = "The last checkpoint" if checkpoint == "last" else "The checkpoint chosen as best during training"
+        found = " and ".join(part for part in parts if part)
+        sentences.append(f"{who} succeeded in {found}." if found else "")
+        sentences.append(_score_words(arm, checkpoint))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _training_sentence(arm: Arm) -> str:
+    first = arm.records[0]
+    # A best checkpoint is from earlier in the same training.
+    iterations = f"{max(record.iterations for record in arm.records):,}"
+    tasks = f"{len(first.trained_on)} task{'s' if len(first.trained_on) != 1 else ''}"
+    if 0 < len(first.trained_on) <= 6:
+        tasks += f" ({', '.join(first.trained_on)})"
+    told = [name for name, use in (("a text", first.prompts.text), ("an example", first.prompts.trajectory)) if use]
+    prompts = f"told what to do by {' and '.join(told)}" if told else "given no prompt"
+    seeds = f" with {len(arm.seeds)} seeds" if len(arm.seeds) > 1 else ""
+    episodes = _span([record.episodes for record in arm.records])
+    return (
+        f"A policy was trained{seeds} on {tasks} for {iterations} iterations, and evaluated for {episodes} episodes a "
+        f"task, {prompts}."
+    )
+
+
+def _split_words(arm: Arm, split: str, checkpoint: str) -> str:
+    mean = arm.mean_cell(split, checkpoint)
+    if mean is None:
+        return ""
+    tasks = tasks_by_split([arm])[split]
+    cells = {task: cell for task in tasks if (cell := arm.cell(task, split, checkpoint)) is not None}
+    kind = "trained on" if split == "seen" else "never seen"
+    if len(cells) == 1:
+        return f"{mean.text} % of episodes on the one task {kind} ({next(iter(cells))})"
+    low, high = min(cells, key=lambda task: cells[task].mean), max(cells, key=lambda task: cells[task].mean)
+    return (
+        f"{mean.text} % of episodes on average over the {len(cells)} tasks {kind} "
+        f"(from {cells[low].mean:.1f} % on {low} to {cells[high].mean:.1f} % on {high})"
+    )
+
+
+def _score_words(arm: Arm, checkpoint: str) -> str:
+    scores = [
+        f"{record.normalised_score:.1f} on {record.task}"
+        for record in arm.records
+        if record.normalised_score is not None and record.checkpoint == checkpoint
+    ]
+    return f"Normalised scores of the {checkpoint} checkpoint: {', '.join(scores)}." if scores else ""
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _success_table(arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """Columns (arm, checkpoint) beside the paper's; for each split its tasks and their mean."""
+    columns = [(arm, checkpoint) for arm in arms for checkpoint in arm.checkpoints if arm.select(checkpoint=checkpoint)]
+    tasks = tasks_by_split(arms)
+    if not tasks:
+        return None
+    return {
+        "arms": [(arm.label, sum(1 for other, _ in columns if other is arm)) for arm in arms],
+        "checkpoints": [checkpoint for _, checkpoint in columns],
+        "splits": [
+            {
+                "name": _SPLIT_WORDS[split],
+                "rows": [
+                    (task, [arm.cell(task, split, checkpoint) for arm, checkpoint in columns], _paper(task, split))
+                    for task in names
+                ],
+                "means": [arm.mean_cell(split, checkpoint) for arm, checkpoint in columns],
+                "paper_means": _paper_means(names, split),
+            }
+            for split, names in tasks.items()
+        ],
+    }
+
+
+def _paper(task: str, split: str) -> tuple[str, str]:
+    """The paper's two columns for a task; where the paper counts it to the other split, that is said."""
+    row: PaperRow | None = success_row(task)
+    if row is None:
+        return "", ""
+    other = "" if row.split == split else f" ({row.split} there)"
+    return f"{row.llmdpd}{other}", f"{row.baseline}{other}"
+
+
+def _paper_means(tasks: Sequence[str], split: str) -> tuple[str, str]:
+    """Means of the paper's figures, only where it has every one of these tasks in the same split."""
+    rows = [success_row(task) for task in tasks]
+    known = [row for row in rows if row is not None and row.split == split]
+    if len(known) < len(rows):
+        return "", ""
+    return f"{fmean(row.llmdpd.mean for row in known):.1f}", f"{fmean(row.baseline.mean for row in known):.1f}"
+
+
+def _locomotion_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    rows = []
+    for arm in arms:
+        groups: dict[tuple[str, str], list[TaskResult]] = {}
+        for record in arm.records:
+            if record.returns_mean is not None:
+                groups.setdefault((record.task, record.checkpoint), []).append(record)
+        rows += [_locomotion_row(arm, task, checkpoint, records) for (task, checkpoint), records in groups.items()]
+    return rows
+
+
+def _locomotion_row(arm: Arm, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
+    paper = locomotion_row(task)
+    return {
+        "arm": arm.label,
+        "task": task,
+        "checkpoint": checkpoint,
+        "episodes": sum(record.episodes for record in records),
+        "returns": _over_seeds([record.returns_mean for record in records], records[0].returns_std),
+        "score": _over_seeds([record.normalised_score for record in records], None),
+        "data": records[0].training_data,
+        "paper": ("", "") if paper is None else (str(paper.llmdpd), str(paper.baseline)),
+    }
+
+
+def _over_seeds(values: Sequence[float | None], one_std: float | None) -> str:
+    """Mean ± std over seeds; for one seed its mean and, if given, the std over its episodes."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return ""
+    std = stdev(numbers) if len(numbers) > 1 else one_std
+    return f"{fmean(numbers):.1f}" + ("" if std is None else f" ± {std:.1f}")
+
+
+def _facts(arm: Arm) -> dict[str, str]:
+    """What the arm's results were obtained with."""
+    first = arm.records[0]
+    by_checkpoint = [
+        f"{_span([r.iterations for r in arm.records if r.checkpoint == name])} ({name})" for name in arm.checkpoints
+    ]
+    return {
+        "results of": arm.label,
+        "protocol": first.protocol,
+        "trained on": ", ".join(first.trained_on) or "nothing",
+        "training data": first.training_data or "not recorded",
+        "goal in the observation": goal_words(first.goal_visible),
+        "text prompt": on_off(first.prompts.text),
+        "trajectory prompt": on_off(first.prompts.trajectory),
+        "context": first.context,
+        "iterations": ", ".join(by_checkpoint),
+        "episodes a task": _span([record.episodes for record in arm.records]),
+        "seeds": ", ".join(map(str, arm.seeds)),
+    }
+
+
+def _run_view(run: Run) -> dict[str, Any]:
+    tasks = list(dict.fromkeys(record.task for record in run.records))
+    films = {film.task: film for film in run.films}
+    command = run.meta.get("command")
+    # What is in meta.json beyond the three tables is shown too, rather than lost.
+    other = {name: entry for name, entry in run.meta.items() if name not in ("versions", "machine", "times", "command")}
+    return {
+        "name": run.name,
+        "problems": run.problems,
+        "films": [(task, films.get(task)) for task in tasks + [task for task in films if task not in tasks]]
+        if films
+        else [],
+        "films_note": run.films_note or _NO_FILMS,
+        "prompts": run.prompts,
+        "unprompted": [task for task in tasks if run.prompts and task not in run.prompts],
+        "config": {name: _plain(value) for name, value in flatten(run.config).items()},
+        "tables": [
+            (title, {name: _measure(name, value) for name, value in flatten(run.meta.get(key) or {}, "").items()})
+            for title, key in (("Versions", "versions"), ("Machine", "machine"), ("Times", "times"))
+        ]
+        + (
+            [("Also recorded", {name: _measure(name, value) for name, value in flatten(other).items()})]
+            if other
+            else []
+        ),
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command or ""),
+    }
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not set" if value is None else str(value)
+
+
+def _measure(name: str, value: object) -> str:
+    """A value of meta.json; seconds as a time that can be read."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and name.endswith("seconds"):
+        minutes, seconds = divmod(round(value), 60)
+        hours, minutes = divmod(minutes, 60)
+        if hours:
+            return f"{hours} h {minutes:02d} min"
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{value:.1f} s"
+    return _plain(value)

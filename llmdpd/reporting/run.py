@@ -1,0 +1,132 @@
+"""Reading a run folder. results.json must be whole; of every other file the page says what is missing or damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmdpd.errors import InputError
+from llmdpd.files import read_json
+from llmdpd.reporting.films import Film, find_films
+from llmdpd.results import TaskResult, read_results
+
+# Metric name -> points (iteration, value) in order of iteration.
+Curves = dict[str, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompts that a task was evaluated with: the text, and where the example trajectory came from."""
+
+    text: str
+    trajectory: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the report needs of one run folder. `problems` are sentences for the page."""
+
+    folder: Path
+    records: tuple[TaskResult, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    films: tuple[Film, ...] = ()
+    films_note: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def read_run(folder: Path, film_budget: int) -> Run:
+    """Read a run folder, with at most `film_budget` bytes of films (0: none are looked for).
+
+    Raises `InputError` if the folder or its results.json is missing or cannot be used.
+    """
+    if not folder.is_dir():
+        raise InputError("no such run folder", path=folder, expected="a folder written by python -m llmdpd.train")
+    if not (folder / "results.json").is_file():
+        raise InputError(
+            "the run has no results yet",
+            path=folder / "results.json",
+            hint=f"python -m llmdpd.evaluate {folder}",
+        )
+    problems: list[str] = []
+    prompts = _mapping(folder / "prompts.json", problems, "the prompts")
+    films = find_films(folder / "films", film_budget, problems) if film_budget else ()
+    return Run(
+        folder=folder.resolve(),
+        records=tuple(read_results(folder / "results.json")),
+        config=_mapping(folder / "config.json", problems, "the configuration"),
+        meta=_mapping(folder / "meta.json", problems, "versions, machine and times"),
+        curves=_read_curves(folder / "metrics.jsonl", problems),
+        prompts={task: _prompt(value) for task, value in prompts.items()},
+        films=films,
+        films_note=_films_note(folder / "films"),
+        problems=tuple(problems),
+    )
+
+
+def _mapping(path: Path, problems: list[str], what: str) -> dict[str, Any]:
+    """A JSON object, or {} and a sentence why there is none."""
+    if not path.is_file():
+        problems.append(f"{path.name} is missing: the page cannot show {what}.")
+        return {}
+    try:
+        value = read_json(path)
+    except InputError as error:
+        problems.append(f"{path.name} could not be read ({error.found}): the page cannot show {what}.")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} is not an object: the page cannot show {what}.")
+        return {}
+    return value
+
+
+def _read_curves(path: Path, problems: list[str]) -> Curves:
+    if not path.is_file():
+        problems.append("metrics.jsonl is missing: the page cannot show learning curves.")
+        return {}
+    # A resumed run writes the iterations after its checkpoint again: the later line counts.
+    points: dict[str, dict[int, float]] = {}
+    broken = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            iteration = int(entry["iteration"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            broken += 1
+            continue
+        for name, value in entry.items():
+            if _is_finite(value) and name not in ("iteration", "wall_seconds"):
+                points.setdefault(name, {})[iteration] = float(value)
+    if broken:
+        problems.append(f"metrics.jsonl: {broken} line(s) could not be read and are not in the curves.")
+    return {name: sorted(values.items()) for name, values in points.items()}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _prompt(value: object) -> Prompt:
+    if not isinstance(value, Mapping):
+        return Prompt(str(value), "")
+    trajectory = value.get("trajectory")
+    if isinstance(trajectory, Mapping):
+        trajectory = ", ".join(f"{name} {entry}" for name, entry in trajectory.items() if entry is not None)
+    return Prompt(str(value.get("text") or ""), str(trajectory or ""))
+
+
+def _films_note(folder: Path) -> str:
+    path = folder / "README.txt"
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

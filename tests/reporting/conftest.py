@@ -1,0 +1,176 @@
+"""A run folder as training writes it, with made-up figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmdpd.reporting.films import save_film
+from llmdpd.results import PromptUse, TaskResult, write_results
+
+SEEN = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
+UNSEEN = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")
+SUCCESSES = {
+    "last": dict(zip(SEEN + UNSEEN, (24, 19, 22, 9, 6, 0), strict=True)),
+    "best": dict(zip(SEEN + UNSEEN, (25, 20, 23, 11, 5, 1), strict=True)),
+}
+
+RunMaker = Callable[..., Path]
+
+
+def _result(**changes: Any) -> TaskResult:
+    """A valid success record, with the fields in `changes` put in."""
+    values: dict[str, Any] = {
+        "task": "sweep-into-v3",
+        "split": "seen",
+        "protocol": "paper",
+        "episodes": 25,
+        "seed": 0,
+        "prompts": PromptUse(text=True, trajectory=True),
+        "trained_on": SEEN,
+        "training_data": "scripted experts, noise mix, 100 episodes a task",
+        "goal_visible": True,
+        "checkpoint": "last",
+        "context": "pooled",
+        "iterations": 30_000,
+        "wall_seconds": 12.5,
+        "successes": 20,
+    }
+    return TaskResult(**(values | changes))
+
+
+def _locomotion(**changes: Any) -> TaskResult:
+    """A valid locomotion record."""
+    values: dict[str, Any] = {
+        "task": "hopper-v5",
+        "protocol": "d4rl",
+        "trained_on": ("hopper-v5",),
+        "training_data": "own SAC replay, not D4RL",
+        "goal_visible": None,
+        "successes": None,
+        "returns_mean": 1523.4,
+        "returns_std": 210.9,
+        "normalised_score": 47.43,
+    }
+    return _result(**(values | changes))
+
+
+def _records(seed: int = 0, shift: int = 0, prompts: PromptUse | None = None) -> list[TaskResult]:
+    """Six tasks with the last and the best checkpoint; `shift` is taken off every count."""
+    return [
+        _result(
+            task=task,
+            split="seen" if task in SEEN else "unseen",
+            checkpoint=checkpoint,
+            successes=max(0, SUCCESSES[checkpoint][task] - shift),
+            iterations=30_000 if checkpoint == "last" else 24_000,
+            seed=seed,
+            prompts=prompts or PromptUse(text=True, trajectory=True),
+        )
+        for checkpoint in ("last", "best")
+        for task in SEEN + UNSEEN
+    ]
+
+
+def write_metrics(path: Path, seed: int, iterations: int = 30_000) -> None:
+    rng = np.random.default_rng(seed)
+    lines = []
+    for iteration in range(100, iterations + 1, 100):
+        progress = iteration / iterations
+        entry = {
+            "iteration": iteration,
+            "wall_seconds": 0.015 * iteration,
+            "loss/diffusion": 0.4 * np.exp(-5 * progress) + 0.05 + 0.02 * rng.standard_normal(),
+            "loss/critic": 2 * np.exp(-3 * progress) + 0.3 + 0.1 * rng.standard_normal(),
+            "loss/actor": -0.8 * progress + 0.05 * rng.standard_normal(),
+            "q/mean": 60 * (1 - np.exp(-3 * progress)) + rng.standard_normal(),
+            "q/target": 58 * (1 - np.exp(-3 * progress)) + rng.standard_normal(),
+        }
+        if iteration % 3000 == 0:
+            entry["eval/seen_success"] = min(1.0, progress + 0.05 * rng.standard_normal())
+            entry["eval/unseen_success"] = max(0.0, 0.3 * progress + 0.05 * rng.standard_normal())
+        lines.append(json.dumps(entry))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def prompt_text(task: str) -> str:
+    return (
+        f"Task: Meta-World {task.removesuffix('-v3')}.\nObjective: bring the object to its goal.\n"
+        "Constraints: the arm moves by small steps; 500 steps an episode.\nSuccess: the object is near the goal."
+    )
+
+
+def write_films(folder: Path, tasks: tuple[str, ...]) -> None:
+    for index, task in enumerate(tasks):
+        frames = []
+        for step in range(24):
+            frame = np.full((120, 160, 3), 60 + 20 * index, np.uint8)
+            frame[40:70, 5 * step : 5 * step + 30] = (230, 120, 40)
+            frames.append(frame)
+        info = {"success": index % 3 != 2, "seed": 1_000_000_000 + index, "steps": 24 + index, "checkpoint": "last"}
+        save_film(folder, task, frames, info)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> RunMaker:
+    """A function that writes a whole run folder; keyword arguments name what differs."""
+
+    def make(
+        name: str = "metaworld-0",
+        *,
+        seed: int = 0,
+        shift: int = 0,
+        records: list[TaskResult] | None = None,
+        config: dict[str, Any] | None = None,
+        films: bool = False,
+    ) -> Path:
+        run = tmp_path / name
+        run.mkdir()
+        write_results(run / "results.json", _records(seed, shift) if records is None else records)
+        settings = {
+            "preset": "metaworld",
+            "seed": seed,
+            "tasks": list(SEEN),
+            "agent": {"lr": 3e-4, "gamma": 0.99, "eta": 1.0},
+            "prompts": {"text": True, "trajectory": True, "llm": "minilm"},
+            "out": str(run),
+        }
+        (run / "config.json").write_text(json.dumps(settings | (config or {})))
+        write_metrics(run / "metrics.jsonl", seed)
+        prompts = {
+            task: {"text": prompt_text(task), "trajectory": {"source": "collected", "seed": 4711, "steps": 50}}
+            for task in SEEN + UNSEEN
+        }
+        (run / "prompts.json").write_text(json.dumps(prompts))
+        meta = {
+            "versions": {"llmdpd": "0.1.0", "torch": "2.13.0", "metaworld": "3.1.1"},
+            "machine": {"cpu": "2 cores", "system": "Linux", "gpu": None},
+            "times": {"collect_seconds": 95.4, "train_seconds": 451.0, "evaluate_seconds": 7322.0},
+            "command": ["python", "-m", "llmdpd.train", "--preset", "metaworld", "--seed", str(seed)],
+        }
+        (run / "meta.json").write_text(json.dumps(meta))
+        if films:
+            write_films(run / "films", SEEN + UNSEEN[:2])
+        return run
+
+    return make
+
+
+@pytest.fixture
+def make_result() -> Callable[..., TaskResult]:
+    return _result
+
+
+@pytest.fixture
+def make_locomotion() -> Callable[..., TaskResult]:
+    return _locomotion
+
+
+@pytest.fixture
+def make_records() -> Callable[..., list[TaskResult]]:
+    return _records

@@ -1,0 +1,356 @@
+"""The page, read back by an HTML parser: its figures are those of results.json, it loads nothing, it escapes all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.report import build_report, main
+from llmdpd.results import PromptUse, TaskResult, read_results, wilson_interval
+
+RunMaker = Callable[..., Path]
+VOID = {"meta", "img", "br", "link", "hr", "input", "col"}
+
+
+class Page(HTMLParser):
+    """Text, attributes, tables (rows of cell texts) by the id of their section; fails on tags that do not match."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[tuple[str, str | None]] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.texts: dict[str, str] = {}
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    @property
+    def section(self) -> str:
+        return next((name for _, name in reversed(self.open) if name), "")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "tr":
+            self.tables.setdefault(self.section, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self.section][-1].append("")
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs).get("id") if tag == "section" else None))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if any(tag == "style" for tag, _ in self.open):
+            return
+        self.texts[self.section] = self.texts.get(self.section, "") + data.replace("\u00a0", " ")
+        if any(tag in ("td", "th") for tag, _ in self.open):
+            self.tables[self.section][-1][-1] += data + " "
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts.values()).split())
+
+    def row(self, section: str, name: str, which: int = 0) -> list[str]:
+        """The cells of a table's row by the text of its first cell."""
+        rows = [row for row in self.tables[section] if row and row[0].strip() == name]
+        return [" ".join(cell.split()) for cell in rows[which][1:]]
+
+
+def test_every_figure_of_the_table_is_that_of_the_results_file(make_run: RunMaker) -> None:
+    run = make_run()
+    path = build_report([run])
+    assert path == run / "report.html"
+    page = Page(path)
+    records = read_results(run / "results.json")
+    assert len(records) == 12
+    for record in records:
+        cell = page.row("success", record.task)[("last", "best").index(record.checkpoint)]
+        assert record.successes is not None
+        low, high = wilson_interval(record.successes, record.episodes)
+        expected = f"{4 * record.successes:.1f} {100 * low:.1f} to {100 * high:.1f} {record.successes}/25"
+        assert cell == expected
+    for index, split in enumerate(("seen", "unseen")):
+        for column, checkpoint in enumerate(("last", "best")):
+            rates = [100 * (r.successes or 0) / 25 for r in records if (r.split, r.checkpoint) == (split, checkpoint)]
+            assert page.row("success", "mean over tasks", index)[column] == f"{mean(rates):.1f}"
+            assert f"{mean(rates):.1f} % of episodes on average" in page.text
+    rows = [row[0].strip() for row in page.tables["success"]]
+    assert rows.index("seen: trained on") < rows.index("disassemble-v3") < rows.index("unseen: never trained on")
+    assert rows.index("unseen: never trained on") < rows.index("box-close-v3")
+
+
+@pytest.mark.parametrize(
+    ("task", "own", "baseline"),
+    [
+        ("box-close-v3", "75.24 ± 4.90", "65.73"),
+        ("hand-insert-v3", "78.71 ± 5.33", "70.87"),
+        ("bin-picking-v3", "74.65 ± 6.28", "55.73"),
+        ("sweep-into-v3", "91.84 ± 2.42", "92.87"),
+        ("coffee-push-v3", "76.56 ± 2.89", "74.67"),
+        ("disassemble-v3", "72.30 ± 6.48", "69.00"),
+    ],
+)
+def test_the_papers_figures_stand_beside_and_are_labelled(
+    make_run: RunMaker, task: str, own: str, baseline: str
+) -> None:
+    page = Page(build_report([make_run()]))
+    assert page.row("success", task)[2:] == [own, baseline]
+    assert "reported by the paper, other data and compute" in page.text
+    assert "trained on the evaluated task's own data" in page.text
+
+
+def test_a_task_that_the_paper_lacks_or_counts_otherwise_says_so(
+    make_run: RunMaker, make_result: Callable[..., TaskResult]
+) -> None:
+    records = [make_result(task="box-close-v3", split="seen"), make_result(task="reach-v3", split="unseen")]
+    page = Page(build_report([make_run(records=records)]))
+    assert page.row("success", "box-close-v3")[1:] == ["75.24 ± 4.90 (unseen there)", "65.73 (unseen there)"]
+    assert page.row("success", "reach-v3")[1:] == ["not in the paper", "not in the paper"]
+    assert page.row("success", "mean over tasks")[1:] == ["not in the paper", "not in the paper"]
+
+
+def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_result: Callable[..., TaskResult]) -> None:
+    records = [make_result(goal_visible=False, prompts=PromptUse(text=False, trajectory="expert set B"))]
+    page = Page(build_report([make_run(records=records)]))
+    assert page.row("facts", "trained on") == ["sweep-into-v3, coffee-push-v3, disassemble-v3"]
+    assert page.row("facts", "training data") == ["scripted experts, noise mix, 100 episodes a task"]
+    assert page.row("facts", "goal in the observation") == ["hidden"]
+    assert page.row("facts", "text prompt") == ["off"]
+    assert page.row("facts", "trajectory prompt") == ["expert set B"]
+    assert page.row("facts", "iterations") == ["30,000 (last)"]
+
+
+def test_configuration_versions_times_prompts_and_command_are_there(make_run: RunMaker) -> None:
+    page = Page(build_report([make_run(config={"agent": {"lr": 1e-4, "layers": [256, 256]}})]))
+    assert page.row("", "agent.lr") == ["0.0001"]
+    assert page.row("", "agent.layers") == ["256, 256"]
+    assert page.row("", "torch") == ["2.13.0"]
+    assert page.row("", "gpu") == ["not set"]
+    assert page.row("", "collect_seconds") == ["1 min 35 s"]
+    assert page.row("", "evaluate_seconds") == ["2 h 02 min"]
+    assert "python -m llmdpd.train --preset metaworld --seed 0" in page.text
+    assert "Task: Meta-World coffee-push." in page.text
+    assert "Example trajectory: source collected, seed 4711, steps 50." in page.text
+
+
+def test_films_are_in_the_page_and_say_how_the_episode_ended(make_run: RunMaker) -> None:
+    page = Page(build_report([make_run(films=True)]))
+    videos = [value for tag, name, value in page.attributes if (tag, name) == ("video", "src")]
+    assert len(videos) == 5
+    assert all(value.startswith("data:video/mp4;base64,") for value in videos)
+    assert "no success , 26 steps, last checkpoint, seed 1000000002" in page.text.replace("success,", "success ,")
+    assert "No film of this task" in page.text
+
+
+def test_a_strip_stands_in_where_there_is_no_video(make_run: RunMaker) -> None:
+    run = make_run(films=True)
+    for film in (run / "films").glob("*.mp4"):
+        film.unlink()
+    page = Page(build_report([run]))
+    pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(pictures) == 5
+    assert all(value.startswith("data:image/png;base64,iVBOR") for value in pictures)
+
+
+def test_without_films_the_page_says_how_to_get_a_renderer(make_run: RunMaker) -> None:
+    run = make_run()
+    assert "libosmesa6" in Page(build_report([run])).text
+    (run / "films").mkdir()
+    (run / "films" / "README.txt").write_text("No renderer here: apt-get install <something>.")
+    page = Page(build_report([run]))
+    assert "No renderer here: apt-get install <something>." in page.text
+    assert "libosmesa6" not in page.text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(make_run: RunMaker) -> None:
+    for path in (build_report([make_run(films=True)]), build_report([make_run("a"), make_run("b", seed=1)])):
+        page = Page(path)
+        assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+        loading = [
+            value for _, name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "poster")
+        ]
+        assert loading
+        assert all(value.startswith(("data:", "#")) for value in loading)
+        assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+        source = path.read_text()
+        assert "@import" not in source
+        assert not re.search(r"url\((?!#)", source)
+        assert "http://" not in source
+        assert "https://" not in source
+        policy = next(
+            value for tag, name, value in page.attributes if tag == "meta" and value.startswith("default-src")
+        )
+        assert policy.startswith("default-src 'none';")
+        identities = [value for _, name, value in page.attributes if name == "id"]
+        assert len(identities) == len(set(identities))
+        assert path.stat().st_size < 15_000_000
+
+
+def test_hostile_names_and_prompts_stay_text(make_run: RunMaker, make_result: Callable[..., TaskResult]) -> None:
+    evil = "</style><script>alert('x')</script><img src=//evil onerror=alert(1)> $\\frac{$ &amp; {{ 191*7 }} _"
+    records = [make_result(task=evil, training_data=evil, trained_on=(evil,), context=evil, protocol=evil)]
+    run = make_run("_run & <b>", records=records, config={evil: evil})
+    (run / "prompts.json").write_text(json.dumps({evil: {"text": evil, "trajectory": {"source": evil}}}))
+    (run / "meta.json").write_text(json.dumps({"versions": {evil: evil}, "command": evil, evil: evil}))
+    (run / "films").mkdir()
+    (run / "films" / "README.txt").write_text(evil)
+    page = Page(build_report([run]))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "b" not in page.tags
+    assert page.text.count(evil) >= 12
+    assert "1337" not in page.text
+    assert "Run _run & <b>" in page.text
+
+
+@pytest.mark.parametrize("name", ["config.json", "meta.json", "prompts.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [None, "", "{broken", "[1, 2]", "\xff\xfe"])
+def test_an_optional_file_missing_or_damaged_is_said(make_run: RunMaker, name: str, content: str | None) -> None:
+    run = make_run()
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_bytes(content.encode("latin-1"))
+    page = Page(build_report([run]))
+    empty_metrics = name == "metrics.jsonl" and content == ""
+    assert (name in page.texts["summary"]) != empty_metrics
+    assert page.row("success", "coffee-push-v3")[0].startswith("76.0")
+    if name == "metrics.jsonl":
+        assert "There are no learning curves" in page.text
+
+
+def test_a_run_with_its_results_alone_makes_a_page(make_run: RunMaker) -> None:
+    run = make_run()
+    for path in run.iterdir():
+        if path.name != "results.json":
+            path.unlink()
+    page = Page(build_report([run]))
+    for name in ("config.json", "meta.json", "prompts.json", "metrics.jsonl"):
+        assert f"{name} is missing" in page.text
+    assert page.row("success", "sweep-into-v3")[0].startswith("96.0")
+
+
+def test_curves_have_a_panel_for_each_metric(make_run: RunMaker) -> None:
+    page = Page(build_report([make_run()]))
+    for name in ("loss/diffusion", "loss/critic", "loss/actor", "q/mean", "seen_success", "unseen_success"):
+        assert name in page.texts["curves"]
+
+
+def test_metrics_beyond_the_panels_are_named(make_run: RunMaker) -> None:
+    run = make_run()
+    many = {f"other/{index:02d}": index for index in range(14)}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"iteration": i} | many) + "\n" for i in (1, 2)))
+    text = " ".join(Page(build_report([run])).texts["curves"].split())
+    assert "Also recorded in metrics.jsonl: other/12, other/13." in text
+
+
+def test_locomotion_has_its_own_table(make_run: RunMaker, make_locomotion: Callable[..., TaskResult]) -> None:
+    records = [make_locomotion(), make_locomotion(checkpoint="best", normalised_score=51.26)]
+    page = Page(build_report([make_run(records=records)]))
+    assert "success" not in page.tables
+    last, best = page.row("locomotion", "hopper-v5"), page.row("locomotion", "hopper-v5", 1)
+    assert last == ["last", "25", "1523.4 ± 210.9", "47.4", "own SAC replay, not D4RL", "105.9 ± 1.5", "101.3"]
+    assert best[:4] == ["best", "25", "1523.4 ± 210.9", "51.3"]
+    assert "Normalised scores of the last checkpoint: 47.4 on hopper-v5." in page.text
+
+
+def test_runs_that_differ_by_seed_are_averaged(make_run: RunMaker) -> None:
+    runs = [make_run(f"s{seed}", seed=seed, shift=shift) for seed, shift in enumerate((0, 1, 4))]
+    path = build_report(runs)
+    assert path == runs[0].parent / "comparison.html"
+    page = Page(path)
+    rates = [100 * (24 - shift) / 25 for shift in (0, 1, 4)]
+    expected = f"{mean(rates):.1f} ± {stdev(rates):.1f} seeds 96.0, 92.0, 80.0"
+    assert page.row("success", "sweep-into-v3")[0] == expected
+    by_seed = [mean([100 * (count - shift) / 25 for count in (24, 19, 22)]) for shift in (0, 1, 4)]
+    assert page.row("success", "mean over tasks")[0].startswith(f"{mean(by_seed):.1f} ± {stdev(by_seed):.1f} seeds")
+    assert page.row("facts", "seeds") == ["0, 1, 2"]
+    assert "s0 and 2 more seeds" in page.text
+    assert "Settings that differ" not in page.text
+
+
+def test_runs_that_differ_otherwise_stand_side_by_side(make_run: RunMaker) -> None:
+    runs = [make_run("pooled"), make_run("retrieval", shift=3, config={"context": "retrieval"})]
+    page = Page(build_report(runs, runs[0].parent / "both.html"))
+    row = page.row("success", "coffee-push-v3")
+    assert [cell.split()[0] for cell in row] == ["76.0", "80.0", "64.0", "68.0", "76.56", "74.67"]
+    assert "44.5 to 79.8 16/25" in row[2]
+    assert page.row("facts", "context", 1) == ["not set", "retrieval"]
+
+
+def test_the_same_seed_twice_is_not_averaged(make_run: RunMaker) -> None:
+    page = Page(build_report([make_run("first"), make_run("second", shift=2)]))
+    assert [cell.split()[0] for cell in page.row("success", "sweep-into-v3")][:4] == ["96.0", "100.0", "88.0", "92.0"]
+    assert "±" not in " ".join(page.row("success", "sweep-into-v3")[:4])
+
+
+def test_runs_without_a_configuration_are_not_averaged(make_run: RunMaker) -> None:
+    runs = [make_run("first"), make_run("second", seed=1)]
+    for run in runs:
+        (run / "config.json").unlink()
+    assert len(Page(build_report(runs)).row("success", "sweep-into-v3")) == 6
+
+
+def test_an_ablation_in_one_run_stands_apart(make_run: RunMaker, make_records: Callable[..., list[TaskResult]]) -> None:
+    records = make_records() + make_records(prompts=PromptUse(text=False, trajectory=True), shift=4)
+    page = Page(build_report([make_run(records=records)]))
+    assert [cell.split()[0] for cell in page.row("success", "sweep-into-v3")][:4] == ["96.0", "100.0", "80.0", "84.0"]
+    headers = [cell.strip() for cell in page.tables["success"][0]]
+    assert headers[1:3] == ["text prompt on: success, %", "text prompt off: success, %"]
+
+
+def test_missing_or_unusable_runs_are_named(make_run: RunMaker, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run"):
+        build_report([])
+    with pytest.raises(InputError, match="nowhere"):
+        build_report([tmp_path / "nowhere"])
+    run = make_run()
+    with pytest.raises(InputError, match="twice"):
+        build_report([run, run / ".." / run.name])
+    with pytest.raises(InputError, match="a folder"):
+        build_report([run], tmp_path)
+    (run / "results.json").write_text('{"schema": 1, "records": []}')
+    with pytest.raises(InputError, match=r"results\.json"):
+        build_report([run])
+    (run / "results.json").write_text('{"schema": 1, "records": [{}]}')
+    with pytest.raises(InputError, match=r"records\[0\]"):
+        build_report([run])
+    (run / "results.json").unlink()
+    with pytest.raises(InputError, match=r"llmdpd\.evaluate") as caught:
+        build_report([run])
+    assert caught.value.path == str(run / "results.json")
+    assert not list(run.glob("*.html"))
+
+
+def test_the_command_writes_the_page_or_says_what_is_wrong(
+    make_run: RunMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    out = tmp_path / "deep" / "page.html"
+    assert main([str(run), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert Page(out).row("success", "sweep-into-v3")[0].startswith("96.0")
+    assert main([str(run), str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_the_same_runs_make_the_same_page(make_run: RunMaker, tmp_path: Path) -> None:
+    run: Any = make_run(films=True)
+    first = build_report([run], tmp_path / "1.html").read_bytes()
+    assert build_report([run], tmp_path / "2.html").read_bytes() == first
