@@ -14,7 +14,9 @@ from llmdpd.errors import InputError
 
 
 class SinusoidalTime(nn.Module):
-    """Sinusoidal embedding of a time index: int64 [K] -> [K, dim] (Vaswani et al. 2017; frequencies as Diffusion-QL's)."""
+    """Sinusoidal embedding of a time index: int64 [K] -> [K, dim] (Vaswani et al. 2017; Diffusion-QL's frequencies)."""
+
+    frequencies: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -47,7 +49,9 @@ class NoiseMLP(nn.Module):
     ) -> None:
         super().__init__()
         if time_dim < 2 or time_dim % 2:
-            raise InputError("the time embedding is sine and cosine pairs", field="time_dim", found=time_dim, expected="even")
+            raise InputError(
+                "the time embedding is sine and cosine pairs", field="time_dim", found=time_dim, expected="even"
+            )
         self.state_dim, self.action_dim, self.prompt_dim = state_dim, action_dim, prompt_dim
         self.hidden_dim, self.time_dim = hidden_dim, time_dim
         self.time_mlp = nn.Sequential(
@@ -58,11 +62,13 @@ class NoiseMLP(nn.Module):
 
     def time_embedding(self, timesteps: Tensor) -> Tensor:
         """Time indices int64 [K] -> [K, time_dim]."""
-        return self.time_mlp(timesteps)
+        embedding: Tensor = self.time_mlp(timesteps)
+        return embedding
 
     def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The first layer as its parts: weights of a_k, time, state and prompt (each [H, ·]), and the bias [H]."""
         layer = self.layers[0]
+        assert isinstance(layer, nn.Linear)
         parts = layer.weight.split([self.action_dim, self.time_dim, self.state_dim, self.prompt_dim], dim=1)
         return (*parts, layer.bias)
 
@@ -100,13 +106,17 @@ class NoiseMLP(nn.Module):
         """
         names = {"time_mlp.1": "time_mlp.1", "time_mlp.3": "time_mlp.3", "final_layer": "layers.3"}
         names |= {f"mid_layer.{2 * i}": f"layers.{i}" for i in range(3)}
-        prefix = next((key[: -len("final_layer.weight")] for key in state_dict if key.endswith("final_layer.weight")), "")
+        prefix = next(
+            (key[: -len("final_layer.weight")] for key in state_dict if key.endswith("final_layer.weight")), ""
+        )
         ours: dict[str, Tensor] = {}
         for theirs, name in names.items():
             for part in ("weight", "bias"):
                 key = f"{prefix}{theirs}.{part}"
                 if key not in state_dict:
-                    raise InputError("not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor")
+                    raise InputError(
+                        "not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor"
+                    )
                 ours[f"{name}.{part}"] = state_dict[key]
         time_dim, hidden_dim = ours["time_mlp.3.bias"].shape[0], ours["layers.0.bias"].shape[0]
         net = cls(state_dim, action_dim, prompt_dim, hidden_dim, time_dim)

@@ -148,7 +148,9 @@ def _check(
             found = f"{tensor.dtype} on {tensor.device}"
             raise InputError("wrong kind of tensor", field=name, found=found, expected=f"floats on {state.device}")
     if seed is not None and noise is not None:
-        raise InputError("seed and noise exclude each other", field="seed", found=seed, expected="None where noise is given")
+        raise InputError(
+            "seed and noise exclude each other", field="seed", found=seed, expected="None where noise is given"
+        )
     if isinstance(seed, Tensor) and (seed.shape != (batch,) or seed.dtype != torch.int64):
         found = f"{seed.dtype} {tuple(seed.shape)}"
         raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")
@@ -156,4 +158,6 @@ def _check(
         full = (plan.steps + 1, batch, samples, net.action_dim)
         allowed = {full} if samples > 1 else {full, (plan.steps + 1, batch, net.action_dim)}
         if tuple(noise.shape) not in allowed:
-            raise InputError("wrong shape", field="noise", found=tuple(noise.shape), expected=" or ".join(map(str, allowed)))
+            raise InputError(
+                "wrong shape", field="noise", found=tuple(noise.shape), expected=" or ".join(map(str, allowed))
+            )

@@ -32,7 +32,9 @@ def alphas(schedule: ScheduleName, steps: int) -> Array:
     2021, offset 0.008. Betas are held below 0.999.
     """
     if steps < 1:
-        raise InputError("a diffusion chain needs a step", field="steps", found=steps, expected="an integer of at least 1")
+        raise InputError(
+            "a diffusion chain needs a step", field="steps", found=steps, expected="an integer of at least 1"
+        )
     index = np.arange(1, steps + 1, dtype=np.float64)
     if schedule == "vp":
         return np.exp(-0.1 / steps - 0.5 * (10.0 - 0.1) * (2 * index - 1) / steps**2)
@@ -50,8 +52,8 @@ class SamplerPlan:
     """The coefficients of a reverse chain, one row a step in the order that they are used (k = K first).
 
     `timesteps` [K] int64 are the network's time indices (0 … train_steps - 1); `p, e, A, B, C, S` [K] float64 are the
-    coefficients of the module's recurrence; `clip` bounds x0 at every step and a_0 (None: no bound). The chain starts at
-    `start` times the first draw; `start` and S carry the noise scale.
+    coefficients of the module's recurrence; `clip` bounds x0 at every step and a_0 (None: no bound). The chain starts
+    at `start` times the first draw; `start` and S carry the noise scale.
     """
 
     name: SamplerName
@@ -103,11 +105,15 @@ def sampler_plan(
         raise InputError("unknown sampler", field="name", found=name, expected=get_args(SamplerName))
     total = steps if train_steps is None else train_steps
     if not 1 <= steps <= total:
-        raise InputError("sampler steps out of range", field="steps", found=steps, expected=f"1 to {total} (train_steps)")
+        raise InputError(
+            "sampler steps out of range", field="steps", found=steps, expected=f"1 to {total} (train_steps)"
+        )
     if name == "ddpm" and steps != total:
         raise InputError("ddpm walks every training step", field="steps", found=steps, expected=total, hint="use ddim")
     if clip is not None and not clip > 0:
-        raise InputError("the action bound must be positive", field="clip", found=clip, expected="a number above 0, or None")
+        raise InputError(
+            "the action bound must be positive", field="clip", found=clip, expected="a number above 0, or None"
+        )
     if noise_scale < 0:
         raise InputError("the noise scale is negative", field="noise_scale", found=noise_scale, expected="at least 0")
     bar = np.cumprod(alphas(schedule, total))
@@ -118,7 +124,18 @@ def sampler_plan(
     builders = {"ddpm": _ddpm, "ddim": _ddim, "dpm++2m": _dpm_solver_2m}
     a, b, c, s = builders[name](now, after, eta)
     return SamplerPlan(
-        name, schedule, total, clip, noise_scale, index, 1 / np.sqrt(now), -np.sqrt(1 / now - 1), a, b, c, s * noise_scale
+        name,
+        schedule,
+        total,
+        clip,
+        noise_scale,
+        index,
+        1 / np.sqrt(now),
+        -np.sqrt(1 / now - 1),
+        a,
+        b,
+        c,
+        s * noise_scale,
     )
 
 
@@ -142,7 +159,7 @@ def _ddim(now: Array, after: Array, eta: float) -> Rows:
 
 
 def _dpm_solver_2m(now: Array, after: Array, eta: float) -> Rows:
-    """DPM-Solver++(2M): second order in the log-SNR, first order in the first and the last step (where it is infinite)."""
+    """DPM-Solver++(2M): second order in the log-SNR; first order in the first step and the last (it is infinite there)."""
     with np.errstate(divide="ignore"):
         log_snr = np.log(np.sqrt(now) / np.sqrt(1 - now))
         log_snr_after = np.log(np.sqrt(after) / np.sqrt(1 - after))

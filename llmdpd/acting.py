@@ -1,0 +1,82 @@
+"""Choosing an action: N draws from the policy, one taken by what the critics say of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llmdpd.context import Condition
+from llmdpd.critic import DoubleQ
+from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.diffusion.schedules import SamplerName, SamplerPlan
+from llmdpd.errors import InputError
+from llmdpd.policy_network import PolicyConfig
+
+
+@dataclass(frozen=True)
+class ActingConfig:
+    """How a trained policy acts. Diffusion-QL draws 50 and takes one by softmax over min Q."""
+
+    samples: int = 50
+    """N, actions drawn a state; 1 needs no critic."""
+    selection: Literal["soft", "max"] = "soft"
+    """Which of the N is taken: `soft`, by softmax over min(Q_1, Q_2) / temperature, or `max`."""
+    temperature: float = 1.0
+    """Of the softmax, in units of Q."""
+    noise_scale: float = 1.0
+    """Factor on the sampler's noise; below 1 actions come from nearer to the mode."""
+    sampler: SamplerName = "ddpm"
+    """Sampler of the chain: ddpm, ddim or dpm++2m."""
+    steps: int | None = None
+    """Denoising steps; by default those of training (ddpm needs those)."""
+
+    def plan(self, policy: PolicyConfig) -> SamplerPlan:
+        """The sampler's coefficients for a policy."""
+        total = policy.diffusion_steps
+        return sampler_plan(
+            self.sampler,
+            self.steps or total,
+            policy.schedule,
+            policy.action_bound,
+            train_steps=total,
+            noise_scale=self.noise_scale,
+        )
+
+
+@torch.no_grad()
+def draw_actions(
+    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerPlan, acting: ActingConfig, seeds: Tensor
+) -> Tensor:
+    """One action a state: the condition of B states, seeds int64 [B] → [B, A].
+
+    Each state's noise hangs on its own seed alone, so that an action doesn't depend on the batch that it is drawn in.
+
+    Raises:
+        InputError: several samples and no critic to choose by.
+    """
+    actions = reverse_diffusion(net, condition.state, condition.prompt, plan, acting.samples, seed=seeds)
+    if acting.samples == 1:
+        return actions
+    if critic is None:
+        raise InputError(
+            "no critic to choose among samples by",
+            field="acting.samples",
+            found=acting.samples,
+            expected=1,
+            hint="this policy was trained by cloning alone",
+        )
+    batch = actions.shape[0]
+    prompt = condition.prompt.expand(batch, -1)[:, None, :].expand(-1, acting.samples, -1)
+    value = critic.minimum(condition.state[:, None, :].expand(-1, acting.samples, -1), actions, prompt)
+    if acting.selection == "max":
+        choice = value.argmax(1)
+    else:
+        # Inverse transform of the softmax by one uniform number a state; its draw lies past the sampler's K + 1.
+        normal = philox_normal(seeds, batch, 1, plan.steps + 2, 1, value.device)[-1, :, 0, 0]
+        uniform = torch.special.ndtr(normal)
+        cumulative = (value.double() / acting.temperature).softmax(1).cumsum(1)
+        choice = (cumulative < uniform[:, None]).sum(1).clamp_max(acting.samples - 1)
+    return actions[torch.arange(batch, device=actions.device), choice]

@@ -1,0 +1,201 @@
+"""Algorithm 1 of the paper: policy diffusion under prompts, with double Q-learning."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.context import Condition
+from llmdpd.critic import DoubleQ
+from llmdpd.diffusion import reverse_diffusion
+from llmdpd.policy_network import ConditionalPolicy
+
+
+@dataclass(frozen=True)
+class LLMDPDConfig:
+    """Algorithm 1. Where the paper is silent the values are Diffusion-QL's, the framework that it builds on."""
+
+    lr: float = 3e-4
+    """Learning rate of policy and encoders."""
+    critic_lr: float = 3e-4
+    """Learning rate of the critics."""
+    lr_warmup: int = 0
+    """Iterations of linear warm-up, for both rates."""
+    lr_final: float = 1.0
+    """Fraction of the rates that is left at the end of a cosine decay per iteration; 1 keeps them constant."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW) of policy and encoders."""
+    gamma: float = 0.99
+    """Discount a step."""
+    tau: float = 0.005
+    """Polyak rate of the target critics, an iteration."""
+    eta: float = 1.0
+    """Weight of the reward term: lambda = eta / mean |Q| (equation 8); 0 clones alone and trains no critic."""
+    reward_scale: float = 1.0
+    """Factor on rewards in the critics' targets."""
+    grad_clip: float = 0.0
+    """Bound on the policy's gradient norm, and on the critics'; 0 for none."""
+    ema_decay: float = 0.995
+    """EMA of the policy, which draws target actions and acts."""
+    ema_every: int = 5
+    """Iterations from one EMA update to the next."""
+    ema_start: int = 1000
+    """Iteration from which the EMA averages; before it copies."""
+    critic_sees_prompts: bool = False
+    """Condition the critics on the prompt vectors too; the paper's critics are Q(s, a)."""
+    critic_hidden: int = 256
+    """Width of the critics' three hidden layers."""
+    clone: Literal["executed", "expert"] = "executed"
+    """What equation 5 clones: the executed actions (the paper), or the expert's clean action in the visited state."""
+
+
+class LLMDPD:
+    """Policy, critics, their targets and optimisers, and one iteration of Algorithm 1.
+
+    Args:
+        policy: the networks with parameters psi, phi, theta.
+        config: see `LLMDPDConfig`.
+        iterations: length of the run, for the learning-rate schedule.
+    """
+
+    def __init__(self, policy: ConditionalPolicy, config: LLMDPDConfig, iterations: int) -> None:
+        self.config, self.iterations = config, iterations
+        self.policy = policy
+        self.ema_policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        prompt_dim = policy.context.prompt_dim if config.critic_sees_prompts else 0
+        device = next(policy.parameters()).device
+        self.critic = DoubleQ(policy.context.state_dim, policy.action_dim, prompt_dim, config.critic_hidden).to(device)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.policy_optimizer = torch.optim.AdamW(
+            policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_lr, fused=True)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network by name: with the optimisers, the schema of a checkpoint."""
+        names = ("policy", "ema_policy", "critic", "target_critic")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Every optimiser by name."""
+        return {"policy_optimizer": self.policy_optimizer, "critic_optimizer": self.critic_optimizer}
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        """One iteration of Algorithm 1 (lines 5 to 13), on one batch; iteration counts from 0.
+
+        Returns:
+            Metrics, scalar tensors on the device: `loss/critic` (equation 6), `loss/diffusion` (5),
+            `reward/objective` (7), `loss/actor` (8), and diagnostics.
+        """
+        self._set_rates(iteration)
+        metrics: dict[str, Tensor] = {}
+        with_reward = self.config.eta != 0
+        self.policy.train()
+        prompts = self.policy.encode(batch.text, batch.tokens)
+        condition = self.policy.condition(batch.observations, prompts, batch.prompt_index, batch.timesteps)
+        if with_reward:
+            metrics |= self._update_critic(batch, condition)
+        metrics |= self._update_actor(batch, condition, with_reward)
+        if with_reward:
+            _lerp(self.target_critic, self.critic, self.config.tau)
+        if iteration % self.config.ema_every == 0:
+            _lerp(
+                self.ema_policy, self.policy, 1 - self.config.ema_decay if iteration >= self.config.ema_start else 1.0
+            )
+        return metrics
+
+    def critic_loss(self, batch: PromptedBatch, condition: Condition) -> tuple[Tensor, dict[str, Tensor]]:
+        """Equation 6: mean squared error of Q_1 and Q_2 to r + gamma (1 - terminal) min Q̄(s', a'_0), summed."""
+        with torch.no_grad():
+            prompts = self.ema_policy.encode(batch.text, batch.tokens)
+            following = self.ema_policy.condition(
+                batch.next_observations, prompts, batch.prompt_index, batch.timesteps + 1
+            )
+            actions = reverse_diffusion(self.ema_policy.net, following.state, following.prompt, self.ema_policy.plan)
+            # The critics read the policy's own features and prompt vectors, old and new state alike.
+            next_prompt = self._critic_prompt(condition, len(actions))
+            next_value = self.target_critic.minimum(following.state, actions, next_prompt)
+            target = batch.rewards * self.config.reward_scale + self.config.gamma * (1 - batch.terminals) * next_value
+        q1, q2 = self.critic(condition.state.detach(), batch.actions, self._critic_prompt(condition, len(target)))
+        loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
+        return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
+
+    def diffusion_loss(self, batch: PromptedBatch, condition: Condition) -> Tensor:
+        """Equation 5: mean squared error between drawn and predicted noise, k uniform in 1 … K."""
+        clean = batch.expert_actions if self.config.clone == "expert" else batch.actions
+        assert clean is not None, "checked when the training data is prepared"
+        alpha_bar = self.policy.alpha_bar
+        timesteps = torch.randint(len(alpha_bar), (len(clean),), device=clean.device)
+        noise = torch.randn_like(clean)
+        level = alpha_bar[timesteps, None]
+        noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+        return F.mse_loss(self.policy.net(noisy, timesteps, condition.state, condition.prompt), noise)
+
+    def reward_objective(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Equation 7, mean Q(s, a_0) with the gradient through the whole chain, by one of the two critics at random.
+
+        Returns:
+            The objective, and mean |Q| of the other critic at the same actions: what lambda is normalised by.
+        """
+        actions = reverse_diffusion(self.policy.net, condition.state, condition.prompt, self.policy.plan)
+        values = self.critic(condition.state.detach(), actions, self._critic_prompt(condition, len(actions)))
+        # A draw on the CPU: which critic is a decision of the host, and costs no sync.
+        first = bool(torch.rand(()) < 0.5)
+        chosen, other = values if first else values[::-1]
+        return chosen.mean(), other.detach().abs().mean()
+
+    def _update_critic(self, batch: PromptedBatch, condition: Condition) -> dict[str, Tensor]:
+        loss, metrics = self.critic_loss(batch, condition)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        metrics["grad/critic"] = self._clip(self.critic)
+        self.critic_optimizer.step()
+        return {"loss/critic": loss.detach(), **metrics}
+
+    def _update_actor(self, batch: PromptedBatch, condition: Condition, with_reward: bool) -> dict[str, Tensor]:
+        """Equation 8: the diffusion loss minus lambda times the reward objective."""
+        loss = diffusion = self.diffusion_loss(batch, condition)
+        metrics = {"loss/diffusion": diffusion.detach()}
+        if with_reward:
+            self.critic.requires_grad_(False)
+            objective, scale = self.reward_objective(condition)
+            self.critic.requires_grad_(True)
+            loss = diffusion - self.config.eta / scale.clamp_min(1e-6) * objective
+            metrics["reward/objective"] = objective.detach()
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        metrics["grad/policy"] = self._clip(self.policy)
+        self.policy_optimizer.step()
+        return {"loss/actor": loss.detach(), **metrics}
+
+    def _critic_prompt(self, condition: Condition, batch: int) -> Tensor:
+        """The prompt vectors as the critics see them, [B, Z]: no gradient into the encoders, equation 8 trains those."""
+        return condition.prompt.detach().expand(batch, -1)
+
+    def _clip(self, module: nn.Module) -> Tensor:
+        bound = self.config.grad_clip or float("inf")
+        return nn.utils.clip_grad_norm_(module.parameters(), bound)
+
+    def _set_rates(self, iteration: int) -> None:
+        config = self.config
+        progress = torch.tensor(iteration / max(self.iterations, 1) * torch.pi)
+        factor = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(torch.cos(progress)))
+        if config.lr_warmup:
+            factor *= min(1.0, (iteration + 1) / config.lr_warmup)
+        for optimizer, rate in ((self.policy_optimizer, config.lr), (self.critic_optimizer, config.critic_lr)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+
+@torch.no_grad()
+def _lerp(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target ← target + rate (source - target), in place so that the tensors' versions count it."""
+    torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in source.parameters()], rate)

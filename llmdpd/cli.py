@@ -1,0 +1,70 @@
+"""What the commands share: presets before options, results as a table, errors without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.table import Table
+
+from llmdpd.errors import InputError
+from llmdpd.progress import console
+from llmdpd.results import TaskResult
+from llmdpd.training.loop import TrainingDivergedError
+from llmdpd.training.stopping import StopRequestedError
+
+
+def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other arguments.
+
+    Raises:
+        InputError: the option is the last word and has no value.
+    """
+    rest, value, words = [], None, iter(arguments)
+    for word in words:
+        if word == name:
+            value = next(words, None)
+            if value is None:
+                raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
+        elif word.startswith(f"{name}="):
+            value = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; the exit code. What a user can mend is printed in plain words, not as a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        command()
+    except (InputError, TrainingDivergedError) as error:
+        console.print(f"error: {error}", style="bold red", markup=False)
+        return 2 if isinstance(error, InputError) else 1
+    except StopRequestedError as stopped:
+        console.print(f"stopped by {stopped}")
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        console.print("stopped by SIGINT")
+        return 130
+    return 0
+
+
+def results_table(records: Sequence[TaskResult]) -> Table:
+    """Success by task, split and checkpoint, with 95 % intervals."""
+    table = Table("task", "split", "checkpoint", "episodes", "success", "95 % interval")
+    for record in records:
+        if record.success_rate is None or record.ci95 is None:
+            continue
+        low, high = record.ci95
+        table.add_row(
+            record.task,
+            record.split,
+            record.checkpoint,
+            str(record.episodes),
+            f"{record.success_rate:.0%}",
+            f"{low:.0%} – {high:.0%}",
+        )
+    return table

@@ -1,0 +1,73 @@
+"""Configurations (nested frozen dataclasses) to plain JSON values and back, strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from llmdpd.errors import InputError, nearest_names
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists, paths to strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> T:
+    """A dataclass from what `to_plain` made; fields that are missing take their defaults.
+
+    Raises:
+        InputError: an unknown field, or a value of another type; names the file and the field.
+    """
+    if not isinstance(value, dict):
+        raise InputError("wrong configuration", path=path, field=field or None, found=value, expected="an object")
+    hints = get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in value:
+        if name not in names:
+            raise InputError(
+                "unknown field in the configuration",
+                path=path,
+                field=f"{field}{name}",
+                hint=f"nearest names: {nearest_names(name, names)}",
+            )
+    return kind(**{name: _convert(hints[name], item, path, f"{field}{name}") for name, item in value.items()})
+
+
+def _convert(hint: Any, value: Any, path: Path | str, field: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, value, path, f"{field}.")  # type: ignore[arg-type]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path, field)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, path, field) for item in value)
+    if origin is Literal:
+        good, expected = value in arguments, ", ".join(map(repr, arguments))
+    elif hint is float:
+        good, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+    else:
+        good, expected = type(value) is hint, getattr(hint, "__name__", str(hint))
+    if not good:
+        raise InputError(
+            "wrong value in the configuration", path=path, field=field, found=repr(value), expected=expected
+        )
+    return float(value) if hint is float else value
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`field: old → new` for every leaf in which two plain configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [f"{prefix[:-1]}: {old!r} → {new!r}"]

@@ -1,0 +1,40 @@
+"""Double Q: two networks of three hidden layers with Mish, as in Diffusion-QL."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class DoubleQ(nn.Module):
+    """Q_1 and Q_2 (s, a) or (s, a, z): the critics of the paper's equation 6.
+
+    Args:
+        state_dim: size of the state features.
+        action_dim: A.
+        prompt_dim: size of the prompt vector; 0 for the paper's critics, which do not see the prompts.
+        hidden_dim: width of the three hidden layers.
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, prompt_dim: int = 0, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.prompt_dim, self.hidden_dim = prompt_dim, hidden_dim
+        inputs = state_dim + action_dim + prompt_dim
+        self.q1, self.q2 = _q_network(inputs, hidden_dim), _q_network(inputs, hidden_dim)
+
+    def forward(self, state: Tensor, action: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """State features [..., F], actions [..., A], prompt vectors [..., Z] → two times [...]."""
+        parts = [state, action, prompt] if self.prompt_dim else [state, action]
+        joined = torch.cat(parts, dim=-1)
+        return self.q1(joined).squeeze(-1), self.q2(joined).squeeze(-1)
+
+    def minimum(self, state: Tensor, action: Tensor, prompt: Tensor) -> Tensor:
+        """min(Q_1, Q_2): [...]."""
+        return torch.minimum(*self(state, action, prompt))
+
+
+def _q_network(inputs: int, hidden_dim: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (inputs, hidden_dim, hidden_dim):
+        layers += [nn.Linear(width, hidden_dim), nn.Mish()]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, 1))

@@ -1,0 +1,101 @@
+"""`python -m llmdpd.evaluate RUN`: success of a run's policies, over many episodes, under prompts of your choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from llmdpd.acting import ActingConfig
+from llmdpd.cli import results_table, run_command
+from llmdpd.config import EvaluationConfig
+from llmdpd.envs import check_task
+from llmdpd.progress import console
+from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.prompts import read_text, task_prompts
+from llmdpd.runs.scoring import evaluate_run, film_run
+from llmdpd.training.stopping import StopSignals
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate the policies of a run. Seeds are fixed, and apart from those of data and training."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    episodes: int = 500
+    """Episodes a task."""
+    checkpoint: Literal["last", "best", "both"] = "both"
+    """Which policy: the last one, the best by the selection during training, or both."""
+    tasks: tuple[str, ...] = ()
+    """Meta-World tasks; by default those of the run, seen and unseen."""
+    prompt_data: str | None = None
+    """Data set to take the example trajectories from (Minari, HDF5, MTDiff files …); by default the run's own."""
+    prompt_text: Path | None = None
+    """Text file that replaces the text prompt of every evaluated task."""
+    samples: int | None = None
+    """Actions drawn a state; by default the run's."""
+    noise_scale: float | None = None
+    """Factor on the sampler's noise; by default the run's."""
+    max_steps: int = 500
+    """Steps an episode at most."""
+    films: bool = False
+    """Film one episode a task."""
+    workers: int | None = None
+    """Environment processes; one a core by default."""
+    threads: int | None = None
+    """CPU threads of torch; by default torch's own choice."""
+    device: str = "cpu"
+    """Where the policy runs: cpu, cuda or cuda:N."""
+    out: Path | None = None
+    """File for the results; by default the run's results.json, which is replaced."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, 2 for bad input."""
+    return run_command(lambda: _evaluate(tyro.cli(EvaluateConfig, args=arguments, prog="python -m llmdpd.evaluate")))
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    run = RunFolder.open(config.run)
+    trained = run.read_config()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    tasks = [check_task(task) for task in config.tasks] or [*trained.tasks.seen, *trained.tasks.unseen]
+    text = None if config.prompt_text is None else read_text(config.prompt_text)
+    source = "built in" if config.prompt_text is None else str(config.prompt_text)
+    data = config.prompt_data or run.prompts
+    prompts = task_prompts(tasks, data if trained.policy.context.trajectory else None, text, source)
+    evaluation = dataclasses.replace(EvaluationConfig(), episodes=config.episodes, max_steps=config.max_steps)
+    with StopSignals() as stop:
+        records = evaluate_run(
+            run,
+            evaluation,
+            prompts,
+            checkpoints=("last", "best") if config.checkpoint == "both" else (config.checkpoint,),
+            acting=_changes(config),
+            workers=config.workers,
+            device=config.device,
+            out=config.out,
+            check=stop.check,
+        )
+        if config.films:
+            film_run(run, prompts, config.max_steps)
+    console.print(results_table(records))
+    console.print(f"results: {config.out or run.results}")
+
+
+def _changes(config: EvaluateConfig) -> dict[str, Any]:
+    """The fields of `ActingConfig` that options change."""
+    names = {field.name for field in dataclasses.fields(ActingConfig)}
+    return {name: value for name, value in vars(config).items() if name in names and value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

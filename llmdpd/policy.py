@@ -1,0 +1,238 @@
+"""`Policy`: a trained policy, told what to do by a text and an example trajectory; numpy in, numpy out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from llmdpd.acting import ActingConfig, draw_actions
+from llmdpd.config_io import from_plain, to_plain
+from llmdpd.context import EncodedPrompts
+from llmdpd.critic import DoubleQ
+from llmdpd.data import Trajectory
+from llmdpd.errors import InputError
+from llmdpd.policy_folder import (
+    check_device,
+    load_tensors,
+    read_policy_folder,
+    resolve_policy,
+    text_key,
+    write_policy_folder,
+)
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts import TextPrompt
+from llmdpd.prompts.trajectory import TrajectoryTokens, make_tokens
+
+Example = Trajectory | tuple[ArrayLike, ArrayLike]
+
+
+class Policy:
+    """A policy that acts under prompts.
+
+    `Policy.load(path).prompt(text=…, trajectory=…)`, then at each episode's start `.reset()`, then `.act(observation)`.
+
+    Args:
+        network: encoders and noise network.
+        critic: for the choice among several draws; None where there is none.
+        acting: how actions are drawn and chosen.
+        llm: name of the text model that the policy was trained with (see `LLMEncoder`).
+        texts: LLM embeddings [D] of known texts, by `text_key`.
+        facts: what it was trained on and how; kept with the policy, not used by it.
+    """
+
+    def __init__(
+        self,
+        network: ConditionalPolicy,
+        critic: DoubleQ | None,
+        acting: ActingConfig,
+        *,
+        llm: str = "minilm",
+        texts: Mapping[str, Tensor] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.critic = None if critic is None else critic.eval().requires_grad_(False)
+        self.acting, self.llm = acting, llm
+        self.texts = dict(texts or {})
+        self.facts = dict(facts or {})
+        self._prompts: EncodedPrompts | None = None
+        self._step = 0
+        self.seed(0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.network.alpha_bar.device
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], device: str = "cpu") -> Policy:
+        """Load from a policy folder, a run folder, or a Hugging Face hub id.
+
+        Raises:
+            InputError: nothing there, a missing or altered file, another version, a device that is absent.
+        """
+        place = check_device(device)
+        path = resolve_policy(source)
+        description, tensors = read_policy_folder(path)
+        sizes = description["sizes"]
+        network = ConditionalPolicy(
+            sizes["state_dim"],
+            sizes["action_dim"],
+            sizes["embedding_dim"],
+            from_plain(PolicyConfig, description["policy"], path),
+        )
+        load_tensors(network, tensors["model"], path / "model.safetensors")
+        critic = None
+        if "critic" in tensors:
+            prompt_dim = network.context.prompt_dim if sizes["critic_sees_prompts"] else 0
+            critic = DoubleQ(network.context.state_dim, sizes["action_dim"], prompt_dim, sizes["critic_hidden"])
+            load_tensors(critic, tensors["critic"], path / "critic.safetensors")
+            critic.to(place)
+        acting = from_plain(ActingConfig, description["acting"], path)
+        return cls(
+            network.to(place),
+            critic,
+            acting,
+            llm=description["llm"],
+            texts=tensors["texts"],
+            facts=description["facts"],
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy folder, whole or not at all; one that was there is replaced."""
+        network, critic = self.network, self.critic
+        sizes = {
+            "state_dim": network.state_dim,
+            "action_dim": network.action_dim,
+            "embedding_dim": network.embedding_dim,
+            "critic_hidden": critic.hidden_dim if critic else None,
+            "critic_sees_prompts": bool(critic and critic.prompt_dim),
+        }
+        description = {
+            "sizes": sizes,
+            "policy": to_plain(network.config),
+            "acting": to_plain(self.acting),
+            "llm": self.llm,
+            "facts": self.facts,
+        }
+        tensors = {"model": network.state_dict(), "texts": self.texts}
+        if critic is not None:
+            tensors["critic"] = critic.state_dict()
+        write_policy_folder(Path(path), description, tensors)
+
+    def with_acting(self, **changes: Any) -> Policy:
+        """The same policy acting in another way: fields of `ActingConfig`."""
+        acting = dataclasses.replace(self.acting, **changes)
+        return Policy(self.network, self.critic, acting, llm=self.llm, texts=self.texts, facts=self.facts)
+
+    def prompt(self, text: str | TextPrompt | None = None, trajectory: Example | None = None) -> Policy:
+        """Say what to do: a text prompt, and one example (a `Trajectory`, or observations [T, S] and actions [T, A]).
+
+        Returns the policy itself. The LLM is loaded only for a text that neither the policy nor the embedding cache
+        knows.
+
+        Raises:
+            InputError: a prompt that the policy needs and doesn't get, an example of the wrong width or too long.
+        """
+        self._prompts = self.encode_prompts([text], [trajectory])
+        self.reset()
+        return self
+
+    def encode_prompts(
+        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Example | None]
+    ) -> EncodedPrompts:
+        """Read P prompts at once, for `act_many`. A prompt kind is given for all P or for none."""
+        config = self.network.config.context
+        embeddings, tokens = None, None
+        if config.text and all(text is not None for text in texts):
+            embeddings = torch.stack([self._embed(text) for text in texts if text is not None]).to(self.device)
+        if config.trajectory and all(example is not None for example in trajectories):
+            tokens = self._tokens([example for example in trajectories if example is not None])
+        with torch.no_grad():
+            return self.network.encode(embeddings, tokens)
+
+    def reset(self) -> None:
+        """Start an episode: the clock goes back to 0."""
+        self._step = 0
+
+    def seed(self, seed: int) -> None:
+        """Fix the noise that is drawn from here on."""
+        self._random = torch.Generator().manual_seed(seed)
+
+    def act(self, observation: ArrayLike, step: int | None = None) -> NDArray[np.float32]:
+        """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
+
+        The time step counts by itself from `reset()`; `step` sets it.
+
+        Raises:
+            InputError: no prompt yet, or an observation of another width.
+        """
+        if self._prompts is None:
+            raise InputError("the policy has no prompt yet", expected="prompt(text=…, trajectory=…) before act()")
+        state = np.asarray(observation, np.float32)
+        if state.ndim not in (1, 2) or state.shape[-1] != self.network.state_dim:
+            width = self.network.state_dim
+            raise InputError(
+                "wrong observation", field="observation", found=state.shape, expected=f"[{width}] or [B, {width}]"
+            )
+        rows = np.atleast_2d(state)
+        self._step = self._step if step is None else step
+        seeds = torch.randint(2**63 - 1, (len(rows),), generator=self._random)
+        actions = self.act_many(rows, self._prompts, None, np.full(len(rows), self._step), seeds.numpy())
+        self._step += 1
+        return actions[0] if state.ndim == 1 else actions
+
+    def act_many(
+        self,
+        observations: NDArray[np.float32],
+        prompts: EncodedPrompts,
+        index: NDArray[np.int64] | None,
+        steps: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Act for many episodes at once, of several tasks: an action depends on its own row alone.
+
+        observations [B, S]; index [B] into the P prompts (None: P = 1); steps [B] within the episodes; seeds [B]
+        → [B, A].
+        """
+        place = self.device
+        with torch.no_grad():
+            rows = None if index is None else torch.from_numpy(index).to(place)
+            state = torch.from_numpy(observations).to(place)
+            condition = self.network.condition(state, prompts, rows, torch.from_numpy(steps).to(place))
+            plan = self.acting.plan(self.network.config)
+            keys = torch.from_numpy(seeds).to(place)
+            return draw_actions(self.network.net, self.critic, condition, plan, self.acting, keys).cpu().numpy()
+
+    def _embed(self, text: str | TextPrompt) -> Tensor:
+        rendered = text.render() if isinstance(text, TextPrompt) else text
+        if text_key(rendered) not in self.texts:
+            from llmdpd.prompts import LLMEncoder
+
+            self.texts[text_key(rendered)] = LLMEncoder(self.llm).encode([rendered])[0]
+        return self.texts[text_key(rendered)]
+
+    def _tokens(self, examples: Sequence[Example]) -> TrajectoryTokens:
+        pairs = []
+        for example in examples:
+            parts = (example.observations, example.actions) if isinstance(example, Trajectory) else example
+            observations, actions = (np.asarray(part, np.float32) for part in parts)
+            widths = (observations.shape[-1], actions.shape[-1])
+            expected = (self.network.state_dim, self.network.action_dim)
+            if widths != expected:
+                raise InputError(
+                    "the trajectory prompt has another width than the policy",
+                    field="trajectory",
+                    found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
+                    expected=f"{expected[0]} and {expected[1]}",
+                )
+            pairs.append((observations, actions))
+        return make_tokens(pairs, self.network.config.context.encoder).to(self.device)

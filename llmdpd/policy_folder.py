@@ -1,0 +1,154 @@
+"""The policy on disk: what deployment needs, as safetensors and JSON, each file held to its checksum.
+
+policy/
+  policy.json            format version, sizes, configuration, what it was trained on, SHA-256 of the other files
+  model.safetensors      encoders and noise network (the EMA of training)
+  critic.safetensors     the critics, where there are any
+  texts.safetensors      LLM embeddings of the known text prompts, by the SHA-256 of the text
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError
+from llmdpd.files import atomic_directory, atomic_write_json, read_json
+
+FORMAT = 1
+DESCRIPTION = "policy.json"
+
+
+def text_key(text: str) -> str:
+    """The key of a text prompt's stored embedding."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_policy_folder(
+    path: Path, description: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Write a policy folder, whole or not at all; `tensors` maps a file's stem to its tensors."""
+    with atomic_directory(path) as folder:
+        sums = {}
+        for stem, content in tensors.items():
+            file = folder / f"{stem}.safetensors"
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}
+            # Serialised here and written plainly: a full disk then raises OSError like any other write.
+            file.write_bytes(safetensors.torch.save(whole))
+            sums[file.name] = _sha256(file)
+        atomic_write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "sha256": sums})
+
+
+def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read a policy folder: its description, and tensors by file stem.
+
+    Raises:
+        InputError: not a policy folder, another format version, a missing file, a file altered since it was written.
+    """
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise InputError(
+            "not a policy folder", path=path, found=_listing(path), expected=f"a folder with {DESCRIPTION}"
+        )
+    description = read_json(file)
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            "a policy of another format version",
+            path=file,
+            field="format",
+            found=found,
+            expected=FORMAT,
+            hint="load it with the version of llmdpd that wrote it",
+        )
+    tensors = {}
+    for name, expected in description["sha256"].items():
+        part = path / name
+        if not part.is_file():
+            raise InputError(
+                "a file of the policy is missing", path=part, found="no such file", expected=f"SHA-256 {expected}"
+            )
+        if _sha256(part) != expected:
+            raise InputError(
+                "a file of the policy was altered", path=part, field="SHA-256", found=_sha256(part), expected=expected
+            )
+        tensors[part.stem] = safetensors.torch.load_file(part)
+    return description, tensors
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, all of them and nothing else.
+
+    Raises:
+        InputError: a name or a shape that does not fit.
+    """
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        have, want = tensors.get(name), expected.get(name)
+        if have is None or want is None or have.shape != want.shape:
+            found, wanted = (None if t is None else list(t.shape) for t in (have, want))
+            raise InputError(
+                "a tensor does not fit the configuration", path=path, field=name, found=found, expected=wanted
+            )
+    module.load_state_dict(tensors)
+
+
+def resolve_policy(source: str | os.PathLike[str]) -> Path:
+    """A policy folder, a run folder (its `policy/`), or a Hugging Face hub id, fetched → the policy folder.
+
+    Raises:
+        InputError: neither a folder nor a repository that can be had.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json"]))
+    except (HFValidationError, OSError, RuntimeError) as error:
+        raise InputError(
+            "no such policy",
+            path=str(source),
+            found=f"no folder of this name, and the hub said: {error}".splitlines()[0],
+            expected="a policy folder, a run folder, or a Hugging Face hub id",
+        ) from None
+
+
+def check_device(name: str) -> torch.device:
+    """The device of this name, or `InputError` where it is absent."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError("no such device", field="device", found=name, expected="cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        built = torch.version.cuda or "no CUDA (a CPU build)"
+        raise InputError(
+            "the GPU that was asked for is absent",
+            field="device",
+            found=f"{torch.cuda.device_count()} GPUs; torch has {built}",
+            expected=name,
+            hint="use --device cpu, or install a CUDA build of torch",
+        )
+    return device
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _listing(path: Path) -> str:
+    return ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "an empty folder" if path.is_dir() else "no folder"

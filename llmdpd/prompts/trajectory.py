@@ -1,0 +1,174 @@
+"""The trajectory prompt: steps taken from one example episode, and the transformer that reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError
+
+StepSampling = Literal["even", "window", "all"]
+_POSITION_FREQUENCIES = 6
+
+
+@dataclass(frozen=True)
+class TrajectoryEncoderConfig:
+    """The trajectory encoder g (paper, equation 3). Sizes are MTDiff's: GPT-2 style, not causal here."""
+
+    layers: int = 4
+    """Transformer layers."""
+    heads: int = 2
+    """Attention heads."""
+    width: int = 256
+    """Token width."""
+    inner: int = 1024
+    """Width of the feed-forward layers."""
+    dropout: float = 0.1
+    """Dropout inside the transformer, probability."""
+    steps: int = 50
+    """Steps of the example that are read; also the encoder's limit."""
+    sampling: StepSampling = "even"
+    """How a longer example is cut: `even` over the episode, `window` (consecutive, MTDiff's), `all`: it is an error."""
+
+
+@dataclass(frozen=True)
+class TrajectoryTokens:
+    """Steps of P prompts, padded to one length.
+
+    states [P, T, S]; actions [P, T, A]; phase [P, T], 0 … 1 over the episode; mask [P, T], True where a step is real;
+    padded: whether any is not (known here, so that nobody has to ask the device).
+    """
+
+    states: Tensor
+    actions: Tensor
+    phase: Tensor
+    mask: Tensor
+    padded: bool
+
+    def to(self, device: torch.device | str) -> TrajectoryTokens:
+        """The same on another device."""
+        states, actions = self.states.to(device), self.actions.to(device)
+        return TrajectoryTokens(states, actions, self.phase.to(device), self.mask.to(device), self.padded)
+
+
+def choose_steps(
+    length: int, config: TrajectoryEncoderConfig, rng: np.random.Generator | None = None
+) -> NDArray[np.int64]:
+    """Indices of the steps of an episode of `length` steps that the prompt keeps.
+
+    `rng` moves the window (MTDiff draws its start in [0, 150)); without one it starts at 0.
+
+    Raises:
+        InputError: an empty episode, or with `all` one longer than the encoder's limit.
+    """
+    if length < 1:
+        raise InputError("the trajectory prompt is empty", field="trajectory", found="0 steps", expected="at least 1")
+    if length <= config.steps:
+        return np.arange(length)
+    if config.sampling == "all":
+        raise InputError(
+            "the trajectory prompt is longer than the encoder's limit",
+            field="trajectory",
+            found=f"{length} steps",
+            expected=f"at most {config.steps}",
+            hint="cut it, or train with sampling 'even' or 'window'",
+        )
+    if config.sampling == "window":
+        start = int(rng.integers(min(150, length - config.steps + 1))) if rng is not None else 0
+        return np.arange(start, start + config.steps)
+    return np.linspace(0, length - 1, config.steps).round().astype(np.int64)
+
+
+def make_tokens(
+    trajectories: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    config: TrajectoryEncoderConfig,
+    rng: np.random.Generator | None = None,
+) -> TrajectoryTokens:
+    """Prompt tokens from (observations [T, S], actions [T, A]) pairs, padded to the longest.
+
+    Raises:
+        InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
+    """
+    chosen = []
+    for observations, actions in trajectories:
+        if observations.ndim != 2 or actions.ndim != 2 or len(observations) != len(actions):
+            raise InputError(
+                "the trajectory prompt's arrays do not fit together",
+                field="trajectory",
+                found=f"observations {observations.shape}, actions {actions.shape}",
+                expected="[T, S] and [T, A]",
+            )
+        if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
+            raise InputError("the trajectory prompt holds NaN or Inf", field="trajectory", expected="finite numbers")
+        chosen.append(choose_steps(len(observations), config, rng))
+    longest = max(len(index) for index in chosen)
+    count = len(chosen)
+    states = np.zeros((count, longest, trajectories[0][0].shape[1]), np.float32)
+    actions_out = np.zeros((count, longest, trajectories[0][1].shape[1]), np.float32)
+    phase = np.zeros((count, longest), np.float32)
+    mask = np.zeros((count, longest), bool)
+    for row, (index, (observations, actions)) in enumerate(zip(chosen, trajectories, strict=True)):
+        states[row, : len(index)], actions_out[row, : len(index)] = observations[index], actions[index]
+        phase[row, : len(index)] = index / max(len(observations) - 1, 1)
+        mask[row, : len(index)] = True
+    tensors = [torch.from_numpy(part) for part in (states, actions_out, phase, mask)]
+    return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], padded=not mask.all())
+
+
+class TrajectoryEncoder(nn.Module):
+    """Tokens (s_t, a_t) → transformer → mean over the real steps → MLP head (paper, equation 3).
+
+    Args:
+        feature_dim: size of the state features of a step.
+        action_dim: A.
+        output_dim: size of z_traj.
+        config: the transformer's sizes.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, feature_dim: int, action_dim: int, output_dim: int, config: TrajectoryEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(feature_dim + action_dim, config.width)
+        self.position = nn.Linear(2 * _POSITION_FREQUENCIES, config.width, bias=False)
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, config.inner, config.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(
+            layer, config.layers, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
+        )
+        self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, output_dim))
+        frequencies = torch.pi * 2.0 ** torch.arange(_POSITION_FREQUENCIES)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def encode_steps(self, features: Tensor, tokens: TrajectoryTokens) -> Tensor:
+        """Encoded steps [P, T, width] from state features [P, T, F]; padded steps hold meaningless values.
+
+        Raises:
+            InputError: more steps than the encoder's limit.
+        """
+        if features.shape[1] > self.config.steps:
+            found = f"{features.shape[1]} steps"
+            raise InputError(
+                "the trajectory prompt is longer than the encoder's limit",
+                field="trajectory",
+                found=found,
+                expected=f"at most {self.config.steps}",
+            )
+        angle = tokens.phase[..., None] * self.frequencies
+        position = torch.cat([angle.sin(), angle.cos()], dim=-1)
+        embedded = self.embed(torch.cat([features, tokens.actions], dim=-1)) + self.position(position)
+        # A mask is passed only where something is padded: the unmasked attention is the faster one.
+        padding = ~tokens.mask if tokens.padded else None
+        return self.transformer(embedded, src_key_padding_mask=padding)
+
+    def pool(self, steps: Tensor, mask: Tensor) -> Tensor:
+        """z_traj [P, Z]: mean of the encoded steps [P, T, width] where the mask [P, T] holds, then the head."""
+        weight = mask.to(steps.dtype)[..., None]
+        return self.head((steps * weight).sum(1) / weight.sum(1))

@@ -1,0 +1,1 @@
+"""A run: its folder, its prompts, its evaluation, and the pipeline from data to report."""

@@ -1,0 +1,146 @@
+"""The run folder: what lies where, and what is written down about the machine and the times."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llmdpd.config import TrainConfig
+from llmdpd.config_io import differences, from_plain, to_plain
+from llmdpd.errors import InputError
+from llmdpd.files import atomic_write_json, read_json
+
+_PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors")
+# Where a resumed run may differ from its start: none of these changes what is learned.
+_FREE_ON_RESUME = ("evaluation.", "data.workers", "training.checkpoint_every")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths within a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def meta(self) -> Path:
+        return self.path / "meta.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def films(self) -> Path:
+        return self.path / "films"
+
+    @property
+    def prompts(self) -> Path:
+        """The example trajectories of the evaluation, as Minari data sets."""
+        return self.path / "prompt_data"
+
+    def policy(self, checkpoint: str) -> Path:
+        """The policy folder of the `last` or the `best` checkpoint."""
+        return self.path / ("policy" if checkpoint == "last" else "policy_best")
+
+    @classmethod
+    def create(cls, path: Path | None, config: TrainConfig) -> RunFolder:
+        """A new run folder, named after preset, seed and time unless a path is given.
+
+        Raises:
+            InputError: the folder holds something already.
+        """
+        if path is None:
+            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+            path = Path("runs") / f"{config.preset}-seed{config.seed}-{stamp}"
+        if path.exists() and any(path.iterdir()):
+            raise InputError(
+                "the run folder is not empty",
+                path=path,
+                expected="a new or an empty folder",
+                hint=f"continue that run with --resume {path}, or choose another --run-dir",
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        atomic_write_json(run.config, to_plain(config))
+        run.note(versions=_versions(), machine=_machine(), times={})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A run folder that exists.
+
+        Raises:
+            InputError: it is none.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            raise InputError(
+                "not a run folder", path=path, found="no config.json", expected="a folder made by llmdpd.train"
+            )
+        return run
+
+    def read_config(self) -> TrainConfig:
+        """The configuration that the run was started with."""
+        return from_plain(TrainConfig, read_json(self.config), self.config)
+
+    def check_resume(self, config: TrainConfig) -> None:
+        """Raise `InputError` naming every field in which a resume would change what is learned."""
+        changed = differences(read_json(self.config), to_plain(config))
+        changed = [line for line in changed if not line.startswith(_FREE_ON_RESUME)]
+        if changed:
+            raise InputError(
+                "the run cannot be resumed with another configuration",
+                path=self.config,
+                found="; ".join(changed),
+                expected="the run's own configuration",
+                hint="leave these options out, or start a new run",
+            )
+
+    def note(self, **sections: dict[str, Any]) -> None:
+        """Merge sections into meta.json (versions, machine, times …)."""
+        known = read_json(self.meta) if self.meta.is_file() else {}
+        for name, values in sections.items():
+            known[name] = {**known.get(name, {}), **values}
+        atomic_write_json(self.meta, known)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._start, 2)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a checkout, or an optional package
+    return versions
+
+
+def _machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count()}

@@ -1,0 +1,169 @@
+"""A run from beginning to end: data, prompts, training, evaluation, report. Every part can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llmdpd.agents.llmdpd import LLMDPD
+from llmdpd.config import TrainConfig
+from llmdpd.config_io import to_plain
+from llmdpd.data import TrajectoryDataset
+from llmdpd.envs.rollout import EnvPool
+from llmdpd.errors import InputError
+from llmdpd.policy import Policy
+from llmdpd.policy_folder import check_device, text_key
+from llmdpd.policy_network import ConditionalPolicy
+from llmdpd.progress import console
+from llmdpd.prompts import metaworld_prompt
+from llmdpd.runs.data import ACTION_DIM, STATE_DIM, embed_tasks, example_data, training_data
+from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
+from llmdpd.runs.folder import RunFolder, Stopwatch
+from llmdpd.runs.prompts import TaskPrompt, keep_prompts, task_prompts
+from llmdpd.runs.scoring import evaluate_run, film_run
+from llmdpd.training.batches import BatchSampler
+from llmdpd.training.loop import Hooks, TrainingLoop
+from llmdpd.training.stopping import StopSignals
+
+
+def prepare_config(config: TrainConfig) -> TrainConfig:
+    """The configuration with names made canonical and defaults that hang on the machine made plain.
+
+    Raises:
+        InputError: an unknown task, a task both seen and unseen, no seen task, a device that is absent.
+    """
+    from llmdpd.envs import check_task
+
+    check_device(config.device)
+    tasks = dataclasses.replace(
+        config.tasks,
+        seen=tuple(dict.fromkeys(check_task(task) for task in config.tasks.seen)),
+        unseen=tuple(dict.fromkeys(check_task(task) for task in config.tasks.unseen)),
+    )
+    if not tasks.seen:
+        raise InputError("no task to train on", field="tasks.seen", found="none", expected="at least one")
+    both = sorted(set(tasks.seen) & set(tasks.unseen))
+    if both:
+        raise InputError("a task is both seen and unseen", field="tasks.unseen", found=", ".join(both))
+    threads = config.threads or len(os.sched_getaffinity(0))
+    return dataclasses.replace(config, tasks=tasks, threads=threads)
+
+
+def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
+    """Everything that the run folder does not hold yet.
+
+    Raises:
+        StopRequestedError: a stop was asked for; what was done is saved.
+        InputError, TrainingDivergedError: see there.
+    """
+    _set_up_torch(config)
+    watch = Stopwatch()
+    dataset, words = training_data(config)
+    examples = example_data(config)
+    run.note(times={"data_seconds": watch.seconds})
+    stop.check()
+    tasks = (*config.tasks.seen, *config.tasks.unseen)
+    keep_prompts(run, examples, tasks)
+    prompts = task_prompts(tasks, run.prompts if config.policy.context.trajectory else None)
+    watch = Stopwatch()
+    embeddings, width = embed_tasks(config, tasks)
+    run.note(times={"embedding_seconds": watch.seconds})
+    stop.check()
+    with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
+        loop = _training_loop(config, run, dataset, words, embeddings, width, prompts, pool, stop)
+        seconds = loop.execute(stop)
+    run.note(times={"training_seconds": round(seconds, 1)})
+    watch = Stopwatch()
+    evaluate_run(run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check)
+    run.note(times={"evaluation_seconds": watch.seconds})
+    if config.evaluation.films:
+        film_run(run, prompts, config.evaluation.max_steps)
+
+
+def _set_up_torch(config: TrainConfig) -> None:
+    # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    assert config.threads is not None
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+
+
+def _training_loop(
+    config: TrainConfig,
+    run: RunFolder,
+    dataset: TrajectoryDataset,
+    words: str,
+    embeddings: dict[str, torch.Tensor],
+    width: int,
+    prompts: dict[str, TaskPrompt],
+    pool: EnvPool,
+    stop: StopSignals,
+) -> TrainingLoop:
+    device, context = check_device(config.device), config.policy.context
+    network = ConditionalPolicy(STATE_DIM, ACTION_DIM, width, config.policy).to(device)
+    network.context.features.fit(torch.from_numpy(dataset.observations))
+    agent = LLMDPD(network, config.agent, config.training.iterations)
+    rows = [embeddings[metaworld_prompt(task).render()] for task in dataset.tasks] if embeddings else None
+    sampler = BatchSampler(
+        dataset,
+        None if rows is None else torch.stack(rows),
+        context.encoder if context.trajectory else None,
+        config.training.batch_size,
+        config.training.tasks_per_batch,
+        config.seed,
+        device,
+    )
+    known = {text_key(text): vector for text, vector in embeddings.items()}
+
+    def policy(iteration: int) -> Policy:
+        return _snapshot(agent, config, known, _facts(config, words, iteration))
+
+    def select() -> tuple[dict[str, float], float]:
+        seen = {task: prompts[task] for task in config.tasks.seen}
+        return _select(policy(0), seen, config, pool, stop.check)
+
+    hooks = Hooks(select, lambda which, iteration: policy(iteration).save(run.policy(which)))
+    return TrainingLoop(run.path, agent, sampler, config.training, hooks, {"config": to_plain(config)})
+
+
+def _snapshot(agent: LLMDPD, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]) -> Policy:
+    """The acting policy as it is now: the EMA networks, and the critics where any are trained."""
+    critic = copy.deepcopy(agent.critic) if config.agent.eta else None
+    network = copy.deepcopy(agent.ema_policy)
+    return Policy(network, critic, config.acting, llm=config.llm, texts=known, facts=facts)
+
+
+def _facts(config: TrainConfig, words: str, iteration: int) -> dict[str, Any]:
+    return {
+        "protocol": config.tasks.protocol,
+        "trained_on": list(config.tasks.seen),
+        "training_data": words,
+        "goal_visible": config.tasks.goal_visible,
+        "seed": config.seed,
+        "iterations": iteration,
+    }
+
+
+def _select(
+    policy: Policy, prompts: dict[str, TaskPrompt], config: TrainConfig, pool: EnvPool, check: Callable[[], None]
+) -> tuple[dict[str, float], float]:
+    """Success on the seen tasks, on seeds apart from the reported ones: what `best` is chosen by."""
+    results = evaluate_tasks(
+        policy,
+        prompts,
+        config.training.select_episodes,
+        pool,
+        first_seed=SELECTION_SEED_START,
+        max_steps=config.evaluation.max_steps,
+        progress=lambda done: check(),
+    )
+    rates = {task: sum(r.success for r in episodes) / len(episodes) for task, episodes in results.items()}
+    score = sum(rates.values()) / len(rates)
+    console.print("selection: " + ", ".join(f"{task} {rate:.0%}" for task, rate in rates.items()))
+    return {"eval/seen_success": score, **{f"eval/{task}": rate for task, rate in rates.items()}}, score

@@ -1,0 +1,120 @@
+"""From a run's policies to its results.json and films."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llmdpd.config import EvaluationConfig
+from llmdpd.envs.rollout import EnvPool, EpisodeResult
+from llmdpd.errors import InputError
+from llmdpd.policy import Policy
+from llmdpd.progress import ProgressBar, console
+from llmdpd.results import PromptUse, TaskResult, write_results
+from llmdpd.runs.evaluation import evaluate_tasks, make_films
+from llmdpd.runs.folder import RunFolder, Stopwatch
+from llmdpd.runs.prompts import TaskPrompt
+
+
+def evaluate_run(
+    run: RunFolder,
+    config: EvaluationConfig,
+    prompts: Mapping[str, TaskPrompt],
+    *,
+    checkpoints: Sequence[str] = ("last", "best"),
+    acting: Mapping[str, object] | None = None,
+    workers: int | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[TaskResult]:
+    """Evaluate a run's policies on every task that has prompts, and write `out` (by default the run's results.json).
+
+    `acting` changes fields of `ActingConfig`; `check` is called as episodes end and may raise to stop.
+
+    Raises:
+        InputError: a policy that is missing or broken.
+    """
+    policies = {name: Policy.load(run.policy(name), device) for name in checkpoints if run.policy(name).exists()}
+    if not policies:
+        raise InputError(
+            "the run has no policy yet", path=run.policy(checkpoints[0]), hint=f"train it: --resume {run.path}"
+        )
+    records: list[TaskResult] = []
+    for name, policy in policies.items():
+        twin = next((r for r in records if r.iterations == policy.facts["iterations"]), None)
+        if twin is not None:
+            # The same networks on the same seeds: the episodes would be the same, bit for bit.
+            console.print(f"{name} is the checkpoint of the same iteration as {twin.checkpoint}: same results")
+            records += [dataclasses.replace(record, checkpoint=name) for record in records]
+            continue
+        if acting:
+            policy = policy.with_acting(**acting)
+        records += _evaluate(name, policy, config, prompts, workers, check)
+    write_results(out or run.results, records)
+    return records
+
+
+def film_run(run: RunFolder, prompts: Mapping[str, TaskPrompt], max_steps: int) -> None:
+    """Film the last policy, one episode a task, or leave word why there is no film."""
+    policy = Policy.load(run.policy("last"))
+    visible = policy.facts["goal_visible"]
+    watch = Stopwatch()
+    obstacle = make_films(policy, prompts, run.films, goal_visible=visible, max_steps=max_steps, checkpoint="last")
+    console.print(f"no films: {obstacle}" if obstacle else f"films: {run.films} ({watch.seconds:.0f} s)")
+
+
+def _evaluate(
+    name: str,
+    policy: Policy,
+    config: EvaluationConfig,
+    prompts: Mapping[str, TaskPrompt],
+    workers: int | None,
+    check: Callable[[], None],
+) -> list[TaskResult]:
+    total = config.episodes * len(prompts)
+    watch = Stopwatch()
+    with (
+        EnvPool(workers, policy.facts["goal_visible"]) as pool,
+        ProgressBar(f"evaluating the {name} checkpoint", total, "episodes") as bar,
+    ):
+
+        def progress(done: int) -> None:
+            bar.update(done)
+            check()
+
+        results = evaluate_tasks(policy, prompts, config.episodes, pool, max_steps=config.max_steps, progress=progress)
+        for death in pool.deaths:
+            console.print(f"a worker died and its episodes were redone: {death}")
+    steps = sum(result.length for episodes in results.values() for result in episodes)
+    return [
+        _record(name, policy, task, prompts[task], episodes, watch.seconds / steps)
+        for task, episodes in results.items()
+    ]
+
+
+def _record(
+    name: str, policy: Policy, task: str, prompt: TaskPrompt, episodes: Sequence[EpisodeResult], seconds_a_step: float
+) -> TaskResult:
+    facts, context = policy.facts, policy.network.config.context
+    return TaskResult(
+        task=task,
+        split="seen" if task in facts["trained_on"] else "unseen",
+        protocol=facts["protocol"],
+        episodes=len(episodes),
+        successes=sum(result.success for result in episodes),
+        seed=facts["seed"],
+        prompts=PromptUse(
+            text=prompt.text_source if context.text else False,
+            trajectory=prompt.example_source if context.trajectory and prompt.example is not None else False,
+        ),
+        trained_on=tuple(facts["trained_on"]),
+        training_data=facts["training_data"],
+        goal_visible=facts["goal_visible"],
+        checkpoint=name,
+        context=context.kind,
+        iterations=facts["iterations"],
+        # Tasks run mixed; the time is shared out by steps.
+        wall_seconds=round(seconds_a_step * sum(result.length for result in episodes), 2),
+    )

@@ -1,0 +1,113 @@
+"""Batches of transitions under prompts, drawn from the training data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.data import TrajectoryDataset
+from llmdpd.errors import InputError
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+
+
+class BatchSampler:
+    """Draws the batches of Algorithm 1 (lines 2 to 4): tasks, their prompts, their transitions.
+
+    Each task of a batch is under one trajectory prompt, a random episode of that task that did not fail.
+
+    Args:
+        dataset: the seen tasks' data.
+        embeddings: LLM embeddings [tasks, D] of the data set's tasks, in its order; None where text is off.
+        encoder: how prompts are cut; None where trajectory prompts are off.
+        batch_size: transitions a batch, a multiple of `tasks_per_batch`.
+        tasks_per_batch: tasks a batch.
+        seed: of the draws.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        dataset: TrajectoryDataset,
+        embeddings: Tensor | None,
+        encoder: TrajectoryEncoderConfig | None,
+        batch_size: int,
+        tasks_per_batch: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        if not 1 <= tasks_per_batch <= len(dataset.tasks):
+            raise InputError(
+                "no such number of tasks a batch",
+                field="training.tasks_per_batch",
+                found=tasks_per_batch,
+                expected=f"1 to {len(dataset.tasks)}, the tasks of the data",
+            )
+        if batch_size < 1 or batch_size % tasks_per_batch:
+            raise InputError(
+                "the batch cannot be shared out evenly",
+                field="training.batch_size",
+                found=batch_size,
+                expected=f"a multiple of {tasks_per_batch} (training.tasks_per_batch)",
+            )
+        self._dataset, self._encoder, self._device = dataset, encoder, device
+        self._embeddings = None if embeddings is None else embeddings.to(device)
+        self._tasks, self._share = tasks_per_batch, batch_size // tasks_per_batch
+        self._random = np.random.default_rng(seed)
+        self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
+        self._examples = [self._eligible(task) for task in dataset.tasks]
+        self._index = torch.arange(tasks_per_batch, device=device).repeat_interleave(self._share)
+
+    def next(self) -> PromptedBatch:
+        """The next batch."""
+        tasks = self._random.choice(len(self._transitions), self._tasks, replace=False)
+        rows = np.concatenate([self._draw(self._transitions[task], self._share) for task in tasks])
+        batch = self._dataset.gather(rows)
+        tokens = None
+        if self._encoder is not None:
+            examples = [self._dataset.episode(int(self._draw(self._examples[task], 1)[0])) for task in tasks]
+            tokens = make_tokens([(e.observations, e.actions) for e in examples], self._encoder, self._random)
+            tokens = tokens.to(self._device)
+        expert = batch.expert_actions
+        return PromptedBatch(
+            observations=self._tensor(batch.observations),
+            actions=self._tensor(batch.actions),
+            rewards=self._tensor(batch.rewards),
+            next_observations=self._tensor(batch.next_observations),
+            terminals=self._tensor(batch.terminals),
+            expert_actions=None if expert is None else self._tensor(expert),
+            timesteps=self._tensor(batch.timesteps),
+            prompt_index=None if self._tasks == 1 else self._index,
+            text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks).to(self._device)],
+            tokens=tokens,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """The position in the stream of draws, as JSON values."""
+        return dict(self._random.bit_generator.state)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state()` was taken."""
+        self._random.bit_generator.state = state
+
+    def _eligible(self, task: str) -> np.ndarray:
+        episodes = self._dataset.episodes_of(task)
+        good = episodes[self._dataset.successes[episodes] != 0]
+        if not len(good):
+            raise InputError(
+                "no episode of the task can serve as an example: all failed",
+                path=self._dataset.source,
+                field=task,
+                found=f"0 of {len(episodes)} episodes succeeded",
+                expected="at least 1",
+            )
+        return good
+
+    def _draw(self, pool: np.ndarray, count: int) -> np.ndarray:
+        return pool[self._random.integers(len(pool), size=count)]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)

@@ -1,0 +1,161 @@
+"""The training loop: batches to an agent, metrics, checkpoints, selection; resumable bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.config import TrainingConfig
+from llmdpd.progress import ProgressBar, console
+from llmdpd.training.batches import BatchSampler
+from llmdpd.training.checkpoint import Checkpointed, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from llmdpd.training.metrics import MetricsWriter, first_not_finite
+from llmdpd.training.stopping import StopRequestedError, StopSignals
+
+
+class Agent(Checkpointed, Protocol):
+    """What the loop needs of an algorithm."""
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]: ...
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss became NaN or Inf; the message says which, where, and what is left."""
+
+
+@dataclass
+class Hooks:
+    """What the run does at its marks.
+
+    select: evaluate on the seen tasks → values to record, and the score that `best` is chosen by.
+    keep: write the policy as it is now, as "last" or "best".
+    """
+
+    select: Callable[[], tuple[dict[str, float], float]]
+    keep: Callable[[str, int], None]
+
+
+@dataclass
+class TrainingLoop:
+    """Runs an agent for `config.iterations`, from the run's last checkpoint if there is one.
+
+    `facts` is kept in every checkpoint (the run's configuration).
+    """
+
+    run: Path
+    agent: Agent
+    sampler: BatchSampler
+    config: TrainingConfig
+    hooks: Hooks
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.iteration = 0
+        self.best_score: float | None = None
+        self._elapsed = 0.0
+        self._window: list[dict[str, Tensor]] = []
+        self._marks_due = False
+
+    def execute(self, stop: StopSignals) -> float:
+        """Train to the end; returns training seconds, those before a resume included.
+
+        Raises:
+            StopRequestedError: after saving, if a stop was asked for.
+            TrainingDivergedError: NaN or Inf in a metric.
+            InputError: a checkpoint that can't be read or written.
+        """
+        resumed = self._restore()
+        total = self.config.iterations
+        with (
+            MetricsWriter(self.run, self.iteration if resumed else None, self._elapsed) as metrics,
+            ProgressBar("training", total, "it", self.iteration) as bar,
+        ):
+            try:
+                if self._marks_due:
+                    self._marks(metrics, stop)
+                while self.iteration < total:
+                    self._step(metrics, bar)
+                    self._marks(metrics, stop)
+            except StopRequestedError:
+                # The stop came before this iteration's marks were done: the resumed run begins with them.
+                self._flush(metrics)
+                self._save(metrics, marks_due=True)
+                raise
+            return metrics.seconds
+
+    def _step(self, metrics: MetricsWriter, bar: ProgressBar) -> None:
+        self._window.append(self.agent.update(self.sampler.next(), self.iteration))
+        self.iteration += 1
+        if self.iteration % self.config.log_every == 0:
+            values = self._flush(metrics)
+            bar.update(self.iteration, f"diffusion loss {values['loss/diffusion']:.4f}")
+
+    def _marks(self, metrics: MetricsWriter, stop: StopSignals) -> None:
+        """What is due after an iteration: selection, checkpoint, a stop that was asked for."""
+        stop.check()
+        config, done = self.config, self.iteration
+        last = done == config.iterations
+        if config.select_every and (done % config.select_every == 0 or last):
+            self._flush(metrics)
+            values, score = self.hooks.select()
+            metrics.write(done, values)
+            # Of equals the later one: it has trained longer.
+            if self.best_score is None or score >= self.best_score:
+                self.best_score = score
+                self.hooks.keep("best", done)
+            console.print(
+                f"iteration {done}: " + ", ".join(f"{k.removeprefix('eval/')} {v:.2f}" for k, v in values.items())
+            )
+        if done % config.checkpoint_every == 0 or last:
+            self._flush(metrics)
+            self._save(metrics)
+
+    def _flush(self, metrics: MetricsWriter) -> dict[str, float]:
+        """Bring the window's metrics from the device, check them, record their means."""
+        if not self._window:
+            return {}
+        names = list(self._window[0])
+        table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self._window]).cpu()
+        window = [dict(zip(names, row, strict=True)) for row in table.tolist()]
+        self._window = []
+        bad = first_not_finite(window, self.iteration - len(window) + 1)
+        if bad is not None:
+            name, where, value = bad
+            kept = latest_checkpoint(self.run / "checkpoint")
+            raise TrainingDivergedError(
+                f"{name} became {value} at iteration {where}; training stopped.\n"
+                + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
+                + "\n  Try a lower --agent.lr, --agent.grad-clip 1, or a smaller --agent.eta."
+            )
+        means = dict(zip(names, table.double().mean(0).tolist(), strict=True))
+        metrics.write(self.iteration, means)
+        return means
+
+    def _save(self, metrics: MetricsWriter, marks_due: bool = False) -> None:
+        state = {
+            "sampler": self.sampler.state(),
+            "best_score": self.best_score,
+            "elapsed": metrics.seconds,
+            "marks_due": marks_due,
+            **self.facts,
+        }
+        save_checkpoint(self.run / "checkpoint", self.agent, self.iteration, state)
+        self.hooks.keep("last", self.iteration)
+
+    def _restore(self) -> bool:
+        checkpoint = latest_checkpoint(self.run / "checkpoint")
+        if checkpoint is None:
+            return False
+        state = read_state(checkpoint)
+        load_checkpoint(checkpoint, self.agent)
+        self.sampler.load_state(state["sampler"])
+        self.iteration, self.best_score, self._elapsed = state["iteration"], state["best_score"], state["elapsed"]
+        self._marks_due = state["marks_due"]
+        console.print(f"resumed from {checkpoint} at iteration {self.iteration}")
+        return True
