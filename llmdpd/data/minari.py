@@ -48,7 +48,8 @@ def save_minari(
     _check_chained(dataset, root)
     folders = []
     for task, dataset_id in ids.items():
-        folder = Path(root) / dataset_id
+        # Minari joins its own relative paths twice.
+        folder = Path(root).absolute() / dataset_id
         with atomic_directory(folder) as temporary:
             _write_task(dataset, task, dataset_id, temporary / "data")
         folders.append(folder)
