@@ -168,10 +168,16 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _bytes() -> bytes:
+    # How protocols 0 to 2 write no bytes at all (an array without rows). Any argument is one too many.
+    return b""
+
+
 _ADMITTED: dict[tuple[str, str], _Inert] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Callable("numpy.dtype", _DType),
     ("_codecs", "encode"): _Callable("_codecs.encode", _encode),
+    ("__builtin__", "bytes"): _Callable("bytes", _bytes),
 }
 for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Callable("numpy _reconstruct", _reconstruct)

@@ -1,0 +1,51 @@
+"""Small random data sets; the seed of each run is printed, and LLMDPD_TEST_SEED repeats one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from llmdpd.data import EpisodeRecord, TrajectoryDataset
+
+MakeDataset = Callable[..., TrajectoryDataset]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    seed = int(os.environ.get("LLMDPD_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
+    print(f"LLMDPD_TEST_SEED={seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def make_dataset(rng: np.random.Generator) -> MakeDataset:
+    """A data set with one episode for each (task, length)."""
+
+    def make(
+        episodes: tuple[tuple[str, int], ...] = (("push-v3", 5), ("reach-v3", 1), ("push-v3", 7), ("sweep-v3", 3)),
+        *,
+        state_dim: int = 39,
+        action_dim: int = 4,
+        expert: bool = True,
+        **keywords: object,
+    ) -> TrajectoryDataset:
+        records = [
+            EpisodeRecord(
+                observations=rng.normal(size=(length + 1, state_dim)),
+                actions=rng.uniform(-1, 1, size=(length, action_dim)),
+                rewards=rng.normal(size=length),
+                task=task,
+                terminated=number % 2 == 1,
+                expert_actions=rng.uniform(-1, 1, size=(length, action_dim)) if expert else None,
+                noise_level=float(rng.uniform()),
+                success=int(rng.integers(-1, 2)),
+                seed=int(rng.integers(0, 2**62)),
+            )
+            for number, (task, length) in enumerate(episodes)
+        ]
+        return TrajectoryDataset.from_episodes(records, **keywords)  # type: ignore[arg-type]
+
+    return make

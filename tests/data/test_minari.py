@@ -1,0 +1,293 @@
+"""Minari data sets: what we write is what Minari itself opens; what others wrote is read, or refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.data_collector import EpisodeBuffer
+
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, load_dataset, save_minari
+from llmdpd.data.minari import load_minari
+from llmdpd.errors import InputError
+
+MakeDataset = Callable[..., TrajectoryDataset]
+PER_STEP = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
+PER_EPISODE = ("noise_levels", "successes", "seeds")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"
+
+
+def assert_same(a: TrajectoryDataset, b: TrajectoryDataset) -> None:
+    for name in (*PER_STEP, *PER_EPISODE, "offsets", "task_ids"):
+        left, right = getattr(a, name), getattr(b, name)
+        if left is None:
+            assert right is None, name
+        else:
+            assert left.dtype == right.dtype, name
+            np.testing.assert_array_equal(left, right, err_msg=name)
+    assert (a.tasks, a.texts, a.goal_visible) == (b.tasks, b.texts, b.goal_visible)
+
+
+def test_minari_itself_opens_what_we_write(root: Path, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(texts={"push-v3": "Task: push\nObjective: …"}, goal_visible=True)
+    folders = save_minari(dataset, root)
+    assert folders == [root / "metaworld" / task / "scripted-v0" for task in dataset.tasks]
+    assert set(minari.list_local_datasets()) == {f"metaworld/{task}/scripted-v0" for task in dataset.tasks}
+    assert dataset.expert_actions is not None
+    for task in dataset.tasks:
+        theirs = minari.load_dataset(f"metaworld/{task}/scripted-v0")
+        ours = dataset.episodes_of(task)
+        metadata = theirs.storage.metadata
+        assert theirs.total_episodes == len(ours)
+        assert theirs.total_steps == dataset.lengths[ours].sum()
+        assert theirs.observation_space == spaces.Box(-np.inf, np.inf, (39,), np.float32)
+        assert theirs.action_space == spaces.Box(-1, 1, (4,), np.float32)
+        assert (metadata["task"], metadata["goal_visible"]) == (task, True)
+        assert metadata["text_prompt"] == dataset.texts[dataset.task_index(task)]
+        assert theirs.spec.namespace == f"metaworld/{task}"
+        about = list(theirs.storage.get_episode_metadata(range(len(ours))))
+        for number, (e, episode) in enumerate(zip(ours, theirs.iterate_episodes(), strict=True)):
+            rows = slice(dataset.offsets[e], dataset.offsets[e + 1])
+            np.testing.assert_array_equal(episode.observations[:-1], dataset.observations[rows])
+            np.testing.assert_array_equal(episode.observations[1:], dataset.next_observations[rows])
+            np.testing.assert_array_equal(episode.actions, dataset.actions[rows])
+            np.testing.assert_array_equal(episode.rewards, dataset.rewards[rows])
+            np.testing.assert_array_equal(episode.terminations, dataset.terminals[rows])
+            assert episode.truncations[-1] != episode.terminations[-1]
+            assert not episode.truncations[:-1].any()
+            np.testing.assert_array_equal(episode.infos["expert_action"][:-1], dataset.expert_actions[rows])
+            assert np.isnan(episode.infos["expert_action"][-1]).all()
+            assert about[number]["seed"] == dataset.seeds[e]
+            assert np.float32(about[number]["noise_level"]) == dataset.noise_levels[e]
+            assert int(about[number].get("success", -1)) == dataset.successes[e]
+
+
+@pytest.mark.parametrize("goal_visible", [True, False, None])
+@pytest.mark.parametrize("expert", [True, False])
+def test_what_we_write_we_read(root: Path, make_dataset: MakeDataset, goal_visible: bool | None, expert: bool) -> None:
+    dataset = make_dataset(texts={"reach-v3": "ä 😀"}, goal_visible=goal_visible, expert=expert)
+    for task, folder in zip(dataset.tasks, save_minari(dataset, root), strict=True):
+        want = dataset.select_tasks([task])
+        for spec in (folder, folder / "data", f"minari:metaworld/{task}/scripted-v0"):
+            assert_same(load_dataset(spec), want)
+    by_path = sorted(dataset.tasks)
+    assert_same(load_dataset(root), TrajectoryDataset.concat([dataset.select_tasks([t]) for t in by_path]))
+
+
+def test_unknown_stays_unknown(root: Path) -> None:
+    record = EpisodeRecord(observations=np.zeros((3, 2)), actions=np.full((2, 1), 5.0), rewards=np.ones(2), task="t")
+    (folder,) = save_minari(TrajectoryDataset.from_episodes([record]), root, namespace="mine", name="replay-v1")
+    assert folder == root / "mine" / "t" / "replay-v1"
+    back = load_dataset(folder)
+    assert np.isnan(back.noise_levels[0])
+    assert (back.successes[0], back.seeds[0], back.goal_visible) == (-1, -1, None)
+    theirs = minari.load_dataset("mine/t/replay-v1")
+    assert theirs.action_space == spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    assert "seed" not in next(iter(theirs.storage.get_episode_metadata([0])))
+
+
+def test_saving_replaces_and_leaves_nothing_behind(root: Path, make_dataset: MakeDataset) -> None:
+    save_minari(make_dataset((("a", 3), ("b", 2))), root)
+    second = make_dataset((("a", 4), ("b", 2))).select([0])
+    save_minari(second, root)
+    assert load_dataset(root, tasks=["a"]).lengths.tolist() == [4]
+    assert load_dataset(root).lengths.tolist() == [4, 2]
+    assert not [p for p in root.rglob(".*")]
+
+
+def test_a_failed_write_keeps_the_old(root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_dataset((("a", 3),))
+    (folder,) = save_minari(first, root)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmdpd.data.minari.MinariStorage.update_metadata", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_minari(make_dataset((("a", 9),)), root)
+    monkeypatch.undo()
+    assert_same(load_minari(folder), first)
+    assert not [p for p in root.rglob(".*")]
+
+
+def test_names_that_minari_does_not_take(root: Path, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset((("my task: 1", 2),))
+    (folder,) = save_minari(dataset, root)
+    assert folder.parent.name == "my_task__1"
+    assert load_dataset(folder).tasks == ("my task: 1",)
+    with pytest.raises(InputError, match="same id"):
+        save_minari(make_dataset((("a b", 1), ("a:b", 1))), root)
+
+
+def test_steps_that_do_not_follow_one_another_are_not_saved(root: Path, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    dataset.next_observations[8, 3] += 1
+    with pytest.raises(InputError, match="can't be kept as Minari") as caught:
+        save_minari(dataset, root)
+    assert "row 8" in str(caught.value.found)
+    assert not root.exists()
+
+
+def third_party(
+    observation_space: Any = None, action_space: Any = None, ends: tuple[str, ...] = ("t", "u"), **keywords: Any
+) -> Path:
+    """A data set as another program would make it, with two episodes of three float64 steps."""
+    observation_space = observation_space or spaces.Box(-9, 9, (3,), np.float64)
+    action_space = action_space or spaces.Box(-1, 1, (2,), np.float64)
+    buffers = [
+        EpisodeBuffer(
+            observations=[observation_space.sample() for _ in range(4)],
+            actions=[action_space.sample() for _ in range(3)],
+            rewards=[1.0, 2.0, 3.0],
+            terminations=[False, False, "t" in end],
+            truncations=[False, False, "u" in end],
+            infos={"expert_action": np.zeros((4, 7))},
+        )
+        for end in ends
+    ]
+    name = f"theirs/thing-v{np.random.default_rng().integers(1 << 30)}"
+    with pytest.warns(UserWarning, match="is set to None"):
+        made = minari.create_dataset_from_buffers(
+            name, buffers, observation_space=observation_space, action_space=action_space, **keywords
+        )
+    return Path(made.spec.data_path)
+
+
+def test_somebody_elses_data_set() -> None:
+    folder = third_party(ends=("t", "u", "tu", ""))
+    dataset = load_dataset(folder)
+    theirs = minari.MinariDataset(folder)
+    assert dataset.tasks == (theirs.id,)
+    assert dataset.lengths.tolist() == [3, 3, 3, 3]
+    assert np.flatnonzero(dataset.terminals).tolist() == [2, 8]
+    assert dataset.expert_actions is None
+    assert dataset.observations.dtype == np.float32
+    for e, episode in enumerate(theirs.iterate_episodes()):
+        np.testing.assert_array_equal(dataset.episode(e).observations, episode.observations[:-1].astype(np.float32))
+    assert_same(load_dataset(f"minari:{theirs.id}"), dataset)
+
+
+def test_the_environment_names_the_task() -> None:
+    spec = gymnasium.spec("Pendulum-v1")
+    observations, actions = spaces.Box(-8, 8, (3,), np.float32), spaces.Box(-2, 2, (1,), np.float32)
+    folder = third_party(observations, actions, env=spec)
+    assert load_dataset(folder).tasks == ("Pendulum-v1",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "found"),
+    [
+        ({"action_space": spaces.Discrete(3)}, "action_space", "Discrete"),
+        ({"observation_space": spaces.Dict(a=spaces.Box(0, 1, (2,)))}, "observation_space", "Dict"),
+        ({"observation_space": spaces.Box(0, 1, (2, 2))}, "observation_space", "[2, 2]"),
+        ({"observation_space": spaces.MultiBinary(4)}, "observation_space", "MultiBinary"),
+    ],
+)
+def test_other_spaces_are_refused(changes: dict[str, Any], field: str, found: str) -> None:
+    if isinstance(changes.get("observation_space"), spaces.Dict):
+        folder = third_party()
+        edit(folder, observation_space=json.dumps({"type": "Dict", "subspaces": {}}))
+    else:
+        folder = third_party(**changes)
+    with pytest.raises(InputError, match="this space can't be used") as caught:
+        load_dataset(folder)
+    assert caught.value.field == field
+    assert found in str(caught.value.found)
+    assert caught.value.path == str(folder / "metadata.json")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(metadata | changes))
+
+
+def test_no_environment_is_made_to_learn_a_space(
+    root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minari would import and run what the file's environment spec names."""
+    (folder,) = save_minari(make_dataset((("a", 2),)), root)
+    mark = root / "ran"
+    evil = root / "evil_module.py"
+    evil.write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(root))
+    edit(folder / "data", observation_space=None, env_spec=json.dumps({"id": "X-v0", "entry_point": "evil_module:Env"}))
+    with pytest.raises(InputError, match="space is not in the metadata"):
+        load_dataset(folder)
+    assert not mark.exists()
+
+
+def test_damaged_data_sets(root: Path, make_dataset: MakeDataset) -> None:
+    (folder,) = save_minari(make_dataset((("a", 5), ("a", 4))), root)
+    data = folder / "data"
+    whole, metadata = (data / "main_data.hdf5").read_bytes(), (data / "metadata.json").read_text()
+
+    def refused(words: str) -> InputError:
+        with pytest.raises(InputError, match=words) as caught:
+            load_dataset(folder)
+        assert str(folder) in str(caught.value.path)
+        (data / "main_data.hdf5").write_bytes(whole)
+        (data / "metadata.json").write_text(metadata)
+        load_dataset(folder)
+        return caught.value
+
+    (data / "main_data.hdf5").write_bytes(whole[: len(whole) // 2])
+    refused("can't be read")
+    (data / "main_data.hdf5").unlink()
+    refused("can't be read")
+    (data / "metadata.json").write_text(metadata[:-9])
+    refused("not a JSON file")
+    edit(data, total_episodes=3)
+    refused("can't be read")
+    edit(data, total_episodes=0)
+    refused("empty")
+    edit(data, data_format="unheard-of")
+    refused("can't be read")
+    edit(data, action_space="{")
+    refused("damaged metadata")
+
+    def change(name: str, value: Any) -> None:
+        with h5py.File(data / "main_data.hdf5", "a") as file:
+            del file[f"episode_1/{name}"]
+            if value is not None:
+                file[f"episode_1/{name}"] = value
+
+    change("rewards", np.zeros(3))
+    assert refused("unequal lengths").field == "rewards of episode 1"
+    change("observations", np.zeros((4, 39)))
+    assert refused("unequal lengths").field == "observations of episode 1"
+    change("actions", np.full((4, 4), np.nan))
+    assert refused("NaN or Inf").field == "actions"
+    change("actions", np.zeros((4, 3)))
+    assert refused("don't fit together").field == "actions"
+    change("terminations", np.array([False, True, False, False]))
+    assert refused("wrong terminations").field == "terminations of episode 1"
+    change("actions", None)
+    refused("can't be read")
+
+
+def test_an_unknown_id_offers_the_nearest(root: Path, make_dataset: MakeDataset) -> None:
+    with pytest.raises(InputError, match="no such Minari data set") as caught:
+        load_dataset("minari:metaworld/pusj-v3/scripted-v0")
+    assert "minari download metaworld/pusj-v3/scripted-v0" in str(caught.value.hint)
+    save_minari(make_dataset(), root)
+    with pytest.raises(InputError) as caught:
+        load_dataset("minari:metaworld/pusj-v3/scripted-v0")
+    assert "nearest local ids: metaworld/push-v3/scripted-v0" in str(caught.value.hint)
+
+
+def test_no_data_set_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no Minari data set here"):
+        load_minari(tmp_path)

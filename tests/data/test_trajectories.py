@@ -1,0 +1,389 @@
+"""Data sets in memory: what a batch, an episode and a selection hold, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmdpd.data import EpisodeRecord, TrajectoryDataset
+from llmdpd.errors import InputError
+
+FIELDS = [f.name for f in dataclasses.fields(TrajectoryDataset)]
+MakeDataset = Callable[..., TrajectoryDataset]
+
+
+def same(a: TrajectoryDataset, b: TrajectoryDataset, *, without: tuple[str, ...] = ()) -> None:
+    for name in FIELDS:
+        left, right = getattr(a, name), getattr(b, name)
+        if name in without:
+            continue
+        if isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype, name
+            np.testing.assert_array_equal(left, right, err_msg=name)
+        else:
+            assert left == right, name
+
+
+def numbered(lengths: list[int], tasks: list[str]) -> TrajectoryDataset:
+    """Every number tells its episode and step: state [e, t], action [100 e + t], reward t + 1."""
+    records = [
+        EpisodeRecord(
+            observations=[[e, t] for t in range(length + 1)],
+            actions=[[100 * e + t] for t in range(length)],
+            rewards=[[t + 1] for t in range(length)],
+            task=tasks[e],
+            seed=e,
+        )
+        for e, length in enumerate(lengths)
+    ]
+    return TrajectoryDataset.from_episodes(records)
+
+
+episodes = st.lists(st.tuples(st.integers(1, 6), st.sampled_from("abc")), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes, st.data())
+def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], data: st.DataObject) -> None:
+    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+    index = data.draw(st.lists(st.integers(0, dataset.num_transitions - 1), max_size=20))
+    batch = dataset.gather(np.array(index, np.int64))
+    rows = [(e, t) for e, (length, _) in enumerate(parts) for t in range(length)]
+    want = np.array([rows[i] for i in index], np.float32).reshape(-1, 2)
+    np.testing.assert_array_equal(batch.observations, want)
+    np.testing.assert_array_equal(batch.next_observations, want + np.array([0, 1]))
+    np.testing.assert_array_equal(batch.actions[:, 0], 100 * want[:, 0] + want[:, 1])
+    np.testing.assert_array_equal(batch.rewards, want[:, 1] + 1)
+    np.testing.assert_array_equal(batch.episode_ids, want[:, 0])
+    np.testing.assert_array_equal(batch.timesteps, want[:, 1])
+    assert batch.timesteps.dtype == batch.episode_ids.dtype == np.int64
+    assert batch.terminals.dtype == np.float32
+    assert batch.expert_actions is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes, st.data())
+def test_select_is_the_episodes_asked_for(parts: list[tuple[int, str]], data: st.DataObject) -> None:
+    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+    chosen = data.draw(st.lists(st.integers(0, len(parts) - 1), min_size=1, max_size=10))
+    part = dataset.select(chosen)
+    assert part.tasks == dataset.tasks
+    assert part.num_episodes == len(chosen)
+    for new, old in enumerate(chosen):
+        have, want = part.episode(new), dataset.episode(old)
+        np.testing.assert_array_equal(have.observations, want.observations)
+        np.testing.assert_array_equal(have.actions, want.actions)
+        assert (have.task, have.seed) == (want.task, want.seed) == (parts[old][1], old)
+    np.testing.assert_array_equal(part.returns(), dataset.returns()[chosen])
+
+
+@settings(max_examples=40, deadline=None)
+@given(episodes)
+def test_transitions_of_a_task_are_those_of_its_episodes(parts: list[tuple[int, str]]) -> None:
+    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+    for task in dataset.tasks:
+        ids = [e for e, (_, name) in enumerate(parts) if name == task]
+        np.testing.assert_array_equal(dataset.episodes_of(task), ids)
+        rows = dataset.transitions_of(task)
+        assert rows.dtype == np.int64
+        np.testing.assert_array_equal(rows, np.flatnonzero(np.isin(dataset.observations[:, 0], ids)))
+
+
+def test_episode_holds_views_and_what_is_known(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(texts={"push-v3": "push it"})
+    episode = dataset.episode(2)
+    assert len(episode) == 7
+    assert np.shares_memory(episode.observations, dataset.observations)
+    assert episode.task == "push-v3"
+    assert (episode.seed, episode.success) == (dataset.seeds[2], dataset.successes[2])
+    assert episode.noise_level == dataset.noise_levels[2]
+    assert dataset.texts == ("push it", "", "")
+    for outside in (-1, 4):
+        with pytest.raises(IndexError):
+            dataset.episode(outside)
+
+
+def test_returns_are_sums_of_rewards(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    want = [dataset.episode(e).rewards.astype(np.float64).sum() for e in range(dataset.num_episodes)]
+    np.testing.assert_allclose(dataset.returns(), want, rtol=1e-6)
+    assert dataset.returns().dtype == np.float32
+
+
+@pytest.mark.parametrize("index", [[-1], [16], [0, 99], [0.5], [[0]]])
+def test_indices_outside_are_refused(make_dataset: MakeDataset, index: Any) -> None:
+    dataset = make_dataset()
+    assert dataset.num_transitions == 16
+    for method in (dataset.gather, dataset.timesteps, dataset.episode_ids):
+        with pytest.raises(IndexError):
+            method(index)
+
+
+def test_neighbouring_episodes_are_views(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    assert np.shares_memory(dataset.select([1, 2]).observations, dataset.observations)
+    assert not np.shares_memory(dataset.select([2, 1]).observations, dataset.observations)
+    same(dataset.select(np.array([False, True, True, False])), dataset.select([1, 2]))
+
+
+def test_select_keeps_what_is_known(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(texts={"sweep-v3": "sweep"}, goal_visible=False, source="here")
+    part = dataset.select([3, 0])
+    assert (part.texts, part.goal_visible, part.source) == (dataset.texts, False, "here")
+    for name in ("noise_levels", "successes", "seeds", "task_ids"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(dataset, name)[[3, 0]])
+    assert part.expert_actions is not None
+    assert dataset.expert_actions is not None
+    np.testing.assert_array_equal(part.expert_actions[:3], dataset.expert_actions[-3:])
+    with pytest.raises(InputError, match="no episode selected"):
+        dataset.select([])
+    with pytest.raises(IndexError):
+        dataset.select([4])
+    with pytest.raises(IndexError):
+        dataset.select([True, False])
+
+
+def test_select_tasks_in_the_order_asked(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(texts={"push-v3": "P", "sweep-v3": "S"})
+    part = dataset.select_tasks(["sweep", "push-v2"])
+    assert part.tasks == ("sweep-v3", "push-v3")
+    assert part.texts == ("S", "P")
+    assert part.num_episodes == 3
+    assert [part.episode(e).task for e in range(3)] == ["push-v3", "push-v3", "sweep-v3"]
+    np.testing.assert_array_equal(part.episode(2).observations, dataset.episode(3).observations)
+
+
+def test_unknown_task_offers_the_nearest(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(source="data.hdf5")
+    for method in (dataset.episodes_of, dataset.transitions_of, lambda name: dataset.select_tasks([name])):
+        with pytest.raises(InputError) as caught:
+            method("pusch-v3")
+        assert caught.value.path == "data.hdf5"
+        assert caught.value.found == "'pusch-v3'"
+        assert "push-v3" in str(caught.value.hint)
+
+
+def test_a_task_without_episodes_is_not_selected(make_dataset: MakeDataset) -> None:
+    part = make_dataset().select([0])
+    with pytest.raises(InputError, match="without episodes"):
+        part.select_tasks(["reach-v3"])
+    with pytest.raises(InputError, match="no task asked for"):
+        part.select_tasks([])
+
+
+def test_ambiguous_short_name_is_refused() -> None:
+    dataset = numbered([1, 1], ["push-v2", "push-v3"])
+    assert dataset.select_tasks(["push-v2"]).tasks == ("push-v2",)
+    with pytest.raises(InputError, match="no such task"):
+        dataset.select_tasks(["push"])
+
+
+def test_with_texts(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(texts={"push-v3": "old"})
+    assert dataset.with_texts({"push-v3": "new"}).texts == ("new", "", "")
+    assert dataset.texts == ("old", "", "")
+    with pytest.raises(InputError):
+        dataset.with_texts({"unknown": "x"})
+
+
+def test_check_matches_names_what_differs(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(source="some.npy")
+    dataset.check_matches(39, 4, "push-v3")
+    with pytest.raises(InputError, match="does not match Hopper-v4") as caught:
+        dataset.check_matches(11, 4, "Hopper-v4")
+    assert (caught.value.path, caught.value.field) == ("some.npy", "observations")
+    assert "39" in str(caught.value.found)
+    assert "11" in str(caught.value.expected)
+    with pytest.raises(InputError) as caught:
+        dataset.check_matches(39, 3, "x")
+    assert caught.value.field == "actions"
+
+
+def test_concat_merges_tasks_by_name(make_dataset: MakeDataset) -> None:
+    a = make_dataset((("x", 2), ("y", 3)), texts={"x": "tx"}, goal_visible=True, source="a")
+    b = make_dataset((("y", 4), ("x", 1), ("z", 2)), texts={"y": "ty", "x": "tx"}, goal_visible=True, source="b")
+    joined = TrajectoryDataset.concat([a, b])
+    assert joined.tasks == ("x", "y", "z")
+    assert joined.texts == ("tx", "ty", "")
+    assert joined.goal_visible is True
+    assert joined.source == "a and 1 more"
+    assert joined.lengths.tolist() == [2, 3, 4, 1, 2]
+    for new, (part, old) in enumerate([(a, 0), (a, 1), (b, 0), (b, 1), (b, 2)]):
+        have, want = joined.episode(new), part.episode(old)
+        assert (have.task, have.seed, have.success) == (want.task, want.seed, want.success)
+        np.testing.assert_array_equal(have.actions, want.actions)
+    np.testing.assert_array_equal(joined.terminals, np.concatenate([a.terminals, b.terminals]))
+    assert joined.expert_actions is not None
+    np.testing.assert_array_equal(joined.expert_actions[5:], b.expert_actions)
+    same(TrajectoryDataset.concat([a]), a)
+
+
+@pytest.mark.parametrize(
+    ("other", "field", "words"),
+    [
+        ({"state_dim": 11}, "observations", "don't fit together"),
+        ({"action_dim": 3}, "actions", "don't fit together"),
+        ({"expert": False}, "expert_actions", "don't fit together"),
+        ({"texts": {"push-v3": "other"}}, "text of push-v3", "different texts"),
+        ({"goal_visible": False}, "goal_visible", "others hide it"),
+    ],
+)
+def test_concat_refuses_what_does_not_fit(
+    make_dataset: MakeDataset, other: dict[str, Any], field: str, words: str
+) -> None:
+    first = make_dataset(texts={"push-v3": "one"}, goal_visible=True, source="first")
+    with pytest.raises(InputError, match=words) as caught:
+        TrajectoryDataset.concat([first, make_dataset(source="second", **other)])
+    assert caught.value.field == field
+    assert "second" in str(caught.value)
+
+
+def test_concat_of_nothing_and_of_unknown_visibility(make_dataset: MakeDataset) -> None:
+    with pytest.raises(InputError, match="no data set"):
+        TrajectoryDataset.concat([])
+    mixed = TrajectoryDataset.concat([make_dataset(goal_visible=True), make_dataset(goal_visible=None)])
+    assert mixed.goal_visible is None
+
+
+def bad(name: str, change: Callable[[np.ndarray], Any]) -> Any:
+    return pytest.param(name, change, id=f"{name}-{change.__name__}")
+
+
+def nan(a: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    a[-1] = np.nan
+    return a
+
+
+def infinite(a: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    a[0] = -np.inf
+    return a
+
+
+def shorter(a: np.ndarray) -> np.ndarray:
+    return a[:-1]
+
+
+def wider(a: np.ndarray) -> np.ndarray:
+    return np.repeat(a, 2, axis=1)
+
+
+def double(a: np.ndarray) -> np.ndarray:
+    return a.astype(np.float64)
+
+
+def listed(a: np.ndarray) -> list[Any]:
+    return a.tolist()
+
+
+def column(a: np.ndarray) -> np.ndarray:
+    return a[:, None]
+
+
+BAD = [
+    *[bad(n, f) for n in ("observations", "actions", "next_observations", "expert_actions") for f in (nan, infinite)],
+    *[bad(n, f) for n in ("observations", "actions", "rewards", "terminals", "seeds") for f in (shorter, listed)],
+    *[bad(n, wider) for n in ("next_observations", "expert_actions")],
+    *[bad(n, f) for n in ("rewards", "offsets") for f in (double, column)],
+    *[bad(n, shorter) for n in ("task_ids", "noise_levels", "successes")],
+]
+
+
+@pytest.mark.parametrize(("name", "change"), BAD)
+def test_wrong_arrays_are_refused_by_name(make_dataset: MakeDataset, name: str, change: Any) -> None:
+    dataset = make_dataset(source="file.h5")
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(dataset, **{name: change(getattr(dataset, name))})
+    assert caught.value.field == name
+    assert caught.value.path == "file.h5"
+    assert caught.value.expected is not None
+
+
+def test_nan_is_located(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    observations = dataset.observations.copy()
+    observations[9, 17] = np.nan
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(dataset, observations=observations)
+    assert "nan at [9, 17]" in str(caught.value.found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"offsets": np.array([0], np.int64)}, "empty"),
+        ({"offsets": np.array([1, 5, 6, 13, 16], np.int64)}, "wrong episode offsets"),
+        ({"offsets": np.array([0, 6, 5, 13, 16], np.int64)}, "wrong episode offsets"),
+        ({"offsets": np.array([0, 5, 5, 13, 16], np.int64)}, "without steps"),
+        ({"offsets": np.array([0, 5, 6, 13, 17], np.int64)}, "unequal lengths"),
+        ({"task_ids": np.array([0, 1, 0, 3], np.int32)}, "out of range"),
+        ({"task_ids": np.array([0, 1, -1, 2], np.int32)}, "out of range"),
+        ({"texts": ("a",)}, "one text a task"),
+        ({"tasks": ("a", "b", "a")}, "listed twice"),
+        ({"successes": np.array([0, 1, 2, 0], np.int8)}, "success"),
+    ],
+)
+def test_wrong_structure_is_refused(make_dataset: MakeDataset, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(make_dataset(), **changes)
+
+
+def test_a_terminal_ends_its_episode(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    assert np.flatnonzero(dataset.terminals).tolist() == [5, 15]
+    terminals = dataset.terminals.copy()
+    terminals[7] = True
+    with pytest.raises(InputError, match="terminal inside an episode") as caught:
+        dataclasses.replace(dataset, terminals=terminals)
+    assert "row 7" in str(caught.value.found)
+
+
+def test_from_episodes_takes_any_real_numbers() -> None:
+    record = EpisodeRecord(
+        observations=np.arange(6).reshape(3, 2), actions=[[True], [False]], rewards=np.ones((2, 1)), task="t"
+    )
+    dataset = TrajectoryDataset.from_episodes([record])
+    assert dataset.observations.dtype == dataset.actions.dtype == dataset.rewards.dtype == np.float32
+    np.testing.assert_array_equal(dataset.next_observations, [[2, 3], [4, 5]])
+    assert (dataset.seeds[0], dataset.successes[0], dataset.goal_visible) == (-1, -1, None)
+    assert np.isnan(dataset.noise_levels[0])
+
+
+ROWS = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"observations": ROWS[:2]}, "observations of episode 1", "unequal lengths"),
+        ({"rewards": ROWS[:1, 0]}, "rewards of episode 1", "unequal lengths"),
+        ({"rewards": ROWS[:2]}, "rewards of episode 1", "dimensions"),
+        ({"expert_actions": ROWS}, "expert_actions of episode 1", "unequal lengths"),
+        ({"next_observations": ROWS}, "observations of episode 1", "unequal lengths"),
+        ({"actions": ROWS[:0]}, "actions of episode 1", "without steps"),
+        ({"actions": ROWS[:2, 0]}, "actions of episode 1", "dimensions"),
+        ({"observations": np.zeros((3, 5))}, "observations", "don't fit together"),
+        ({"actions": [["a", "b"]]}, "actions of episode 1", "not numbers"),
+        ({"actions": [[1], [1, 2]]}, "actions of episode 1", "not an array"),
+        ({"actions": np.zeros((2, 2), complex)}, "actions of episode 1", "not numbers"),
+        ({"observations": np.full((3, 2), 1e300)}, "observations", "NaN or Inf"),
+    ],
+)
+def test_from_episodes_names_what_is_wrong(changes: dict[str, Any], field: str, words: str) -> None:
+    good = EpisodeRecord(observations=ROWS, actions=ROWS[:2], rewards=ROWS[:2, 0], task="t")
+    TrajectoryDataset.from_episodes([good, good])
+    with pytest.raises(InputError, match=words) as caught:
+        TrajectoryDataset.from_episodes([good, dataclasses.replace(good, **changes)], source="where")
+    assert (caught.value.field, caught.value.path) == (field, "where")
+
+
+def test_from_no_episode() -> None:
+    with pytest.raises(InputError, match="empty"):
+        TrajectoryDataset.from_episodes([])
