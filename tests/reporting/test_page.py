@@ -311,7 +311,7 @@ def test_an_ablation_in_one_run_stands_apart(make_run: RunMaker, make_records: C
     records = make_records() + make_records(prompts=PromptUse(text=False, trajectory=True), shift=4)
     page = Page(build_report([make_run(records=records)]))
     assert [cell.split()[0] for cell in page.row("success", "sweep-into-v3")][:4] == ["96.0", "100.0", "80.0", "84.0"]
-    headers = [cell.strip() for cell in page.tables["success"][0]]
+    headers = [" ".join(cell.split()) for cell in page.tables["success"][0]]
     assert headers[1:3] == ["text prompt on: success, %", "text prompt off: success, %"]
 
 

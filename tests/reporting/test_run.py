@@ -88,6 +88,16 @@ def test_films_over_the_budget_give_way_to_strips_and_are_named(tmp_path: Path) 
     assert sum(len(film.data_uri) for film in films) < 6000 * 4 / 3
 
 
+def test_films_stay_within_the_budget_together(tmp_path: Path) -> None:
+    for task, size in (("a", 1900), ("b", 2900), ("c", 5000), ("d", 900)):
+        (tmp_path / f"{task}.mp4").write_bytes(b"\0\0\0\x18ftyp" + bytes(size - 8))
+    problems: list[str] = []
+    # d takes 900 of its 1500; a does not fit a third of the rest, 1700, nor b a half; c gets all 5100 that is left.
+    films = find_films(tmp_path, 6000, problems)
+    assert [film.task for film in films] == ["c", "d"]
+    assert len(problems) == 2
+
+
 def test_a_file_that_is_no_film_and_a_broken_sidecar_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "b.png").write_bytes(b"\x89PNG rest")
