@@ -55,6 +55,10 @@ class PromptUse:
     def __post_init__(self) -> None:
         for name in ("text", "trajectory"):
             _check_type(f"prompts.{name}", getattr(self, name), (bool, str), "true, false or a text")
+            if getattr(self, name) == "":
+                raise InputError(
+                    "a prompt from nowhere", field=f"prompts.{name}", found="''", expected="where it is from"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,6 +157,7 @@ def test_merging_replaces_the_same_setting_and_keeps_the_rest() -> None:
         ({"prompts": True}, "prompts"),
         ({"prompts": {"text": True}}, "prompts"),
         ({"prompts": {"text": None, "trajectory": True}}, "prompts.text"),
+        ({"prompts": {"text": True, "trajectory": ""}}, "prompts.trajectory"),
         ({"trained_on": "sweep-into-v3"}, "trained_on"),
         ({"trained_on": [1]}, "trained_on"),
         ({"goal_visible": 1}, "goal_visible"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from typing import Any
 from llmdpd.reporting.run import Run
 from llmdpd.results import CHECKPOINTS, SPLITS, TaskResult
 
-# Settings that say where a run was written or which draw of luck it had, not what was done.
-_NOT_COMPARED = {"seed", "run", "run_dir", "out", "output", "resume", "name"}
+# Settings that say where a run was written, which draw of luck it had, how often it wrote and how fast it could be:
+# not what was done.
+_NOT_COMPARED = {
+    *("seed", "run", "run_dir", "out", "output", "resume", "name", "root"),
+    *("threads", "workers", "log_every", "checkpoint_every", "films"),
+}
 
 
 # Names with values, hashable; a group of runs is known by its configuration, its setting and a number for copies.
@@ -209,7 +214,9 @@ def _setting(record: TaskResult, run: Run) -> _Named:
 
 
 def _without_folder(text: str, run: Run) -> str:
-    return text.replace(str(run.folder), "RUN")
+    """The text with the run's folder, as an absolute or a relative path, replaced by RUN."""
+    text = text.replace(str(run.folder), "RUN")
+    return re.sub(rf"(?<![^\s,])(?:[^\s,]*/)?{re.escape(run.name)}(?=/)", "RUN", text)
 
 
 def on_off(value: bool | str) -> str:

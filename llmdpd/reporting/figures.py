@@ -30,6 +30,7 @@ _SERIES_COLOURS = [f"#0102{16 + index:02x}" for index in range(SERIES)]
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
     colour: f"--s{index}" for index, colour in enumerate(_SERIES_COLOURS)
 }
+_SUCCESS = "success rate in training's own evaluations"
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a $ in a name is a $
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
@@ -187,9 +188,11 @@ def _label(text: str) -> str:
 
 
 def _panels(names: set[str]) -> dict[str, list[str]]:
-    """Panel title -> metrics. Success during training shares one panel; what matters most comes first."""
-    success = sorted(name for name in names if name.startswith("eval/") and "success" in name)
-    panels = {"success in training's own evaluations": success} if 0 < len(success) <= SERIES else {}
+    """Panel title -> metrics. Success rates during training share one panel; what matters most comes first."""
+    success = sorted(
+        (name for name in names if name.startswith("eval/")), key=lambda name: ("success" not in name, name)
+    )
+    panels = {_SUCCESS: success} if 0 < len(success) <= SERIES else {}
     order = {"eval": 0, "loss": 1, "q": 2}
     rest = sorted(
         (name for name in names if not any(name in group for group in panels.values())),
@@ -217,7 +220,7 @@ def _panel(axes: Axes, title: str, names: Sequence[str], runs: Sequence[Run]) ->
             for index, name in enumerate(names)
         ]
         axes.legend(handles=handles, fontsize=9)
-    if all(name.startswith("eval/") and "success" in name for name in names):
+    if title == _SUCCESS:
         axes.set_ylim(-0.03, 1.03)
 
 

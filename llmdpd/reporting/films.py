@@ -84,7 +84,8 @@ def save_film(
     """Write an episode's frames (uint8 [H, W, 3] each) as <task>.png, a strip, and <task>.mp4 where ffmpeg is there.
 
     `info` becomes the sidecar <task>.json: {success, seed, steps, checkpoint}. Returns the files written. Raises
-    `InputError` without frames, or if they differ in shape.
+    `InputError` without frames, or if they differ in shape, and RuntimeError if ffmpeg writes no film (it may fail
+    without an exit status that imageio looks at).
     """
     if not frames or any(frame.shape != frames[0].shape or frame.dtype != np.uint8 for frame in frames):
         raise InputError(
@@ -113,6 +114,8 @@ def save_film(
         }
         with atomic_writer(film) as temporary:
             imageio.imwrite(temporary, even, extension=".mp4", plugin="FFMPEG", **options)
+            if not _starts_as(temporary, ".mp4"):
+                raise RuntimeError(f"ffmpeg wrote no film of {task}; what it said stands above")
         written.append(film)
     atomic_write_json(folder / f"{stem}.json", info)
     return written

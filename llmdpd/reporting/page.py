@@ -250,6 +250,8 @@ def _run_view(run: Run) -> dict[str, Any]:
     tasks = list(dict.fromkeys(record.task for record in run.records))
     films = {film.task: film for film in run.films}
     command = run.meta.get("command")
+    if isinstance(command, dict):
+        command = command.get("argv")
     # What is in meta.json beyond the three tables is shown too, rather than lost.
     other = {name: entry for name, entry in run.meta.items() if name not in ("versions", "machine", "times", "command")}
     return {

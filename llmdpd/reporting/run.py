@@ -20,9 +20,10 @@ Curves = dict[str, list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompts that a task was evaluated with: the text, and where the example trajectory came from."""
+    """The prompts that a task was evaluated with: the text, and where it and the example trajectory came from."""
 
     text: str
+    text_source: str
     trajectory: str
 
 
@@ -120,11 +121,11 @@ def _is_finite(value: object) -> bool:
 
 def _prompt(value: object) -> Prompt:
     if not isinstance(value, Mapping):
-        return Prompt(str(value), "")
+        return Prompt(str(value), "", "")
     trajectory = value.get("trajectory")
     if isinstance(trajectory, Mapping):
         trajectory = ", ".join(f"{name} {entry}" for name, entry in trajectory.items() if entry is not None)
-    return Prompt(str(value.get("text") or ""), str(trajectory or ""))
+    return Prompt(str(value.get("text") or ""), str(value.get("text_source") or ""), str(trajectory or ""))
 
 
 def _films_note(folder: Path) -> str:

@@ -93,6 +93,7 @@ def write_metrics(path: Path, seed: int, iterations: int = 30_000) -> None:
         }
         if iteration % 3000 == 0:
             entry["eval/seen_success"] = min(1.0, progress + 0.05 * rng.standard_normal())
+            entry["eval/sweep-into-v3"] = entry["eval/seen_success"] ** 2
             entry["eval/unseen_success"] = max(0.0, 0.3 * progress + 0.05 * rng.standard_normal())
         lines.append(json.dumps(entry))
     path.write_text("\n".join(lines) + "\n")
@@ -143,7 +144,11 @@ def make_run(tmp_path: Path) -> RunMaker:
         (run / "config.json").write_text(json.dumps(settings | (config or {})))
         write_metrics(run / "metrics.jsonl", seed)
         prompts = {
-            task: {"text": prompt_text(task), "trajectory": {"source": "collected", "seed": 4711, "steps": 50}}
+            task: {
+                "text": prompt_text(task),
+                "text_source": "built in",
+                "trajectory": {"source": "collected", "seed": 4711, "steps": 50},
+            }
             for task in SEEN + UNSEEN
         }
         (run / "prompts.json").write_text(json.dumps(prompts))

@@ -138,7 +138,8 @@ def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_resul
 
 
 def test_configuration_versions_times_prompts_and_command_are_there(make_run: RunMaker) -> None:
-    page = Page(build_report([make_run(config={"agent": {"lr": 1e-4, "layers": [256, 256]}})]))
+    run = make_run(config={"agent": {"lr": 1e-4, "layers": [256, 256]}})
+    page = Page(build_report([run]))
     assert page.row("", "agent.lr") == ["0.0001"]
     assert page.row("", "agent.layers") == ["256, 256"]
     assert page.row("", "torch") == ["2.13.0"]
@@ -146,8 +147,12 @@ def test_configuration_versions_times_prompts_and_command_are_there(make_run: Ru
     assert page.row("", "collect_seconds") == ["1 min 35 s"]
     assert page.row("", "evaluate_seconds") == ["2 h 02 min"]
     assert "python -m llmdpd.train --preset metaworld --seed 0" in page.text
+    meta = json.loads((run / "meta.json").read_text())
+    for command in ("llmdpd-train --seed 3", {"argv": ["llmdpd-train", "--seed", 3]}):
+        (run / "meta.json").write_text(json.dumps(meta | {"command": command}))
+        assert "llmdpd-train --seed 3" in Page(build_report([run])).text
     assert "Task: Meta-World coffee-push." in page.text
-    assert "Example trajectory: source collected, seed 4711, steps 50." in page.text
+    assert "Text: built in. Example trajectory: source collected, seed 4711, steps 50." in page.text
 
 
 def test_films_are_in_the_page_and_say_how_the_episode_ended(make_run: RunMaker) -> None:
@@ -248,7 +253,15 @@ def test_a_run_with_its_results_alone_makes_a_page(make_run: RunMaker) -> None:
 
 def test_curves_have_a_panel_for_each_metric(make_run: RunMaker) -> None:
     page = Page(build_report([make_run()]))
-    for name in ("loss/diffusion", "loss/critic", "loss/actor", "q/mean", "seen_success", "unseen_success"):
+    for name in (
+        "loss/diffusion",
+        "loss/critic",
+        "loss/actor",
+        "q/mean",
+        "seen_success",
+        "unseen_success",
+        "sweep-into-v3",
+    ):
         assert name in page.texts["curves"]
 
 
@@ -292,6 +305,17 @@ def test_runs_that_differ_otherwise_stand_side_by_side(make_run: RunMaker) -> No
     assert [cell.split()[0] for cell in row] == ["76.0", "80.0", "64.0", "68.0", "76.56", "74.67"]
     assert "44.5 to 79.8 16/25" in row[2]
     assert page.row("facts", "context", 1) == ["not set", "retrieval"]
+
+
+def test_where_a_run_lies_does_not_keep_seeds_apart(
+    make_run: RunMaker, make_records: Callable[..., list[TaskResult]]
+) -> None:
+    runs = []
+    for seed, folder in enumerate(("runs/s0", "/elsewhere/s1")):
+        prompts = PromptUse(text="built in", trajectory=f"{folder}/prompt_data")
+        records = make_records(seed, prompts=prompts)
+        runs.append(make_run(f"s{seed}", seed=seed, records=records, config={"data": {"workers": seed, "seed": seed}}))
+    assert Page(build_report(runs)).row("success", "sweep-into-v3")[0].endswith("seeds 96.0, 96.0")
 
 
 def test_the_same_seed_twice_is_not_averaged(make_run: RunMaker) -> None:

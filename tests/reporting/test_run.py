@@ -68,6 +68,21 @@ def test_a_strip_shows_the_first_and_the_last_frame(tmp_path: Path) -> None:
     np.testing.assert_array_equal(strip[:, -64:], episode[-1])
 
 
+def test_an_encoder_that_writes_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import imageio.v3 as imageio
+
+    write = imageio.imwrite
+
+    def silent(path: Path, image: np.ndarray, **options: object) -> None:
+        if options["extension"] != ".mp4":
+            write(path, image, extension=options["extension"])
+
+    monkeypatch.setattr(imageio, "imwrite", silent)
+    with pytest.raises(RuntimeError, match="no film of reach-v3"):
+        save_film(tmp_path, "reach-v3", frames(np.random.default_rng(10), 3), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["reach-v3.png"]
+
+
 def test_frames_that_make_no_film_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     for bad in ([], frames(rng, 1) + frames(rng, 1, (48, 66)), [np.zeros((4, 4, 3))]):
