@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 import tyro
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -95,17 +94,18 @@ class _PlainLines:
 
 
 def summary_table(collected: Collected) -> Table:
-    """Tasks in rows; success by kind of noise in columns."""
+    """Tasks in rows; successes by kind of noise ("won/episodes") in the last columns."""
     kinds = list(dict.fromkeys(kind for row in collected.summaries for kind in row.successes))
-    table = Table(title="successes by kind of noise", box=SIMPLE)
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("task", no_wrap=True)
-    for name in ("episodes", "kept", "steps", "length", *kinds):
+    for name in ("episodes", "steps", "length", *kinds):
         table.add_column(name, justify="right", no_wrap=True)
     for row in collected.summaries:
         counts = [row.successes.get(kind, (0, 0)) for kind in kinds]
         rates = [f"{won}/{of}" for won, of in counts]
+        episodes = str(row.episodes) if row.kept == row.episodes else f"{row.kept} of {row.episodes}"
         length = f"{row.mean_length:.0f}"
-        table.add_row(row.task, str(row.episodes), str(row.kept), f"{row.transitions:,}", length, *rates)
+        table.add_row(row.task, episodes, f"{row.transitions:,}", length, *rates)
     return table
 
 

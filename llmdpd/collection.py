@@ -403,8 +403,21 @@ def _summaries(
 
 
 def _read(config: CollectConfig, out: Path, manifest: Mapping[str, Any], start: float) -> Collected:
-    """A collection that is finished already."""
-    dataset = load_dataset(out).select_tasks(resolve_tasks(config.tasks))
+    """A collection that is finished already, in the order in which it was collected."""
+    tasks = resolve_tasks(config.tasks)
+    loaded = load_dataset(out).select_tasks(tasks)
+    # Files are found by name; training draws by index, so a data set read again must be in the order of a new one.
+    order = np.concatenate([loaded.episodes_of(task) for task in tasks])
+    dataset = dataclasses.replace(loaded.select(order), source=str(out))
+    if content_hash(dataset) != manifest.get("content"):
+        raise InputError(
+            "the data sets in this folder are not those that were collected here",
+            path=out,
+            field="content",
+            found=content_hash(dataset),
+            expected=manifest.get("content"),
+            hint="choose another --out, or remove this folder",
+        )
     summaries = tuple(
         TaskSummary(**{**row, "successes": {kind: tuple(counts) for kind, counts in row["successes"].items()}})
         for row in manifest["summaries"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmdpd.envs.names import is_metaworld
 from llmdpd.errors import InputError, nearest_names
 
 FloatArray = npt.NDArray[np.float32]
@@ -138,5 +137,4 @@ def make_locomotion(name: str, *, render: bool = False) -> LocomotionTask:
     Raises:
         InputError: the name is unknown.
     """
-    assert not is_metaworld(name)
     return LocomotionTask(name, render=render)
