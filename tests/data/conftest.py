@@ -15,7 +15,7 @@ MakeDataset = Callable[..., TrajectoryDataset]
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    seed = int(os.environ.get("LLMDPD_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
+    seed = int(os.environ.get("LLMDPD_TEST_SEED", np.random.default_rng().integers(2**32)))
     print(f"LLMDPD_TEST_SEED={seed}")
     return np.random.default_rng(seed)
 

@@ -285,9 +285,14 @@ def test_by_name_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_name_with_the_package(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     write(path, fields())
-    fetched = []
+    fetched: list[str] = []
+
+    def download(url: str) -> str:
+        fetched.append(url)
+        return str(path)
+
     infos = types.SimpleNamespace(DATASET_URLS={"hopper-medium-v2": "http://x/h.hdf5"})
-    offline = types.SimpleNamespace(download_dataset_from_url=lambda url: fetched.append(url) or str(path))
+    offline = types.SimpleNamespace(download_dataset_from_url=download)
     for name, module in (("d4rl", types.ModuleType("d4rl")), ("d4rl.infos", infos), ("d4rl.offline_env", offline)):
         monkeypatch.setitem(sys.modules, name, module)
     assert load_dataset("d4rl:hopper-medium-v2").tasks == ("hopper-medium-v2",)

@@ -20,6 +20,7 @@ from llmdpd.data.minari import load_minari
 from llmdpd.errors import InputError
 
 MakeDataset = Callable[..., TrajectoryDataset]
+pytestmark = pytest.mark.filterwarnings("ignore:env_spec is None")
 PER_STEP = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
 PER_EPISODE = ("noise_levels", "successes", "seeds")
 
@@ -178,6 +179,15 @@ def test_somebody_elses_data_set() -> None:
     for e, episode in enumerate(theirs.iterate_episodes()):
         np.testing.assert_array_equal(dataset.episode(e).observations, episode.observations[:-1].astype(np.float32))
     assert_same(load_dataset(f"minari:{theirs.id}"), dataset)
+
+
+def test_other_meanings_of_our_names_are_left_alone() -> None:
+    folder = third_party(ends=("t",))
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        file["episode_0"].attrs.update({"noise_level": "high", "success": 7})
+    dataset = load_dataset(folder)
+    assert np.isnan(dataset.noise_levels[0])
+    assert dataset.successes[0] == -1
 
 
 def test_the_environment_names_the_task() -> None:

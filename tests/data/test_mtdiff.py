@@ -158,7 +158,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_field_is_named(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
     value, words = WRONG[name]
-    path = write(tmp_path / "x.npy", [record(rng, **{name: value})])
+    path = write(tmp_path / "x.npy", [record(rng) | {name: value}])
     with pytest.raises(InputError, match=words) as caught:
         load_mtdiff(path)
     assert str(caught.value.field).startswith(name)
@@ -179,9 +179,9 @@ def test_no_task_anywhere(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 def test_empty_data(tmp_path: Path, rng: np.random.Generator) -> None:
-    for name, records in (("a.npy", []), ("b.pkl", [])):
+    for name in ("a.npy", "b.pkl"):
         with pytest.raises(InputError, match="empty"):
-            load_mtdiff(write(tmp_path / name, records))
+            load_mtdiff(write(tmp_path / name, []))
     with pytest.raises(InputError, match="without steps"):
         load_mtdiff(write(tmp_path / "c.npy", [record(rng, 0)]))
     (tmp_path / "d.npy").touch()

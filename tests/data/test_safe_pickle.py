@@ -180,6 +180,17 @@ def test_hostile_bytes_are_refused(data: bytes) -> None:
     assert caught.value.path == "file.pkl"
 
 
+def test_an_object_array_holds_as_many_as_its_shape_says() -> None:
+    array = np.empty(3, object)
+    array[:] = ["a", "b", "c"]
+    data = pickle.dumps(array, protocol=3)
+    assert load(data) == ["a", "b", "c"]
+    shape = b"K\x03\x85"
+    assert data.count(shape) == 1
+    with pytest.raises(InputError, match="refused"):
+        load(data.replace(shape, b"K\x04\x85"))
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [

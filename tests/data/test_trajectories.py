@@ -306,7 +306,9 @@ def test_wrong_arrays_are_refused_by_name(make_dataset: MakeDataset, name: str, 
     assert caught.value.expected is not None
 
 
-def test_nan_is_located(make_dataset: MakeDataset) -> None:
+@pytest.mark.parametrize("rows_per_check", [4, 1 << 16])
+def test_nan_is_located(make_dataset: MakeDataset, rows_per_check: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdpd.data.trajectories._ROWS_PER_CHECK", rows_per_check)
     dataset = make_dataset()
     observations = dataset.observations.copy()
     observations[9, 17] = np.nan
