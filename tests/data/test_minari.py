@@ -109,6 +109,14 @@ def test_saving_replaces_and_leaves_nothing_behind(root: Path, make_dataset: Mak
     assert not [p for p in root.rglob(".*")]
 
 
+def test_a_relative_folder(tmp_path: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = make_dataset((("a", 3),))
+    (folder,) = save_minari(dataset, "some/where")
+    assert folder == tmp_path / "some" / "where" / "metaworld" / "a" / "scripted-v0"
+    assert_same(load_dataset("some/where"), dataset)
+
+
 def test_a_failed_write_keeps_the_old(root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_dataset((("a", 3),))
     (folder,) = save_minari(first, root)
