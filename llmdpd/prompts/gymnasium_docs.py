@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from collections.abc import Callable
@@ -62,22 +63,26 @@ def environment_prompt(env_id: str) -> TextPrompt:
     elif documented.origin != spec.id:
         notes.append(f"Described by the documentation of {documented.origin}, whose spaces are the same.")
     if spec.max_episode_steps is not None:
-        limit = f"An episode has at most {spec.max_episode_steps} steps."
-        fields["end"] = f"{fields['end']} {limit}" if fields.get("end") else limit
+        end = [f"{fields['end'].rstrip('.')}."] if "end" in fields else []
+        fields["end"] = " ".join([*end, f"An episode has at most {spec.max_episode_steps} steps."])
     return TextPrompt(task=f"Gymnasium {spec.id}.", notes=" ".join(notes), **fields)
 
 
 def _spec(env_id: str) -> EnvSpec:
+    # As for gymnasium.make: an id of the form module:Name-v0 names the module that registers it.
+    module, colon, name = env_id.rpartition(":")
     try:
-        spec = gymnasium.spec(env_id)
-    except ImportError as error:  # an id of the form module:Name-v0 imports the module that registers it
+        if colon:
+            importlib.import_module(module)
+        spec = gymnasium.spec(name)
+    except (ImportError, ValueError) as error:  # ValueError: an empty module name
         raise InputError("the environment's module can't be imported", found=env_id, hint=str(error)) from None
     except gymnasium.error.Error:
         known = list(gymnasium.registry)
         raise InputError(
             "unknown Gymnasium environment",
             found=env_id,
-            expected=f"a registered id, such as {nearest_names(env_id, known)}",
+            expected=f"a registered id, such as {nearest_names(name, known)}",
         ) from None
     assert isinstance(spec, EnvSpec)
     return spec

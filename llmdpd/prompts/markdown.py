@@ -18,7 +18,7 @@ _LIST_MARK = re.compile(r"^\s*([-*+]|\d+[.)])\s+")
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+(?=[A-Z0-9\"'(\[])")
 _ABBREVIATION = re.compile(r"\b(e\.g|i\.e|cf|vs|al|Fig|Eq|[A-Z])\.$")
 _TAG = re.compile(r"<(/?)(\w+)[^<>]*>")
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_LINK = re.compile(r"!?\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)")
 _FRACTION = re.compile(r"\\frac\{([^{}]*)\}\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\(mathcal|mathbf|text|textrm|mathrm|left|right|,|;|!)\s*")
 _SYMBOLS = {r"\times": "x", r"\cdot": "x", r"\infty": "inf", r"\pi": "pi", r"\theta": "theta", r"\|": "|", r"\_": "_"}

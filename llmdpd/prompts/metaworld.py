@@ -19,7 +19,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.prompts.text import TextPrompt
 
 ConditionKind = Literal["near", "below", "above", "joint_above", "joint_near", "inserted", "held"]
-GoalKind = Literal["drawn", "follows", "fixed"]
+GoalKind = Literal["drawn", "follows", "follows_y", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TaskFacts:
     """What counts as success, with `{i}` for the limit of condition i."""
     conditions: tuple[SuccessCondition, ...]
     goal: GoalKind
-    """`drawn`: drawn at reset by itself; `follows`: at a constant offset from the object's draw; `fixed`: constant."""
+    """`drawn`: by itself at reset; `follows`, `follows_y`: at a constant offset from the object's draw; `fixed`."""
     object_name: str
     goal_name: str
     object_range: Mapping[str, float] = field(default_factory=dict)
@@ -131,6 +131,14 @@ def metaworld_prompt(task: str) -> TextPrompt:
 _ACTIONS = "4 numbers in [-1, 1]: hand motion in x (right), y (away), z (up), 1 cm a step; closing of the gripper."
 
 
+_GOALS: Mapping[GoalKind, str] = {
+    "drawn": ".",
+    "follows": "; the goal moves along.",
+    "follows_y": "; the goal's y moves along.",
+    "fixed": "; the goal is fixed.",
+}
+
+
 def _base_name(task: str) -> str:
     return task.removesuffix("-v3").removesuffix("-v2")
 
@@ -143,7 +151,7 @@ def _randomised(facts: TaskFacts) -> str:
         if widths
     ]
     sentence = f"Randomize {' and '.join(drawn)} position{'s' if len(drawn) > 1 else ''}"
-    return sentence + {"drawn": ".", "follows": "; the goal moves along.", "fixed": "; the goal is fixed."}[facts.goal]
+    return sentence + _GOALS[facts.goal]
 
 
 def _observations(facts: TaskFacts) -> str:

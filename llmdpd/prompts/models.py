@@ -51,7 +51,7 @@ def find_model(name: str, memo_folder: Path) -> ModelSource:
         folder = _minilm_folder()
         return ModelSource("minilm", _fingerprint(folder, memo_folder), folder)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():  # an empty name would be the working folder
         _check_files(path, name)
         return ModelSource("folder", _fingerprint(path, memo_folder), path)
     hub_id = HUB_NAMES.get(name, name)

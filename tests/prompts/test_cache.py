@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey, default_cache_folder
+
+KEY = EmbeddingKey(
+    model="minilm",
+    revision="sha256:0",
+    pooling="mean",
+    instruction="Do.",
+    text="Task: ä",
+    max_tokens=None,
+    dtype="float32",
+)
+
+
+@pytest.fixture
+def vector(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=384).astype(np.float32)
+
+
+def test_what_was_put_is_got(cache_dir: Path, vector: np.ndarray) -> None:
+    cache = EmbeddingCache(cache_dir)
+    assert cache.get(KEY) is None
+    cache.put(KEY, vector)
+    found = EmbeddingCache(cache_dir).get(KEY)
+    assert found is not None
+    assert found.dtype == np.float32
+    assert np.array_equal(found, vector)
+    assert [file.name for file in cache_dir.iterdir()] == [f"{KEY.digest()}.safetensors"]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(EmbeddingKey)])
+def test_every_part_of_the_key_counts(cache_dir: Path, vector: np.ndarray, field: str) -> None:
+    cache = EmbeddingCache(cache_dir)
+    cache.put(KEY, vector)
+    value = 5 if field == "max_tokens" else getattr(KEY, field) + " "
+    assert cache.get(replace(KEY, **{field: value})) is None
+
+
+def test_neighbouring_parts_cannot_be_confused() -> None:
+    assert replace(KEY, instruction="ab", text="c").digest() != replace(KEY, instruction="a", text="bc").digest()
+
+
+def test_an_altered_number_is_noticed(cache_dir: Path, vector: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    cache = EmbeddingCache(cache_dir)
+    cache.put(KEY, vector)
+    path = cache.path(KEY)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert cache.get(KEY) is None
+    assert "altered" in caplog.text
+    cache.put(KEY, vector)
+    assert np.array_equal(cache.get(KEY), vector)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 8, 100, -1])
+def test_a_truncated_file_is_noticed(
+    cache_dir: Path, vector: np.ndarray, keep: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = EmbeddingCache(cache_dir)
+    cache.put(KEY, vector)
+    path = cache.path(KEY)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert cache.get(KEY) is None
+    assert str(path) in caplog.text
+
+
+def test_another_keys_file_under_this_name_is_noticed(
+    cache_dir: Path, vector: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = EmbeddingCache(cache_dir)
+    other = replace(KEY, text="another")
+    cache.put(other, vector)
+    cache.path(other).rename(cache.path(KEY))
+    assert cache.get(KEY) is None
+    assert "another key" in caplog.text
+
+
+def test_a_foreign_safetensors_file_is_noticed(cache_dir: Path, vector: np.ndarray) -> None:
+    cache = EmbeddingCache(cache_dir)
+    cache.put(KEY, vector)
+    save_file(load_file(cache.path(KEY)), cache.path(KEY))  # the same numbers without the header
+    assert cache.get(KEY) is None
+    save_file({"other": vector}, cache.path(KEY))
+    assert cache.get(KEY) is None
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, vector: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    cache = EmbeddingCache(tmp_path / "file" / "embeddings")
+    with caplog.at_level(logging.WARNING):
+        cache.put(KEY, vector)
+    assert "cannot keep" in caplog.text
+    assert cache.get(KEY) is None
+
+
+def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_folder() == tmp_path / "llmdpd" / "embeddings"
+    assert EmbeddingCache().folder == default_cache_folder()
+    for value in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert default_cache_folder() == tmp_path / "home" / ".cache" / "llmdpd" / "embeddings"
+
+
+WRITE_AND_READ = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
+
+folder, go = Path(sys.argv[1]), Path(sys.argv[2])
+cache = EmbeddingCache(folder)
+print("ready", flush=True)
+while not go.exists():
+    time.sleep(0.001)
+for number in range(60):
+    key = EmbeddingKey("m", "r", "p", "i", str(number % 3), None, "float32")
+    vector = np.full(2000, number % 3, dtype=np.float32)
+    cache.put(key, vector)
+    assert np.array_equal(cache.get(key), vector)
+"""
+
+
+def test_two_processes_at_once(cache_dir: Path, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    command = [sys.executable, "-c", WRITE_AND_READ, str(cache_dir), str(go)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    go.touch()
+    for worker in workers:
+        _, errors = worker.communicate(timeout=60)
+        # A warning would mean that one had read what the other had half written.
+        assert (worker.returncode, errors) == (0, "")
+    assert len(list(cache_dir.iterdir())) == 3  # and no temporary file left

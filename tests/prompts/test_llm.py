@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+from llmdpd.errors import InputError  # noqa: E402
+from llmdpd.prompts import metaworld_prompt  # noqa: E402
+from llmdpd.prompts.llm import INSTRUCTION, LLMEncoder, masked_mean  # noqa: E402
+from llmdpd.prompts.metaworld import all_task_facts  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+WORDS = [
+    "push",
+    "the",
+    "puck",
+    "to",
+    "a",
+    "goal",
+    "reach",
+    "wall",
+    "convert",
+    "following",
+    "task",
+    "structured",
+    "policy",
+]
+SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+KINDS = ("llama", "olmo", "bert")
+TEXTS = ["push the puck", "reach a goal", "push the puck to the wall to a goal reach reach", "wall"]
+
+
+def save_tokenizer(folder: Path, kind: str) -> None:
+    """One token a word; BERT's with [CLS], [SEP], [PAD], Llama's and OLMo's with a beginning and no padding token."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"] if kind == "bert" else ["<unk>", "<s>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=special[0]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    template = "[CLS] $A [SEP]" if kind == "bert" else "<s> $A"
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[(token, vocabulary[token]) for token in special[1:3]]
+    )
+    # Such a habit in the file, which MiniLM's has as well, must have no effect.
+    tokenizer.enable_truncation(3)
+    pad = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"} if kind == "bert" else {"bos_token": "<s>"}
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=special[0], model_max_length=10**30, padding_side="left", **pad
+    )
+    fast.save_pretrained(folder)
+
+
+def save_model(folder: Path, kind: str) -> Path:
+    config = {
+        "llama": transformers.LlamaConfig(vocab_size=40, max_position_embeddings=64, **SIZES),
+        "olmo": transformers.OlmoConfig(vocab_size=40, max_position_embeddings=64, **SIZES),
+        "bert": transformers.BertConfig(vocab_size=40, max_position_embeddings=64, pad_token_id=3, **SIZES),
+    }[kind]
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():  # freshly made weights are so small that everything looks alike
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    seed = secrets.randbits(31)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    return {kind: save_model(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+def by_hand(folder: Path, kind: str, text: str) -> torch.Tensor:
+    """One text alone, its tokens written down by hand: the mean over all of them, nothing padded."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"] if kind == "bert" else ["<unk>", "<s>"]
+    vocabulary = [*special, *WORDS]
+    words = [vocabulary.index(word) if word in vocabulary else 0 for word in text.split()]
+    ids = [1, *words, 2] if kind == "bert" else [1, *words]
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_embedding_is_the_mean_over_the_tokens(
+    folders: dict[str, Path], cache_dir: Path, kind: str, batch_size: int
+) -> None:
+    encoder = LLMEncoder(folders[kind], instruction="convert the task", cache_dir=cache_dir, batch_size=batch_size)
+    embedded = encoder.encode(TEXTS)
+    assert embedded.shape == (len(TEXTS), encoder.dim)
+    assert embedded.dtype == torch.float32
+    assert encoder.dim == 24
+    for text, vector in zip(TEXTS, embedded, strict=True):
+        expected = by_hand(folders[kind], kind, f"convert the task {text}")
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_batch_of_one_the_company_changes_no_bit(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    together = LLMEncoder(folders[kind], cache_dir=tmp_path / "a").encode(TEXTS)
+    alone = LLMEncoder(folders[kind], cache_dir=tmp_path / "b").encode(TEXTS[1:2])
+    assert torch.equal(together[1:2], alone)
+
+
+def test_instruction_is_read_and_may_be_empty(folders: dict[str, Path], cache_dir: Path) -> None:
+    plain = LLMEncoder(folders["llama"], instruction="", cache_dir=cache_dir).encode(["push a puck"])
+    told = LLMEncoder(folders["llama"], cache_dir=cache_dir).encode(["push a puck"])
+    torch.testing.assert_close(plain[0], by_hand(folders["llama"], "llama", "push a puck"), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain, told, atol=1e-3)
+    assert "structured policy representation" in INSTRUCTION
+
+
+def test_masked_mean_ignores_padding_on_either_side(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(2, 5, 3, generator=generator)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
+    expected = torch.stack([hidden[0, 2:].mean(dim=0), hidden[1, :2].mean(dim=0)])
+    hidden[0, 0], hidden[1, 4] = float("nan"), float("inf")
+    torch.testing.assert_close(masked_mean(hidden, mask), expected)
+    assert masked_mean(hidden.bfloat16(), mask).dtype == torch.float32
+
+
+def test_bfloat16_is_close_to_float32_and_kept_apart(folders: dict[str, Path], cache_dir: Path) -> None:
+    exact = LLMEncoder(folders["llama"], cache_dir=cache_dir).encode(TEXTS)
+    rounded = LLMEncoder(folders["llama"], cache_dir=cache_dir, dtype="bfloat16").encode(TEXTS)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded).min() > 0.99
+
+
+def test_cached_texts_never_load_the_model(
+    folders: dict[str, Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = LLMEncoder(folders["bert"], cache_dir=cache_dir).encode(TEXTS)
+    monkeypatch.setattr(LLMEncoder, "_load", lambda self: pytest.fail("the model was loaded"))
+    again = LLMEncoder(folders["bert"], cache_dir=cache_dir).encode([TEXTS[2], TEXTS[0], TEXTS[2]])
+    assert torch.equal(again, embedded[[2, 0, 2]])
+
+
+def test_only_new_texts_are_embedded_and_each_once(
+    folders: dict[str, Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = LLMEncoder(folders["bert"], cache_dir=cache_dir)
+    encoder.encode(TEXTS[:2])
+    embed, seen = encoder._embed, []
+    monkeypatch.setattr(encoder, "_embed", lambda texts: seen.extend(texts) or embed(texts))
+    encoder.encode([TEXTS[2], TEXTS[0], TEXTS[2]])
+    assert seen == [TEXTS[2]]
+    encoder.release()
+    assert encoder.encode(["goal"]).shape == (1, 24)
+
+
+def test_a_damaged_cache_file_is_computed_again(
+    folders: dict[str, Path], cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = LLMEncoder(folders["bert"], cache_dir=cache_dir)
+    embedded = encoder.encode(TEXTS[:1])
+    (file,) = cache_dir.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0x40
+    file.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(encoder.encode(TEXTS[:1]), embedded)
+    assert "altered" in caplog.text
+    caplog.clear()
+    assert torch.equal(encoder.encode(TEXTS[:1]), embedded)
+    assert not caplog.text
+
+
+def test_other_weights_are_another_model(folders: dict[str, Path], tmp_path: Path, cache_dir: Path) -> None:
+    first = LLMEncoder(folders["llama"], cache_dir=cache_dir).encode(TEXTS)
+    torch.manual_seed(1)
+    other = LLMEncoder(save_model(tmp_path / "llama", "llama"), cache_dir=cache_dir).encode(TEXTS)
+    assert not torch.allclose(first, other, atol=1e-2)
+
+
+def test_too_long_prompts_are_refused(folders: dict[str, Path], cache_dir: Path) -> None:
+    encoder = LLMEncoder(folders["llama"], instruction="", cache_dir=cache_dir)
+    assert encoder.encode(["push " * 63]).shape == (1, 24)  # 64 positions, one taken by <s>
+    with pytest.raises(InputError, match="too long") as caught:
+        encoder.encode(["push " * 64])
+    assert "65 tokens" in str(caught.value.found)
+    assert caught.value.expected == "at most 64"
+    short = LLMEncoder(folders["llama"], instruction="", cache_dir=cache_dir, max_tokens=5)
+    short.encode(["push the puck to"])
+    with pytest.raises(InputError, match="at most 5"):
+        short.encode(["push the puck to a"])
+    with pytest.raises(InputError, match="fewer positions"):
+        LLMEncoder(folders["llama"], cache_dir=cache_dir, max_tokens=65).encode(["push"])
+
+
+def test_bad_texts(folders: dict[str, Path], cache_dir: Path) -> None:
+    encoder = LLMEncoder(folders["llama"], cache_dir=cache_dir)
+    with pytest.raises(InputError, match="empty text prompt"):
+        encoder.encode(["push", " \n"])
+    with pytest.raises(InputError, match="sequence"):
+        encoder.encode("push")
+    assert encoder.encode([]).shape == (0, 24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"device": "no-such-device"}, "unknown device"),
+        ({"device": "cuda:99"}, "GPU asked for and absent"),
+        ({"dtype": "int8"}, "unknown dtype"),
+        ({"dtype": torch.int8}, "unknown dtype"),
+        ({"max_tokens": 0}, "limit of tokens"),
+        ({"batch_size": 0}, "batch size"),
+    ],
+)
+def test_bad_settings(folders: dict[str, Path], cache_dir: Path, settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        LLMEncoder(folders["llama"], cache_dir=cache_dir, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_asked_for_and_absent(folders: dict[str, Path], cache_dir: Path) -> None:
+    with pytest.raises(InputError, match="GPU asked for and absent"):
+        LLMEncoder(folders["llama"], cache_dir=cache_dir, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_bfloat16_is_the_default(folders: dict[str, Path], cache_dir: Path) -> None:
+    encoder = LLMEncoder(folders["llama"], cache_dir=cache_dir, device="cuda")
+    assert encoder.dtype == torch.bfloat16
+    embedded = encoder.encode(TEXTS)
+    assert embedded.device.type == "cpu"
+    exact = LLMEncoder(folders["llama"], cache_dir=cache_dir).encode(TEXTS)
+    assert torch.nn.functional.cosine_similarity(exact, embedded).min() > 0.99
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_incomplete_weights_are_refused(folders: dict[str, Path], tmp_path: Path, cache_dir: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(folders["llama"], tmp_path / "part")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"incomplete(.|\n)*layers\.1\.mlp\.up_proj"):
+        LLMEncoder(folder, cache_dir=cache_dir).encode(["push"])
+
+
+def test_values_that_are_not_finite_are_refused_and_not_cached(
+    folders: dict[str, Path], tmp_path: Path, cache_dir: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(folders["llama"], tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    weights["norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not finite"):
+        LLMEncoder(folder, cache_dir=cache_dir).encode(["push"])
+    assert not list(cache_dir.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_broken_files_are_input_errors(folders: dict[str, Path], tmp_path: Path, cache_dir: Path, file: str) -> None:
+    folder = copy_of(folders["llama"], tmp_path / "broken")
+    (folder / file).write_bytes((folder / file).read_bytes()[:50])
+    with pytest.raises(InputError, match="cannot load the language model") as caught:
+        LLMEncoder(folder, cache_dir=cache_dir).encode(["push"])
+    assert caught.value.path == str(folder)
+
+
+def test_a_models_own_code_is_not_run(folders: dict[str, Path], tmp_path: Path, cache_dir: Path) -> None:
+    folder = copy_of(folders["llama"], tmp_path / "code")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "mine"
+    config["auto_map"] = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(InputError, match="cannot load"):
+        LLMEncoder(folder, cache_dir=cache_dir).encode(["push"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_encoder_decoders_are_refused(folders: dict[str, Path], tmp_path: Path, cache_dir: Path) -> None:
+    folder = copy_of(folders["llama"], tmp_path / "t5")
+    transformers.T5Config(d_model=24).save_pretrained(folder)
+    with pytest.raises(InputError, match="encoder-decoder"):
+        LLMEncoder(folder, cache_dir=cache_dir).encode(["push"])
+
+
+def test_minilm_reads_all_50_prompts(cache_dir: Path) -> None:
+    encoder = LLMEncoder(cache_dir=cache_dir)
+    assert encoder.dim == 384
+    _, tokenizer, limit = encoder._load()
+    assert limit == 512
+    prompts = [metaworld_prompt(name).render() for name in all_task_facts()]
+    lengths = [len(encoder._tokenize(tokenizer, prompt, limit)) for prompt in prompts]
+    assert max(lengths) <= 256  # what MiniLM's sentence configuration would read
+    assert min(lengths) > 130  # and its tokenizer file's own truncation to 128 is off
+    embedded = encoder.encode([prompts[0], prompts[1], prompts[0]])
+    assert torch.equal(embedded[0], embedded[2])
+    assert not torch.allclose(embedded[0], embedded[1], atol=1e-2)
+
+
+def test_minilm_reads_the_prompts_of_gymnasiums_environments(cache_dir: Path) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    from llmdpd.prompts import environment_prompt
+
+    encoder = LLMEncoder(cache_dir=cache_dir)
+    _, tokenizer, limit = encoder._load()
+    read = 0
+    for env_id in gymnasium.registry:
+        try:
+            prompt = environment_prompt(env_id)
+        except InputError:
+            continue  # an extra of Gymnasium that is not installed, or a version that left it
+        encoder._tokenize(tokenizer, prompt.render(), limit)
+        read += 1
+    assert read >= 10
+
+
+def test_minilm_tells_meanings_apart(cache_dir: Path) -> None:
+    encoder = LLMEncoder(cache_dir=cache_dir, instruction="")
+    texts = ["Open the drawer.", "Pull the drawer out towards you.", "Run forward on two legs."]
+    vectors = torch.nn.functional.normalize(encoder.encode(texts), dim=1).numpy()
+    near, far = np.dot(vectors[0], vectors[1]), np.dot(vectors[0], vectors[2])
+    assert near > far + 0.2

