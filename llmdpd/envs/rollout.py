@@ -176,21 +176,29 @@ def _render_environment() -> dict[str, str]:
     return {"MUJOCO_GL": require_backend()}
 
 
-def _interleaved(requests: Sequence[EpisodeRequest]) -> deque[int]:
-    """Indices of `requests` with their tasks taken in turn.
+class _Queue:
+    """Requests that wait, taken from their tasks in turn, or from a task that is asked for.
 
-    So each task is run a few episodes at a time and needs a few environments, instead of `parallel` for every task.
+    So each task is run a few episodes at a time, in a few environments, instead of `parallel` for every task. The
+    order depends on the requests and on what was asked for alone.
     """
-    by_task: dict[str, deque[int]] = {}
-    for index, request in enumerate(requests):
-        by_task.setdefault(request.task, deque()).append(index)
-    order: deque[int] = deque()
-    while by_task:
-        for task in list(by_task):
-            order.append(by_task[task].popleft())
-            if not by_task[task]:
-                del by_task[task]
-    return order
+
+    def __init__(self, requests: Sequence[EpisodeRequest]) -> None:
+        self._by_task: dict[str, deque[int]] = {}
+        for index, request in enumerate(requests):
+            self._by_task.setdefault(request.task, deque()).append(index)
+        self._turns = deque(self._by_task)
+
+    def take(self, task: str | None) -> int | None:
+        """The index of the next request, of `task` where one is left; None where none is left at all."""
+        if task is not None and self._by_task.get(task):
+            return self._by_task[task].popleft()
+        for _ in range(len(self._turns)):
+            self._turns.rotate(-1)
+            waiting = self._by_task[self._turns[-1]]
+            if waiting:
+                return waiting.popleft()
+        return None
 
 
 class _Run:
@@ -209,7 +217,7 @@ class _Run:
         self._requests = requests
         self._act = act
         self._progress = progress
-        self._queue = _interleaved(requests)
+        self._queue = _Queue(requests)
         self._finished: dict[int, EpisodeResult] = {}
         self._groups: list[list[_Running]] = [[] for _ in range(_GROUPS)]
         self._by_slot: dict[int, _Running] = {}
@@ -222,7 +230,7 @@ class _Run:
         # Few requests are spread over both groups, so that neither side idles.
         share = -(-len(self._requests) // _GROUPS)
         for group, size in enumerate(sizes):
-            self._send(group, [], self._fill(group, min(size, share)))
+            self._send(group, [], self._fill(group, [None] * min(size, share)))
         turn = 0
         while len(self._finished) < len(self._requests):
             if self._groups[turn]:
@@ -233,21 +241,24 @@ class _Run:
     def _turn(self, group: int) -> None:
         """Wait for a group's answers, refill it, let the policy act for it, send it on."""
         self._gather(self._groups[group])
-        size = len(self._groups[group])
-        self._groups[group] = [running for running in self._groups[group] if running.slot in self._by_slot]
-        active = list(self._groups[group])
-        starts = self._fill(group, size - len(active))
+        active = [running for running in self._groups[group] if running.slot in self._by_slot]
+        # An episode's successor is of its task where possible: its environment is free.
+        ended = [running.request.task for running in self._groups[group] if running.slot not in self._by_slot]
+        self._groups[group] = list(active)
+        starts = self._fill(group, ended)
         if active:
             for running, action in zip(active, self._actions(active), strict=True):
                 running.actions.append(action)
                 running.waiting = True
         self._send(group, active, starts)
 
-    def _fill(self, group: int, count: int) -> list[_Running]:
-        """Start up to `count` waiting requests in `group`, each with the worker that has least to do in it."""
+    def _fill(self, group: int, preferred: Sequence[str | None]) -> list[_Running]:
+        """Start a waiting request for each preferred task in `group`, with the worker that has least to do in it."""
         started = []
-        for _ in range(min(count, len(self._queue))):
-            index = self._queue.popleft()
+        for task in preferred:
+            index = self._queue.take(task)
+            if index is None:
+                break
             load = [sum(running.worker is worker for running in self._groups[group]) for worker in self._workers]
             # Groups begin at opposite ends, so that uneven groups even each other out.
             order = range(len(load)) if group == 0 else range(len(load) - 1, -1, -1)
