@@ -177,7 +177,7 @@ class LLMDPD:
         return {"loss/actor": loss.detach(), **metrics}
 
     def _critic_prompt(self, condition: Condition, batch: int) -> Tensor:
-        """The prompt vectors as the critics see them, [B, Z]: no gradient into the encoders, equation 8 trains those."""
+        """The prompt vectors as the critics see them, [B, Z]; equation 8 alone trains the encoders."""
         return condition.prompt.detach().expand(batch, -1)
 
     def _clip(self, module: nn.Module) -> Tensor:

@@ -159,7 +159,7 @@ def _ddim(now: Array, after: Array, eta: float) -> Rows:
 
 
 def _dpm_solver_2m(now: Array, after: Array, eta: float) -> Rows:
-    """DPM-Solver++(2M): second order in the log-SNR; first order in the first step and the last (it is infinite there)."""
+    """DPM-Solver++(2M): second order in the log-SNR; first order in the first step, and in the last (log-SNR: inf)."""
     with np.errstate(divide="ignore"):
         log_snr = np.log(np.sqrt(now) / np.sqrt(1 - now))
         log_snr_after = np.log(np.sqrt(after) / np.sqrt(1 - after))

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.envs.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
-from llmdpd.files import atomic_write_json, atomic_write_text, atomic_writer
+from llmdpd.files import atomic_write_text
 from llmdpd.policy import Policy
+from llmdpd.reporting.films import save_film
 from llmdpd.runs.prompts import TaskPrompt
 
 __all__ = ["EVALUATION_SEED_START", "SELECTION_SEED_START", "evaluate_tasks", "make_films"]
@@ -65,7 +66,7 @@ def make_films(
     max_steps: int,
     checkpoint: str,
 ) -> str | None:
-    """Film one episode of every task into `folder`/TASK.mp4, each with TASK.json beside it.
+    """Film one episode of every task into `folder`: TASK.mp4, a strip TASK.png, and TASK.json beside them.
 
     Returns why there are no films, or None: where no off-screen renderer works, the reason and how to get one are
     written to README.txt there.
@@ -85,31 +86,14 @@ def make_films(
         results = pool.run(requests, policy_act(policy, prompts, requests))
     for result in results:
         assert result.frames is not None
-        task = result.request.task
-        _write_film(folder / f"{task}.mp4", result.frames)
-        sidecar = {
+        info = {
             "success": result.success,
             "seed": result.request.seed,
             "steps": result.length,
             "checkpoint": checkpoint,
         }
-        atomic_write_json(folder / f"{task}.json", sidecar)
+        save_film(folder, result.request.task, result.frames, info, fps=FRAMES_PER_SECOND)
     return None
-
-
-def _write_film(path: Path, frames: list[NDArray[np.uint8]]) -> None:
-    import imageio.v3 as iio
-
-    with atomic_writer(path) as temporary:
-        iio.imwrite(
-            temporary,
-            np.stack(frames),
-            extension=".mp4",
-            plugin="FFMPEG",
-            fps=FRAMES_PER_SECOND,
-            codec="libx264",
-            macro_block_size=16,
-        )
 
 
 def _mix(streams: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
