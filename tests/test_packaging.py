@@ -89,7 +89,11 @@ def install(executable: Path, *arguments: str | Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # --force-reinstall would try to uninstall an llmdpd that lies in the outer environment; ignoring it does not.
     done = subprocess.run(
-        [*command, "--ignore-installed", *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, "--ignore-installed", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import os
+import sys
 import threading
 from typing import Any
 
@@ -240,15 +241,18 @@ def test_calls_from_several_python_threads(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 on: fork in a process with threads
-def test_a_forked_child_gets_a_pool_of_its_own(rng: np.random.Generator) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_forked_child_starts_threads_of_its_own(rng: np.random.Generator) -> None:
     case = make_case(rng, B=64)
-    expected = case.run(seed=1, threads=2)
+    expected = case.run(seed=1, threads=3)
     child = os.fork()
     if child == 0:
         # Whatever happens, the child must not come back into pytest.
         status = 1
         try:
-            status = 0 if np.array_equal(case.run(seed=1, threads=2), expected) else 1
+            before = len(os.listdir("/proc/self/task"))
+            same = np.array_equal(case.run(seed=1, threads=3), expected)
+            status = 0 if same and len(os.listdir("/proc/self/task")) == before + 2 else 1
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
