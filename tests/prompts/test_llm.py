@@ -201,6 +201,19 @@ def test_too_long_prompts_are_refused(folders: dict[str, Path], cache_dir: Path)
         LLMEncoder(folders["llama"], cache_dir=cache_dir, max_tokens=65).encode(["push"])
 
 
+def test_the_tokenizers_own_limit_is_an_error_not_a_cut(
+    folders: dict[str, Path], tmp_path: Path, cache_dir: Path
+) -> None:
+    folder = copy_of(folders["llama"], tmp_path / "short")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 8}))
+    encoder = LLMEncoder(folder, instruction="", cache_dir=cache_dir)
+    encoder.encode(["push " * 7])
+    with pytest.raises(InputError, match="9 tokens") as caught:
+        encoder.encode(["push " * 8])
+    assert caught.value.expected == "at most 8"
+
+
 def test_bad_texts(folders: dict[str, Path], cache_dir: Path) -> None:
     encoder = LLMEncoder(folders["llama"], cache_dir=cache_dir)
     with pytest.raises(InputError, match="empty text prompt"):

@@ -147,6 +147,25 @@ def check_goal(facts: TaskFacts, axis: int, goal: np.ndarray, draw: np.ndarray) 
         assert np.ptp(goal[:, axis]) < 0.005
 
 
+def test_actions_do_what_the_prompt_says(task: Task) -> None:
+    reset(task, task.seed)
+    for axis, name in enumerate("xyz"):
+        before = task.env.data.mocap_pos[0].copy()
+        # Away from the workspace's nearer bound, so that the motion is not cut short.
+        middle = (task.env.mocap_low + task.env.mocap_high) / 2
+        sign = 1.0 if before[axis] < middle[axis] else -1.0
+        task.env.step(sign * np.eye(4, dtype=np.float32)[axis])
+        moved = task.env.data.mocap_pos[0] - before
+        assert moved == pytest.approx(sign * 0.01 * np.eye(3)[axis], abs=1e-9), name
+    opening = [reset(task, task.seed)[3]]
+    for effort in (1.0, -1.0):
+        for _ in range(15):
+            obs = task.env.step(np.array([0, 0, 0, effort], dtype=np.float32))[0]
+        opening.append(obs[3])
+    assert opening[1] < opening[0] - 0.2
+    assert opening[2] > opening[1] + 0.2
+
+
 def expert_success(task: Task) -> np.ndarray:
     """Drive the scripted expert to its first success, comparing every step's flag with the prompt's conditions."""
     for attempt in range(6):

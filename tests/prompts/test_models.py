@@ -149,6 +149,23 @@ def test_the_hash_of_a_folder_tells_its_content(folder: Path, tmp_path: Path) ->
     assert revision(folder, memo) != first
 
 
+def test_a_remembered_hash_is_not_used_for_other_content(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + _FRESH_SECONDS + 60)
+    first = revision(folder, tmp_path / "memo")
+    assert (tmp_path / "memo").exists()
+    weights = folder / "model.safetensors"
+    before = weights.stat()
+    while weights.stat().st_ctime_ns == before.st_ctime_ns:  # until the file system's clock has ticked
+        weights.write_text("[]")
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = weights.stat()
+    assert (after.st_size, after.st_ino, after.st_mtime_ns) == (before.st_size, before.st_ino, before.st_mtime_ns)
+    assert revision(folder, tmp_path / "memo") != first
+
+
 def test_the_same_content_elsewhere_has_the_same_hash(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "copy"
     fill(other)
