@@ -22,7 +22,6 @@ struct StepCoefficients {
 
 // Everything a tile needs, prepared once a call. Row r of the chain is sample r % samples of state r / samples.
 struct ReverseProblem {
-  int hidden;
   int hidden_padded;
   int action_dim;
   int action_padded;

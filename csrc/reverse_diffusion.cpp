@@ -132,7 +132,6 @@ void reverse_diffusion(const Net& net, const Chain& chain, const Batch& batch, c
   const CallMemory memory(net, chain, width, call_arena.reserve(CallMemory(net, chain, width, nullptr).floats));
 
   ReverseProblem problem{};
-  problem.hidden = net.hidden_dim;
   problem.hidden_padded = padded(net.hidden_dim, width);
   problem.action_dim = net.action_dim;
   problem.action_padded = padded(net.action_dim, width);
