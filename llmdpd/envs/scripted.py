@@ -136,9 +136,9 @@ def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisod
         actions.append(action)
         experts.append(expert)
         rewards.append(reward)
-        if now and not success:
+        if now:
             success = True
-            last = min(last, len(actions) + request.tail)
+            last = min(last, len(actions) + request.tail)  # the first success decides: later ones are further on
     return ScriptedEpisode(
         observations=np.stack(observations),
         actions=np.stack(actions),

@@ -39,14 +39,16 @@ class Toy:
         self.state = np.sin(3 * self.state + np.resize(action, 6)).astype(np.float32)
         reward = float(self.state.sum())
         over = self.name == "short" and self.steps == 5
-        success = bool(self.state[0] > 0.99) and self.name not in ("die-always", "die-once", "raise", "sleep")
+        success = bool(self.state[0] > 0.99) and self.name in ("plain", "other", "short")
         return self.state.copy(), reward, success, over
 
     def misbehave(self):
         if self.name == "die-always":
             os._exit(3)
-        if self.name == "die-once" and not os.path.exists(self.file):
-            open(self.file, "w").close()
+        lives = {"die-once": 1, "die-twice": 2}.get(self.name, 0)
+        if lives and (not os.path.exists(self.file) or os.path.getsize(self.file) < lives):
+            with open(self.file, "a") as file:
+                file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         if self.name == "raise":
             raise ArithmeticError("the toy broke")

@@ -81,8 +81,8 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_on_deaths(toys: str, 
             assert any(result.redone for result in results) == bool(pool.deaths)
         return batches
 
-    (tmp_path / "calm1").touch()
-    (tmp_path / "calm3").touch()
+    (tmp_path / "calm1").write_text("x")
+    (tmp_path / "calm3").write_text("x")
     reference = recorded(1, "calm1")
     # File names are part of the toys' task names, not of what they compute.
     assert recorded(3, "calm3") == reference
@@ -156,16 +156,19 @@ def test_a_worker_killed_from_outside_leaves_no_trace_in_the_results(
         assert len(pool.deaths) == 2
 
 
-def test_a_crash_inside_a_step_is_redone(toys: str, tmp_path: Path, fresh_seed: int) -> None:
-    requests = requests_for([f"die-once@{tmp_path / 'flag'}", "plain"], 4, fresh_seed)
-    with EnvPool(2, parallel=6, make=f"{toys}:make") as pool:
+@pytest.mark.parametrize(("task", "deaths"), [("die-once", 1), ("die-twice", 2)])
+def test_a_crash_inside_a_step_is_redone(toys: str, tmp_path: Path, fresh_seed: int, task: str, deaths: int) -> None:
+    requests = [*requests_for(["sleep"], 5, fresh_seed), EpisodeRequest(f"{task}@{tmp_path / 'flag'}", fresh_seed)]
+    with EnvPool(1, parallel=6, make=f"{toys}:make") as pool:
         results = pool.run(requests, act)
-        assert [death.exit_code for death in pool.deaths] == [-signal.SIGKILL]
+        assert [death.exit_code for death in pool.deaths] == [-signal.SIGKILL] * deaths
     assert content(results) == alone(toys, requests)
+    assert [result.redone for result in results] == [deaths] * 6
 
 
 def test_an_episode_that_kills_every_worker_is_named(toys: str) -> None:
-    requests = [*requests_for(["plain"], 5, 0), EpisodeRequest("die-always", 4242), *requests_for(["other"], 5, 0)]
+    # The others never succeed, so they share the worker with the culprit until its end.
+    requests = [*requests_for(["sleep"], 5, 0), EpisodeRequest("die-always", 4242)]
     with EnvPool(1, parallel=12, make=f"{toys}:make") as pool:
         with pytest.raises(RuntimeError, match=r"3 workers died in the episode of task die-always, seed 4242.*code 3"):
             pool.run(requests, act)
