@@ -47,7 +47,7 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
     encoded = policy.encode_prompts([p.text for p in prompts.values()], [p.example for p in prompts.values()])
     order = {task: index for index, task in enumerate(prompts)}
     task_index = np.array([order[request.task] for request in requests], np.int64)
-    streams = np.array([zlib.crc32(r.task.encode()) << 32 ^ r.seed for r in requests], np.int64)
+    streams = np.array([zlib.crc32(r.task.encode()) << 32 ^ r.seed for r in requests], np.uint64)
 
     def act(
         observations: NDArray[np.float32], index: NDArray[np.int64], steps: NDArray[np.int64]
@@ -96,10 +96,10 @@ def make_films(
     return None
 
 
-def _mix(streams: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+def _mix(streams: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
     """One key a (stream, step): splitmix64's finaliser, so that neighbouring steps get unrelated keys."""
     with np.errstate(over="ignore"):
-        x = streams.astype(np.uint64) + steps.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = streams + steps.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return (x ^ (x >> np.uint64(31))).astype(np.int64)
