@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,10 @@ from llmdpd.training.loop import TrainingDivergedError
 from llmdpd.training.stopping import StopRequestedError
 
 
+# What a disk or its owner refuses, whichever write or read it hits.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
 def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other arguments.
 
@@ -23,11 +28,13 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
     """
     rest, value, words = [], None, iter(arguments)
     for word in words:
-        if word == name:
+        # tyro takes --run_dir for --run-dir, so the options beside it do too.
+        option = word.split("=", 1)[0].replace("_", "-")
+        if option == name and "=" not in word:
             value = next(words, None)
             if value is None:
                 raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
-        elif word.startswith(f"{name}="):
+        elif option == name:
             value = word.split("=", 1)[1]
         else:
             rest.append(word)
@@ -36,13 +43,19 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command; the exit code. What a user can mend is printed in plain words, not as a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("llmdpd").setLevel(logging.INFO)
     try:
         command()
     except (InputError, TrainingDivergedError) as error:
         console.print(f"error: {error}", style="bold red", markup=False)
         return 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        refusal = InputError("the disk refuses", path=error.filename, found=error.strerror)
+        console.print(f"error: {refusal}", style="bold red", markup=False)
+        return 2
     except StopRequestedError as stopped:
         console.print(f"stopped by {stopped}")
         return stopped.exit_code

@@ -19,7 +19,6 @@ from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import check_device, text_key
 from llmdpd.policy_network import ConditionalPolicy
-from llmdpd.progress import console
 from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.data import ACTION_DIM, STATE_DIM, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
@@ -165,5 +164,4 @@ def _select(
     )
     rates = {task: sum(r.success for r in episodes) / len(episodes) for task, episodes in results.items()}
     score = sum(rates.values()) / len(rates)
-    console.print("selection: " + ", ".join(f"{task} {rate:.0%}" for task, rate in rates.items()))
     return {"eval/seen_success": score, **{f"eval/{task}": rate for task, rate in rates.items()}}, score

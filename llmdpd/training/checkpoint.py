@@ -54,19 +54,24 @@ def save_checkpoint(folder: Path, agent: Checkpointed, iteration: int, state: Ma
             _write(temporary / "random.safetensors", _random_tensors())
             atomic_write_json(temporary / "state.json", {"format": FORMAT, "iteration": iteration, **state})
     except OSError as error:
-        whole = latest_checkpoint(folder)
-        kept = f"the checkpoint {whole} is whole" if whole else "there is no older checkpoint"
-        raise InputError(
-            "the checkpoint could not be written",
-            path=target,
-            found=str(error),
-            expected="room on the disk",
-            hint=f"{kept}; make room, then continue with --resume",
-        ) from error
+        raise refused_write("the checkpoint", target, folder, error) from error
     for old in _checkpoints(folder):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def refused_write(what: str, path: Path, checkpoints: Path, error: OSError) -> InputError:
+    """The error for a write that the disk refused, and what is left to go on from."""
+    whole = latest_checkpoint(checkpoints)
+    kept = f"the checkpoint {whole} is whole" if whole else "there is no older checkpoint"
+    return InputError(
+        f"{what} could not be written",
+        path=path,
+        found=str(error),
+        expected="room on the disk",
+        hint=f"{kept}; make room, then continue with --resume {checkpoints.parent}",
+    )
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

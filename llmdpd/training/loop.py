@@ -14,7 +14,14 @@ from llmdpd.agents.batch import PromptedBatch
 from llmdpd.config import TrainingConfig
 from llmdpd.progress import ProgressBar, console
 from llmdpd.training.batches import BatchSampler
-from llmdpd.training.checkpoint import Checkpointed, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from llmdpd.training.checkpoint import (
+    Checkpointed,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    refused_write,
+    save_checkpoint,
+)
 from llmdpd.training.metrics import MetricsWriter, first_not_finite
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 
@@ -108,10 +115,9 @@ class TrainingLoop:
             # Of equals the later one: it has trained longer.
             if self.best_score is None or score >= self.best_score:
                 self.best_score = score
-                self.hooks.keep("best", done)
-            console.print(
-                f"iteration {done}: " + ", ".join(f"{k.removeprefix('eval/')} {v:.2f}" for k, v in values.items())
-            )
+                self._keep("best")
+            rates = ", ".join(f"{name.removeprefix('eval/')} {value:.0%}" for name, value in values.items())
+            console.print(f"selection at iteration {done}: {rates}")
         if done % config.checkpoint_every == 0 or last:
             self._flush(metrics)
             self._save(metrics)
@@ -145,8 +151,16 @@ class TrainingLoop:
             "marks_due": marks_due,
             **self.facts,
         }
+        # The checkpoint comes last: a kill between the two leaves a policy that the resumed run writes again, not a
+        # finished run with the policy of an earlier iteration.
+        self._keep("last")
         save_checkpoint(self.run / "checkpoint", self.agent, self.iteration, state)
-        self.hooks.keep("last", self.iteration)
+
+    def _keep(self, which: str) -> None:
+        try:
+            self.hooks.keep(which, self.iteration)
+        except OSError as error:
+            raise refused_write(f"the {which} policy", self.run, self.run / "checkpoint", error) from error
 
     def _restore(self) -> bool:
         checkpoint = latest_checkpoint(self.run / "checkpoint")
