@@ -14,12 +14,14 @@ from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
+from llmdpd.envs.processes import default_workers
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import check_device, text_key
 from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.prompts import metaworld_prompt
+from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import ACTION_DIM, STATE_DIM, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
 from llmdpd.runs.folder import RunFolder, Stopwatch
@@ -34,7 +36,8 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     """The configuration with names made canonical and defaults that hang on the machine made plain.
 
     Raises:
-        InputError: an unknown task, a task both seen and unseen, no seen task, a device that is absent.
+        InputError: an unknown task, a task both seen and unseen, no seen task, a device that is absent, a number out
+            of range, fields that don't fit together.
     """
     from llmdpd.envs import check_task
 
@@ -49,8 +52,10 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     both = sorted(set(tasks.seen) & set(tasks.unseen))
     if both:
         raise InputError("a task is both seen and unseen", field="tasks.unseen", found=", ".join(both))
-    threads = config.threads or len(os.sched_getaffinity(0))
-    return dataclasses.replace(config, tasks=tasks, threads=threads)
+    threads = default_workers() if config.threads is None else config.threads
+    config = dataclasses.replace(config, tasks=tasks, threads=threads)
+    check_values(config)
+    return config
 
 
 def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:

@@ -39,20 +39,7 @@ class BatchSampler:
         seed: int,
         device: torch.device,
     ) -> None:
-        if not 1 <= tasks_per_batch <= len(dataset.tasks):
-            raise InputError(
-                "no such number of tasks a batch",
-                field="training.tasks_per_batch",
-                found=tasks_per_batch,
-                expected=f"1 to {len(dataset.tasks)}, the tasks of the data",
-            )
-        if batch_size < 1 or batch_size % tasks_per_batch:
-            raise InputError(
-                "the batch cannot be shared out evenly",
-                field="training.batch_size",
-                found=batch_size,
-                expected=f"a multiple of {tasks_per_batch} (training.tasks_per_batch)",
-            )
+        check_batch(batch_size, tasks_per_batch, len(dataset.tasks))
         self._dataset, self._encoder, self._device = dataset, encoder, device
         self._embeddings = None if embeddings is None else embeddings.to(device)
         self._tasks, self._share = tasks_per_batch, batch_size // tasks_per_batch
@@ -111,3 +98,21 @@ class BatchSampler:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def check_batch(batch_size: int, tasks_per_batch: int, tasks: int) -> None:
+    """Raise `InputError` unless a batch can be shared out evenly among that many of the tasks."""
+    if not 1 <= tasks_per_batch <= tasks:
+        raise InputError(
+            "no such number of tasks a batch",
+            field="training.tasks_per_batch",
+            found=tasks_per_batch,
+            expected=f"1 to {tasks}, the tasks that are trained on",
+        )
+    if batch_size < 1 or batch_size % tasks_per_batch:
+        raise InputError(
+            "the batch cannot be shared out evenly",
+            field="training.batch_size",
+            found=batch_size,
+            expected=f"a multiple of {tasks_per_batch} (training.tasks_per_batch)",
+        )
