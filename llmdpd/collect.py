@@ -96,7 +96,7 @@ class _PlainLines:
 def summary_table(collected: Collected) -> Table:
     """Tasks in rows; successes by kind of noise ("won/episodes") in the last columns."""
     kinds = list(dict.fromkeys(kind for row in collected.summaries for kind in row.successes))
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), caption="last columns: successes/episodes by kind of noise")
     table.add_column("task", no_wrap=True)
     for name in ("episodes", "steps", "length", *kinds):
         table.add_column(name, justify="right", no_wrap=True)
