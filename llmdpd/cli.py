@@ -15,7 +15,6 @@ from llmdpd.results import TaskResult
 from llmdpd.training.loop import TrainingDivergedError
 from llmdpd.training.stopping import StopRequestedError
 
-
 # What a disk or its owner refuses, whichever write or read it hits.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 

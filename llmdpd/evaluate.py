@@ -14,11 +14,14 @@ import tyro
 
 from llmdpd.acting import ActingConfig
 from llmdpd.cli import results_table, run_command
-from llmdpd.config import EvaluationConfig
+from llmdpd.config import EvaluationConfig, TrainConfig
 from llmdpd.envs import check_task
+from llmdpd.errors import InputError
+from llmdpd.policy_folder import check_device
 from llmdpd.progress import console
+from llmdpd.runs.checks import check_least
 from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.prompts import read_text, task_prompts
+from llmdpd.runs.prompts import TaskPrompt, read_text, task_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
 from llmdpd.training.stopping import StopSignals
 
@@ -63,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
+    check_least(config, {"episodes": 1, "max_steps": 1, "samples": 1, "workers": 1, "threads": 1})
+    if config.out is not None and config.out.is_dir():
+        raise InputError("the results cannot be written", path=config.out, found="a folder", expected="a file name")
+    check_device(config.device)
     run = RunFolder.open(config.run)
     trained = run.read_config()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    tasks = [check_task(task) for task in config.tasks] or [*trained.tasks.seen, *trained.tasks.unseen]
-    text = None if config.prompt_text is None else read_text(config.prompt_text)
-    source = "built in" if config.prompt_text is None else str(config.prompt_text)
-    data = config.prompt_data or run.prompts
-    prompts = task_prompts(tasks, data if trained.policy.context.trajectory else None, text, source)
+    prompts = _prompts(config, run, trained)
     evaluation = dataclasses.replace(EvaluationConfig(), episodes=config.episodes, max_steps=config.max_steps)
     with StopSignals() as stop:
         records = evaluate_run(
@@ -89,6 +92,32 @@ def _evaluate(config: EvaluateConfig) -> None:
             film_run(run, prompts, config.max_steps)
     console.print(results_table(records))
     console.print(f"results: {config.out or run.results}")
+
+
+def _prompts(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -> dict[str, TaskPrompt]:
+    """The prompts of every task to evaluate."""
+    context = trained.policy.context
+    for option, given, used in (
+        ("--prompt-data", config.prompt_data, context.trajectory),
+        ("--prompt-text", config.prompt_text, context.text),
+    ):
+        if given is not None and not used:
+            raise InputError("this run's policy was trained without such prompts", path=run.path, field=option)
+    tasks = tuple(dict.fromkeys(check_task(task) for task in config.tasks))
+    text = None if config.prompt_text is None else read_text(config.prompt_text)
+    source = "built in" if config.prompt_text is None else str(config.prompt_text)
+    tasks = tasks or (*trained.tasks.seen, *trained.tasks.unseen)
+    data = (config.prompt_data or run.prompts) if context.trajectory else None
+    foreign = [task for task in tasks if task not in (*trained.tasks.seen, *trained.tasks.unseen)]
+    if foreign and data == run.prompts:
+        raise InputError(
+            "the run has no example of this task",
+            path=run.prompts,
+            field="--tasks",
+            found=", ".join(foreign),
+            hint="give a data set that has one with --prompt-data (python -m llmdpd.collect makes one)",
+        )
+    return task_prompts(tasks, data, trained.tasks.goal_visible, text, source)
 
 
 def _changes(config: EvaluateConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _train(words))
 
 
-def _train(words: list[str]) -> None:
-    resume, words = take_option(words, "--resume")
+def _train(arguments: list[str]) -> None:
+    resume, words = take_option(arguments, "--resume")
     run_dir, words = take_option(words, "--run-dir")
     preset, words = take_option(words, "--preset")
     if resume is not None:
         run = _resume(Path(resume), preset, run_dir)
         config = _parse(words, run.read_config())
-        run.check_resume(config)
+        run.take_up(config)
     else:
         name = preset or "metaworld"
         if name not in PRESETS:
@@ -54,14 +55,18 @@ def _train(words: list[str]) -> None:
             )
         config = _parse(words, PRESETS[name])
         run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
+        run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
     watch = Stopwatch()
     console.print(f"run folder: {run.path}")
-    run.note(command={"line": " ".join(["python -m llmdpd.train", *sys.argv[1:]])})
     with StopSignals() as stop:
         try:
             execute(config, run, stop)
         except StopRequestedError:
-            console.print(f"saved; go on with: python -m llmdpd.train --resume {run.path}")
+            console.print(f"saved; go on with: python -m llmdpd.train --resume {shlex.quote(str(run.path))}")
+            raise
+        except InputError:
+            if resume is None and not run.begun:
+                run.discard()
             raise
     run.note(times={"total_seconds": watch.seconds})
     console.print(results_table(read_results(run.results)))

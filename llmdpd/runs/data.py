@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,43 +13,84 @@ import torch
 from llmdpd.collection import CollectConfig, Collected, collect_metaworld
 from llmdpd.config import TrainConfig
 from llmdpd.data import TrajectoryDataset, load_dataset
+from llmdpd.envs import is_metaworld
 from llmdpd.errors import InputError
 from llmdpd.progress import ProgressBar, console
 from llmdpd.prompts import LLMEncoder, metaworld_prompt
 from llmdpd.runs.folder import Stopwatch
 
 STATE_DIM, ACTION_DIM = 39, 4
+Check = Callable[[], None]
 # The examples of the evaluation are collected apart from the training data, with other goals.
 _EXAMPLE_SEED = 500_000
 
 
-def training_data(config: TrainConfig) -> tuple[TrajectoryDataset, str]:
+def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> TrajectoryDataset:
+    """Data of these Meta-World tasks from whatever `spec` names; its `tasks` are exactly those asked for.
+
+    A file with one task that it has no name for (a plain HDF5 file is called by its own name) is taken for the task
+    where one is asked for.
+
+    Raises:
+        InputError: a task that is not there, another shape than the environment's, a goal that is hidden in the data
+            and visible in evaluation or the other way round; and as `load_dataset`.
+    """
+    try:
+        dataset = load_dataset(spec, tasks=tasks)
+    except InputError as error:
+        whole = load_dataset(spec) if error.field == "task" else None
+        if whole is None or len(whole.tasks) > 1 or is_metaworld(whole.tasks[0]):
+            raise
+        if len(tasks) > 1:
+            raise InputError(
+                "the data has no task name, and several tasks are asked for",
+                path=whole.source,
+                field="task",
+                found=f"{whole.tasks[0]!r}, which is no Meta-World task",
+                expected=", ".join(tasks),
+                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
+            ) from None
+        dataset = whole
+    dataset = dataclasses.replace(dataset, tasks=tuple(tasks))
+    dataset.check_matches(STATE_DIM, ACTION_DIM, "Meta-World")
+    if dataset.goal_visible not in (None, goal_visible):
+        raise InputError(
+            "data and evaluation differ in whether the goal is visible",
+            path=dataset.source,
+            field="tasks.goal_visible",
+            found=f"data: {dataset.goal_visible}",
+            expected=goal_visible,
+        )
+    return dataset
+
+
+def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[TrajectoryDataset, str]:
     """The seen tasks' data, collected if no path is given, and what it is in words.
+
+    `check` is called as episodes are collected and may raise to stop.
 
     Raises:
         InputError: data that lacks a task, has another shape than the environment, or no labels to clone.
     """
     data, tasks = config.data, config.tasks
     if data.path is not None:
-        dataset = load_dataset(data.path, tasks=tasks.seen)
+        dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
         words = f"{data.path}, {dataset.num_episodes} episodes"
     else:
-        collected = _collect(config, tasks.seen, data.episodes, data.noise, data.seed, "training")
+        collected = _collect(config, tasks.seen, data.episodes, data.noise, data.seed, "training", check)
         dataset = collected.dataset.select_tasks(tasks.seen)
         words = f"scripted experts, {data.episodes} episodes a task, noise {data.noise}"
-    dataset.check_matches(STATE_DIM, ACTION_DIM, "Meta-World")
-    if dataset.goal_visible not in (None, tasks.goal_visible):
-        raise InputError(
-            "data and evaluation differ in whether the goal is visible",
-            path=dataset.source,
-            field="tasks.goal_visible",
-            found=f"data: {dataset.goal_visible}",
-            expected=tasks.goal_visible,
-        )
     if not data.keep_failed:
         failed = dataset.successes == 0
-        if failed.all():
-            raise InputError("every episode of the data failed", path=dataset.source, hint="use --data.keep-failed")
+        for task in dataset.tasks:
+            if failed[dataset.episodes_of(task)].all():
+                raise InputError(
+                    "every episode of a task failed",
+                    path=dataset.source,
+                    field=task,
+                    found=f"{len(dataset.episodes_of(task))} failed episodes",
+                    expected="at least one that did not",
+                )
         if failed.any():
             console.print(f"{int(failed.sum())} of {len(failed)} episodes failed and are left out")
             dataset = dataset.select(~failed)
@@ -64,13 +107,14 @@ def training_data(config: TrainConfig) -> tuple[TrajectoryDataset, str]:
     return dataset, words + f"; clones the {config.agent.clone} actions"
 
 
-def example_data(config: TrainConfig) -> TrajectoryDataset:
+def example_data(config: TrainConfig, check: Check = lambda: None) -> TrajectoryDataset:
     """The examples that the evaluation's trajectory prompts are taken from, seen and unseen tasks alike."""
     tasks = (*config.tasks.seen, *config.tasks.unseen)
     if config.data.prompts is not None:
-        return load_dataset(config.data.prompts, tasks=tasks)
+        return load_tasks(config.data.prompts, tasks, config.tasks.goal_visible)
     seed = config.data.seed + _EXAMPLE_SEED
-    return _collect(config, tasks, config.data.prompt_episodes, "clean", seed, "examples").dataset.select_tasks(tasks)
+    collected = _collect(config, tasks, config.data.prompt_episodes, "clean", seed, "examples", check)
+    return collected.dataset.select_tasks(tasks)
 
 
 def embed_tasks(config: TrainConfig, tasks: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], int]:
@@ -82,7 +126,9 @@ def embed_tasks(config: TrainConfig, tasks: tuple[str, ...]) -> tuple[dict[str, 
     return dict(zip(texts, encoder.encode(texts), strict=True)), encoder.dim
 
 
-def _collect(config: TrainConfig, tasks: tuple[str, ...], episodes: int, noise: str, seed: int, kind: str) -> Collected:
+def _collect(
+    config: TrainConfig, tasks: tuple[str, ...], episodes: int, noise: str, seed: int, kind: str, check: Check
+) -> Collected:
     wanted = CollectConfig(
         tasks=tasks,
         episodes=episodes,
@@ -97,7 +143,12 @@ def _collect(config: TrainConfig, tasks: tuple[str, ...], episodes: int, noise: 
     wanted = CollectConfig(**{**vars(wanted), "out": Path(config.data.root) / "metaworld" / name})
     watch = Stopwatch()
     with ProgressBar(f"collecting {kind} data", len(tasks) * episodes, "episodes") as bar:
-        collected = collect_metaworld(wanted, lambda done, total, steps: bar.update(done, f"{steps} steps"))
+
+        def progress(done: int, total: int, steps: int) -> None:
+            bar.update(done, f"{steps} steps")
+            check()
+
+        collected = collect_metaworld(wanted, progress)
     dataset = collected.dataset
     success = float(np.mean(dataset.successes == 1))
     console.print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,6 +63,8 @@ class RunFolder:
         if path is None:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             path = Path("runs") / f"{config.preset}-seed{config.seed}-{stamp}"
+        if path.exists() and not path.is_dir():
+            raise InputError("the run folder is a file", path=path, expected="a new or an empty folder")
         if path.exists() and any(path.iterdir()):
             raise InputError(
                 "the run folder is not empty",
@@ -93,18 +96,35 @@ class RunFolder:
         """The configuration that the run was started with."""
         return from_plain(TrainConfig, read_json(self.config), self.config)
 
-    def check_resume(self, config: TrainConfig) -> None:
-        """Raise `InputError` naming every field in which a resume would change what is learned."""
+    def take_up(self, config: TrainConfig) -> None:
+        """Prepare an interrupted run for going on with `config`, and remove what a kill left half written.
+
+        Raises:
+            InputError: naming every field in which `config` would change what is learned.
+        """
         changed = differences(read_json(self.config), to_plain(config))
-        changed = [line for line in changed if not line.startswith(_FREE_ON_RESUME)]
-        if changed:
+        forbidden = [line for line in changed if not line.startswith(_FREE_ON_RESUME)]
+        if forbidden:
             raise InputError(
                 "the run cannot be resumed with another configuration",
                 path=self.config,
-                found="; ".join(changed),
+                found="; ".join(forbidden),
                 expected="the run's own configuration",
                 hint="leave these options out, or start a new run",
             )
+        if changed:
+            atomic_write_json(self.config, to_plain(config))
+        for half in (*self.path.glob(".policy*.tmp"), *self.path.glob("checkpoint/.step-*.tmp")):
+            shutil.rmtree(half)
+
+    @property
+    def begun(self) -> bool:
+        """Whether training has begun, so that there is something to go on with."""
+        return (self.path / "metrics.jsonl").exists()
+
+    def discard(self) -> None:
+        """Remove the folder of a run that failed before it began."""
+        shutil.rmtree(self.path)
 
     def note(self, **sections: dict[str, Any]) -> None:
         """Merge sections into meta.json (versions, machine, times …)."""

@@ -67,13 +67,14 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     """
     _set_up_torch(config)
     watch = Stopwatch()
-    dataset, words = training_data(config)
-    examples = example_data(config)
+    dataset, words = training_data(config, stop.check)
+    examples = example_data(config, stop.check)
     run.note(times={"data_seconds": watch.seconds})
     stop.check()
     tasks = (*config.tasks.seen, *config.tasks.unseen)
     keep_prompts(run, examples, tasks)
-    prompts = task_prompts(tasks, run.prompts if config.policy.context.trajectory else None)
+    data = run.prompts if config.policy.context.trajectory else None
+    prompts = task_prompts(tasks, data, config.tasks.goal_visible)
     watch = Stopwatch()
     embeddings, width = embed_tasks(config, tasks)
     run.note(times={"embedding_seconds": watch.seconds})

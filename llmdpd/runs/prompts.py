@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from llmdpd.data import Trajectory, TrajectoryDataset, load_dataset, save_minari
+from llmdpd.data import Trajectory, TrajectoryDataset, save_minari
+from llmdpd.envs import COLLECTION_SEED_END
 from llmdpd.errors import InputError
 from llmdpd.files import atomic_write_json
 from llmdpd.prompts import TextPrompt, metaworld_prompt
+from llmdpd.runs.data import load_tasks
 from llmdpd.runs.folder import RunFolder
 
 
@@ -27,23 +29,30 @@ class TaskPrompt:
 
 
 def choose_example(dataset: TrajectoryDataset, task: str) -> int:
-    """The episode that is the task's example: of those that did not fail the least noisy, the first of them.
+    """The episode that is the task's example, never one whose seed is evaluated.
+
+    Of those known to have succeeded the least noisy, the first of them. Where success is not recorded, of the least
+    noisy the one of highest return: a replay buffer begins with the worst.
 
     Raises:
-        InputError: the task is not in the data, or every episode failed.
+        InputError: the task is not in the data, every episode failed, or all have seeds of evaluation.
     """
     episodes = dataset.episodes_of(task)
-    good = episodes[dataset.successes[episodes] != 0]
+    free = episodes[dataset.seeds[episodes] < COLLECTION_SEED_END]
+    good = free[dataset.successes[free] != 0]
     if not len(good):
         raise InputError(
-            "no episode of the task can serve as an example: all failed",
+            "no episode of the task can serve as an example",
             path=dataset.source,
             field=task,
-            found=f"0 of {len(episodes)} episodes succeeded",
-            expected="at least 1",
+            found=f"{len(free)} of {len(episodes)} episodes on seeds that are not evaluated, all of them failed",
+            expected="at least 1 that succeeded",
         )
-    noise = np.nan_to_num(dataset.noise_levels[good], nan=0.0)
-    return int(good[np.argmin(noise)])
+    succeeded = good[dataset.successes[good] == 1]
+    noise = np.nan_to_num(dataset.noise_levels, nan=0.0)
+    if len(succeeded):
+        return int(succeeded[np.argmin(noise[succeeded])])
+    return int(good[np.lexsort((-dataset.returns()[good], noise[good]))[0]])
 
 
 def read_text(path: Path) -> str:
@@ -52,16 +61,20 @@ def read_text(path: Path) -> str:
 
 
 def task_prompts(
-    tasks: Sequence[str], data: str | Path | None, text: str | None = None, text_source: str = "built in"
+    tasks: Sequence[str],
+    data: str | Path | None,
+    goal_visible: bool,
+    text: str | None = None,
+    text_source: str = "built in",
 ) -> dict[str, TaskPrompt]:
     """Each task's prompts: examples from `data` (None: no examples), the built-in texts or one given for all."""
-    dataset = None if data is None else load_dataset(data, tasks=tasks)
+    dataset = None if data is None else load_tasks(data, tasks, goal_visible)
     return {
         task: TaskPrompt(
             metaworld_prompt(task).render() if text is None else text,
             text_source,
             None if dataset is None else dataset.episode(choose_example(dataset, task)),
-            "none" if dataset is None else dataset.source,
+            "none" if data is None else str(data),
         )
         for task in tasks
     }

@@ -38,8 +38,12 @@ def evaluate_run(
     """
     policies = {name: Policy.load(run.policy(name), device) for name in checkpoints if run.policy(name).exists()}
     if not policies:
+        found = [name for name in ("last", "best") if run.policy(name).exists()]
         raise InputError(
-            "the run has no policy yet", path=run.policy(checkpoints[0]), hint=f"train it: --resume {run.path}"
+            f"the run has no {' and no '.join(checkpoints)} policy",
+            path=run.policy(checkpoints[0]),
+            found=", ".join(found) or "no policy at all",
+            hint=f"go on training with: python -m llmdpd.train --resume {run.path}" if not found else None,
         )
     records: list[TaskResult] = []
     for name, policy in policies.items():
