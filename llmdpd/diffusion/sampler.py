@@ -109,8 +109,10 @@ def _cpp_obstacle(net: NoiseMLP, state: Tensor, prompt: Tensor, precision: str) 
 
 def triton_obstacle() -> str:
     """Why the Triton backend cannot run here."""
-    from llmdpd import kernels
-
+    try:
+        from llmdpd import kernels
+    except ImportError:
+        return "the triton backend cannot run: llmdpd.kernels is not here, llmdpd was never installed (pip install .)"
     return f"the triton backend cannot run: {kernels.availability()[1]}"
 
 
