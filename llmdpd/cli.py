@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from llmdpd.errors import InputError
-from llmdpd.progress import console
+from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.progress import console, error_console
 from llmdpd.results import TaskResult
-from llmdpd.training.loop import TrainingDivergedError
 from llmdpd.training.stopping import StopRequestedError
 
 # What a disk or its owner refuses, whichever write or read it hits.
@@ -47,13 +46,13 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except (InputError, TrainingDivergedError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False)
+        error_console.print(f"error: {error}", style="bold red", markup=False)
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
         refusal = InputError("the disk refuses", path=error.filename, found=error.strerror)
-        console.print(f"error: {refusal}", style="bold red", markup=False)
+        error_console.print(f"error: {refusal}", style="bold red", markup=False)
         return 2
     except StopRequestedError as stopped:
         console.print(f"stopped by {stopped}")

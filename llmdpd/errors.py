@@ -1,4 +1,4 @@
-"""The one exception type for everything that a user can get wrong."""
+"""Exceptions with a message for the user: input that cannot be used, and training that diverged."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ def _rebuild(
     problem: str, path: str | None, field: str | None, found: object, expected: object, hint: str | None
 ) -> InputError:
     return InputError(problem, path=path, field=field, found=found, expected=expected, hint=hint)
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss became NaN or Inf; the message says which, where, and what is left."""
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -9,48 +9,55 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(soft_wrap=True, highlight=False)
-_SECONDS_BETWEEN_LINES = 15.0
+error_console = Console(soft_wrap=True, highlight=False, stderr=True)
+SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressBar:
     """Progress of one piece of work; a context manager.
 
+    Rates count from the first call of `update`: what was done before, found by a resumed run, is not this run's work.
+
     Args:
         name: what is being done.
-        total: how much of it there is.
-        unit: of the rate, as in "it" for it/s.
-        done: how much was done before.
+        unit: of the work, as in "it" for it/s.
+        output: where it is shown.
     """
 
-    def __init__(self, name: str, total: int, unit: str, done: int = 0) -> None:
-        self._name, self._total, self._unit = name, total, unit
-        self._first, self._start, self._last_line = done, time.monotonic(), time.monotonic()
+    def __init__(self, name: str, unit: str, output: Console = console) -> None:
+        self._name, self._unit, self._console = name, unit, output
+        self._first: int | None = None
+        self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if output.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
+                TextColumn("left:"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
-                console=console,
+                console=output,
             )
-            self._task = self._bar.add_task(name, total=total, completed=done, rate="", note="")
+            self._task = self._bar.add_task(name, total=None, rate="", note="")
 
-    def update(self, done: int, note: str = "") -> None:
-        """Say how much is done by now, and a word on how it goes."""
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Say how much of how much is done by now, and a word on how it goes."""
         now = time.monotonic()
+        if self._first is None:
+            self._first, self._start = done, now
         rate = (done - self._first) / max(now - self._start, 1e-9)
+        speed = f"{rate:.1f} {self._unit}/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, rate=f"{rate:.1f} {self._unit}/s", note=note)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES or done == self._total:
+            self._bar.update(self._task, completed=done, total=total, rate=speed, note=note)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES or done >= total:
             self._last_line = now
-            left = f"{(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else "done"
-            console.print(
-                f"{self._name}: {done}/{self._total}, {rate:.1f} {self._unit}/s, {left}" + (f"; {note}" if note else "")
-            )
+            parts = [f"{self._name}: {done} of {total}"]
+            if rate > 0 and done < total:
+                parts += [speed, f"{(total - done) / rate:.0f} s left"]
+            self._console.print(", ".join(parts) + (f"; {note}" if note else ""))
 
     def __enter__(self) -> ProgressBar:
         if self._bar is not None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -9,10 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from llmdpd import collect
-from llmdpd.collect import main, show_progress
+from llmdpd.collect import main
 
 SMALL = ["--tasks", "reach", "--episodes", "3", "--max-steps", "5", "--workers", "1"]
 
@@ -45,7 +42,7 @@ def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_command_writes_data_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path / "out"), *SMALL]) == 0
     text = capsys.readouterr().out
-    assert "collected 3 of 3 episodes" in text
+    assert "collecting: 3 of 3" in text
     assert "reach-v3" in text
     assert "clean" in text
     content = json.loads((tmp_path / "out" / "collect.json").read_text())["content"]
@@ -100,32 +97,3 @@ def test_a_stopped_collection_goes_on_to_the_same_content(
     assert main(["--out", str(tmp_path / "out"), *MEDIUM]) == 0
     assert json.loads((tmp_path / "out" / "collect.json").read_text())["content"] == undisturbed
     assert not partial.exists()
-
-
-def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=120)
-    with show_progress(console) as update:
-        update(2, 10, 500)
-        time.sleep(0.05)
-        update(7, 10, 2000)
-    text = stream.getvalue()
-    for words in ("7/10", "steps/s", "left"):
-        assert words in text
-
-
-def test_a_log_gets_a_line_now_and_then_with_the_rate_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(collect.time, "monotonic", lambda: now)
-    stream = io.StringIO()
-    with show_progress(Console(file=stream, width=120)) as update:
-        for finished in range(40, 61):
-            update(finished, 60, finished * 100)
-            now += 1.0
-    lines = stream.getvalue().splitlines()
-    # The 40 episodes found on the disk don't count for the rate of 1 episode, 100 steps a second.
-    assert lines == [
-        "collected 40 of 60 episodes",
-        "collected 50 of 60 episodes, 100 steps/s, 10 s left",
-        "collected 60 of 60 episodes, 100 steps/s, 0 s left",
-    ]

@@ -142,10 +142,10 @@ def _collect(
     name = f"{kind}-{len(tasks)}tasks-{episodes}episodes-seed{seed}-{zlib.crc32(parts):08x}"
     wanted = CollectConfig(**{**vars(wanted), "out": Path(config.data.root) / "metaworld" / name})
     watch = Stopwatch()
-    with ProgressBar(f"collecting {kind} data", len(tasks) * episodes, "episodes") as bar:
+    with ProgressBar(f"collecting {kind} data", "episodes") as bar:
 
         def progress(done: int, total: int, steps: int) -> None:
-            bar.update(done, f"{steps} steps")
+            bar.update(done, total, f"{steps:,} steps")
             check()
 
         collected = collect_metaworld(wanted, progress)

@@ -81,11 +81,11 @@ def _evaluate(
     watch = Stopwatch()
     with (
         EnvPool(workers, policy.facts["goal_visible"]) as pool,
-        ProgressBar(f"evaluating the {name} checkpoint", total, "episodes") as bar,
+        ProgressBar(f"evaluating the {name} checkpoint", "episodes") as bar,
     ):
 
         def progress(done: int) -> None:
-            bar.update(done)
+            bar.update(done, total)
             check()
 
         results = evaluate_tasks(policy, prompts, config.episodes, pool, max_steps=config.max_steps, progress=progress)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.config import TrainingConfig
+from llmdpd.errors import TrainingDivergedError
 from llmdpd.progress import ProgressBar, console
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.checkpoint import (
@@ -30,10 +31,6 @@ class Agent(Checkpointed, Protocol):
     """What the loop needs of an algorithm."""
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]: ...
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss became NaN or Inf; the message says which, where, and what is left."""
 
 
 @dataclass
@@ -81,9 +78,10 @@ class TrainingLoop:
         total = self.config.iterations
         with (
             MetricsWriter(self.run, self.iteration if resumed else None, self._elapsed) as metrics,
-            ProgressBar("training", total, "it", self.iteration) as bar,
+            ProgressBar("training", "it") as bar,
         ):
             try:
+                bar.update(self.iteration, total)
                 if self._marks_due:
                     self._marks(metrics, stop)
                 while self.iteration < total:
@@ -101,7 +99,7 @@ class TrainingLoop:
         self.iteration += 1
         if self.iteration % self.config.log_every == 0:
             values = self._flush(metrics)
-            bar.update(self.iteration, f"diffusion loss {values['loss/diffusion']:.4f}")
+            bar.update(self.iteration, self.config.iterations, f"diffusion loss {values['loss/diffusion']:.4f}")
 
     def _marks(self, metrics: MetricsWriter, stop: StopSignals) -> None:
         """What is due after an iteration: selection, checkpoint, a stop that was asked for."""
