@@ -140,7 +140,7 @@ def _collect(
     # Another collection gets another folder; the same one finds its own again.
     parts = repr((tasks, noise, wanted.goal_visible, wanted.tail, wanted.max_steps)).encode()
     name = f"{kind}-{len(tasks)}tasks-{episodes}episodes-seed{seed}-{zlib.crc32(parts):08x}"
-    wanted = CollectConfig(**{**vars(wanted), "out": Path(config.data.root) / "metaworld" / name})
+    wanted = CollectConfig(**{**vars(wanted), "out": Path(config.data.root) / name})
     watch = Stopwatch()
     with ProgressBar(f"collecting {kind} data", "episodes") as bar:
 
