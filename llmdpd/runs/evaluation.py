@@ -18,8 +18,9 @@ from llmdpd.runs.prompts import TaskPrompt
 
 __all__ = ["EVALUATION_SEED_START", "SELECTION_SEED_START", "evaluate_tasks", "make_films"]
 
+# A Meta-World step is 12.5 ms, so this is real time.
 FRAMES_PER_SECOND = 20
-STEPS_PER_FRAME = 2
+STEPS_PER_FRAME = 4
 
 
 def evaluate_tasks(
