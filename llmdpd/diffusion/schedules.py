@@ -114,11 +114,14 @@ def sampler_plan(
         raise InputError(
             "the action bound must be positive", field="clip", found=clip, expected="a number above 0, or None"
         )
-    if noise_scale < 0:
-        raise InputError("the noise scale is negative", field="noise_scale", found=noise_scale, expected="at least 0")
+    if not 0 <= noise_scale < np.inf:
+        raise InputError(
+            "the noise scale is out of range", field="noise_scale", found=noise_scale, expected="a number from 0"
+        )
+    if not 0 <= eta <= 1:
+        raise InputError("DDIM's noise is out of range", field="eta", found=eta, expected="0 to 1")
     bar = np.cumprod(alphas(schedule, total))
-    # Time indices from T-1 down, evenly spread, the last training step always first: the chain starts at N(0, I).
-    index = np.round(np.linspace(total - 1, 0, steps)).astype(np.int64) if steps > 1 else np.array([total - 1])
+    index = _timesteps(name, bar, steps)
     now = bar[index]
     after = np.append(bar[index[1:]], 1.0)
     builders = {"ddpm": _ddpm, "ddim": _ddim, "dpm++2m": _dpm_solver_2m}
@@ -137,6 +140,22 @@ def sampler_plan(
         c,
         s * noise_scale,
     )
+
+
+def _timesteps(name: SamplerName, bar: Array, steps: int) -> NDArray[np.int64]:
+    """Time indices from T-1 down, the last training step always first: the chain starts at N(0, I).
+
+    Evenly spread; for `dpm++2m` evenly in log-SNR, as its authors do. It extrapolates from one step to the next, and
+    where the next is much longer (which even time steps are at the end of a chain) its error exceeds first order's.
+    """
+    if name != "dpm++2m":
+        return np.round(np.linspace(len(bar) - 1, 0, steps)).astype(np.int64)
+    log_snr = np.log(bar / (1 - bar))
+    wanted = np.linspace(log_snr[-1], log_snr[0], steps)
+    index = np.abs(wanted[:, None] - log_snr).argmin(axis=1)
+    for row in range(1, steps):  # distinct also where the schedule is coarser than what is wanted
+        index[row] = max(min(index[row], index[row - 1] - 1), steps - 1 - row)
+    return index
 
 
 Rows = tuple[Array, Array, Array, Array]
