@@ -71,5 +71,5 @@ def philox_normal(
 
 def _signed64(seed: int) -> int:
     """An int in the 64-bit two's complement range, so that any Python int is a key."""
-    seed &= 0xFFFFFFFFFFFFFFFF
+    seed = int(seed) & 0xFFFFFFFFFFFFFFFF  # int(): numpy's integers overflow here
     return seed - (1 << 64) if seed >= 1 << 63 else seed

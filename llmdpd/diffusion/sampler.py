@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ def reverse_diffusion(
     _check(net, state, prompt, plan, samples, seed, noise, backend, precision)
     if seed is None and noise is None:
         seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    if seed is not None and not isinstance(seed, Tensor):
+        seed = int(seed)  # numpy's integers too
     chosen = _choose(net, state, prompt, backend, precision)
     if chosen == "cpp":
         return native.forward(
@@ -145,10 +147,15 @@ def _check(
     if tuple(prompt.shape) not in {(net.prompt_dim,), (batch, net.prompt_dim)}:
         expected = f"[{net.prompt_dim}] or [{batch}, {net.prompt_dim}]"
         raise InputError("wrong shape", field="prompt", found=tuple(prompt.shape), expected=expected)
+    weight = next(net.parameters())
+    mixed = torch.is_autocast_enabled(weight.device.type)  # autocast brings dtypes together by itself
     for name, tensor in (("state", state), ("prompt", prompt), ("noise", noise)):
-        if tensor is not None and (not tensor.is_floating_point() or tensor.device != state.device):
-            found = f"{tensor.dtype} on {tensor.device}"
-            raise InputError("wrong kind of tensor", field=name, found=found, expected=f"floats on {state.device}")
+        if tensor is None:
+            continue
+        fits = tensor.dtype == weight.dtype or (mixed and tensor.is_floating_point())
+        if not fits or tensor.device != weight.device:
+            found, expected = (f"{t.dtype} on {t.device}" for t in (tensor, weight))
+            raise InputError("wrong kind of tensor", field=name, found=found, expected=f"{expected}, as the net")
     if seed is not None and noise is not None:
         raise InputError(
             "seed and noise exclude each other", field="seed", found=seed, expected="None where noise is given"
@@ -156,6 +163,8 @@ def _check(
     if isinstance(seed, Tensor) and (seed.shape != (batch,) or seed.dtype != torch.int64):
         found = f"{seed.dtype} {tuple(seed.shape)}"
         raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")
+    if not (seed is None or isinstance(seed, (Tensor, SupportsIndex))):
+        raise InputError("wrong kind of seed", field="seed", found=seed, expected=f"an int, or int64 [{batch}]")
     if noise is not None:
         full = (plan.steps + 1, batch, samples, net.action_dim)
         allowed = {full} if samples > 1 else {full, (plan.steps + 1, batch, net.action_dim)}
