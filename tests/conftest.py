@@ -1,0 +1,173 @@
+"""Shared fixtures: random numbers, tiny data sets, and the training command on them.
+
+Random numbers are fresh each run; the seed is printed, and LLMDPD_TEST_SEED repeats one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, save_minari
+
+MakeMetaworldData = Callable[..., TrajectoryDataset]
+SEEN, UNSEEN = ("reach-v3", "push-v3"), ("door-lock-v3",)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """numpy's generator; torch's global one is seeded alike."""
+    seed = int(os.environ.get("LLMDPD_TEST_SEED", secrets.randbits(31)))
+    print(f"LLMDPD_TEST_SEED={seed}")
+    torch.manual_seed(seed)
+    return np.random.default_rng(seed)
+
+
+def _metaworld_data(
+    tasks: tuple[str, ...] = SEEN,
+    episodes: int = 3,
+    *,
+    seed: int = 0,
+    length: int = 30,
+    first_seed: int = 0,
+    expert: bool = True,
+    success: int = 1,
+    state_dim: int = 39,
+    goal_visible: bool | None = True,
+) -> TrajectoryDataset:
+    draw = np.random.default_rng(seed)
+    records = [
+        EpisodeRecord(
+            observations=draw.normal(size=(length + number + 1, state_dim)),
+            actions=draw.uniform(-1, 1, (length + number, 4)),
+            rewards=draw.uniform(0, 1, length + number),
+            task=task,
+            expert_actions=draw.uniform(-1, 1, (length + number, 4)) if expert else None,
+            noise_level=0.1 * number,
+            success=success,
+            seed=first_seed + number,
+        )
+        for task in tasks
+        for number in range(episodes)
+    ]
+    return TrajectoryDataset.from_episodes(records, goal_visible=goal_visible, source="made by a test")
+
+
+@pytest.fixture(scope="session")
+def metaworld_data() -> MakeMetaworldData:
+    """Random trajectories of Meta-World's widths; episode e of a task is e steps longer and e tenths noisier."""
+    return _metaworld_data
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the Minari data sets `train` (the seen tasks) and `prompts` (all)."""
+    folder = tmp_path_factory.mktemp("data")
+    save_minari(_metaworld_data(), folder / "train")
+    save_minari(_metaworld_data((*SEEN, *UNSEEN), 2, seed=1, first_seed=100), folder / "prompts")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_options(data_folder: Path) -> list[str]:
+    """Options of llmdpd.train for a run of seconds: 200 iterations, a selection every 50, a checkpoint every 25."""
+    fields = {
+        "data.path": data_folder / "train",
+        "data.prompts": data_folder / "prompts",
+        "data.workers": 1,
+        "threads": 1,
+        "training.iterations": 200,
+        "training.batch-size": 16,
+        "training.tasks-per-batch": 2,
+        "training.log-every": 10,
+        "training.checkpoint-every": 25,
+        "training.select-every": 50,
+        "training.select-episodes": 1,
+        "evaluation.episodes": 2,
+        "evaluation.max-steps": 15,
+        "policy.hidden-dim": 16,
+        "policy.context.text-dim": 8,
+        "policy.context.trajectory-dim": 8,
+        "policy.context.text-hidden": 16,
+        "policy.context.encoder.layers": 1,
+        "policy.context.encoder.width": 16,
+        "policy.context.encoder.inner": 32,
+        "policy.context.encoder.steps": 8,
+        "agent.critic-hidden": 16,
+        "agent.ema-start": 20,
+    }
+    options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    options += ["--tasks.seen", *(task.removesuffix("-v3") for task in SEEN)]
+    return [*options, "--tasks.unseen", *(task.removesuffix("-v3") for task in UNSEEN), "--evaluation.no-films"]
+
+
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """XDG_CACHE_HOME of this session: text embeddings are computed once and shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("COLUMNS", "80")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def torch_settings() -> Iterator[None]:
+    """Put back what the training command sets for its whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def train(cache_home: Path, torch_settings: None) -> Callable[..., int]:
+    """`llmdpd.train.main` on a list of words, in this process."""
+    from llmdpd.train import main
+
+    return lambda *words: main([str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def straight_run(tmp_path_factory: pytest.TempPathFactory, train: Callable[..., int], tiny_options: list[str]) -> Path:
+    """The folder of a tiny run that was never disturbed. Copy it before changing anything (see `run_copy`)."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    assert train("--run-dir", folder, *tiny_options) == 0
+    return folder
+
+
+@pytest.fixture
+def run_copy(straight_run: Path, tmp_path: Path) -> Path:
+    """A copy of `straight_run`, for tests that change it."""
+    return shutil.copytree(straight_run, tmp_path / "run")
+
+
+def _contents(run: Path) -> dict[str, Any]:
+    """Everything of a run that must not depend on how it was interrupted: file → content, less times and paths."""
+    (checkpoint,) = (run / "checkpoint").iterdir()
+    found: dict[str, Any] = {"checkpoint": checkpoint.name, "config": json.loads((run / "config.json").read_text())}
+    for folder in (checkpoint, run / "policy", run / "policy_best"):
+        for file in sorted(folder.iterdir()):
+            name = f"{folder.relative_to(run)}/{file.name}"
+            found[name] = json.loads(file.read_text()) if file.name == "state.json" else file.read_bytes()
+    del found[f"checkpoint/{checkpoint.name}/state.json"]["elapsed"]
+    found["results"] = [
+        {**record, "wall_seconds": None, "prompts": None}
+        for record in json.loads((run / "results.json").read_text())["records"]
+    ]
+    return found
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, Any]]:
+    """See `_contents`."""
+    return _contents

@@ -1,0 +1,322 @@
+"""`reverse_diffusion`: the backends against a float64 oracle, seeds, how a backend is chosen, and every refusal."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from llmdpd.diffusion import (
+    BackendUnavailableError,
+    NoiseMLP,
+    SamplerPlan,
+    native,
+    philox_normal,
+    reverse_diffusion,
+    sampler_plan,
+)
+from llmdpd.diffusion import sampler as sampler_module
+from llmdpd.errors import InputError
+
+TOLERANCE = 2e-5  # relative L2 of actions in float32
+BACKENDS = ["reference", "cpp"]
+SIZES = [(39, 4, 24, 64, 13, 3), (3, 1, 5, 7, 1, 1), (2, 9, 0, 33, 6, 1)]
+
+PLANS = {
+    "ddpm-5": {"name": "ddpm", "steps": 5},
+    "ddpm-15": {"name": "ddpm", "steps": 15},
+    "ddpm-5-cosine": {"name": "ddpm", "steps": 5, "schedule": "cosine"},
+    "ddpm-15-linear": {"name": "ddpm", "steps": 15, "schedule": "linear"},
+    "ddpm-5-wide": {"name": "ddpm", "steps": 5, "clip": 3.0},
+    "ddpm-5-quiet": {"name": "ddpm", "steps": 5, "noise_scale": 0.3},
+    "ddim-5": {"name": "ddim", "steps": 5},
+    "ddim-15-eta": {"name": "ddim", "steps": 15, "eta": 1.0},
+    "ddim-5-of-15": {"name": "ddim", "steps": 5, "train_steps": 15, "eta": 0.5},
+    "dpm-5": {"name": "dpm++2m", "steps": 5},
+    "dpm-15": {"name": "dpm++2m", "steps": 15},
+    "dpm-4-of-15": {"name": "dpm++2m", "steps": 4, "train_steps": 15, "noise_scale": 0.7},
+    "ddim-1-of-5": {"name": "ddim", "steps": 1, "train_steps": 5},
+}
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def oracle(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: SamplerPlan, noise: Tensor, N: int) -> Tensor:
+    """The reference in float64 on float64 noise [K + 1, B, N, A]."""
+    return reverse_diffusion(
+        copy.deepcopy(net).double(),
+        state.double(),
+        prompt.double(),
+        plan,
+        N,
+        noise=noise.double(),
+        backend="reference",
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("plan_name", PLANS)
+@pytest.mark.parametrize(
+    ("S", "A", "Z", "H", "B", "N"), [(39, 4, 24, 64, 13, 3), (3, 1, 5, 7, 1, 1), (2, 9, 0, 33, 6, 1)]
+)
+@torch.no_grad()
+def test_backends_hold_the_tolerance(
+    rng: np.random.Generator,
+    make_net: Any,
+    backend: Any,
+    plan_name: str,
+    S: int,
+    A: int,
+    Z: int,
+    H: int,
+    B: int,
+    N: int,
+) -> None:
+    net = make_net(S, A, Z, H)
+    plan = sampler_plan(**PLANS[plan_name])  # type: ignore[arg-type]
+    state = torch.randn(B, S)
+    for prompt in (torch.randn(Z), torch.randn(B, Z)):
+        seed = int(rng.integers(2**63))
+        seeds = torch.from_numpy(rng.integers(-(2**63), 2**63, B))
+        given = torch.randn(plan.steps + 1, B, N, A)
+        cases: list[tuple[dict[str, Any], Tensor]] = [
+            ({"seed": seed}, philox_normal(seed, B, N, plan.steps + 1, A)),
+            ({"seed": seeds}, philox_normal(seeds, B, N, plan.steps + 1, A)),
+            ({"noise": given}, given),
+        ]
+        if N == 1:
+            cases.append(({"noise": given[:, :, 0]}, given))
+        for options, noise in cases:
+            found = reverse_diffusion(net, state, prompt, plan, N, backend=backend, **options)
+            assert found.dtype == torch.float32
+            assert found.shape == ((B, N, A) if N > 1 else (B, A))
+            assert relative(found, oracle(net, state, prompt, plan, noise, N)) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_unclipped_chains_agree(rng: np.random.Generator, make_net: Any) -> None:
+    net = make_net(5, 3, 4, 40)
+    state, prompt, noise = torch.randn(17, 5), torch.randn(17, 4), torch.randn(6, 17, 1, 3)
+    plan = sampler_plan("ddpm", clip=None)
+    expected = oracle(net, state, prompt, plan, noise, 1)
+    assert float(expected.abs().max()) > 1
+    for backend in ("reference", "cpp"):
+        found = reverse_diffusion(net, state, prompt, plan, noise=noise, backend=backend)  # type: ignore[arg-type]
+        assert relative(found, expected) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_bfloat16_holds_its_tolerance(rng: np.random.Generator, make_net: Any) -> None:
+    net = make_net(6, 4, 5, 64)
+    state, prompt, plan, seed = torch.randn(200, 6), torch.randn(5), sampler_plan(), int(rng.integers(2**62))
+    expected = oracle(net, state, prompt, plan, philox_normal(seed, 200, 1, 6, 4), 1)
+    found = reverse_diffusion(net, state, prompt, plan, seed=seed, precision="bf16")
+    assert found.dtype == torch.float32
+    assert 1e-4 < relative(found, expected) <= 2e-2  # bfloat16 was used, and held
+
+
+@pytest.mark.parametrize("A", [1, 4, 7])
+def test_noise_of_the_backends_agrees(rng: np.random.Generator, A: int) -> None:
+    seed = int(rng.integers(2**63))
+    ours = native.module().philox_normal(seed, 5 * 3, 6, A).reshape(6, 5, 3, A)
+    assert np.abs(ours - philox_normal(seed, 5, 3, 6, A).numpy()).max() <= 2e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_an_action_hangs_on_its_own_seed_and_row(rng: np.random.Generator, make_net: Any, backend: Any) -> None:
+    net, plan = make_net(6, 3, 4, 21), sampler_plan()
+    state, prompt = torch.randn(11, 6), torch.randn(11, 4)
+    seeds = torch.from_numpy(rng.integers(0, 2**63, 11))
+
+    def act(rows: Any) -> Tensor:
+        return reverse_diffusion(net, state[rows], prompt[rows], plan, 2, seed=seeds[rows], backend=backend)
+
+    whole = act(slice(None))
+    order = torch.from_numpy(rng.permutation(11))
+    torch.testing.assert_close(act(order), whole[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat([act(slice(0, 4)), act(slice(4, 11))]), whole, rtol=0, atol=1e-5)
+    assert not torch.allclose(whole[:, 0], whole[:, 1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_torchs_seed_governs(rng: np.random.Generator, make_net: Any, backend: Any) -> None:
+    net, state, prompt, plan = make_net(3, 2, 2), torch.randn(4, 3), torch.randn(2), sampler_plan()
+
+    def draw() -> Tensor:
+        return reverse_diffusion(net, state, prompt, plan, backend=backend)
+
+    torch.manual_seed(7)
+    first, second = draw(), draw()
+    torch.manual_seed(7)
+    assert torch.equal(draw(), first)
+    assert not torch.equal(first, second)
+    torch.manual_seed(8)
+    assert not torch.equal(draw(), first)
+
+
+@torch.no_grad()
+def test_torchs_seed_gives_every_backend_the_same_noise(rng: np.random.Generator, make_net: Any) -> None:
+    net, state, prompt = make_net(3, 2, 2), torch.randn(9, 3), torch.randn(2)
+    results = []
+    for backend in ("cpp", "reference"):
+        torch.manual_seed(99)
+        results.append(reverse_diffusion(net, state, prompt, sampler_plan(), backend=backend))  # type: ignore[arg-type]
+    assert relative(results[0], results[1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_numpy_seeds(rng: np.random.Generator, make_net: Any, backend: Any) -> None:
+    net, state, prompt, plan = make_net(3, 2, 2), torch.randn(4, 3), torch.randn(2), sampler_plan()
+    for seed in (5, -3, 2**63 - 1):
+        one = reverse_diffusion(net, state, prompt, plan, seed=seed, backend=backend)
+        other = reverse_diffusion(net, state, prompt, plan, seed=np.int64(seed), backend=backend)  # type: ignore[arg-type]
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_empty_batch(make_net: Any, backend: Any) -> None:
+    net, plan = make_net(3, 2, 4), sampler_plan()
+    assert reverse_diffusion(net, torch.zeros(0, 3), torch.ones(4), plan, backend=backend).shape == (0, 2)
+    keys = torch.zeros(0, dtype=torch.int64)
+    shape = reverse_diffusion(net, torch.zeros(0, 3), torch.ones(0, 4), plan, 5, seed=keys, backend=backend).shape
+    assert shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@torch.no_grad()
+def test_actions_are_within_the_bound(make_net: Any, backend: Any) -> None:
+    net = make_net(3, 2, 4)
+    plan = sampler_plan("ddpm", clip=0.4)
+    actions = reverse_diffusion(net, 3 * torch.randn(50, 3), torch.randn(4), plan, 4, backend=backend)
+    assert float(actions.abs().max()) <= 0.4 + 1e-7
+    assert (actions.abs() < 0.4).any()
+
+
+# How a backend is chosen
+
+
+@pytest.fixture
+def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each call that the C++ sampler got."""
+    calls, forward = [], native.forward
+
+    def spy(*args: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(native, "forward", spy)
+    return calls
+
+
+def test_auto_takes_cpp_without_gradient_and_the_reference_with(
+    make_net: Any, native_calls: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    sampler_module._log_once.cache_clear()
+    net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_plan()
+    with torch.no_grad():
+        fast = reverse_diffusion(net, state, prompt, plan, seed=1)
+    assert native_calls == [1]
+    with caplog.at_level(logging.INFO):
+        slow = reverse_diffusion(net, state, prompt, plan, seed=1)
+        reverse_diffusion(net, state, prompt, plan, seed=2)
+    assert native_calls == [1]
+    assert slow.requires_grad
+    assert relative(slow.detach(), fast) <= TOLERANCE
+    reasons = [record.message for record in caplog.records if "reference backend" in record.message]
+    assert len(reasons) == 1
+    assert "backward" in reasons[0]
+
+
+def test_auto_takes_cpp_where_nothing_asks_for_a_gradient(make_net: Any, native_calls: list[int]) -> None:
+    net = make_net(3, 2, 4).requires_grad_(False)
+    reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
+    assert native_calls == [1]
+    prompt = torch.randn(4, requires_grad=True)
+    reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_plan()).sum().backward()
+    assert native_calls == [1]
+    assert prompt.grad is not None
+    assert bool((prompt.grad != 0).any())
+
+
+def test_auto_takes_the_reference_in_float64(make_net: Any, native_calls: list[int]) -> None:
+    net = make_net(3, 2, 4, dtype=torch.float64).requires_grad_(False)
+    state, prompt = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    assert reverse_diffusion(net, state, prompt, sampler_plan()).dtype == torch.float64
+    assert native_calls == []
+
+
+def test_auto_without_the_compiled_module(
+    make_net: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampler_module._log_once.cache_clear()
+    monkeypatch.setattr(native, "available", lambda: (False, "no module; pip install ."))
+    net = make_net(3, 2, 4)
+    with torch.no_grad(), caplog.at_level(logging.INFO):
+        reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
+        with pytest.raises(BackendUnavailableError, match="pip install"):
+            reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan(), backend="cpp")
+    assert "no module; pip install ." in caplog.text
+
+
+def test_a_named_backend_that_cannot_run_says_why(make_net: Any) -> None:
+    net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_plan()
+    with pytest.raises(BackendUnavailableError, match=r"backward.*no_grad"):
+        reverse_diffusion(net, state, prompt, plan, backend="cpp")
+    with torch.no_grad(), pytest.raises(BackendUnavailableError, match="float32"):
+        reverse_diffusion(net, state, prompt, plan, backend="cpp", precision="bf16")
+    double = make_net(3, 2, 4, dtype=torch.float64)
+    with torch.no_grad(), pytest.raises(BackendUnavailableError, match="float32"):
+        reverse_diffusion(double, state.double(), prompt.double(), plan, backend="cpp")
+    with pytest.raises(BackendUnavailableError, match=r"triton backend cannot run: \w"):
+        reverse_diffusion(net, state, prompt, plan, backend="triton")
+
+
+# What is refused
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "backend": ({"backend": "cuda"}, "backend"),
+    "precision": ({"precision": "fp16"}, "precision"),
+    "samples": ({"samples": 0}, "samples"),
+    "state of one axis": ({"state": torch.ones(3)}, "state"),
+    "state's width": ({"state": torch.ones(4, 5)}, "state"),
+    "state of integers": ({"state": torch.ones(4, 3, dtype=torch.int64)}, "state"),
+    "state of another dtype than the net": ({"state": torch.ones(4, 3, dtype=torch.float64)}, "state"),
+    "prompt's width": ({"prompt": torch.ones(3)}, "prompt"),
+    "prompt's batch": ({"prompt": torch.ones(5, 4)}, "prompt"),
+    "prompt of integers": ({"prompt": torch.ones(4, dtype=torch.int32)}, "prompt"),
+    "prompt of another dtype": ({"prompt": torch.ones(4, dtype=torch.float64)}, "prompt"),
+    "prompt elsewhere": ({"prompt": torch.ones(4, device="meta")}, "prompt"),
+    "noise and seed": ({"noise": torch.ones(6, 4, 2), "seed": 1}, "seed"),
+    "seeds of another length": ({"seed": torch.ones(3, dtype=torch.int64)}, "seed"),
+    "seeds of another dtype": ({"seed": torch.ones(4)}, "seed"),
+    "a fraction as seed": ({"seed": 0.5}, "seed"),
+    "noise of too few steps": ({"noise": torch.ones(5, 4, 2)}, "noise"),
+    "noise of another batch": ({"noise": torch.ones(6, 3, 2)}, "noise"),
+    "noise without samples": ({"noise": torch.ones(6, 4, 2), "samples": 2}, "noise"),
+    "noise of integers": ({"noise": torch.ones(6, 4, 2, dtype=torch.int64)}, "noise"),
+    "noise of another dtype": ({"noise": torch.ones(6, 4, 2, dtype=torch.float64)}, "noise"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("backend", ["auto", "reference", "cpp"])
+def test_refused_with_the_fields_name(make_net: Any, what: str, backend: str) -> None:
+    options, field = REFUSED[what]
+    arguments = {"state": torch.ones(4, 3), "prompt": torch.ones(4), "backend": backend, **options}
+    with torch.no_grad(), pytest.raises(InputError) as error:
+        reverse_diffusion(make_net(3, 2, 4), plan=sampler_plan(), **arguments)
+    assert error.value.field == field
+    assert error.value.found is not None
+    assert error.value.expected is not None

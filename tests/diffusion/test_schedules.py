@@ -1,0 +1,148 @@
+"""Variance schedules and sampler plans, against formulas written anew and numbers typed in by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmdpd.diffusion import alphas, sampler_plan
+from llmdpd.errors import InputError
+
+SCHEDULES = ["vp", "linear", "cosine"]
+
+
+def test_vp_of_five_steps_by_hand() -> None:
+    # exp(-0.02 - 9.9 (2i - 1) / 50)
+    np.testing.assert_allclose(alphas("vp", 5), np.exp([-0.218, -0.614, -1.01, -1.406, -1.802]), rtol=1e-12)
+    np.testing.assert_allclose(alphas("vp", 5), [0.804126, 0.541182, 0.364219, 0.245122, 0.164969], atol=2e-6)
+
+
+def test_linear_of_thousand_steps_is_ddpms() -> None:
+    beta = 1 - alphas("linear", 1000)
+    assert beta[0] == pytest.approx(1e-4)
+    assert beta[-1] == pytest.approx(2e-2)
+    assert beta[500] == pytest.approx(1e-4 + (2e-2 - 1e-4) * 500 / 999)
+
+
+def test_cosine_follows_its_alpha_bar() -> None:
+    steps = 40
+    bar = np.cumprod(alphas("cosine", steps))
+    for i in (1, 7, 39):
+        f, f0 = (np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 for t in (i / steps, 0.0))
+        assert bar[i - 1] == pytest.approx(f / f0)
+    assert alphas("cosine", steps)[-1] == pytest.approx(1e-3)  # beta is held at 0.999
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 5, 50, 1000])
+def test_alphas_are_a_variance_schedule(schedule: Any, steps: int) -> None:
+    values = alphas(schedule, steps)
+    assert values.shape == (steps,)
+    assert values.dtype == np.float64
+    assert ((values > 0) & (values < 1)).all()
+    if steps >= 5:
+        assert np.cumprod(values)[-1] < 0.01  # the end of the chain is noise
+
+
+def test_unknown_schedule_and_no_steps() -> None:
+    with pytest.raises(InputError, match="schedule") as error:
+        alphas("quadratic", 5)  # type: ignore[arg-type]
+    assert "cosine" in str(error.value)
+    with pytest.raises(InputError, match="steps"):
+        alphas("vp", 0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 5, 15])
+def test_ddpm_coefficients_are_the_posterior(schedule: Any, steps: int) -> None:
+    plan = sampler_plan("ddpm", steps=steps, schedule=schedule)
+    alpha = alphas(schedule, steps)
+    bar = np.cumprod(alpha)
+    assert plan.timesteps.tolist() == list(range(steps - 1, -1, -1))
+    for row, i in enumerate(plan.timesteps):
+        before = bar[i - 1] if i else 1.0
+        assert plan.p[row] == pytest.approx(1 / np.sqrt(bar[i]))
+        assert plan.e[row] == pytest.approx(-np.sqrt((1 - bar[i]) / bar[i]))
+        assert plan.A[row] == pytest.approx(np.sqrt(alpha[i]) * (1 - before) / (1 - bar[i]))
+        assert plan.B[row] == pytest.approx(np.sqrt(before) * (1 - alpha[i]) / (1 - bar[i]))
+        assert plan.S[row] ** 2 == pytest.approx((1 - before) / (1 - bar[i]) * (1 - alpha[i]))
+    assert plan.S[-1] == 0
+    assert (plan.C == 0).all()
+    assert plan.start == 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ddim_with_full_noise_is_ddpm(schedule: Any) -> None:
+    ddpm = sampler_plan("ddpm", steps=9, schedule=schedule)
+    ddim = sampler_plan("ddim", steps=9, schedule=schedule, eta=1.0)
+    for name in "peABCS":
+        np.testing.assert_allclose(getattr(ddim, name), getattr(ddpm, name), atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_without_noise_the_last_step_is_x0(name: Any, steps: int) -> None:
+    plan = sampler_plan(name, steps=steps, train_steps=20)
+    assert (plan.S == 0).all()
+    assert (plan.A[-1], plan.B[-1], plan.C[-1]) == pytest.approx((0.0, 1.0, 0.0))
+    assert plan.C[0] == 0
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
+def test_marginals_are_kept(name: Any) -> None:
+    """Where x0 is right at every step, a_k stays sqrt(bar) x0 + sqrt(1 - bar) eps of one x0 and eps."""
+    plan = sampler_plan(name, steps=7, train_steps=30)
+    after = np.append(np.cumprod(alphas("vp", 30))[plan.timesteps[1:]], 1.0)
+    now = np.cumprod(alphas("vp", 30))[plan.timesteps]
+    x0, eps = 0.37, -1.21
+    for k in range(7):
+        a = np.sqrt(now[k]) * x0 + np.sqrt(1 - now[k]) * eps
+        assert plan.p[k] * a + plan.e[k] * eps == pytest.approx(x0)
+        reached = plan.A[k] * a + (plan.B[k] + plan.C[k]) * x0
+        assert reached == pytest.approx(np.sqrt(after[k]) * x0 + np.sqrt(1 - after[k]) * eps)
+
+
+def test_fewer_steps_never_repeat_a_timestep() -> None:
+    for total in range(1, 40):
+        for steps in range(1, total + 1):
+            index = sampler_plan("ddim", steps=steps, train_steps=total).timesteps
+            assert index[0] == total - 1
+            assert len(index) == steps
+            assert (np.diff(index) < 0).all()
+            assert steps == 1 or index[-1] == 0
+
+
+def test_noise_scale_is_in_start_and_steps() -> None:
+    full, half = sampler_plan("ddpm"), sampler_plan("ddpm", noise_scale=0.5)
+    assert half.start == 0.5
+    np.testing.assert_allclose(half.S, 0.5 * full.S)
+    np.testing.assert_array_equal(half.A, full.A)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"name": "euler"}, "name"),
+        ({"schedule": "quadratic"}, "schedule"),
+        ({"steps": 0}, "steps"),
+        ({"name": "ddim", "steps": 6, "train_steps": 5}, "steps"),
+        ({"name": "ddpm", "steps": 4, "train_steps": 5}, "steps"),
+        ({"clip": 0.0}, "clip"),
+        ({"clip": -1.0}, "clip"),
+        ({"clip": float("nan")}, "clip"),
+        ({"noise_scale": -0.1}, "noise_scale"),
+        ({"noise_scale": float("nan")}, "noise_scale"),
+        ({"noise_scale": float("inf")}, "noise_scale"),
+        ({"name": "ddim", "eta": -0.1}, "eta"),
+        ({"name": "ddim", "eta": 1.5}, "eta"),
+        ({"name": "ddim", "eta": float("nan")}, "eta"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as error:
+        sampler_plan(**arguments)
+    assert error.value.field == field
+    assert error.value.found is not None
+    assert error.value.expected is not None
