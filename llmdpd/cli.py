@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from llmdpd.errors import InputError, TrainingDivergedError
@@ -14,6 +15,7 @@ from llmdpd.progress import console, error_console
 from llmdpd.results import TaskResult
 from llmdpd.training.stopping import StopRequestedError
 
+_errors = Console(stderr=True, soft_wrap=True, highlight=False)
 # What a disk or its owner refuses, whichever write or read it hits.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 

@@ -1,0 +1,484 @@
+"""The training command: interrupted at any moment it ends as if it had never stopped; wrong input leaves no trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from llmdpd.agents.llmdpd import LLMDPD
+from llmdpd.config import PRESETS
+from llmdpd.data import save_d4rl, save_minari
+from llmdpd.policy import Policy
+from llmdpd.report import build_report
+from llmdpd.runs.data import training_data
+from llmdpd.training.checkpoint import latest_checkpoint
+from llmdpd.training.metrics import read_metrics
+
+Train = Callable[..., int]
+Contents = Callable[[Path], dict[str, Any]]
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def started(cache_home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the real command in a process of its own; the run folder is tmp_path/run."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llmdpd.train", *options]
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.005)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read_metrics(run / "metrics.jsonl")]
+
+
+def test_a_killed_run_resumed_is_the_straight_run_bit_for_bit(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
+    delay = random.SystemRandom().uniform(0, 1)
+    print(f"killed {delay:.3f} s after the first checkpoint")
+    time.sleep(delay)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    first = latest_checkpoint(run / "checkpoint")
+    assert first is not None
+    assert first.name < "step-00000200"
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+    assert metrics_of(run) == metrics_of(straight_run)
+    assert not list(run.rglob(".*.tmp"))
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_straight_run(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
+    process.terminate()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, output
+    assert "saved; go on with: python -m llmdpd.train --resume run" in output
+    assert "stopped by SIGTERM" in output
+    assert "Traceback" not in output
+    checkpoint = latest_checkpoint(run / "checkpoint")
+    assert checkpoint is not None
+    policy = Policy.load(run)
+    assert policy.facts["iterations"] == json.loads((checkpoint / "state.json").read_text())["iteration"]
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+
+
+def test_ctrl_c_in_a_selection_saves_and_the_resumed_run_makes_it(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: any(r["iteration"] == 50 for r in read_metrics(run / "metrics.jsonl")), process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert "stopped by SIGINT" in output
+    checkpoint = latest_checkpoint(run / "checkpoint")
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["iteration"] == 50
+    assert state["marks_due"], "the signal came after the selection"
+    assert not (run / "policy_best").exists()
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+    assert metrics_of(run) == metrics_of(straight_run)
+
+
+def test_a_finished_run_resumed_evaluates_again(run_copy: Path, train: Train, contents: Contents) -> None:
+    before = contents(run_copy)
+    (run_copy / "results.json").unlink()
+    command = json.loads((run_copy / "meta.json").read_text())["command"]
+    assert train("--resume", run_copy, "--evaluation.episodes", 1) == 0
+    after = contents(run_copy)
+    assert [record["episodes"] for record in after["results"]] == [1] * len(before["results"])
+    assert after["config"]["evaluation"]["episodes"] == 1
+    assert json.loads((run_copy / "meta.json").read_text())["command"] == command
+    assert train("--resume", run_copy, "--evaluation.episodes", 2) == 0
+    assert contents(run_copy) == before
+
+
+def test_the_seed_decides_the_run(
+    straight_run: Path, tmp_path: Path, train: Train, tiny_options: list[str], contents: Contents
+) -> None:
+    assert train("--run-dir", tmp_path / "again", *tiny_options) == 0
+    assert contents(tmp_path / "again") == contents(straight_run)
+    short = [*tiny_options, "--training.iterations", 10, "--training.select-every", 0, "--evaluation.episodes", 1]
+    for seed in (0, 1):
+        assert train("--run-dir", tmp_path / f"seed{seed}", *short, "--seed", seed) == 0
+    first, second = (
+        safetensors.torch.load_file(tmp_path / f"seed{seed}" / "policy" / "model.safetensors") for seed in (0, 1)
+    )
+    differ = [name for name in first if not torch.equal(first[name], second[name])]
+    assert set(first) - set(differ) == {"context.features.mean", "context.features.std"}
+
+
+def test_the_run_folder_is_whole(straight_run: Path, data_folder: Path) -> None:
+    meta = json.loads((straight_run / "meta.json").read_text())
+    assert meta["command"]["argv"][:3] == ["python", "-m", "llmdpd.train"]
+    assert str(data_folder / "train") in meta["command"]["argv"]
+    assert {"data_seconds", "embedding_seconds", "training_seconds", "evaluation_seconds"} <= meta["times"].keys()
+    assert {"torch", "metaworld", "python"} <= meta["versions"].keys()
+    page = (straight_run / "report.html").read_text()
+    for task in ("reach", "push", "door-lock"):
+        assert task in page
+    assert "llmdpd.train --run-dir" in page
+    records = json.loads((straight_run / "results.json").read_text())["records"]
+    told = [(r["task"], r["split"], r["checkpoint"]) for r in records]
+    tasks = [("reach-v3", "seen"), ("push-v3", "seen"), ("door-lock-v3", "unseen")]
+    assert told == [(*task, checkpoint) for checkpoint in ("last", "best") for task in tasks]
+    assert {r["training_data"] for r in records} == {f"{data_folder / 'train'}, 6 episodes; clones the expert actions"}
+    assert {tuple(r["trained_on"]) for r in records} == {("reach-v3", "push-v3")}
+    assert records[0]["iterations"] == 200
+    assert records[0]["prompts"] == {"text": "built in", "trajectory": str(straight_run / "prompt_data")}
+    assert build_report([straight_run], straight_run.parent / "other.html").is_file()
+
+
+def test_selection_scores_are_recorded_and_choose_the_best(straight_run: Path) -> None:
+    records = [r for r in read_metrics(straight_run / "metrics.jsonl") if "eval/seen_success" in r]
+    assert [r["iteration"] for r in records] == [50, 100, 150, 200]
+    best = max(records, key=lambda r: (r["eval/seen_success"], r["iteration"]))
+    assert Policy.load(straight_run / "policy_best").facts["iterations"] == best["iteration"]
+    assert all(r["eval/seen_success"] == (r["eval/reach-v3"] + r["eval/push-v3"]) / 2 for r in records)
+
+
+def test_the_policy_is_the_ema(straight_run: Path) -> None:
+    (checkpoint,) = (straight_run / "checkpoint").iterdir()
+    networks = safetensors.torch.load_file(checkpoint / "networks.safetensors")
+    policy = safetensors.torch.load_file(straight_run / "policy" / "model.safetensors")
+    assert policy.keys() == {n.removeprefix("ema_policy/") for n in networks if n.startswith("ema_policy/")}
+    assert all(torch.equal(policy[name], networks[f"ema_policy/{name}"]) for name in policy)
+    assert any(not torch.equal(policy[name], networks[f"policy/{name}"]) for name in policy)
+
+
+def _poison(at: int, action: Callable[[LLMDPD], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    update = LLMDPD.update
+
+    def poisoned(self: LLMDPD, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
+        if iteration == at:
+            action(self)
+        return update(self, batch, iteration)
+
+    monkeypatch.setattr(LLMDPD, "update", poisoned)
+
+
+def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        _poison(83, lambda agent: agent.policy.net.layers[0].weight.data.fill_(float("nan")), patch)
+        assert train("--run-dir", run, *tiny_options) == 1
+    error = capsys.readouterr().err
+    assert "loss/critic" not in error, "the critics came first and were whole"
+    assert "became nan at iteration 84" in error
+    assert f"last good checkpoint is {run / 'checkpoint' / 'step-00000075'}" in error
+    assert all(r["iteration"] <= 80 for r in read_metrics(run / "metrics.jsonl"))
+    assert Policy.load(run).facts["iterations"] == 75
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+
+
+def test_a_rate_that_is_too_high_diverges_without_traceback(
+    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--run-dir", tmp_path / "run", *tiny_options, "--agent.critic-lr", 1e30) == 1
+    error = capsys.readouterr().err
+    assert "There was no checkpoint yet" in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_whole(
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(agent: LLMDPD) -> None:
+        size = (run / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 20_000), hard))
+
+    try:
+        with monkeypatch.context() as patch:
+            _poison(60, fill, patch)
+            code = train("--run-dir", run, *tiny_options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert "could not be written" in error
+    assert "File too large" in error
+    assert f"{run / 'checkpoint' / 'step-00000050'} is whole" in error
+    assert f"--resume {run}" in error
+    assert not list(run.rglob("*.tmp"))
+    assert Policy.load(run).facts["iterations"] == 50
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+
+
+def test_ctrl_c_while_collecting_is_heeded_at_once(
+    tmp_path: Path,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from llmdpd.runs import data
+
+    finished = []
+
+    def collect(config: object, progress: Callable[[int, int, int], None]) -> None:
+        for done in range(1, 10):
+            finished.append(done)
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            progress(done, 10, 100 * done)
+
+    monkeypatch.setattr(data, "collect_metaworld", collect)
+    assert train("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data") == 130
+    assert finished == [1, 2, 3]
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_presets_are_what_they_are_named() -> None:
+    assert list(PRESETS) == [config.preset for config in PRESETS.values()]
+    assert {"metaworld", "metaworld-paper", "smoke"} <= PRESETS.keys()
+    paper = PRESETS["metaworld-paper"]
+    assert paper.agent.clone == "executed"
+    assert not paper.agent.critic_sees_prompts
+    assert paper.training.tasks_per_batch == 1
+
+
+WRONG: dict[str, tuple[list[object], list[str]]] = {
+    "preset": (["--preset", "smoak"], ["unknown preset", "smoak", "nearest names: smoke"]),
+    "task": (["--tasks.seen", "sweep-in"], ["unknown Meta-World task", "sweep-into-v3"]),
+    "seen and unseen": (["--tasks.unseen", "reach-v2"], ["both seen and unseen", "reach-v3"]),
+    "no task": (["--tasks.seen"], ["no task to train on", "tasks.seen"]),
+    "cuda": (["--device", "cuda:77"], ["GPU", "cuda:77", "--device cpu"]),
+    "device": (["--device", "abacus"], ["no such device", "abacus"]),
+    "batch": (["--training.batch-size", 15], ["shared out evenly", "training.batch_size", "15", "multiple of 2"]),
+    "tasks a batch": (["--training.tasks-per-batch", 3], ["tasks_per_batch", "3", "1 to 2"]),
+    "iterations": (["--training.iterations", 0], ["training.iterations", "0", "at least 1"]),
+    "log": (["--training.log-every", 0], ["training.log_every"]),
+    "checkpoints": (["--training.checkpoint-every", 0], ["training.checkpoint_every"]),
+    "selection": (["--training.select-episodes", 0], ["training.select_episodes"]),
+    "episodes": (["--evaluation.episodes", 0], ["evaluation.episodes"]),
+    "workers": (["--data.workers", 0], ["data.workers"]),
+    "threads": (["--threads", -1], ["threads", "-1"]),
+    "heads": (["--policy.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
+    "samples": (["--agent.eta", 0, "--acting.samples", 5], ["no critic", "acting.samples"]),
+    "sampler": (["--acting.steps", 3], ["ddpm walks every training step"]),
+    "data": (["--data.path", "no/such/data"], ["no such file or folder", "no/such/data", "Minari"]),
+    "prompts": (["--data.prompts", "no/such/data"], ["no such file or folder", "no/such/data"]),
+    "llm": (["--llm", "no-such-model-anywhere"], ["no-such-model-anywhere"]),
+    "option without value": (["--run-dir"], ["an option without its value", "--run-dir"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_settings_are_told_and_leave_no_run(
+    case: str, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, parts = WRONG[case]
+    place = [] if case == "option without value" else ["--run-dir", tmp_path / "run"]
+    assert train(*place, *tiny_options, *words) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+    assert error.count("error:") == 1
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("which", "data", "options", "parts"),
+    [
+        ("path", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers", "39 numbers"]),
+        ("path", {"expert": False}, [], ["no expert actions", "agent.clone", "--agent.clone executed"]),
+        ("path", {"success": 0}, [], ["every episode of a task failed", "reach-v3", "3 failed episodes"]),
+        ("path", {"success": 0}, ["--data.keep-failed"], ["no episode", "reach-v3"]),
+        ("path", {"goal_visible": False}, [], ["goal is visible", "tasks.goal_visible"]),
+        ("path", {"tasks": ("reach-v3",)}, [], ["no such task", "push-v3"]),
+        ("prompts", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers"]),
+        ("prompts", {"success": 0}, [], ["no episode", "reach-v3"]),
+        ("prompts", {"goal_visible": False}, [], ["goal is visible"]),
+        ("prompts", {"first_seed": 1_000_000_000}, [], ["no episode", "0 of 3 episodes", "not evaluated"]),
+        ("prompts", {"tasks": ("reach-v3", "push-v3")}, [], ["no such task", "door-lock-v3"]),
+    ],
+)
+def test_unfit_data_is_told_and_leaves_no_run(
+    which: str,
+    data: dict[str, Any],
+    options: list[str],
+    parts: list[str],
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    metaworld_data: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    every = ("reach-v3", "push-v3", "door-lock-v3")
+    save_minari(metaworld_data(**({"tasks": every} | data)), tmp_path / "data")
+    words = [*tiny_options, f"--data.{which}", tmp_path / "data", *options]
+    assert train("--run-dir", tmp_path / "run", *words) == 2
+    error = capsys.readouterr().err
+    for part in [*parts, str(tmp_path / "data")]:
+        assert part in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_data_set_is_told(
+    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "reach-v2.npy", np.array([], dtype=object), allow_pickle=True)
+    assert train("--run-dir", tmp_path / "run", *tiny_options, "--data.path", tmp_path / "data") == 2
+    assert "empty" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_plain_hdf5_file_trains_the_one_task_that_is_seen(
+    tmp_path: Path, tiny_options: list[str], metaworld_data: Callable[..., Any]
+) -> None:
+    task = dataclasses.replace(PRESETS["metaworld"].tasks, seen=("reach-v3",))
+    save_d4rl(dataclasses.replace(metaworld_data(("reach-v3",)), tasks=("my-replay",)), tmp_path / "replay.hdf5")
+    config = dataclasses.replace(
+        PRESETS["metaworld-paper"],
+        tasks=task,
+        data=dataclasses.replace(PRESETS["metaworld"].data, path=str(tmp_path / "replay.hdf5")),
+    )
+    dataset, words = training_data(config)
+    assert dataset.tasks == ("reach-v3",)
+    assert dataset.num_episodes == 3
+    assert words == f"{tmp_path / 'replay.hdf5'}, 3 episodes; clones the executed actions"
+
+
+def test_what_a_resume_may_not_do(
+    run_copy: Path, tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str], contents: Contents
+) -> None:
+    before = contents(run_copy)
+    wrong: list[tuple[list[object], list[str]]] = [
+        (["--resume", tmp_path / "nowhere"], ["not a run folder", "nowhere"]),
+        (["--resume", run_copy, "--preset", "smoke"], ["own configuration", "--preset", "smoke"]),
+        (["--resume", run_copy, "--run-dir", "x"], ["own configuration and folder", "--run-dir"]),
+        (
+            ["--resume", run_copy, "--agent.lr", 1, "--training.iterations", 300, "--evaluation.episodes", 1],
+            ["another configuration", "agent.lr: 0.0006 → 1.0", "training.iterations: 200 → 300"],
+        ),
+    ]
+    for words, parts in wrong:
+        assert train(*words) == 2
+        error = capsys.readouterr().err
+        for part in parts:
+            assert part in error
+        assert "evaluation.episodes" not in error
+        assert "Traceback" not in error
+    assert contents(run_copy) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "format", "other sizes"])
+def test_a_damaged_checkpoint_is_told(
+    damage: str, run_copy: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint,) = (run_copy / "checkpoint").iterdir()
+    file = checkpoint / "networks.safetensors"
+    if damage == "missing":
+        file.unlink()
+        parts = ["missing", str(file)]
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-10])
+        parts = ["broken", str(file)]
+    elif damage == "format":
+        state = json.loads((checkpoint / "state.json").read_text())
+        (checkpoint / "state.json").write_text(json.dumps({**state, "format": 99}))
+        parts = ["another format version", "99", "expected: 1"]
+    else:
+        tensors = safetensors.torch.load_file(file)
+        tensors["critic/q1.0.weight"] = torch.zeros(3, 3)
+        safetensors.torch.save_file(tensors, file)
+        parts = ["does not fit", "q1.0.weight", "[3, 3]"]
+    assert train("--resume", run_copy) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+    assert run_copy.is_dir()
+
+
+def test_a_run_folder_in_use_is_refused(
+    run_copy: Path, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--run-dir", run_copy, *tiny_options) == 2
+    error = capsys.readouterr().err
+    assert "not empty" in error
+    assert f"--resume {run_copy}" in error
+    assert train("--run-dir", run_copy / "config.json", *tiny_options) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (run_copy / "results.json").is_file()
