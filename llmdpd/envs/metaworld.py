@@ -125,6 +125,11 @@ class MetaWorldTask:
 
     def render(self) -> npt.NDArray[np.uint8]:
         """The present state as an upright picture, uint8 [240, 320, 3]; needs `render=True` at construction."""
+        # Gymnasium makes a renderer's GL context current when it is made and never again: with several environments in a
+        # process, each would draw with the meshes of the one that was made last.
+        viewer = self._env.mujoco_renderer.viewer
+        if viewer is not None:
+            viewer.make_context_current()
         # metaworld's corner cameras hang upside-down: half a turn (a flip would mirror the scene).
         return np.ascontiguousarray(np.asarray(self._env.render(), np.uint8)[::-1, ::-1])
 

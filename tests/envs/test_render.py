@@ -73,3 +73,16 @@ def test_the_picture_is_upright() -> None:
 def test_recording_needs_a_pool_made_for_it() -> None:
     with EnvPool(1) as pool, pytest.raises(ValueError, match="render=True"):
         pool.run([EpisodeRequest("reach", 0, record=True)], act)
+
+
+@needs_renderer
+def test_environments_of_one_worker_draw_their_own_scenes() -> None:
+    tasks = ("coffee-push", "box-close", "hand-insert")
+    requests = [EpisodeRequest(task, 3, max_steps=6, record=True, record_every=2) for task in tasks]
+    alone = [film(task, 3, act, max_steps=6, record_every=2).frames for task in tasks]
+    with EnvPool(1, render=True) as pool:
+        together = [result.frames for result in pool.run(requests, act)]
+    for task, one, mixed in zip(tasks, alone, together, strict=True):
+        assert one is not None
+        assert mixed is not None
+        assert np.array_equal(np.stack(one), np.stack(mixed)), task
