@@ -125,8 +125,8 @@ class MetaWorldTask:
 
     def render(self) -> npt.NDArray[np.uint8]:
         """The present state as an upright picture, uint8 [240, 320, 3]; needs `render=True` at construction."""
-        # Gymnasium makes a renderer's GL context current when it is made and never again: with several environments in a
-        # process, each would draw with the meshes of the one that was made last.
+        # Gymnasium makes a renderer's GL context current when it is made and never again: with several environments in
+        # a process, each would draw with the meshes of the one that was made last.
         viewer = self._env.mujoco_renderer.viewer
         if viewer is not None:
             viewer.make_context_current()
