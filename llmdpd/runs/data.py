@@ -113,7 +113,7 @@ def example_data(config: TrainConfig, check: Check = lambda: None) -> Trajectory
     if config.data.prompts is not None:
         return load_tasks(config.data.prompts, tasks, config.tasks.goal_visible)
     seed = config.data.seed + _EXAMPLE_SEED
-    collected = _collect(config, tasks, config.data.prompt_episodes, "clean", seed, "examples", check)
+    collected = _collect(config, tasks, config.data.prompt_episodes, "clean", seed, "example", check)
     return collected.dataset.select_tasks(tasks)
 
 

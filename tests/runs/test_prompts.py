@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmdpd.config import PRESETS
+from llmdpd.data import TrajectoryDataset, load_dataset, save_minari
+from llmdpd.errors import InputError
+from llmdpd.prompts import metaworld_prompt
+from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.prompts import choose_example, describe, keep_prompts, read_text, task_prompts
+
+MakeData = Callable[..., TrajectoryDataset]
+
+
+def with_facts(
+    data: TrajectoryDataset, successes: list[int], noise: list[float], seeds: list[int] | None = None
+) -> TrajectoryDataset:
+    return dataclasses.replace(
+        data,
+        successes=np.array(successes, np.int8),
+        noise_levels=np.array(noise, np.float32),
+        seeds=data.seeds if seeds is None else np.array(seeds, np.int64),
+    )
+
+
+@pytest.mark.parametrize(
+    ("successes", "noise", "chosen"),
+    [
+        ([1, 1, 1], [0.2, 0.1, 0.1], 1),
+        ([1, 0, 1], [0.2, 0.0, 0.1], 2),
+        ([-1, 1, -1], [0.0, 0.9, 0.0], 1),
+        ([1, 1, 1], [float("nan")] * 3, 0),
+        ([0, 0, -1], [0, 0, 0.5], 2),
+    ],
+)
+def test_the_example_succeeded_and_is_the_least_noisy(
+    metaworld_data: MakeData, successes: list[int], noise: list[float], chosen: int
+) -> None:
+    data = with_facts(metaworld_data(("reach-v3",)), successes, noise)
+    assert choose_example(data, "reach-v3") == chosen
+
+
+def test_where_success_is_unknown_the_example_is_the_best(metaworld_data: MakeData) -> None:
+    data = with_facts(metaworld_data(("push-v3", "reach-v3")), [-1] * 6, [float("nan")] * 6)
+    rewards = np.zeros_like(data.rewards)
+    rewards[data.offsets[4]] = 5.0
+    rewards[data.offsets[1]] = 9.0
+    data = dataclasses.replace(data, rewards=rewards)
+    assert choose_example(data, "reach-v3") == 4
+    assert choose_example(data, "push-v3") == 1
+
+
+def test_an_evaluated_seed_is_no_example(metaworld_data: MakeData) -> None:
+    data = metaworld_data(("reach-v3",))
+    assert choose_example(with_facts(data, [1] * 3, [0] * 3, [1_000_000_000, 1_500_000_003, 7]), "reach-v3") == 2
+    with pytest.raises(InputError, match="0 of 3 episodes on seeds that are not evaluated"):
+        choose_example(with_facts(data, [1] * 3, [0] * 3, [1_000_000_000] * 3), "reach-v3")
+
+
+def test_no_example_where_all_failed_or_the_task_is_absent(metaworld_data: MakeData) -> None:
+    with pytest.raises(InputError) as error:
+        choose_example(metaworld_data(("reach-v3",), success=0), "reach-v3")
+    assert error.value.field == "reach-v3"
+    with pytest.raises(InputError, match="no such task"):
+        choose_example(metaworld_data(("reach-v3",)), "push-v3")
+
+
+def test_prompts_of_tasks_and_where_they_are_from(metaworld_data: MakeData, tmp_path: Path) -> None:
+    save_minari(metaworld_data(("reach-v3", "push-v3")), tmp_path)
+    prompts = task_prompts(("push-v3", "reach-v3"), tmp_path, True)
+    assert list(prompts) == ["push-v3", "reach-v3"]
+    for task, prompt in prompts.items():
+        assert prompt.text == metaworld_prompt(task).render()
+        assert prompt.text_source == "built in"
+        assert prompt.example is not None
+        assert prompt.example.task == task
+        assert prompt.example_source == str(tmp_path)
+    other = task_prompts(("push-v3",), None, True, "do this", "file.txt")["push-v3"]
+    assert (other.text, other.text_source, other.example) == ("do this", "file.txt", None)
+
+
+def test_examples_are_kept_in_the_run(metaworld_data: MakeData, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", PRESETS["smoke"])
+    data = metaworld_data(("reach-v3", "push-v3", "sweep-v3"), first_seed=40)
+    keep_prompts(run, data, ("push-v3", "reach-v3"))
+    kept = load_dataset(run.prompts)
+    assert sorted(kept.tasks) == ["push-v3", "reach-v3"]
+    assert kept.num_episodes == 2
+    for task in kept.tasks:
+        prompt = task_prompts((task,), run.prompts, True)[task]
+        original = data.episode(choose_example(data, task))
+        assert prompt.example is not None
+        np.testing.assert_array_equal(prompt.example.observations, original.observations)
+        np.testing.assert_array_equal(prompt.example.actions, original.actions)
+        told = json.loads((run.path / "prompts.json").read_text())[task]
+        assert told == describe(dataclasses.replace(prompt, example_source="made by a test"))
+        assert told["trajectory"] == {"source": "made by a test", "seed": 40, "steps": 30}
+
+
+def test_a_text_file_is_read_as_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("  Objective: lift it  \nTask: a thing\n")
+    assert read_text(tmp_path / "a.txt") == "Task: a thing\nObjective: lift it"
+    (tmp_path / "b.txt").write_text("simply lift it\n")
+    assert read_text(tmp_path / "b.txt") == "simply lift it"
+    with pytest.raises(InputError, match=r"nowhere\.txt"):
+        read_text(tmp_path / "nowhere.txt")

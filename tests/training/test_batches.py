@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.data import TrajectoryDataset
+from llmdpd.errors import InputError
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+from llmdpd.training.batches import BatchSampler, check_batch
+
+TASKS = ("reach-v3", "push-v3", "sweep-v3")
+ENCODER = TrajectoryEncoderConfig(steps=8)
+
+
+@pytest.fixture
+def dataset(metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator) -> TrajectoryDataset:
+    return metaworld_data(TASKS, 4, seed=int(rng.integers(1000)), length=9)
+
+
+def make_sampler(dataset: TrajectoryDataset, size: int = 12, tasks: int = 3, **changes: Any) -> BatchSampler:
+    embeddings = torch.arange(len(dataset.tasks), dtype=torch.float32)[:, None].repeat(1, 5)
+    arguments: dict[str, Any] = {"embeddings": embeddings, "encoder": ENCODER, "seed": 0, "device": torch.device("cpu")}
+    return BatchSampler(dataset, batch_size=size, tasks_per_batch=tasks, **(arguments | changes))
+
+
+def rows_of(dataset: TrajectoryDataset, batch: PromptedBatch) -> list[int]:
+    """The data set's row of each transition; random observations are unique."""
+    found = []
+    for state in batch.observations.numpy():
+        (row,) = np.flatnonzero((dataset.observations == state).all(1))
+        found.append(int(row))
+    return found
+
+
+def test_each_task_has_its_share_under_its_own_prompts(dataset: TrajectoryDataset) -> None:
+    sampler = make_sampler(dataset, tasks=2, size=10)
+    for _ in range(20):
+        batch = sampler.next()
+        rows = rows_of(dataset, batch)
+        tasks = dataset.task_ids[dataset.episode_ids(rows)]
+        assert batch.prompt_index is not None
+        assert batch.text is not None
+        assert batch.tokens is not None
+        assert batch.prompt_index.tolist() == [0] * 5 + [1] * 5
+        assert batch.text[batch.prompt_index, 0].tolist() == tasks.tolist()
+        assert len(set(batch.text[:, 0].tolist())) == 2
+        for task, state in zip(batch.text[:, 0].tolist(), batch.tokens.states[:, 0].numpy(), strict=True):
+            (row,) = np.flatnonzero((dataset.observations == state).all(1))
+            assert dataset.task_ids[dataset.episode_ids([row])[0]] == task
+            assert dataset.timesteps([row])[0] == 0, "an example starts at its episode's start"
+
+
+def test_transitions_are_copied_whole(dataset: TrajectoryDataset) -> None:
+    batch = make_sampler(dataset).next()
+    rows = rows_of(dataset, batch)
+    for name in ("actions", "rewards", "next_observations", "expert_actions"):
+        assert torch.equal(getattr(batch, name), torch.from_numpy(getattr(dataset, name)[rows]))
+    assert batch.timesteps.tolist() == dataset.timesteps(rows).tolist()
+    assert batch.terminals.dtype == torch.float32
+
+
+def test_one_task_a_batch_needs_no_index(dataset: TrajectoryDataset) -> None:
+    sampler = make_sampler(dataset, tasks=1, size=7)
+    seen = set()
+    for _ in range(40):
+        batch = sampler.next()
+        assert batch.prompt_index is None
+        assert batch.text is not None
+        assert batch.text.shape == (1, 5)
+        assert batch.observations.shape == (7, 39)
+        seen.add(batch.text[0, 0].item())
+    assert seen == {0.0, 1.0, 2.0}
+
+
+def test_prompts_that_are_off_are_not_made(dataset: TrajectoryDataset) -> None:
+    batch = make_sampler(dataset, embeddings=None, encoder=None).next()
+    assert batch.text is None
+    assert batch.tokens is None
+
+
+def test_it_goes_on_where_its_state_was_taken(dataset: TrajectoryDataset) -> None:
+    sampler = make_sampler(dataset)
+    sampler.next()
+    state = sampler.state()
+    after = [sampler.next() for _ in range(3)]
+    other = make_sampler(dataset, seed=1)
+    first = other.next()
+    other.load_state(state)
+    again = [other.next() for _ in range(3)]
+    for one, two in zip(after, again, strict=True):
+        assert torch.equal(one.observations, two.observations)
+        assert one.tokens is not None
+        assert two.tokens is not None
+        assert torch.equal(one.tokens.states, two.tokens.states)
+    assert not torch.equal(first.observations, after[0].observations), "another seed draws others"
+
+
+def test_failed_episodes_are_learned_from_but_are_no_examples(dataset: TrajectoryDataset) -> None:
+    successes = dataset.successes.copy()
+    successes[[0, 1, 3]] = 0  # of the first task only episode 2 is left
+    dataset = dataclasses.replace(dataset, successes=successes)
+    sampler = make_sampler(dataset, tasks=1, size=30, encoder=TrajectoryEncoderConfig(steps=3))
+    examples, learned = set(), set()
+    for _ in range(40):
+        batch = sampler.next()
+        assert batch.tokens is not None
+        assert batch.text is not None
+        if batch.text[0, 0] == 0:
+            (row,) = np.flatnonzero((dataset.observations == batch.tokens.states[0, 0].numpy()).all(1))
+            examples.add(int(dataset.episode_ids([row])[0]))
+            learned |= set(dataset.episode_ids(rows_of(dataset, batch)).tolist())
+    assert examples == {2}
+    assert learned == {0, 1, 2, 3}
+
+
+def test_a_task_that_always_failed_is_refused(metaworld_data: Callable[..., TrajectoryDataset]) -> None:
+    with pytest.raises(InputError, match="reach-v3"):
+        make_sampler(metaworld_data(TASKS, 2, success=0))
+    unknown = make_sampler(metaworld_data(TASKS, 2, success=-1))
+    assert unknown.next().tokens is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "tasks", "field"),
+    [
+        (10, 3, "training.batch_size"),
+        (0, 1, "training.batch_size"),
+        (12, 4, "training.tasks_per_batch"),
+        (12, 0, "training.tasks_per_batch"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out(dataset: TrajectoryDataset, size: int, tasks: int, field: str) -> None:
+    with pytest.raises(InputError) as error:
+        make_sampler(dataset, size, tasks)
+    assert error.value.field == field
+    check_batch(12, 3, 3)
