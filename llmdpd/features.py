@@ -55,9 +55,12 @@ class StateFeatures(nn.Module):
 
     def fit(self, observations: Tensor) -> None:
         """Take mean and std [S] from the training tasks' observations [N, S]."""
-        self.mean.copy_(observations.mean(0))
+        low, high = observations.amin(0), observations.amax(0)
         std = observations.std(0, correction=0)
-        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+        # Asked exactly: rounding gives many equal numbers a mean beside them, and so a deviation.
+        constant = low == high
+        self.mean.copy_(torch.where(constant, low, observations.mean(0)))
+        self.std.copy_(torch.where(constant | (std <= 1e-6), 1.0, std))
 
     def forward(self, state: Tensor) -> Tensor:
         normalised = ((state - self.mean) / self.std).clamp(-10.0, 10.0)
