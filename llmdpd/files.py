@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     write numbered ones instead (see `llmdpd.training.checkpoint`).
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError("a file is where a folder is to be written", path=path, found="a file", expected="a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -85,15 +88,19 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             os.replace(path, old)
         os.replace(temporary, path)
         _fsync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        recover_directory(path)  # where the second rename failed the old folder comes back, else it goes
 
 
 def recover_directory(path: str | Path) -> None:
     """Put back the folder that a kill in the middle of `atomic_directory` left under its temporary name."""
     path = Path(path)
-    for old in sorted(path.parent.glob(f".{path.name}.*.old")):
+    # One random part without a dot: `.run.best.x.old` is not `run`'s.
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.old")
+    for old in sorted(path.parent.iterdir() if path.parent.is_dir() else ()):
+        if not pattern.fullmatch(old.name):
+            continue
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -109,3 +116,5 @@ def read_json(path: str | Path) -> Any:
         raise InputError("file not found", path=path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError("not a JSON file", path=path, found=str(error)) from None
+    except OSError as error:
+        raise InputError("the file cannot be read", path=path, found=error.strerror) from None
