@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from llmdpd.errors import InputError, nearest_names
+
+
+def test_message_names_file_field_found_expected_and_hint() -> None:
+    error = InputError("it broke", path=Path("a/b.json"), field="x.y", found=3, expected=[1, 2], hint="do this")
+    assert str(error).splitlines() == [
+        "it broke",
+        "  file:     a/b.json",
+        "  field:    x.y",
+        "  found:    3",
+        "  expected: [1, 2]",
+        "  hint:     do this",
+    ]
+    assert isinstance(error, ValueError)
+
+
+def test_what_is_not_given_is_left_out_and_zero_is_given() -> None:
+    assert str(InputError("it broke")) == "it broke"
+    assert str(InputError("it broke", found=0, expected="")).splitlines() == [
+        "it broke",
+        "  found:    0",
+        "  expected: ",
+    ]
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickling_keeps_everything(protocol: int) -> None:
+    error = InputError("p", path=Path("f"), field="a", found={"b": 1}, expected=(1,), hint="h")
+    copy = pickle.loads(pickle.dumps(error, protocol))
+    assert type(copy) is InputError
+    assert str(copy) == str(error)
+    for name in ("problem", "path", "field", "found", "expected", "hint"):
+        assert getattr(copy, name) == getattr(error, name)
+
+
+def test_nearest_names() -> None:
+    known = ["push-v3", "push-back-v3", "reach-v3", "sweep-v3"]
+    assert nearest_names("pusch-v3", known).split(", ")[0] == "push-v3"
+    assert nearest_names("pusch-v3", known, 1) == "push-v3"
+    assert nearest_names("0", known, 2) == "push-back-v3, push-v3"  # nothing is near: the first ones
+    assert nearest_names("x", []) == ""
