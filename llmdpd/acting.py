@@ -33,12 +33,28 @@ class ActingConfig:
     steps: int | None = None
     """Denoising steps; by default those of training (ddpm needs those)."""
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError("at least one action a state", field="acting.samples", found=self.samples, expected=">= 1")
+        if self.selection not in ("soft", "max"):
+            raise InputError(
+                "unknown selection", field="acting.selection", found=self.selection, expected="soft or max"
+            )
+        if not self.temperature > 0:
+            raise InputError(
+                "the temperature must be positive",
+                field="acting.temperature",
+                found=self.temperature,
+                expected="a number above 0",
+                hint="selection 'max' is the limit of a temperature of 0",
+            )
+
     def plan(self, policy: PolicyConfig) -> SamplerPlan:
         """The sampler's coefficients for a policy."""
         total = policy.diffusion_steps
         return sampler_plan(
             self.sampler,
-            self.steps or total,
+            total if self.steps is None else self.steps,
             policy.schedule,
             policy.action_bound,
             train_steps=total,
