@@ -25,12 +25,14 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
     """A dataclass from what `to_plain` made; fields that are missing take their defaults.
 
     Raises:
-        InputError: an unknown field, or a value of another type; names the file and the field.
+        InputError: an unknown field, a missing one that has no default, or a value of another type; names the file
+            and the field.
     """
     if not isinstance(value, dict):
         raise InputError("wrong configuration", path=path, field=field or None, found=value, expected="an object")
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    needed = [f.name for f in dataclasses.fields(kind) if _has_no_default(f)]  # type: ignore[arg-type]
     for name in value:
         if name not in names:
             raise InputError(
@@ -39,7 +41,14 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
                 field=f"{field}{name}",
                 hint=f"nearest names: {nearest_names(name, names)}",
             )
+    for name in needed:
+        if name not in value:
+            raise InputError("a field is missing", path=path, field=f"{field}{name}", expected=str(hints[name]))
     return kind(**{name: _convert(hints[name], item, path, f"{field}{name}") for name, item in value.items()})
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, path: Path | str, field: str) -> Any:

@@ -20,6 +20,8 @@ from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.policy_folder import (
+    DESCRIPTION,
+    PolicySizes,
     check_device,
     load_tensors,
     read_policy_folder,
@@ -82,21 +84,20 @@ class Policy:
         place = check_device(device)
         path = resolve_policy(source)
         description, tensors = read_policy_folder(path)
-        sizes = description["sizes"]
-        network = ConditionalPolicy(
-            sizes["state_dim"],
-            sizes["action_dim"],
-            sizes["embedding_dim"],
-            from_plain(PolicyConfig, description["policy"], path),
-        )
+        file = path / DESCRIPTION
+        sizes = from_plain(PolicySizes, description["sizes"], file, "sizes.")
+        config = from_plain(PolicyConfig, description["policy"], file, "policy.")
+        network = ConditionalPolicy(sizes.state_dim, sizes.action_dim, sizes.embedding_dim, config)
         load_tensors(network, tensors["model"], path / "model.safetensors")
         critic = None
         if "critic" in tensors:
-            prompt_dim = network.context.prompt_dim if sizes["critic_sees_prompts"] else 0
-            critic = DoubleQ(network.context.state_dim, sizes["action_dim"], prompt_dim, sizes["critic_hidden"])
+            if sizes.critic_hidden is None:
+                raise InputError("the critics' width is missing", path=file, field="sizes.critic_hidden")
+            prompt_dim = network.context.prompt_dim if sizes.critic_sees_prompts else 0
+            critic = DoubleQ(network.context.state_dim, sizes.action_dim, prompt_dim, sizes.critic_hidden)
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
-        acting = from_plain(ActingConfig, description["acting"], path)
+        acting = from_plain(ActingConfig, description["acting"], file, "acting.")
         return cls(
             network.to(place),
             critic,
@@ -109,15 +110,15 @@ class Policy:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy folder, whole or not at all; one that was there is replaced."""
         network, critic = self.network, self.critic
-        sizes = {
-            "state_dim": network.state_dim,
-            "action_dim": network.action_dim,
-            "embedding_dim": network.embedding_dim,
-            "critic_hidden": critic.hidden_dim if critic else None,
-            "critic_sees_prompts": bool(critic and critic.prompt_dim),
-        }
+        sizes = PolicySizes(
+            network.state_dim,
+            network.action_dim,
+            network.embedding_dim,
+            critic_hidden=critic.hidden_dim if critic else None,
+            critic_sees_prompts=bool(critic and critic.prompt_dim),
+        )
         description = {
-            "sizes": sizes,
+            "sizes": to_plain(sizes),
             "policy": to_plain(network.config),
             "acting": to_plain(self.acting),
             "llm": self.llm,
@@ -149,13 +150,22 @@ class Policy:
     def encode_prompts(
         self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Example | None]
     ) -> EncodedPrompts:
-        """Read P prompts at once, for `act_many`. A prompt kind is given for all P or for none."""
+        """Read P prompts at once, for `act_many`.
+
+        Raises:
+            InputError: as `prompt`; or a kind of prompt that is given for some of the P and not for others.
+        """
         config = self.network.config.context
-        embeddings, tokens = None, None
-        if config.text and all(text is not None for text in texts):
-            embeddings = torch.stack([self._embed(text) for text in texts if text is not None]).to(self.device)
-        if config.trajectory and all(example is not None for example in trajectories):
-            tokens = self._tokens([example for example in trajectories if example is not None])
+        words = [text for text in texts if text is not None]
+        examples = [example for example in trajectories if example is not None]
+        for name, given, count in (("text", len(words), len(texts)), ("trajectory", len(examples), len(trajectories))):
+            if 0 < given < count:
+                found = f"{given} of {count}"
+                raise InputError("prompts are given for all or for none", field=name, found=found, expected=count)
+        embeddings = (
+            torch.stack([self._embed(text) for text in words]).to(self.device) if config.text and words else None
+        )
+        tokens = self._tokens(examples) if config.trajectory and examples else None
         with torch.no_grad():
             return self.network.encode(embeddings, tokens)
 
@@ -224,8 +234,16 @@ class Policy:
         pairs = []
         for example in examples:
             parts = (example.observations, example.actions) if isinstance(example, Trajectory) else example
-            observations, actions = (np.asarray(part, np.float32) for part in parts)
-            widths = (observations.shape[-1], actions.shape[-1])
+            try:
+                observations, actions = (np.asarray(part, np.float32) for part in parts)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    "the trajectory prompt is not a pair of number arrays",
+                    field="trajectory",
+                    found=str(error),
+                    expected="observations [T, S] and actions [T, A]",
+                ) from None
+            widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
             expected = (self.network.state_dim, self.network.action_dim)
             if widths != expected:
                 raise InputError(

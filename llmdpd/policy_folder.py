@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,24 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, nearest_names
 from llmdpd.files import atomic_directory, atomic_write_json, read_json
 
 FORMAT = 1
 DESCRIPTION = "policy.json"
+_PARTS = {"format": int, "sizes": dict, "policy": dict, "acting": dict, "llm": str, "facts": dict, "sha256": dict}
+_STEMS = {"model", "critic", "texts"}
+
+
+@dataclass(frozen=True)
+class PolicySizes:
+    """What the networks must be built with, beside their configuration."""
+
+    state_dim: int
+    action_dim: int
+    embedding_dim: int
+    critic_hidden: int | None
+    critic_sees_prompts: bool
 
 
 def text_key(text: str) -> str:
@@ -51,7 +65,8 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
     """Read a policy folder: its description, and tensors by file stem.
 
     Raises:
-        InputError: not a policy folder, another format version, a missing file, a file altered since it was written.
+        InputError: not a policy folder, another format version, a description with missing, unknown or wrong fields,
+            a missing file, a file altered since it was written.
     """
     file = path / DESCRIPTION
     if not file.is_file():
@@ -69,6 +84,7 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
             expected=FORMAT,
             hint="load it with the version of llmdpd that wrote it",
         )
+    _check_description(description, file)
     tensors = {}
     for name, expected in description["sha256"].items():
         part = path / name
@@ -82,6 +98,24 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
             )
         tensors[part.stem] = safetensors.torch.load_file(part)
     return description, tensors
+
+
+def _check_description(description: dict[str, Any], file: Path) -> None:
+    """Raise `InputError` for fields of the description that are missing, unknown or of another type."""
+    for name in sorted(_PARTS.keys() | description.keys()):
+        found = description.get(name)
+        if name not in _PARTS:
+            hint = f"nearest names: {nearest_names(name, _PARTS)}"
+            raise InputError("unknown field in the policy's description", path=file, field=name, hint=hint)
+        if not isinstance(found, _PARTS[name]):
+            kind = type(found).__name__ if name in description else "no such field"
+            expected = _PARTS[name].__name__
+            raise InputError("a field of the policy is wrong", path=file, field=name, found=kind, expected=expected)
+    stems = {name.removesuffix(".safetensors") for name in description["sha256"]}
+    if not {"model", "texts"} <= stems <= _STEMS:
+        found = ", ".join(description["sha256"]) or "none"
+        expected = "model.safetensors, texts.safetensors, and critic.safetensors where there are critics"
+        raise InputError("other files than a policy's", path=file, field="sha256", found=found, expected=expected)
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
