@@ -120,7 +120,7 @@ def sampler_plan(
         )
     if not 0 <= eta <= 1:
         raise InputError("DDIM's noise is out of range", field="eta", found=eta, expected="0 to 1")
-    bar = np.cumprod(alphas(schedule, total))
+    bar = np.cumprod(alphas(schedule, total), dtype=np.float64)
     index = _timesteps(name, bar, steps)
     now = bar[index]
     after = np.append(bar[index[1:]], 1.0)
