@@ -52,7 +52,7 @@ def test_leading_axes_are_kept(rng: np.random.Generator) -> None:
 
 
 def test_metaworld_numbers_by_hand() -> None:
-    """One made observation: hand, gripper, object, quaternion, second object, then the previous frame, then the goal."""
+    """One made observation: hand, gripper, object, second object, the previous frame, the goal."""
     state = torch.zeros(39)
     state[0:3] = torch.tensor([0.1, 0.6, 0.2])  # hand
     state[3] = 0.9  # gripper

@@ -218,10 +218,11 @@ def test_the_next_write_recovers_too(tmp_path: Path) -> None:
     path.mkdir()
     (path / "a").write_text("old")
     subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(path)], timeout=60)
-    with pytest.raises(RuntimeError), atomic_directory(path):
+    with atomic_directory(path) as temporary:
         assert (path / "a").read_text() == "old"
-        raise RuntimeError
-    assert (path / "a").read_text() == "old"
+        (temporary / "b").write_text("new")
+    assert names(path) == ["b"]
+    assert not list(tmp_path.glob(".run.*.old"))
 
 
 def test_recovery_keeps_out_of_folders_of_longer_names(tmp_path: Path) -> None:
