@@ -67,7 +67,10 @@ def run_command(command: Callable[[], None]) -> int:
 
 def results_table(records: Sequence[TaskResult]) -> Table:
     """Success by task, split and checkpoint, with 95 % intervals."""
-    table = Table("task", "split", "checkpoint", "episodes", "success", "95 % interval")
+    # Without lines the longest of Meta-World's names fits into 80 columns; a name cut short could be two tasks'.
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("task", "split", "policy", "episodes", "success", "95 % interval"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", "success") else "left")
     for record in records:
         if record.success_rate is None or record.ci95 is None:
             continue

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llmdpd.config import EvaluationConfig
+from llmdpd.errors import InputError
+from llmdpd.results import TaskResult, read_results, wilson_interval
+from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.prompts import TaskPrompt, task_prompts
+from llmdpd.runs.scoring import evaluate_run, film_run
+
+CONFIG = EvaluationConfig(episodes=2, max_steps=8)
+
+
+@pytest.fixture
+def prompts(straight_run: Path) -> dict[str, TaskPrompt]:
+    return task_prompts(("reach-v3", "door-lock-v3"), straight_run / "prompt_data", True)
+
+
+def untimed(records: list[TaskResult]) -> list[TaskResult]:
+    return [dataclasses.replace(record, wall_seconds=0.0) for record in records]
+
+
+def children() -> list[int]:
+    """Worker processes of this one."""
+    pid = os.getpid()
+    found = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [child for child in found if b"llmdpd.envs.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
+    records = evaluate_run(
+        RunFolder(run_copy), CONFIG, prompts, checkpoints=("last",), workers=1, out=tmp_path / "o.json"
+    )
+    assert read_results(tmp_path / "o.json") == records
+    assert [(r.task, r.split, r.checkpoint, r.episodes) for r in records] == [
+        ("reach-v3", "seen", "last", 2),
+        ("door-lock-v3", "unseen", "last", 2),
+    ]
+    for record in records:
+        assert record.successes is not None
+        assert record.ci95 == wilson_interval(record.successes, 2)
+        assert record.prompts.text == "built in"
+        assert record.goal_visible is True
+        assert record.wall_seconds > 0
+
+
+def test_a_worker_killed_in_an_evaluation_is_told_and_changes_nothing(
+    run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(run_copy)
+    plain = evaluate_run(run, CONFIG, prompts, checkpoints=("last",), workers=2, out=tmp_path / "a.json")
+    killed: list[int] = []
+
+    def kill() -> None:
+        while len(found := children()) < 2:
+            time.sleep(0.001)
+        killed.append(found[0])
+        os.kill(found[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    after = evaluate_run(run, CONFIG, prompts, checkpoints=("last",), workers=2, out=tmp_path / "b.json")
+    killer.join()
+    assert untimed(after) == untimed(plain)
+    output = capsys.readouterr().out
+    assert "a worker died and its episodes were redone" in output
+    assert f"process {killed[0]}" in output
+    assert "signal 9" in output
+
+
+def test_a_best_that_is_the_last_is_not_evaluated_twice(
+    run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, asked = RunFolder(run_copy), []
+    shutil.rmtree(run.policy("best"))
+    shutil.copytree(run.policy("last"), run.policy("best"))
+    records = evaluate_run(run, CONFIG, prompts, workers=1, out=tmp_path / "o.json", check=lambda: asked.append(1))
+    assert len(asked) == CONFIG.episodes * len(prompts)
+    assert [r.checkpoint for r in records] == ["last", "last", "best", "best"]
+    assert [dataclasses.replace(r, checkpoint="best") for r in records[:2]] == records[2:]
+    assert "same results" in capsys.readouterr().out
+
+
+def test_a_stop_leaves_the_old_results(run_copy: Path, prompts: dict[str, TaskPrompt]) -> None:
+    run = RunFolder(run_copy)
+    before = run.results.read_bytes()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, CONFIG, prompts, workers=1, check=stop)
+    assert run.results.read_bytes() == before
+    assert children() == []
+
+
+def test_a_policy_that_is_not_there(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
+    run = RunFolder(run_copy)
+    shutil.rmtree(run.policy("best"))
+    with pytest.raises(InputError) as error:
+        evaluate_run(run, CONFIG, prompts, checkpoints=("best",))
+    assert (error.value.found, error.value.hint) == ("last", None)
+    records = evaluate_run(run, CONFIG, prompts, workers=1, out=tmp_path / "o.json")
+    assert {r.checkpoint for r in records} == {"last"}
+    shutil.rmtree(run.policy("last"))
+    with pytest.raises(InputError, match="--resume"):
+        evaluate_run(run, CONFIG, prompts)
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing"])
+def test_a_damaged_policy_is_named(run_copy: Path, prompts: dict[str, TaskPrompt], damage: str) -> None:
+    file = run_copy / "policy" / "model.safetensors"
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=damage) as error:
+        evaluate_run(RunFolder(run_copy), CONFIG, prompts)
+    assert error.value.path == str(file)
+
+
+def test_where_films_are_or_why_not(
+    run_copy: Path,
+    prompts: dict[str, TaskPrompt],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("llmdpd.envs.render.rendering_backend", lambda: (None, "there is no renderer"))
+    film_run(RunFolder(run_copy), prompts, 3)
+    assert "no films: there is no renderer" in capsys.readouterr().out
+    assert (run_copy / "films" / "README.txt").is_file()

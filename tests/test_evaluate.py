@@ -1,0 +1,212 @@
+"""The evaluation command: prompts from any file that can be read, results where they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
+from llmdpd.evaluate import main
+from llmdpd.results import read_results, wilson_interval
+
+MakeData = Callable[..., TrajectoryDataset]
+FAST = ("--max-steps", 6, "--workers", 1, "--threads", 1)
+
+
+@pytest.fixture
+def evaluate(cache_home: Path, torch_settings: None) -> Callable[..., int]:
+    return lambda *words: main([str(word) for word in (*words, *FAST)])
+
+
+def save_mtdiff(data: TrajectoryDataset, path: Path) -> Path:
+    """One episode a dict, as MTDiff's files are."""
+    records = np.empty(data.num_episodes, object)
+    for e in range(data.num_episodes):
+        rows = slice(int(data.offsets[e]), int(data.offsets[e + 1]))
+        terminals = np.zeros((rows.stop - rows.start, 1), np.float32)
+        terminals[-1] = 1
+        records[e] = {
+            "observations": data.observations[rows],
+            "actions": data.actions[rows],
+            "rewards": data.rewards[rows, None],
+            "next_observations": data.next_observations[rows],
+            "terminals": terminals,
+            "task": np.array([data.tasks[data.task_ids[e]].replace("-v3", "-v2")]),
+        }
+    np.save(path, records, allow_pickle=True)
+    return path
+
+
+def save(data: TrajectoryDataset, kind: str, folder: Path) -> Path:
+    """The data in a file of this kind, and its path."""
+    folder.mkdir()
+    if kind == "minari":
+        save_minari(data, folder)
+        return folder
+    if kind == "mtdiff":
+        return save_mtdiff(data, folder / "replay.npy")
+    if kind == "hdf5 folder":
+        for task in data.tasks:
+            save_d4rl(data.select_tasks([task]), folder / f"{task}.hdf5")
+        return folder
+    return save_d4rl(dataclasses.replace(data, tasks=("some-replay",)), folder / "replay.hdf5")
+
+
+def test_all_tasks_of_the_run_by_default(run_copy: Path, evaluate: Callable[..., int]) -> None:
+    before = read_results(run_copy / "results.json")
+    assert evaluate(run_copy, "--episodes", 3) == 0
+    value = json.loads((run_copy / "results.json").read_text())
+    assert value["schema"] == 1
+    assert [(r["task"], r["checkpoint"]) for r in value["records"]] == [(r.task, r.checkpoint) for r in before]
+    for record in value["records"]:
+        assert record["episodes"] == 3
+        assert record["success_rate"] == record["successes"] / 3
+        assert record["ci95"] == pytest.approx(wilson_interval(record["successes"], 3))
+        assert record["prompts"] == {"text": "built in", "trajectory": str(run_copy / "prompt_data")}
+
+
+@pytest.mark.parametrize("kind", ["minari", "mtdiff", "hdf5 folder"])
+def test_examples_from_any_readable_data(
+    kind: str, run_copy: Path, tmp_path: Path, metaworld_data: MakeData, evaluate: Callable[..., int]
+) -> None:
+    path = save(metaworld_data(("push-v3", "soccer-v3", "reach-v3"), seed=7), kind, tmp_path / "data")
+    before = (run_copy / "results.json").read_bytes()
+    out = tmp_path / "new" / "out.json"
+    options = ["--episodes", 2, "--checkpoint", "last", "--prompt-data", path, "--tasks", "soccer", "reach-v2"]
+    assert evaluate(run_copy, *options, "--out", out) == 0
+    records = read_results(out)
+    assert [(r.task, r.split, r.checkpoint) for r in records] == [
+        ("soccer-v3", "unseen", "last"),
+        ("reach-v3", "seen", "last"),
+    ]
+    assert {r.prompts.trajectory for r in records} == {str(path)}
+    assert (run_copy / "results.json").read_bytes() == before
+
+
+def test_a_plain_hdf5_file_is_the_example_of_the_task_asked_for(
+    run_copy: Path,
+    tmp_path: Path,
+    metaworld_data: MakeData,
+    evaluate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = save(metaworld_data(("box-close-v3",)), "hdf5", tmp_path / "data")
+    assert load_dataset(path).tasks == ("some-replay",)
+    out = tmp_path / "out.json"
+    assert evaluate(run_copy, "--episodes", 1, "--prompt-data", path, "--tasks", "box-close", "--out", out) == 0
+    assert {r.task for r in read_results(out)} == {"box-close-v3"}
+    assert evaluate(run_copy, "--prompt-data", path) == 2
+    error = capsys.readouterr().err
+    assert "'some-replay', which is no Meta-World task" in error
+    assert "ask for one task alone" in error
+
+
+def test_prompts_change_what_the_policy_does(
+    run_copy: Path,
+    tmp_path: Path,
+    metaworld_data: MakeData,
+    evaluate: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from llmdpd.runs import scoring
+
+    observed: list[bytes] = []
+    evaluate_tasks = scoring.evaluate_tasks
+
+    def noted(*arguments: Any, **keywords: Any) -> Any:
+        results = evaluate_tasks(*arguments, **keywords)
+        observed.append(results["reach-v3"][0].final_observation.tobytes())
+        return results
+
+    monkeypatch.setattr(scoring, "evaluate_tasks", noted)
+    data = save(metaworld_data(("reach-v3",), seed=9), "minari", tmp_path / "data")
+    (tmp_path / "text.txt").write_text("Open the window with great care.\n")
+    plain = [run_copy, "--episodes", 1, "--checkpoint", "last", "--tasks", "reach", "--out", tmp_path / "out.json"]
+    assert evaluate(*plain) == 0
+    assert evaluate(*plain) == 0
+    assert evaluate(*plain, "--prompt-data", data) == 0
+    assert evaluate(*plain, "--prompt-text", tmp_path / "text.txt") == 0
+    (record,) = read_results(tmp_path / "out.json")
+    assert record.prompts.text == str(tmp_path / "text.txt")
+    assert record.prompts.trajectory == str(run_copy / "prompt_data")
+    assert observed[0] == observed[1]
+    assert len(set(observed)) == 3
+
+
+def test_the_table_tells_what_the_file_holds(
+    run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    assert evaluate(run_copy, "--episodes", 2, "--checkpoint", "best", "--out", out) == 0
+    text = capsys.readouterr().out
+    for record in read_results(out):
+        assert record.success_rate is not None
+        (line,) = (line for line in text.splitlines() if line.startswith(record.task))
+        assert line.split()[1:5] == [record.split, "best", "2", f"{record.success_rate:.0%}"]
+    assert f"results: {out}" in text
+
+
+def test_fewer_workers_find_the_same(run_copy: Path, tmp_path: Path, cache_home: Path, torch_settings: None) -> None:
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.json"
+        words = [run_copy, "--episodes", 3, "--max-steps", 30, "--workers", workers, "--threads", 1, "--out", out]
+        assert main([str(word) for word in words]) == 0
+        found.append([dataclasses.replace(r, wall_seconds=0) for r in read_results(out)])
+    assert found[0] == found[1]
+
+
+WRONG: dict[str, tuple[list[object], list[str]]] = {
+    "task": (["--tasks", "reech"], ["unknown Meta-World task", "reach-v3"]),
+    "no example": (["--tasks", "soccer"], ["no example of this task", "soccer-v3", "--prompt-data"]),
+    "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
+    "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
+    "device": (["--device", "cuda:9"], ["GPU", "cuda:9"]),
+    "episodes": (["--episodes", 0], ["episodes", "at least 1"]),
+    "samples": (["--samples", 0], ["samples", "at least 1"]),
+    "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
+    "out": (["--out", "."], ["cannot be written", "a folder"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options_are_told(
+    case: str, straight_run: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, parts = WRONG[case]
+    before = (straight_run / "results.json").read_bytes()
+    assert evaluate(straight_run, *words) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+    assert "Traceback" not in error
+    assert (straight_run / "results.json").read_bytes() == before
+
+
+def test_what_is_no_run_or_has_no_policy(
+    run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tmp_path / "nothing") == 2
+    assert "not a run folder" in capsys.readouterr().err
+    (run_copy / "policy" / "model.safetensors").write_bytes(b"something else")
+    assert evaluate(run_copy) == 2
+    assert "altered" in capsys.readouterr().err
+
+
+def test_a_prompt_that_the_policy_was_not_trained_with(
+    run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((run_copy / "config.json").read_text())
+    config["policy"]["context"].update(text=False, trajectory=False)
+    (run_copy / "config.json").write_text(json.dumps(config))
+    for option in ("--prompt-data", "--prompt-text"):
+        assert evaluate(run_copy, option, tmp_path) == 2
+        error = capsys.readouterr().err
+        assert "trained without such prompts" in error
+        assert option in error
