@@ -89,7 +89,7 @@ def _evaluate(config: EvaluateConfig) -> None:
             check=stop.check,
         )
         if config.films:
-            film_run(run, prompts, config.max_steps)
+            film_run(run, prompts, config.max_steps, stop.check)
     console.print(results_table(records))
     console.print(f"results: {config.out or run.results}")
 

@@ -9,7 +9,7 @@ from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.training.batches import check_batch
 
-_LEAST: dict[str, int] = {
+_LEAST: dict[str, float] = {
     "seed": 0,
     "threads": 1,
     "data.episodes": 1,
@@ -18,6 +18,10 @@ _LEAST: dict[str, int] = {
     "data.workers": 1,
     "policy.hidden_dim": 1,
     "policy.diffusion_steps": 1,
+    "agent.lr": 0.0,
+    "agent.critic_lr": 0.0,
+    "agent.weight_decay": 0.0,
+    "agent.grad_clip": 0.0,
     "agent.ema_every": 1,
     "agent.critic_hidden": 1,
     "training.iterations": 1,
@@ -59,7 +63,7 @@ def check_values(config: TrainConfig) -> None:
         )
 
 
-def check_least(config: Any, least: Mapping[str, int]) -> None:
+def check_least(config: Any, least: Mapping[str, float]) -> None:
     """Raise `InputError` for a field of a dataclass (dotted name) below its bound; None passes."""
     for name, bound in least.items():
         value = config

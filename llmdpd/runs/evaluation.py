@@ -66,6 +66,7 @@ def make_films(
     goal_visible: bool,
     max_steps: int,
     checkpoint: str,
+    progress: Callable[[int], None] | None = None,
 ) -> str | None:
     """Film one episode of every task into `folder`: TASK.mp4, a strip TASK.png, and TASK.json beside them.
 
@@ -84,7 +85,7 @@ def make_films(
         for task in prompts
     ]
     with EnvPool(goal_visible=goal_visible, parallel=len(requests), render=True) as pool:
-        results = pool.run(requests, policy_act(policy, prompts, requests))
+        results = pool.run(requests, policy_act(policy, prompts, requests), progress)
     for result in results:
         assert result.frames is not None
         info = {

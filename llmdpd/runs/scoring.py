@@ -60,12 +60,27 @@ def evaluate_run(
     return records
 
 
-def film_run(run: RunFolder, prompts: Mapping[str, TaskPrompt], max_steps: int) -> None:
-    """Film the last policy, one episode a task, or leave word why there is no film."""
+def film_run(
+    run: RunFolder, prompts: Mapping[str, TaskPrompt], max_steps: int, check: Callable[[], None] = lambda: None
+) -> None:
+    """Film the last policy, one episode a task, or leave word why there is no film; `check` as in `evaluate_run`."""
     policy = Policy.load(run.policy("last"))
-    visible = policy.facts["goal_visible"]
     watch = Stopwatch()
-    obstacle = make_films(policy, prompts, run.films, goal_visible=visible, max_steps=max_steps, checkpoint="last")
+    with ProgressBar("filming", "episodes") as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done, len(prompts))
+            check()
+
+        obstacle = make_films(
+            policy,
+            prompts,
+            run.films,
+            goal_visible=policy.facts["goal_visible"],
+            max_steps=max_steps,
+            checkpoint="last",
+            progress=progress,
+        )
     console.print(f"no films: {obstacle}" if obstacle else f"films: {run.films} ({watch.seconds:.0f} s)")
 
 

@@ -34,7 +34,15 @@ def _with(name: str, value: object) -> TrainConfig:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("training.iterations", 0), ("agent.ema_every", 0), ("training.select_every", -1), ("seed", -1), ("threads", 0)],
+    [
+        ("training.iterations", 0),
+        ("agent.ema_every", 0),
+        ("training.select_every", -1),
+        ("seed", -1),
+        ("threads", 0),
+        ("agent.lr", -1e-09),
+        ("agent.grad_clip", -1.0),
+    ],
 )
 def test_a_number_too_small_is_named(field: str, value: int) -> None:
     with pytest.raises(InputError) as error:

@@ -142,3 +142,18 @@ def test_where_films_are_or_why_not(
     film_run(RunFolder(run_copy), prompts, 3)
     assert "no films: there is no renderer" in capsys.readouterr().out
     assert (run_copy / "films" / "README.txt").is_file()
+
+
+def test_a_stop_while_filming_is_heeded(run_copy: Path, prompts: dict[str, TaskPrompt]) -> None:
+    from llmdpd.envs.render import rendering_backend
+
+    if rendering_backend()[0] is None:
+        pytest.skip(rendering_backend()[1])
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        film_run(RunFolder(run_copy), prompts, 2, stop)
+    assert list((run_copy / "films").iterdir()) == []
+    assert children() == []
