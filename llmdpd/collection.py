@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset, load_dataset, save_minari
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
 from llmdpd.envs import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
 from llmdpd.envs.processes import map_unordered
 from llmdpd.errors import InputError, nearest_names
@@ -368,7 +368,7 @@ def _join(
             found=", ".join(without),
             hint="keep failed episodes (--keep-failed), or choose less noise",
         )
-    return TrajectoryDataset.from_episodes(
+    return join_episodes(
         kept,
         texts={task: metaworld_prompt(task).render() for task in tasks},
         goal_visible=config.goal_visible,

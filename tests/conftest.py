@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset, save_minari
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
 
 MakeMetaworldData = Callable[..., TrajectoryDataset]
 SEEN, UNSEEN = ("reach-v3", "push-v3"), ("door-lock-v3",)
@@ -59,7 +59,7 @@ def _metaworld_data(
         for task in tasks
         for number in range(episodes)
     ]
-    return TrajectoryDataset.from_episodes(records, goal_visible=goal_visible, source="made by a test")
+    return join_episodes(records, goal_visible=goal_visible, source="made by a test")
 
 
 @pytest.fixture(scope="session")

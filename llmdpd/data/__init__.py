@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from llmdpd.data.assemble import join_datasets, join_episodes
 from llmdpd.data.trajectories import (
     Batch,
     EpisodeRecord,
@@ -22,6 +23,8 @@ __all__ = [
     "EpisodeRecord",
     "Trajectory",
     "TrajectoryDataset",
+    "join_datasets",
+    "join_episodes",
     "load_dataset",
     "save_d4rl",
     "save_minari",
@@ -61,7 +64,7 @@ def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> Tra
         else:  # the names come out as the files are read; `select_tasks` checks them
             wanted = {base_name(name) for name in tasks}
         sources = [s for s in sources if s.task is None or base_name(s.task) in wanted] or sources
-    dataset = TrajectoryDataset.concat([source.load() for source in sources])
+    dataset = join_datasets([source.load() for source in sources])
     return dataset if tasks is None else dataset.select_tasks(tasks)
 
 

@@ -41,9 +41,18 @@ def as_column(value: ArrayLike) -> NDArray[Any]:
 
 
 def join_episodes(
-    episodes: Iterable[EpisodeRecord], texts: Mapping[str, str], goal_visible: bool | None, source: str
+    episodes: Iterable[EpisodeRecord],
+    *,
+    texts: Mapping[str, str] | None = None,
+    goal_visible: bool | None = None,
+    source: str = "",
 ) -> TrajectoryDataset:
-    """See `TrajectoryDataset.from_episodes`. `episodes` may be a generator that reads a file as it goes."""
+    """Join episodes; numbers of any real type become float32. Tasks are numbered as they first appear.
+
+    `episodes` may be a generator that reads a file as it goes. Raises InputError naming `source` and the episode where
+    shapes don't fit, and what the data set's constructor raises.
+    """
+    texts = texts or {}
     parts: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
     meta: dict[str, list[Any]] = {name: [] for name in ("task", "terminated", "noise", "success", "seed", "length")}
     tasks: dict[str, int] = {}
@@ -132,7 +141,11 @@ def _same_widths(
 
 
 def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
-    """See `TrajectoryDataset.concat`."""
+    """Join data sets; tasks of the same name become one, episodes keep their order.
+
+    Raises InputError for none at all, for different widths, for different texts of one task, where only some have
+    expert actions, and where some show the goal and others hide it.
+    """
     if not datasets:
         raise InputError("no data set to join", found="none", expected="at least one")
     first = datasets[0]

@@ -20,6 +20,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
 from minari.storage import get_dataset_path
 
+from llmdpd.data.assemble import join_episodes
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.files import atomic_directory, read_json
@@ -188,9 +189,7 @@ def load_minari(folder: str | Path) -> TrajectoryDataset:
             expected=f"{metadata['total_episodes']} whole episodes in format {metadata['data_format']}",
         ) from error  # fmt: skip
     texts = {task: str(metadata["text_prompt"])} if "text_prompt" in metadata else {}
-    return TrajectoryDataset.from_episodes(
-        episodes, texts=texts, goal_visible=metadata.get("goal_visible"), source=str(folder)
-    )
+    return join_episodes(episodes, texts=texts, goal_visible=metadata.get("goal_visible"), source=str(folder))
 
 
 def _check_space(text: object, field: str, folder: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from llmdpd.data.assemble import as_column, as_float32
+from llmdpd.data.assemble import as_column, as_float32, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError
@@ -45,7 +45,7 @@ def load_mtdiff(path: str | Path) -> TrajectoryDataset:
     path = Path(path)
     records = _records(path)
     episodes = [episode for number, record in enumerate(records) for episode in _episodes(record, number, path)]
-    dataset = TrajectoryDataset.from_episodes(episodes, source=str(path))
+    dataset = join_episodes(episodes, source=str(path))
     return dataclasses.replace(dataset, goal_visible=_goal_visible(dataset))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeRecord:
-    """One episode of T steps on its way into a data set (see `TrajectoryDataset.from_episodes`)."""
+    """One episode of T steps on its way into a data set (see `llmdpd.data.join_episodes`)."""
 
     observations: ArrayLike  # [T + 1, S], the one after the last action included; [T, S] with next_observations
     actions: ArrayLike  # [T, A]
@@ -314,33 +314,6 @@ class TrajectoryDataset:
                 raise self._error(
                     f"the data set does not match {name}", field, f"{have} numbers a step", f"{want} numbers a step"
                 )
-
-    @staticmethod
-    def from_episodes(
-        episodes: Iterable[EpisodeRecord],
-        *,
-        texts: Mapping[str, str] | None = None,
-        goal_visible: bool | None = None,
-        source: str = "",
-    ) -> TrajectoryDataset:
-        """Join episodes; numbers of any real type become float32. Tasks are numbered as they first appear.
-
-        Raises InputError naming `source` and the episode where shapes don't fit, and what the constructor raises.
-        """
-        from llmdpd.data.assemble import join_episodes
-
-        return join_episodes(episodes, texts or {}, goal_visible, source)
-
-    @staticmethod
-    def concat(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
-        """Join data sets; tasks of the same name become one, episodes keep their order.
-
-        Raises InputError for none at all, for different widths, for different texts of one task, where only some have
-        expert actions, and where some show the goal and others hide it.
-        """
-        from llmdpd.data.assemble import join_datasets
-
-        return join_datasets(datasets)
 
 
 def check_finite(array: NDArray[Any], field: str, path: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and films without a screen: which renderer works here, and roll-outs with their frames."""
+"""Pictures without a screen: which off-screen renderer works here, and how to get one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-from llmdpd.envs.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
 from llmdpd.errors import InputError
 
 BACKENDS = ("egl", "osmesa")
@@ -79,28 +78,3 @@ def require_backend() -> str:
     if backend is None:
         raise InputError("films and pictures need an off-screen renderer", hint=reason)
     return backend
-
-
-def film(
-    task: str,
-    seed: int,
-    act: Act,
-    *,
-    goal_visible: bool = True,
-    max_steps: int = 500,
-    stop_on_success: bool = True,
-    record_every: int = 4,
-) -> EpisodeResult:
-    """The episode that an evaluation of the same task, seed and policy runs, with its `frames`.
-
-    Args:
-        task, seed, max_steps, stop_on_success, record_every: as in `EpisodeRequest`.
-        act: as in `EnvPool.run`; called with one row at a time.
-        goal_visible: whether Meta-World observations hold the goal.
-
-    Raises:
-        InputError: no renderer works here, or the task is unknown.
-    """
-    request = EpisodeRequest(task, seed, max_steps, stop_on_success, record=True, record_every=record_every)
-    with EnvPool(1, goal_visible, parallel=1, render=True) as pool:
-        return pool.run([request], act)[0]

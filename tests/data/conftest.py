@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes
 
 MakeDataset = Callable[..., TrajectoryDataset]
 
@@ -46,6 +46,6 @@ def make_dataset(rng: np.random.Generator) -> MakeDataset:
             )
             for number, (task, length) in enumerate(episodes)
         ]
-        return TrajectoryDataset.from_episodes(records, **keywords)  # type: ignore[arg-type]
+        return join_episodes(records, **keywords)  # type: ignore[arg-type]
 
     return make

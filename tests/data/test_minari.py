@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset, load_dataset, save_minari
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_datasets, join_episodes, load_dataset, save_minari
 from llmdpd.data.minari import load_minari
 from llmdpd.errors import InputError
 
@@ -85,12 +85,12 @@ def test_what_we_write_we_read(root: Path, make_dataset: MakeDataset, goal_visib
         for spec in (folder, folder / "data", f"minari:metaworld/{task}/scripted-v0"):
             assert_same(load_dataset(spec), want)
     by_path = sorted(dataset.tasks)
-    assert_same(load_dataset(root), TrajectoryDataset.concat([dataset.select_tasks([t]) for t in by_path]))
+    assert_same(load_dataset(root), join_datasets([dataset.select_tasks([t]) for t in by_path]))
 
 
 def test_unknown_stays_unknown(root: Path) -> None:
     record = EpisodeRecord(observations=np.zeros((3, 2)), actions=np.full((2, 1), 5.0), rewards=np.ones(2), task="t")
-    (folder,) = save_minari(TrajectoryDataset.from_episodes([record]), root, namespace="mine", name="replay-v1")
+    (folder,) = save_minari(join_episodes([record]), root, namespace="mine", name="replay-v1")
     assert folder == root / "mine" / "t" / "replay-v1"
     back = load_dataset(folder)
     assert np.isnan(back.noise_levels[0])

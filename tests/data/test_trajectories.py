@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_datasets, join_episodes
 from llmdpd.errors import InputError
 
 FIELDS = [f.name for f in dataclasses.fields(TrajectoryDataset)]
@@ -42,7 +42,7 @@ def numbered(lengths: list[int], tasks: list[str]) -> TrajectoryDataset:
         )
         for e, length in enumerate(lengths)
     ]
-    return TrajectoryDataset.from_episodes(records)
+    return join_episodes(records)
 
 
 episodes = st.lists(st.tuples(st.integers(1, 6), st.sampled_from("abc")), min_size=1, max_size=8)
@@ -208,7 +208,7 @@ def test_check_matches_names_what_differs(make_dataset: MakeDataset) -> None:
 def test_concat_merges_tasks_by_name(make_dataset: MakeDataset) -> None:
     a = make_dataset((("x", 2), ("y", 3)), texts={"x": "tx"}, goal_visible=True, source="a")
     b = make_dataset((("y", 4), ("x", 1), ("z", 2)), texts={"y": "ty", "x": "tx"}, goal_visible=True, source="b")
-    joined = TrajectoryDataset.concat([a, b])
+    joined = join_datasets([a, b])
     assert joined.tasks == ("x", "y", "z")
     assert joined.texts == ("tx", "ty", "")
     assert joined.goal_visible is True
@@ -221,7 +221,7 @@ def test_concat_merges_tasks_by_name(make_dataset: MakeDataset) -> None:
     np.testing.assert_array_equal(joined.terminals, np.concatenate([a.terminals, b.terminals]))
     assert joined.expert_actions is not None
     np.testing.assert_array_equal(joined.expert_actions[5:], b.expert_actions)
-    same(TrajectoryDataset.concat([a]), a)
+    same(join_datasets([a]), a)
 
 
 @pytest.mark.parametrize(
@@ -239,15 +239,15 @@ def test_concat_refuses_what_does_not_fit(
 ) -> None:
     first = make_dataset(texts={"push-v3": "one"}, goal_visible=True, source="first")
     with pytest.raises(InputError, match=words) as caught:
-        TrajectoryDataset.concat([first, make_dataset(source="second", **other)])
+        join_datasets([first, make_dataset(source="second", **other)])
     assert caught.value.field == field
     assert "second" in str(caught.value)
 
 
 def test_concat_of_nothing_and_of_unknown_visibility(make_dataset: MakeDataset) -> None:
     with pytest.raises(InputError, match="no data set"):
-        TrajectoryDataset.concat([])
-    mixed = TrajectoryDataset.concat([make_dataset(goal_visible=True), make_dataset(goal_visible=None)])
+        join_datasets([])
+    mixed = join_datasets([make_dataset(goal_visible=True), make_dataset(goal_visible=None)])
     assert mixed.goal_visible is None
 
 
@@ -351,7 +351,7 @@ def test_from_episodes_takes_any_real_numbers() -> None:
     record = EpisodeRecord(
         observations=np.arange(6).reshape(3, 2), actions=[[True], [False]], rewards=np.ones((2, 1)), task="t"
     )
-    dataset = TrajectoryDataset.from_episodes([record])
+    dataset = join_episodes([record])
     assert dataset.observations.dtype == dataset.actions.dtype == dataset.rewards.dtype == np.float32
     np.testing.assert_array_equal(dataset.next_observations, [[2, 3], [4, 5]])
     assert (dataset.seeds[0], dataset.successes[0], dataset.goal_visible) == (-1, -1, None)
@@ -380,12 +380,12 @@ ROWS = np.zeros((3, 2), np.float32)
 )
 def test_from_episodes_names_what_is_wrong(changes: dict[str, Any], field: str, words: str) -> None:
     good = EpisodeRecord(observations=ROWS, actions=ROWS[:2], rewards=ROWS[:2, 0], task="t")
-    TrajectoryDataset.from_episodes([good, good])
+    join_episodes([good, good])
     with pytest.raises(InputError, match=words) as caught:
-        TrajectoryDataset.from_episodes([good, dataclasses.replace(good, **changes)], source="where")
+        join_episodes([good, dataclasses.replace(good, **changes)], source="where")
     assert (caught.value.field, caught.value.path) == (field, "where")
 
 
 def test_from_no_episode() -> None:
     with pytest.raises(InputError, match="empty"):
-        TrajectoryDataset.from_episodes([])
+        join_episodes([])

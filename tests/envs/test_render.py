@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 
 from llmdpd.envs import render
-from llmdpd.envs.render import film, rendering_backend
-from llmdpd.envs.rollout import EnvPool, EpisodeRequest
+from llmdpd.envs.render import rendering_backend, require_backend
+from llmdpd.envs.rollout import EnvPool, EpisodeRequest, EpisodeResult
 from llmdpd.errors import InputError
 
 BACKEND, REASON = rendering_backend()
 needs_renderer = pytest.mark.skipif(BACKEND is None, reason=REASON)
+
+
+def film(task: str, seed: int, max_steps: int, record_every: int = 4) -> EpisodeResult:
+    """One episode, alone, with its frames."""
+    with EnvPool(1, parallel=1, render=True) as pool:
+        return pool.run([EpisodeRequest(task, seed, max_steps, record=True, record_every=record_every)], act)[0]
 
 
 def act(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -30,7 +36,7 @@ def test_a_backend_that_does_not_work_is_named_with_a_remedy(monkeypatch: pytest
     assert "MUJOCO_GL=nonsense" in reason
     assert "libosmesa6" in reason
     with pytest.raises(InputError, match="off-screen renderer"):
-        film("reach", 0, act)
+        require_backend()
 
 
 def test_without_any_renderer_every_attempt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +49,7 @@ def test_without_any_renderer_every_attempt_is_told(monkeypatch: pytest.MonkeyPa
 
 @needs_renderer
 def test_a_film_shows_the_episode_that_an_evaluation_runs() -> None:
-    result = film("coffee-push", 11, act, max_steps=10, record_every=4)
+    result = film("coffee-push", 11, max_steps=10)
     with EnvPool(1) as pool:
         (plain,) = pool.run([EpisodeRequest("coffee-push", 11, max_steps=10)], act)
     assert np.array_equal(result.final_observation, plain.final_observation)
@@ -60,7 +66,7 @@ def test_a_film_shows_the_episode_that_an_evaluation_runs() -> None:
 
 @needs_renderer
 def test_the_picture_is_upright() -> None:
-    frames = film("coffee-push", 11, act, max_steps=1).frames
+    frames = film("coffee-push", 11, max_steps=1).frames
     assert frames is not None
     # The background above the scene is one grey; below is the table with its grain, lit and textured.
     top, bottom = frames[0][:20], frames[0][-20:]
@@ -79,7 +85,7 @@ def test_recording_needs_a_pool_made_for_it() -> None:
 def test_environments_of_one_worker_draw_their_own_scenes() -> None:
     tasks = ("coffee-push", "box-close", "hand-insert")
     requests = [EpisodeRequest(task, 3, max_steps=6, record=True, record_every=2) for task in tasks]
-    alone = [film(task, 3, act, max_steps=6, record_every=2).frames for task in tasks]
+    alone = [film(task, 3, max_steps=6, record_every=2).frames for task in tasks]
     with EnvPool(1, render=True) as pool:
         together = [result.frames for result in pool.run(requests, act)]
     for task, one, mixed in zip(tasks, alone, together, strict=True):
