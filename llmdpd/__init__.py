@@ -11,12 +11,12 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from llmdpd.version import __version__
+
 if TYPE_CHECKING:
     from llmdpd.build import build_info
     from llmdpd.errors import InputError
     from llmdpd.policy import Policy
-
-__version__ = "0.1.0"
 
 # In a checkout after a plain `pip install .`, Python imports this folder, while the compiled module and the kernels
 # are in site-packages. Both places make up the package; this one comes first.

@@ -6,7 +6,7 @@ import json
 import platform
 from typing import Any
 
-import llmdpd
+from llmdpd.version import __version__
 
 
 def build_info() -> dict[str, Any]:
@@ -23,7 +23,7 @@ def build_info() -> dict[str, Any]:
 
     found = {"reference": (True, None), "cpp": native.available(), "triton": _triton()}
     return {
-        "version": llmdpd.__version__,
+        "version": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpp": _cpp_build(),

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import llmdpd
 from llmdpd.errors import InputError
+from llmdpd.version import __version__
 
 if TYPE_CHECKING:
     from llmdpd.diffusion.noise_mlp import NoiseMLP
@@ -34,8 +34,8 @@ def _load() -> ModuleType | str:
         from llmdpd import _native
     except ImportError as error:
         return f"the C++ module can't be imported ({error}); {mend}"
-    if _native.__version__ != llmdpd.__version__:
-        return f"the C++ module is of version {_native.__version__}, llmdpd of {llmdpd.__version__}; {mend}"
+    if _native.__version__ != __version__:
+        return f"the C++ module is of version {_native.__version__}, llmdpd of {__version__}; {mend}"
     return _native
 
 
