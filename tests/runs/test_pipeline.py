@@ -1,0 +1,71 @@
+"""Whole runs in variants: which seeds are rolled out when, and the paper's ablations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START
+from llmdpd.envs.rollout import EnvPool, EpisodeRequest
+from llmdpd.policy import Policy
+from llmdpd.results import read_results
+
+SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)
+
+
+def test_selection_and_evaluation_have_seeds_of_their_own(
+    tmp_path: Path, train: Callable[..., int], tiny_options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[set[tuple[str, int]]] = []
+    run = EnvPool.run
+
+    def noted(pool: EnvPool, requests: Sequence[EpisodeRequest], *arguments: Any) -> Any:
+        calls.append({(request.task, request.seed) for request in requests})
+        return run(pool, requests, *arguments)
+
+    monkeypatch.setattr(EnvPool, "run", noted)
+    assert train("--run-dir", tmp_path / "run", *tiny_options, *SHORT, "--training.select-episodes", 2) == 0
+    seen, unseen = ("reach-v3", "push-v3"), ("door-lock-v3",)
+    selection, evaluation = calls
+    assert selection == {(task, SELECTION_SEED_START + i) for task in seen for i in range(2)}
+    assert evaluation == {(task, EVALUATION_SEED_START + i) for task in (*seen, *unseen) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "trajectory"),
+    [
+        (["--policy.context.no-text"], False, True),
+        (["--policy.context.no-trajectory"], True, False),
+        (["--policy.context.no-text", "--policy.context.no-trajectory"], False, False),
+        (["--agent.eta", 0, "--agent.clone", "executed", "--training.tasks-per-batch", 1], True, True),
+        (["--acting.samples", 3, "--agent.no-critic-sees-prompts"], True, True),
+    ],
+)
+def test_ablations_run_from_end_to_end(
+    options: list[object],
+    text: bool,
+    trajectory: bool,
+    tmp_path: Path,
+    train: Callable[..., int],
+    tiny_options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    assert train("--run-dir", run, *tiny_options, *SHORT, "--training.select-every", 0, *options) == 0, (
+        capsys.readouterr().err
+    )
+    records = read_results(run / "results.json")
+    assert len(records) == 3
+    for record in records:
+        assert bool(record.prompts.text) == text
+        assert bool(record.prompts.trajectory) == trajectory
+        cloned = "executed" if "executed" in options else "expert"
+        assert f"clones the {cloned} actions" in record.training_data
+    policy = Policy.load(run)
+    assert (policy.critic is None) == ("--agent.eta" in options)
+    assert bool(policy.texts) == text
+    assert json.loads((run / "config.json").read_text())["policy"]["context"]["text"] == text
