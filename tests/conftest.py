@@ -22,6 +22,9 @@ from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_mi
 MakeMetaworldData = Callable[..., TrajectoryDataset]
 SEEN, UNSEEN = ("reach-v3", "push-v3"), ("door-lock-v3",)
 
+# Tests are made of small tensors: more threads spin more than they compute, ten times over on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:

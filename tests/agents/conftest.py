@@ -1,0 +1,68 @@
+"""Small agents and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
+from llmdpd.context import ContextConfig
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+
+S, A, D = 4, 2, 6
+# Without dropout, so that a prompt read twice is the same.
+ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.0)
+CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, encoder=ENCODER)
+
+MakeAgent = Callable[..., LLMDPD]
+MakeBatch = Callable[..., PromptedBatch]
+
+
+@pytest.fixture
+def make_agent(rng: np.random.Generator) -> MakeAgent:
+    """An agent whose EMA policy and target critics differ from the trained ones."""
+
+    def make(iterations: int = 100, context: dict[str, Any] | None = None, **changes: Any) -> LLMDPD:
+        policy = PolicyConfig(hidden_dim=16, time_dim=8, context=dataclasses.replace(CONTEXT, **(context or {})))
+        network = ConditionalPolicy(S, A, D, policy)
+        network.context.features.fit(torch.randn(60, S) * 2 + 1)
+        agent = LLMDPD(network, LLMDPDConfig(**{"critic_hidden": 16, **changes}), iterations)
+        with torch.no_grad():
+            for module in (agent.ema_policy, agent.target_critic):
+                for parameter in module.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        return agent
+
+    return make
+
+
+@pytest.fixture
+def make_batch(rng: np.random.Generator) -> MakeBatch:
+    """B transitions, shared out over P prompts."""
+
+    def make(B: int = 6, P: int = 1, expert: bool = True) -> PromptedBatch:
+        pairs = [
+            (rng.normal(size=(n, S)).astype(np.float32), rng.normal(size=(n, A)).astype(np.float32))
+            for n in rng.integers(2, 12, P)
+        ]
+        return PromptedBatch(
+            observations=torch.randn(B, S),
+            actions=torch.rand(B, A) * 2 - 1,
+            rewards=torch.randn(B),
+            next_observations=torch.randn(B, S),
+            terminals=(torch.arange(B) % 3 == 1).float(),
+            expert_actions=torch.rand(B, A) * 2 - 1 if expert else None,
+            timesteps=torch.from_numpy(rng.integers(0, 50, B)),
+            prompt_index=torch.arange(P).repeat_interleave(B // P) if P > 1 else None,
+            text=torch.randn(P, D),
+            tokens=make_tokens(pairs, ENCODER),
+        )
+
+    return make
