@@ -93,6 +93,8 @@ def draw_actions(
         # Inverse transform of the softmax by one uniform number a state; its draw lies past the sampler's K + 1.
         normal = philox_normal(seeds, batch, 1, plan.steps + 2, 1, value.device)[-1, :, 0, 0]
         uniform = torch.special.ndtr(normal)
-        cumulative = (value.double() / acting.temperature).softmax(1).cumsum(1)
+        probability = (value.double() / acting.temperature).softmax(1)
+        # A running sum as a matrix product: cumsum has no deterministic implementation on CUDA.
+        cumulative = probability @ torch.ones(acting.samples, acting.samples).to(probability).triu()
         choice = (cumulative < uniform[:, None]).sum(1).clamp_max(acting.samples - 1)
     return actions[torch.arange(batch, device=actions.device), choice]
