@@ -67,6 +67,7 @@ def film_run(
     policy = Policy.load(run.policy("last"))
     watch = Stopwatch()
     with ProgressBar("filming", "episodes") as bar:
+        bar.update(0, len(prompts))
 
         def progress(done: int) -> None:
             bar.update(done, len(prompts))
@@ -96,8 +97,9 @@ def _evaluate(
     watch = Stopwatch()
     with (
         EnvPool(workers, policy.facts["goal_visible"]) as pool,
-        ProgressBar(f"evaluating the {name} checkpoint", "episodes") as bar,
+        ProgressBar(f"evaluating {name}", "episodes") as bar,
     ):
+        bar.update(0, total)
 
         def progress(done: int) -> None:
             bar.update(done, total)

@@ -97,7 +97,7 @@ class TrainingLoop:
     def _step(self, metrics: MetricsWriter, bar: ProgressBar) -> None:
         self._window.append(self.agent.update(self.sampler.next(), self.iteration))
         self.iteration += 1
-        if self.iteration % self.config.log_every == 0:
+        if self.iteration % self.config.log_every == 0 or self.iteration == self.config.iterations:
             values = self._flush(metrics)
             bar.update(self.iteration, self.config.iterations, f"diffusion loss {values['loss/diffusion']:.4f}")
 
