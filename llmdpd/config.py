@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
 
 from llmdpd.acting import ActingConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
@@ -85,7 +88,7 @@ class EvaluationConfig:
 class TrainConfig:
     """A whole run: collect, embed prompts, train, evaluate, report."""
 
-    preset: str = "metaworld"
+    preset: Annotated[str, tyro.conf.Suppress] = "metaworld"
     """Name of the preset that this configuration started from."""
     seed: int = 0
     """Seed of networks, batches and noise."""

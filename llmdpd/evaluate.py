@@ -57,7 +57,8 @@ class EvaluateConfig:
     device: str = "cpu"
     """Where the policy runs: cpu, cuda or cuda:N."""
     out: Path | None = None
-    """File for the results; by default the run's results.json, which is replaced."""
+    """File for the results. By default the run's results.json, which is replaced; with other tasks, prompts, acting or
+    one checkpoint alone, a new file in the run's folder evaluations."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         torch.set_num_threads(config.threads)
     prompts = _prompts(config, run, trained)
     evaluation = dataclasses.replace(EvaluationConfig(), episodes=config.episodes, max_steps=config.max_steps)
+    out = config.out or (run.results if _is_standard(config) else run.new_evaluation())
     with StopSignals() as stop:
         records = evaluate_run(
             run,
@@ -85,13 +87,19 @@ def _evaluate(config: EvaluateConfig) -> None:
             acting=_changes(config),
             workers=config.workers,
             device=config.device,
-            out=config.out,
+            out=out,
             check=stop.check,
         )
         if config.films:
             film_run(run, prompts, config.max_steps, stop.check)
     console.print(results_table(records))
-    console.print(f"results: {config.out or run.results}")
+    console.print(f"results: {out}")
+
+
+def _is_standard(config: EvaluateConfig) -> bool:
+    """Whether it is the evaluation that results.json holds: the run's own tasks, prompts and acting, both policies."""
+    custom = config.tasks or config.prompt_data or config.prompt_text or _changes(config)
+    return not custom and config.checkpoint == "both"
 
 
 def _prompts(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -> dict[str, TaskPrompt]:

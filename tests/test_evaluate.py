@@ -71,6 +71,18 @@ def test_all_tasks_of_the_run_by_default(run_copy: Path, evaluate: Callable[...,
         assert record["prompts"] == {"text": "built in", "trajectory": str(run_copy / "prompt_data")}
 
 
+@pytest.mark.parametrize("option", [("--samples", 2), ("--tasks", "reach"), ("--checkpoint", "best")])
+def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
+    option: tuple[Any, ...], run_copy: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run_copy / "results.json").read_bytes()
+    assert evaluate(run_copy, "--episodes", 1, "--max-steps", 5, *option) == 0
+    assert (run_copy / "results.json").read_bytes() == before
+    (out,) = (run_copy / "evaluations").iterdir()
+    assert str(out) in capsys.readouterr().out
+    assert {r.episodes for r in read_results(out)} == {1}
+
+
 @pytest.mark.parametrize("kind", ["minari", "mtdiff", "hdf5 folder"])
 def test_examples_from_any_readable_data(
     kind: str, run_copy: Path, tmp_path: Path, metaworld_data: MakeData, evaluate: Callable[..., int]

@@ -42,7 +42,7 @@ class LLMDPDConfig:
     grad_clip: float = 0.0
     """Bound on the policy's gradient norm, and on the critics'; 0 for none."""
     ema_decay: float = 0.995
-    """EMA of the policy, which draws target actions and acts."""
+    """Decay of the EMA of the policy, which draws target actions and acts."""
     ema_every: int = 5
     """Iterations from one EMA update to the next."""
     ema_start: int = 1000

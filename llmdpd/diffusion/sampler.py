@@ -20,6 +20,7 @@ Backend = Literal["auto", "reference", "cpp", "triton"]
 Precision = Literal["fp32", "bf16"]
 
 _log = logging.getLogger(__name__)
+_NO_BACKWARD = "it has no backward pass yet: call it under torch.no_grad(), or use backend='reference' for gradients"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -92,7 +93,9 @@ def _choose(net: NoiseMLP, state: Tensor, prompt: Tensor, backend: str, precisio
         return "cpp"
     if backend == "cpp":
         raise BackendUnavailableError(f"the cpp backend cannot run: {obstacle}")
-    _log_once(triton_obstacle() if state.is_cuda else obstacle)
+    # That a gradient needs the reference is how training works, not news.
+    level = logging.DEBUG if obstacle == _NO_BACKWARD else logging.INFO
+    _log_once(triton_obstacle() if state.is_cuda else obstacle, level)
     return "reference"
 
 
@@ -105,7 +108,7 @@ def _cpp_obstacle(net: NoiseMLP, state: Tensor, prompt: Tensor, precision: str) 
         return "it computes in float32 alone: use precision='fp32' and float32 tensors, or backend='reference'"
     tensors = (state, prompt, *net.parameters())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "it has no backward pass yet: call it under torch.no_grad(), or use backend='reference' for gradients"
+        return _NO_BACKWARD
     return None
 
 
@@ -119,8 +122,8 @@ def triton_obstacle() -> str:
 
 
 @lru_cache(maxsize=64)
-def _log_once(obstacle: str | None) -> None:
-    _log.info("reverse_diffusion runs on the reference backend: %s", obstacle)
+def _log_once(obstacle: str | None, level: int) -> None:
+    _log.log(level, "reverse_diffusion runs on the reference backend: %s", obstacle)
 
 
 def _check(

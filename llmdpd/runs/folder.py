@@ -40,6 +40,10 @@ class RunFolder:
     def results(self) -> Path:
         return self.path / "results.json"
 
+    def new_evaluation(self) -> Path:
+        """A new file for an evaluation apart from the run's own."""
+        return self.path / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}.json"
+
     @property
     def films(self) -> Path:
         return self.path / "films"

@@ -25,7 +25,7 @@ from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import ACTION_DIM, STATE_DIM, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
 from llmdpd.runs.folder import RunFolder, Stopwatch
-from llmdpd.runs.prompts import TaskPrompt, keep_prompts, task_prompts
+from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.loop import Hooks, TrainingLoop
@@ -68,13 +68,11 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     _set_up_torch(config)
     watch = Stopwatch()
     dataset, words = training_data(config, stop.check)
-    examples = example_data(config, stop.check)
+    tasks = (*config.tasks.seen, *config.tasks.unseen)
+    examples = example_data(config, stop.check) if config.policy.context.trajectory else None
     run.note(times={"data_seconds": watch.seconds})
     stop.check()
-    tasks = (*config.tasks.seen, *config.tasks.unseen)
-    keep_prompts(run, examples, tasks)
-    data = run.prompts if config.policy.context.trajectory else None
-    prompts = task_prompts(tasks, data, config.tasks.goal_visible)
+    prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
     watch = Stopwatch()
     embeddings, width = embed_tasks(config, tasks)
     run.note(times={"embedding_seconds": watch.seconds})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,15 +81,20 @@ def task_prompts(
     }
 
 
-def keep_prompts(run: RunFolder, dataset: TrajectoryDataset, tasks: Sequence[str]) -> None:
-    """Put an evaluation's examples into the run, so that it can be repeated without the data that they came from."""
-    chosen = [choose_example(dataset, task) for task in tasks]
-    described = {}
-    for task, episode in zip(tasks, chosen, strict=True):
-        prompt = TaskPrompt(metaworld_prompt(task).render(), "built in", dataset.episode(episode), dataset.source)
-        described[task] = describe(prompt)
-    save_minari(dataset.select(chosen), run.prompts)
-    atomic_write_json(run.path / "prompts.json", described)
+def keep_prompts(
+    run: RunFolder, examples: TrajectoryDataset | None, tasks: Sequence[str], goal_visible: bool
+) -> dict[str, TaskPrompt]:
+    """Put an evaluation's prompts into the run, so that it can be repeated without the data that they came from.
+
+    Returns them as they are read back from the run. `examples` is None where trajectory prompts are off.
+    """
+    if examples is not None:
+        save_minari(examples.select([choose_example(examples, task) for task in tasks]), run.prompts)
+    prompts = task_prompts(tasks, None if examples is None else run.prompts, goal_visible)
+    origin = "none" if examples is None else examples.source
+    told = {task: describe(dataclasses.replace(p, example_source=origin)) for task, p in prompts.items()}
+    atomic_write_json(run.path / "prompts.json", told)
+    return prompts
 
 
 def describe(prompt: TaskPrompt) -> dict[str, Any]:

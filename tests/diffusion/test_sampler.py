@@ -46,7 +46,9 @@ PLANS = {
 
 def relative(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    # Of a handful of actions all may happen to lie near 0, where no relative error holds.
+    size = max(float(expected.double().norm()), 0.3 * expected.numel() ** 0.5)
+    return float((found.double() - expected.double()).norm()) / size
 
 
 def oracle(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: SamplerPlan, noise: Tensor, N: int) -> Tensor:
@@ -150,7 +152,8 @@ def test_an_action_hangs_on_its_own_seed_and_row(rng: np.random.Generator, make_
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_torchs_seed_governs(rng: np.random.Generator, make_net: Any, backend: Any) -> None:
-    net, state, prompt, plan = make_net(3, 2, 2), torch.randn(4, 3), torch.randn(2), sampler_plan()
+    # Many rows: of a few, every action may be cut to the bound.
+    net, state, prompt, plan = make_net(3, 2, 2), torch.randn(50, 3), torch.randn(2), sampler_plan()
 
     def draw() -> Tensor:
         return reverse_diffusion(net, state, prompt, plan, backend=backend)
@@ -228,7 +231,7 @@ def test_auto_takes_cpp_without_gradient_and_the_reference_with(
     with torch.no_grad():
         fast = reverse_diffusion(net, state, prompt, plan, seed=1)
     assert native_calls == [1]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, logger="llmdpd"):
         slow = reverse_diffusion(net, state, prompt, plan, seed=1)
         reverse_diffusion(net, state, prompt, plan, seed=2)
     assert native_calls == [1]
@@ -244,7 +247,7 @@ def test_auto_takes_cpp_where_nothing_asks_for_a_gradient(make_net: Any, native_
     reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
     assert native_calls == [1]
     prompt = torch.randn(4, requires_grad=True)
-    reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_plan()).sum().backward()
+    reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_plan(clip=None)).sum().backward()
     assert native_calls == [1]
     assert prompt.grad is not None
     assert bool((prompt.grad != 0).any())
@@ -263,7 +266,7 @@ def test_auto_without_the_compiled_module(
     sampler_module._log_once.cache_clear()
     monkeypatch.setattr(native, "available", lambda: (False, "no module; pip install ."))
     net = make_net(3, 2, 4)
-    with torch.no_grad(), caplog.at_level(logging.INFO):
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="llmdpd"):
         reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
         with pytest.raises(BackendUnavailableError, match="pip install"):
             reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan(), backend="cpp")

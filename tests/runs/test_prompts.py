@@ -88,12 +88,12 @@ def test_prompts_of_tasks_and_where_they_are_from(metaworld_data: MakeData, tmp_
 def test_examples_are_kept_in_the_run(metaworld_data: MakeData, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", PRESETS["smoke"])
     data = metaworld_data(("reach-v3", "push-v3", "sweep-v3"), first_seed=40)
-    keep_prompts(run, data, ("push-v3", "reach-v3"))
+    prompts = keep_prompts(run, data, ("push-v3", "reach-v3"), True)
     kept = load_dataset(run.prompts)
     assert sorted(kept.tasks) == ["push-v3", "reach-v3"]
     assert kept.num_episodes == 2
     for task in kept.tasks:
-        prompt = task_prompts((task,), run.prompts, True)[task]
+        prompt = prompts[task]
         original = data.episode(choose_example(data, task))
         assert prompt.example is not None
         np.testing.assert_array_equal(prompt.example.observations, original.observations)
