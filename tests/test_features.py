@@ -29,18 +29,22 @@ def test_before_a_fit_observations_pass() -> None:
     assert torch.equal(StateFeatures(3)(state), state)
 
 
+@pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("count", [7, 1000, 200_003])
-@pytest.mark.parametrize("value", [0.0, 0.6, -123.456, 5e5])
-def test_a_constant_dimension_keeps_its_scale(rng: np.random.Generator, value: float, count: int) -> None:
+@pytest.mark.parametrize("value", [0.0, 0.6, -123.456, 3333.3, 5e5])
+def test_a_constant_dimension_keeps_its_scale(rng: np.random.Generator, value: float, count: int, width: int) -> None:
     """Also where float32 cannot compute the mean of equal numbers exactly, which then look as if they varied."""
-    data = torch.from_numpy(rng.normal(0, 2, (count, 2)).astype(np.float32))
-    data[:, 1] = value
-    features = StateFeatures(2)
+    data = torch.from_numpy(rng.normal(0, 2, (count, width)).astype(np.float32))
+    data[:, -1] = value
+    features = StateFeatures(width)
     features.fit(data)
-    assert float(features.std[1]) == 1
-    assert float(features.std[0]) == pytest.approx(float(data[:, 0].double().std(correction=0)), rel=1e-3)
-    moved = features(torch.tensor([[0.0, value], [0.0, value + 0.5]]))
-    assert moved[:, 1].tolist() == pytest.approx([0.0, 0.5], abs=1e-4)
+    assert float(features.std[-1]) == 1
+    assert float(features.mean[-1]) == float(data[0, -1])
+    expected = data.double().std(0, correction=0)[:-1]
+    np.testing.assert_allclose(features.std[:-1], expected, rtol=1e-3)  # the others are not widened
+    moved = data[:1].clone()
+    moved[0, -1] += 0.5
+    assert float(features(moved)[0, -1]) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_leading_axes_are_kept(rng: np.random.Generator) -> None:

@@ -102,12 +102,18 @@ def test_diffusion_loss_is_equation_5(
 
 
 @MODES
-def test_critic_loss_is_equation_6(make_agent: Any, make_batch: Any, drawn: Any, P: int, sees: bool) -> None:
+def test_critic_loss_is_equation_6(
+    make_agent: Any, make_batch: Any, drawn: Any, monkeypatch: pytest.MonkeyPatch, P: int, sees: bool
+) -> None:
     agent = make_agent(gamma=0.9, reward_scale=0.3, critic_sees_prompts=sees)
     batch = make_batch(6, P)
+    clocks: list[Tensor] = []
+    following = agent.ema_policy.condition
+    monkeypatch.setattr(agent.ema_policy, "condition", lambda *args: clocks.append(args[3]) or following(*args))
     condition = condition_of(agent, batch)
     loss, metrics = agent.critic_loss(batch, condition)
     ((call),) = drawn
+    assert torch.equal(clocks[0], batch.timesteps + 1)  # for contexts that read the clock
     # The next action is the EMA policy's, in the next state, under the same prompts.
     assert call["net"] is agent.ema_policy.net
     assert (call["plan"].name, call["plan"].steps, call["plan"].clip) == ("ddpm", 5, 1.0)
@@ -126,7 +132,7 @@ def test_critic_loss_is_equation_6(make_agent: Any, make_batch: Any, drawn: Any,
         target[row] = 0.3 * float(batch.rewards[row])
         if not batch.terminals[row]:
             target[row] += 0.9 * min(target_q[0][row], target_q[1][row])
-    assert float(loss) == pytest.approx(np.mean((q1 - target) ** 2) + np.mean((q2 - target) ** 2), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(np.mean((q1 - target) ** 2) + np.mean((q2 - target) ** 2), rel=1e-4)
     assert float(metrics["q/target"]) == pytest.approx(target.mean(), rel=1e-4, abs=1e-6)
     assert float(metrics["q/mean"]) == pytest.approx(q1.mean(), rel=1e-4, abs=1e-6)
     assert 0 < int(batch.terminals.sum()) < 6
@@ -155,11 +161,11 @@ def test_reward_objective_is_equation_7(make_agent: Any, make_batch: Any, drawn:
         assert call["net"] is agent.policy.net
         extra = (condition.prompt.expand(6, -1),) if sees else ()
         q1, q2 = (q_by_hand(q, condition.state, call["actions"], *extra) for q in (agent.critic.q1, agent.critic.q2))
-        if float(objective) == pytest.approx(q1.mean(), rel=1e-4, abs=1e-6):
+        if float(objective.detach()) == pytest.approx(q1.mean(), rel=1e-4, abs=1e-6):
             first += 1
             assert float(scale) == pytest.approx(np.abs(q2).mean(), rel=1e-4)
         else:
-            assert float(objective) == pytest.approx(q2.mean(), rel=1e-4, abs=1e-6)
+            assert float(objective.detach()) == pytest.approx(q2.mean(), rel=1e-4, abs=1e-6)
             assert float(scale) == pytest.approx(np.abs(q1).mean(), rel=1e-4)
         assert not scale.requires_grad
     # Line 9 of the algorithm: either one, at random (six standard errors of a fair coin).
@@ -210,7 +216,7 @@ def test_its_gradient_is_that_of_finite_differences(make_agent: Any, make_batch:
             weight[place] -= 2e-6
             down = objective()
             weight[place] += 1e-6
-        assert float(gradient[place]) == pytest.approx(float(up - down) / 2e-6, rel=1e-3)
+        assert float(gradient[place]) == pytest.approx(float((up - down).detach()) / 2e-6, rel=1e-3)
 
 
 # Equation 8
@@ -226,9 +232,9 @@ def test_actor_loss_is_equation_8(
     monkeypatch.setattr(agent, "reward_objective", lambda condition: seen.append(real(condition)) or seen[-1])
     metrics = agent.update(batch, 0)
     ((objective, scale),) = seen
-    expected = float(metrics["loss/diffusion"]) - eta / float(scale) * float(objective)
+    expected = float(metrics["loss/diffusion"]) - eta / float(scale) * float(objective.detach())
     assert float(metrics["loss/actor"]) == pytest.approx(expected, rel=1e-5)
-    assert float(metrics["reward/objective"]) == pytest.approx(float(objective))
+    assert float(metrics["reward/objective"]) == pytest.approx(float(objective.detach()))
     assert set(metrics) == {
         *("loss/critic", "loss/diffusion", "loss/actor", "reward/objective"),
         *("q/mean", "q/target", "grad/critic", "grad/policy"),
@@ -264,7 +270,7 @@ def test_the_reward_term_raises_the_critics_value(make_agent: Any, make_batch: A
         actions = reverse_diffusion(agent.policy.net, state, prompt, plan, samples=20, seed=1)
         return float(values(actions.transpose(0, 1)).mean())
 
-    spread = float(values(torch.rand(20, 64, 2) * 2 - 1).std(0).mean())  # what an action can change
+    spread = float(values(torch.rand(20, 64, 2) * 2 - 1).detach().std(0).mean())  # what an action can change
     before = drawn_value()
     for iteration in range(60):
         agent.update(batch, iteration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,38 @@ def test_marginals_are_kept(name: Any) -> None:
         assert plan.p[k] * a + plan.e[k] * eps == pytest.approx(x0)
         reached = plan.A[k] * a + (plan.B[k] + plan.C[k]) * x0
         assert reached == pytest.approx(np.sqrt(after[k]) * x0 + np.sqrt(1 - after[k]) * eps)
+
+
+def test_dpm_solver_2m_is_its_authors_formula() -> None:
+    """Lu et al. 2022, algorithm 2: D = (1 + 1/2r) x0 - 1/2r x0_previous, with unequal steps; a = ratio a + gain D."""
+    plan = sampler_plan("dpm++2m", steps=8)
+    bar = np.append(np.cumprod(alphas("vp", 8))[::-1], 1.0)
+    log_snr = [0.5 * math.log(b / (1 - b)) if b < 1 else math.inf for b in bar]
+    uneven = False
+    for k in range(8):
+        sigma, sigma_after = math.sqrt(1 - bar[k]), math.sqrt(1 - bar[k + 1])
+        gain = -math.sqrt(bar[k + 1]) * math.expm1(-(log_snr[k + 1] - log_snr[k]))
+        weight = 0.0
+        if 0 < k < 7:
+            r = (log_snr[k] - log_snr[k - 1]) / (log_snr[k + 1] - log_snr[k])
+            weight = 1 / (2 * r)
+            uneven |= abs(r - 1) > 0.1
+        assert plan.A[k] == pytest.approx(sigma_after / sigma)
+        assert plan.B[k] == pytest.approx(gain * (1 + weight))
+        assert plan.C[k] == pytest.approx(-gain * weight)
+    assert uneven
+
+
+def test_dpm_solver_steps_are_even_in_log_snr() -> None:
+    bar = np.cumprod(alphas("vp", 1000))
+    for steps in (5, 10, 20):
+        index = sampler_plan("dpm++2m", steps=steps, train_steps=1000).timesteps
+        gaps = np.diff(np.log(bar[index] / (1 - bar[index])))
+        assert gaps.max() / gaps.min() < 1.4
+    for steps in (3, 9, 29, 30):
+        index = sampler_plan("dpm++2m", steps=steps, train_steps=30).timesteps
+        assert (index[0], index[-1], len(index)) == (29, 0, steps)
+        assert (np.diff(index) < 0).all()
 
 
 def test_fewer_steps_never_repeat_a_timestep() -> None:
