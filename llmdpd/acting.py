@@ -13,6 +13,7 @@ from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion, sampler_plan
 from llmdpd.diffusion.schedules import SamplerName, SamplerPlan
 from llmdpd.errors import InputError
+from llmdpd.limits import LIMITS, check_limits
 from llmdpd.policy_network import PolicyConfig
 
 
@@ -25,7 +26,7 @@ class ActingConfig:
     selection: Literal["soft", "max"] = "soft"
     """Which of the N is taken: `soft`, by softmax over min(Q_1, Q_2) / temperature, or `max`."""
     temperature: float = 1.0
-    """Of the softmax, in units of Q."""
+    """Of the softmax, in units of Q; above 0, the limit of which is `max`."""
     noise_scale: float = 1.0
     """Factor on the sampler's noise; below 1 actions come from nearer to the mode."""
     sampler: SamplerName = "ddpm"
@@ -34,19 +35,10 @@ class ActingConfig:
     """Denoising steps; by default those of training (ddpm needs those)."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError("at least one action a state", field="acting.samples", found=self.samples, expected=">= 1")
+        check_limits(self, LIMITS, "acting")
         if self.selection not in ("soft", "max"):
             raise InputError(
                 "unknown selection", field="acting.selection", found=self.selection, expected="soft or max"
-            )
-        if not self.temperature > 0:
-            raise InputError(
-                "the temperature must be positive",
-                field="acting.temperature",
-                found=self.temperature,
-                expected="a number above 0",
-                hint="selection 'max' is the limit of a temperature of 0",
             )
 
     def plan(self, policy: PolicyConfig) -> SamplerPlan:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -44,6 +45,23 @@ def _rebuild(
     problem: str, path: str | None, field: str | None, found: object, expected: object, hint: str | None
 ) -> InputError:
     return InputError(problem, path=path, field=field, found=found, expected=expected, hint=hint)
+
+
+@contextmanager
+def located(path: str | Path | None = None, field: str | None = None) -> Iterator[None]:
+    """Complete the `InputError`s of a block, which knows neither the file nor the field that its value came from."""
+    try:
+        yield
+    except InputError as error:
+        whole = ".".join(part for part in (field, error.field) if part) or None
+        raise InputError(
+            error.problem,
+            path=error.path if path is None else path,
+            field=whole,
+            found=error.found,
+            expected=error.expected,
+            hint=error.hint,
+        ) from None
 
 
 class TrainingDivergedError(RuntimeError):

@@ -15,11 +15,11 @@ import tyro
 from llmdpd.acting import ActingConfig
 from llmdpd.cli import results_table, run_command
 from llmdpd.config import EvaluationConfig, TrainConfig
+from llmdpd.device import check_device
 from llmdpd.envs import check_task
 from llmdpd.errors import InputError
-from llmdpd.policy_folder import check_device
+from llmdpd.limits import LIMITS, check_limits
 from llmdpd.progress import console
-from llmdpd.runs.checks import check_least
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt, read_text, task_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
@@ -61,13 +61,23 @@ class EvaluateConfig:
     one checkpoint alone, a new file in the run's folder evaluations."""
 
 
+_LIMITS = {
+    "episodes": LIMITS["evaluation.episodes"],
+    "max_steps": LIMITS["evaluation.max_steps"],
+    "samples": LIMITS["acting.samples"],
+    "noise_scale": LIMITS["acting.noise_scale"],
+    "workers": LIMITS["data.workers"],
+    "threads": LIMITS["threads"],
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code, 2 for bad input."""
     return run_command(lambda: _evaluate(tyro.cli(EvaluateConfig, args=arguments, prog="python -m llmdpd.evaluate")))
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    check_least(config, {"episodes": 1, "max_steps": 1, "samples": 1, "workers": 1, "threads": 1})
+    check_limits(config, _LIMITS)
     if config.out is not None and config.out.is_dir():
         raise InputError("the results cannot be written", path=config.out, found="a folder", expected="a file name")
     check_device(config.device)

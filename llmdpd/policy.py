@@ -18,11 +18,11 @@ from llmdpd.config_io import from_plain, to_plain
 from llmdpd.context import EncodedPrompts
 from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
+from llmdpd.device import check_device
 from llmdpd.errors import InputError
 from llmdpd.policy_folder import (
     DESCRIPTION,
     PolicySizes,
-    check_device,
     load_tensors,
     read_policy_folder,
     resolve_policy,

@@ -18,11 +18,10 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.files import atomic_directory, atomic_write_json, read_json
+from llmdpd.files import atomic_directory, atomic_write_json, read_json, recover_directory
 
 FORMAT = 1
 DESCRIPTION = "policy.json"
@@ -142,6 +141,8 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
         InputError: neither a folder nor a repository that can be had.
     """
     path = Path(source)
+    for folder in (path, path / "policy"):
+        recover_directory(folder)
     if path.is_dir():
         return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
     from huggingface_hub import snapshot_download
@@ -156,24 +157,6 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
             found=f"no folder of this name, and the hub said: {error}".splitlines()[0],
             expected="a policy folder, a run folder, or a Hugging Face hub id",
         ) from None
-
-
-def check_device(name: str) -> torch.device:
-    """The device of this name, or `InputError` where it is absent."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError("no such device", field="device", found=name, expected="cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        built = torch.version.cuda or "no CUDA (a CPU build)"
-        raise InputError(
-            "the GPU that was asked for is absent",
-            field="device",
-            found=f"{torch.cuda.device_count()} GPUs; torch has {built}",
-            expected=name,
-            hint="use --device cpu, or install a CUDA build of torch",
-        )
-    return device
 
 
 def _sha256(path: Path) -> str:

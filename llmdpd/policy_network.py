@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmdpd.context import Condition, ContextConfig, EncodedPrompts, make_context
 from llmdpd.diffusion import NoiseMLP, SamplerPlan, alphas, sampler_plan
 from llmdpd.diffusion.schedules import ScheduleName
+from llmdpd.errors import InputError
 from llmdpd.prompts.trajectory import TrajectoryTokens
 
 
@@ -30,6 +31,24 @@ class PolicyConfig:
     """Actions lie in ±this; x0 is clipped to it at every step."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """How prompts and state become the condition."""
+
+    def check(self) -> None:
+        """Raise `InputError` for sizes that don't fit each other; each by itself is held to `llmdpd.limits`."""
+        heads, width = self.context.encoder.heads, self.context.encoder.width
+        if width % heads:
+            raise InputError(
+                "the trajectory encoder's width cannot be shared out among its heads",
+                field="context.encoder.heads",
+                found=heads,
+                expected=f"a divisor of {width} (policy.context.encoder.width)",
+            )
+        if self.time_dim % 2:
+            raise InputError(
+                "the time embedding is sine and cosine pairs",
+                field="time_dim",
+                found=self.time_dim,
+                expected="an even number",
+            )
 
 
 class ConditionalPolicy(nn.Module):

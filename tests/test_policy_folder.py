@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.policy_folder import (
-    check_device,
     load_tensors,
     read_policy_folder,
     resolve_policy,
@@ -216,18 +215,3 @@ def test_a_hub_id_that_cannot_be_had(source: str) -> None:
     assert "no such policy" in done.stdout
     assert source in done.stdout
     assert "a policy folder, a run folder, or a Hugging Face hub id" in done.stdout
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="no such device"):
-        check_device("gpu")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(InputError, match="absent") as error:
-        check_device("cuda")
-    assert error.value.field == "device"
-    assert "--device cpu" in str(error.value.hint)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert check_device("cuda:1").index == 1
-    with pytest.raises(InputError, match="absent"):
-        check_device("cuda:2")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmdpd.device import check_device
 from llmdpd.errors import InputError
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
 from llmdpd.prompts.models import ModelSource, find_model
@@ -67,7 +68,7 @@ class LLMEncoder:
         if batch_size < 1:
             raise InputError("bad batch size", field="batch_size", found=batch_size, expected="at least 1")
         self.instruction = instruction
-        self.device = _check_device(device)
+        self.device = check_device(device)
         self.dtype = _check_dtype(dtype, self.device)
         self.max_tokens = max_tokens
         self.batch_size = batch_size
@@ -247,20 +248,6 @@ def _attempt(source: ModelSource, load: Any, **options: Any) -> Any:
             path=source.folder,
             found=f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}",
         ) from error
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except RuntimeError:
-        raise InputError("unknown device", field="device", found=device, expected="cpu, cuda or cuda:N") from None
-    if checked.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (checked.index or 0) >= count:
-            raise InputError(
-                "GPU asked for and absent", field="device", found=f"{count} CUDA devices", expected=str(device)
-            )
-    return checked
 
 
 def _check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

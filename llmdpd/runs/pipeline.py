@@ -14,11 +14,12 @@ from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
+from llmdpd.device import check_device
 from llmdpd.envs.processes import default_workers
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
-from llmdpd.policy_folder import check_device, text_key
+from llmdpd.policy_folder import text_key
 from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.checks import check_values

@@ -226,8 +226,8 @@ def test_bad_texts(folders: dict[str, Path], cache_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"device": "no-such-device"}, "unknown device"),
-        ({"device": "cuda:99"}, "GPU asked for and absent"),
+        ({"device": "no-such-device"}, "no such device"),
+        ({"device": "cuda:99"}, "GPU that was asked for is absent"),
         ({"dtype": "int8"}, "unknown dtype"),
         ({"dtype": torch.int8}, "unknown dtype"),
         ({"max_tokens": 0}, "limit of tokens"),
@@ -241,7 +241,7 @@ def test_bad_settings(folders: dict[str, Path], cache_dir: Path, settings: dict[
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_asked_for_and_absent(folders: dict[str, Path], cache_dir: Path) -> None:
-    with pytest.raises(InputError, match="GPU asked for and absent"):
+    with pytest.raises(InputError, match="GPU that was asked for is absent"):
         LLMEncoder(folders["llama"], cache_dir=cache_dir, device="cuda")
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from typing import Any
 
 import pytest
 
 from llmdpd.config import PRESETS, TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.runs.checks import check_least, check_values
+from llmdpd.limits import LIMITS, check_limits
+from llmdpd.runs.checks import check_values
 from llmdpd.runs.pipeline import prepare_config
 
 
@@ -24,39 +28,84 @@ def test_names_are_made_canonical_and_counted_once() -> None:
     assert config.tasks.seen == ("reach-v3", "push-v3")
 
 
+def _changed(config: Any, name: str, value: object) -> Any:
+    part, _, rest = name.partition(".")
+    return dataclasses.replace(config, **{part: _changed(getattr(config, part), rest, value) if rest else value})
+
+
 def _with(name: str, value: object) -> TrainConfig:
-    part, _, field = name.rpartition(".")
-    config = PRESETS["smoke"]
-    if not part:
-        return dataclasses.replace(config, **{field: value})  # type: ignore[arg-type]
-    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{field: value})})
+    config: TrainConfig = _changed(PRESETS["smoke"], name, value)
+    return config
+
+
+def _numbers(config: Any, prefix: str = "") -> set[str]:
+    """Dotted names of all fields that hold numbers, by their annotation."""
+    names = set()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names |= _numbers(value, f"{prefix}{field.name}.")
+        elif re.match(r"(int|float)\b", str(field.type)):
+            names.add(prefix + field.name)
+    return names
+
+
+def test_every_number_has_an_interval() -> None:
+    assert set(LIMITS) == _numbers(TrainConfig())
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_number_out_of_its_interval_is_named(name: str) -> None:
+    low, high = LIMITS[name]
+    for value in (low - 1, math.nextafter(low, -math.inf), math.nan, math.inf, -math.inf, *([high + 1] * (high < 1e9))):
+        with pytest.raises(InputError) as error:
+            check_values(_with(name, value))
+        assert error.value.field == name
+        assert error.value.found is value
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("name", "value"),
     [
-        ("training.iterations", 0),
-        ("agent.ema_every", 0),
-        ("training.select_every", -1),
-        ("seed", -1),
-        ("threads", 0),
+        ("policy.context.encoder.dropout", 2.0),
+        ("policy.context.encoder.steps", 0),
+        ("policy.context.encoder.layers", 0),
+        ("policy.context.encoder.width", 0),
+        ("policy.context.encoder.heads", 0),
+        ("policy.context.encoder.heads", 3),
+        ("policy.context.prompt_dropout", 3.0),
+        ("policy.context.text_dim", 0),
+        ("policy.context.text_dim", -1),
+        ("policy.time_dim", 3),
+        ("agent.tau", 5.0),
+        ("agent.gamma", 2.0),
+        ("agent.ema_decay", 2.0),
+        ("agent.eta", -1.0),
+        ("agent.lr", math.nan),
         ("agent.lr", -1e-09),
-        ("agent.grad_clip", -1.0),
+        ("agent.lr_final", -3.0),
+        ("agent.lr_warmup", -5),
+        ("data.noise", "foo"),
+        ("data.noise", "clean:-1"),
+        ("evaluation.max_steps", 900),
     ],
 )
-def test_a_number_too_small_is_named(field: str, value: int) -> None:
+def test_what_no_run_can_use_is_named(name: str, value: object) -> None:
     with pytest.raises(InputError) as error:
-        check_values(_with(field, value))
-    assert error.value.field == field
-    assert error.value.found == value
+        check_values(_with(name, value))
+    assert error.value.field == name
+    assert str(value) in str(error.value.found)
 
 
 def test_bounds_themselves_and_none_pass() -> None:
-    check_values(_with("training.select_every", 0))
+    for name in ("training.select_every", "agent.lr", "agent.grad_clip"):
+        check_values(_with(name, 0))
+    check_values(_with("agent.gamma", 1.0))
     check_values(_with("data.workers", None))
-    check_least(PRESETS["smoke"], {"seed": 0})
-    with pytest.raises(InputError):
-        check_least(PRESETS["smoke"], {"seed": 1})
+    check_limits(PRESETS["smoke"], {"seed": (0, 0)})
+    with pytest.raises(InputError) as error:
+        check_limits(PRESETS["smoke"], {"seed": (1, 3)}, path="some/file")
+    assert (error.value.expected, error.value.path) == ("1 to 3", "some/file")
 
 
 def test_cloning_alone_acts_by_one_sample() -> None:
