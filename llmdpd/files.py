@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary(path: Path) -> Path:
+    """A new name beside `path`. Not `tempfile`'s: that makes files private, and ours are as readable as any other."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there becomes `path` if the block ends without an error.
@@ -31,15 +37,10 @@ def atomic_writer(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        # mkstemp makes files private; a result is as readable as any file that the user makes.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
@@ -68,25 +69,25 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` if the block ends without an error.
 
     An existing `path` is replaced at the end by two renames; between them a kill leaves the old one as
-    `.NAME.*.old`, which the next write or `recover_directory` puts back. Where a folder must exist at every moment,
-    write numbered ones instead (see `llmdpd.training.checkpoint`).
+    `.NAME.*.old`, which the next write or `recover_directory` puts back. So whoever reads such a folder calls
+    `recover_directory` first.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError("a file is where a folder is to be written", path=path, found="a file", expected="a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = _temporary(path)
+    temporary.mkdir()
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
         for file in temporary.rglob("*"):
             _fsync(file)
         _fsync(temporary)
-        old = temporary.with_suffix(".old")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+        with _locked_folder(path.parent):
+            if path.exists():
+                os.replace(path, temporary.with_suffix(".old"))
+            os.replace(temporary, path)
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,17 +95,38 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def recover_directory(path: str | Path) -> None:
-    """Put back the folder that a kill in the middle of `atomic_directory` left under its temporary name."""
+    """Put back the folder that a kill in the middle of `atomic_directory` left under its temporary name.
+
+    Safe beside a process that is just writing the folder.
+    """
     path = Path(path)
+    if not _left_over(path):
+        return
+    with _locked_folder(path.parent):
+        for old in _left_over(path):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(old, path)
+
+
+def _left_over(path: Path) -> list[Path]:
     # One random part without a dot: `.run.best.x.old` is not `run`'s.
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.old")
-    for old in sorted(path.parent.iterdir() if path.parent.is_dir() else ()):
-        if not pattern.fullmatch(old.name):
-            continue
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(old, path)
+    return sorted(old for old in path.parent.iterdir() if pattern.fullmatch(old.name)) if path.parent.is_dir() else []
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from renaming in `folder`, so that none takes the moment between two renames for a kill."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems have no locks for folders; there a whole lot must coincide to do harm.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_json(path: str | Path) -> Any:

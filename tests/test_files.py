@@ -43,13 +43,16 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert names(path.parent) == ["a.txt"]
 
 
-def test_a_result_is_as_readable_as_any_file(tmp_path: Path) -> None:
+def test_a_result_is_as_readable_as_any_file_and_folder(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         atomic_write_text(tmp_path / "a", "")
+        with atomic_directory(tmp_path / "b"):
+            pass
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o750
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
@@ -211,6 +214,36 @@ def test_a_kill_between_the_renames_is_recovered(tmp_path: Path, name: str) -> N
     assert (path / "a").read_text() == "old"
     recover_directory(path)  # nothing more to do
     assert (path / "a").read_text() == "old"
+
+
+SLOW_WRITER = """
+    import os, sys, time
+    from llmdpd import files
+
+    real, calls = os.replace, iter(range(10))
+    def replace(source, target):
+        if next(calls) == 1:
+            print("between", flush=True)
+            time.sleep(0.5)
+        real(source, target)
+    files.os.replace = replace
+    with files.atomic_directory(sys.argv[1]) as temporary:
+        (temporary / "a").write_text("new")
+"""
+
+
+def test_a_writer_between_the_renames_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "a").write_text("old")
+    script = textwrap.dedent(SLOW_WRITER)
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "between\n"
+        recover_directory(path)
+        assert (path / "a").read_text() == "new"
+        assert writer.wait(60) == 0
+    assert names(tmp_path) == ["run"]
 
 
 def test_the_next_write_recovers_too(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import differences, from_plain, to_plain
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_write_json, read_json
+from llmdpd.files import atomic_write_json, read_json, recover_directory
 
 _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors")
 # Where a resumed run may differ from its start: none of these changes what is learned.
@@ -84,7 +84,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """A run folder that exists.
+        """A run folder that exists. Policies that a kill left under their temporary names are put back.
 
         Raises:
             InputError: it is none.
@@ -94,6 +94,8 @@ class RunFolder:
             raise InputError(
                 "not a run folder", path=path, found="no config.json", expected="a folder made by llmdpd.train"
             )
+        for name in ("last", "best"):
+            recover_directory(run.policy(name))
         return run
 
     def read_config(self) -> TrainConfig:

@@ -7,7 +7,8 @@
       state.json               iteration, sampler position, best score so far, the run's configuration
 
 A new one is written under a temporary name and renamed; only then is the old one removed. So a kill at any moment, or a
-disk that fills up, leaves the last one whole.
+disk that fills up, leaves the last one whole. A run that is stopped again before it has gone on writes the same
+iteration anew: there a kill between two renames leaves the old one under a temporary name, and it is put back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_directory, atomic_write_json, read_json
+from llmdpd.files import atomic_directory, atomic_write_json, read_json, recover_directory
 from llmdpd.policy_folder import load_tensors
 
 FORMAT = 1
@@ -75,7 +76,9 @@ def refused_write(what: str, path: Path, checkpoints: Path, error: OSError) -> I
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
+    """The newest whole checkpoint of a run, or None. One that a kill left under its temporary name is put back."""
+    for old in folder.glob(f".{_PREFIX}*.old"):
+        recover_directory(folder / old.name.split(".")[1])
     return max(_checkpoints(folder), default=None)
 
 

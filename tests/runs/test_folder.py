@@ -9,6 +9,7 @@ import pytest
 
 from llmdpd.config import PRESETS, TrainConfig
 from llmdpd.errors import InputError
+from llmdpd.policy_folder import resolve_policy
 from llmdpd.runs.folder import RunFolder
 
 CONFIG = PRESETS["smoke"]
@@ -86,6 +87,24 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(run: RunFolde
     run.take_up(CONFIG)
     assert not any(folder.exists() for folder in half)
     assert all((folder / "file").exists() for folder in whole)
+
+
+@pytest.mark.parametrize("name", ["policy", "policy_best"])
+def test_a_policy_that_a_kill_left_under_its_temporary_name_is_put_back(run: RunFolder, name: str) -> None:
+    left = run.path / f".{name}.0123abcd.old"
+    left.mkdir()
+    (left / "file").write_text("x")
+    RunFolder.open(run.path)
+    assert (run.path / name / "file").read_text() == "x"
+
+
+def test_a_policy_is_put_back_where_it_is_loaded(run: RunFolder) -> None:
+    left = run.path / ".policy.0123abcd.old"
+    left.mkdir()
+    (left / "policy.json").write_text("{}")
+    assert resolve_policy(run.path) == run.path / "policy"
+    (run.path / "policy").rename(left)
+    assert resolve_policy(run.path / "policy") == run.path / "policy"
 
 
 def test_a_run_has_begun_with_its_first_metrics(run: RunFolder) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from torch import nn
 
 from llmdpd.errors import InputError
 from llmdpd.training.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+
+
+class Kill(BaseException):
+    """SIGKILL: nothing runs after it."""
 
 
 @dataclass
@@ -94,6 +99,30 @@ def test_what_a_kill_leaves_is_no_checkpoint(toy: Toy, tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, toy, 5, {})
     (tmp_path / ".step-00000010.abc.tmp").mkdir()
     assert latest_checkpoint(tmp_path) == path
+
+
+def test_a_kill_while_the_same_iteration_is_saved_again_loses_nothing(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run that is stopped before its first step writes the checkpoint that it came from."""
+    path = save_checkpoint(tmp_path, toy, 5, {"marks_due": True})
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    real = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        real(source, target)
+        if str(target).endswith(".old"):
+            raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmdpd.files.os.replace", killed)
+        patch.setattr("llmdpd.files.recover_directory", lambda path: None)
+        patch.setattr("llmdpd.files.shutil.rmtree", lambda *arguments, **options: None)
+        with pytest.raises(Kill):
+            save_checkpoint(tmp_path, toy, 5, {"marks_due": True})
+    assert not path.exists()
+    assert latest_checkpoint(tmp_path) == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
 @pytest.mark.parametrize("limit", [0, 100, 400, 1500])
