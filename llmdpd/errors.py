@@ -56,7 +56,7 @@ def located(path: str | Path | None = None, field: str | None = None) -> Iterato
         whole = ".".join(part for part in (field, error.field) if part) or None
         raise InputError(
             error.problem,
-            path=error.path if path is None else path,
+            path=error.path or path,
             field=whole,
             found=error.found,
             expected=error.expected,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ from llmdpd.context import EncodedPrompts
 from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
 from llmdpd.device import check_device
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
+from llmdpd.limits import LIMITS, check_limits
 from llmdpd.policy_folder import (
     DESCRIPTION,
+    SIZE_LIMITS,
     PolicySizes,
     load_tensors,
     read_policy_folder,
@@ -31,7 +34,10 @@ from llmdpd.policy_folder import (
 )
 from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts import TextPrompt
+from llmdpd.prompts.models import LLMIdentity
 from llmdpd.prompts.trajectory import TrajectoryTokens, make_tokens
+
+_log = logging.getLogger(__name__)
 
 Example = Trajectory | tuple[ArrayLike, ArrayLike]
 
@@ -47,7 +53,8 @@ class Policy:
         acting: how actions are drawn and chosen.
         llm: name of the text model that the policy was trained with (see `LLMEncoder`).
         texts: LLM embeddings [D] of known texts, by `text_key`.
-        facts: what it was trained on and how; kept with the policy, not used by it.
+        facts: what it was trained on and how, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which
+            revision of the text model embedded its texts, and in which dtype.
     """
 
     def __init__(
@@ -85,9 +92,13 @@ class Policy:
         path = resolve_policy(source)
         description, tensors = read_policy_folder(path)
         file = path / DESCRIPTION
-        sizes = from_plain(PolicySizes, description["sizes"], file, "sizes.")
-        config = from_plain(PolicyConfig, description["policy"], file, "policy.")
-        network = ConditionalPolicy(sizes.state_dim, sizes.action_dim, sizes.embedding_dim, config)
+        with located(path=file):
+            sizes = from_plain(PolicySizes, description["sizes"], file, "sizes.")
+            check_limits(sizes, SIZE_LIMITS, "sizes")
+            acting = from_plain(ActingConfig, description["acting"], file, "acting.")
+            network = _build_network(sizes, description["policy"], acting, file)
+            if "llm" in description["facts"]:
+                from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
         load_tensors(network, tensors["model"], path / "model.safetensors")
         critic = None
         if "critic" in tensors:
@@ -97,7 +108,6 @@ class Policy:
             critic = DoubleQ(network.context.state_dim, sizes.action_dim, prompt_dim, sizes.critic_hidden)
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
-        acting = from_plain(ActingConfig, description["acting"], file, "acting.")
         return cls(
             network.to(place),
             critic,
@@ -141,7 +151,8 @@ class Policy:
         knows.
 
         Raises:
-            InputError: a prompt that the policy needs and doesn't get, an example of the wrong width or too long.
+            InputError: a prompt that the policy needs and doesn't get, or gets and was not trained with; an example of
+                the wrong width or too long; a text model of another width than the one in training.
         """
         self._prompts = self.encode_prompts([text], [trajectory])
         self.reset()
@@ -162,10 +173,10 @@ class Policy:
             if 0 < given < count:
                 found = f"{given} of {count}"
                 raise InputError("prompts are given for all or for none", field=name, found=found, expected=count)
-        embeddings = (
-            torch.stack([self._embed(text) for text in words]).to(self.device) if config.text and words else None
-        )
-        tokens = self._tokens(examples) if config.trajectory and examples else None
+            if given and not getattr(config, name):
+                raise InputError(f"this policy was trained without {name} prompts", field=name, expected="none")
+        embeddings = torch.stack([self._embed(text) for text in words]).to(self.device) if words else None
+        tokens = self._tokens(examples) if examples else None
         with torch.no_grad():
             return self.network.encode(embeddings, tokens)
 
@@ -183,16 +194,27 @@ class Policy:
         The time step counts by itself from `reset()`; `step` sets it.
 
         Raises:
-            InputError: no prompt yet, or an observation of another width.
+            InputError: no prompt yet, or an observation of another width, or that is no finite numbers.
         """
         if self._prompts is None:
             raise InputError("the policy has no prompt yet", expected="prompt(text=…, trajectory=…) before act()")
-        state = np.asarray(observation, np.float32)
+        try:
+            # A copy, since torch takes no arrays that run backwards or can't be written.
+            state = np.array(observation, np.float32, order="C")
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "the observation is no array of numbers",
+                field="observation",
+                found=str(error),
+                expected="[S] or [B, S]",
+            ) from None
         if state.ndim not in (1, 2) or state.shape[-1] != self.network.state_dim:
             width = self.network.state_dim
             raise InputError(
                 "wrong observation", field="observation", found=state.shape, expected=f"[{width}] or [B, {width}]"
             )
+        if not np.isfinite(state).all():
+            raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
         rows = np.atleast_2d(state)
         self._step = self._step if step is None else step
         seeds = torch.randint(2**63 - 1, (len(rows),), generator=self._random)
@@ -224,11 +246,25 @@ class Policy:
 
     def _embed(self, text: str | TextPrompt) -> Tensor:
         rendered = text.render() if isinstance(text, TextPrompt) else text
-        if text_key(rendered) not in self.texts:
+        key = text_key(rendered)
+        if key not in self.texts:
             from llmdpd.prompts import LLMEncoder
 
-            self.texts[text_key(rendered)] = LLMEncoder(self.llm).encode([rendered])[0]
-        return self.texts[text_key(rendered)]
+            trained = self.facts.get("llm")
+            encoder = LLMEncoder(self.llm, device=self.device, dtype=trained["dtype"] if trained else None)
+            now = to_plain(encoder.identity)
+            if trained and now != trained:
+                _log.warning("the text model is another one than in training: %s, then %s", now, trained)
+            vector = encoder.encode([rendered])[0]
+            if len(vector) != self.network.embedding_dim:
+                raise InputError(
+                    "the text model has another width than the one that the policy was trained with",
+                    field="llm",
+                    found=f"{self.llm}: {len(vector)} numbers",
+                    expected=f"{self.network.embedding_dim}",
+                )
+            self.texts[key] = vector
+        return self.texts[key]
 
     def _tokens(self, examples: Sequence[Example]) -> TrajectoryTokens:
         pairs = []
@@ -254,3 +290,14 @@ class Policy:
                 )
             pairs.append((observations, actions))
         return make_tokens(pairs, self.network.config.context.encoder).to(self.device)
+
+
+def _build_network(sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> ConditionalPolicy:
+    """The network of a policy's description, with values that no network can have refused."""
+    policy = from_plain(PolicyConfig, config, file, "policy.")
+    check_limits(policy, LIMITS, "policy")
+    with located(field="policy"):
+        policy.check()
+    with located(field="acting"):
+        acting.plan(policy)
+    return ConditionalPolicy(sizes.state_dim, sizes.action_dim, sizes.embedding_dim, policy)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.files import atomic_directory, atomic_write_json, read_json, recover_directory
+from llmdpd.limits import LIMITS
 
 FORMAT = 1
 DESCRIPTION = "policy.json"
@@ -38,6 +39,14 @@ class PolicySizes:
     embedding_dim: int
     critic_hidden: int | None
     critic_sees_prompts: bool
+
+
+SIZE_LIMITS = {
+    "sizes.state_dim": (1, 65_536),
+    "sizes.action_dim": (1, 65_536),
+    "sizes.embedding_dim": (0, 65_536),
+    "sizes.critic_hidden": LIMITS["agent.critic_hidden"],
+}
 
 
 def text_key(text: str) -> str:
@@ -135,7 +144,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def resolve_policy(source: str | os.PathLike[str]) -> Path:
-    """A policy folder, a run folder (its `policy/`), or a Hugging Face hub id, fetched → the policy folder.
+    """A policy folder, a run folder (its `policy/`), or a Hugging Face hub id of either, fetched → the policy folder.
 
     Raises:
         InputError: neither a folder nor a repository that can be had.
@@ -144,12 +153,14 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
     for folder in (path, path / "policy"):
         recover_directory(folder)
     if path.is_dir():
-        return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
+        return _within(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    # Of a run's repository not the checkpoints, which are many times the policy.
+    names = [DESCRIPTION, *(f"{stem}.safetensors" for stem in sorted(_STEMS))]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json"]))
+        return _within(Path(snapshot_download(str(source), allow_patterns=[*names, "policy/*"])))
     except (HFValidationError, OSError, RuntimeError) as error:
         raise InputError(
             "no such policy",
@@ -157,6 +168,10 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
             found=f"no folder of this name, and the hub said: {error}".splitlines()[0],
             expected="a policy folder, a run folder, or a Hugging Face hub id",
         ) from None
+
+
+def _within(path: Path) -> Path:
+    return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
 
 
 def _sha256(path: Path) -> str:

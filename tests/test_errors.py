@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.errors import InputError, located, nearest_names
 
 
 def test_message_names_file_field_found_expected_and_hint() -> None:
@@ -46,3 +46,22 @@ def test_nearest_names() -> None:
     assert nearest_names("pusch-v3", known, 1) == "push-v3"
     assert nearest_names("0", known, 2) == "push-back-v3, push-v3"  # nothing is near: the first ones
     assert nearest_names("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "path", "field"),
+    [
+        ({}, {"path": "f", "field": "a"}, "f", "a"),
+        ({"field": "b"}, {"path": "f", "field": "a"}, "f", "a.b"),
+        ({"path": "nearer", "field": "b"}, {"path": "f"}, "nearer", "b"),
+        ({}, {}, None, None),
+    ],
+)
+def test_an_error_is_completed_by_who_knows_its_place(
+    inner: dict[str, str], outer: dict[str, str], path: str | None, field: str | None
+) -> None:
+    with pytest.raises(InputError) as error, located(**outer):
+        raise InputError("wrong", found=1, expected=2, hint="mend it", **inner)
+    assert (error.value.path, error.value.field) == (path, field)
+    assert (error.value.problem, error.value.found, error.value.expected) == ("wrong", 1, 2)
+    assert error.value.hint == "mend it"

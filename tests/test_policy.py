@@ -23,6 +23,7 @@ from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
 from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts import TextPrompt
+from llmdpd.prompts.models import LLMIdentity
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 
 S, A, D = 7, 3, 10
@@ -66,6 +67,39 @@ def test_shapes(policy: Policy, rng: np.random.Generator) -> None:
     assert policy.act(np.zeros((0, S))).shape == (0, A)
 
 
+@pytest.mark.parametrize("bad", [[[1.0], [1.0, 2.0]], "push", {"a": 1}, [object()]])
+def test_an_observation_that_is_no_numbers(policy: Policy, bad: Any) -> None:
+    with pytest.raises(InputError, match="no array of numbers") as error:
+        policy.act(bad)
+    assert error.value.field == "observation"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, None])
+def test_an_observation_that_is_not_finite(policy: Policy, value: Any) -> None:
+    row = [1.0] * (S - 1) + [value]
+    for bad in (row, [[1.0] * S, row]):
+        with pytest.raises(InputError, match="NaN or Inf"):
+            policy.act(bad)
+
+
+def test_views_of_every_kind(policy: Policy, rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(4, 2 * S))
+    frozen = rows[:, :S].astype(np.float32)
+    frozen.flags.writeable = False
+    for view in (
+        rows[::-1, :S],
+        rows[:, ::-2],
+        rows[:1, :S][::-1],
+        rows[0, S - 1 :: -1],
+        rows[:, :S].T.copy().T,
+        frozen,
+    ):
+        policy.seed(1)
+        action = policy.act(view)
+        policy.seed(1)
+        np.testing.assert_array_equal(action, policy.act(np.ascontiguousarray(view, np.float32).copy()))
+
+
 @pytest.mark.parametrize("shape", [(S + 1,), (4, S - 1), (2, 3, S), ()])
 def test_wrong_observations(policy: Policy, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="wrong observation") as error:
@@ -90,6 +124,13 @@ def test_a_prompt_that_is_needed(make_policy: MakePolicy, example: Any, which: s
     assert off.prompt(**given).act(np.ones(S)).shape == (A,)
     dropout = make_policy(prompt_dropout=0.2)
     assert dropout.prompt(**given).act(np.ones(S)).shape == (A,)
+
+
+@pytest.mark.parametrize("which", ["text", "trajectory"])
+def test_a_prompt_that_it_was_not_trained_with(make_policy: MakePolicy, example: Any, which: str) -> None:
+    with pytest.raises(InputError, match=f"without {which} prompts") as error:
+        make_policy(**{which: False}).prompt(KNOWN, example)
+    assert error.value.field == which
 
 
 def test_each_prompt_changes_the_action(make_policy: MakePolicy, example: Any, rng: np.random.Generator) -> None:
@@ -255,7 +296,9 @@ def test_saved_and_loaded_acts_bit_for_bit(
     assert loaded.llm == "minilm"
     states = rng.normal(size=(40, S))
     for one in (policy, loaded):
-        one.prompt(KNOWN, example).seed(4)
+        one.prompt(
+            KNOWN if switches.get("text", True) else None, example if switches.get("trajectory", True) else None
+        ).seed(4)
     for _ in range(3):
         np.testing.assert_array_equal(loaded.act(states), policy.act(states))
     assert not any(p.requires_grad for p in loaded.network.parameters())
@@ -296,6 +339,21 @@ def test_a_run_folder_is_loaded_too(make_policy: MakePolicy, tmp_path: Path) -> 
         ("acting", "samples", 1.5, "acting.samples"),
         ("acting", "smaples", 1, "acting.smaples"),
         ("acting", "temperature", 0, "acting.temperature"),
+        ("acting", "samples", 0, "acting.samples"),
+        ("acting", "noise_scale", -1, "acting.noise_scale"),
+        ("acting", "steps", 3, "acting.steps"),
+        ("sizes", "state_dim", -1, "sizes.state_dim"),
+        ("sizes", "action_dim", 0, "sizes.action_dim"),
+        ("sizes", "embedding_dim", 10**12, "sizes.embedding_dim"),
+        ("sizes", "critic_hidden", -3, "sizes.critic_hidden"),
+        ("policy", "diffusion_steps", 0, "policy.diffusion_steps"),
+        ("policy", "time_dim", 3, "policy.time_dim"),
+        ("policy", "hidden_dim", 10**9, "policy.hidden_dim"),
+        ("policy", "context", {"encoder": {"heads": 3}}, "policy.context.encoder.heads"),
+        ("policy", "context", {"encoder": {"steps": 0}}, "policy.context.encoder.steps"),
+        ("policy", "context", {"features": "metaworld"}, "features"),
+        ("facts", "llm", "minilm", "facts.llm."),
+        ("facts", "llm", {"model": "minilm", "revision": "1"}, "facts.llm.dtype"),
     ],
 )
 def test_wrong_fields_are_named(
@@ -309,6 +367,7 @@ def test_wrong_fields_are_named(
     with pytest.raises(InputError) as error:
         Policy.load(tmp_path / "p")
     assert error.value.field == field
+    assert error.value.path == str(file)
 
 
 def test_a_missing_size_is_named(make_policy: MakePolicy, tmp_path: Path) -> None:
@@ -366,21 +425,54 @@ def test_a_known_text_needs_no_llm(make_policy: MakePolicy, tmp_path: Path) -> N
 def test_a_new_text_goes_to_the_llm_once(
     make_policy: MakePolicy, example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, list[str]]] = []
-
-    class Encoder:
-        def __init__(self, model: str) -> None:
-            self.model = model
-
-        def encode(self, texts: list[str]) -> torch.Tensor:
-            asked.append((self.model, list(texts)))
-            return torch.ones(len(texts), D)
-
-    monkeypatch.setattr("llmdpd.prompts.llm.LLMEncoder", Encoder)
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("llmdpd.prompts.llm.LLMEncoder", fake_encoder(asked))
     policy = make_policy()
     policy.prompt("Task: something new.", example)
     policy.prompt("Task: something new.", example)
-    assert asked == [("minilm", ["Task: something new."])]
+    assert asked == [("minilm", torch.device("cpu"), None, ["Task: something new."])]
+
+
+def fake_encoder(asked: list[tuple[Any, ...]], width: int = D) -> type:
+    class Encoder:
+        def __init__(self, model: str, device: torch.device, dtype: str | None) -> None:
+            self.called = (model, device, dtype)
+            self.identity = LLMIdentity("m", "r2", dtype or "float32")
+
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            asked.append((*self.called, list(texts)))
+            return torch.ones(len(texts), width)
+
+    return Encoder
+
+
+def test_a_new_text_is_embedded_as_in_training(
+    make_policy: MakePolicy,
+    example: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("llmdpd.prompts.llm.LLMEncoder", fake_encoder(asked))
+    policy = make_policy()
+    for number, (revision, told) in enumerate((("r2", False), ("r1", True))):
+        policy.facts["llm"] = {"model": "m", "revision": revision, "dtype": "bfloat16"}
+        policy.save(tmp_path / "p")
+        caplog.clear()
+        Policy.load(tmp_path / "p").prompt(f"Task: new {number}.", example)
+        assert asked[-1][2] == "bfloat16"
+        assert ("another one than in training" in caplog.text) == told
+
+
+def test_a_text_model_of_another_width(make_policy: MakePolicy, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdpd.prompts.llm.LLMEncoder", fake_encoder([], D + 1))
+    policy = make_policy()
+    for _ in range(2):
+        with pytest.raises(InputError, match="another width") as error:
+            policy.prompt("Task: something new.", example)
+        assert str(D) in str(error.value.expected)
+        assert str(D + 1) in str(error.value.found)
 
 
 def test_another_way_of_acting(policy: Policy, example: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from llmdpd.device import check_device
 from llmdpd.errors import InputError
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
-from llmdpd.prompts.models import ModelSource, find_model
+from llmdpd.prompts.models import LLMIdentity, ModelSource, find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,6 +94,11 @@ class LLMEncoder:
             self._dim = int(config.get_text_config().hidden_size)
         return self._dim
 
+    @property
+    def identity(self) -> LLMIdentity:
+        """The model behind its name, and what it computes in."""
+        return LLMIdentity(self.source.model_id, self.source.revision, str(self.dtype).removeprefix("torch."))
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embed P texts: float32 [P, dim] on the CPU, in the order given.
 
@@ -120,14 +125,15 @@ class LLMEncoder:
         self._loaded = None
 
     def _key(self, text: str) -> EmbeddingKey:
+        identity = self.identity
         return EmbeddingKey(
-            model=self.source.model_id,
-            revision=self.source.revision,
+            model=identity.model,
+            revision=identity.revision,
             pooling=POOLING,
             instruction=self.instruction,
             text=text,
             max_tokens=self.max_tokens,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=identity.dtype,
         )
 
     @torch.inference_mode()

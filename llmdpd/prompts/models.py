@@ -40,6 +40,15 @@ class ModelSource:
     folder: Path
 
 
+@dataclass(frozen=True)
+class LLMIdentity:
+    """What made an embedding: the model, its hub commit or the hash of its files, and what it computed in."""
+
+    model: str
+    revision: str
+    dtype: str
+
+
 def find_model(name: str, memo_folder: Path) -> ModelSource:
     """Find the files of `name`: "minilm", "llama-3-8b", "olmo-1b", a local folder, or a hub id in the hub's cache.
 

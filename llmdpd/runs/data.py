@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from llmdpd.envs import is_metaworld
 from llmdpd.errors import InputError
 from llmdpd.progress import ProgressBar, console
 from llmdpd.prompts import LLMEncoder, metaworld_prompt
+from llmdpd.prompts.models import LLMIdentity
 from llmdpd.runs.folder import Stopwatch
 
 STATE_DIM, ACTION_DIM = 39, 4
@@ -117,13 +119,22 @@ def example_data(config: TrainConfig, check: Check = lambda: None) -> Trajectory
     return collected.dataset.select_tasks(tasks)
 
 
-def embed_tasks(config: TrainConfig, tasks: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], int]:
-    """The LLM's embedding of each task's rendered text, by text, and its size D; nothing where text is off."""
+@dataclass(frozen=True)
+class Embeddings:
+    """The LLM's embeddings [D] of rendered texts, their size D, and what made them; empty where text is off."""
+
+    vectors: dict[str, torch.Tensor]
+    width: int
+    llm: LLMIdentity | None
+
+
+def embed_tasks(config: TrainConfig, tasks: tuple[str, ...]) -> Embeddings:
+    """The LLM's embedding of each task's rendered text; nothing where text is off."""
     if not config.policy.context.text:
-        return {}, 0
+        return Embeddings({}, 0, None)
     encoder = LLMEncoder(config.llm, device=config.device)
     texts = [metaworld_prompt(task).render() for task in tasks]
-    return dict(zip(texts, encoder.encode(texts), strict=True)), encoder.dim
+    return Embeddings(dict(zip(texts, encoder.encode(texts), strict=True)), encoder.dim, encoder.identity)
 
 
 def _collect(

@@ -45,7 +45,11 @@ def evaluate_tasks(
 
 def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
     """The pool's `act` for a policy under prompts."""
-    encoded = policy.encode_prompts([p.text for p in prompts.values()], [p.example for p in prompts.values()])
+    context = policy.network.config.context
+    encoded = policy.encode_prompts(
+        [p.text if context.text else None for p in prompts.values()],
+        [p.example if context.trajectory else None for p in prompts.values()],
+    )
     order = {task: index for index, task in enumerate(prompts)}
     task_index = np.array([order[request.task] for request in requests], np.int64)
     streams = np.array([zlib.crc32(r.task.encode()) << 32 ^ r.seed for r in requests], np.uint64)

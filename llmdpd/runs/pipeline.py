@@ -23,7 +23,7 @@ from llmdpd.policy_folder import text_key
 from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.checks import check_values
-from llmdpd.runs.data import ACTION_DIM, STATE_DIM, embed_tasks, example_data, training_data
+from llmdpd.runs.data import ACTION_DIM, STATE_DIM, Embeddings, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
 from llmdpd.runs.folder import RunFolder, Stopwatch
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
@@ -75,11 +75,11 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     stop.check()
     prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
     watch = Stopwatch()
-    embeddings, width = embed_tasks(config, tasks)
+    texts = embed_tasks(config, tasks)
     run.note(times={"embedding_seconds": watch.seconds})
     stop.check()
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
-        loop = _training_loop(config, run, dataset, words, embeddings, width, prompts, pool, stop)
+        loop = _training_loop(config, run, dataset, words, texts, prompts, pool, stop)
         seconds = loop.execute(stop)
     run.note(times={"training_seconds": round(seconds, 1)})
     watch = Stopwatch()
@@ -103,17 +103,16 @@ def _training_loop(
     run: RunFolder,
     dataset: TrajectoryDataset,
     words: str,
-    embeddings: dict[str, torch.Tensor],
-    width: int,
+    texts: Embeddings,
     prompts: dict[str, TaskPrompt],
     pool: EnvPool,
     stop: StopSignals,
 ) -> TrainingLoop:
     device, context = check_device(config.device), config.policy.context
-    network = ConditionalPolicy(STATE_DIM, ACTION_DIM, width, config.policy).to(device)
+    network = ConditionalPolicy(STATE_DIM, ACTION_DIM, texts.width, config.policy).to(device)
     network.context.features.fit(torch.from_numpy(dataset.observations))
     agent = LLMDPD(network, config.agent, config.training.iterations)
-    rows = [embeddings[metaworld_prompt(task).render()] for task in dataset.tasks] if embeddings else None
+    rows = [texts.vectors[metaworld_prompt(task).render()] for task in dataset.tasks] if texts.vectors else None
     sampler = BatchSampler(
         dataset,
         None if rows is None else torch.stack(rows),
@@ -123,10 +122,10 @@ def _training_loop(
         config.seed,
         device,
     )
-    known = {text_key(text): vector for text, vector in embeddings.items()}
+    known = {text_key(text): vector for text, vector in texts.vectors.items()}
 
     def policy(iteration: int) -> Policy:
-        return _snapshot(agent, config, known, _facts(config, words, iteration))
+        return _snapshot(agent, config, known, _facts(config, words, texts, iteration))
 
     def select() -> tuple[dict[str, float], float]:
         seen = {task: prompts[task] for task in config.tasks.seen}
@@ -143,7 +142,7 @@ def _snapshot(agent: LLMDPD, config: TrainConfig, known: dict[str, torch.Tensor]
     return Policy(network, critic, config.acting, llm=config.llm, texts=known, facts=facts)
 
 
-def _facts(config: TrainConfig, words: str, iteration: int) -> dict[str, Any]:
+def _facts(config: TrainConfig, words: str, texts: Embeddings, iteration: int) -> dict[str, Any]:
     return {
         "protocol": config.tasks.protocol,
         "trained_on": list(config.tasks.seen),
@@ -151,6 +150,7 @@ def _facts(config: TrainConfig, words: str, iteration: int) -> dict[str, Any]:
         "goal_visible": config.tasks.goal_visible,
         "seed": config.seed,
         "iterations": iteration,
+        **({} if texts.llm is None else {"llm": to_plain(texts.llm)}),
     }
 
 

@@ -13,7 +13,7 @@ from llmdpd.data import TrajectoryDataset, save_d4rl, save_minari
 from llmdpd.envs import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.errors import InputError
 from llmdpd.prompts import metaworld_prompt
-from llmdpd.runs.data import embed_tasks, example_data, load_tasks, training_data
+from llmdpd.runs.data import Embeddings, embed_tasks, example_data, load_tasks, training_data
 
 MakeData = Callable[..., TrajectoryDataset]
 
@@ -121,10 +121,14 @@ def test_collected_data_is_found_again_and_shares_no_seed_with_the_examples(
 
 def test_texts_are_embedded_by_their_wording(cache_home: Path) -> None:
     config = config_of()
-    vectors, width = embed_tasks(config, ("reach-v3", "push-v3"))
+    texts = embed_tasks(config, ("reach-v3", "push-v3"))
+    vectors, width = texts.vectors, texts.width
+    assert texts.llm is not None
+    assert (texts.llm.model, texts.llm.dtype) == ("minilm", "float32")
+    assert texts.llm.revision.startswith("sha256:")
     assert list(vectors) == [metaworld_prompt(task).render() for task in ("reach-v3", "push-v3")]
     assert all(vector.shape == (width,) for vector in vectors.values())
     assert not torch.equal(*vectors.values())
     context = dataclasses.replace(config.policy.context, text=False)
     silent = dataclasses.replace(config, policy=dataclasses.replace(config.policy, context=context))
-    assert embed_tasks(silent, ("reach-v3",)) == ({}, 0)
+    assert embed_tasks(silent, ("reach-v3",)) == Embeddings({}, 0, None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from llmdpd.acting import ActingConfig
+from llmdpd.context import ContextConfig
 from llmdpd.data import Trajectory
 from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START, TASKS
 from llmdpd.envs.rollout import EnvPool, EpisodeRequest, EpisodeResult
 from llmdpd.policy import Policy
+from llmdpd.policy_folder import text_key
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.runs.evaluation import evaluate_tasks, make_films, policy_act
 from llmdpd.runs.prompts import TaskPrompt, task_prompts
 
@@ -125,6 +131,17 @@ def test_noise_hangs_on_task_seed_and_step_alone(
     assert len({*first, *later}) == 16
     assert shuffled == [first[i] for i in order]
     assert others == first[4:]
+
+
+@pytest.mark.parametrize("which", ["text", "trajectory"])
+def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompts: dict[str, TaskPrompt]) -> None:
+    context = dataclasses.replace(ContextConfig(), **{which: False})
+    network = ConditionalPolicy(39, 4, 384, dataclasses.replace(PolicyConfig(hidden_dim=8), context=context))
+    policy = Policy(
+        network, None, ActingConfig(samples=1), texts={text_key(p.text): torch.ones(384) for p in prompts.values()}
+    )
+    act = policy_act(policy, prompts, [EpisodeRequest(task, 0) for task in prompts])
+    assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64))) == (2, 4)
 
 
 def test_every_task_has_a_stream_of_its_own(policy: Policy, rng: np.random.Generator, keys: list[list[int]]) -> None:

@@ -68,4 +68,5 @@ def test_ablations_run_from_end_to_end(
     policy = Policy.load(run)
     assert (policy.critic is None) == ("--agent.eta" in options)
     assert bool(policy.texts) == text
+    assert ("llm" in policy.facts) == text
     assert json.loads((run / "config.json").read_text())["policy"]["context"]["text"] == text
