@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 import shutil
 import time
@@ -25,13 +26,14 @@ from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_da
 from llmdpd.envs import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
 from llmdpd.envs.processes import map_unordered
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.files import atomic_directory, atomic_write_json, atomic_writer, read_json, recover_directory
+from llmdpd.files import atomic_directory, atomic_write_json, atomic_writer, process_lock, read_json, recover_directory
 
 if TYPE_CHECKING:
     from llmdpd.envs.scripted import ScriptedEpisode, ScriptedRequest
 
 MANIFEST = "collect.json"
 _FORMAT = 1
+_log = logging.getLogger(__name__)
 _NOISE_NAMES = ("clean", "gaussian", "bursts", "random")
 
 
@@ -168,9 +170,11 @@ def content_hash(dataset: TrajectoryDataset) -> str:
 def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) -> Collected:
     """Collect, or go on with a collection, or read one that is there already.
 
+    Where another process is collecting into OUT, it is waited for, and what it made is read.
+
     Args:
         config: what to collect.
-        progress: called after every episode, and once at the start.
+        progress: called after every episode, and once at the start; and while another process is waited for.
 
     Raises:
         InputError: a wrong setting; OUT or its partial holds a collection of another configuration.
@@ -178,13 +182,35 @@ def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) 
     start = time.perf_counter()
     content = _content_of(config)
     out = Path(config.out)
+    if (out / MANIFEST).exists() and not partial_folder(out).exists():
+        return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
+    with process_lock(out.with_name(f".{out.name}.lock"), _Wait(config, progress)):
+        return _collect(config, content, start, progress)
+
+
+class _Wait:
+    """What to do while another process collects the same: say so once, let the caller stop."""
+
+    def __init__(self, config: CollectConfig, progress: OnEpisode | None) -> None:
+        self._config, self._progress, self._told = config, progress, False
+
+    def __call__(self, holder: int | None) -> None:
+        if not self._told:
+            self._told = True
+            _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", self._config.out)
+        if self._progress is not None:
+            self._progress(0, self._config.episodes * len(resolve_tasks(self._config.tasks)), 0)
+
+
+def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode | None) -> Collected:
+    """See `collect_metaworld`; the caller holds the lock."""
+    out = Path(config.out)
     partial = partial_folder(out)
     recover_directory(out)
     if (out / MANIFEST).exists():
-        manifest = read_json(out / MANIFEST)
-        _check_same(manifest.get("config"), content, out, "choose another --out, or remove this folder")
+        collected = _read_finished(config, content, start)
         shutil.rmtree(partial, ignore_errors=True)
-        return _read(config, out, manifest, start)
+        return collected
     if out.exists() and any(out.iterdir()):
         found = ", ".join(sorted(path.name for path in out.iterdir())[:4])
         raise InputError(
@@ -402,8 +428,11 @@ def _summaries(
     return tuple(summaries)
 
 
-def _read(config: CollectConfig, out: Path, manifest: Mapping[str, Any], start: float) -> Collected:
+def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: float) -> Collected:
     """A collection that is finished already, in the order in which it was collected."""
+    out = Path(config.out)
+    manifest = read_json(out / MANIFEST)
+    _check_same(manifest.get("config"), content, out, "choose another --out, or remove this folder")
     tasks = resolve_tasks(config.tasks)
     loaded = load_dataset(out).select_tasks(tasks)
     # Files are found by name; training draws by index, so a data set read again must be in the order of a new one.

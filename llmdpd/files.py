@@ -1,19 +1,25 @@
-"""Writing to disk so that nothing is ever half written: temporary name, fsync, rename."""
+"""Writing to disk so that nothing is ever half written: temporary name, fsync, rename; and locks among processes."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from llmdpd.errors import InputError
+
+_LOCK_POLL_SECONDS = 0.2
+_log = logging.getLogger(__name__)
 
 
 def _fsync(path: Path) -> None:
@@ -127,6 +133,73 @@ def _locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def process_lock(path: str | Path, on_busy: Callable[[int | None], None]) -> Iterator[None]:
+    """Hold `path` as a lock among processes while the block runs; a file with the holder's id, removed at the end.
+
+    The kernel takes the lock back when the process dies, however it dies; a file that is left holds nobody up.
+
+    Args:
+        path: the lock's file.
+        on_busy: called again and again while another process holds the lock, with its id (None where it is not
+            known); may raise to give up.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while (handle := _try_lock(path)) is None:
+        on_busy(_holder(path))
+        time.sleep(_LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        # Removed while it is held: a process that has opened it already sees below that it is not the one any more.
+        if _is_open_as(handle, path):
+            path.unlink()
+        os.close(handle)
+
+
+def _try_lock(path: Path) -> int | None:
+    """An open file that holds the lock, or None where another process has it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(handle, path)
+            if _is_open_as(handle, path):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"{os.getpid()}\n".encode())
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the holder removed it between opening and locking
+
+
+def _flock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        _log.warning("%s: this file system has no locks; let no two processes write here at once", path.parent)
+
+
+def _is_open_as(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None  # it has just been let go, or is being written
 
 
 def read_json(path: str | Path) -> Any:

@@ -41,21 +41,29 @@ def _train(arguments: list[str]) -> None:
     preset, words = take_option(words, "--preset")
     if resume is not None:
         run = _resume(Path(resume), preset, run_dir)
-        config = _parse(words, run.read_config())
-        run.take_up(config)
-    else:
-        name = preset or "metaworld"
-        if name not in PRESETS:
-            raise InputError(
-                "unknown preset",
-                field="--preset",
-                found=name,
-                expected=", ".join(PRESETS),
-                hint=f"nearest names: {nearest_names(name, PRESETS)}",
-            )
-        config = _parse(words, PRESETS[name])
-        run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
+        with run.lock():
+            config = _parse(words, run.read_config())
+            run.take_up(config)
+            _run(config, run, new=False)
+        return
+    name = preset or "metaworld"
+    if name not in PRESETS:
+        raise InputError(
+            "unknown preset",
+            field="--preset",
+            found=name,
+            expected=", ".join(PRESETS),
+            hint=f"nearest names: {nearest_names(name, PRESETS)}",
+        )
+    config = _parse(words, PRESETS[name])
+    run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
+    with run.lock():
         run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
+        _run(config, run, new=True)
+
+
+def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
+    """Train, evaluate and report; the caller holds the run's lock."""
     watch = Stopwatch()
     console.print(f"run folder: {run.path}")
     with StopSignals() as stop:
@@ -65,7 +73,7 @@ def _train(arguments: list[str]) -> None:
             console.print(f"saved; go on with: python -m llmdpd.train --resume {shlex.quote(str(run.path))}")
             raise
         except InputError:
-            if resume is None and not run.begun:
+            if new and not run.begun:
                 run.discard()
             raise
     run.note(times={"total_seconds": watch.seconds})

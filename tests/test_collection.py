@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from llmdpd.collection import (
 from llmdpd.data import load_dataset, save_minari
 from llmdpd.envs import COLLECTION_SEED_END, ML45_TRAIN, TASKS
 from llmdpd.errors import InputError
+from llmdpd.files import process_lock
 
 
 def config(tmp_path: Path, **changes: object) -> CollectConfig:
@@ -162,6 +167,55 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert finished == [2, 3, 4, 5, 6, 7, 8]
     assert resumed.content == whole.content
     assert not partial.exists()
+
+
+COLLECT = """
+    import sys
+    from pathlib import Path
+    from llmdpd.collection import CollectConfig, collect_metaworld
+
+    if __name__ == "__main__":
+        tasks, out = ("reach", "push-v2"), Path(sys.argv[1])
+        config = CollectConfig(tasks, 4, "clean,gaussian", out, tail=3, max_steps=60, workers=1)
+        made = collect_metaworld(config, lambda *progress: print(*progress, flush=True))
+        print(made.content, made.reused, flush=True)
+"""
+
+
+def test_several_processes_that_want_the_same_collect_it_once(tmp_path: Path) -> None:
+    (tmp_path / "collect.py").write_text(textwrap.dedent(COLLECT))
+    command = [sys.executable, str(tmp_path / "collect.py"), str(tmp_path / "out")]
+    crowd = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0].splitlines() for process in crowd]
+    assert [process.returncode for process in crowd] == [0, 0, 0]
+    ends = [output[-1].split() for output in outputs]
+    assert len({content for content, _ in ends}) == 1
+    assert sorted(reused for _, reused in ends) == ["False", "True", "True"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["collect.py", "out"]
+
+
+def test_a_collection_that_waits_says_so_and_can_be_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def stop(*progress: int) -> None:
+        calls.append(progress)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    calls: list[tuple[int, ...]] = []
+    caplog.set_level("INFO")
+    with process_lock(tmp_path / ".out.lock", lambda holder: None), pytest.raises(KeyboardInterrupt):
+        collect_metaworld(config(tmp_path), stop)
+    assert calls == [(0, 8, 0)] * 2
+    assert caplog.text.count(f"waiting for process {os.getpid()}") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_collection_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = config(tmp_path, tasks=("reach",), episodes=1, max_steps=5)
+    collect_metaworld(small)
+    monkeypatch.setattr(collection, "process_lock", lambda *arguments: pytest.fail("a lock would be written"))
+    assert collect_metaworld(small).reused
 
 
 @pytest.mark.parametrize(

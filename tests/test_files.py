@@ -22,6 +22,7 @@ from llmdpd.files import (
     atomic_write_json,
     atomic_write_text,
     atomic_writer,
+    process_lock,
     read_json,
     recover_directory,
 )
@@ -300,3 +301,97 @@ def test_read_json_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read") as error:
         read_json(tmp_path)
     assert error.value.path == str(tmp_path)
+
+
+HOLDER = """
+    import sys, time
+    from llmdpd.files import process_lock
+
+    def busy(holder):
+        raise SystemExit(f"held by {holder}")
+    with process_lock(sys.argv[1], busy):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(path: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(path), str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_keeps_others_out_and_names_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lock"
+    holder = hold(path, 0.5)
+    seen: list[int | None] = []
+    with process_lock(path, seen.append):
+        assert holder.wait(60) == 0, "the lock came before it was free"
+        assert int(path.read_text()) == os.getpid()
+    holder.communicate()
+    assert holder.pid in seen
+    assert set(seen) <= {holder.pid, None}
+    assert names(tmp_path / "deep") == []
+
+
+def test_a_lock_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "lock", 600)
+    holder.kill()
+    holder.communicate()
+    assert names(tmp_path) == ["lock"]
+    with process_lock(tmp_path / "lock", lambda pid: pytest.fail(f"held by {pid}")):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_whoever_waits_may_give_up(tmp_path: Path) -> None:
+    def give_up(pid: int | None) -> None:
+        raise InputError("busy", found=pid)
+
+    with process_lock(tmp_path / "lock", give_up):
+        with pytest.raises(InputError) as error, process_lock(tmp_path / "lock", give_up):
+            pass
+        assert error.value.found == os.getpid()
+        assert names(tmp_path) == ["lock"]
+
+
+CROWD = """
+    import sys
+    from pathlib import Path
+    from llmdpd.files import process_lock
+
+    lock, counter = Path(sys.argv[1]) / "lock", Path(sys.argv[1]) / "counter"
+    for _ in range(100):
+        with process_lock(lock, lambda pid: None):
+            value = int(counter.read_text())
+            counter.write_text(str(value + 1))
+"""
+
+
+def test_no_two_hold_a_lock_that_is_removed_and_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    command = [sys.executable, "-c", textwrap.dedent(CROWD).replace("import sys", QUICK), str(tmp_path)]
+    crowd = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(60) for process in crowd] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "300"
+    assert names(tmp_path) == ["counter"]
+
+
+QUICK = "import sys; from llmdpd import files; files._LOCK_POLL_SECONDS = 0.0001"
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with process_lock(tmp_path / "lock", lambda pid: None):
+        pass
+    assert "no locks" in caplog.text
+    with atomic_directory(tmp_path / "folder"):
+        pass
+    assert names(tmp_path) == ["folder"]

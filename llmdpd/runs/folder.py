@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import differences, from_plain, to_plain
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_write_json, read_json, recover_directory
+from llmdpd.files import atomic_write_json, process_lock, read_json, recover_directory
 
 _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors")
 # Where a resumed run may differ from its start: none of these changes what is learned.
@@ -62,24 +63,24 @@ class RunFolder:
         """A new run folder, named after preset, seed and time unless a path is given.
 
         Raises:
-            InputError: the folder holds something already.
+            InputError: the folder holds something already, or another process trains in it.
         """
         if path is None:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             path = Path("runs") / f"{config.preset}-seed{config.seed}-{stamp}"
         if path.exists() and not path.is_dir():
             raise InputError("the run folder is a file", path=path, expected="a new or an empty folder")
-        if path.exists() and any(path.iterdir()):
-            raise InputError(
-                "the run folder is not empty",
-                path=path,
-                expected="a new or an empty folder",
-                hint=f"continue that run with --resume {path}, or choose another --run-dir",
-            )
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        atomic_write_json(run.config, to_plain(config))
-        run.note(versions=_versions(), machine=_machine(), times={})
+        with run.lock():
+            if any(file != run._lock_file for file in path.iterdir()):
+                raise InputError(
+                    "the run folder is not empty",
+                    path=path,
+                    expected="a new or an empty folder",
+                    hint=f"continue that run with --resume {path}, or choose another --run-dir",
+                )
+            atomic_write_json(run.config, to_plain(config))
+            run.note(versions=_versions(), machine=_machine(), times={})
         return run
 
     @classmethod
@@ -97,6 +98,27 @@ class RunFolder:
         for name in ("last", "best"):
             recover_directory(run.policy(name))
         return run
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from training this run while the block runs.
+
+        Raises:
+            InputError: another process trains it.
+        """
+        return process_lock(self._lock_file, self._refuse)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    def _refuse(self, holder: int | None) -> None:
+        raise InputError(
+            "another process trains this run",
+            path=self.path,
+            found="a live process" if holder is None else f"process {holder}",
+            expected="a run that no process trains",
+            hint="wait for it, or stop it (SIGTERM: it saves), then resume",
+        )
 
     def read_config(self) -> TrainConfig:
         """The configuration that the run was started with."""

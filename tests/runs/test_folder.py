@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_an_empty_folder_will_do_and_a_used_one_not(tmp_path: Path, run: RunFold
         RunFolder.create(run.config, CONFIG)
     with pytest.raises(InputError, match="not a run folder"):
         RunFolder.open(tmp_path)
+
+
+def test_a_run_that_is_trained_is_not_trained_by_another(run: RunFolder, tmp_path: Path) -> None:
+    with run.lock():
+        with pytest.raises(InputError, match="another process trains this run") as error, run.lock():
+            pass
+        assert error.value.found == f"process {os.getpid()}"
+        with pytest.raises(InputError, match="another process trains"):
+            RunFolder.create(run.path, CONFIG)
+    with run.lock():
+        pass
+    assert sorted(file.name for file in run.path.iterdir()) == ["config.json", "meta.json"]
 
 
 def test_notes_are_merged(run: RunFolder) -> None:
