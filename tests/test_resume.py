@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import signal
@@ -16,7 +17,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from llmdpd.data import save_minari
 from llmdpd.policy import Policy
+from llmdpd.runs import pipeline
 from llmdpd.training.checkpoint import latest_checkpoint
 from llmdpd.training.metrics import read_metrics
 
@@ -187,6 +190,60 @@ def test_what_a_resume_may_not_do(
         assert "evaluation.episodes" not in error
         assert "Traceback" not in error
     assert contents(run_copy) == before
+
+
+def test_a_configuration_edited_by_hand_is_told(
+    run_copy: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options agree with config.json then; the checkpoint knows better."""
+    config = json.loads((run_copy / "config.json").read_text())
+    config["agent"]["lr"] = 0.5
+    config["evaluation"]["max_steps"] = 16
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert train("--resume", run_copy) == 2
+    error = capsys.readouterr().err
+    assert "config.agent.lr: 0.0006 → 0.5" in error
+    assert "config.evaluation.max_steps: 15 → 16" in error
+    assert "training data" not in error
+
+
+@pytest.mark.parametrize("which", ["training data", "example data", "text embeddings"])
+def test_other_inputs_than_the_checkpoints_are_told(
+    which: str,
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    metaworld_data: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, every = tmp_path / "run", ("reach-v3", "push-v3", "door-lock-v3")
+    for name in ("path", "prompts"):
+        save_minari(metaworld_data(every), tmp_path / name)
+    short = ["--training.iterations", 2, "--training.select-every", 0, "--evaluation.max-steps", 2]
+    places = ["--data.path", tmp_path / "path", "--data.prompts", tmp_path / "prompts"]
+    assert train("--run-dir", run, *tiny_options, *short, *places) == 0
+    prompts = (run / "prompts.json").read_bytes()
+    capsys.readouterr()
+    if which == "text embeddings":
+        embed = pipeline.embed_tasks
+
+        def other(*arguments: Any) -> Any:
+            texts = embed(*arguments)
+            return dataclasses.replace(texts, vectors={text: v + 1e-6 for text, v in texts.vectors.items()})
+
+        monkeypatch.setattr(pipeline, "embed_tasks", other)
+    else:
+        name = "path" if which == "training data" else "prompts"
+        save_minari(metaworld_data(every, seed=9, first_seed=50), tmp_path / name)
+    assert train("--resume", run) == 2
+    error = capsys.readouterr().err
+    assert "not what its checkpoint learned from" in error
+    assert which in error
+    assert [
+        other for other in ("training data", "example data", "text embeddings", "config") if f"{other}: '" in error
+    ] == [which]
+    assert (run / "prompts.json").read_bytes() == prompts
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "format", "other sizes"])

@@ -19,8 +19,12 @@ from llmdpd.errors import InputError
 from llmdpd.files import atomic_write_json, process_lock, read_json, recover_directory
 
 _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors")
-# Where a resumed run may differ from its start: none of these changes what is learned.
-_FREE_ON_RESUME = ("evaluation.", "data.workers", "training.checkpoint_every")
+# Where a resumed run may differ from its start: none of these changes what is learned or chosen. Where collected data
+# is kept may change because what lies there is held against the checkpoint's hash.
+_FREE_ON_RESUME = (
+    *("evaluation.episodes", "evaluation.films", "data.root", "data.workers"),
+    "training.checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class RunFolder:
             InputError: naming every field in which `config` would change what is learned.
         """
         changed = differences(read_json(self.config), to_plain(config))
-        forbidden = [line for line in changed if not line.startswith(_FREE_ON_RESUME)]
+        forbidden = [line for line in changed if line.split(":")[0] not in _FREE_ON_RESUME]
         if forbidden:
             raise InputError(
                 "the run cannot be resumed with another configuration",
@@ -160,6 +164,15 @@ class RunFolder:
         for name, values in sections.items():
             known[name] = {**known.get(name, {}), **values}
         atomic_write_json(self.meta, known)
+
+
+def decisive(config: TrainConfig) -> dict[str, Any]:
+    """The plain configuration without what a resumed run may change."""
+    plain: dict[str, Any] = to_plain(config)
+    for name in _FREE_ON_RESUME:
+        section, field = name.split(".")
+        del plain[section][field]
+    return plain
 
 
 class Stopwatch:

@@ -26,6 +26,7 @@ from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import ACTION_DIM, STATE_DIM, Embeddings, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
 from llmdpd.runs.folder import RunFolder, Stopwatch
+from llmdpd.runs.inputs import check_inputs, input_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
 from llmdpd.training.batches import BatchSampler
@@ -67,19 +68,23 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         InputError, TrainingDivergedError: see there.
     """
     _set_up_torch(config)
-    watch = Stopwatch()
-    dataset, words = training_data(config, stop.check)
     tasks = (*config.tasks.seen, *config.tasks.unseen)
-    examples = example_data(config, stop.check) if config.policy.context.trajectory else None
-    run.note(times={"data_seconds": watch.seconds})
-    stop.check()
-    prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
+    # First what needs the tasks alone: an LLM that is not there is told before minutes of collection.
     watch = Stopwatch()
     texts = embed_tasks(config, tasks)
     run.note(times={"embedding_seconds": watch.seconds})
     stop.check()
+    watch = Stopwatch()
+    dataset, words = training_data(config, stop.check)
+    examples = example_data(config, stop.check) if config.policy.context.trajectory else None
+    run.note(times={"data_seconds": watch.seconds})
+    stop.check()
+    facts = input_facts(config, dataset, examples, texts)
+    check_inputs(run, facts)
+    prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
         loop = _training_loop(config, run, dataset, words, texts, prompts, pool, stop)
+        loop.facts = facts
         seconds = loop.execute(stop)
     run.note(times={"training_seconds": round(seconds, 1)})
     watch = Stopwatch()
@@ -132,7 +137,7 @@ def _training_loop(
         return _select(policy(0), seen, config, pool, stop.check)
 
     hooks = Hooks(select, lambda which, iteration: policy(iteration).save(run.policy(which)))
-    return TrainingLoop(run.path, agent, sampler, config.training, hooks, {"config": to_plain(config)})
+    return TrainingLoop(run.path, agent, sampler, config.training, hooks)
 
 
 def _snapshot(agent: LLMDPD, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]) -> Policy:

@@ -4,7 +4,7 @@
       networks.safetensors     every network of the agent
       optimizers.safetensors   every optimiser's state
       random.safetensors       torch's generators
-      state.json               iteration, sampler position, best score so far, the run's configuration
+      state.json               iteration, sampler position, best score so far, hashes of the run's inputs
 
 A new one is written under a temporary name and renamed; only then is the old one removed. So a kill at any moment, or a
 disk that fills up, leaves the last one whole. A run that is stopped again before it has gone on writes the same

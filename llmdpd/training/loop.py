@@ -49,7 +49,7 @@ class Hooks:
 class TrainingLoop:
     """Runs an agent for `config.iterations`, from the run's last checkpoint if there is one.
 
-    `facts` is kept in every checkpoint (the run's configuration).
+    `facts` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.inputs`).
     """
 
     run: Path

@@ -11,7 +11,7 @@ import pytest
 from llmdpd.config import PRESETS, TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.policy_folder import resolve_policy
-from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.folder import RunFolder, decisive
 
 CONFIG = PRESETS["smoke"]
 
@@ -75,18 +75,27 @@ def _changed(**parts: dict[str, object]) -> TrainConfig:
 
 
 def test_what_does_not_change_the_learning_may_change(run: RunFolder) -> None:
-    config = _changed(evaluation={"episodes": 9, "films": False}, data={"workers": 1}, training={"checkpoint_every": 3})
+    config = _changed(
+        evaluation={"episodes": 9, "films": False},
+        data={"workers": 1, "root": "elsewhere"},
+        training={"checkpoint_every": 3},
+    )
     run.take_up(config)
     assert run.read_config() == config
+    assert decisive(config) == decisive(CONFIG)
+    assert decisive(_changed(evaluation={"max_steps": 9})) != decisive(CONFIG)
 
 
 def test_every_field_that_may_not_change_is_named(run: RunFolder) -> None:
-    config = _changed(agent={"lr": 0.5}, tasks={"seen": ("reach-v3",)}, evaluation={"episodes": 9})
+    # Selection rolls out max_steps steps: they decide which policy is the best.
+    evaluation = {"episodes": 9, "max_steps": 7}
+    config = _changed(agent={"lr": 0.5}, tasks={"seen": ("reach-v3",)}, evaluation=evaluation)
     with pytest.raises(InputError) as error:
         run.take_up(config)
     found = str(error.value.found)
     assert f"agent.lr: {CONFIG.agent.lr!r} → 0.5" in found
     assert "tasks.seen: " in found
+    assert "evaluation.max_steps: " in found
     assert "episodes" not in found
     assert run.read_config() == CONFIG
 

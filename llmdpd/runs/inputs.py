@@ -1,0 +1,52 @@
+"""What a run learns from, as hashes in its checkpoints: a resumed run must find the same again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from llmdpd.collection import content_hash
+from llmdpd.config import TrainConfig
+from llmdpd.config_io import differences
+from llmdpd.data import TrajectoryDataset
+from llmdpd.errors import InputError
+from llmdpd.runs.data import Embeddings
+from llmdpd.runs.folder import RunFolder, decisive
+from llmdpd.training.checkpoint import latest_checkpoint, read_state
+
+
+def input_facts(
+    config: TrainConfig, dataset: TrajectoryDataset, examples: TrajectoryDataset | None, texts: Embeddings
+) -> dict[str, Any]:
+    """The settings that decide what is learned, and SHA-256 of training data, evaluation's examples, embeddings."""
+    embedded = hashlib.sha256()
+    for text, vector in texts.vectors.items():
+        embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
+    return {
+        "config": decisive(config),
+        "training data": content_hash(dataset),
+        "example data": None if examples is None else content_hash(examples),
+        "text embeddings": embedded.hexdigest() if texts.vectors else None,
+    }
+
+
+def check_inputs(run: RunFolder, facts: Mapping[str, Any]) -> None:
+    """Hold `input_facts` against the run's checkpoint, where there is one.
+
+    Raises:
+        InputError: naming every setting and every input that is not the checkpoint's.
+    """
+    checkpoint = latest_checkpoint(run.path / "checkpoint")
+    if checkpoint is None:
+        return
+    state = read_state(checkpoint)
+    changed = differences({name: state.get(name) for name in facts}, dict(facts))
+    if changed:
+        raise InputError(
+            "the run cannot be resumed: what it learns from is not what its checkpoint learned from",
+            path=checkpoint,
+            found="; ".join(changed),
+            expected="the same configuration, data and embeddings",
+            hint="put them back as they were, or start a new run",
+        )
