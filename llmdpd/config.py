@@ -19,7 +19,7 @@ class TaskConfig:
     """Which tasks are learned and which are only evaluated."""
 
     protocol: str = "paper"
-    """Name of this split in results."""
+    """Name of this split in results; `paper` and `ml45` become `custom` there where the tasks are not theirs."""
     seen: tuple[str, ...] = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
     """Meta-World tasks that are trained on."""
     unseen: tuple[str, ...] = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")

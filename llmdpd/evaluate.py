@@ -46,8 +46,8 @@ class EvaluateConfig:
     """Actions drawn a state; by default the run's."""
     noise_scale: float | None = None
     """Factor on the sampler's noise; by default the run's."""
-    max_steps: int = 500
-    """Steps an episode at most."""
+    max_steps: int | None = None
+    """Steps an episode at most; by default the run's."""
     films: bool = False
     """Film one episode a task."""
     workers: int | None = None
@@ -57,8 +57,8 @@ class EvaluateConfig:
     device: str = "cpu"
     """Where the policy runs: cpu, cuda or cuda:N."""
     out: Path | None = None
-    """File for the results. By default the run's results.json, which is replaced; with other tasks, prompts, acting or
-    one checkpoint alone, a new file in the run's folder evaluations."""
+    """File for the results. By default the run's results.json, which is replaced; with other tasks, prompts, acting,
+    steps an episode or one checkpoint alone, a new file in the run's folder evaluations."""
 
 
 _LIMITS = {
@@ -86,8 +86,9 @@ def _evaluate(config: EvaluateConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     prompts = _prompts(config, run, trained)
-    evaluation = dataclasses.replace(EvaluationConfig(), episodes=config.episodes, max_steps=config.max_steps)
-    out = config.out or (run.results if _is_standard(config) else run.new_evaluation())
+    steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
+    evaluation = EvaluationConfig(episodes=config.episodes, max_steps=steps)
+    out = config.out or (run.results if _is_standard(config, trained) else run.new_evaluation())
     with StopSignals() as stop:
         records = evaluate_run(
             run,
@@ -101,15 +102,16 @@ def _evaluate(config: EvaluateConfig) -> None:
             check=stop.check,
         )
         if config.films:
-            film_run(run, prompts, config.max_steps, stop.check)
+            film_run(run, prompts, steps, stop.check)
     console.print(results_table(records))
     console.print(f"results: {out}")
 
 
-def _is_standard(config: EvaluateConfig) -> bool:
-    """Whether it is the evaluation that results.json holds: the run's own tasks, prompts and acting, both policies."""
+def _is_standard(config: EvaluateConfig, trained: TrainConfig) -> bool:
+    """Whether it is the evaluation that results.json holds: the run's tasks, prompts, acting, steps, both policies."""
     custom = config.tasks or config.prompt_data or config.prompt_text or _changes(config)
-    return not custom and config.checkpoint == "both"
+    steps = config.max_steps in (None, trained.evaluation.max_steps)
+    return steps and not custom and config.checkpoint == "both"
 
 
 def _prompts(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -> dict[str, TaskPrompt]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from llmdpd.errors import InputError
+from llmdpd.config_io import from_plain, to_plain
+from llmdpd.errors import InputError, located
 from llmdpd.files import atomic_write_json, read_json
 
-SCHEMA = 1
+SCHEMA = 2
 SPLITS = ("seen", "unseen")
 CHECKPOINTS = ("last", "best")
 _DERIVED = ("success_rate", "ci95")
@@ -62,6 +63,31 @@ class PromptUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActingUse:
+    """How actions were drawn and chosen: the fields of `llmdpd.acting.ActingConfig`, with the steps made plain."""
+
+    samples: int
+    selection: str
+    temperature: float
+    noise_scale: float
+    sampler: str
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps"):
+            _check_count(f"acting.{name}", getattr(self, name), 1)
+        for name in ("selection", "sampler"):
+            _check_type(f"acting.{name}", getattr(self, name), (str,), "a text")
+        for name in ("temperature", "noise_scale"):
+            _check_number(f"acting.{name}", getattr(self, name))
+
+    def __str__(self) -> str:
+        chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
+        drawn = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
+        return f"{drawn}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskResult:
     """One evaluated task: a success count (Meta-World), or returns and a normalised score (locomotion), never both.
 
@@ -70,7 +96,9 @@ class TaskResult:
     protocol      "paper", "ml45", "d4rl" or another name for what was trained on what
     episodes      evaluated episodes, >= 1
     seed          the run's seed (training); the evaluation's seeds are fixed and apart from it
+    max_steps     steps after which an episode ended without success
     prompts       which prompts the policy was given
+    acting        how actions were drawn and chosen
     trained_on    names of the tasks whose data it was trained on
     training_data what that data is, in words
     goal_visible  whether the observation shows the goal; None where the question has no meaning
@@ -89,8 +117,10 @@ class TaskResult:
     split: str
     protocol: str
     episodes: int
+    max_steps: int
     seed: int
     prompts: PromptUse
+    acting: ActingUse
     trained_on: tuple[str, ...]
     training_data: str
     goal_visible: bool | None
@@ -111,9 +141,11 @@ class TaskResult:
         _check_choice("split", self.split, SPLITS)
         _check_choice("checkpoint", self.checkpoint, CHECKPOINTS)
         _check_count("episodes", self.episodes, 1)
+        _check_count("max_steps", self.max_steps, 1)
         _check_count("iterations", self.iterations, 0)
         _check_type("seed", self.seed, (int,), "an integer")
         _check_type("prompts", self.prompts, (PromptUse,), "text and trajectory")
+        _check_type("acting", self.acting, (ActingUse,), "how actions were chosen")
         _check_names("trained_on", self.trained_on)
         object.__setattr__(self, "trained_on", tuple(self.trained_on))
         _check_type("goal_visible", self.goal_visible, (bool, type(None)), "true, false or null")
@@ -156,15 +188,11 @@ class TaskResult:
     def identity(self) -> tuple[object, ...]:
         """What tells two records apart: everything that was set, nothing that was measured."""
         setting = (self.protocol, self.prompts, self.trained_on, self.training_data, self.goal_visible, self.context)
-        return (self.task, self.split, self.checkpoint, self.seed, *setting)
+        return (self.task, self.split, self.checkpoint, self.seed, self.max_steps, self.acting, *setting)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field that is set, the success rate and its interval."""
-        value: dict[str, Any] = {}
-        for field in fields(self):
-            value[field.name] = getattr(self, field.name)
-        value["prompts"] = {"text": self.prompts.text, "trajectory": self.prompts.trajectory}
-        value["trained_on"] = list(self.trained_on)
+        value: dict[str, Any] = to_plain(self)
         value["success_rate"] = self.success_rate
         value["ci95"] = None if self.ci95 is None else list(self.ci95)
         optional = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
@@ -183,6 +211,7 @@ class TaskResult:
             raise InputError("a result has an unknown field", field=name, expected=", ".join(sorted(names)))
         arguments = {name: value[name] for name in names & set(value)}
         arguments["prompts"] = _prompts_from_json(value["prompts"])
+        arguments["acting"] = from_plain(ActingUse, value["acting"], "", "acting.")
         result = cls(**arguments)
         result._check_derived(value)
         return result
@@ -201,13 +230,6 @@ class TaskResult:
                 )
 
 
-def merge_results(old: Iterable[TaskResult], new: Iterable[TaskResult]) -> list[TaskResult]:
-    """`old` with every record of `new` added, or put in the place of the one with the same `identity`."""
-    merged = {record.identity: record for record in old}
-    merged.update({record.identity: record for record in new})
-    return list(merged.values())
-
-
 def write_results(path: str | Path, records: Sequence[TaskResult]) -> None:
     """Write results.json whole or not at all. Raises `InputError` if two records have the same `identity`."""
     _check_unique(records, path)
@@ -221,17 +243,17 @@ def read_results(path: str | Path) -> list[TaskResult]:
         raise InputError("not a results file", path=path, field="records", expected="an object with a list `records`")
     if value.get("schema") != SCHEMA:
         raise InputError(
-            "results of another version", path=path, field="schema", found=_brief(value.get("schema")), expected=SCHEMA
+            "results of another version",
+            path=path,
+            field="schema",
+            found=_brief(value.get("schema")),
+            expected=SCHEMA,
+            hint="evaluate the run again (python -m llmdpd.evaluate RUN), or read it with the llmdpd that wrote it",
         )
     records = []
     for index, entry in enumerate(value["records"]):
-        try:
+        with located(path, f"records[{index}]"):
             records.append(TaskResult.from_json(entry))
-        except InputError as error:
-            place = f"records[{index}]" + (f".{error.field}" if error.field else "")
-            raise InputError(
-                error.problem, path=path, field=place, found=error.found, expected=error.expected, hint=error.hint
-            ) from None
     _check_unique(records, path)
     return records
 

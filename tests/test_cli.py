@@ -12,7 +12,7 @@ from rich.console import Console
 from llmdpd.cli import results_table, run_command, take_option
 from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.results import PromptUse, TaskResult
+from llmdpd.results import ActingUse, PromptUse, TaskResult
 from llmdpd.training.loop import TrainingDivergedError
 from llmdpd.training.stopping import StopRequestedError
 
@@ -101,8 +101,10 @@ def test_the_results_fit_eighty_columns() -> None:
         protocol="ml45",
         episodes=500,
         successes=123,
+        max_steps=500,
         seed=0,
         prompts=PromptUse(True, True),
+        acting=ActingUse(samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5),
         trained_on=("reach-v3",),
         training_data="x",
         goal_visible=True,

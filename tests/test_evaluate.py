@@ -21,7 +21,7 @@ FAST = ("--max-steps", 6, "--workers", 1, "--threads", 1)
 
 @pytest.fixture
 def evaluate(cache_home: Path, torch_settings: None) -> Callable[..., int]:
-    return lambda *words: main([str(word) for word in (*words, *FAST)])
+    return lambda *words: main([str(word) for word in (*FAST, *words)])
 
 
 def save_mtdiff(data: TrajectoryDataset, path: Path) -> Path:
@@ -58,25 +58,33 @@ def save(data: TrajectoryDataset, kind: str, folder: Path) -> Path:
     return save_d4rl(dataclasses.replace(data, tasks=("some-replay",)), folder / "replay.hdf5")
 
 
-def test_all_tasks_of_the_run_by_default(run_copy: Path, evaluate: Callable[..., int]) -> None:
+def test_all_tasks_of_the_run_by_default(run_copy: Path, cache_home: Path, torch_settings: None) -> None:
     before = read_results(run_copy / "results.json")
-    assert evaluate(run_copy, "--episodes", 3) == 0
+    assert main([str(run_copy), "--episodes", "3", "--workers", "1", "--threads", "1"]) == 0
     value = json.loads((run_copy / "results.json").read_text())
-    assert value["schema"] == 1
+    assert value["schema"] == 2
     assert [(r["task"], r["checkpoint"]) for r in value["records"]] == [(r.task, r.checkpoint) for r in before]
     for record in value["records"]:
         assert record["episodes"] == 3
+        assert record["max_steps"] == 15, "the run's own"
         assert record["success_rate"] == record["successes"] / 3
         assert record["ci95"] == pytest.approx(wilson_interval(record["successes"], 3))
         assert record["prompts"] == {"text": "built in", "trajectory": str(run_copy / "prompt_data")}
 
 
-@pytest.mark.parametrize("option", [("--samples", 2), ("--tasks", "reach"), ("--checkpoint", "best")])
+@pytest.mark.parametrize(
+    "option", [("--samples", 2), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16)]
+)
 def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
-    option: tuple[Any, ...], run_copy: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    option: tuple[Any, ...],
+    run_copy: Path,
+    cache_home: Path,
+    torch_settings: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (run_copy / "results.json").read_bytes()
-    assert evaluate(run_copy, "--episodes", 1, "--max-steps", 5, *option) == 0
+    words = [run_copy, "--episodes", 1, "--workers", 1, "--threads", 1, *option]
+    assert main([str(word) for word in words]) == 0
     assert (run_copy / "results.json").read_bytes() == before
     (out,) = (run_copy / "evaluations").iterdir()
     assert str(out) in capsys.readouterr().out
@@ -181,6 +189,7 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
     "device": (["--device", "cuda:9"], ["GPU", "cuda:9"]),
     "episodes": (["--episodes", 0], ["episodes", "at least 1"]),
+    "steps": (["--max-steps", 900], ["max_steps", "900", "500"]),
     "samples": (["--samples", 0], ["samples", "at least 1"]),
     "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
     "out": (["--out", "."], ["cannot be written", "a folder"]),

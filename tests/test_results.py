@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdpd.errors import InputError
-from llmdpd.results import PromptUse, TaskResult, merge_results, read_results, wilson_interval, write_results
+from llmdpd.results import ActingUse, PromptUse, TaskResult, read_results, wilson_interval, write_results
 
+ACTING = ActingUse(samples=50, selection="soft", temperature=0.5, noise_scale=1.0, sampler="ddpm", steps=5)
 RECORD = TaskResult(
     task="sweep-into-v3",
     split="seen",
     protocol="paper",
     episodes=25,
+    max_steps=500,
     seed=3,
     prompts=PromptUse(text=True, trajectory="held-out expert episodes"),
+    acting=ACTING,
     trained_on=("sweep-into-v3", "coffee-push-v3"),
     training_data="scripted experts",
     goal_visible=True,
@@ -52,6 +55,16 @@ records = st.builds(
     split=st.sampled_from(["seen", "unseen"]),
     protocol=names,
     seed=st.integers(-(2**40), 2**40),
+    max_steps=st.integers(1, 1000),
+    acting=st.builds(
+        ActingUse,
+        samples=st.integers(1, 99),
+        selection=names,
+        temperature=finite,
+        noise_scale=finite,
+        sampler=names,
+        steps=st.integers(1, 99),
+    ),
     prompts=st.builds(PromptUse, st.booleans() | names, st.booleans() | names),
     trained_on=st.lists(names, max_size=4).map(tuple),
     training_data=st.text(max_size=20),
@@ -114,7 +127,7 @@ def test_the_file_holds_what_the_design_promises(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     write_results(path, [RECORD, LOCOMOTION])
     value = json.loads(path.read_text())
-    assert value["schema"] == 1
+    assert value["schema"] == 2
     success, locomotion = value["records"]
     assert success["success_rate"] == 0.8
     assert success["ci95"] == pytest.approx([0.6087, 0.9114], abs=1e-4)
@@ -136,10 +149,16 @@ def test_two_results_of_one_identity_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_merging_replaces_the_same_setting_and_keeps_the_rest() -> None:
-    again = replace(RECORD, successes=450, episodes=500, wall_seconds=80.0)
-    without = replace(RECORD, prompts=PromptUse(text=False, trajectory=True))
-    assert merge_results([RECORD, LOCOMOTION], [again, without]) == [again, LOCOMOTION, without]
+@pytest.mark.parametrize("change", [{"max_steps": 150}, {"acting": replace(ACTING, samples=1)}])
+def test_how_it_was_evaluated_tells_results_apart(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_results(tmp_path / "results.json", [RECORD, replace(RECORD, **change)])
+    assert read_results(tmp_path / "results.json")[1] == replace(RECORD, **change)
+
+
+def test_acting_in_words() -> None:
+    assert str(ACTING) == "soft choice (temperature 0.5) of 50, ddpm in 5 steps, noise scale 1"
+    assert str(replace(ACTING, selection="max")) == "best of 50, ddpm in 5 steps, noise scale 1"
+    assert str(replace(ACTING, samples=1, noise_scale=0.25)) == "1 sample, ddpm in 5 steps, noise scale 0.25"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +177,12 @@ def test_merging_replaces_the_same_setting_and_keeps_the_rest() -> None:
         ({"prompts": {"text": True}}, "prompts"),
         ({"prompts": {"text": None, "trajectory": True}}, "prompts.text"),
         ({"prompts": {"text": True, "trajectory": ""}}, "prompts.trajectory"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"acting": "ddpm"}, "acting."),
+        ({"acting": asdict(ACTING) | {"samples": 0}}, "acting.samples"),
+        ({"acting": asdict(ACTING) | {"noise_scale": float("nan")}}, "acting.noise_scale"),
+        ({"acting": asdict(ACTING) | {"more": 1}}, "acting.more"),
+        ({"acting": {"samples": 1}}, "acting.selection"),
         ({"trained_on": "sweep-into-v3"}, "trained_on"),
         ({"trained_on": [1]}, "trained_on"),
         ({"goal_visible": 1}, "goal_visible"),
@@ -178,7 +203,7 @@ def test_merging_replaces_the_same_setting_and_keeps_the_rest() -> None:
 def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
     path = tmp_path / "results.json"
     broken = RECORD.to_json() | changes
-    path.write_text(json.dumps({"schema": 1, "records": [LOCOMOTION.to_json(), broken]}))
+    path.write_text(json.dumps({"schema": 2, "records": [LOCOMOTION.to_json(), broken]}))
     with pytest.raises(InputError) as caught:
         read_results(path)
     assert caught.value.field == f"records[1].{field}"
@@ -190,7 +215,7 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "results.json"
     value = RECORD.to_json()
     del value[name]
-    path.write_text(json.dumps({"schema": 1, "records": [value]}))
+    path.write_text(json.dumps({"schema": 2, "records": [value]}))
     with pytest.raises(InputError) as caught:
         read_results(path)
     assert caught.value.field == f"records[0].{name}"
@@ -203,10 +228,10 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
         "{",
         "[]",
         "null",
-        '{"schema": 1}',
-        '{"schema": 2, "records": []}',
+        '{"schema": 2}',
+        '{"schema": 1, "records": []}',
         '{"records": []}',
-        '{"schema": 1, "records": [3]}',
+        '{"schema": 2, "records": [3]}',
     ],
 )
 def test_a_file_that_is_no_results_file_is_refused(tmp_path: Path, text: str) -> None:
@@ -215,6 +240,15 @@ def test_a_file_that_is_no_results_file_is_refused(tmp_path: Path, text: str) ->
     with pytest.raises(InputError) as caught:
         read_results(path)
     assert caught.value.path == str(path)
+
+
+def test_results_of_the_first_schema_are_told_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"schema": 1, "records": [RECORD.to_json()]}))
+    with pytest.raises(InputError, match="another version") as caught:
+        read_results(path)
+    assert (caught.value.field, caught.value.found, caught.value.expected) == ("schema", "1", 2)
+    assert "llmdpd.evaluate" in str(caught.value.hint)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

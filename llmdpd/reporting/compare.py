@@ -207,6 +207,8 @@ def _setting(record: TaskResult, run: Run) -> _Named:
         "trajectory prompt": on_off(record.prompts.trajectory),
         "context": record.context,
         "goal": goal_words(record.goal_visible),
+        "steps an episode": f"at most {record.max_steps}",
+        "acting": str(record.acting),
         "data": record.training_data,
         "trained on": ", ".join(sorted(record.trained_on)),
     }

@@ -242,6 +242,8 @@ def _facts(arm: Arm) -> dict[str, str]:
         "context": first.context,
         "iterations": ", ".join(by_checkpoint),
         "episodes a task": _span([record.episodes for record in arm.records]),
+        "steps an episode": f"at most {first.max_steps}",
+        "acting": str(first.acting),
         "seeds": ", ".join(map(str, arm.seeds)),
     }
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from llmdpd.config import EvaluationConfig
+from llmdpd.config import EvaluationConfig, TaskConfig
+from llmdpd.config_io import to_plain
+from llmdpd.envs import ML45_TEST, ML45_TRAIN
 from llmdpd.envs.rollout import EnvPool, EpisodeResult
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.progress import ProgressBar, console
-from llmdpd.results import PromptUse, TaskResult, write_results
+from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
 from llmdpd.runs.evaluation import evaluate_tasks, make_films
 from llmdpd.runs.folder import RunFolder, Stopwatch
 from llmdpd.runs.prompts import TaskPrompt
+
+PROTOCOLS = {"paper": (TaskConfig().seen, TaskConfig().unseen), "ml45": (ML45_TRAIN, ML45_TEST)}
+"""Protocols that others know by these names: tasks that are trained on, tasks that are held out."""
 
 
 def evaluate_run(
@@ -109,27 +114,48 @@ def _evaluate(
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
     steps = sum(result.length for episodes in results.values() for result in episodes)
+    protocol = protocol_of(policy.facts["protocol"], policy.facts["trained_on"], prompts)
     return [
-        _record(name, policy, task, prompts[task], episodes, watch.seconds / steps)
+        _record(name, policy, protocol, config.max_steps, prompts[task], episodes, watch.seconds / steps)
         for task, episodes in results.items()
     ]
 
 
+def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) -> str:
+    """The protocol's name, or "custom" for one that is well known and is not what was done.
+
+    That is, other tasks were trained on, or one was evaluated that it does not have.
+    """
+    if name not in PROTOCOLS:
+        return name
+    seen, unseen = PROTOCOLS[name]
+    return name if set(trained_on) == set(seen) and set(evaluated) <= {*seen, *unseen} else "custom"
+
+
 def _record(
-    name: str, policy: Policy, task: str, prompt: TaskPrompt, episodes: Sequence[EpisodeResult], seconds_a_step: float
+    name: str,
+    policy: Policy,
+    protocol: str,
+    max_steps: int,
+    prompt: TaskPrompt,
+    episodes: Sequence[EpisodeResult],
+    seconds_a_step: float,
 ) -> TaskResult:
-    facts, context = policy.facts, policy.network.config.context
+    facts, config, acting = policy.facts, policy.network.config, policy.acting
+    context, task = config.context, episodes[0].request.task
     return TaskResult(
         task=task,
         split="seen" if task in facts["trained_on"] else "unseen",
-        protocol=facts["protocol"],
+        protocol=protocol,
         episodes=len(episodes),
         successes=sum(result.success for result in episodes),
+        max_steps=max_steps,
         seed=facts["seed"],
         prompts=PromptUse(
             text=prompt.text_source if context.text else False,
             trajectory=prompt.example_source if context.trajectory and prompt.example is not None else False,
         ),
+        acting=ActingUse(**(to_plain(acting) | {"steps": acting.plan(config).steps})),
         trained_on=tuple(facts["trained_on"]),
         training_data=facts["training_data"],
         goal_visible=facts["goal_visible"],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmdpd.reporting.films import save_film
-from llmdpd.results import PromptUse, TaskResult, write_results
+from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
 
 SEEN = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
 UNSEEN = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")
@@ -31,7 +31,9 @@ def _result(**changes: Any) -> TaskResult:
         "protocol": "paper",
         "episodes": 25,
         "seed": 0,
+        "max_steps": 500,
         "prompts": PromptUse(text=True, trajectory=True),
+        "acting": ActingUse(samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5),
         "trained_on": SEEN,
         "training_data": "scripted experts, noise mix, 100 episodes a task",
         "goal_visible": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -135,6 +136,21 @@ def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_resul
     assert page.row("facts", "text prompt") == ["off"]
     assert page.row("facts", "trajectory prompt") == ["expert set B"]
     assert page.row("facts", "iterations") == ["30,000 (last)"]
+    assert page.row("facts", "steps an episode") == ["at most 500"]
+    assert page.row("facts", "acting") == ["1 sample, ddpm in 5 steps, noise scale 1"]
+
+
+def test_other_ways_of_evaluating_stand_apart(
+    make_run: RunMaker, make_records: Callable[..., list[TaskResult]]
+) -> None:
+    """No figure is a mean over episodes of other lengths, or over other ways of acting."""
+    first = make_records()
+    shorter = [dataclasses.replace(record, max_steps=150) for record in first]
+    many = [dataclasses.replace(record, acting=dataclasses.replace(record.acting, samples=50)) for record in first]
+    page = Page(build_report([make_run(records=first + shorter + many)]))
+    assert len(page.row("success", "sweep-into-v3")) == 3 * 2 + 2
+    for words in ("at most 150", "of 50, ddpm"):
+        assert words in page.text
 
 
 def test_configuration_versions_times_prompts_and_command_are_there(make_run: RunMaker) -> None:
@@ -349,10 +365,10 @@ def test_missing_or_unusable_runs_are_named(make_run: RunMaker, tmp_path: Path) 
         build_report([run, run / ".." / run.name])
     with pytest.raises(InputError, match="a folder"):
         build_report([run], tmp_path)
-    (run / "results.json").write_text('{"schema": 1, "records": []}')
+    (run / "results.json").write_text('{"schema": 2, "records": []}')
     with pytest.raises(InputError, match=r"results\.json"):
         build_report([run])
-    (run / "results.json").write_text('{"schema": 1, "records": [{}]}')
+    (run / "results.json").write_text('{"schema": 2, "records": [{}]}')
     with pytest.raises(InputError, match=r"records\[0\]"):
         build_report([run])
     (run / "results.json").unlink()

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from llmdpd.config import EvaluationConfig
+from llmdpd.envs import ML45_TEST, ML45_TRAIN
 from llmdpd.errors import InputError
-from llmdpd.results import TaskResult, read_results, wilson_interval
+from llmdpd.results import ActingUse, TaskResult, read_results, wilson_interval
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt, task_prompts
-from llmdpd.runs.scoring import evaluate_run, film_run
+from llmdpd.runs.scoring import PROTOCOLS, evaluate_run, film_run, protocol_of
 
 CONFIG = EvaluationConfig(episodes=2, max_steps=8)
 
@@ -53,6 +54,30 @@ def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskP
         assert record.prompts.text == "built in"
         assert record.goal_visible is True
         assert record.wall_seconds > 0
+        assert record.max_steps == 8
+        assert record.acting == ActingUse(
+            samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5
+        )
+        assert record.protocol == "custom", "the paper's tasks are others"
+
+
+def test_records_say_how_was_acted(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
+    changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2}
+    out = tmp_path / "o.json"
+    records = evaluate_run(RunFolder(run_copy), CONFIG, prompts, acting=changes, workers=1, out=out)
+    for record in records:
+        assert dataclasses.asdict(record.acting) == {"temperature": 1.0, **changes}
+
+
+def test_a_protocol_is_called_by_its_name_where_it_was_followed() -> None:
+    seen, unseen = PROTOCOLS["paper"]
+    assert protocol_of("paper", seen, [*unseen, *seen]) == "paper"
+    assert protocol_of("paper", reversed(seen), unseen[:1]) == "paper"
+    assert protocol_of("paper", seen[:2], seen) == "custom"
+    assert protocol_of("paper", seen, [*seen, "soccer-v3"]) == "custom"
+    assert protocol_of("ml45", ML45_TRAIN, ML45_TEST) == "ml45"
+    assert protocol_of("ml45", ML45_TRAIN[1:], ML45_TEST) == "custom"
+    assert protocol_of("my own", ["reach-v3"], ["push-v3"]) == "my own"
 
 
 def test_a_worker_killed_in_an_evaluation_is_told_and_changes_nothing(
