@@ -49,7 +49,7 @@ class EvaluateConfig:
     max_steps: int | None = None
     """Steps an episode at most; by default the run's."""
     films: bool = False
-    """Film one episode a task."""
+    """Film one episode a task: into the run's films, or beside a file of its own in NAME-films."""
     workers: int | None = None
     """Environment processes; one a core by default."""
     threads: int | None = None
@@ -89,12 +89,13 @@ def _evaluate(config: EvaluateConfig) -> None:
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     evaluation = EvaluationConfig(episodes=config.episodes, max_steps=steps)
     out = config.out or (run.results if _is_standard(config, trained) else run.new_evaluation())
+    checkpoints = ("last", "best") if config.checkpoint == "both" else (config.checkpoint,)
     with StopSignals() as stop:
         records = evaluate_run(
             run,
             evaluation,
             prompts,
-            checkpoints=("last", "best") if config.checkpoint == "both" else (config.checkpoint,),
+            checkpoints=checkpoints,
             acting=_changes(config),
             workers=config.workers,
             device=config.device,
@@ -102,7 +103,16 @@ def _evaluate(config: EvaluateConfig) -> None:
             check=stop.check,
         )
         if config.films:
-            film_run(run, prompts, steps, stop.check)
+            film_run(
+                run,
+                prompts,
+                steps,
+                checkpoint=checkpoints[0],
+                acting=_changes(config),
+                device=config.device,
+                folder=run.films if out == run.results else out.with_name(f"{out.stem}-films"),
+                check=stop.check,
+            )
     console.print(results_table(records))
     console.print(f"results: {out}")
 

@@ -91,6 +91,27 @@ def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
     assert {r.episodes for r in read_results(out)} == {1}
 
 
+def test_films_are_of_what_was_evaluated_and_never_replace_the_runs(
+    run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "llmdpd.evaluate.film_run", lambda run, prompts, steps, **more: asked.append(more | {"s": steps})
+    )
+    words = [str(run_copy), "--episodes", "1", "--workers", "1", "--threads", "1", "--tasks", "reach", "--films"]
+    out = tmp_path / "mine.json"
+    assert main([*words, "--checkpoint", "best", "--samples", "2", "--max-steps", "4", "--out", str(out)]) == 0
+    assert asked[0].pop("check") is not None
+    assert asked == [
+        {"checkpoint": "best", "acting": {"samples": 2}, "device": "cpu", "folder": tmp_path / "mine-films", "s": 4}
+    ]
+    assert main(words) == 0
+    (own,) = (run_copy / "evaluations").iterdir()
+    assert asked[1]["folder"] == own.with_name(f"{own.stem}-films")
+    assert main([word for word in words if word not in ("--tasks", "reach")]) == 0
+    assert (asked[2]["folder"], asked[2]["checkpoint"], asked[2]["s"]) == (run_copy / "films", "last", 15)
+
+
 @pytest.mark.parametrize("kind", ["minari", "mtdiff", "hdf5 folder"])
 def test_examples_from_any_readable_data(
     kind: str, run_copy: Path, tmp_path: Path, metaworld_data: MakeData, evaluate: Callable[..., int]

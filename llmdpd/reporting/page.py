@@ -27,9 +27,10 @@ from llmdpd.results import SPLITS, TaskResult
 
 _FOLDER = Path(__file__).parent
 _NO_FILMS = (
-    "This run has no films. They need an off-screen renderer for MuJoCo: on Linux without a display install libosmesa6 "
-    "and set MUJOCO_GL=osmesa, or set MUJOCO_GL=egl where a GPU driver brings EGL; then evaluate again."
+    "This run has no films. They need an off-screen renderer for MuJoCo: on Linux without a display install "
+    "libosmesa6, or libegl1 where a GPU driver brings EGL."
 )
+_FILM_COMMANDS = "Then run: python -m llmdpd.evaluate RUN --films && python -m llmdpd.report RUN"
 _SPLIT_WORDS = {"seen": "seen: trained on", "unseen": "unseen: never trained on"}
 
 
@@ -262,7 +263,7 @@ def _run_view(run: Run) -> dict[str, Any]:
         "films": [(task, films.get(task)) for task in tasks + [task for task in films if task not in tasks]]
         if films
         else [],
-        "films_note": run.films_note or _NO_FILMS,
+        "films_note": f"{run.films_note or _NO_FILMS} {_FILM_COMMANDS}",
         "prompts": run.prompts,
         "unprompted": [task for task in tasks if run.prompts and task not in run.prompts],
         "config": {name: _plain(value) for name, value in flatten(run.config).items()},

@@ -91,7 +91,7 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     evaluate_run(run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check)
     run.note(times={"evaluation_seconds": watch.seconds})
     if config.evaluation.films:
-        film_run(run, prompts, config.evaluation.max_steps, stop.check)
+        film_run(run, prompts, config.evaluation.max_steps, device=config.device, check=stop.check)
 
 
 def _set_up_torch(config: TrainConfig) -> None:

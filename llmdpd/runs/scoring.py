@@ -66,10 +66,22 @@ def evaluate_run(
 
 
 def film_run(
-    run: RunFolder, prompts: Mapping[str, TaskPrompt], max_steps: int, check: Callable[[], None] = lambda: None
+    run: RunFolder,
+    prompts: Mapping[str, TaskPrompt],
+    max_steps: int,
+    *,
+    checkpoint: str = "last",
+    acting: Mapping[str, object] | None = None,
+    device: str = "cpu",
+    folder: Path | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Film the last policy, one episode a task, or leave word why there is no film; `check` as in `evaluate_run`."""
-    policy = Policy.load(run.policy("last"))
+    """Film a policy, one episode a task, into `folder` (by default the run's films), or leave word why there is none.
+
+    `acting`, `device` and `check` as in `evaluate_run`: with the same ones the first of its episodes are what is seen.
+    """
+    policy = Policy.load(run.policy(checkpoint), device).with_acting(**(acting or {}))
+    folder = folder or run.films
     watch = Stopwatch()
     with ProgressBar("filming", "episodes") as bar:
         bar.update(0, len(prompts))
@@ -81,13 +93,13 @@ def film_run(
         obstacle = make_films(
             policy,
             prompts,
-            run.films,
+            folder,
             goal_visible=policy.facts["goal_visible"],
             max_steps=max_steps,
-            checkpoint="last",
+            checkpoint=checkpoint,
             progress=progress,
         )
-    console.print(f"no films: {obstacle}" if obstacle else f"films: {run.films} ({watch.seconds:.0f} s)")
+    console.print(f"no films: {obstacle}" if obstacle else f"films: {folder} ({watch.seconds:.0f} s)")
 
 
 def _evaluate(

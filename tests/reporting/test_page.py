@@ -192,12 +192,16 @@ def test_a_strip_stands_in_where_there_is_no_video(make_run: RunMaker) -> None:
 
 def test_without_films_the_page_says_how_to_get_a_renderer(make_run: RunMaker) -> None:
     run = make_run()
-    assert "libosmesa6" in Page(build_report([run])).text
+    mend = "python -m llmdpd.evaluate RUN --films && python -m llmdpd.report RUN"
+    page = Page(build_report([run]))
+    assert "libosmesa6" in page.text
+    assert mend in page.text
     (run / "films").mkdir()
     (run / "films" / "README.txt").write_text("No renderer here: apt-get install <something>.")
     page = Page(build_report([run]))
     assert "No renderer here: apt-get install <something>." in page.text
     assert "libosmesa6" not in page.text
+    assert mend in page.text
 
 
 def test_the_page_loads_nothing_and_runs_nothing(make_run: RunMaker) -> None:

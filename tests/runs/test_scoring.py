@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmdpd.config import EvaluationConfig
 from llmdpd.envs import ML45_TEST, ML45_TRAIN
 from llmdpd.errors import InputError
+from llmdpd.policy import Policy
 from llmdpd.results import ActingUse, TaskResult, read_results, wilson_interval
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt, task_prompts
@@ -169,6 +171,27 @@ def test_where_films_are_or_why_not(
     assert (run_copy / "films" / "README.txt").is_file()
 
 
+def test_what_was_evaluated_is_what_is_filmed(
+    run_copy: Path, prompts: dict[str, TaskPrompt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from llmdpd.runs import scoring
+
+    asked: list[tuple[int, int, str, Path]] = []
+
+    def noted(policy: Policy, prompts: object, folder: Path, *, checkpoint: str, **others: Any) -> str:
+        asked.append((policy.facts["iterations"], policy.acting.samples, checkpoint, folder))
+        return "not in this test"
+
+    monkeypatch.setattr(scoring, "make_films", noted)
+    run = RunFolder(run_copy)
+    best = Policy.load(run.policy("best")).facts["iterations"]
+    film_run(run, prompts, 3)
+    film_run(run, prompts, 3, checkpoint="best", acting={"samples": 4}, folder=tmp_path)
+    assert asked == [(200, 1, "last", run.films), (best, 4, "best", tmp_path)]
+    with pytest.raises(InputError, match="absent"):
+        film_run(run, prompts, 3, device="cuda:99")
+
+
 def test_a_stop_while_filming_is_heeded(run_copy: Path, prompts: dict[str, TaskPrompt]) -> None:
     from llmdpd.envs.render import rendering_backend
 
@@ -179,6 +202,6 @@ def test_a_stop_while_filming_is_heeded(run_copy: Path, prompts: dict[str, TaskP
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        film_run(RunFolder(run_copy), prompts, 2, stop)
+        film_run(RunFolder(run_copy), prompts, 2, check=stop)
     assert list((run_copy / "films").iterdir()) == []
     assert children() == []
