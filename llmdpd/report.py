@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from llmdpd.cli import run_command
 from llmdpd.errors import InputError
 from llmdpd.files import atomic_write_text
 
@@ -63,12 +64,7 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, 2 for an input that cannot be used."""
-    try:
-        print(tyro.cli(report, args=arguments))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: print(tyro.cli(report, args=arguments, prog="python -m llmdpd.report")))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -391,7 +394,32 @@ def test_the_command_writes_the_page_or_says_what_is_wrong(
     assert capsys.readouterr().out.strip() == str(out)
     assert Page(out).row("success", "sweep-into-v3")[0].startswith("96.0")
     assert main([str(run), str(tmp_path / "none")]) == 2
-    assert str(tmp_path / "none") in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: no such run folder")
+    assert str(tmp_path / "none") in error
+
+
+def test_a_page_that_the_disk_refuses_is_told(
+    make_run: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("llmdpd.report.atomic_write_text", full)
+    assert main([str(make_run()), "--out", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the disk refuses")
+    assert "No space left on device" in error
+    assert "page.html" in error
+
+
+def test_a_report_is_made_without_torch(make_run: RunMaker, tmp_path: Path) -> None:
+    code = (
+        "import sys; from llmdpd.report import main; assert main(sys.argv[1:]) == 0; "
+        "print({'torch', 'gymnasium', 'metaworld', 'transformers'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}", str(make_run())]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "set()"
 
 
 def test_the_same_runs_make_the_same_page(make_run: RunMaker, tmp_path: Path) -> None:
