@@ -16,7 +16,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.progress import console
 from llmdpd.report import build_report
 from llmdpd.results import read_results
-from llmdpd.runs.folder import RunFolder, Stopwatch
+from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import execute, prepare_config
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 
@@ -64,11 +64,11 @@ def _train(arguments: list[str]) -> None:
 
 def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
     """Train, evaluate and report; the caller holds the run's lock."""
-    watch = Stopwatch()
     console.print(f"run folder: {run.path}")
     with StopSignals() as stop:
         try:
-            execute(config, run, stop)
+            with run.timed("total_seconds"):
+                execute(config, run, stop)
         except StopRequestedError:
             console.print(f"saved; go on with: python -m llmdpd.train --resume {shlex.quote(str(run.path))}")
             raise
@@ -76,7 +76,6 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
             if new and not run.begun:
                 run.discard()
             raise
-    run.note(times={"total_seconds": watch.seconds})
     console.print(results_table(read_results(run.results)))
     console.print(f"report: {build_report([run.path])}")
 

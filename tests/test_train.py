@@ -19,6 +19,7 @@ import torch
 from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.config import PRESETS
 from llmdpd.data import save_d4rl, save_minari
+from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.report import build_report
 from llmdpd.runs.data import training_data
@@ -180,6 +181,34 @@ def test_ctrl_c_while_collecting_is_heeded_at_once(
     assert finished == [1, 2, 3]
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
     assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_a_missing_llm_is_told_before_anything_is_collected(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmdpd.runs import data
+
+    monkeypatch.setattr(data, "collect_metaworld", lambda *arguments: pytest.fail("collects"))
+    assert train("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data", "--llm", "no-such-model") == 2
+    assert "no-such-model" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_early_takes_away_only_what_it_made(
+    tmp_path: Path, train: Train, tiny_options: list[str], metaworld_data: Callable[..., Any]
+) -> None:
+    """Collected data may lie in the run's folder."""
+    run = tmp_path / "run"
+
+    def fail(*arguments: object) -> None:
+        save_minari(metaworld_data(("reach-v3",)), run / "data" / "training")
+        raise InputError("unfit data")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmdpd.runs.pipeline.training_data", fail)
+        assert train("--run-dir", run, *tiny_options, "--data.root", run / "data") == 2
+    assert [path.name for path in run.iterdir()] == ["data"]
+    assert (run / "data" / "training" / "metaworld").is_dir()
 
 
 def test_presets_are_what_they_are_named() -> None:

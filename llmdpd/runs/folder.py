@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -155,8 +156,24 @@ class RunFolder:
         return (self.path / "metrics.jsonl").exists()
 
     def discard(self) -> None:
-        """Remove the folder of a run that failed before it began."""
-        shutil.rmtree(self.path)
+        """Remove what a run that failed before it began has made; whatever else lies in its folder stays."""
+        for file in (self.config, self.meta, self.path / "prompts.json", self._lock_file):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.prompts, ignore_errors=True)
+        with suppress(OSError):  # not empty: data that was collected into it
+            self.path.rmdir()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds that the block takes to meta.json's times, to those of earlier processes, stopped or not."""
+        watch = Stopwatch()
+        try:
+            yield
+        finally:
+            # On a full disk the block's own error is the one to tell.
+            with suppress(OSError):
+                known = read_json(self.meta).get("times", {}).get(name, 0.0) if self.meta.is_file() else 0.0
+                self.note(times={name: round(known + watch.seconds, 2)})
 
     def note(self, **sections: dict[str, Any]) -> None:
         """Merge sections into meta.json (versions, machine, times …)."""

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import ACTION_DIM, STATE_DIM, Embeddings, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
-from llmdpd.runs.folder import RunFolder, Stopwatch
+from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
@@ -55,9 +56,26 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     if both:
         raise InputError("a task is both seen and unseen", field="tasks.unseen", found=", ".join(both))
     threads = default_workers() if config.threads is None else config.threads
-    config = dataclasses.replace(config, tasks=tasks, threads=threads)
+    config = dataclasses.replace(_with_absolute_paths(config), tasks=tasks, threads=threads)
     check_values(config)
     return config
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Folders and files made absolute, so that a run can be resumed from any directory; other names as they are."""
+
+    def absolute(place: str) -> str:
+        return place if place.startswith(("minari:", "d4rl:")) else os.path.abspath(os.path.expanduser(place))
+
+    data = dataclasses.replace(
+        config.data,
+        path=None if config.data.path is None else absolute(config.data.path),
+        prompts=None if config.data.prompts is None else absolute(config.data.prompts),
+        root=absolute(config.data.root),
+    )
+    # The order in which the name is looked up: see llmdpd.prompts.models.
+    folder = config.llm not in ("", "minilm") and Path(config.llm).expanduser().is_dir()
+    return dataclasses.replace(config, data=data, llm=absolute(config.llm) if folder else config.llm)
 
 
 def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
@@ -70,14 +88,12 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     _set_up_torch(config)
     tasks = (*config.tasks.seen, *config.tasks.unseen)
     # First what needs the tasks alone: an LLM that is not there is told before minutes of collection.
-    watch = Stopwatch()
-    texts = embed_tasks(config, tasks)
-    run.note(times={"embedding_seconds": watch.seconds})
+    with run.timed("embedding_seconds"):
+        texts = embed_tasks(config, tasks)
     stop.check()
-    watch = Stopwatch()
-    dataset, words = training_data(config, stop.check)
-    examples = example_data(config, stop.check) if config.policy.context.trajectory else None
-    run.note(times={"data_seconds": watch.seconds})
+    with run.timed("data_seconds"):
+        dataset, words = training_data(config, stop.check)
+        examples = example_data(config, stop.check) if config.policy.context.trajectory else None
     stop.check()
     facts = input_facts(config, dataset, examples, texts)
     check_inputs(run, facts)
@@ -87,9 +103,10 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         loop.facts = facts
         seconds = loop.execute(stop)
     run.note(times={"training_seconds": round(seconds, 1)})
-    watch = Stopwatch()
-    evaluate_run(run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check)
-    run.note(times={"evaluation_seconds": watch.seconds})
+    with run.timed("evaluation_seconds"):
+        evaluate_run(
+            run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check
+        )
     if config.evaluation.films:
         film_run(run, prompts, config.evaluation.max_steps, device=config.device, check=stop.check)
 

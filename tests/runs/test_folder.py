@@ -69,6 +69,26 @@ def test_notes_are_merged(run: RunFolder) -> None:
     assert meta["versions"]
 
 
+def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 100.0, 105.5])
+    monkeypatch.setattr("llmdpd.runs.folder.time.monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt), run.timed("total_seconds"):
+        raise KeyboardInterrupt
+    assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 10.0}
+    with RunFolder.open(run.path).timed("total_seconds"):
+        pass
+    assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 15.5}
+
+
+def test_a_full_disk_while_times_are_noted_hides_no_error(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmdpd.runs.folder.atomic_write_json", refuse)
+    with pytest.raises(InputError, match="the checkpoint"), run.timed("total_seconds"):
+        raise InputError("the checkpoint could not be written")
+
+
 def _changed(**parts: dict[str, object]) -> TrainConfig:
     changes = {name: dataclasses.replace(getattr(CONFIG, name), **fields) for name, fields in parts.items()}
     return dataclasses.replace(CONFIG, **changes)
@@ -133,6 +153,14 @@ def test_a_run_has_begun_with_its_first_metrics(run: RunFolder) -> None:
     assert not run.begun
     (run.path / "metrics.jsonl").write_text("")
     assert run.begun
+
+
+def test_what_is_discarded_is_the_runs_own(run: RunFolder) -> None:
+    run.prompts.mkdir()
+    (run.path / "notes.txt").write_text("mine")
+    run.discard()
+    assert [file.name for file in run.path.iterdir()] == ["notes.txt"]
+    (run.path / "notes.txt").unlink()
     run.discard()
     assert not run.path.exists()
 

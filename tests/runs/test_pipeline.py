@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from llmdpd.config import PRESETS, DataConfig, TrainConfig
 from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.envs.rollout import EnvPool, EpisodeRequest
 from llmdpd.policy import Policy
 from llmdpd.results import read_results
+from llmdpd.runs.pipeline import prepare_config
 
 SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)
 
@@ -33,6 +36,25 @@ def test_selection_and_evaluation_have_seeds_of_their_own(
     selection, evaluation = calls
     assert selection == {(task, SELECTION_SEED_START + i) for task in seen for i in range(2)}
     assert evaluation == {(task, EVALUATION_SEED_START + i) for task in (*seen, *unseen) for i in range(2)}
+
+
+def test_places_are_kept_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "model").mkdir()
+
+    def prepared(llm: str = "minilm", **data: str) -> TrainConfig:
+        return prepare_config(dataclasses.replace(PRESETS["smoke"], llm=llm, data=DataConfig(**data)))  # type: ignore[arg-type]
+
+    one = prepared("model", path="../a/b.hdf5", prompts="~/c", root="data")
+    assert (one.data.path, one.data.prompts) == (str(tmp_path.parent / "a" / "b.hdf5"), str(tmp_path / "home" / "c"))
+    assert (one.data.root, one.llm) == (str(tmp_path / "data"), str(tmp_path / "model"))
+    monkeypatch.chdir("/")
+    assert prepare_config(one) == one
+    two = prepared("meta-llama/Meta-Llama-3-8B", path="minari:metaworld/reach-v0", prompts="d4rl:hopper-medium-v2")
+    assert (two.data.path, two.data.prompts) == ("minari:metaworld/reach-v0", "d4rl:hopper-medium-v2")
+    assert two.llm == "meta-llama/Meta-Llama-3-8B"
+    assert prepared().data.path is None
 
 
 @pytest.mark.parametrize(
