@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from llmdpd.errors import InputError
 from llmdpd.training.metrics import MetricsWriter, first_not_finite, read_metrics
 
 
@@ -35,6 +40,56 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path) as metrics:
         metrics.write(1, {"q": 1.0})
         assert read_metrics(tmp_path / "metrics.jsonl")[0]["q"] == 1.0
+
+    assert scalars(tmp_path, "q") == [(1, 1.0)]
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    from pathlib import Path
+    from llmdpd.errors import InputError
+    from llmdpd.training.metrics import MetricsWriter
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the write fails with EFBIG
+    run, limit = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        with MetricsWriter(run) as metrics:
+            metrics.write(1, {"q": 1.0})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            for iteration in range(2, 50):
+                metrics.write(iteration, {"q": 1.0})
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [60, 130, 700])
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, limit: int) -> None:
+    """Whichever of the two files meets the limit first; in a process of its own, where a thread's traceback shows."""
+    (tmp_path / "checkpoint" / "step-00000040").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path), str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the metrics could not be written" in done.stdout
+    assert "File too large" in done.stdout
+    assert "step-00000040 is whole" in done.stdout
+    assert f"--resume {tmp_path}" in done.stdout
+    assert done.stderr == ""
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) >= 1
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llmdpd.training.metrics.atomic_write_text", refuse)
+    with pytest.raises(InputError, match="the metrics could not be written"):
+        MetricsWriter(tmp_path)
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
