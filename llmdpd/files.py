@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -213,3 +214,12 @@ def read_json(path: str | Path) -> Any:
         raise InputError("not a JSON file", path=path, found=str(error)) from None
     except OSError as error:
         raise InputError("the file cannot be read", path=path, found=error.strerror) from None
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

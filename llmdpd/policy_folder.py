@@ -21,7 +21,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.files import atomic_directory, atomic_write_json, read_json, recover_directory
+from llmdpd.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
 from llmdpd.limits import LIMITS
 
 FORMAT = 1
@@ -65,7 +65,7 @@ def write_policy_folder(
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}
             # Serialised here and written plainly: a full disk then raises OSError like any other write.
             file.write_bytes(safetensors.torch.save(whole))
-            sums[file.name] = _sha256(file)
+            sums[file.name] = file_sha256(file)
         atomic_write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "sha256": sums})
 
 
@@ -100,9 +100,14 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
             raise InputError(
                 "a file of the policy is missing", path=part, found="no such file", expected=f"SHA-256 {expected}"
             )
-        if _sha256(part) != expected:
+        found = file_sha256(part)
+        if found != expected:
             raise InputError(
-                "a file of the policy was altered", path=part, field="SHA-256", found=_sha256(part), expected=expected
+                "a file of the policy was altered",
+                path=part,
+                field="SHA-256",
+                found=found,
+                expected=expected,
             )
         tensors[part.stem] = safetensors.torch.load_file(part)
     return description, tensors
@@ -172,14 +177,6 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
 
 def _within(path: Path) -> Path:
     return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _listing(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -22,6 +23,7 @@ from llmdpd.files import (
     atomic_write_json,
     atomic_write_text,
     atomic_writer,
+    file_sha256,
     process_lock,
     read_json,
     recover_directory,
@@ -395,3 +397,10 @@ def test_a_file_system_without_locks_is_told(
     with atomic_directory(tmp_path / "folder"):
         pass
     assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 22, (1 << 22) + 7])
+def test_the_hash_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "f").write_bytes(content)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()

@@ -13,9 +13,9 @@ from llmdpd.data.trajectories import (
     EpisodeRecord,
     Trajectory,
     TrajectoryDataset,
-    base_name,
     resolve_task,
 )
+from llmdpd.envs import base_name
 from llmdpd.errors import InputError
 
 __all__ = [

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from llmdpd.data.assemble import as_column, as_float32, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.envs import check_task, is_metaworld
 from llmdpd.errors import InputError
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle")
@@ -35,7 +36,7 @@ _WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)
 
 
 def load_mtdiff(path: str | Path) -> TrajectoryDataset:
-    """Read one file; no code of it is run. 'NAME-v2' becomes 'NAME-v3' (the same task); rewards become [N].
+    """Read one file; no code of it is run. Meta-World's names get version 3 (the same tasks); rewards become [N].
 
     `goal_visible` is read off the observations (numbers 36 to 38 all zero: hidden).
 
@@ -202,4 +203,4 @@ def _task(record: Mapping[str, Any], number: int, path: Path) -> str:
                 expected="`task`, or a folder named like box-close-v2",
             )  # fmt: skip
         name = re.sub(r"(-v[23]).*", r"\1", folders[0])
-    return re.sub(r"-v2$", "-v3", name)
+    return check_task(name) if is_metaworld(name) else name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmdpd.envs import base_name
 from llmdpd.errors import InputError, nearest_names
 
 _ROWS_PER_CHECK = 1 << 16
@@ -353,11 +353,6 @@ def unknown_task(name: str, known: Sequence[str], path: str | Path | None) -> In
         "the data set has no such task", path=path, field="task", found=repr(name),
         expected=f"one of {len(known)} tasks", hint=f"nearest names: {nearest_names(name, known)}",
     )  # fmt: skip
-
-
-def base_name(task: str) -> str:
-    """The task's name without its version."""
-    return re.sub(r"-v\d+$", "", task)
 
 
 def _describe(value: object) -> str:

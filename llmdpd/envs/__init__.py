@@ -8,7 +8,7 @@ being an evaluated one.
 
 from __future__ import annotations
 
-from llmdpd.envs.names import ML45_TEST, ML45_TRAIN, TASKS, check_task, is_metaworld
+from llmdpd.envs.names import ML45_TEST, ML45_TRAIN, TASKS, base_name, check_task, is_metaworld
 
 COLLECTION_SEED_END = 1_000_000_000
 """Seeds of collected episodes (and so of trajectory prompts) lie in [0, COLLECTION_SEED_END)."""
@@ -24,6 +24,7 @@ __all__ = [
     "ML45_TRAIN",
     "SELECTION_SEED_START",
     "TASKS",
+    "base_name",
     "check_task",
     "is_metaworld",
 ]

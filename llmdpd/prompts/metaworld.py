@@ -15,7 +15,7 @@ from importlib import resources
 from math import degrees
 from typing import Any, Literal
 
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.envs import base_name, check_task
 from llmdpd.prompts.text import TextPrompt
 
 ConditionKind = Literal["near", "below", "above", "joint_above", "joint_near", "inserted", "held"]
@@ -99,15 +99,7 @@ def task_facts(task: str) -> TaskFacts:
 
     V2 and V3 are the same tasks. Raises `InputError` with the nearest names for an unknown one.
     """
-    name = _base_name(task)
-    facts = all_task_facts()
-    if name not in facts:
-        raise InputError(
-            "unknown Meta-World task",
-            found=task,
-            expected=f"one of the {len(facts)} tasks, such as {nearest_names(name, facts)}",
-        )
-    return facts[name]
+    return all_task_facts()[base_name(check_task(task))]
 
 
 def metaworld_prompt(task: str) -> TextPrompt:
@@ -118,7 +110,7 @@ def metaworld_prompt(task: str) -> TextPrompt:
     facts = task_facts(task)
     limits = [condition.limit_text for condition in facts.conditions]
     return TextPrompt(
-        task=f"Meta-World {_base_name(task).replace('-', ' ')}.",
+        task=f"Meta-World {base_name(check_task(task)).replace('-', ' ')}.",
         objective=facts.objective,
         constraints=f"{_randomised(facts)} {facts.constraints}",
         objects=f"{facts.objects}.",
@@ -137,10 +129,6 @@ _GOALS: Mapping[GoalKind, str] = {
     "follows_y": "; the goal's y moves along.",
     "fixed": "; the goal is fixed.",
 }
-
-
-def _base_name(task: str) -> str:
-    return task.removesuffix("-v3").removesuffix("-v2")
 
 
 def _randomised(facts: TaskFacts) -> str:

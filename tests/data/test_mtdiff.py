@@ -46,6 +46,11 @@ def write(path: Path, records: list[Any]) -> Path:
     return path
 
 
+def test_names_that_are_not_metaworlds_stay_as_they_are(tmp_path: Path, rng: np.random.Generator) -> None:
+    records = [record(rng, 3, name) for name in ("cheetah-v2", "push", "push-v1", "reach-v3")]
+    assert load_dataset(write(tmp_path / "data.npy", records)).tasks == ("cheetah-v2", "push-v3", "reach-v3")
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pkl", ".pickle"])
 def test_every_container(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
     records = [record(rng), record(rng, 3, "push-v2"), record(rng, 1)]

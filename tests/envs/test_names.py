@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llmdpd import envs
-from llmdpd.envs import ML45_TEST, ML45_TRAIN, TASKS, check_task, is_metaworld
+from llmdpd.envs import ML45_TEST, ML45_TRAIN, TASKS, base_name, check_task, is_metaworld
 from llmdpd.errors import InputError
 
 
@@ -25,6 +25,14 @@ def test_static_names_are_metaworlds_own() -> None:
 def test_check_task_accepts_every_spelling(name: str) -> None:
     assert check_task(name) == "sweep-into-v3"
     assert is_metaworld(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("push-v3", "push"), ("hopper-v5", "hopper"), ("push", "push"), ("x-v2-v10", "x-v2"), ("a-v", "a-v")],
+)
+def test_a_name_without_its_version(name: str, base: str) -> None:
+    assert base_name(name) == base
 
 
 def test_check_task_offers_the_nearest_names() -> None:

@@ -182,7 +182,7 @@ def test_the_hash_is_remembered_once_the_files_are_settled(
     monkeypatch.setattr("time.time", lambda: now + _FRESH_SECONDS + 1)
     assert revision(folder, memo) == fresh
     (remembered,) = memo.iterdir()
-    monkeypatch.setattr("llmdpd.prompts.models._file_hash", lambda file: pytest.fail(f"{file} was read again"))
+    monkeypatch.setattr("llmdpd.prompts.models.file_sha256", lambda file: pytest.fail(f"{file} was read again"))
     assert revision(folder, memo) == fresh
     monkeypatch.undo()
     remembered.write_text("sha256:nonsense")
