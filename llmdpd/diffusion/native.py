@@ -94,7 +94,7 @@ def forward(
     weights = [_array(layer.weight, f"layers[{i}].weight") for i, layer in enumerate(layers)]
     biases = [_array(layer.bias, f"layers[{i}].bias") for i, layer in enumerate(layers)]
     with torch.no_grad():
-        embedding = net.time_embedding(torch.from_numpy(plan.timesteps))
+        embedding = net.time_embedding(torch.tensor(plan.timesteps))
     table = np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1).astype(np.float32)
     draws = None if noise is None else _noise(noise, len(table), batch, samples, net.action_dim)
     keys = np.zeros(1, dtype=np.uint64) if noise is not None else _keys(seed, batch)

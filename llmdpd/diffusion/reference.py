@@ -20,7 +20,7 @@ def reverse_diffusion_reference(
     low = precision == "bf16"
     with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):
         context = net.context(state, prompt)[:, None, :]
-        time_rows = net.time_rows(torch.from_numpy(plan.timesteps).to(state.device))
+        time_rows = net.time_rows(torch.tensor(plan.timesteps).to(state.device))
     actions = plan.start * noise[0]
     x0_previous = torch.zeros_like(actions)
     for k in range(plan.steps):

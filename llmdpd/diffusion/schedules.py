@@ -53,7 +53,8 @@ class SamplerPlan:
 
     `timesteps` [K] int64 are the network's time indices (0 … train_steps - 1); `p, e, A, B, C, S` [K] float64 are the
     coefficients of the module's recurrence; `clip` bounds x0 at every step and a_0 (None: no bound). The chain starts
-    at `start` times the first draw; `start` and S carry the noise scale.
+    at `start` times the first draw; `start` and S carry the noise scale. `sampler_plan` shares plans among all who ask
+    for the same one, so its arrays are read-only.
     """
 
     name: SamplerName
@@ -101,9 +102,23 @@ def sampler_plan(
     Raises:
         InputError: an unknown name, or numbers out of range.
     """
+    total = steps if train_steps is None else train_steps
+    _check_arguments(name, steps, total, clip, eta, noise_scale)
+    bar = np.cumprod(alphas(schedule, total), dtype=np.float64)
+    index = _timesteps(name, bar, steps)
+    now = bar[index]
+    after = np.append(bar[index[1:]], 1.0)
+    builders = {"ddpm": _ddpm, "ddim": _ddim, "dpm++2m": _dpm_solver_2m}
+    a, b, c, s = builders[name](now, after, eta)
+    rows = (1 / np.sqrt(now), -np.sqrt(1 / now - 1), a, b, c, s * noise_scale)
+    for array in (index, *rows):
+        array.flags.writeable = False
+    return SamplerPlan(name, schedule, total, clip, noise_scale, index, *rows)
+
+
+def _check_arguments(name: str, steps: int, total: int, clip: float | None, eta: float, noise_scale: float) -> None:
     if name not in get_args(SamplerName):
         raise InputError("unknown sampler", field="name", found=name, expected=get_args(SamplerName))
-    total = steps if train_steps is None else train_steps
     if not 1 <= steps <= total:
         raise InputError(
             "sampler steps out of range", field="steps", found=steps, expected=f"1 to {total} (train_steps)"
@@ -120,26 +135,6 @@ def sampler_plan(
         )
     if not 0 <= eta <= 1:
         raise InputError("DDIM's noise is out of range", field="eta", found=eta, expected="0 to 1")
-    bar = np.cumprod(alphas(schedule, total), dtype=np.float64)
-    index = _timesteps(name, bar, steps)
-    now = bar[index]
-    after = np.append(bar[index[1:]], 1.0)
-    builders = {"ddpm": _ddpm, "ddim": _ddim, "dpm++2m": _dpm_solver_2m}
-    a, b, c, s = builders[name](now, after, eta)
-    return SamplerPlan(
-        name,
-        schedule,
-        total,
-        clip,
-        noise_scale,
-        index,
-        1 / np.sqrt(now),
-        -np.sqrt(1 / now - 1),
-        a,
-        b,
-        c,
-        s * noise_scale,
-    )
 
 
 def _timesteps(name: SamplerName, bar: Array, steps: int) -> NDArray[np.int64]:

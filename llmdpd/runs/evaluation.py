@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START
+from llmdpd.envs import EVALUATION_SEED_START
 from llmdpd.envs.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
 from llmdpd.files import atomic_write_text
 from llmdpd.policy import Policy
 from llmdpd.reporting.films import save_film
 from llmdpd.runs.prompts import TaskPrompt
-
-__all__ = ["EVALUATION_SEED_START", "SELECTION_SEED_START", "evaluate_tasks", "make_films"]
 
 # A Meta-World step is 12.5 ms, so this is real time.
 FRAMES_PER_SECOND = 20

@@ -16,6 +16,7 @@ from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
 from llmdpd.device import check_device
+from llmdpd.envs import SELECTION_SEED_START
 from llmdpd.envs.processes import default_workers
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.errors import InputError
@@ -25,7 +26,7 @@ from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import ACTION_DIM, STATE_DIM, Embeddings, embed_tasks, example_data, training_data
-from llmdpd.runs.evaluation import SELECTION_SEED_START, evaluate_tasks
+from llmdpd.runs.evaluation import evaluate_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts

@@ -78,7 +78,7 @@ def reference(case: Case, draws: np.ndarray) -> np.ndarray:
     weights = [layer.weight.detach().numpy() for layer in net.layers]
     biases = [layer.bias.detach().numpy() for layer in net.layers]
     with torch.no_grad():
-        embedding = net.time_embedding(torch.from_numpy(plan.timesteps)).numpy()
+        embedding = net.time_embedding(torch.tensor(plan.timesteps)).numpy()
     batch, samples = draws.shape[1:3]
 
     def spread(x: np.ndarray) -> np.ndarray:

@@ -179,3 +179,12 @@ def test_bad_arguments(arguments: dict[str, Any], field: str) -> None:
     assert error.value.field == field
     assert error.value.found is not None
     assert error.value.expected is not None
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
+def test_a_plan_is_shared_and_cannot_be_written(name: str) -> None:
+    plan = sampler_plan(name, 5)
+    assert sampler_plan(name, 5) is plan
+    for rows in ("timesteps", "p", "e", "A", "B", "C", "S"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(plan, rows)[0] = 7
