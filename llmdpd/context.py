@@ -71,14 +71,17 @@ class Context(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None) -> EncodedPrompts:
-        """Read P prompts: LLM embeddings [P, D], trajectory tokens of P prompts; None where there is none."""
+        """Read P prompts: LLM embeddings [P, D], trajectory tokens of P prompts; None where there is none.
+
+        Returns them encoded, `pooled` of it [P, Z]; Z is `prompt_dim`.
+        """
 
     @abstractmethod
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
         """Observations [B, S] under prompts → the condition.
 
         index [B] says which prompt each state is under (None: all under the only one); clock [B] is the time step
-        within the episode.
+        within the episode. F of the condition's state part is `state_dim`, Z of its prompt part `prompt_dim`.
         """
 
 

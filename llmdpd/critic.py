@@ -14,6 +14,8 @@ class DoubleQ(nn.Module):
         action_dim: A.
         prompt_dim: size of the prompt vector; 0 for the paper's critics, which do not see the prompts.
         hidden_dim: width of the three hidden layers.
+
+    Shapes are given at `forward`; leading ones [...] are free, as [B] or [B, N] for N actions a state.
     """
 
     def __init__(self, state_dim: int, action_dim: int, prompt_dim: int = 0, hidden_dim: int = 256) -> None:
@@ -29,7 +31,7 @@ class DoubleQ(nn.Module):
         return self.q1(joined).squeeze(-1), self.q2(joined).squeeze(-1)
 
     def minimum(self, state: Tensor, action: Tensor, prompt: Tensor) -> Tensor:
-        """min(Q_1, Q_2): [...]."""
+        """min(Q_1, Q_2): state features [..., F], actions [..., A], prompt vectors [..., Z] → [...]."""
         return torch.minimum(*self(state, action, prompt))
 
 
