@@ -86,6 +86,7 @@ def tiny_options(data_folder: Path) -> list[str]:
     fields = {
         "data.path": data_folder / "train",
         "data.prompts": data_folder / "prompts",
+        "data.root": data_folder / "collected",
         "data.workers": 1,
         "threads": 1,
         "training.iterations": 200,
