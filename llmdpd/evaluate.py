@@ -52,8 +52,8 @@ class EvaluateConfig:
     """Film one episode a task: into the run's films, or beside a file of its own in NAME-films."""
     workers: int | None = None
     """Environment processes; one a core by default."""
-    threads: int | None = None
-    """CPU threads of torch; by default torch's own choice."""
+    threads: int = 1
+    """CPU threads of torch."""
     device: str = "cpu"
     """Where the policy runs: cpu, cuda or cuda:N."""
     out: Path | None = None
@@ -83,8 +83,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     check_device(config.device)
     run = RunFolder.open(config.run)
     trained = run.read_config()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads)
     prompts = _prompts(config, run, trained)
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     evaluation = EvaluationConfig(episodes=config.episodes, max_steps=steps)

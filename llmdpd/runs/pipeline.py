@@ -17,7 +17,6 @@ from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
 from llmdpd.device import check_device
 from llmdpd.envs import SELECTION_SEED_START
-from llmdpd.envs.processes import default_workers
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
@@ -56,8 +55,7 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     both = sorted(set(tasks.seen) & set(tasks.unseen))
     if both:
         raise InputError("a task is both seen and unseen", field="tasks.unseen", found=", ".join(both))
-    threads = default_workers() if config.threads is None else config.threads
-    config = dataclasses.replace(_with_absolute_paths(config), tasks=tasks, threads=threads)
+    config = dataclasses.replace(_with_absolute_paths(config), tasks=tasks)
     check_values(config)
     return config
 
@@ -116,7 +114,6 @@ def _set_up_torch(config: TrainConfig) -> None:
     # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    assert config.threads is not None
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
