@@ -16,8 +16,8 @@ from llmdpd.policy import Policy
 from llmdpd.reporting.films import save_film
 from llmdpd.runs.prompts import TaskPrompt
 
-# A Meta-World step is 12.5 ms, so this is real time.
-FRAMES_PER_SECOND = 20
+# A Meta-World step is 12.5 ms: half of real time, since a success may take no second.
+FRAMES_PER_SECOND = 10
 STEPS_PER_FRAME = 4
 
 
