@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import sys
@@ -71,16 +72,24 @@ def results_table(records: Sequence[TaskResult]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in ("task", "split", "policy", "episodes", "success", "95 % interval"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", "success") else "left")
+    # Where the best checkpoint is the last one, its rows say so instead of standing there twice.
+    last = {record.task: record for record in records if record.checkpoint == "last"}
+    twins = {r.task for r in records if r.checkpoint == "best" and r.task in last and _same(r, last[r.task])}
     for record in records:
-        if record.success_rate is None or record.ci95 is None:
+        twin = record.task in twins
+        if record.success_rate is None or record.ci95 is None or (twin and record.checkpoint == "best"):
             continue
         low, high = record.ci95
         table.add_row(
             record.task,
             record.split,
-            record.checkpoint,
+            "last = best" if twin else record.checkpoint,
             str(record.episodes),
             f"{record.success_rate:.0%}",
             f"{low:.0%} – {high:.0%}",
         )
     return table
+
+
+def _same(best: TaskResult, last: TaskResult) -> bool:
+    return dataclasses.replace(best, checkpoint="last") == last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,8 @@ from llmdpd.envs import check_task
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
 from llmdpd.progress import console
+from llmdpd.report import build_report
+from llmdpd.results import read_results
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt, read_text, task_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
@@ -57,8 +60,9 @@ class EvaluateConfig:
     device: str = "cpu"
     """Where the policy runs: cpu, cuda or cuda:N."""
     out: Path | None = None
-    """File for the results. By default the run's results.json, which is replaced; with other tasks, prompts, acting,
-    steps an episode or one checkpoint alone, a new file in the run's folder evaluations."""
+    """File for the results. By default the run's results.json, which is replaced, and its report is written anew; with
+    other tasks, prompts, acting or steps, one checkpoint alone or fewer episodes, a new file in the run's folder
+    evaluations."""
 
 
 _LIMITS = {
@@ -87,9 +91,11 @@ def _evaluate(config: EvaluateConfig) -> None:
     prompts = _prompts(config, run, trained)
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     evaluation = EvaluationConfig(episodes=config.episodes, max_steps=steps)
-    out = config.out or (run.results if _is_standard(config, trained) else run.new_evaluation())
+    out = config.out or (run.results if _is_standard(config, run, trained) else run.new_evaluation())
+    own = out == run.results
     checkpoints = ("last", "best") if config.checkpoint == "both" else (config.checkpoint,)
-    with StopSignals() as stop:
+    # The run's own results are its trainer's to write as long as that is at work.
+    with StopSignals() as stop, run.lock() if own else nullcontext():
         records = evaluate_run(
             run,
             evaluation,
@@ -109,18 +115,22 @@ def _evaluate(config: EvaluateConfig) -> None:
                 checkpoint=checkpoints[0],
                 acting=_changes(config),
                 device=config.device,
-                folder=run.films if out == run.results else out.with_name(f"{out.stem}-films"),
+                folder=run.films if own else out.with_name(f"{out.stem}-films"),
                 check=stop.check,
             )
     console.print(results_table(records))
     console.print(f"results: {out}")
+    if own:
+        console.print(f"report: {build_report([run.path])}")
 
 
-def _is_standard(config: EvaluateConfig, trained: TrainConfig) -> bool:
-    """Whether it is the evaluation that results.json holds: the run's tasks, prompts, acting, steps, both policies."""
-    custom = config.tasks or config.prompt_data or config.prompt_text or _changes(config)
-    steps = config.max_steps in (None, trained.evaluation.max_steps)
-    return steps and not custom and config.checkpoint == "both"
+def _is_standard(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -> bool:
+    """Whether it is what results.json holds: the run's tasks, prompts, acting and steps, both policies, and no fewer
+    episodes than are there already."""
+    if config.tasks or config.prompt_data or config.prompt_text or _changes(config) or config.checkpoint != "both":
+        return False
+    known = [record.episodes for record in read_results(run.results)] if run.results.is_file() else []
+    return config.max_steps in (None, trained.evaluation.max_steps) and config.episodes >= max(known, default=0)
 
 
 def _prompts(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -> dict[str, TaskPrompt]:

@@ -76,6 +76,14 @@ class Policy:
         self._step = 0
         self.seed(0)
 
+    def __repr__(self) -> str:
+        network, tasks = self.network, ", ".join(self.facts.get("trained_on", ())) or "unknown tasks"
+        prompted = "prompted" if self._prompts is not None else "no prompt yet"
+        return (
+            f"<Policy of {network.state_dim} state and {network.action_dim} action numbers, "
+            f"{network.config.context.kind} context, trained on {tasks}; {prompted}>"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where it runs."""

@@ -14,6 +14,7 @@ import pytest
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
 from llmdpd.evaluate import main
 from llmdpd.results import read_results, wilson_interval
+from llmdpd.runs.folder import RunFolder
 
 MakeData = Callable[..., TrajectoryDataset]
 FAST = ("--max-steps", 6, "--workers", 1, "--threads", 1)
@@ -73,7 +74,8 @@ def test_all_tasks_of_the_run_by_default(run_copy: Path, cache_home: Path, torch
 
 
 @pytest.mark.parametrize(
-    "option", [("--samples", 2), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16)]
+    "option",
+    [("--samples", 2), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16), ("--episodes", 1)],
 )
 def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
     option: tuple[Any, ...],
@@ -83,12 +85,25 @@ def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (run_copy / "results.json").read_bytes()
-    words = [run_copy, "--episodes", 1, "--workers", 1, "--threads", 1, *option]
+    words = [run_copy, "--episodes", 2, "--workers", 1, "--threads", 1, *option]
     assert main([str(word) for word in words]) == 0
     assert (run_copy / "results.json").read_bytes() == before
     (out,) = (run_copy / "evaluations").iterdir()
     assert str(out) in capsys.readouterr().out
-    assert {r.episodes for r in read_results(out)} == {1}
+    assert {r.episodes for r in read_results(out)} == {1 if "--episodes" in option else 2}
+
+
+def test_the_runs_own_results_come_with_a_new_report_and_not_while_it_trains(
+    run_copy: Path, cache_home: Path, torch_settings: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(run_copy), "--episodes", "3", "--workers", "1"]
+    before = (run_copy / "report.html").read_bytes()
+    with RunFolder(run_copy).lock():
+        assert main(words) == 2
+    assert "another process is at work in this run" in capsys.readouterr().err
+    assert (run_copy / "report.html").read_bytes() == before
+    assert main(words) == 0
+    assert "evaluated for 3 episodes" in (run_copy / "report.html").read_text()
 
 
 def test_films_are_of_what_was_evaluated_and_never_replace_the_runs(
@@ -98,7 +113,7 @@ def test_films_are_of_what_was_evaluated_and_never_replace_the_runs(
     monkeypatch.setattr(
         "llmdpd.evaluate.film_run", lambda run, prompts, steps, **more: asked.append(more | {"s": steps})
     )
-    words = [str(run_copy), "--episodes", "1", "--workers", "1", "--threads", "1", "--tasks", "reach", "--films"]
+    words = [str(run_copy), "--episodes", "2", "--workers", "1", "--threads", "1", "--tasks", "reach", "--films"]
     out = tmp_path / "mine.json"
     assert main([*words, "--checkpoint", "best", "--samples", "2", "--max-steps", "4", "--out", str(out)]) == 0
     assert asked[0].pop("check") is not None

@@ -483,3 +483,10 @@ def test_another_way_of_acting(policy: Policy, example: Any) -> None:
     assert other.prompt(KNOWN, example).act(np.ones(S)).shape == (A,)
     with pytest.raises(InputError, match="selection"):
         policy.with_acting(selection="best")
+
+
+def test_a_policy_shows_what_it_is_in_a_line(make_policy: MakePolicy, example: Any) -> None:
+    policy = make_policy()
+    assert "no prompt yet" in repr(policy)
+    assert f"{policy.network.state_dim} state" in repr(policy)
+    assert "prompted" in repr(policy.prompt(text=KNOWN, trajectory=example))

@@ -64,7 +64,7 @@ class EpisodeRecord:
     seed: int = -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrajectoryDataset:
     """Trajectories of tasks with common widths: N transitions in E episodes, S state numbers and A action numbers.
 
@@ -158,6 +158,13 @@ class TrajectoryDataset:
             raise self._error("a task id out of range", "task_ids", found, f"0 … {len(self.tasks) - 1}")
         if not np.isin(self.successes, (-1, 0, 1)).all():
             raise self._error("wrong success flag", "successes", np.unique(self.successes).tolist(), "1, 0 or -1")
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(self.tasks[:3]) + (f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else "")
+        return (
+            f"<TrajectoryDataset of {tasks}: {self.num_episodes} episodes, {self.num_transitions} transitions, "
+            f"{self.state_dim} state and {self.action_dim} action numbers; {self.source or 'no file'}>"
+        )
 
     @property
     def num_transitions(self) -> int:

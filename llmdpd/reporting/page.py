@@ -94,7 +94,12 @@ def _brief(arm: Arm) -> str:
 
 def _summary(arm: Arm) -> str:
     sentences = [_training_sentence(arm)]
+    last, best = ({r.iterations for r in arm.records if r.checkpoint == name} for name in ("last", "best"))
+    same = len(arm.seeds) == 1 and last == best
     for checkpoint in arm.checkpoints:
+        if same and checkpoint == "best":
+            sentences.append("The checkpoint chosen as best during training is the last one.")
+            continue
         parts = [_split_words(arm, split, checkpoint) for split in SPLITS]
         who = "The last checkpoint" if checkpoint == "last" else "The checkpoint chosen as best during training"
         found = " and ".join(part for part in parts if part)

@@ -68,7 +68,7 @@ class RunFolder:
         """A new run folder, named after preset, seed and time unless a path is given.
 
         Raises:
-            InputError: the folder holds something already, or another process trains in it.
+            InputError: the folder holds something already, or another process is at work in it.
         """
         if path is None:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -105,10 +105,10 @@ class RunFolder:
         return run
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from training this run while the block runs.
+        """Keep other processes from training this run, or writing its results, while the block runs.
 
         Raises:
-            InputError: another process trains it.
+            InputError: another process is at work in it.
         """
         return process_lock(self._lock_file, self._refuse)
 
@@ -118,10 +118,10 @@ class RunFolder:
 
     def _refuse(self, holder: int | None) -> None:
         raise InputError(
-            "another process trains this run",
+            "another process is at work in this run",
             path=self.path,
             found="a live process" if holder is None else f"process {holder}",
-            expected="a run that no process trains",
+            expected="a run that no process trains or evaluates",
             hint="wait for it, or stop it (SIGTERM: it saves), then resume",
         )
 

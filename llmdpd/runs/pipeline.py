@@ -107,7 +107,8 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
             run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check
         )
     if config.evaluation.films:
-        film_run(run, prompts, config.evaluation.max_steps, device=config.device, check=stop.check)
+        with run.timed("filming_seconds"):
+            film_run(run, prompts, config.evaluation.max_steps, device=config.device, check=stop.check)
 
 
 def _set_up_torch(config: TrainConfig) -> None:

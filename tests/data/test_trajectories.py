@@ -389,3 +389,11 @@ def test_from_episodes_names_what_is_wrong(changes: dict[str, Any], field: str, 
 def test_from_no_episode() -> None:
     with pytest.raises(InputError, match="empty"):
         join_episodes([])
+
+
+def test_a_data_set_shows_what_it_holds_in_a_line(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset()
+    text = repr(dataset)
+    assert "\n" not in text
+    for part in (dataset.tasks[0], f"{dataset.num_episodes} episodes", f"{dataset.num_transitions} transitions"):
+        assert part in text

@@ -49,10 +49,10 @@ def test_an_empty_folder_will_do_and_a_used_one_not(tmp_path: Path, run: RunFold
 
 def test_a_run_that_is_trained_is_not_trained_by_another(run: RunFolder, tmp_path: Path) -> None:
     with run.lock():
-        with pytest.raises(InputError, match="another process trains this run") as error, run.lock():
+        with pytest.raises(InputError, match="another process is at work in this run") as error, run.lock():
             pass
         assert error.value.found == f"process {os.getpid()}"
-        with pytest.raises(InputError, match="another process trains"):
+        with pytest.raises(InputError, match="another process is at work"):
             RunFolder.create(run.path, CONFIG)
     with run.lock():
         pass
