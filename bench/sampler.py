@@ -11,7 +11,6 @@ counter-based noise), `cpp` its C++ kernel, weights packed at every call. Median
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import statistics
 import time
@@ -135,7 +134,7 @@ def main() -> None:
         )
     console.print(table)
     if settings.json is not None:
-        shown = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+        shown = {name: value for name, value in dataclasses.asdict(settings).items() if name != "json"}
         machine = {"system": platform.platform(), "build": build_info()}
         atomic_write_json(settings.json, {"settings": shown, "machine": machine, "rows": rows})
 

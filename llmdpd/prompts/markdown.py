@@ -156,7 +156,7 @@ def _tell(group: Sequence[_Row]) -> str:
         return f"{first.number} {' '.join(first.words)}{first.detail}"
     shared = _common(group)
     rests = ", ".join(" ".join(row.words[shared:]) for row in group)
-    return f"{first.number}-{group[-1].number} {' '.join(first.words[:shared])}{first.detail}: {rests}"
+    return f"{first.number}-{group[-1].number} {' '.join(first.words[:shared])} {rests}{first.detail}"
 
 
 def _common(rows: Sequence[_Row]) -> int:

@@ -115,8 +115,8 @@ def test_locomotion(name: str) -> None:
     actions, observations = environment.action_space.shape[0], environment.observation_space.shape[0]
     environment.close()
     # All rows of both tables are told: the last one is the width of the space less one.
-    assert f"0-{actions - 1} Torque applied on the (N m): " in newest.actions
-    assert f"-{observations - 1} angular velocity of the (rad/s): " in newest.observations
+    assert f"0-{actions - 1} Torque applied on the " in newest.actions
+    assert f"-{observations - 1} angular velocity of the " in newest.observations
     assert "more" not in newest.observations
     assert "forward" in newest.objective
     assert "forward_reward" in newest.rewards

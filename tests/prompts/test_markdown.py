@@ -35,7 +35,7 @@ def test_sections() -> None:
 
 
 def test_tables_become_lists() -> None:
-    expected = "0 height (m); 1-2 angle of the (rad): knee, ankle; 3 speed (m/s, -2 to 2)."
+    expected = "0 height (m); 1-2 angle of the knee, ankle (rad); 3 speed (m/s, -2 to 2)."
     assert condense(TABLE, 30) == f"The space is a Box(-1, 1, (4,)) where. {expected}"
     assert condense(TABLE, 3) == expected
 
