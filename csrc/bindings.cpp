@@ -1,77 +1,49 @@
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <array>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <vector>
+#include <limits>
 
 #include "dispatch.h"
 #include "philox.h"
-#include "reverse_diffusion.h"
 
-namespace py = pybind11;
-
-namespace {
-
-using Floats = py::array_t<float, py::array::c_style>;
-using Keys = py::array_t<std::uint64_t, py::array::c_style>;
-
-// llmdpd/diffusion/native.py gives users the readable errors; this is what keeps a wrong call from reading elsewhere.
 void require_shape(const py::array& array, const std::vector<py::ssize_t>& shape, const char* name) {
   bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
   for (std::size_t i = 0; same && i < shape.size(); ++i) same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
   if (!same) throw std::invalid_argument(std::string("wrong shape: ") + name);
 }
 
-void reverse_diffusion(const std::array<Floats, 4>& weights, const std::array<Floats, 4>& biases,
-                       const Floats& time_embedding, const Floats& table, float start, float clip, const Floats& state,
-                       const Floats& prompt, int samples, const Keys& keys, const std::optional<Floats>& noise,
-                       Floats& actions, int threads) {
-  if (state.ndim() != 2 || time_embedding.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2 || keys.ndim() != 1 ||
-      weights[3].ndim() != 2) {
-    throw std::invalid_argument("wrong number of dimensions");
-  }
-  if (samples < 1 || threads < 1) throw std::invalid_argument("samples and threads start at 1");
-  const py::ssize_t states = state.shape(0), steps = time_embedding.shape(0), rows = states * samples;
-  const py::ssize_t state_dim = state.shape(1), time_dim = time_embedding.shape(1);
-  const py::ssize_t prompt_dim = prompt.shape(prompt.ndim() - 1);
-  const py::ssize_t action_dim = weights[3].shape(0), hidden_dim = weights[3].shape(1);
-  require_shape(weights[0], {hidden_dim, action_dim + time_dim + state_dim + prompt_dim}, "first weight");
-  for (int layer = 1; layer < 3; ++layer) require_shape(weights[layer], {hidden_dim, hidden_dim}, "hidden weight");
-  for (int layer = 0; layer < 4; ++layer) require_shape(biases[layer], {layer < 3 ? hidden_dim : action_dim}, "bias");
-  if (hidden_dim < 1 || action_dim < 1) throw std::invalid_argument("hidden and action dimensions start at 1");
-  require_shape(table, {steps, 6}, "table");
-  if (prompt.ndim() == 2) require_shape(prompt, {states, prompt_dim}, "prompt");
-  if (noise) require_shape(*noise, {steps + 1, rows, action_dim}, "noise");
-  const bool key_per_state = keys.shape(0) != 1 || states == 1;
-  if (key_per_state) require_shape(keys, {states}, "keys");
-  require_shape(actions, {rows, action_dim}, "actions");
-
-  llmdpd::Net net{static_cast<int>(action_dim), static_cast<int>(time_dim), static_cast<int>(state_dim),
-                  static_cast<int>(prompt_dim), static_cast<int>(hidden_dim), {}, {}};
-  for (int layer = 0; layer < 4; ++layer) {
-    net.weight[layer] = weights[layer].data();
-    net.bias[layer] = biases[layer].data();
-  }
-  static_assert(sizeof(llmdpd::StepCoefficients) == 6 * sizeof(float), "rows of the table are read in place");
-  const llmdpd::Chain chain{static_cast<int>(steps), time_embedding.data(),
-                            reinterpret_cast<const llmdpd::StepCoefficients*>(table.data()), start, clip};
-  const llmdpd::Batch batch{states,
-                            samples,
-                            state.data(),
-                            prompt.data(),
-                            prompt.ndim() == 2,
-                            noise ? noise->data() : nullptr,
-                            keys.data(),
-                            key_per_state};
-  float* out = actions.mutable_data();
-  const llmdpd::TileKernels& kernels = llmdpd::active_kernels();
-  py::gil_scoped_release unlocked;
-  llmdpd::reverse_diffusion(net, chain, batch, kernels, threads, out);
+int small(py::ssize_t size, const char* name) {
+  if (size < 0 || size > std::numeric_limits<int>::max()) throw std::invalid_argument(std::string("too large: ") + name);
+  return static_cast<int>(size);
 }
+
+llmdpd::Matrix matrix_of(const Strided& array, const char* name) {
+  constexpr py::ssize_t size = sizeof(float);
+  if (array.ndim() != 2) throw std::invalid_argument(std::string("wrong shape: ") + name);
+  const py::ssize_t rows = array.shape(0), columns = array.shape(1);
+  // What a row of one number, or a single row, has for a stride says nothing.
+  if ((columns > 1 && array.strides(1) != size) || (rows > 1 && array.strides(0) % size != 0)) {
+    throw std::invalid_argument(std::string("rows are not contiguous: ") + name);
+  }
+  return {array.data(), rows > 1 ? array.strides(0) / size : columns, small(rows, name), small(columns, name)};
+}
+
+llmdpd::TrunkWeights trunk_of(const std::vector<Floats>& arrays) {
+  if (arrays.size() != 6 || arrays[4].ndim() != 2) throw std::invalid_argument("wrong shape: trunk");
+  const py::ssize_t outputs = arrays[4].shape(0), hidden = arrays[4].shape(1);
+  if (hidden < 1 || outputs < 1) throw std::invalid_argument("wrong shape: hidden and action dimensions start at 1");
+  require_shape(arrays[0], {hidden, hidden}, "second weight");
+  require_shape(arrays[1], {hidden}, "second bias");
+  require_shape(arrays[2], {hidden, hidden}, "third weight");
+  require_shape(arrays[3], {hidden}, "third bias");
+  require_shape(arrays[5], {outputs}, "output bias");
+  return {small(hidden, "hidden"), small(outputs, "outputs"), arrays[0].data(), arrays[1].data(),
+          arrays[2].data(),        arrays[3].data(),          arrays[4].data(), arrays[5].data()};
+}
+
+namespace {
 
 Floats philox_normal(std::uint64_t key, py::ssize_t rows, py::ssize_t draws, int action_dim) {
   Floats out({draws, rows, static_cast<py::ssize_t>(action_dim)});
@@ -103,9 +75,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   module.def("philox_normal", &philox_normal, py::arg("key"), py::arg("rows"), py::arg("draws"), py::arg("action_dim"),
              "Standard normals [draws, rows, action_dim].");
-  module.def("reverse_diffusion", &reverse_diffusion, py::arg("weights").noconvert(), py::arg("biases").noconvert(),
-             py::arg("time_embedding").noconvert(), py::arg("table").noconvert(), py::arg("start"), py::arg("clip"),
-             py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("samples"),
-             py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("actions").noconvert(),
-             py::arg("threads"));
+  bind_sampler(module);
+  bind_training(module);
 }

@@ -5,37 +5,46 @@
 
 namespace llmdpd {
 
-namespace plain {
-extern const TileKernels kernels;
-}
+// Each object is compiled into a namespace of its own: instruction set and precision.
+#define LLMDPD_DECLARE(object) \
+  namespace object {           \
+  extern const TileKernels kernels; \
+  }
+LLMDPD_DECLARE(plain_fp32)
+LLMDPD_DECLARE(plain_bf16)
 #ifdef LLMDPD_X86
-namespace avx2 {
-extern const TileKernels kernels;
-}
-namespace avx512 {
-extern const TileKernels kernels;
-}
+LLMDPD_DECLARE(avx2_fp32)
+LLMDPD_DECLARE(avx2_bf16)
+LLMDPD_DECLARE(avx512_fp32)
+LLMDPD_DECLARE(avx512_bf16)
+LLMDPD_DECLARE(avx512bf16_bf16)
 #endif
+#undef LLMDPD_DECLARE
 
 namespace {
 
 struct Isa {
   const char* name;
-  const TileKernels* kernels;
+  const TileKernels *fp32, *bf16;
   bool (*runs)();
 };
 
+#ifdef LLMDPD_X86
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+#endif
+
 // Slowest first. The CPU features are those that CMakeLists.txt compiles each object for.
 const Isa kIsas[] = {
-    {"plain", &plain::kernels, [] { return true; }},
+    {"plain", &plain_fp32::kernels, &plain_bf16::kernels, [] { return true; }},
 #ifdef LLMDPD_X86
-    {"avx2", &avx2::kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {"avx512", &avx512::kernels,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     }},
+    {"avx2", &avx2_fp32::kernels, &avx2_bf16::kernels,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {"avx512", &avx512_fp32::kernels, &avx512_bf16::kernels, has_avx512},
+    {"avx512_bf16", &avx512_fp32::kernels, &avx512bf16_bf16::kernels,
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
 #endif
 };
 
@@ -76,7 +85,7 @@ std::vector<std::string> runnable_isas() {
 
 std::string active_isa() { return current().name; }
 
-const TileKernels& active_kernels() { return *current().kernels; }
+const TileKernels& active_kernels(bool bf16) { return bf16 ? *current().bf16 : *current().fp32; }
 
 void set_isa(const std::string& name) {
   if (name.empty()) {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "mlp_tile.h"
+#include "tile/tile_kernels.h"
 
 namespace llmdpd {
 
@@ -14,6 +14,6 @@ std::vector<std::string> runnable_isas();  // those of them that this CPU has
 std::string active_isa();
 // The best one for an empty name. Throws std::invalid_argument for one that can't run here.
 void set_isa(const std::string& name);
-const TileKernels& active_kernels();
+const TileKernels& active_kernels(bool bf16);
 
 }  // namespace llmdpd

@@ -1,172 +1,117 @@
 #include "reverse_diffusion.h"
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
-#include <new>
-
 #include "thread_pool.h"
 
 namespace llmdpd {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
-
-// A thread's reusable memory. Kept between calls: fresh pages for half a megabyte of panels would cost more than the
-// packing itself.
-class Arena {
- public:
-  float* reserve(std::size_t floats) {
-    if (floats > capacity_) {
-      memory_.reset();
-      capacity_ = 0;
-      memory_.reset(static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t(kAlignment))));
-      capacity_ = floats;
-    }
-    return memory_.get();
+Chain prepare(const ChainCall& call, Gradients gradients, const TileKernels& kernels, Allocator& memory) {
+  const int hidden = call.trunk.hidden;
+  Chain chain{};
+  chain.trunk = pack_trunk(call.trunk, gradients, kernels, memory);
+  chain.first.input = pack_single(call.state_weight, false, kernels, memory);
+  chain.action = pack_single(call.action_weight, false, kernels, memory);
+  if (gradients == Gradients::wanted) {
+    chain.first.input_transposed = pack_single(call.state_weight, true, kernels, memory);
+    chain.action_transposed = pack_single(call.action_weight, true, kernels, memory);
   }
-
- private:
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
-  };
-  std::unique_ptr<float, Free> memory_;
-  std::size_t capacity_ = 0;
-};
-
-// Hands out parts of one block. With a null base it only counts.
-class Allocator {
- public:
-  explicit Allocator(float* base) : base_(base) {}
-  float* take(std::size_t floats) {
-    float* part = base_ ? base_ + used_ : nullptr;
-    used_ += (floats + 15) / 16 * 16;  // keeps every part aligned to 64 bytes
-    return part;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  float* base_;
-  std::size_t used_ = 0;
-};
-
-struct CallMemory {
-  float *state, *prompt, *action, *time, *hidden[2], *output;  // panels
-  float *bias[4], *context_base, *time_rows, *zeros;
-  std::size_t floats;
-
-  CallMemory(const Net& net, const Chain& chain, int width, float* base) {
-    Allocator memory(base);
-    const std::size_t hidden_padded = padded(net.hidden_dim, width), action_padded = padded(net.action_dim, width);
-    state = memory.take(hidden_padded * net.state_dim);
-    prompt = memory.take(hidden_padded * net.prompt_dim);
-    action = memory.take(hidden_padded * net.action_dim);
-    time = memory.take(hidden_padded * net.time_dim);
-    for (float*& panels : hidden) panels = memory.take(hidden_padded * net.hidden_dim);
-    output = memory.take(action_padded * net.hidden_dim);
-    for (int layer = 0; layer < 4; ++layer) bias[layer] = memory.take(layer < 3 ? hidden_padded : action_padded);
-    context_base = memory.take(hidden_padded);
-    time_rows = memory.take(hidden_padded * chain.steps);
-    zeros = memory.take(hidden_padded);
-    floats = memory.used();
-  }
-};
-
-PackedLayer pack(const TileKernels& kernels, const float* weights, std::ptrdiff_t stride, int outputs, int inputs,
-                 float* panels, const float* bias) {
-  kernels.pack(weights, stride, outputs, inputs, panels);
-  return {panels, bias, inputs, outputs};
+  chain.first.x = call.state;
+  chain.first.x_stride = call.state_stride;
+  chain.first.inputs = call.state_weight.inputs;
+  chain.first.init = call.init_per_state ? call.init : copy_padded(call.init, hidden, kernels, memory);
+  chain.first.init_stride = call.init_per_state ? hidden : 0;
+  chain.time_rows = copy_rows_padded(call.time_rows, call.schedule.steps, hidden, kernels, memory);
+  chain.action_dim = call.action_weight.inputs;
+  chain.steps = call.schedule.steps;
+  chain.table = call.schedule.table;
+  chain.start = call.schedule.start;
+  chain.clip = call.schedule.clip;
+  chain.samples = call.samples;
+  chain.rows = call.states * call.samples;
+  chain.noise = call.noise.given;
+  chain.keys = call.noise.keys;
+  chain.key_per_state = call.noise.key_per_state;
+  return chain;
 }
 
-void copy_padded(const float* from, int count, int width, float* to) {
-  std::memcpy(to, from, sizeof(float) * count);
-  std::fill(to + count, to + padded(count, width), 0.0f);
-}
+RowShape shape_of(const Chain& chain) { return {chain.rows, chain.samples, chain.steps, chain.action_dim}; }
 
-void pack_net(const Net& net, const TileKernels& kernels, const CallMemory& memory, ReverseProblem& problem) {
-  const int hidden = net.hidden_dim;
-  for (int layer = 0; layer < 4; ++layer) {
-    copy_padded(net.bias[layer], layer < 3 ? hidden : net.action_dim, kernels.width, memory.bias[layer]);
-  }
-  const std::ptrdiff_t stride = net.action_dim + net.time_dim + net.state_dim + net.prompt_dim;
-  const float* part = net.weight[0];
-  problem.action_layer = pack(kernels, part, stride, hidden, net.action_dim, memory.action, nullptr);
-  part += net.action_dim + net.time_dim;
-  problem.state_layer = pack(kernels, part, stride, hidden, net.state_dim, memory.state, nullptr);
-  part += net.state_dim;
-  problem.prompt_layer = pack(kernels, part, stride, hidden, net.prompt_dim, memory.prompt, nullptr);
-  problem.second = pack(kernels, net.weight[1], hidden, hidden, hidden, memory.hidden[0], memory.bias[1]);
-  problem.third = pack(kernels, net.weight[2], hidden, hidden, hidden, memory.hidden[1], memory.bias[2]);
-  problem.output = pack(kernels, net.weight[3], hidden, net.action_dim, hidden, memory.output, memory.bias[3]);
-}
-
-// W_t times the time embedding, [steps, padded hidden].
-void compute_time_rows(const Net& net, const Chain& chain, const TileKernels& kernels, const CallMemory& memory) {
-  const std::ptrdiff_t stride = net.action_dim + net.time_dim + net.state_dim + net.prompt_dim;
-  const PackedLayer layer = pack(kernels, net.weight[0] + net.action_dim, stride, net.hidden_dim, net.time_dim,
-                                 memory.time, nullptr);
-  const int hidden_padded = padded(net.hidden_dim, kernels.width);
-  std::fill(memory.zeros, memory.zeros + hidden_padded, 0.0f);
-  kernels.dense(layer, chain.time_embedding, net.time_dim, memory.zeros, 0, memory.time_rows, hidden_padded,
-                chain.steps);
-}
-
-// Few enough tiles to fill their rows, enough to give every thread one of at least six rows, and as many for each.
-int tile_count(std::ptrdiff_t rows, int max_rows, int threads) {
-  constexpr std::ptrdiff_t kWorthwhileRows = 6;
-  std::ptrdiff_t tiles = (rows + max_rows - 1) / max_rows;
-  tiles = std::max(tiles, std::min<std::ptrdiff_t>(threads, rows / kWorthwhileRows));
-  if (tiles > threads) tiles = (tiles + threads - 1) / threads * threads;
-  return static_cast<int>(std::min(tiles, rows));
+void forward_wave(const Chain& chain, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape,
+                  const TileKernels& kernels, int threads) {
+  const std::size_t scratch_floats = kernels.scratch_floats(chain.trunk, chain.action_dim);
+  const std::vector<Part> parts = split_rows(rows, kernels.max_rows, threads);
+  parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+    thread_local Arena scratch;
+    kernels.chain_forward(chain, first + parts[i].first, parts[i].rows, tape, first, scratch.reserve(scratch_floats));
+  });
 }
 
 }  // namespace
 
-void reverse_diffusion(const Net& net, const Chain& chain, const Batch& batch, const TileKernels& kernels, int threads,
-                       float* actions) {
-  const std::ptrdiff_t rows = batch.states * batch.samples;
-  if (rows == 0) return;
+void run_chain(const Chain& chain, const TileKernels& kernels, int threads) {
+  if (chain.rows > 0) forward_wave(chain, 0, chain.rows, nullptr, kernels, threads);
+}
 
-  thread_local Arena call_arena;
-  const int width = kernels.width;
-  const CallMemory memory(net, chain, width, call_arena.reserve(CallMemory(net, chain, width, nullptr).floats));
+std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels) {
+  Trunk3 trunk{};
+  trunk.hidden_padded = padded(call.trunk.hidden, kernels.width);
+  trunk.outputs_padded = padded(call.trunk.outputs, kernels.width);
+  const RowShape shape{call.states * call.samples, call.samples, call.schedule.steps, call.action_weight.inputs};
+  return Waves(shape, trunk, kernels).tape_floats();
+}
 
-  ReverseProblem problem{};
-  problem.hidden_padded = padded(net.hidden_dim, width);
-  problem.action_dim = net.action_dim;
-  problem.action_padded = padded(net.action_dim, width);
-  problem.state_dim = net.state_dim;
-  problem.prompt_dim = net.prompt_dim;
-  problem.steps = chain.steps;
-  problem.samples = batch.samples;
-  problem.start = chain.start;
-  problem.clip = chain.clip;
-  problem.table = chain.table;
-  problem.states = batch.state;
-  problem.noise = batch.noise;
-  problem.keys = batch.keys;
-  problem.key_per_state = batch.key_per_state;
-  problem.rows = rows;
-  problem.actions = actions;
-  pack_net(net, kernels, memory, problem);
-  compute_time_rows(net, chain, kernels, memory);
-  problem.time_rows = memory.time_rows;
-  problem.context_base = memory.bias[0];
-  if (batch.prompt_per_state) {
-    problem.prompts = batch.prompt;
-  } else {
-    kernels.dense(problem.prompt_layer, batch.prompt, net.prompt_dim, memory.bias[0], 0, memory.context_base, 0, 1);
-    problem.context_base = memory.context_base;
+void chain_forward(const ChainCall& call, const TileKernels& kernels, int threads, float* actions, float* tape) {
+  thread_local Arena arena;
+  Chain chain;
+  lay_out(arena, [&](Allocator& memory) { chain = prepare(call, Gradients::none, kernels, memory); });
+  chain.actions = actions;
+  if (!tape) return run_chain(chain, kernels, threads);
+  const Waves waves(shape_of(chain), chain.trunk, kernels);
+  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
+    const Tape kept = waves.tape_in(wave, tape);
+    forward_wave(chain, waves.first(wave), waves.rows(wave), &kept, kernels, threads);
   }
+}
 
-  const std::size_t scratch_floats = kernels.scratch_floats(problem);
-  const int tiles = tile_count(rows, kernels.max_rows, threads);
-  parallel_for(tiles, threads, [&](int tile) {
-    thread_local Arena scratch;
-    const std::ptrdiff_t first = rows * tile / tiles;
-    const std::ptrdiff_t last = rows * (tile + 1) / tiles;
-    kernels.run_tile(problem, first, static_cast<int>(last - first), scratch.reserve(scratch_floats));
+void chain_backward(const ChainCall& call, const TileKernels& kernels, int threads, const float* grad_actions,
+                    const float* tape, const GradientTargets& targets) {
+  thread_local Arena arena, gradient_arena, wave_arena;
+  Chain chain;
+  lay_out(arena, [&](Allocator& memory) {
+    chain = prepare(call, Gradients::wanted, kernels, memory);
+    // Where the chain is computed again its actions go here.
+    chain.actions = memory.take(tape ? 0 : chain.rows * chain.action_dim);
   });
+  const RowShape shape = shape_of(chain);
+  // Declared out here: `add` works on what the second laying out made.
+  std::unique_ptr<WeightGradients> sums;
+  lay_out(gradient_arena, [&](Allocator& memory) {
+    sums = std::make_unique<WeightGradients>(chain.trunk, chain.first, shape, targets, kernels, memory);
+  });
+  const Waves waves(shape, chain.trunk, kernels);
+  const std::size_t scratch_floats = kernels.scratch_floats(chain.trunk, chain.action_dim);
+  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
+    const std::ptrdiff_t first = waves.first(wave), rows = waves.rows(wave);
+    Tape kept{};
+    TapeGradients gradients{};
+    lay_out(wave_arena, [&](Allocator& memory) {
+      gradients = waves.gradients(wave, memory);
+      if (!tape) kept = waves.tape(wave, memory);
+    });
+    if (tape) {
+      kept = waves.tape_in(wave, const_cast<float*>(tape));  // read only
+    } else {
+      forward_wave(chain, first, rows, &kept, kernels, threads);
+    }
+    const std::vector<Part> parts = split_rows(rows, kernels.max_rows, threads);
+    parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+      thread_local Arena scratch;
+      kernels.chain_backward(chain, grad_actions, first + parts[i].first, parts[i].rows, kept, gradients, first,
+                             scratch.reserve(scratch_floats));
+    });
+    sums->add(kept, gradients, first, rows, threads);
+  }
+  sums->finish();
 }
 
 }  // namespace llmdpd

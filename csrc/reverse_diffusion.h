@@ -1,39 +1,52 @@
-// The forward reverse-diffusion chain over a batch: packing, what is shared by all rows, and tiles over threads.
+// The reverse-diffusion chain over a batch, forward and backward: packing, tiles over threads, waves.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "mlp_tile.h"
+#include "packing.h"
+#include "weight_gradients.h"
 
 namespace llmdpd {
 
-// Weights as in torch: [outputs, inputs], row-major. The first layer's inputs are [a_k, time, state, prompt].
-struct Net {
-  int action_dim, time_dim, state_dim, prompt_dim, hidden_dim;
-  const float *weight[4], *bias[4];
-};
-
-struct Chain {
+struct Schedule {
   int steps;
-  const float* time_embedding;    // [steps, T]
   const StepCoefficients* table;  // [steps]
   float start, clip;              // clip: infinity where there is none
 };
 
-struct Batch {
-  std::ptrdiff_t states;
-  int samples;
-  const float* state;   // [states, S]
-  const float* prompt;  // [Z] or [states, Z]
-  bool prompt_per_state;
-  const float* noise;         // [steps + 1, states * samples, A], or null
+struct Noise {
+  const float* given;         // [steps + 1, states * samples, A], or null
   const std::uint64_t* keys;  // [1] or [states]
   bool key_per_state;
 };
 
-// actions: [states * samples, A]. A row's result depends on nothing but its own state, prompt and noise.
-void reverse_diffusion(const Net& net, const Chain& chain, const Batch& batch, const TileKernels& kernels, int threads,
-                       float* actions);
+// A call as torch has it.
+struct ChainCall {
+  TrunkWeights trunk;
+  Matrix state_weight, action_weight;  // W_s [H, F], W_a [H, A]
+  const float* init;                   // [H], or [states, H]
+  bool init_per_state;
+  const float* time_rows;  // [steps, H]
+  std::ptrdiff_t states;
+  int samples;
+  const float* state;  // [states, F]
+  std::ptrdiff_t state_stride;
+  Schedule schedule;
+  Noise noise;
+};
+
+// Floats of what a forward pass keeps for its backward pass.
+std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels);
+
+// actions: [states * samples, A]. A row's result depends on nothing but its own state, init and noise. `tape` is null
+// where no gradient will be asked for, or where its backward pass is to compute the chain again.
+void chain_forward(const ChainCall& call, const TileKernels& kernels, int threads, float* actions, float* tape);
+
+void chain_backward(const ChainCall& call, const TileKernels& kernels, int threads, const float* grad_actions,
+                    const float* tape, const GradientTargets& targets);
+
+// Runs a prepared chain, without a tape.
+void run_chain(const Chain& chain, const TileKernels& kernels, int threads);
 
 }  // namespace llmdpd

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from llmdpd.diffusion.mish_mlp import mish_mlp
+
 
 class DoubleQ(nn.Module):
     """Q_1 and Q_2 (s, a) or (s, a, z): the critics of the paper's equation 6.
@@ -28,11 +30,16 @@ class DoubleQ(nn.Module):
         """State features [..., F], actions [..., A], prompt vectors [..., Z] → two times [...]."""
         parts = [state, action, prompt] if self.prompt_dim else [state, action]
         joined = torch.cat(parts, dim=-1)
-        return self.q1(joined).squeeze(-1), self.q2(joined).squeeze(-1)
+        return _value(self.q1, joined), _value(self.q2, joined)
 
     def minimum(self, state: Tensor, action: Tensor, prompt: Tensor) -> Tensor:
         """min(Q_1, Q_2): state features [..., F], actions [..., A], prompt vectors [..., Z] → [...]."""
         return torch.minimum(*self(state, action, prompt))
+
+
+def _value(network: nn.Sequential, joined: Tensor) -> Tensor:
+    first, *rest = (layer for layer in network if isinstance(layer, nn.Linear))
+    return mish_mlp(joined, first.weight, first.bias, rest).squeeze(-1)
 
 
 def _q_network(inputs: int, hidden_dim: int) -> nn.Sequential:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmdpd.diffusion.mish_mlp import mish_mlp
 from llmdpd.errors import InputError
 
 
@@ -91,7 +92,15 @@ class NoiseMLP(nn.Module):
 
     def forward(self, actions: Tensor, timesteps: Tensor, state: Tensor, prompt: Tensor) -> Tensor:
         """epsilon: noisy actions [B, A], time indices int64 [B], state [B, S], prompt [Z] or [B, Z] -> [B, A]."""
-        return self.denoise(actions, self.context(state, prompt), self.time_rows(timesteps))
+        first, *rest = self.layers
+        parts = [actions, self.time_embedding(timesteps), state]
+        # A prompt that all share is multiplied once.
+        shared = prompt.ndim == 1
+        weight, init = first.weight, first.bias
+        if shared:
+            inputs = weight.shape[1] - self.prompt_dim
+            weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)
+        return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest)
 
     @classmethod
     def from_diffusion_ql(

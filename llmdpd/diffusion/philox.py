@@ -51,7 +51,7 @@ def philox_normal(
         key = seed.to(device=device, dtype=torch.int64).reshape(batch, 1)
         row = sample.expand(batch, samples)
     else:
-        key = torch.full((1, 1), _signed64(seed), dtype=torch.int64, device=device)
+        key = torch.full((1, 1), signed64(seed), dtype=torch.int64, device=device)
         row = torch.arange(batch, device=device)[:, None] * samples + sample
     shape = (draws, batch, samples, blocks)
     counter = (
@@ -69,7 +69,7 @@ def philox_normal(
     return torch.stack(normals, dim=-1).reshape(draws, batch, samples, blocks * 4)[..., :action_dim]
 
 
-def _signed64(seed: int) -> int:
+def signed64(seed: int) -> int:
     """An int in the 64-bit two's complement range, so that any Python int is a key."""
     seed = int(seed) & 0xFFFFFFFFFFFFFFFF  # int(): numpy's integers overflow here
     return seed - (1 << 64) if seed >= 1 << 63 else seed

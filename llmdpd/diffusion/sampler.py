@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import Literal, SupportsIndex, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.diffusion import native
+from llmdpd.diffusion import native, operators, packed
 from llmdpd.diffusion.noise_mlp import NoiseMLP
-from llmdpd.diffusion.philox import philox_normal
+from llmdpd.diffusion.philox import philox_normal, signed64
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.diffusion.schedules import SamplerPlan
 from llmdpd.errors import InputError
@@ -20,7 +21,6 @@ Backend = Literal["auto", "reference", "cpp", "triton"]
 Precision = Literal["fp32", "bf16"]
 
 _log = logging.getLogger(__name__)
-_NO_BACKWARD = "it has no backward pass yet: call it under torch.no_grad(), or use backend='reference' for gradients"
 
 
 class BackendUnavailableError(RuntimeError):
@@ -51,9 +51,9 @@ def reverse_diffusion(
             batch that the state is in.
         noise: instead of a seed, [K + 1, B, A] (or [K + 1, B, N, A]): the start first, then one draw a step in the
             order that they are used. The plan's noise scale applies to it as well.
-        backend: `reference` (PyTorch), `cpp` (CPU, float32, no gradient yet), `triton`; `auto` takes the fastest that
-            can run and logs once why another could not.
-        precision: `bf16` runs the matrix products in bfloat16.
+        backend: `reference` (PyTorch, any device and dtype), `cpp` (CPU, float32 tensors), `triton` (CUDA, float32
+            tensors); `auto` takes the fastest that can run and logs once why another could not.
+        precision: `bf16` runs the matrix products of the hidden layers in bfloat16, summed in float32.
 
     Returns:
         [B, A], or [B, N, A] where samples > 1; differentiable in net, state and prompt.
@@ -63,52 +63,135 @@ def reverse_diffusion(
         BackendUnavailableError: a backend asked for by name that cannot run.
     """
     _check(net, state, prompt, plan, samples, seed, noise, backend, precision)
-    if seed is None and noise is None:
-        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
-    if seed is not None and not isinstance(seed, Tensor):
-        seed = int(seed)  # numpy's integers too
-    chosen = _choose(net, state, prompt, backend, precision)
-    if chosen == "cpp":
-        return native.forward(
-            net, plan, state, prompt, samples=samples, seed=seed, noise=noise, threads=torch.get_num_threads()
+    chosen = _choose(net, state, prompt, noise, backend, precision)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (state, prompt, *net.parameters()))
+    if chosen == "cpp" and not needs_grad and not torch.compiler.is_compiling():
+        if seed is None and noise is None:
+            seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+        return packed.sample(
+            net,
+            plan,
+            state,
+            prompt,
+            samples=samples,
+            seed=seed if seed is None or isinstance(seed, Tensor) else int(seed),  # numpy's integers too
+            noise=noise,
+            bf16=precision == "bf16",
+            threads=torch.get_num_threads(),
         )
-    batch = state.shape[0]
-    if noise is None:
-        assert seed is not None
-        draws = philox_normal(seed, batch, samples, plan.steps + 1, net.action_dim, state.device).to(state.dtype)
+    key = None if noise is not None else _key(seed, state.device)
+    if chosen == "reference":
+        actions = _by_reference(net, state, prompt, plan, samples, key, noise, precision)
     else:
-        draws = noise.reshape(plan.steps + 1, batch, samples, net.action_dim)
-    actions = reverse_diffusion_reference(net, state, prompt, plan, draws, precision)
+        actions = _by_operator(net, state, prompt, plan, samples, key, noise, precision == "bf16", needs_grad)
     return actions if samples > 1 else actions[:, 0]
 
 
-def _choose(net: NoiseMLP, state: Tensor, prompt: Tensor, backend: str, precision: str) -> str:
+def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The noise's key, int64 [1] or [B], on the device: drawn there where none is given, so that nobody waits for it."""
+    if seed is None:
+        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        return seed.to(device)
+    return torch.tensor([signed64(seed)], dtype=torch.int64, device=device)
+
+
+def _by_reference(
+    net: NoiseMLP,
+    state: Tensor,
+    prompt: Tensor,
+    plan: SamplerPlan,
+    samples: int,
+    key: Tensor | None,
+    noise: Tensor | None,
+    precision: str,
+) -> Tensor:
+    batch = state.shape[0]
+    if noise is not None:
+        draws = noise.reshape(plan.steps + 1, batch, samples, net.action_dim)
+    else:
+        assert key is not None
+        seed = key if key.shape[0] == batch and batch != 1 else int(key)
+        draws = philox_normal(seed, batch, samples, plan.steps + 1, net.action_dim, state.device).to(state.dtype)
+    return reverse_diffusion_reference(net, state, prompt, plan, draws, precision)
+
+
+def _by_operator(
+    net: NoiseMLP,
+    state: Tensor,
+    prompt: Tensor,
+    plan: SamplerPlan,
+    samples: int,
+    key: Tensor | None,
+    noise: Tensor | None,
+    bf16: bool,
+    needs_grad: bool,
+) -> Tensor:
+    """Through the registered operator: what does not depend on the step is computed in torch, W_s s aside."""
+    timesteps, table = _plan_tensors(plan, state.device)
+    with torch.autocast(state.device.type, enabled=False):
+        action_weight, _, state_weight, prompt_weight, bias = net.first_layer()
+        init = F.linear(prompt, prompt_weight, bias)
+        time_rows = net.time_rows(timesteps)
+    trunk = [part for layer in net.layers[1:] for part in (layer.weight, layer.bias)]
+    if key is None:
+        key = timesteps.new_zeros(1)
+    keep = needs_grad
+    if keep and not state.is_cuda:
+        rows, (hidden, actions) = state.shape[0] * samples, action_weight.shape
+        keep = operators.keeps_tape(
+            operators.tape_floats(rows, hidden, actions, actions, samples, plan.steps, bf16)
+        )
+    drawn: Tensor = torch.ops.llmdpd.reverse_diffusion(
+        state,
+        state_weight,
+        init,
+        time_rows,
+        action_weight,
+        trunk,
+        table,
+        key,
+        None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim),
+        plan.start,
+        operators.bound(plan.clip),
+        samples,
+        bf16,
+        keep,
+    )[0]
+    return drawn
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=64)
+def _plan_tensors(plan: SamplerPlan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The plan's time indices int64 [K] and its table float32 [K, 6] on a device."""
+    return torch.tensor(plan.timesteps, device=device), torch.from_numpy(packed.coefficients(plan)).to(device)
+
+
+def _choose(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None, backend: str, precision: str) -> str:
     """The backend to run: the one asked for, or for `auto` the fastest that can."""
     if backend == "reference":
         return backend
     if backend == "triton":
         raise BackendUnavailableError(triton_obstacle())
-    obstacle = _cpp_obstacle(net, state, prompt, precision)
+    obstacle = _cpp_obstacle(net, state, prompt, noise)
     if obstacle is None:
         return "cpp"
     if backend == "cpp":
         raise BackendUnavailableError(f"the cpp backend cannot run: {obstacle}")
-    # That a gradient needs the reference is how training works, not news.
-    level = logging.DEBUG if obstacle == _NO_BACKWARD else logging.INFO
-    _log_once(triton_obstacle() if state.is_cuda else obstacle, level)
+    _log_once(triton_obstacle() if state.is_cuda else obstacle, logging.INFO)
     return "reference"
 
 
-def _cpp_obstacle(net: NoiseMLP, state: Tensor, prompt: Tensor, precision: str) -> str | None:
+def _cpp_obstacle(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None) -> str | None:
     if not native.available()[0]:
         return native.available()[1]
     if state.device.type != "cpu":
         return f"tensors are on {state.device}, the C++ sampler runs on the CPU: move them there or use another backend"
-    if precision != "fp32" or {state.dtype, prompt.dtype, net.layers[0].weight.dtype} != {torch.float32}:
-        return "it computes in float32 alone: use precision='fp32' and float32 tensors, or backend='reference'"
-    tensors = (state, prompt, *net.parameters())
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return _NO_BACKWARD
+    if {state.dtype, prompt.dtype, net.layers[0].weight.dtype} != {torch.float32}:
+        return "it takes float32 alone: use float32 tensors, or backend='reference'"
+    if noise is not None and noise.requires_grad and torch.is_grad_enabled():
+        return "it has no gradient for given noise: use backend='reference'"
     return None
 
 

@@ -1,6 +1,6 @@
-// One vector type for each instruction set, on the vector extension that GCC and Clang share. Only the fused
-// multiply-add needs naming. This header and whatever includes it must not instantiate anything from the standard
-// library: the linker could keep the AVX-512 copy of a shared inline function for all.
+// One vector type for each instruction set, on the vector extension that GCC and Clang share. Only what that extension
+// lacks needs naming. The headers of this folder and whatever includes them must not instantiate anything from the
+// standard library: the linker could keep the AVX-512 copy of a shared inline function for all.
 #pragma once
 
 #if defined(LLMDPD_ISA_avx512) || defined(LLMDPD_ISA_avx2)
@@ -93,13 +93,35 @@ inline __attribute__((always_inline)) Vec exp_bounded(Vec x) {
   return x < broadcast(-87.0f) ? Vec{} : poly * power;
 }
 
+// 1 / x for a normal positive x; in float32 to the last bit or two.
+inline __attribute__((always_inline)) Vec reciprocal(Vec x) {
+#if defined(LLMDPD_ISA_avx512)
+  // 14 bits by table and a step of Newton's: less than half of the division's time.
+  const Vec estimate = (Vec)_mm512_rcp14_ps((__m512)x);
+  return fma(estimate, fma(-x, estimate, broadcast(1.0f)), estimate);
+#else
+  return broadcast(1.0f) / x;
+#endif
+}
+
 // mish(x) = x tanh(ln(1 + e^x)) = x n / (n + 2), n = e^x (e^x + 2). From x = 20 on the ratio is 1 in float32, and
 // capping x there keeps n finite.
 inline __attribute__((always_inline)) Vec mish(Vec x) {
   const Vec cap = broadcast(20.0f);
   const Vec e = exp_bounded(x > cap ? cap : x);
   const Vec n = e * (e + broadcast(2.0f));
-  return x * (n / (n + broadcast(2.0f)));
+  return x * (n * reciprocal(n + broadcast(2.0f)));
+}
+
+// mish(x), and its derivative n / (n + 2) + 4 x e (e + 1) / (n + 2)^2.
+inline __attribute__((always_inline)) Vec mish(Vec x, Vec& derivative) {
+  const Vec cap = broadcast(20.0f);
+  const Vec e = exp_bounded(x > cap ? cap : x);
+  const Vec n = e * (e + broadcast(2.0f));
+  const Vec r = reciprocal(n + broadcast(2.0f));
+  const Vec ratio = n * r;
+  derivative = fma(broadcast(4.0f) * x * r, e * (e + broadcast(1.0f)) * r, ratio);
+  return x * ratio;
 }
 
 }  // namespace

@@ -1,0 +1,92 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "bindings.h"
+#include "dispatch.h"
+#include "sampler.h"
+
+namespace {
+
+using llmdpd::NetDims;
+using llmdpd::PackedNet;
+using llmdpd::Sampler;
+
+constexpr std::int64_t kMaxRows = std::int64_t{1} << 32;  // the row is one word of the noise's counter
+
+std::shared_ptr<PackedNet> make_packed_net(int action_dim, int time_dim, const Floats& first_weight,
+                                           const Floats& first_bias, const std::vector<Floats>& trunk, int state_dim,
+                                           bool bf16) {
+  const llmdpd::TrunkWeights weights = trunk_of(trunk);
+  if (first_weight.ndim() != 2) throw std::invalid_argument("wrong shape: first weight");
+  const int inputs = small(first_weight.shape(1), "first weight");
+  const int prompt_dim = inputs - action_dim - time_dim - state_dim;
+  if (action_dim != weights.outputs || time_dim < 0 || state_dim < 0 || prompt_dim < 0) {
+    throw std::invalid_argument("wrong sizes of the first layer's parts");
+  }
+  require_shape(first_weight, {weights.hidden, inputs}, "first weight");
+  require_shape(first_bias, {weights.hidden}, "first bias");
+  const NetDims dims{action_dim, time_dim, state_dim, prompt_dim, weights.hidden};
+  return std::make_shared<PackedNet>(dims, first_weight.data(), first_bias.data(), weights,
+                                     llmdpd::active_kernels(bf16));
+}
+
+std::shared_ptr<Sampler> make_sampler(std::shared_ptr<PackedNet> net, const Floats& table, const Floats& time_embedding,
+                                      float start, float clip) {
+  if (table.ndim() != 2) throw std::invalid_argument("wrong shape: table");
+  const py::ssize_t steps = table.shape(0);
+  require_shape(table, {steps, 6}, "table");
+  require_shape(time_embedding, {steps, net->dims.time}, "time embedding");
+  static_assert(sizeof(llmdpd::StepCoefficients) == 6 * sizeof(float), "rows of the table are read in place");
+  const auto* rows = reinterpret_cast<const llmdpd::StepCoefficients*>(table.data());
+  return std::make_shared<Sampler>(std::move(net), std::vector<llmdpd::StepCoefficients>(rows, rows + steps),
+                                   time_embedding.data(), start, clip);
+}
+
+void run(const Sampler& sampler, const Floats& state, const Floats& prompt, std::int64_t samples, const Keys& keys,
+         const std::optional<Floats>& noise, Floats& actions, int threads) {
+  const NetDims& dims = sampler.net().dims;
+  if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2 || keys.ndim() != 1) {
+    throw std::invalid_argument("wrong shape: number of dimensions");
+  }
+  const py::ssize_t states = state.shape(0);
+  if (samples < 1 || threads < 1) throw std::invalid_argument("samples and threads start at 1");
+  if (samples > kMaxRows || states > kMaxRows / samples) throw std::invalid_argument("too many rows for one call");
+  const py::ssize_t rows = states * samples;
+  require_shape(state, {states, dims.state}, "state");
+  if (prompt.ndim() == 2) {
+    require_shape(prompt, {states, dims.prompt}, "prompt");
+  } else {
+    require_shape(prompt, {dims.prompt}, "prompt");
+  }
+  if (noise) require_shape(*noise, {sampler.steps() + 1, rows, dims.action}, "noise");
+  const bool key_per_state = keys.shape(0) != 1 || states == 1;
+  if (key_per_state) require_shape(keys, {states}, "keys");
+  require_shape(actions, {rows, dims.action}, "actions");
+  const llmdpd::SamplerBatch batch{states,
+                                   small(samples, "samples"),
+                                   state.data(),
+                                   prompt.data(),
+                                   prompt.ndim() == 2,
+                                   {noise ? noise->data() : nullptr, keys.data(), key_per_state}};
+  float* out = actions.mutable_data();
+  py::gil_scoped_release unlocked;
+  sampler.run(batch, threads, out);
+}
+
+}  // namespace
+
+void bind_sampler(py::module_& module) {
+  py::class_<PackedNet, std::shared_ptr<PackedNet>>(module, "PackedNet",
+                                                    "A noise network's weights, packed as they are now.")
+      .def(py::init(&make_packed_net), py::arg("action_dim"), py::arg("time_dim"), py::arg("first_weight").noconvert(),
+           py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("state_dim"), py::arg("bf16"))
+      .def("unchanged", &PackedNet::unchanged, "Whether a sample of the weights is still what it was.");
+  py::class_<Sampler, std::shared_ptr<Sampler>>(module, "Sampler", "A sampler's table bound to a packed network.")
+      .def(py::init(&make_sampler), py::arg("net"), py::arg("table").noconvert(), py::arg("time_embedding").noconvert(),
+           py::arg("start"), py::arg("clip"))
+      .def("run", &run, py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("samples"),
+           py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("actions").noconvert(),
+           py::arg("threads"));
+}

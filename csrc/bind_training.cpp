@@ -1,0 +1,233 @@
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "bindings.h"
+#include "dispatch.h"
+#include "mish_mlp.h"
+#include "reverse_diffusion.h"
+
+namespace {
+
+using llmdpd::ChainCall;
+using llmdpd::GradientTargets;
+using llmdpd::MlpCall;
+
+// [columns] shared by all rows, or [rows, columns].
+bool per_row(const Floats& array, py::ssize_t rows, py::ssize_t columns, const char* name) {
+  if (array.ndim() == 2) {
+    require_shape(array, {rows, columns}, name);
+    return true;
+  }
+  require_shape(array, {columns}, name);
+  return false;
+}
+
+struct ChainArguments {
+  std::vector<Floats> trunk;
+  Strided state_weight, action_weight;
+  Floats init, time_rows;
+  Strided state;
+  Floats table;
+  float start, clip;
+  int samples;
+  Keys keys;
+  std::optional<Floats> noise;
+  bool bf16;
+  int threads;
+
+  ChainCall call() const {
+    ChainCall call{};
+    call.trunk = trunk_of(trunk);
+    call.state_weight = matrix_of(state_weight, "state weight");
+    call.action_weight = matrix_of(action_weight, "action weight");
+    const llmdpd::Matrix states = matrix_of(state, "state");
+    const int hidden = call.trunk.hidden;
+    if (call.state_weight.outputs != hidden || call.action_weight.outputs != hidden ||
+        call.action_weight.inputs != call.trunk.outputs || states.inputs != call.state_weight.inputs) {
+      throw std::invalid_argument("wrong shape: state, its weight or the actions' weight");
+    }
+    if (samples < 1 || threads < 1) throw std::invalid_argument("samples and threads start at 1");
+    call.states = states.outputs;
+    call.samples = samples;
+    call.state = states.data;
+    call.state_stride = states.stride;
+    call.init = init.data();
+    call.init_per_state = per_row(init, call.states, hidden, "init");
+    const py::ssize_t steps = time_rows.ndim() == 2 ? time_rows.shape(0) : 0;
+    require_shape(time_rows, {steps, hidden}, "time rows");
+    require_shape(table, {steps, 6}, "table");
+    call.time_rows = time_rows.data();
+    call.schedule = {small(steps, "table"), reinterpret_cast<const llmdpd::StepCoefficients*>(table.data()), start, clip};
+    const py::ssize_t rows = call.states * samples;
+    if (noise) require_shape(*noise, {steps + 1, rows, call.trunk.outputs}, "noise");
+    const bool key_per_state = keys.ndim() != 1 || keys.shape(0) != 1 || call.states == 1;
+    if (key_per_state) require_shape(keys, {call.states}, "keys");
+    call.noise = {noise ? noise->data() : nullptr, keys.data(), key_per_state};
+    return call;
+  }
+};
+
+// What the size of a tape is reckoned from: rows of a wave, floats a row, floats more a wave. A function of these and of
+// the number of rows, so that it can be reckoned where the batch is but a symbol.
+std::array<py::ssize_t, 3> tape_sizes(int hidden, int outputs, int action_dim, int samples, int steps, bool bf16) {
+  const llmdpd::Waves::Sizes sizes = llmdpd::Waves::sizes(hidden, outputs, {0, samples, steps, action_dim},
+                                                         llmdpd::active_kernels(bf16));
+  return {sizes.wave_rows, static_cast<py::ssize_t>(sizes.row_floats), static_cast<py::ssize_t>(sizes.wave_floats)};
+}
+
+// Memory to keep a tape in, large enough for this instruction set and precision; empty: none.
+void require_tape(const Floats& tape, std::size_t floats) {
+  if (tape.ndim() != 1 || static_cast<std::size_t>(tape.size()) < floats) throw std::invalid_argument("wrong shape: tape");
+}
+float* tape_of(Floats& tape, std::size_t floats) {
+  if (tape.size() == 0) return nullptr;
+  require_tape(tape, floats);
+  return tape.mutable_data();
+}
+const float* tape_of(const Floats& tape, std::size_t floats) {
+  if (tape.size() == 0) return nullptr;
+  require_tape(tape, floats);
+  return tape.data();
+}
+
+void chain_forward(const ChainArguments& arguments, Floats& actions, Floats& tape) {
+  const ChainCall call = arguments.call();
+  require_shape(actions, {call.states * call.samples, call.trunk.outputs}, "actions");
+  const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
+  float* kept = tape_of(tape, llmdpd::chain_tape_floats(call, kernels));
+  float* out = actions.mutable_data();
+  py::gil_scoped_release unlocked;
+  llmdpd::chain_forward(call, kernels, arguments.threads, out, kept);
+}
+
+// Gradients of the trunk (w2, b2, w3, b3, w4, b4), to be written.
+void trunk_targets(std::vector<Floats>& arrays, int hidden, int outputs, GradientTargets& targets) {
+  if (arrays.size() != 6) throw std::invalid_argument("wrong number of trunk gradients");
+  const py::ssize_t h = hidden, o = outputs;
+  require_shape(arrays[0], {h, h}, "w2's gradient");
+  require_shape(arrays[1], {h}, "b2's gradient");
+  require_shape(arrays[2], {h, h}, "w3's gradient");
+  require_shape(arrays[3], {h}, "b3's gradient");
+  require_shape(arrays[4], {o, h}, "w4's gradient");
+  require_shape(arrays[5], {o}, "b4's gradient");
+  float** fields[] = {&targets.w2, &targets.b2, &targets.w3, &targets.b3, &targets.w4, &targets.b4};
+  for (int i = 0; i < 6; ++i) *fields[i] = arrays[i].mutable_data();
+}
+
+void chain_backward(const ChainArguments& arguments, const Floats& grad_actions, const Floats& tape,
+                    std::vector<Floats> trunk, Floats& state_weight, std::optional<Floats> state, Floats& init,
+                    Floats& action_weight, Floats& time_rows) {
+  const ChainCall call = arguments.call();
+  const int hidden = call.trunk.hidden, action_dim = call.trunk.outputs;
+  require_shape(grad_actions, {call.states * call.samples, action_dim}, "actions' gradient");
+  GradientTargets targets{};
+  trunk_targets(trunk, hidden, action_dim, targets);
+  require_shape(state_weight, {hidden, call.state_weight.inputs}, "state weight's gradient");
+  if (state) require_shape(*state, {call.states, call.state_weight.inputs}, "state's gradient");
+  targets.init_per_state = per_row(init, call.states, hidden, "init's gradient");
+  if (targets.init_per_state != call.init_per_state) throw std::invalid_argument("wrong shape: init's gradient");
+  require_shape(action_weight, {hidden, action_dim}, "action weight's gradient");
+  require_shape(time_rows, {call.schedule.steps, hidden}, "time rows' gradient");
+  targets.input_weight = state_weight.mutable_data();
+  targets.x = state ? state->mutable_data() : nullptr;
+  targets.init = init.mutable_data();
+  targets.action_weight = action_weight.mutable_data();
+  targets.time_rows = time_rows.mutable_data();
+  const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
+  const float* kept = tape_of(tape, llmdpd::chain_tape_floats(call, kernels));
+  const float* grad = grad_actions.data();
+  py::gil_scoped_release unlocked;
+  llmdpd::chain_backward(call, kernels, arguments.threads, grad, kept, targets);
+}
+
+struct MlpArguments {
+  std::vector<Floats> trunk;
+  Strided input_weight;
+  Floats init;
+  Strided x;
+  bool bf16;
+  int threads;
+
+  MlpCall call() const {
+    MlpCall call{};
+    call.trunk = trunk_of(trunk);
+    call.input_weight = matrix_of(input_weight, "input weight");
+    const llmdpd::Matrix rows = matrix_of(x, "x");
+    if (call.input_weight.outputs != call.trunk.hidden || rows.inputs != call.input_weight.inputs) {
+      throw std::invalid_argument("wrong shape: x or its weight");
+    }
+    if (threads < 1) throw std::invalid_argument("threads start at 1");
+    call.rows = rows.outputs;
+    call.x = rows.data;
+    call.x_stride = rows.stride;
+    call.init = init.data();
+    call.init_per_row = per_row(init, call.rows, call.trunk.hidden, "init");
+    return call;
+  }
+};
+
+void mlp_forward(const MlpArguments& arguments, Floats& out, Floats& tape) {
+  const MlpCall call = arguments.call();
+  require_shape(out, {call.rows, call.trunk.outputs}, "out");
+  const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
+  float* kept = tape_of(tape, llmdpd::mlp_tape_floats(call, kernels));
+  float* to = out.mutable_data();
+  py::gil_scoped_release unlocked;
+  llmdpd::mlp_forward(call, kernels, arguments.threads, to, kept);
+}
+
+void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const Floats& tape, std::vector<Floats> trunk,
+                  Floats& input_weight, std::optional<Floats> x, Floats& init) {
+  const MlpCall call = arguments.call();
+  const int hidden = call.trunk.hidden;
+  require_shape(grad_out, {call.rows, call.trunk.outputs}, "outputs' gradient");
+  GradientTargets targets{};
+  trunk_targets(trunk, hidden, call.trunk.outputs, targets);
+  require_shape(input_weight, {hidden, call.input_weight.inputs}, "input weight's gradient");
+  if (x) require_shape(*x, {call.rows, call.input_weight.inputs}, "x's gradient");
+  targets.init_per_state = per_row(init, call.rows, hidden, "init's gradient");
+  if (targets.init_per_state != call.init_per_row) throw std::invalid_argument("wrong shape: init's gradient");
+  targets.input_weight = input_weight.mutable_data();
+  targets.x = x ? x->mutable_data() : nullptr;
+  targets.init = init.mutable_data();
+  const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
+  const float* kept = tape_of(tape, llmdpd::mlp_tape_floats(call, kernels));
+  const float* grad = grad_out.data();
+  py::gil_scoped_release unlocked;
+  llmdpd::mlp_backward(call, kernels, arguments.threads, grad, kept, targets);
+}
+
+}  // namespace
+
+void bind_training(py::module_& module) {
+  py::class_<ChainArguments>(module, "ChainArguments", "A call of the chain; see reverse_diffusion.h.")
+      .def(py::init([](std::vector<Floats> trunk, Strided state_weight, Strided action_weight, Floats init,
+                       Floats time_rows, Strided state, Floats table, float start, float clip, int samples, Keys keys,
+                       std::optional<Floats> noise, bool bf16, int threads) {
+             return ChainArguments{std::move(trunk), state_weight, action_weight, init, time_rows, state, table,
+                                   start,            clip,         samples,       keys, noise,     bf16,  threads};
+           }),
+           py::arg("trunk").noconvert(), py::arg("state_weight").noconvert(), py::arg("action_weight").noconvert(),
+           py::arg("init").noconvert(), py::arg("time_rows").noconvert(), py::arg("state").noconvert(),
+           py::arg("table").noconvert(), py::arg("start"), py::arg("clip"), py::arg("samples"),
+           py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("bf16"), py::arg("threads"));
+  py::class_<MlpArguments>(module, "MlpArguments", "A call of the three-layer net; see mish_mlp.h.")
+      .def(py::init([](std::vector<Floats> trunk, Strided input_weight, Floats init, Strided x, bool bf16, int threads) {
+             return MlpArguments{std::move(trunk), input_weight, init, x, bf16, threads};
+           }),
+           py::arg("trunk").noconvert(), py::arg("input_weight").noconvert(), py::arg("init").noconvert(),
+           py::arg("x").noconvert(), py::arg("bf16"), py::arg("threads"));
+  module.def("tape_sizes", &tape_sizes, py::arg("hidden"), py::arg("outputs"), py::arg("action_dim"),
+             py::arg("samples"), py::arg("steps"), py::arg("bf16"));
+  module.def("chain_forward", &chain_forward, py::arg("arguments"), py::arg("actions").noconvert(),
+             py::arg("tape").noconvert());
+  module.def("chain_backward", &chain_backward, py::arg("arguments"), py::arg("grad_actions").noconvert(),
+             py::arg("tape").noconvert(), py::arg("trunk").noconvert(), py::arg("state_weight").noconvert(),
+             py::arg("state").noconvert(), py::arg("init").noconvert(), py::arg("action_weight").noconvert(),
+             py::arg("time_rows").noconvert());
+  module.def("mlp_forward", &mlp_forward, py::arg("arguments"), py::arg("out").noconvert(), py::arg("tape").noconvert());
+  module.def("mlp_backward", &mlp_backward, py::arg("arguments"), py::arg("grad_out").noconvert(),
+             py::arg("tape").noconvert(), py::arg("trunk").noconvert(), py::arg("input_weight").noconvert(),
+             py::arg("x").noconvert(), py::arg("init").noconvert());
+}

@@ -1,0 +1,29 @@
+// The three-layer Mish net over a batch, forward and backward: a critic, or the noise network in the diffusion loss.
+#pragma once
+
+#include <cstddef>
+
+#include "packing.h"
+#include "weight_gradients.h"
+
+namespace llmdpd {
+
+// A call as torch has it: out = trunk(W1 x + init).
+struct MlpCall {
+  TrunkWeights trunk;
+  Matrix input_weight;  // W1 [H, inputs]
+  const float* init;    // [H], or [rows, H]
+  bool init_per_row;
+  std::ptrdiff_t rows;
+  const float* x;  // [rows, inputs]
+  std::ptrdiff_t x_stride;
+};
+
+std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels);
+
+// out: [rows, outputs]; `tape` as for the chain.
+void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape);
+void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out, const float* tape,
+                  const GradientTargets& targets);
+
+}  // namespace llmdpd

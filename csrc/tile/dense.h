@@ -1,0 +1,113 @@
+// The micro-kernel: sums of products of a few rows with a few vectors of outputs, all accumulators in registers.
+#pragma once
+
+#include "words.h"
+
+namespace {
+
+constexpr int kMaxPanels = 8;
+
+// Few rows leave few accumulators, so they take more panels at once: enough independent sums to hide the latency of a
+// multiply-add, few enough to stay in registers.
+constexpr int panels_at_once(int rows) { return rows == 1 ? kMaxPanels : rows <= 3 ? 4 : 2; }
+
+// Left operands: word k of row r. A row is contiguous in k …
+struct RowInput {
+  const float* x;
+  std::ptrdiff_t stride;
+  inline __attribute__((always_inline)) float at(int r, std::ptrdiff_t k) const { return x[r * stride + k]; }
+  RowInput from(int r) const { return {x + r * stride, stride}; }
+};
+// … or k's rows are contiguous (the sum of a weight gradient runs over the batch); step 0 repeats one number.
+struct ColumnInput {
+  const float* x;
+  std::ptrdiff_t step;
+  inline __attribute__((always_inline)) float at(int r, std::ptrdiff_t k) const { return x[k * step + r]; }
+  ColumnInput from(int r) const { return {x + r, step}; }
+};
+
+// Right operands, in panels [panel][words][kWidth].
+struct Panels {
+  const float* words;
+  std::ptrdiff_t panel_words;  // from one panel to the next
+  std::ptrdiff_t count;        // words along k
+};
+
+// What a sum starts from; stride 0 shares one row.
+struct Init {
+  const float* rows;
+  std::ptrdiff_t stride;
+  Init from(int r) const { return {rows + r * stride, stride}; }
+};
+
+// Where results go: as floats, or through Mish as words of a following product.
+struct StoreFloat {
+  float* rows;
+  std::ptrdiff_t stride;
+  inline __attribute__((always_inline)) void operator()(int r, std::ptrdiff_t column, Vec sum) const {
+    store(rows + r * stride + column, sum);
+  }
+  StoreFloat from(int r) const { return {rows + r * stride, stride}; }
+};
+struct StoreMish {
+  float* rows;
+  std::ptrdiff_t stride;
+  inline __attribute__((always_inline)) void operator()(int r, std::ptrdiff_t column, Vec sum) const {
+    Trunk::store_words(rows + r * stride, column, mish(sum));
+  }
+  StoreMish from(int r) const { return {rows + r * stride, stride}; }
+};
+
+// result = init + left · right. Each output is one sum in the order of k, whatever the block's shape: that is what makes
+// a row's result independent of its neighbours.
+template <class Op, int rows, int panels, class Input, class Output>
+inline __attribute__((always_inline)) void block(const Panels& right, const Input& left, const Init& init,
+                                                 const Output& output, std::ptrdiff_t column) {
+  Vec sum[rows][panels];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p) sum[r][p] = load(init.rows + r * init.stride + column + p * kWidth);
+  }
+  for (std::ptrdiff_t k = 0; k < right.count; ++k) {
+    Vec w[panels];
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p) w[p] = load(right.words + p * right.panel_words + k * kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const float x = left.at(r, k);
+#pragma GCC unroll 8
+      for (int p = 0; p < panels; ++p) sum[r][p] = Op::multiply_add(x, w[p], sum[r][p]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p) output(r, column + p * kWidth, sum[r][p]);
+  }
+}
+
+// `rows` rows by `panels` panels.
+template <class Op, int rows, class Input, class Output>
+void dense_rows(Panels right, const Input& left, const Init& init, const Output& output, int panels) {
+  constexpr int group = panels_at_once(rows);
+  std::ptrdiff_t column = 0;
+  for (; panels >= group; panels -= group, column += group * kWidth, right.words += group * right.panel_words) {
+    block<Op, rows, group>(right, left, init, output, column);
+  }
+  for (; panels > 0; --panels, column += kWidth, right.words += right.panel_words) {
+    block<Op, rows, 1>(right, left, init, output, column);
+  }
+}
+
+// `rows` <= `candidate` rows, by the instance that is made for their number.
+template <class Op, int candidate, class Input, class Output>
+void dense(const Panels& right, const Input& left, const Init& init, const Output& output, int rows, int panels) {
+  if (rows == candidate) {
+    dense_rows<Op, candidate>(right, left, init, output, panels);
+  } else if constexpr (candidate > 1) {
+    dense<Op, candidate - 1>(right, left, init, output, rows, panels);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,163 @@
+// The trunk (tile_kernels.h) on a tile of rows, forward and backward, and the first layer before it.
+#pragma once
+
+#include "dense.h"
+#include "tile_kernels.h"
+
+namespace {
+
+using llmdpd::FirstLayer;
+using llmdpd::PackedLayer;
+using llmdpd::Tape;
+using llmdpd::TapeGradients;
+using llmdpd::Trunk3;
+
+// A tile's memory: all of it lives in the first-level cache or near it through the whole chain.
+struct Scratch {
+  std::ptrdiff_t stride;  // of a hidden row; one vector more than it needs, so that rows don't share cache sets
+  float *context, *z, *words, *other_words, *zeros;
+  float *outputs;                  // of the trunk, or their gradient: [kMaxBlock, outputs_padded]
+  float *action, *carry, *padded;  // chain: [kMaxBlock, A] twice, and one padded row of actions a row
+  std::ptrdiff_t floats;
+
+  Scratch(const Trunk3& trunk, int action_dim, float* base) : stride(trunk.hidden_padded + kWidth) {
+    const std::ptrdiff_t rows = kMaxBlock, actions = (rows * action_dim + kWidth - 1) / kWidth * kWidth;
+    context = base;
+    z = context + rows * stride;
+    words = z + rows * stride;
+    other_words = words + rows * stride;
+    zeros = other_words + rows * stride;
+    outputs = zeros + stride;
+    action = outputs + rows * trunk.outputs_padded;
+    carry = action + actions;
+    padded = carry + actions;
+    floats = padded + rows * llmdpd::padded(action_dim, kWidth) - base;
+  }
+};
+
+std::size_t scratch_floats(const Trunk3& trunk, int action_dim) {
+  float origin[1];
+  return static_cast<std::size_t>(Scratch(trunk, action_dim, origin).floats);
+}
+
+inline Panels panels_of(const PackedLayer& layer) { return {layer.panels, layer.words * kWidth, layer.words}; }
+
+inline float* zero_row(const Scratch& scratch, int columns) {
+  for (int c = 0; c < columns; c += kWidth) store(scratch.zeros + c, Vec{});
+  return scratch.zeros;
+}
+
+// u = W_x x (+ W_z z) + init of some states, into scratch.context.
+void first_layer(const FirstLayer& first, const Trunk3& trunk, std::ptrdiff_t state, int states,
+                 const Scratch& scratch) {
+  const int panels = trunk.hidden_padded / kWidth;
+  Init init{first.init, 0};
+  const StoreFloat to_context{scratch.context, scratch.stride};
+  const Init context{scratch.context, scratch.stride};
+  if (first.init_stride != 0) {
+    for (int s = 0; s < states; ++s) {
+      const float* row = first.init + (state + s) * first.init_stride;
+      float* to = scratch.context + s * scratch.stride;
+      for (int h = 0; h < trunk.hidden_padded; ++h) to[h] = h < trunk.hidden ? row[h] : 0.0f;
+    }
+    init = context;
+  }
+  if (first.prompts) {
+    dense<Single, kMaxBlock>(panels_of(first.prompt), RowInput{first.prompts + state * first.prompt_dim, first.prompt_dim},
+                             init, to_context, states, panels);
+    init = context;
+  }
+  dense<Single, kMaxBlock>(panels_of(first.input), RowInput{first.x + state * first.x_stride, first.x_stride}, init,
+                           to_context, states, panels);
+}
+
+// Rows of fp32 `from` into panels of the tape in Op's words, at position n (even); a pair's missing row is zero.
+template <class Op>
+void rows_to_panels(const float* from, std::ptrdiff_t stride, int rows, int columns_padded, float* panels,
+                    std::ptrdiff_t positions, std::ptrdiff_t n) {
+  const std::ptrdiff_t panel_words = positions / Op::kPerWord * kWidth;
+  for (int r = 0; r < rows; r += 2) {
+    for (int c = 0; c < columns_padded; c += kWidth) {
+      const Vec second = r + 1 < rows ? load(from + (r + 1) * stride + c) : Vec{};
+      Op::store_rows(panels + c / kWidth * panel_words, n + r, load(from + r * stride + c), second);
+    }
+  }
+}
+
+// h = mish(z) of scratch.z, in place, into words, and with its slope onto the tape.
+void activate_onto_tape(const Trunk3& trunk, int rows, const Scratch& scratch, float* words, const Tape& tape, int layer,
+                        std::ptrdiff_t n) {
+  const int width = trunk.hidden_padded;
+  for (int r = 0; r < rows; ++r) {
+    float* z = scratch.z + r * scratch.stride;
+    float* slope = tape.slope[layer] + (n + r) * width;
+    for (int c = 0; c < width; c += kWidth) {
+      Vec derivative;
+      const Vec h = mish(load(z + c), derivative);
+      store(slope + c, derivative);
+      store(z + c, h);
+      Trunk::store_words(words + r * scratch.stride, c, h);
+    }
+  }
+  rows_to_panels<Trunk>(scratch.z, scratch.stride, rows, width, tape.hidden[layer], tape.positions, n);
+}
+
+// One hidden layer: words <- mish(init + left · layer), and onto the tape where there is one.
+template <class Op>
+void hidden_layer(const PackedLayer& layer, const RowInput& left, const Init& init, const Trunk3& trunk, int rows,
+                  const Scratch& scratch, float* words, const Tape* tape, int index, std::ptrdiff_t n) {
+  const int panels = trunk.hidden_padded / kWidth;
+  if (!tape) {
+    dense<Op, kMaxBlock>(panels_of(layer), left, init, StoreMish{words, scratch.stride}, rows, panels);
+    return;
+  }
+  dense<Op, kMaxBlock>(panels_of(layer), left, init, StoreFloat{scratch.z, scratch.stride}, rows, panels);
+  activate_onto_tape(trunk, rows, scratch, words, *tape, index, n);
+}
+
+// From h1 in scratch.words to scratch.outputs.
+void trunk_forward(const Trunk3& trunk, int rows, const Scratch& scratch, const Tape* tape, std::ptrdiff_t n) {
+  const std::ptrdiff_t stride = scratch.stride;
+  hidden_layer<Trunk>(trunk.second, {scratch.words, stride}, {trunk.second.bias, 0}, trunk, rows, scratch,
+                      scratch.other_words, tape, 1, n);
+  hidden_layer<Trunk>(trunk.third, {scratch.other_words, stride}, {trunk.third.bias, 0}, trunk, rows, scratch,
+                      scratch.words, tape, 2, n);
+  dense<Trunk, kMaxBlock>(panels_of(trunk.output), RowInput{scratch.words, stride}, Init{trunk.output.bias, 0},
+                          StoreFloat{scratch.outputs, trunk.outputs_padded}, rows, trunk.outputs_padded / kWidth);
+}
+
+// dz = dh mish'(z) in scratch.z, in place, and as Op's words of the next product and of the weight gradients' panels.
+template <class Op>
+void through_activation(const Trunk3& trunk, int rows, const Scratch& scratch, const float* slope, float* words,
+                        float* panels, std::ptrdiff_t positions, std::ptrdiff_t n) {
+  const int width = trunk.hidden_padded;
+  for (int r = 0; r < rows; ++r) {
+    float* z = scratch.z + r * scratch.stride;
+    const float* derivative = slope + (n + r) * width;
+    for (int c = 0; c < width; c += kWidth) {
+      const Vec dz = load(z + c) * load(derivative + c);
+      store(z + c, dz);
+      Op::store_words(words + r * scratch.stride, c, dz);
+    }
+  }
+  rows_to_panels<Op>(scratch.z, scratch.stride, rows, width, panels, positions, n);
+}
+
+// From the outputs' gradient in scratch.outputs to dz1 in scratch.z.
+void trunk_backward(const Trunk3& trunk, int rows, const Scratch& scratch, const Tape& tape, const TapeGradients& to,
+                    std::ptrdiff_t n) {
+  const std::ptrdiff_t stride = scratch.stride;
+  const int panels = trunk.hidden_padded / kWidth;
+  const Init zero{zero_row(scratch, trunk.hidden_padded), 0};
+  const StoreFloat to_z{scratch.z, stride};
+  rows_to_panels<Trunk>(scratch.outputs, trunk.outputs_padded, rows, trunk.outputs_padded, to.output, tape.positions, n);
+  dense<Single, kMaxBlock>(panels_of(trunk.output_transposed), RowInput{scratch.outputs, trunk.outputs_padded}, zero,
+                           to_z, rows, panels);
+  through_activation<Trunk>(trunk, rows, scratch, tape.slope[2], scratch.words, to.hidden3, tape.positions, n);
+  dense<Trunk, kMaxBlock>(panels_of(trunk.third_transposed), RowInput{scratch.words, stride}, zero, to_z, rows, panels);
+  through_activation<Trunk>(trunk, rows, scratch, tape.slope[1], scratch.words, to.hidden2, tape.positions, n);
+  dense<Trunk, kMaxBlock>(panels_of(trunk.second_transposed), RowInput{scratch.words, stride}, zero, to_z, rows, panels);
+  through_activation<Single>(trunk, rows, scratch, tape.slope[0], scratch.other_words, to.hidden1, tape.positions, n);
+}
+
+}  // namespace

@@ -1,0 +1,98 @@
+#include "waves.h"
+
+#include <algorithm>
+
+namespace llmdpd {
+namespace {
+
+// Positions (row and step) of a wave. At width 256 its tape and gradients are 12 MB: within a third-level cache, and
+// long enough sums for the weight gradients.
+constexpr std::ptrdiff_t kWavePositions = 1280;
+
+}  // namespace
+
+Waves::Waves(const RowShape& shape, const Trunk3& trunk, const TileKernels& kernels)
+    : shape_(shape),
+      hidden_padded_(trunk.hidden_padded),
+      outputs_padded_(trunk.outputs_padded),
+      per_word_(kernels.per_word) {
+  // Whole states, so that a sum over a state's samples stays within a wave.
+  const std::ptrdiff_t states = kWavePositions / (static_cast<std::ptrdiff_t>(shape.steps) * shape.samples);
+  wave_rows_ = std::max<std::ptrdiff_t>(states, 1) * shape.samples;
+}
+
+Waves::Sizes Waves::sizes(int hidden, int outputs, const RowShape& shape, const TileKernels& kernels) {
+  Trunk3 trunk{};
+  trunk.hidden_padded = padded(hidden, kernels.width);
+  trunk.outputs_padded = padded(outputs, kernels.width);
+  const Waves waves(shape, trunk, kernels);
+  // h1 to h3, their slopes, a_k and whether it was clipped; the final clip; and the alignment of these nine.
+  const std::size_t position = 3 * trunk.hidden_padded + 3 * trunk.hidden_padded / kernels.per_word + 2 * shape.action_dim;
+  return {waves.wave_rows_, shape.steps * position + shape.action_dim, 9 * 16};
+}
+
+std::ptrdiff_t Waves::rows(std::ptrdiff_t wave) const { return std::min(wave_rows_, shape_.rows - first(wave)); }
+
+Tape Waves::tape(std::ptrdiff_t wave, Allocator& memory) const {
+  Tape tape{};
+  tape.rows_padded = rows_padded(wave);
+  tape.positions = tape.rows_padded * shape_.steps;
+  const std::size_t numbers = tape.positions * hidden_padded_;
+  for (float*& part : tape.hidden) part = memory.take(numbers / per_word_);
+  for (float*& part : tape.slope) part = memory.take(numbers);
+  tape.actions = memory.take(tape.positions * shape_.action_dim);
+  tape.unclipped = memory.take(tape.positions * shape_.action_dim);
+  tape.final_unclipped = memory.take(tape.rows_padded * shape_.action_dim);
+  if (!memory.counting() && tape.rows_padded != rows(wave)) {
+    // The padding row takes part in the weight gradients' sums.
+    for (int k = 0; k < shape_.steps; ++k) {
+      std::fill_n(tape.actions + (k * tape.rows_padded + rows(wave)) * shape_.action_dim, shape_.action_dim, 0.0f);
+    }
+  }
+  return tape;
+}
+
+std::size_t Waves::tape_floats(std::ptrdiff_t wave) const {
+  Allocator count(nullptr);
+  tape(wave, count);
+  return count.used();
+}
+
+std::size_t Waves::tape_floats() const {
+  const std::ptrdiff_t waves = count();
+  return waves == 0 ? 0 : static_cast<std::size_t>(waves - 1) * tape_floats(0) + tape_floats(waves - 1);
+}
+
+Tape Waves::tape_in(std::ptrdiff_t wave, float* base) const {
+  Allocator memory(base + wave * tape_floats(0));
+  return tape(wave, memory);
+}
+
+TapeGradients Waves::gradients(std::ptrdiff_t wave, Allocator& memory) const {
+  const std::size_t positions = rows_padded(wave) * shape_.steps;
+  TapeGradients to{};
+  to.output = memory.take(positions * outputs_padded_ / per_word_);
+  to.hidden3 = memory.take(positions * hidden_padded_ / per_word_);
+  to.hidden2 = memory.take(positions * hidden_padded_ / per_word_);
+  to.hidden1 = memory.take(positions * hidden_padded_);
+  to.context = memory.take(rows_padded(wave) * hidden_padded_);
+  return to;
+}
+
+std::vector<Part> split_rows(std::ptrdiff_t rows, int max_rows, int threads) {
+  constexpr std::ptrdiff_t kWorthwhilePairs = 3;
+  const std::ptrdiff_t pairs = (rows + 1) / 2, max_pairs = max_rows / 2;
+  std::ptrdiff_t tiles = (pairs + max_pairs - 1) / max_pairs;
+  tiles = std::max(tiles, std::min<std::ptrdiff_t>(threads, pairs / kWorthwhilePairs));
+  if (tiles > threads) tiles = (tiles + threads - 1) / threads * threads;
+  tiles = std::min(tiles, pairs);
+  std::vector<Part> parts;
+  parts.reserve(tiles);
+  for (std::ptrdiff_t t = 0; t < tiles; ++t) {
+    const std::ptrdiff_t first = 2 * (pairs * t / tiles), last = std::min(rows, 2 * (pairs * (t + 1) / tiles));
+    parts.push_back({first, static_cast<int>(last - first)});
+  }
+  return parts;
+}
+
+}  // namespace llmdpd

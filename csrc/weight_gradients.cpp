@@ -1,0 +1,173 @@
+#include "weight_gradients.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace llmdpd {
+namespace {
+
+float word_of_ones(int per_word) {
+  if (per_word == 1) return 1.0f;
+  const std::uint32_t bits = 0x3f803f80;  // two times 1 in bfloat16
+  float word;
+  std::memcpy(&word, &bits, sizeof word);
+  return word;
+}
+
+void copy_matrix(const float* from, std::ptrdiff_t stride, int rows, int columns, float* to) {
+  for (int r = 0; r < rows; ++r) std::copy_n(from + r * stride, columns, to + static_cast<std::ptrdiff_t>(r) * columns);
+}
+
+void copy_transposed(const float* from, std::ptrdiff_t stride, int rows, int columns, float* to) {
+  for (int c = 0; c < columns; ++c) {
+    for (int r = 0; r < rows; ++r) to[static_cast<std::ptrdiff_t>(c) * rows + r] = from[r * stride + c];
+  }
+}
+
+}  // namespace
+
+// Sums run over whole vectors: straight into the target where its rows are such.
+WeightGradients::Sum WeightGradients::sum_for(float* target, int rows, int columns, Allocator& memory) {
+  const int width = padded(columns, kernels_.width);
+  Sum sum{target, columns};
+  if (!target || width != columns) sum = {memory.take(static_cast<std::size_t>(rows) * width), width};
+  if (!memory.counting()) std::fill_n(sum.data, static_cast<std::size_t>(rows) * width, 0.0f);
+  return sum;
+}
+
+WeightGradients::WeightGradients(const Trunk3& trunk, const FirstLayer& first, const RowShape& shape,
+                                 const GradientTargets& targets, const TileKernels& kernels, Allocator& memory)
+    : trunk_(trunk),
+      first_(first),
+      shape_(shape),
+      targets_(targets),
+      kernels_(kernels),
+      ones_(word_of_ones(kernels.per_word)) {
+  const int hidden = trunk.hidden;
+  w2_ = sum_for(targets.w2, hidden, hidden, memory);
+  b2_ = sum_for(targets.b2, 1, hidden, memory);
+  w3_ = sum_for(targets.w3, hidden, hidden, memory);
+  b3_ = sum_for(targets.b3, 1, hidden, memory);
+  w4_ = sum_for(targets.w4, trunk.outputs, hidden, memory);
+  b4_ = sum_for(targets.b4, 1, trunk.outputs, memory);
+  input_transposed_ = sum_for(nullptr, first.inputs, hidden, memory);
+  init_ = sum_for(targets.init_per_state ? nullptr : targets.init, 1, hidden, memory);
+  action_transposed_ = sum_for(nullptr, shape.action_dim, hidden, memory);
+  time_rows_ = shape.action_dim ? sum_for(targets.time_rows, shape.steps, hidden, memory) : Sum{nullptr, 0};
+  const std::ptrdiff_t states = Waves(shape, trunk, kernels).rows(0) / shape.samples;
+  context_rows_ = memory.take(states * trunk.hidden_padded);
+  x_rows_ = memory.take(targets.x ? states * padded(first.inputs, kernels.width) : 0);
+  zeros_ = memory.take(padded(first.inputs, kernels.width));
+  if (!memory.counting()) std::fill_n(zeros_, padded(first.inputs, kernels.width), 0.0f);
+}
+
+void WeightGradients::add(const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t first_row,
+                          std::ptrdiff_t rows, int threads) {
+  const int width = kernels_.width, hidden = trunk_.hidden;
+  const std::ptrdiff_t words = tape.positions / kernels_.per_word;  // of the trunk's panels
+  const std::ptrdiff_t panel = words * width, single_panel = tape.positions * width;
+  const float one = 1.0f;
+  std::vector<OuterProduct> products = {
+      {gradients.hidden3, width, panel, hidden, tape.hidden[1], panel, words, w3_.data, w3_.stride, true},
+      {gradients.hidden2, width, panel, hidden, tape.hidden[0], panel, words, w2_.data, w2_.stride, true},
+      {gradients.output, width, panel, trunk_.outputs, tape.hidden[2], panel, words, w4_.data, w4_.stride, true},
+      {&ones_, 0, 0, 1, gradients.hidden3, panel, words, b3_.data, b3_.stride, true},
+      {&ones_, 0, 0, 1, gradients.hidden2, panel, words, b2_.data, b2_.stride, true},
+  };
+  if (shape_.action_dim) {
+    products.push_back({tape.actions, shape_.action_dim, 0, shape_.action_dim, gradients.hidden1, single_panel,
+                        tape.positions, action_transposed_.data, action_transposed_.stride, false});
+    for (int k = 0; k < shape_.steps; ++k) {
+      const std::ptrdiff_t n = k * tape.rows_padded;
+      products.push_back({&one, 0, 0, 1, gradients.hidden1 + n * width, single_panel, tape.rows_padded,
+                          time_rows_.data + k * time_rows_.stride, time_rows_.stride, false});
+    }
+  }
+  struct Task {
+    const OuterProduct* product;
+    int first, count;
+  };
+  std::vector<Task> tasks;
+  const int panels = trunk_.hidden_padded / width;
+  for (const OuterProduct& product : products) {
+    // Two panels of a matrix are a task; a sum of rows is small enough to be one whole.
+    const int group = product.rows == 1 ? panels : 2;
+    for (int first = 0; first < panels; first += group) tasks.push_back({&product, first, std::min(group, panels - first)});
+  }
+  const OuterProduct b4{&ones_, 0, 0, 1, gradients.output, panel, words, b4_.data, b4_.stride, true};
+  tasks.push_back({&b4, 0, trunk_.outputs_padded / width});
+  parallel_for(static_cast<int>(tasks.size()), threads, [&](int i) {
+    kernels_.outer_product(*tasks[i].product, tasks[i].first, tasks[i].count);
+  });
+  add_first_layer(gradients, first_row, rows, threads);
+}
+
+void WeightGradients::add_first_layer(const TapeGradients& gradients, std::ptrdiff_t first_row, std::ptrdiff_t rows,
+                                      int threads) {
+  const int width = kernels_.width, hidden_padded = trunk_.hidden_padded, hidden = trunk_.hidden;
+  const std::ptrdiff_t states = rows / shape_.samples, first_state = first_row / shape_.samples;
+  // Over the samples, into the first row of each state.
+  for (std::ptrdiff_t state = 0; shape_.samples > 1 && state < states; ++state) {
+    float* sum = gradients.context + state * shape_.samples * hidden_padded;
+    for (int sample = 1; sample < shape_.samples; ++sample) {
+      for (int h = 0; h < hidden_padded; ++h) sum[h] += sum[static_cast<std::ptrdiff_t>(sample) * hidden_padded + h];
+    }
+  }
+  const std::ptrdiff_t state_stride = static_cast<std::ptrdiff_t>(shape_.samples) * hidden_padded;
+  const float one = 1.0f;
+  const OuterProduct input{first_.x + first_state * first_.x_stride, first_.x_stride, 0, first_.inputs, context_rows_,
+                           states * width, states, input_transposed_.data, input_transposed_.stride, false};
+  const OuterProduct bias{&one, 0, 0, 1, context_rows_, states * width, states, init_.data, init_.stride, false};
+  const int panels = hidden_padded / width, tasks = (panels + 1) / 2;
+  parallel_for(tasks, threads, [&](int task) {
+    const int first = 2 * task, count = std::min(2, panels - first);
+    for (int p = first; p < first + count; ++p) {
+      for (std::ptrdiff_t s = 0; s < states; ++s) {
+        std::copy_n(gradients.context + s * state_stride + p * width, width, context_rows_ + (p * states + s) * width);
+      }
+    }
+    kernels_.outer_product(input, first, count);
+    kernels_.outer_product(bias, first, count);
+  });
+  for (std::ptrdiff_t s = 0; targets_.init_per_state && s < states; ++s) {
+    std::copy_n(gradients.context + s * state_stride, hidden, targets_.init + (first_state + s) * hidden);
+  }
+  if (targets_.x) {
+    const int inputs_padded = first_.input_transposed.outputs_padded;
+    const std::vector<Part> parts = split_rows(states, 8 * kernels_.max_rows, threads);
+    parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+      const Part part = parts[i];
+      float* to = x_rows_ + part.first * inputs_padded;
+      kernels_.dense(first_.input_transposed, gradients.context + part.first * state_stride, state_stride, zeros_, 0, to,
+                     inputs_padded, part.rows);
+      copy_matrix(to, inputs_padded, part.rows, first_.inputs,
+                  targets_.x + (first_state + part.first) * first_.inputs);
+    });
+  }
+}
+
+void WeightGradients::finish() const {
+  const int hidden = trunk_.hidden;
+  const auto write = [](const Sum& sum, int rows, int columns, float* target) {
+    if (sum.data != target) copy_matrix(sum.data, sum.stride, rows, columns, target);
+  };
+  write(w2_, hidden, hidden, targets_.w2);
+  write(b2_, 1, hidden, targets_.b2);
+  write(w3_, hidden, hidden, targets_.w3);
+  write(b3_, 1, hidden, targets_.b3);
+  write(w4_, trunk_.outputs, hidden, targets_.w4);
+  write(b4_, 1, trunk_.outputs, targets_.b4);
+  copy_transposed(input_transposed_.data, input_transposed_.stride, first_.inputs, hidden, targets_.input_weight);
+  if (!targets_.init_per_state) write(init_, 1, hidden, targets_.init);
+  if (shape_.action_dim) {
+    write(time_rows_, shape_.steps, hidden, targets_.time_rows);
+    copy_transposed(action_transposed_.data, action_transposed_.stride, shape_.action_dim, hidden,
+                    targets_.action_weight);
+  }
+}
+
+}  // namespace llmdpd

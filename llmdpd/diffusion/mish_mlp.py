@@ -1,0 +1,53 @@
+"""The three-layer Mish net, out = W4 mish(W3 mish(W2 mish(W1 x + init) + b2) + b3) + b4: noise network and critics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdpd.diffusion import native, operators
+
+
+def mish_mlp(x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
+    """The net on a batch of inputs; differentiable in all.
+
+    In C++ where that can run (float32 on the CPU), else in PyTorch.
+
+    Args:
+        x: [..., I].
+        input_weight: W1 [H, I]; a slice of columns of a larger matrix will do.
+        init: what is added to W1 x: the bias [H], or a row for each input, [..., H].
+        layers: the three that follow: [H, H], [H, H], [O, H].
+
+    Returns:
+        [..., O].
+    """
+    trunk = [part for layer in layers for part in (layer.weight, layer.bias)]
+    tensors = [x, input_weight, init, *trunk]
+    if not _fused(tensors):
+        return mish_mlp_reference(x, input_weight, init, trunk)
+    rows = x.reshape(-1, x.shape[-1])
+    inits = init if init.ndim == 1 else init.reshape(-1, init.shape[-1])
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    outputs, hidden = trunk[4].shape
+    keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, False))
+    out: Tensor = torch.ops.llmdpd.mish_mlp(rows, input_weight, inits, trunk, False, keep)[0]
+    return out.reshape(*x.shape[:-1], outputs)
+
+
+def mish_mlp_reference(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor]) -> Tensor:
+    """The same in plain PyTorch, on any device and in any dtype: the oracle for the fused one."""
+    w2, b2, w3, b3, w4, b4 = trunk
+    hidden = F.mish(F.linear(x, input_weight) + init)
+    return F.linear(F.mish(F.linear(F.mish(F.linear(hidden, w2, b2)), w3, b3)), w4, b4)
+
+
+def _fused(tensors: Sequence[Tensor]) -> bool:
+    return (
+        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and native.available()[0]
+    )

@@ -1,0 +1,229 @@
+"""Sampling on the CPU without gradients: networks packed once for as long as their weights stay what they are.
+
+Packing half a megabyte of weights costs more than an action. A packed network is used again exactly as long as every
+parameter is the same object, in the same memory, at the same version (the counter that autograd keeps of in-place
+changes: optimisers, `load_state_dict`, `copy_`, `lerp_`). Writes through `.data` escape that counter, so a sample of
+the weights (every 256th number) is compared as well: a copy or an average through `.data` is seen, a write to one
+single element through `.data` may not be. Inference tensors and parametrised layers have no versions: those networks
+are packed at every call.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmdpd.diffusion import native
+from llmdpd.errors import InputError
+
+if TYPE_CHECKING:
+    from llmdpd.diffusion.noise_mlp import NoiseMLP
+    from llmdpd.diffusion.schedules import SamplerPlan
+
+_MASK64 = (1 << 64) - 1
+_MAX_PLANS = 32  # bound to one network at a time
+
+
+class _Watched(NamedTuple):
+    """A parameter as it was: where its module keeps it, and what must not have changed."""
+
+    parameters: dict[str, nn.Parameter | None]
+    name: str
+    parameter: nn.Parameter
+    version: int
+    pointer: int
+
+
+class PackedNet:
+    """A noise network's weights in the C++ code's layout, and the plans that were bound to them."""
+
+    def __init__(self, net: NoiseMLP, bf16: bool) -> None:
+        module = native.module()
+        self._isa = module.active_isa()
+        self._module = module
+        self._watched, self._modules = _watch(net)
+        # Keeps the memory from being given to another tensor: the same address is then the same memory.
+        self._alive = [tensor.detach() for tensor in net.parameters()]
+        self._time_mlp = net.time_embedding
+        first, *rest = net.layers
+        arrays = [
+            native.array(tensor, f"layers[{i}].{part}")
+            for i, layer in enumerate(rest, start=1)
+            for part, tensor in (("weight", layer.weight), ("bias", layer.bias))
+        ]
+        first_weight = native.array(first.weight, "layers[0].weight")
+        first_bias = native.array(first.bias, "layers[0].bias")
+        self._packed = module.PackedNet(
+            net.action_dim, net.time_dim, first_weight, first_bias, arrays, net.state_dim, bf16
+        )
+        self._samplers: dict[SamplerPlan, Any] = {}
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a change of the weights can be seen; if not, it must not be kept."""
+        return self._watched is not None
+
+    def is_current(self) -> bool:
+        """Whether the network still has the weights that were packed."""
+        if self._watched is None or self._module.active_isa() != self._isa:
+            return False
+        for modules, name, module in self._modules:
+            if modules.get(name) is not module:
+                return False
+        for parameters, name, parameter, version, pointer in self._watched:
+            if (
+                parameters.get(name) is not parameter
+                or parameter._version != version
+                or parameter.data_ptr() != pointer
+            ):
+                return False
+        return bool(self._packed.unchanged())
+
+    def sampler(self, plan: SamplerPlan) -> Any:
+        """The plan bound to these weights: its time rows are computed."""
+        sampler = self._samplers.get(plan)
+        if sampler is None:
+            with torch.no_grad():
+                embedding = self._time_mlp(torch.tensor(plan.timesteps))
+            clip = math.inf if plan.clip is None else plan.clip
+            sampler = self._module.Sampler(
+                self._packed, coefficients(plan), native.array(embedding, "time embedding"), plan.start, clip
+            )
+            if len(self._samplers) >= _MAX_PLANS:
+                self._samplers.clear()
+            self._samplers[plan] = sampler
+        return sampler
+
+
+def _watch(net: NoiseMLP) -> tuple[list[_Watched] | None, list[tuple[dict[str, Any], str, nn.Module]]]:
+    watched: list[_Watched] = []
+    modules: list[tuple[dict[str, Any], str, nn.Module]] = []
+    for module in net.modules():
+        modules += [(module._modules, name, child) for name, child in module._modules.items() if child is not None]
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if parameter.is_inference():
+                return None, []
+            watched.append(
+                _Watched(module._parameters, name, parameter, parameter._version, parameter.data_ptr())
+            )
+    # Two a linear layer; one that computes its weight from other parameters has others.
+    plain = {id(part) for layer in (*net.layers, net.time_mlp[1], net.time_mlp[3]) for part in (layer.weight, layer.bias)}
+    return (watched, modules) if {id(w.parameter) for w in watched} == plain else (None, [])
+
+
+def coefficients(plan: SamplerPlan) -> np.ndarray:
+    """The plan's table as the kernels take it: float32 [K, 6], columns p, e, A, B, C, S."""
+    return np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1).astype(np.float32)
+
+
+_kept: tuple[weakref.WeakKeyDictionary[nn.Module, PackedNet], ...] = (
+    weakref.WeakKeyDictionary(),
+    weakref.WeakKeyDictionary(),
+)
+
+
+def packed(net: NoiseMLP, bf16: bool) -> PackedNet:
+    """The network packed, from an earlier call where its weights have not changed since."""
+    kept = _kept[bf16]
+    entry = kept.get(net)
+    if entry is None or not entry.is_current():
+        entry = PackedNet(net, bf16)
+        if entry.lasting:
+            kept[net] = entry
+        else:
+            kept.pop(net, None)
+    return entry
+
+
+def sample(
+    net: NoiseMLP,
+    plan: SamplerPlan,
+    state: Tensor,
+    prompt: Tensor,
+    *,
+    samples: int = 1,
+    seed: int | Tensor | None = None,
+    noise: Tensor | None = None,
+    bf16: bool = False,
+    threads: int = 1,
+) -> Tensor:
+    """Draw actions a_0 by the reverse chain (paper, equation 4) in C++, without gradient.
+
+    Args:
+        net: the noise network, float32 on the CPU.
+        plan: the sampler's table.
+        state: float32 [B, S], B from 0.
+        prompt: float32 [Z] (one task) or [B, Z].
+        samples: N actions a state.
+        seed: key of the counter-based noise, with row = state * N + sample; or int64 [B], a key for each state, with
+            row = sample.
+        noise: instead of a seed, float32 [K + 1, B, A] (where N is 1) or [K + 1, B, N, A].
+        bf16: the trunk's matrix products in bfloat16.
+        threads: how many threads may work. The result does not depend on it.
+
+    Returns:
+        float32 [B, A] where N is 1, else [B, N, A].
+
+    Raises:
+        InputError: a shape, dtype or device that does not fit.
+        RuntimeError: the C++ module is not there.
+    """
+    batch = _check_inputs(net, state, prompt, samples, threads)
+    draws = None if noise is None else _noise(noise, plan.steps, batch, samples, net.action_dim)
+    keys = np.zeros(1, dtype=np.uint64) if noise is not None else _keys(seed, batch)
+    states, prompts = native.array(state, "state"), native.array(prompt, "prompt")
+    actions = np.empty((batch * samples, net.action_dim), dtype=np.float32)
+    packed(net, bf16).sampler(plan).run(states, prompts, samples, keys, draws, actions, threads)
+    result = torch.from_numpy(actions)
+    return result if samples == 1 else result.view(batch, samples, net.action_dim)
+
+
+def _require_shape(tensor: Tensor, name: str, *allowed: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) not in allowed:
+        expected = " or ".join(str(list(shape)) for shape in allowed)
+        raise InputError("wrong shape", field=name, found=list(tensor.shape), expected=expected)
+
+
+def _check_inputs(net: NoiseMLP, state: Tensor, prompt: Tensor, samples: int, threads: int) -> int:
+    """Raise `InputError` for what does not fit the net; the batch size where all fits."""
+    if samples < 1:
+        raise InputError("at least one action a state", field="samples", found=samples, expected="1 or more")
+    if threads < 1:
+        raise InputError("at least one thread", field="threads", found=threads, expected="1 or more")
+    if state.ndim != 2:
+        raise InputError("wrong shape", field="state", found=list(state.shape), expected=f"[B, {net.state_dim}]")
+    batch = state.shape[0]
+    _require_shape(state, "state", (batch, net.state_dim))
+    _require_shape(prompt, "prompt", (net.prompt_dim,), (batch, net.prompt_dim))
+    if batch * samples > native.MAX_ROWS:
+        found, expected = batch * samples, f"<= {native.MAX_ROWS}"
+        raise InputError("too many rows for one call", field="state", found=found, expected=expected)
+    return batch
+
+
+def _noise(noise: Tensor, steps: int, batch: int, samples: int, action_dim: int) -> np.ndarray:
+    """Given noise as [K + 1, B * N, A]."""
+    full = (steps + 1, batch, samples, action_dim)
+    short = (steps + 1, batch, action_dim)
+    _require_shape(noise, "noise", *((short, full) if samples == 1 else (full,)))
+    return native.array(noise, "noise").reshape(steps + 1, batch * samples, action_dim)
+
+
+def _keys(seed: int | Tensor | None, batch: int) -> np.ndarray:
+    """Noise keys, uint64: [1] for one seed, [B] for a seed a state."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.device.type != "cpu":
+            found = f"{seed.dtype} on {seed.device}"
+            raise InputError("wrong kind of seeds", field="seed", found=found, expected="an int, or int64 on the CPU")
+        _require_shape(seed, "seed", (batch,))
+        return native.keys(seed)
+    if seed is None:
+        raise InputError("the sampler needs a seed or noise", field="seed", found=None, expected="an int or int64 [B]")
+    return np.array([seed & _MASK64], dtype=np.uint64)
