@@ -3,6 +3,7 @@
 #include <array>
 
 #include "bindings.h"
+#include "buffer_pool.h"
 #include "dispatch.h"
 #include "mish_mlp.h"
 #include "reverse_diffusion.h"
@@ -89,6 +90,14 @@ const float* tape_of(const Floats& tape, std::size_t floats) {
   if (tape.size() == 0) return nullptr;
   require_tape(tape, floats);
   return tape.data();
+}
+
+// An array in memory of the pool, which gets it back when nothing refers to the array any more.
+Floats pooled_buffer(py::ssize_t floats) {
+  if (floats < 0) throw std::invalid_argument("wrong shape: buffer");
+  float* memory = llmdpd::acquire_buffer(static_cast<std::size_t>(floats));
+  const py::capsule owner(memory, [](void* buffer) { llmdpd::release_buffer(static_cast<float*>(buffer)); });
+  return Floats({floats}, memory, owner);
 }
 
 void chain_forward(const ChainArguments& arguments, Floats& actions, Floats& tape) {
@@ -218,6 +227,7 @@ void bind_training(py::module_& module) {
            }),
            py::arg("trunk").noconvert(), py::arg("input_weight").noconvert(), py::arg("init").noconvert(),
            py::arg("x").noconvert(), py::arg("bf16"), py::arg("threads"));
+  module.def("pooled_buffer", &pooled_buffer, py::arg("floats"), "float32 [floats], not initialised.");
   module.def("tape_sizes", &tape_sizes, py::arg("hidden"), py::arg("outputs"), py::arg("action_dim"),
              py::arg("samples"), py::arg("steps"), py::arg("bf16"));
   module.def("chain_forward", &chain_forward, py::arg("arguments"), py::arg("actions").noconvert(),

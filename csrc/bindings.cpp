@@ -2,11 +2,9 @@
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <limits>
 
 #include "dispatch.h"
-#include "philox.h"
 
 void require_shape(const py::array& array, const std::vector<py::ssize_t>& shape, const char* name) {
   bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
@@ -45,20 +43,12 @@ llmdpd::TrunkWeights trunk_of(const std::vector<Floats>& arrays) {
 
 namespace {
 
-Floats philox_normal(std::uint64_t key, py::ssize_t rows, py::ssize_t draws, int action_dim) {
-  Floats out({draws, rows, static_cast<py::ssize_t>(action_dim)});
-  float* to = out.mutable_data();
-  for (py::ssize_t draw = 0; draw < draws; ++draw) {
-    for (py::ssize_t row = 0; row < rows; ++row, to += action_dim) {
-      llmdpd::philox_normal(key, static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(draw), action_dim, to);
-    }
-  }
+Floats philox_normal(std::uint64_t key, py::ssize_t rows, int draws, int action_dim) {
+  if (rows < 0 || draws < 0 || action_dim < 1) throw std::invalid_argument("wrong shape: rows, draws or action_dim");
+  Floats out({static_cast<py::ssize_t>(draws), rows, static_cast<py::ssize_t>(action_dim)});
+  const llmdpd::NoiseKeys keys{&key, false, 1, action_dim};
+  if (out.size() > 0) llmdpd::active_kernels(false).normals(keys, 0, small(rows, "rows"), 0, draws, out.mutable_data());
   return out;
-}
-
-std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::uint64_t key) {
-  llmdpd::philox4x32(counter.data(), key);
-  return counter;
 }
 
 }  // namespace
@@ -72,7 +62,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("runnable_isas", &llmdpd::runnable_isas, "Those of them that this CPU has.");
   module.def("active_isa", &llmdpd::active_isa);
   module.def("set_isa", &llmdpd::set_isa, py::arg("name"), "Use this instruction set; the best one for ''.");
-  module.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   module.def("philox_normal", &philox_normal, py::arg("key"), py::arg("rows"), py::arg("draws"), py::arg("action_dim"),
              "Standard normals [draws, rows, action_dim].");
   bind_sampler(module);

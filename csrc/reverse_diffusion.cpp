@@ -29,8 +29,7 @@ Chain prepare(const ChainCall& call, Gradients gradients, const TileKernels& ker
   chain.samples = call.samples;
   chain.rows = call.states * call.samples;
   chain.noise = call.noise.given;
-  chain.keys = call.noise.keys;
-  chain.key_per_state = call.noise.key_per_state;
+  chain.keys = {call.noise.keys, call.noise.key_per_state, call.samples, chain.action_dim};
   return chain;
 }
 

@@ -93,8 +93,7 @@ void Sampler::run(const SamplerBatch& batch, int threads, float* actions) const 
   chain.time_rows = time_rows_.data();
   chain.table = table_.data();
   chain.noise = batch.noise.given;
-  chain.keys = batch.noise.keys;
-  chain.key_per_state = batch.noise.key_per_state;
+  chain.keys = {batch.noise.keys, batch.noise.key_per_state, batch.samples, chain.action_dim};
   chain.rows = batch.states * batch.samples;
   chain.actions = actions;
   run_chain(chain, net_->kernels, threads);

@@ -87,6 +87,49 @@ inline __attribute__((always_inline)) void block(const Panels& right, const Inpu
   }
 }
 
+constexpr int kNarrowRows = 6;
+
+// A layer of one panel of outputs: a sum in four parts, k modulo 4, since one row alone has too few sums to hide the
+// latency of a multiply-add. Always in four, so that this too does not depend on the block's shape.
+template <class Op, int rows, class Input, class Output>
+inline __attribute__((always_inline)) void narrow_block(const Panels& right, const Input& left, const Init& init,
+                                                        const Output& output) {
+  Vec sum[4][rows];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    sum[0][r] = load(init.rows + r * init.stride);
+    sum[1][r] = sum[2][r] = sum[3][r] = Vec{};
+  }
+  std::ptrdiff_t k = 0;
+  for (; k + 4 <= right.count; k += 4) {
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      const Vec w = load(right.words + (k + part) * kWidth);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) sum[part][r] = Op::multiply_add(left.at(r, k + part), w, sum[part][r]);
+    }
+  }
+  for (; k < right.count; ++k) {
+    const Vec w = load(right.words + k * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) sum[0][r] = Op::multiply_add(left.at(r, k), w, sum[0][r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) output(r, 0, (sum[0][r] + sum[1][r]) + (sum[2][r] + sum[3][r]));
+}
+
+template <class Op, int candidate = kNarrowRows, class Input, class Output>
+void narrow(const Panels& right, const Input& left, const Init& init, const Output& output, int rows) {
+  if (rows >= candidate) {
+    narrow_block<Op, candidate>(right, left, init, output);
+    if (rows > candidate) {
+      narrow<Op>(right, left.from(candidate), init.from(candidate), output.from(candidate), rows - candidate);
+    }
+  } else if constexpr (candidate > 1) {
+    narrow<Op, candidate - 1>(right, left, init, output, rows);
+  }
+}
+
 // `rows` rows by `panels` panels.
 template <class Op, int rows, class Input, class Output>
 void dense_rows(Panels right, const Input& left, const Init& init, const Output& output, int panels) {

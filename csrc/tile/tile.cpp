@@ -1,21 +1,11 @@
 // The chain and the three-layer net on a tile of rows. Compiled once for each instruction set and precision, LLMDPD_ISA
 // naming the namespace.
+#include "noise.h"
 #include "pack.h"
-#include "philox.h"
 #include "trunk.h"
 
 namespace llmdpd::LLMDPD_ISA {
 namespace {
-
-// The normals of one row and draw: given, or drawn into `buffer`.
-const float* draw_noise(const Chain& chain, std::ptrdiff_t row, int draw, float* buffer) {
-  if (chain.noise) return chain.noise + (draw * chain.rows + row) * chain.action_dim;
-  const std::ptrdiff_t state = row / chain.samples;
-  const bool own_key = chain.key_per_state;
-  philox_normal(chain.keys[own_key ? state : 0], static_cast<std::uint32_t>(own_key ? row % chain.samples : row),
-                static_cast<std::uint32_t>(draw), chain.action_dim, buffer);
-  return buffer;
-}
 
 // Written so that a NaN passes.
 inline float clamp(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; }
@@ -28,6 +18,19 @@ struct Tile {
   std::ptrdiff_t tape_row;  // of first_row
   Scratch scratch;
   float* actions;
+  int drawn_from = 0, drawn = 0;  // draws that scratch.noise holds
+
+  // The normals of a draw, [rows, A]; draws are asked for in ascending order. A vector's worth of them is made at once.
+  const float* noise(int draw) {
+    if (chain.noise) return chain.noise + (draw * chain.rows + first_row) * chain.action_dim;
+    if (draw >= drawn_from + drawn) {
+      const int left = chain.steps + 1 - draw, wanted = draws_at_once(rows, chain.action_dim);
+      drawn_from = draw;
+      drawn = wanted < left ? wanted : left;
+      normals(chain.keys, first_row, rows, draw, drawn, scratch.noise);
+    }
+    return scratch.noise + (draw - drawn_from) * rows * chain.action_dim;
+  }
 
   std::ptrdiff_t position(int k) const { return tape ? k * tape->rows_padded + tape_row : 0; }
 };
@@ -50,15 +53,15 @@ void predict_noise(const Tile& tile, int k) {
 }
 
 // x0 = clip(p a + e eps); a = A a + B x0 + C x0_previous + S xi, in place.
-void update_actions(const Tile& tile, int k) {
+void update_actions(Tile& tile, int k) {
   const Chain& chain = tile.chain;
   const StepCoefficients c = chain.table[k];
-  const bool noisy = c.S != 0.0f;
+  const float* noise = c.S != 0.0f ? tile.noise(k + 1) : nullptr;
   for (int r = 0; r < tile.rows; ++r) {
     float* a = tile.actions + r * chain.action_dim;
     float* x0 = tile.scratch.carry + r * chain.action_dim;
     const float* epsilon = tile.scratch.outputs + r * chain.trunk.outputs_padded;
-    const float* xi = noisy ? draw_noise(chain, tile.first_row + r, k + 1, tile.scratch.action) : nullptr;
+    const float* xi = noise ? noise + r * chain.action_dim : nullptr;
     const std::ptrdiff_t kept = (tile.position(k) + r) * chain.action_dim;
     for (int i = 0; i < chain.action_dim; ++i) {
       float predicted = c.p * a[i] + c.e * epsilon[i];
@@ -76,18 +79,16 @@ void update_actions(const Tile& tile, int k) {
 
 void chain_forward(const Chain& chain, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t wave_first,
                    float* memory) {
-  const Tile tile{chain, first_row, rows, tape, first_row - wave_first, Scratch(chain.trunk, chain.action_dim, memory),
-                  chain.actions + first_row * chain.action_dim};
+  Tile tile{chain, first_row, rows, tape, first_row - wave_first, Scratch(chain.trunk, chain.action_dim, memory),
+            chain.actions + first_row * chain.action_dim};
   const Scratch& scratch = tile.scratch;
   const std::ptrdiff_t first_state = first_row / chain.samples;
   const std::ptrdiff_t last_state = (first_row + rows - 1) / chain.samples;
   first_layer(chain.first, chain.trunk, first_state, static_cast<int>(last_state - first_state + 1), scratch);
-  for (int r = 0; r < rows; ++r) {
-    const float* start = draw_noise(chain, first_row + r, 0, scratch.action);
-    for (int i = 0; i < chain.action_dim; ++i) {
-      tile.actions[r * chain.action_dim + i] = chain.start * start[i];
-      scratch.carry[r * chain.action_dim + i] = 0.0f;
-    }
+  const float* start = tile.noise(0);
+  for (int i = 0; i < rows * chain.action_dim; ++i) {
+    tile.actions[i] = chain.start * start[i];
+    scratch.carry[i] = 0.0f;
   }
   for (int k = 0; k < chain.steps; ++k) {
     predict_noise(tile, k);
@@ -247,7 +248,7 @@ void outer_product(const OuterProduct& product, int first, int count) {
 
 extern const TileKernels kernels;
 // Constants alone: nothing of this object may run on a CPU that lacks its instructions, not even to initialise it.
-const TileKernels kernels = {kWidth,        kMaxBlock,      Trunk::kPerWord, pack,         dense_any,    scratch_floats,
-                             chain_forward, chain_backward, mlp_forward,     mlp_backward, outer_product};
+const TileKernels kernels = {kWidth,         kMaxBlock,     Trunk::kPerWord, pack,        dense_any,    normals,
+                             scratch_floats, chain_forward, chain_backward,  mlp_forward, mlp_backward, outer_product};
 
 }  // namespace llmdpd::LLMDPD_ISA

@@ -31,6 +31,14 @@ struct StepCoefficients {
   float p, e, A, B, C, S;
 };
 
+// Keys of the counter-based noise.
+struct NoiseKeys {
+  const std::uint64_t* keys;
+  bool per_state;  // then keys[state] and row = sample; else keys[0] and row = state * samples + sample
+  int samples;
+  int action_dim;
+};
+
 // The first layer's part that does not change along the chain: u = W_x x + init, once a state.
 struct FirstLayer {
   PackedLayer input;             // W_x, fp32
@@ -79,9 +87,8 @@ struct Chain {
   PackedLayer action_transposed;  // for gradients
   const float* time_rows;         // [steps, padded hidden]
   const StepCoefficients* table;
-  const float* noise;  // [steps + 1, rows, A], or null: drawn from `keys`
-  const std::uint64_t* keys;
-  bool key_per_state;  // then keys[state] and row = sample; else keys[0] and row = state * samples + sample
+  const float* noise;             // [steps + 1, rows, A], or null: drawn from `keys`
+  NoiseKeys keys;
   std::ptrdiff_t rows;
   float* actions;  // [rows, A]
 };
@@ -120,6 +127,9 @@ struct TileKernels {
   // out[r] = init[r] + W x[r] in fp32, without activation; init_stride 0 shares one row. Rows up to any number.
   void (*dense)(const PackedLayer& layer, const float* x, std::ptrdiff_t x_stride, const float* init,
                 std::ptrdiff_t init_stride, float* out, std::ptrdiff_t out_stride, std::ptrdiff_t rows);
+
+  // Standard normals [draws, rows, A] of rows first_row … and draws first_draw ….
+  void (*normals)(const NoiseKeys& keys, std::ptrdiff_t first_row, int rows, int first_draw, int draws, float* out);
 
   // Scratch of one thread, in floats; its base is aligned to 64 bytes.
   std::size_t (*scratch_floats)(const Trunk3& trunk, int action_dim);

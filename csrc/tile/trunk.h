@@ -12,12 +12,19 @@ using llmdpd::Tape;
 using llmdpd::TapeGradients;
 using llmdpd::Trunk3;
 
+// Draws of noise that are made at once for a tile: a vector of counters, four action dimensions each.
+inline int draws_at_once(int rows, int action_dim) {
+  const int counters = rows * ((action_dim + 3) / 4);
+  return (kWidth + counters - 1) / counters;
+}
+
 // A tile's memory: all of it lives in the first-level cache or near it through the whole chain.
 struct Scratch {
   std::ptrdiff_t stride;  // of a hidden row; one vector more than it needs, so that rows don't share cache sets
   float *context, *z, *words, *other_words, *zeros;
   float *outputs;                  // of the trunk, or their gradient: [kMaxBlock, outputs_padded]
   float *action, *carry, *padded;  // chain: [kMaxBlock, A] twice, and one padded row of actions a row
+  float* noise;                    // chain: the draws made at once
   std::ptrdiff_t floats;
 
   Scratch(const Trunk3& trunk, int action_dim, float* base) : stride(trunk.hidden_padded + kWidth) {
@@ -31,7 +38,9 @@ struct Scratch {
     action = outputs + rows * trunk.outputs_padded;
     carry = action + actions;
     padded = carry + actions;
-    floats = padded + rows * llmdpd::padded(action_dim, kWidth) - base;
+    noise = padded + rows * llmdpd::padded(action_dim, kWidth);
+    // Draws of r rows are less than those of one counter vector and one draw more.
+    floats = noise + (kWidth + rows) * (action_dim + 3) - base;
   }
 };
 
@@ -122,8 +131,14 @@ void trunk_forward(const Trunk3& trunk, int rows, const Scratch& scratch, const 
                       scratch.other_words, tape, 1, n);
   hidden_layer<Trunk>(trunk.third, {scratch.other_words, stride}, {trunk.third.bias, 0}, trunk, rows, scratch,
                       scratch.words, tape, 2, n);
-  dense<Trunk, kMaxBlock>(panels_of(trunk.output), RowInput{scratch.words, stride}, Init{trunk.output.bias, 0},
-                          StoreFloat{scratch.outputs, trunk.outputs_padded}, rows, trunk.outputs_padded / kWidth);
+  const RowInput h3{scratch.words, stride};
+  const Init bias{trunk.output.bias, 0};
+  const StoreFloat to_outputs{scratch.outputs, trunk.outputs_padded};
+  if (trunk.outputs_padded == kWidth) {
+    narrow<Trunk>(panels_of(trunk.output), h3, bias, to_outputs, rows);
+  } else {
+    dense<Trunk, kMaxBlock>(panels_of(trunk.output), h3, bias, to_outputs, rows, trunk.outputs_padded / kWidth);
+  }
 }
 
 // dz = dh mish'(z) in scratch.z, in place, and as Op's words of the next product and of the weight gradients' panels.

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from llmdpd.diffusion import native
 
@@ -64,7 +65,14 @@ def _chain_outputs(
     if state.device.type == "cuda":
         return actions, state.new_empty(steps + 1, batch, samples, action_dim, dtype=torch.float32)
     floats = tape_floats(batch * samples, hidden, action_dim, action_dim, samples, steps, bf16)
-    return actions, state.new_empty(floats, dtype=torch.float32)
+    return actions, _new_tape(state, floats)
+
+
+def _new_tape(like: Tensor, floats: int) -> Tensor:
+    """Memory for a tape; on the CPU from a pool, since the system takes pages of megabytes back when they are freed."""
+    if isinstance(like, FakeTensor) or like.device.type == "meta":
+        return like.new_empty(floats, dtype=torch.float32)
+    return torch.from_numpy(native.module().pooled_buffer(floats))
 
 
 @torch.library.register_fake("llmdpd::reverse_diffusion", lib=_library)
@@ -217,8 +225,10 @@ def _chain_autograd(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 
 def _mlp_outputs(x: Tensor, trunk: Sequence[Tensor], bf16: bool, keep: bool) -> tuple[Tensor, Tensor]:
     outputs, hidden = trunk[4].shape
-    floats = tape_floats(x.shape[0], hidden, outputs, 0, 1, 1, bf16) if keep else 0
-    return x.new_empty(x.shape[0], outputs), x.new_empty(floats)
+    out = x.new_empty(x.shape[0], outputs)
+    if not keep:
+        return out, x.new_empty(0)
+    return out, _new_tape(x, tape_floats(x.shape[0], hidden, outputs, 0, 1, 1, bf16))
 
 
 @torch.library.register_fake("llmdpd::mish_mlp", lib=_library)

@@ -62,10 +62,16 @@ def reverse_diffusion(
         InputError: shapes or dtypes that do not fit together, or an unknown backend or precision.
         BackendUnavailableError: a backend asked for by name that cannot run.
     """
+    compiling = torch.compiler.is_compiling()
+    if not compiling and noise is None and backend in ("auto", "cpp") and precision in ("fp32", "bf16"):
+        if seed is None or type(seed) is int:
+            drawn = packed.quick_sample(net, plan, state, prompt, samples, seed, precision == "bf16")
+            if drawn is not None:
+                return drawn
     _check(net, state, prompt, plan, samples, seed, noise, backend, precision)
     chosen = _choose(net, state, prompt, noise, backend, precision)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (state, prompt, *net.parameters()))
-    if chosen == "cpp" and not needs_grad and not torch.compiler.is_compiling():
+    if chosen == "cpp" and not needs_grad and not compiling:
         if seed is None and noise is None:
             seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
         return packed.sample(

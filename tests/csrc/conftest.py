@@ -17,7 +17,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.fixture(params=["plain", "avx2", "avx512"])
+@pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each compiled instruction set in turn, the best one again afterwards."""
     module = native.module()

@@ -44,12 +44,11 @@ def normals(key: int, rows: int, draws: int, action_dim: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_known_answers(counter: tuple[int, ...], key: int, expected: tuple[int, ...]) -> None:
-    assert tuple(native.module().philox4x32(counter, key)) == expected
     assert tuple(philox4x32(np.array(counter), key)) == expected
 
 
 @pytest.mark.parametrize("action_dim", range(1, 10))
-def test_normals_agree_with_float64(rng: np.random.Generator, action_dim: int) -> None:
+def test_normals_agree_with_float64(rng: np.random.Generator, isa: str, action_dim: int) -> None:
     key = int(rng.integers(2**64, dtype=np.uint64))
     ours = native.module().philox_normal(key, 311, 16, action_dim)
     assert ours.shape == (16, 311, action_dim)
