@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bindings.h"
+#include "actor.h"
 #include "dispatch.h"
 #include "sampler.h"
 
@@ -75,6 +76,52 @@ void run(const Sampler& sampler, const Floats& state, const Floats& prompt, std:
   sampler.run(batch, threads, out);
 }
 
+std::shared_ptr<llmdpd::PackedCritic> make_critic(int state_dim, int action_dim, const Floats& first_weight,
+                                                  const Floats& first_bias, const std::vector<Floats>& trunk, bool bf16) {
+  const llmdpd::TrunkWeights weights = trunk_of(trunk);
+  if (first_weight.ndim() != 2) throw std::invalid_argument("wrong shape: first weight");
+  const int inputs = small(first_weight.shape(1), "first weight"), prompt_dim = inputs - state_dim - action_dim;
+  if (state_dim < 0 || action_dim < 0 || prompt_dim < 0 || weights.outputs != 1) {
+    throw std::invalid_argument("wrong sizes of the critic");
+  }
+  require_shape(first_weight, {weights.hidden, inputs}, "first weight");
+  require_shape(first_bias, {weights.hidden}, "first bias");
+  return std::make_shared<llmdpd::PackedCritic>(state_dim, action_dim, prompt_dim, first_weight.data(),
+                                                first_bias.data(), weights, llmdpd::active_kernels(bf16));
+}
+
+std::shared_ptr<llmdpd::Actor> make_actor(std::shared_ptr<Sampler> sampler, std::shared_ptr<llmdpd::PackedCritic> q1,
+                                          std::shared_ptr<llmdpd::PackedCritic> q2, int samples, bool soft,
+                                          double temperature) {
+  const NetDims& dims = sampler->net().dims;
+  for (const auto& critic : {q1, q2}) {
+    if (critic->state_dim != dims.state || critic->action_dim != dims.action ||
+        (critic->prompt_dim != 0 && critic->prompt_dim != dims.prompt)) {
+      throw std::invalid_argument("the critics are of other sizes than the sampler");
+    }
+  }
+  if (samples < 1 || !(temperature > 0)) throw std::invalid_argument("samples start at 1, the temperature above 0");
+  return std::make_shared<llmdpd::Actor>(std::move(sampler), std::move(q1), std::move(q2), samples,
+                                         llmdpd::Selection{soft, temperature});
+}
+
+void act(const llmdpd::Actor& actor, const Floats& state, const Floats& prompt, const Keys& keys, Floats& actions,
+         int threads) {
+  const NetDims& dims = actor.sampler().net().dims;
+  if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2) throw std::invalid_argument("wrong shape: state or prompt");
+  if (threads < 1) throw std::invalid_argument("threads start at 1");
+  const py::ssize_t states = state.shape(0);
+  require_shape(state, {states, dims.state}, "state");
+  const bool per_state = prompt.ndim() == 2;
+  require_shape(prompt, per_state ? std::vector<py::ssize_t>{states, dims.prompt} : std::vector<py::ssize_t>{dims.prompt},
+                "prompt");
+  require_shape(keys, {states}, "keys");
+  require_shape(actions, {states, dims.action}, "actions");
+  float* out = actions.mutable_data();
+  py::gil_scoped_release unlocked;
+  actor.act(states, state.data(), prompt.data(), per_state, keys.data(), threads, out);
+}
+
 // Whether every watched thing is still what it was: tuples (dict, name, module) and (dict, name, parameter, version,
 // pointer). Asked at every call of a sampler that may take 15 microseconds: hence the C API.
 bool all_unchanged(const py::tuple& watched) {
@@ -114,4 +161,14 @@ void bind_sampler(py::module_& module) {
       .def("run", &run, py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("samples"),
            py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("actions").noconvert(),
            py::arg("threads"));
+  py::class_<llmdpd::PackedCritic, std::shared_ptr<llmdpd::PackedCritic>>(module, "PackedCritic",
+                                                                          "A critic's weights, packed as they are now.")
+      .def(py::init(&make_critic), py::arg("state_dim"), py::arg("action_dim"), py::arg("first_weight").noconvert(),
+           py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("bf16"))
+      .def("unchanged", &llmdpd::PackedCritic::unchanged, "Whether a sample of the weights is still what it was.");
+  py::class_<llmdpd::Actor, std::shared_ptr<llmdpd::Actor>>(module, "Actor", "One action a state, by two critics.")
+      .def(py::init(&make_actor), py::arg("sampler"), py::arg("q1"), py::arg("q2"), py::arg("samples"), py::arg("soft"),
+           py::arg("temperature"))
+      .def("act", &act, py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("keys").noconvert(),
+           py::arg("actions").noconvert(), py::arg("threads"));
 }

@@ -16,6 +16,7 @@ Mlp prepare(const MlpCall& call, Gradients gradients, const TileKernels& kernels
   mlp.first.inputs = call.input_weight.inputs;
   mlp.first.init = call.init_per_row ? call.init : copy_padded(call.init, hidden, kernels, memory);
   mlp.first.init_stride = call.init_per_row ? hidden : 0;
+  mlp.first.init_share = 1;
   mlp.rows = call.rows;
   return mlp;
 }
@@ -25,14 +26,18 @@ RowShape shape_of(const MlpCall& call) { return {call.rows, 1, 1, 0}; }
 void forward_wave(const Mlp& mlp, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape,
                   const TileKernels& kernels, int threads) {
   const std::size_t scratch_floats = kernels.scratch_floats(mlp.trunk, 0);
-  const std::vector<Part> parts = split_rows(rows, kernels.max_rows, threads);
-  parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+  const RowSplit parts(rows, kernels.max_rows, threads);
+  parallel_for(parts.count(), threads, [&](int i) {
     thread_local Arena scratch;
     kernels.mlp_forward(mlp, first + parts[i].first, parts[i].rows, tape, first, scratch.reserve(scratch_floats));
   });
 }
 
 }  // namespace
+
+void run_mlp(const Mlp& mlp, const TileKernels& kernels, int threads) {
+  if (mlp.rows > 0) forward_wave(mlp, 0, mlp.rows, nullptr, kernels, threads);
+}
 
 std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels) {
   Trunk3 trunk{};
@@ -46,10 +51,7 @@ void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, f
   Mlp mlp;
   lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, Gradients::none, kernels, memory); });
   mlp.out = out;
-  if (!tape) {
-    if (mlp.rows > 0) forward_wave(mlp, 0, mlp.rows, nullptr, kernels, threads);
-    return;
-  }
+  if (!tape) return run_mlp(mlp, kernels, threads);
   const Waves waves(shape_of(call), mlp.trunk, kernels);
   for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
     const Tape kept = waves.tape_in(wave, tape);
@@ -85,8 +87,8 @@ void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, 
     } else {
       forward_wave(mlp, first, rows, &kept, kernels, threads);
     }
-    const std::vector<Part> parts = split_rows(rows, kernels.max_rows, threads);
-    parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+    const RowSplit parts(rows, kernels.max_rows, threads);
+    parallel_for(parts.count(), threads, [&](int i) {
       thread_local Arena scratch;
       kernels.mlp_backward(mlp, grad_out, first + parts[i].first, parts[i].rows, kept, gradients, first,
                            scratch.reserve(scratch_floats));

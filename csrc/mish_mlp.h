@@ -26,4 +26,7 @@ void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, f
 void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out, const float* tape,
                   const GradientTargets& targets);
 
+// Runs a prepared net, without a tape.
+void run_mlp(const Mlp& mlp, const TileKernels& kernels, int threads);
+
 }  // namespace llmdpd

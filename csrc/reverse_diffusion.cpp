@@ -20,6 +20,7 @@ Chain prepare(const ChainCall& call, Gradients gradients, const TileKernels& ker
   chain.first.inputs = call.state_weight.inputs;
   chain.first.init = call.init_per_state ? call.init : copy_padded(call.init, hidden, kernels, memory);
   chain.first.init_stride = call.init_per_state ? hidden : 0;
+  chain.first.init_share = 1;
   chain.time_rows = copy_rows_padded(call.time_rows, call.schedule.steps, hidden, kernels, memory);
   chain.action_dim = call.action_weight.inputs;
   chain.steps = call.schedule.steps;
@@ -38,8 +39,8 @@ RowShape shape_of(const Chain& chain) { return {chain.rows, chain.samples, chain
 void forward_wave(const Chain& chain, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape,
                   const TileKernels& kernels, int threads) {
   const std::size_t scratch_floats = kernels.scratch_floats(chain.trunk, chain.action_dim);
-  const std::vector<Part> parts = split_rows(rows, kernels.max_rows, threads);
-  parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+  const RowSplit parts(rows, kernels.max_rows, threads);
+  parallel_for(parts.count(), threads, [&](int i) {
     thread_local Arena scratch;
     kernels.chain_forward(chain, first + parts[i].first, parts[i].rows, tape, first, scratch.reserve(scratch_floats));
   });
@@ -102,8 +103,8 @@ void chain_backward(const ChainCall& call, const TileKernels& kernels, int threa
     } else {
       forward_wave(chain, first, rows, &kept, kernels, threads);
     }
-    const std::vector<Part> parts = split_rows(rows, kernels.max_rows, threads);
-    parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+    const RowSplit parts(rows, kernels.max_rows, threads);
+    parallel_for(parts.count(), threads, [&](int i) {
       thread_local Arena scratch;
       kernels.chain_backward(chain, grad_actions, first + parts[i].first, parts[i].rows, kept, gradients, first,
                              scratch.reserve(scratch_floats));

@@ -23,27 +23,8 @@ PackedNet::PackedNet(const NetDims& net_dims, const float* first_weight, const f
     bias = copy_padded(first_bias, dims.hidden, kernels, memory);
     trunk = pack_trunk(trunk_weights, Gradients::none, kernels, memory);
   });
-  const std::ptrdiff_t hidden = dims.hidden, square = hidden * hidden;
-  sampled_ = {{first_weight, hidden * stride}, {first_bias, hidden},       {trunk_weights.w2, square},
-              {trunk_weights.b2, hidden},      {trunk_weights.w3, square}, {trunk_weights.b3, hidden},
-              {trunk_weights.w4, hidden * dims.action}, {trunk_weights.b4, dims.action}};
-  fingerprint_ = fingerprint();
+  weights_ = WeightSample(first_weight, static_cast<int>(stride), first_bias, trunk_weights);
 }
-
-std::uint64_t PackedNet::fingerprint() const {
-  constexpr std::ptrdiff_t kStep = 256;  // numbers: a microsecond's worth of cache misses in all
-  std::uint64_t hash = 0;
-  for (const Sampled& part : sampled_) {
-    for (std::ptrdiff_t i = 0; i < part.count; i += kStep) {
-      std::uint32_t bits;
-      std::memcpy(&bits, part.numbers + i, sizeof bits);
-      hash = (hash + bits) * 0x9E3779B97F4A7C15u;
-    }
-  }
-  return hash;
-}
-
-bool PackedNet::unchanged() const { return fingerprint() == fingerprint_; }
 
 Sampler::Sampler(std::shared_ptr<const PackedNet> net, std::vector<StepCoefficients> table, const float* time_embedding,
                  float start, float clip)
@@ -74,6 +55,7 @@ void Sampler::run(const SamplerBatch& batch, int threads, float* actions) const 
   chain.first.input = net_->state;
   chain.first.x = batch.state;
   chain.first.x_stride = chain.first.inputs = net_->dims.state;
+  chain.first.init_share = 1;
   std::shared_ptr<const PromptBase> base;  // keeps the row alive
   if (batch.prompt_per_state) {
     chain.first.prompt = net_->prompt;

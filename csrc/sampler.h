@@ -22,7 +22,7 @@ class PackedNet {
             const TileKernels& kernels);
 
   // Whether a sample of the weights is still what it was when they were packed. They must still be there.
-  bool unchanged() const;
+  bool unchanged() const { return weights_.unchanged(); }
 
   const NetDims dims;
   const TileKernels& kernels;
@@ -31,15 +31,8 @@ class PackedNet {
   const float* bias;  // b1, padded
 
  private:
-  struct Sampled {
-    const float* numbers;
-    std::ptrdiff_t count;
-  };
-  std::uint64_t fingerprint() const;
-
   Arena memory_;
-  std::vector<Sampled> sampled_;
-  std::uint64_t fingerprint_;
+  WeightSample weights_;
 };
 
 // Where a call's rows come from and go to.

@@ -79,20 +79,18 @@ TapeGradients Waves::gradients(std::ptrdiff_t wave, Allocator& memory) const {
   return to;
 }
 
-std::vector<Part> split_rows(std::ptrdiff_t rows, int max_rows, int threads) {
+RowSplit::RowSplit(std::ptrdiff_t rows, int max_rows, int threads) : rows_(rows), pairs_((rows + 1) / 2) {
   constexpr std::ptrdiff_t kWorthwhilePairs = 3;
-  const std::ptrdiff_t pairs = (rows + 1) / 2, max_pairs = max_rows / 2;
-  std::ptrdiff_t tiles = (pairs + max_pairs - 1) / max_pairs;
-  tiles = std::max(tiles, std::min<std::ptrdiff_t>(threads, pairs / kWorthwhilePairs));
-  if (tiles > threads) tiles = (tiles + threads - 1) / threads * threads;
-  tiles = std::min(tiles, pairs);
-  std::vector<Part> parts;
-  parts.reserve(tiles);
-  for (std::ptrdiff_t t = 0; t < tiles; ++t) {
-    const std::ptrdiff_t first = 2 * (pairs * t / tiles), last = std::min(rows, 2 * (pairs * (t + 1) / tiles));
-    parts.push_back({first, static_cast<int>(last - first)});
-  }
-  return parts;
+  const std::ptrdiff_t max_pairs = max_rows / 2;
+  parts_ = (pairs_ + max_pairs - 1) / max_pairs;
+  parts_ = std::max(parts_, std::min<std::ptrdiff_t>(threads, pairs_ / kWorthwhilePairs));
+  if (parts_ > threads) parts_ = (parts_ + threads - 1) / threads * threads;
+  parts_ = std::min(parts_, pairs_);
+}
+
+Part RowSplit::operator[](std::ptrdiff_t part) const {
+  const std::ptrdiff_t first = 2 * (pairs_ * part / parts_), last = std::min(rows_, 2 * (pairs_ * (part + 1) / parts_));
+  return {first, static_cast<int>(last - first)};
 }
 
 }  // namespace llmdpd

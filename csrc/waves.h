@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
 
 #include "memory.h"
 #include "tile/tile_kernels.h"
@@ -57,6 +56,14 @@ struct Part {
 
 // Tiles of at most `max_rows` rows, each begun at an even row: few enough to fill their rows, enough to give every thread
 // one that is worth its while, and as many for each.
-std::vector<Part> split_rows(std::ptrdiff_t rows, int max_rows, int threads);
+class RowSplit {
+ public:
+  RowSplit(std::ptrdiff_t rows, int max_rows, int threads);
+  int count() const { return static_cast<int>(parts_); }
+  Part operator[](std::ptrdiff_t part) const;
+
+ private:
+  std::ptrdiff_t rows_, pairs_, parts_;
+};
 
 }  // namespace llmdpd

@@ -138,8 +138,8 @@ void WeightGradients::add_first_layer(const TapeGradients& gradients, std::ptrdi
   }
   if (targets_.x) {
     const int inputs_padded = first_.input_transposed.outputs_padded;
-    const std::vector<Part> parts = split_rows(states, 8 * kernels_.max_rows, threads);
-    parallel_for(static_cast<int>(parts.size()), threads, [&](int i) {
+    const RowSplit parts(states, 8 * kernels_.max_rows, threads);
+    parallel_for(parts.count(), threads, [&](int i) {
       const Part part = parts[i];
       float* to = x_rows_ + part.first * inputs_padded;
       kernels_.dense(first_.input_transposed, gradients.context + part.first * state_stride, state_stride, zeros_, 0, to,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmdpd.context import Condition
 from llmdpd.critic import DoubleQ
-from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, native, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.diffusion.packed import packed, packed_critic
+from llmdpd.diffusion.sampler import Precision
 from llmdpd.diffusion.schedules import SamplerName, SamplerPlan
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
@@ -33,12 +37,18 @@ class ActingConfig:
     """Sampler of the chain: ddpm, ddim or dpm++2m."""
     steps: int | None = None
     """Denoising steps; by default those of training (ddpm needs those)."""
+    precision: Precision = "fp32"
+    """Of the hidden layers' matrix products: fp32, or bf16 (faster on CPUs and GPUs that have it)."""
 
     def __post_init__(self) -> None:
         check_limits(self, LIMITS, "acting")
         if self.selection not in ("soft", "max"):
             raise InputError(
                 "unknown selection", field="acting.selection", found=self.selection, expected="soft or max"
+            )
+        if self.precision not in get_args(Precision):
+            raise InputError(
+                "unknown precision", field="acting.precision", found=self.precision, expected="fp32 or bf16"
             )
 
     def plan(self, policy: PolicyConfig) -> SamplerPlan:
@@ -65,7 +75,45 @@ def draw_actions(
     Raises:
         InputError: several samples and no critic to choose by.
     """
-    actions = reverse_diffusion(net, condition.state, condition.prompt, plan, acting.samples, seed=seeds)
+    native_actor = None if critic is None or acting.samples == 1 else _native_actor(net, critic, condition, plan, acting)
+    if native_actor is not None:
+        actions = np.empty((len(seeds), net.action_dim), np.float32)
+        state, prompt = native.array(condition.state), native.array(condition.prompt)
+        native_actor.act(state, prompt, native.keys(seeds), actions, torch.get_num_threads())
+        return torch.from_numpy(actions)
+    return _draw_in_torch(net, critic, condition, plan, acting, seeds)
+
+
+def _native_actor(
+    net: NoiseMLP, critic: DoubleQ, condition: Condition, plan: SamplerPlan, acting: ActingConfig
+) -> Any | None:
+    """The C++ actor of these networks as they are now; None where it can't run."""
+    tensors = (condition.state, condition.prompt, net.layers[0].bias, critic.q1[0].bias)
+    if not native.available()[0] or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+        return None
+    bf16 = acting.precision == "bf16"
+    critics = [packed_critic(q, net.state_dim, net.action_dim, bf16) for q in (critic.q1, critic.q2)]
+    sampler = packed(net, bf16).sampler(plan)
+    # What the last one was made of: in an episode it is always the same.
+    key = (sampler, *critics, acting)
+    kept = _actors.get(net)
+    if kept is None or any(one is not other for one, other in zip(kept[0], key, strict=True)):
+        q1, q2 = (one.packed for one in critics)
+        soft = acting.selection == "soft"
+        kept = key, native.module().Actor(sampler, q1, q2, acting.samples, soft, acting.temperature)
+        _actors[net] = kept
+    return kept[1]
+
+
+_actors: weakref.WeakKeyDictionary[NoiseMLP, tuple[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
+
+
+def _draw_in_torch(
+    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerPlan, acting: ActingConfig, seeds: Tensor
+) -> Tensor:
+    """`draw_actions` on any device: what the C++ actor is held to."""
+    state, prompt = condition.state, condition.prompt
+    actions = reverse_diffusion(net, state, prompt, plan, acting.samples, seed=seeds, precision=acting.precision)
     if acting.samples == 1:
         return actions
     if critic is None:

@@ -49,8 +49,9 @@ struct FirstLayer {
   PackedLayer prompt;    // W_z where each state has a prompt of its own (then init is b1), else no panels
   const float* prompts;  // [states, Z] or null
   int prompt_dim;
-  const float* init;           // [padded hidden], or [states, H]
-  std::ptrdiff_t init_stride;  // 0: shared
+  const float* init;           // [padded hidden], or [states / init_share, H]
+  std::ptrdiff_t init_stride;  // 0: shared by all
+  int init_share;              // states that share a row of init
 };
 
 // What the forward pass keeps for the backward pass of a wave of rows: position n = step * rows_padded + row, rows_padded

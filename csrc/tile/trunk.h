@@ -65,7 +65,7 @@ void first_layer(const FirstLayer& first, const Trunk3& trunk, std::ptrdiff_t st
   const Init context{scratch.context, scratch.stride};
   if (first.init_stride != 0) {
     for (int s = 0; s < states; ++s) {
-      const float* row = first.init + (state + s) * first.init_stride;
+      const float* row = first.init + (state + s) / first.init_share * first.init_stride;
       float* to = scratch.context + s * scratch.stride;
       for (int h = 0; h < trunk.hidden_padded; ++h) to[h] = h < trunk.hidden ? row[h] : 0.0f;
     }

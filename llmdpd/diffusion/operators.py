@@ -192,13 +192,16 @@ def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
     ctx.constants = inputs[9:13]
     ctx.has_noise = noise is not None
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or the tape would get a gradient of megabytes of zeros
     noises = [noise] if noise is not None else []
     ctx.save_for_backward(
         output[1], state, state_weight, init, time_rows, action_weight, *trunk, table, key, *noises
     )
 
 
-def _chain_autograd(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+def _chain_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 14
     tape, state, state_weight, init, time_rows, action_weight, *rest = ctx.saved_tensors
     trunk, table, key, noise = rest[:6], rest[6], rest[7], rest[8] if ctx.has_noise else None
     gradients = torch.ops.llmdpd.reverse_diffusion_backward(
@@ -307,10 +310,13 @@ def _mlp_backward_cpu(
 def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, input_weight, init, trunk, ctx.bf16, _ = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], x, input_weight, init, *trunk)
 
 
-def _mlp_autograd(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+def _mlp_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 6
     tape, x, input_weight, init, *trunk = ctx.saved_tensors
     need_x = ctx.needs_input_grad[0]
     gradients = torch.ops.llmdpd.mish_mlp_backward(grad, tape, x, input_weight, init, trunk, ctx.bf16, need_x)

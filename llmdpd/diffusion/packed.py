@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,57 +30,76 @@ _MASK64 = (1 << 64) - 1
 _MAX_PLANS = 32  # bound to one network at a time
 
 
+class _Watch:
+    """Sees whether a module's weights are still what they were when this was made."""
+
+    def __init__(self, module: nn.Module, layers: Sequence[nn.Linear]) -> None:
+        self.parameters = list(module.parameters())
+        # Keeps the memory from being given to another tensor: the same address is then the same memory.
+        self._alive = [tensor.detach() for tensor in self.parameters]
+        self._native = native.module()
+        self._isa = self._native.active_isa()
+        self._watched = _watched(module, layers)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a change can be seen; if not, what was made of the weights must not be kept."""
+        return self._watched is not None
+
+    def unchanged(self) -> bool:
+        return (
+            self._watched is not None
+            and self._native.active_isa() == self._isa
+            and self._native.all_unchanged(self._watched)
+        )
+
+
+def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any, ...], ...] | None:
+    """What must not change, for `_native.all_unchanged`; None where a change of the weights would not be seen.
+
+    Tuples (dict, name, module), and (dict, name, parameter, version, pointer) for the parameters.
+    """
+    watched: list[tuple[Any, ...]] = []
+    for part in module.modules():
+        watched += [(part._modules, name, child) for name, child in part._modules.items()]
+        for name, parameter in part._parameters.items():
+            if parameter is None or parameter.is_inference():
+                return None
+            watched.append((part._parameters, name, parameter, parameter._version, parameter.data_ptr()))
+    # Two a linear layer; one that computes its weight from other parameters has others.
+    plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}
+    return tuple(watched) if {id(item[2]) for item in watched if len(item) > 3} == plain else None
+
+
 class PackedNet:
     """A noise network's weights in the C++ code's layout, and the plans that were bound to them."""
 
     def __init__(self, net: NoiseMLP, bf16: bool) -> None:
-        module = native.module()
-        self._isa = module.active_isa()
-        self._module = module
-        self._watched = _watch(net)
-        self.parameters = list(net.parameters())
-        # Keeps the memory from being given to another tensor: the same address is then the same memory.
-        self._alive = [tensor.detach() for tensor in self.parameters]
-        self._time_mlp = net.time_embedding
         first, *rest = net.layers
-        arrays = [
-            native.array(tensor, f"layers[{i}].{part}")
-            for i, layer in enumerate(rest, start=1)
-            for part, tensor in (("weight", layer.weight), ("bias", layer.bias))
-        ]
-        first_weight = native.array(first.weight, "layers[0].weight")
-        first_bias = native.array(first.bias, "layers[0].bias")
-        self._packed = module.PackedNet(
-            net.action_dim, net.time_dim, first_weight, first_bias, arrays, net.state_dim, bf16
+        self.watch = _Watch(net, [*net.layers, net.time_mlp[1], net.time_mlp[3]])
+        self._time_embedding = net.time_embedding
+        weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
+        self._packed = native.module().PackedNet(
+            net.action_dim, net.time_dim, weight, bias, _trunk_arrays(rest), net.state_dim, bf16
         )
         self._samplers: dict[SamplerPlan, Any] = {}
 
-    @property
-    def lasting(self) -> bool:
-        """Whether a change of the weights can be seen; if not, it must not be kept."""
-        return self._watched is not None
-
     def is_current(self) -> bool:
         """Whether the network still has the weights that were packed."""
-        return (
-            self._watched is not None
-            and self._module.active_isa() == self._isa
-            and self._module.all_unchanged(self._watched)
-            and self._packed.unchanged()
-        )
+        return self.watch.unchanged() and bool(self._packed.unchanged())
 
     def learns(self) -> bool:
         """Whether a parameter asks for a gradient."""
-        return any(parameter.requires_grad for parameter in self.parameters)
+        return any(parameter.requires_grad for parameter in self.watch.parameters)
 
     def sampler(self, plan: SamplerPlan) -> Any:
         """The plan bound to these weights: its time rows are computed."""
         sampler = self._samplers.get(plan)
         if sampler is None:
             with torch.no_grad():
-                embedding = self._time_mlp(torch.tensor(plan.timesteps))
+                embedding = self._time_embedding(torch.tensor(plan.timesteps))
             clip = math.inf if plan.clip is None else plan.clip
-            sampler = self._module.Sampler(
+            sampler = native.module().Sampler(
                 self._packed, coefficients(plan), native.array(embedding, "time embedding"), plan.start, clip
             )
             if len(self._samplers) >= _MAX_PLANS:
@@ -88,21 +108,27 @@ class PackedNet:
         return sampler
 
 
-def _watch(net: NoiseMLP) -> tuple[tuple[Any, ...], ...] | None:
-    """What must not change, for `_native.all_unchanged`; None where a change of the weights would not be seen.
+class PackedCritic:
+    """A critic's weights in the C++ code's layout."""
 
-    Tuples (dict, name, module), and (dict, name, parameter, version, pointer) for the parameters.
-    """
-    watched: list[tuple[Any, ...]] = []
-    for module in net.modules():
-        watched += [(module._modules, name, child) for name, child in module._modules.items()]
-        for name, parameter in module._parameters.items():
-            if parameter is None or parameter.is_inference():
-                return None
-            watched.append((module._parameters, name, parameter, parameter._version, parameter.data_ptr()))
-    # Two a linear layer; one that computes its weight from other parameters has others.
-    plain = {id(part) for layer in (*net.layers, net.time_mlp[1], net.time_mlp[3]) for part in (layer.weight, layer.bias)}
-    return tuple(watched) if {id(item[2]) for item in watched if len(item) > 3} == plain else None
+    def __init__(self, network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> None:
+        first, *rest = layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+        self.watch = _Watch(network, layers)
+        self.packed = native.module().PackedCritic(
+            state_dim, action_dim, native.array(first.weight), native.array(first.bias), _trunk_arrays(rest), bf16
+        )
+
+    def is_current(self) -> bool:
+        """Whether the critic still has the weights that were packed."""
+        return self.watch.unchanged() and bool(self.packed.unchanged())
+
+
+def _trunk_arrays(layers: Sequence[nn.Linear]) -> list[np.ndarray]:
+    return [
+        native.array(tensor, f"layers[{i}].{part}")
+        for i, layer in enumerate(layers, start=1)
+        for part, tensor in (("weight", layer.weight), ("bias", layer.bias))
+    ]
 
 
 def coefficients(plan: SamplerPlan) -> np.ndarray:
@@ -110,23 +136,34 @@ def coefficients(plan: SamplerPlan) -> np.ndarray:
     return np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1).astype(np.float32)
 
 
-_kept: tuple[weakref.WeakKeyDictionary[nn.Module, PackedNet], ...] = (
-    weakref.WeakKeyDictionary(),
-    weakref.WeakKeyDictionary(),
-)
+Kept = tuple[weakref.WeakKeyDictionary[nn.Module, Any], weakref.WeakKeyDictionary[nn.Module, Any]]
+_nets: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
+_critics: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
 
 
 def packed(net: NoiseMLP, bf16: bool) -> PackedNet:
     """The network packed, from an earlier call where its weights have not changed since."""
-    kept = _kept[bf16]
-    entry = kept.get(net)
+    entry: PackedNet | None = _nets[bf16].get(net)
     if entry is None or not entry.is_current():
         entry = PackedNet(net, bf16)
-        if entry.lasting:
-            kept[net] = entry
-        else:
-            kept.pop(net, None)
+        _keep(_nets[bf16], net, entry)
     return entry
+
+
+def packed_critic(network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> PackedCritic:
+    """The critic packed, from an earlier call where its weights have not changed since."""
+    entry: PackedCritic | None = _critics[bf16].get(network)
+    if entry is None or not entry.is_current():
+        entry = PackedCritic(network, state_dim, action_dim, bf16)
+        _keep(_critics[bf16], network, entry)
+    return entry
+
+
+def _keep(kept: weakref.WeakKeyDictionary[nn.Module, Any], module: nn.Module, entry: PackedNet | PackedCritic) -> None:
+    if entry.watch.lasting:
+        kept[module] = entry
+    else:
+        kept.pop(module, None)
 
 
 def quick_sample(
@@ -137,7 +174,7 @@ def quick_sample(
     That is: a network that was packed before and has not changed, no gradient, dense float32 tensors on the CPU, one
     prompt for all. A call for one state takes 15 microseconds in C++, as much as careful checks in Python do.
     """
-    entry = _kept[bf16].get(net)
+    entry: PackedNet | None = _nets[bf16].get(net)
     if (
         entry is None
         or type(state) is not Tensor
