@@ -22,7 +22,7 @@ llmdpd::Matrix matrix_of(const Strided& array, const char* name) {
   if (array.ndim() != 2) throw std::invalid_argument(std::string("wrong shape: ") + name);
   const py::ssize_t rows = array.shape(0), columns = array.shape(1);
   // What a row of one number, or a single row, has for a stride says nothing.
-  if ((columns > 1 && array.strides(1) != size) || (rows > 1 && array.strides(0) % size != 0)) {
+  if (array.size() > 0 && ((columns > 1 && array.strides(1) != size) || (rows > 1 && array.strides(0) % size != 0))) {
     throw std::invalid_argument(std::string("rows are not contiguous: ") + name);
   }
   return {array.data(), rows > 1 ? array.strides(0) / size : columns, small(rows, name), small(columns, name)};

@@ -75,7 +75,9 @@ def draw_actions(
     Raises:
         InputError: several samples and no critic to choose by.
     """
-    native_actor = None if critic is None or acting.samples == 1 else _native_actor(net, critic, condition, plan, acting)
+    native_actor = (
+        None if critic is None or acting.samples == 1 else _native_actor(net, critic, condition, plan, acting)
+    )
     if native_actor is not None:
         actions = np.empty((len(seeds), net.action_dim), np.float32)
         state, prompt = native.array(condition.state), native.array(condition.prompt)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig, draw_actions
+from llmdpd.acting import ActingConfig, _draw_in_torch, draw_actions
 from llmdpd.context import Condition
 from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
@@ -133,6 +133,34 @@ def test_an_action_does_not_depend_on_its_batch(rng: np.random.Generator, acting
     for row in (0, 7):
         alone = case.draw(case.critic, slice(row, row + 1), **acting)
         torch.testing.assert_close(alone[0], whole[row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sees_prompts", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("selection", ["soft", "max"])
+def test_the_actor_in_cpp_is_the_one_in_torch(
+    rng: np.random.Generator, selection: Any, shared: bool, sees_prompts: bool
+) -> None:
+    case = Case(rng, 40, shared)
+    critic = case.critic if sees_prompts else DoubleQ(S, A, 0, 24)
+    for samples, temperature in ((7, 1.0), (50, 0.3), (2, 5.0)):
+        config = ActingConfig(samples=samples, selection=selection, temperature=temperature)
+        plan = config.plan(POLICY)
+        found = draw_actions(case.net, critic, case.condition, plan, config, case.seeds)
+        with torch.no_grad():
+            expected = _draw_in_torch(case.net, critic, case.condition, plan, config, case.seeds)
+        # Two draws may be worth the same to within rounding, or a draw lie on a step of the running sum.
+        different = ((found - expected).abs().amax(1) > 1e-5).sum()
+        assert different <= 1
+
+
+def test_an_actor_in_bf16_takes_nearly_the_same(rng: np.random.Generator) -> None:
+    case = Case(rng, 60)
+    exact, rounded = (case.draw(None, samples=1, precision=precision) for precision in ("fp32", "bf16"))
+    assert not torch.equal(exact, rounded)
+    assert float((exact - rounded).norm() / exact.norm()) <= 2e-2
+    best = [case.draw(case.critic, samples=20, selection="max", precision=p) for p in ("fp32", "bf16")]
+    assert float(((best[0] - best[1]).abs().amax(1) < 0.05).float().mean()) > 0.8
 
 
 def test_empty_batch(rng: np.random.Generator) -> None:

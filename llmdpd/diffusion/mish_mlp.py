@@ -29,8 +29,8 @@ def mish_mlp(x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.
     tensors = [x, input_weight, init, *trunk]
     if not _fused(tensors):
         return mish_mlp_reference(x, input_weight, init, trunk)
-    rows = x.reshape(-1, x.shape[-1])
-    inits = init if init.ndim == 1 else init.reshape(-1, init.shape[-1])
+    rows = x.flatten(0, -2)
+    inits = init if init.ndim == 1 else init.flatten(0, -2)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     outputs, hidden = trunk[4].shape
     keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, False))

@@ -29,6 +29,7 @@ def _load() -> ModuleType | str:
     return _native
 
 
+@torch.compiler.assume_constant_result
 def available() -> tuple[bool, str | None]:
     """Whether the C++ code can run here, and if not, why and what would mend it."""
     module = _load()

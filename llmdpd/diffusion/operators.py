@@ -10,7 +10,6 @@ Trunk, here and in C++: [W2, b2, W3, b3, W4, b4], what follows the first layer.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -36,18 +35,18 @@ _library.define(f"mish_mlp({_MLP}, bool keep) -> (Tensor, Tensor)")
 _library.define(f"mish_mlp_backward(Tensor grad, Tensor tape, {_MLP}, bool need_x) -> Tensor[]")
 
 
-@functools.lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result
 def _tape_sizes(
-    isa: str, hidden: int, outputs: int, action_dim: int, samples: int, steps: int, bf16: bool
+    hidden: int, outputs: int, action_dim: int, samples: int, steps: int, bf16: bool
 ) -> tuple[int, int, int]:
-    sizes: tuple[int, int, int] = native.module().tape_sizes(hidden, outputs, action_dim, samples, steps, bf16)
+    """Rows of a wave, floats a row, floats more a wave."""
+    sizes: tuple[int, int, int] = tuple(native.module().tape_sizes(hidden, outputs, action_dim, samples, steps, bf16))
     return sizes
 
 
 def tape_floats(rows: int, hidden: int, outputs: int, action_dim: int, samples: int, steps: int, bf16: bool) -> int:
     """Floats of the tape that C++ keeps for a backward pass, for `rows` states times samples (which may be a symbol)."""
-    isa = native.module().active_isa()
-    wave_rows, row_floats, wave_floats = _tape_sizes(isa, hidden, outputs, action_dim, samples, steps, bf16)
+    wave_rows, row_floats, wave_floats = _tape_sizes(hidden, outputs, action_dim, samples, steps, bf16)
     waves = (rows + wave_rows - 1) // wave_rows
     return (rows + waves) * row_floats + waves * wave_floats
 
@@ -194,9 +193,7 @@ def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or the tape would get a gradient of megabytes of zeros
     noises = [noise] if noise is not None else []
-    ctx.save_for_backward(
-        output[1], state, state_weight, init, time_rows, action_weight, *trunk, table, key, *noises
-    )
+    ctx.save_for_backward(output[1], state, state_weight, init, time_rows, action_weight, *trunk, table, key, *noises)
 
 
 def _chain_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
@@ -327,9 +324,7 @@ _library.impl("reverse_diffusion", _chain_forward_cpu, "CPU")
 _library.impl("reverse_diffusion_backward", _chain_backward_cpu, "CPU")
 _library.impl("mish_mlp", _mlp_forward_cpu, "CPU")
 _library.impl("mish_mlp_backward", _mlp_backward_cpu, "CPU")
-torch.library.register_autograd(
-    "llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library
-)
+torch.library.register_autograd("llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library)
 torch.library.register_autograd("llmdpd::mish_mlp", _mlp_autograd, setup_context=_mlp_setup, lib=_library)
 
 

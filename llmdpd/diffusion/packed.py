@@ -77,7 +77,7 @@ class PackedNet:
     def __init__(self, net: NoiseMLP, bf16: bool) -> None:
         first, *rest = net.layers
         self.watch = _Watch(net, [*net.layers, net.time_mlp[1], net.time_mlp[3]])
-        self._time_embedding = net.time_embedding
+        self._time_mlp = net.time_mlp  # not the network itself, which must be free to go
         weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
         self._packed = native.module().PackedNet(
             net.action_dim, net.time_dim, weight, bias, _trunk_arrays(rest), net.state_dim, bf16
@@ -97,7 +97,7 @@ class PackedNet:
         sampler = self._samplers.get(plan)
         if sampler is None:
             with torch.no_grad():
-                embedding = self._time_embedding(torch.tensor(plan.timesteps))
+                embedding = self._time_mlp(torch.tensor(plan.timesteps))
             clip = math.inf if plan.clip is None else plan.clip
             sampler = native.module().Sampler(
                 self._packed, coefficients(plan), native.array(embedding, "time embedding"), plan.start, clip

@@ -145,9 +145,7 @@ def _by_operator(
     keep = needs_grad
     if keep and not state.is_cuda:
         rows, (hidden, actions) = state.shape[0] * samples, action_weight.shape
-        keep = operators.keeps_tape(
-            operators.tape_floats(rows, hidden, actions, actions, samples, plan.steps, bf16)
-        )
+        keep = operators.keeps_tape(operators.tape_floats(rows, hidden, actions, actions, samples, plan.steps, bf16))
     drawn: Tensor = torch.ops.llmdpd.reverse_diffusion(
         state,
         state_weight,
@@ -168,9 +166,13 @@ def _by_operator(
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=64)
 def _plan_tensors(plan: SamplerPlan, device: torch.device) -> tuple[Tensor, Tensor]:
     """The plan's time indices int64 [K] and its table float32 [K, 6] on a device."""
+    return _kept_plan_tensors(plan, device)
+
+
+@lru_cache(maxsize=64)
+def _kept_plan_tensors(plan: SamplerPlan, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(plan.timesteps, device=device), torch.from_numpy(packed.coefficients(plan)).to(device)
 
 

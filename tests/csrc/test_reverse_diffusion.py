@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.diffusion import native
+from llmdpd.diffusion import native, packed
 from llmdpd.diffusion.noise_mlp import NoiseMLP
+from llmdpd.diffusion.packed import sample
 from llmdpd.diffusion.philox import philox_normal
 from llmdpd.diffusion.schedules import SamplerPlan, sampler_plan
 from llmdpd.errors import InputError
@@ -31,7 +32,7 @@ class Case:
     prompt: torch.Tensor
 
     def run(self, **options: Any) -> np.ndarray:
-        return native.forward(self.net, self.plan, self.state, self.prompt, **options).numpy()
+        return sample(self.net, self.plan, self.state, self.prompt, **options).numpy()
 
     def rows(self, part: slice) -> Case:
         prompt = self.prompt if self.prompt.ndim == 1 else self.prompt[part]
@@ -286,9 +287,9 @@ def test_wrong_inputs_are_refused(rng: np.random.Generator, monkeypatch: pytest.
     def reached(*_: object) -> None:
         raise AssertionError("native code was reached")
 
-    monkeypatch.setattr(native.module(), "reverse_diffusion", reached)
+    monkeypatch.setattr(packed, "packed", reached)
     with pytest.raises(InputError) as caught:
-        native.forward(**options)
+        sample(**options)
     assert caught.value.field == field
 
 
@@ -300,16 +301,15 @@ def test_a_net_in_float64_is_refused(rng: np.random.Generator) -> None:
 
 
 def test_native_code_refuses_what_does_not_fit(rng: np.random.Generator) -> None:
-    """The last guard, for callers that go round `native.forward`."""
+    """The last guard, for callers that go round `sample`."""
     f32 = np.float32
     H, A, T, S, Z, K, B = 8, 2, 4, 3, 5, 5, 6
+    module = native.module()
+    trunk = [np.zeros(shape, f32) for shape in ((H, H), H, (H, H), H, (A, H), A)]
+    first = np.zeros((H, A + T + S + Z), f32)
+    net = module.PackedNet(A, T, first, np.zeros(H, f32), trunk, S, False)
+    sampler = module.Sampler(net, np.zeros((K, 6), f32), np.zeros((K, T), f32), 1.0, 1.0)
     good: dict[str, Any] = {
-        "weights": [np.zeros((H, A + T + S + Z), f32), *[np.zeros((H, H), f32)] * 2, np.zeros((A, H), f32)],
-        "biases": [*[np.zeros(H, f32)] * 3, np.zeros(A, f32)],
-        "time_embedding": np.zeros((K, T), f32),
-        "table": np.zeros((K, 6), f32),
-        "start": 1.0,
-        "clip": 1.0,
         "state": np.zeros((B, S), f32),
         "prompt": np.zeros(Z, f32),
         "samples": 1,
@@ -318,23 +318,32 @@ def test_native_code_refuses_what_does_not_fit(rng: np.random.Generator) -> None
         "actions": np.zeros((B, A), f32),
         "threads": 1,
     }
-    native.module().reverse_diffusion(**good)
+    sampler.run(**good)
     changes = {
         "state": np.zeros((B, S + 1), f32),
         "prompt": np.zeros((B - 1, Z), f32),
-        "table": np.zeros((K - 1, 6), f32),
         "keys": np.zeros(B - 1, np.uint64),
         "noise": np.zeros((K, B, A), f32),
         "actions": np.zeros((B - 1, A), f32),
-        "biases": [np.zeros(H, f32)] * 4,
         "samples": 2,
     }
     for name, value in changes.items():
         with pytest.raises(ValueError, match="wrong shape"):
-            native.module().reverse_diffusion(**{**good, name: value})
-    for name in ("state", "actions", "table"):
+            sampler.run(**{**good, name: value})
+    with pytest.raises(ValueError, match="too many rows"):
+        sampler.run(**{**good, "samples": 1 << 40})
+    for name in ("state", "actions"):
         with pytest.raises(TypeError, match="incompatible function arguments"):
-            native.module().reverse_diffusion(**{**good, name: good[name].astype(np.float64)})
+            sampler.run(**{**good, name: good[name].astype(np.float64)})
+    for wrong in range(6):
+        with pytest.raises(ValueError, match="wrong shape"):
+            module.PackedNet(
+                A, T, first, np.zeros(H, f32), [*trunk[:wrong], np.zeros((H, 1), f32), *trunk[wrong + 1 :]], S, False
+            )
+    with pytest.raises(ValueError, match="wrong shape"):
+        module.PackedNet(A, T, first[:-1], np.zeros(H, f32), trunk, S, False)
+    with pytest.raises(ValueError, match="wrong shape"):
+        module.Sampler(net, np.zeros((K, 6), f32), np.zeros((K - 1, T), f32), 1.0, 1.0)
 
 
 def test_unknown_instruction_set_is_refused() -> None:

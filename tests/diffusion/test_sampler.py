@@ -16,6 +16,7 @@ from llmdpd.diffusion import (
     NoiseMLP,
     SamplerPlan,
     native,
+    packed,
     philox_normal,
     reverse_diffusion,
     sampler_plan,
@@ -211,49 +212,71 @@ def test_actions_are_within_the_bound(make_net: Any, backend: Any) -> None:
 
 
 @pytest.fixture
-def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each call that the C++ sampler got."""
-    calls, forward = [], native.forward
+def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each time that the chain's C++ code was called: the quick path, or the operator."""
+    calls: list[str] = []
 
-    def spy(*args: Any, **options: Any) -> Tensor:
-        calls.append(1)
-        return forward(*args, **options)
+    def spy(owner: Any, name: str, entry: str) -> None:
+        original = getattr(owner, name)
 
-    monkeypatch.setattr(native, "forward", spy)
+        def called(*args: Any, **options: Any) -> Any:
+            calls.append(entry)
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, called)
+
+    spy(packed.PackedNet, "sampler", "packed")
+    spy(sampler_module, "_by_operator", "operator")
     return calls
 
 
-def test_auto_takes_cpp_without_gradient_and_the_reference_with(
-    make_net: Any, native_calls: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
-    sampler_module._log_once.cache_clear()
+def test_auto_takes_cpp_with_and_without_gradient(make_net: Any, native_calls: list[str]) -> None:
     net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_plan()
     with torch.no_grad():
-        fast = reverse_diffusion(net, state, prompt, plan, seed=1)
-    assert native_calls == [1]
-    with caplog.at_level(logging.DEBUG, logger="llmdpd"):
-        slow = reverse_diffusion(net, state, prompt, plan, seed=1)
-        reverse_diffusion(net, state, prompt, plan, seed=2)
-    assert native_calls == [1]
-    assert slow.requires_grad
-    assert relative(slow.detach(), fast) <= TOLERANCE
-    reasons = [record.message for record in caplog.records if "reference backend" in record.message]
-    assert len(reasons) == 1
-    assert "backward" in reasons[0]
+        plain = reverse_diffusion(net, state, prompt, plan, seed=1)
+    assert native_calls == ["packed"]
+    learning = reverse_diffusion(net, state, prompt, plan, seed=1)
+    assert native_calls == ["packed", "operator"]
+    assert learning.requires_grad
+    assert not plain.requires_grad
+    assert relative(learning.detach(), plain) <= TOLERANCE
 
 
-def test_auto_takes_cpp_where_nothing_asks_for_a_gradient(make_net: Any, native_calls: list[int]) -> None:
+def test_a_gradient_for_the_prompt_alone(make_net: Any, native_calls: list[str]) -> None:
     net = make_net(3, 2, 4).requires_grad_(False)
     reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
-    assert native_calls == [1]
     prompt = torch.randn(4, requires_grad=True)
     reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_plan(clip=None)).sum().backward()
-    assert native_calls == [1]
+    assert native_calls == ["packed", "operator"]
     assert prompt.grad is not None
     assert bool((prompt.grad != 0).any())
 
 
-def test_auto_takes_the_reference_in_float64(make_net: Any, native_calls: list[int]) -> None:
+def test_the_quick_path_is_the_careful_one(make_net: Any) -> None:
+    """Whatever the kind of call, the first (packs, all checks) and the next (quick) give the same bits."""
+    net = make_net(3, 2, 4).requires_grad_(False)
+    for shape in [(1, 3), (0, 3), (7, 3)]:
+        for options in ({"seed": 5}, {"seed": 5, "samples": 3}, {"seed": -5, "precision": "bf16"}):
+            state, prompt = torch.randn(shape), torch.randn(4)
+            first, quick = (reverse_diffusion(net, state, prompt, sampler_plan(), **options) for _ in range(2))
+            careful = packed.sample(
+                net,
+                sampler_plan(),
+                state,
+                prompt,
+                samples=options.get("samples", 1),
+                seed=options["seed"],
+                bf16="precision" in options,
+            )
+            assert torch.equal(first, quick)
+            assert torch.equal(quick, careful)
+    torch.manual_seed(3)
+    drawn = reverse_diffusion(net, torch.ones(2, 3), torch.ones(4), sampler_plan())
+    torch.manual_seed(3)
+    assert torch.equal(reverse_diffusion(net, torch.ones(2, 3), torch.ones(4), sampler_plan()), drawn)
+
+
+def test_auto_takes_the_reference_in_float64(make_net: Any, native_calls: list[str]) -> None:
     net = make_net(3, 2, 4, dtype=torch.float64).requires_grad_(False)
     state, prompt = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     assert reverse_diffusion(net, state, prompt, sampler_plan()).dtype == torch.float64
@@ -275,10 +298,9 @@ def test_auto_without_the_compiled_module(
 
 def test_a_named_backend_that_cannot_run_says_why(make_net: Any) -> None:
     net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_plan()
-    with pytest.raises(BackendUnavailableError, match=r"backward.*no_grad"):
-        reverse_diffusion(net, state, prompt, plan, backend="cpp")
-    with torch.no_grad(), pytest.raises(BackendUnavailableError, match="float32"):
-        reverse_diffusion(net, state, prompt, plan, backend="cpp", precision="bf16")
+    noise = torch.randn(6, 4, 2, requires_grad=True)
+    with pytest.raises(BackendUnavailableError, match="gradient for given noise"):
+        reverse_diffusion(net, state, prompt, plan, noise=noise, backend="cpp")
     double = make_net(3, 2, 4, dtype=torch.float64)
     with torch.no_grad(), pytest.raises(BackendUnavailableError, match="float32"):
         reverse_diffusion(double, state.double(), prompt.double(), plan, backend="cpp")
