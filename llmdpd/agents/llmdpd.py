@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +60,9 @@ class LLMDPDConfig:
 class LLMDPD:
     """Policy, critics, their targets and optimisers, and one iteration of Algorithm 1.
 
+    An iteration (`update`) is three parts: `schedule` and `follow` decide by the iteration's number, on the host;
+    `learn` is the work of the device, the same at every iteration, so that a CUDA graph can hold it.
+
     Args:
         policy: the networks with parameters psi, phi, theta.
         config: see `LLMDPDConfig`.
@@ -72,10 +77,19 @@ class LLMDPD:
         device = next(policy.parameters()).device
         self.critic = DoubleQ(policy.context.state_dim, policy.action_dim, prompt_dim, config.critic_hidden).to(device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        # On the CPU it costs nothing to read a draw, and saves the other critic's backward pass.
+        self.choose_on_host = device.type == "cpu"
+        capturable = device.type == "cuda"
         self.policy_optimizer = torch.optim.AdamW(
-            policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
+            policy.parameters(),
+            _rate_tensor(config.lr, device),
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=capturable,
         )
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), config.critic_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(
+            self.critic.parameters(), _rate_tensor(config.critic_lr, device), fused=True, capturable=capturable
+        )
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -95,7 +109,29 @@ class LLMDPD:
             Metrics, scalar tensors on the device: `loss/critic` (equation 6), `loss/diffusion` (5),
             `reward/objective` (7), `loss/actor` (8), and diagnostics.
         """
-        self._set_rates(iteration)
+        self.schedule(iteration)
+        metrics = self.learn(batch)
+        self.follow(iteration)
+        return metrics
+
+    def schedule(self, iteration: int) -> None:
+        """What the host decides before the iteration: the learning rates, written where the optimisers read them."""
+        config = self.config
+        progress = torch.tensor(iteration / max(self.iterations, 1) * torch.pi)
+        factor = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(torch.cos(progress)))
+        if config.lr_warmup:
+            factor *= min(1.0, (iteration + 1) / config.lr_warmup)
+        for optimizer, rate in ((self.policy_optimizer, config.lr), (self.critic_optimizer, config.critic_lr)):
+            for group in optimizer.param_groups:
+                # In place: a captured graph reads this tensor.
+                group["lr"].fill_(rate * factor)
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """Lines 5 to 12: every loss, every gradient step, the target critics. Returns `update`'s metrics.
+
+        It reads nothing back from a CUDA device, draws nothing on the host then, and does the same operations at every
+        iteration: one recording of it serves all.
+        """
         metrics: dict[str, Tensor] = {}
         with_reward = self.config.eta != 0
         self.policy.train()
@@ -106,11 +142,13 @@ class LLMDPD:
         metrics |= self._update_actor(batch, condition, with_reward)
         if with_reward:
             _lerp(self.target_critic, self.critic, self.config.tau)
-        if iteration % self.config.ema_every == 0:
-            _lerp(
-                self.ema_policy, self.policy, 1 - self.config.ema_decay if iteration >= self.config.ema_start else 1.0
-            )
         return metrics
+
+    def follow(self, iteration: int) -> None:
+        """The EMA's step after the iteration, at its marks: a copy before `ema_start`, then an average."""
+        config = self.config
+        if iteration % config.ema_every == 0:
+            _lerp(self.ema_policy, self.policy, 1 - config.ema_decay if iteration >= config.ema_start else 1.0)
 
     def critic_loss(self, batch: PromptedBatch, condition: Condition) -> tuple[Tensor, dict[str, Tensor]]:
         """Equation 6: mean squared error of Q_1 and Q_2 to r + gamma (1 - terminal) min Q̄(s', a'_0), summed."""
@@ -147,10 +185,15 @@ class LLMDPD:
         """
         actions = reverse_diffusion(self.policy.net, condition.state, condition.prompt, self.policy.plan)
         values = self.critic(condition.state.detach(), actions, self._critic_prompt(condition, len(actions)))
-        # A draw on the CPU: which critic is a decision of the host, and costs no sync.
-        first = bool(torch.rand(()) < 0.5)
-        chosen, other = values if first else values[::-1]
+        chosen, other = self._in_random_order(values)
         return chosen.mean(), other.detach().abs().mean()
+
+    def _in_random_order(self, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        first, second = values
+        keep = torch.rand((), device=first.device) < 0.5
+        if self.choose_on_host:
+            return (first, second) if bool(keep) else (second, first)
+        return torch.where(keep, first, second), torch.where(keep, second, first)
 
     def _update_critic(self, batch: PromptedBatch, condition: Condition) -> dict[str, Tensor]:
         loss, metrics = self.critic_loss(batch, condition)
@@ -165,9 +208,8 @@ class LLMDPD:
         loss = diffusion = self.diffusion_loss(batch, condition)
         metrics = {"loss/diffusion": diffusion.detach()}
         if with_reward:
-            self.critic.requires_grad_(False)
-            objective, scale = self.reward_objective(condition)
-            self.critic.requires_grad_(True)
+            with _frozen(self.critic):
+                objective, scale = self.reward_objective(condition)
             loss = diffusion - self.config.eta / scale.clamp_min(1e-6) * objective
             metrics["reward/objective"] = objective.detach()
         self.policy_optimizer.zero_grad(set_to_none=True)
@@ -181,21 +223,30 @@ class LLMDPD:
         return condition.prompt.detach().expand(batch, -1)
 
     def _clip(self, module: nn.Module) -> Tensor:
-        bound = self.config.grad_clip or float("inf")
-        return nn.utils.clip_grad_norm_(module.parameters(), bound)
+        """The norm of the module's gradient, which is then cut to the bound where there is one."""
+        if self.config.grad_clip:
+            return nn.utils.clip_grad_norm_(module.parameters(), self.config.grad_clip)
+        return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
-    def _set_rates(self, iteration: int) -> None:
-        config = self.config
-        progress = torch.tensor(iteration / max(self.iterations, 1) * torch.pi)
-        factor = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(torch.cos(progress)))
-        if config.lr_warmup:
-            factor *= min(1.0, (iteration + 1) / config.lr_warmup)
-        for optimizer, rate in ((self.policy_optimizer, config.lr), (self.critic_optimizer, config.critic_lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+
+def _rate_tensor(rate: float, device: torch.device) -> Tensor:
+    """A learning rate as data, so that a schedule can change it under a captured graph.
+
+    The CPU's fused Adam reads any float (in float64 the same bits as a Python float), CUDA's reads float32.
+    """
+    return torch.tensor(rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 @torch.no_grad()
 def _lerp(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target ← target + rate (source - target), in place so that the tensors' versions count it."""
-    torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in source.parameters()], rate)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
