@@ -12,6 +12,7 @@ from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.context import ContextConfig
 from llmdpd.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+from llmdpd.training.cuda_graph import CudaGraphMode
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class TrainingConfig:
     """Iterations from one evaluation on the seen tasks to the next; the best becomes `policy_best`. 0: never."""
     select_episodes: int = 10
     """Episodes a seen task in those evaluations, on seeds apart from the reported ones."""
+    cuda_graph: Annotated[CudaGraphMode, tyro.conf.arg(aliases=["--cuda-graph"])] = "auto"
+    """Replay iterations from CUDA graphs: `auto` on a GPU where it can be; `on`, and an error where it can't; `off`."""
 
 
 @dataclass(frozen=True)

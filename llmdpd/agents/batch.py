@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from llmdpd.prompts.trajectory import TrajectoryTokens
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,3 +33,35 @@ class PromptedBatch:
     prompt_index: Tensor | None
     text: Tensor | None
     tokens: TrajectoryTokens | None
+
+    def leaves(self) -> dict[str, Any]:
+        """Every part of the batch by its place, as `observations` or `tokens.states`; what is absent as None."""
+        return dict(_leaves(self, ""))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors among the leaves."""
+        return {name: leaf for name, leaf in self.leaves().items() if isinstance(leaf, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> PromptedBatch:
+        """The same batch with these in place of its own tensors; every one of `tensors()` must be given."""
+        return _with_tensors(self, tensors, "")
+
+
+def _leaves(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(part):
+        value, name = getattr(part, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _with_tensors(part: T, tensors: Mapping[str, Tensor], prefix: str) -> T:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(part):  # type: ignore[arg-type]
+        value, name = getattr(part, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _with_tensors(value, tensors, f"{name}.")
+        elif isinstance(value, Tensor):
+            changes[field.name] = tensors[name]
+    return dataclasses.replace(part, **changes)  # type: ignore[type-var]

@@ -31,6 +31,7 @@ from llmdpd.runs.inputs import check_inputs, input_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
 from llmdpd.training.batches import BatchSampler
+from llmdpd.training.cuda_graph import check_cuda_graph, describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, TrainingLoop
 from llmdpd.training.stopping import StopSignals
 
@@ -44,7 +45,7 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     """
     from llmdpd.envs import check_task
 
-    check_device(config.device)
+    check_cuda_graph(config.training.cuda_graph, check_device(config.device))
     tasks = dataclasses.replace(
         config.tasks,
         seen=tuple(dict.fromkeys(check_task(task) for task in config.tasks.seen)),
@@ -98,10 +99,16 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     check_inputs(run, facts)
     prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
-        loop = _training_loop(config, run, dataset, words, texts, prompts, pool, stop)
-        loop.facts = facts
-        seconds = loop.execute(stop)
-    run.note(times={"training_seconds": round(seconds, 1)})
+        agent, sampler = _new_agent(config, dataset, texts), _batch_sampler(config, dataset, texts)
+        known = {text_key(text): vector for text, vector in texts.vectors.items()}
+
+        def policy(iteration: int) -> Policy:
+            return _snapshot(agent, config, known, _facts(config, words, texts, iteration))
+
+        hooks = _hooks(config, run, policy, prompts, pool, stop)
+        trained = with_cuda_graph(agent, config.training.cuda_graph, check_device(config.device))
+        seconds = TrainingLoop(run.path, trained, sampler, config.training, hooks, facts).execute(stop)
+    run.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)})
     with run.timed("evaluation_seconds"):
         evaluate_run(
             run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check
@@ -115,45 +122,46 @@ def _set_up_torch(config: TrainConfig) -> None:
     # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # It comes with a fill of all new memory, to find who reads before writing: an operation more for each of them.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
 
-def _training_loop(
-    config: TrainConfig,
-    run: RunFolder,
-    dataset: TrajectoryDataset,
-    words: str,
-    texts: Embeddings,
-    prompts: dict[str, TaskPrompt],
-    pool: EnvPool,
-    stop: StopSignals,
-) -> TrainingLoop:
-    device, context = check_device(config.device), config.policy.context
-    network = ConditionalPolicy(STATE_DIM, ACTION_DIM, texts.width, config.policy).to(device)
+def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> LLMDPD:
+    network = ConditionalPolicy(STATE_DIM, ACTION_DIM, texts.width, config.policy).to(check_device(config.device))
     network.context.features.fit(torch.from_numpy(dataset.observations))
-    agent = LLMDPD(network, config.agent, config.training.iterations)
+    return LLMDPD(network, config.agent, config.training.iterations)
+
+
+def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> BatchSampler:
+    context = config.policy.context
     rows = [texts.vectors[metaworld_prompt(task).render()] for task in dataset.tasks] if texts.vectors else None
-    sampler = BatchSampler(
+    return BatchSampler(
         dataset,
         None if rows is None else torch.stack(rows),
         context.encoder if context.trajectory else None,
         config.training.batch_size,
         config.training.tasks_per_batch,
         config.seed,
-        device,
+        check_device(config.device),
     )
-    known = {text_key(text): vector for text, vector in texts.vectors.items()}
 
-    def policy(iteration: int) -> Policy:
-        return _snapshot(agent, config, known, _facts(config, words, texts, iteration))
 
-    def select() -> tuple[dict[str, float], float]:
-        seen = {task: prompts[task] for task in config.tasks.seen}
-        return _select(policy(0), seen, config, pool, stop.check)
-
-    hooks = Hooks(select, lambda which, iteration: policy(iteration).save(run.policy(which)))
-    return TrainingLoop(run.path, agent, sampler, config.training, hooks)
+def _hooks(
+    config: TrainConfig,
+    run: RunFolder,
+    policy: Callable[[int], Policy],
+    prompts: dict[str, TaskPrompt],
+    pool: EnvPool,
+    stop: StopSignals,
+) -> Hooks:
+    """What the loop does at its marks; `policy` is the acting policy as it is now, after so many iterations."""
+    seen = {task: prompts[task] for task in config.tasks.seen}
+    return Hooks(
+        select=lambda: _select(policy(0), seen, config, pool, stop.check),
+        keep=lambda which, iteration: policy(iteration).save(run.policy(which)),
+    )
 
 
 def _snapshot(agent: LLMDPD, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]) -> Policy:

@@ -13,6 +13,9 @@ from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 
+# What CUDA's own allocator aligns to: kernels may go by it.
+_ALIGNMENT = 256
+
 
 class BatchSampler:
     """Draws the batches of Algorithm 1 (lines 2 to 4): tasks, their prompts, their transitions.
@@ -41,12 +44,12 @@ class BatchSampler:
     ) -> None:
         check_batch(batch_size, tasks_per_batch, len(dataset.tasks))
         self._dataset, self._encoder, self._device = dataset, encoder, device
-        self._embeddings = None if embeddings is None else embeddings.to(device)
+        self._embeddings = None if embeddings is None else embeddings.cpu()
         self._tasks, self._share = tasks_per_batch, batch_size // tasks_per_batch
         self._random = np.random.default_rng(seed)
         self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
         self._examples = [self._eligible(task) for task in dataset.tasks]
-        self._index = torch.arange(tasks_per_batch, device=device).repeat_interleave(self._share)
+        self._index = torch.arange(tasks_per_batch).repeat_interleave(self._share)
 
     def next(self) -> PromptedBatch:
         """The next batch."""
@@ -57,20 +60,20 @@ class BatchSampler:
         if self._encoder is not None:
             examples = [self._dataset.episode(int(self._draw(self._examples[task], 1)[0])) for task in tasks]
             tokens = make_tokens([(e.observations, e.actions) for e in examples], self._encoder, self._random)
-            tokens = tokens.to(self._device)
         expert = batch.expert_actions
-        return PromptedBatch(
-            observations=self._tensor(batch.observations),
-            actions=self._tensor(batch.actions),
-            rewards=self._tensor(batch.rewards),
-            next_observations=self._tensor(batch.next_observations),
-            terminals=self._tensor(batch.terminals),
-            expert_actions=None if expert is None else self._tensor(expert),
-            timesteps=self._tensor(batch.timesteps),
+        prompted = PromptedBatch(
+            observations=torch.from_numpy(batch.observations),
+            actions=torch.from_numpy(batch.actions),
+            rewards=torch.from_numpy(batch.rewards),
+            next_observations=torch.from_numpy(batch.next_observations),
+            terminals=torch.from_numpy(batch.terminals),
+            expert_actions=None if expert is None else torch.from_numpy(expert),
+            timesteps=torch.from_numpy(batch.timesteps),
             prompt_index=None if self._tasks == 1 else self._index,
-            text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks).to(self._device)],
+            text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],
             tokens=tokens,
         )
+        return prompted if self._device.type == "cpu" else moved(prompted, self._device)
 
     def state(self) -> dict[str, Any]:
         """The position in the stream of draws, as JSON values."""
@@ -96,8 +99,25 @@ class BatchSampler:
     def _draw(self, pool: np.ndarray, count: int) -> np.ndarray:
         return pool[self._random.integers(len(pool), size=count)]
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+
+def moved(batch: PromptedBatch, device: torch.device) -> PromptedBatch:
+    """The batch on the device, by one copy of all its tensors together, which nobody waits for.
+
+    The memory that is copied from is page-locked and torch's: it is not used again before the copy is done.
+    """
+    tensors = batch.tensors()
+    ends = np.cumsum([-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]).tolist()
+    starts = dict(zip(tensors, [0, *ends[:-1]], strict=True))
+    here = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+    def part(whole: Tensor, name: str) -> Tensor:
+        tensor = tensors[name]
+        return whole[starts[name] : starts[name] + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    for name, tensor in tensors.items():
+        part(here, name).copy_(tensor)
+    there = here.to(device, non_blocking=True)
+    return batch.with_tensors({name: part(there, name) for name in tensors})
 
 
 def check_batch(batch_size: int, tasks_per_batch: int, tasks: int) -> None:

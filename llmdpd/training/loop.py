@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class TrainingLoop:
     sampler: BatchSampler
     config: TrainingConfig
     hooks: Hooks
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         self.iteration = 0

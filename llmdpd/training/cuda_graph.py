@@ -1,0 +1,335 @@
+"""Training iterations as replays of CUDA graphs.
+
+An iteration is some hundreds of small kernels; launched one by one, the host is slower than the GPU. A graph holds
+them all and is launched at once. It is captured from `learn`, the agent's device work, for one kind of batch (shapes,
+dtypes, absent parts): the inputs lie in buffers of its own, which every batch is copied into before a replay.
+
+The iterations before a capture run eagerly and count like any other, so a run with graphs is the run without them:
+torch's CUDA generator advances under replay as it does without, and nothing is executed twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.errors import InputError
+
+CudaGraphMode = Literal["auto", "on", "off"]
+
+_log = logging.getLogger(__name__)
+_FIELD = "training.cuda_graph"
+_MEND = "use --training.cuda-graph auto, which then runs without"
+
+
+class CaptureError(RuntimeError):
+    """Work that can't be captured; the message is why."""
+
+
+class GraphableAgent(Protocol):
+    """An agent whose iteration is `schedule`, `learn`, `follow`, of which `learn` is device work alone."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]: ...
+
+    def schedule(self, iteration: int) -> None: ...
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]: ...
+
+    def follow(self, iteration: int) -> None: ...
+
+
+class GraphBackend(Protocol):
+    """What runs work before it is captured, and captures it."""
+
+    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
+        """Run the work; what it returned, and why it can't be captured, if that showed."""
+        ...
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record the work without doing it; what replays it, and the tensor that each replay writes.
+
+        Raises:
+            CaptureError: it can't be captured; nothing was done then, either.
+        """
+        ...
+
+
+class CudaGraphs:
+    """Captures work on a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        # One pool for all graphs: they run one after another, and keep nothing in it from one run to the next.
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
+        """Run the work on the stream of the captures; see there what can be an obstacle."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result, obstacle = watch(work)
+        current.wait_stream(self._stream)
+        return result, obstacle
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record the work on a stream of its own.
+
+        Raises:
+            CaptureError: the recording broke off.
+        """
+        graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[self._stream.device_index]
+        before = generator.clone_state()
+        try:
+            # The outer context brings the stream back where the inner one breaks off.
+            with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                output = work()
+        except RuntimeError as error:
+            # The generator too would be left as if the capture still went on.
+            generator.graphsafe_set_state(before)
+            raise CaptureError(_first_cause(error)) from error
+        return graph.replay, output
+
+
+def watch(work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
+    """Run the work; what it returned, and what it did that a CUDA graph can't hold, if anything.
+
+    That is waiting for the device (a capture breaks off there), and random numbers of the host (a graph would repeat
+    the ones of its capture for ever).
+    """
+    drawn = torch.get_rng_state()
+    mode = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = work()
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode(mode)
+    waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    for warning in caught:
+        if warning not in waits:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not torch.equal(drawn, torch.get_rng_state()):
+        return result, "the iteration draws random numbers on the host, which a graph would repeat for ever"
+    if waits:
+        return result, f"the iteration waits for the device, at {waits[0].filename}:{waits[0].lineno}"
+    return result, None
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the error that the others followed from: the end of a broken capture raises one of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error) or repr(error)).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A captured `learn`: its input buffers, its metrics' names and where each replay writes them [M].
+
+    The buffers are by dtype, and by place in the batch: tensors of one dtype are copied by one kernel.
+    """
+
+    inputs: list[dict[str, Tensor]]
+    names: tuple[str, ...]
+    values: Tensor
+    replay: Callable[[], None]
+    written: list[Tensor]
+
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # Every buffer, by name: none can keep what an earlier batch left.
+        for group in self.inputs:
+            torch._foreach_copy_(list(group.values()), [tensors[name] for name in group], non_blocking=True)
+        self.replay()
+        # A replay writes behind autograd's back; caches that go by a tensor's version must see it.
+        torch.autograd.graph.increment_version(self.written)
+        # The next replay writes over them.
+        return dict(zip(self.names, self.values.clone().unbind(), strict=True))
+
+
+class GraphedUpdate:
+    """An agent, for the training loop, that replays its iterations from graphs.
+
+    A kind of batch is captured when it comes again after `warm_up` eager iterations; kinds beyond `limit` stay eager.
+
+    Args:
+        agent: see `GraphableAgent`.
+        backend: `CudaGraphs`.
+        required: whether what can't be captured is an error, or runs eagerly, for a reason logged once.
+        warm_up: eager iterations of a kind of batch before its capture.
+        limit: graphs at most.
+    """
+
+    def __init__(
+        self, agent: GraphableAgent, backend: GraphBackend, *, required: bool = False, warm_up: int = 3, limit: int = 8
+    ) -> None:
+        self._agent, self._backend = agent, backend
+        self._required, self._warm_up, self._limit = required, warm_up, limit
+        self._graphs: dict[Hashable, _Recorded] = {}
+        self._seen: Counter[Hashable] = Counter()
+        self._full = False
+        self.obstacle: str | None = None
+        for optimizer in agent.optimizers.values():
+            # It replaces the tensors that the graphs hold the addresses of.
+            optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The agent's networks."""
+        return self._agent.modules
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """The agent's optimisers."""
+        return self._agent.optimizers
+
+    @property
+    def captured(self) -> int:
+        """Graphs so far."""
+        return len(self._graphs)
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        """The agent's iteration on the batch, from a graph where there is one.
+
+        Raises:
+            InputError: it can't be captured, and `required`.
+        """
+        self._agent.schedule(iteration)
+        metrics = self._learn(batch)
+        self._agent.follow(iteration)
+        return metrics
+
+    def forget(self) -> None:
+        """Drop all graphs: the agent's tensors are no longer those that they were captured with."""
+        self._graphs.clear()
+        self._seen.clear()
+
+    def _learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        if self.obstacle is not None:
+            return self._agent.learn(batch)
+        leaves = batch.leaves()
+        kind, tensors = _kind(leaves), {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        if kind not in self._graphs:
+            if self._full or not self._room():
+                return self._agent.learn(batch)
+            self._seen[kind] += 1
+            if self._seen[kind] <= self._warm_up:
+                return self._eagerly(batch, self._seen[kind] == self._warm_up)
+            try:
+                self._graphs[kind] = self._capture(batch, tensors)
+            except CaptureError as error:
+                self._give_up(str(error))
+                return self._agent.learn(batch)
+        return self._graphs[kind].run(tensors)
+
+    def _eagerly(self, batch: PromptedBatch, last: bool) -> dict[str, Tensor]:
+        metrics, obstacle = self._backend.warm_up(lambda: self._agent.learn(batch))
+        # What is made once and kept, at the first iterations, may do what a capture can't hold.
+        if last and obstacle is not None:
+            self._give_up(obstacle)
+        return metrics
+
+    def _capture(self, batch: PromptedBatch, tensors: Mapping[str, Tensor]) -> _Recorded:
+        inputs = {name: torch.empty_like(t, memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        buffered = batch.with_tensors(inputs)
+        names: list[str] = []
+        state = list(_state(self._agent))
+        versions = [tensor._version for tensor in state]
+
+        def work() -> Tensor:
+            metrics = self._agent.learn(buffered)
+            names.extend(metrics)
+            return torch.stack([value.float() for value in metrics.values()])
+
+        replay, values = self._backend.capture(work)
+        written = [tensor for tensor, version in zip(state, versions, strict=True) if tensor._version != version]
+        dtypes = {buffer.dtype: None for buffer in inputs.values()}
+        groups = [{name: b for name, b in inputs.items() if b.dtype == dtype} for dtype in dtypes]
+        return _Recorded(groups, tuple(names), values, replay, written)
+
+    def _room(self) -> bool:
+        if len(self._graphs) < self._limit:
+            return True
+        self._full = True
+        _log.info("more than %d kinds of batch: the others run without a CUDA graph", self._limit)
+        return False
+
+    def _give_up(self, obstacle: str) -> None:
+        if self._required:
+            raise InputError(
+                "the training iteration can't be captured in a CUDA graph",
+                field=_FIELD,
+                found=obstacle,
+                expected="work of the GPU alone",
+                hint=_MEND,
+            )
+        self.obstacle = obstacle
+        self.forget()
+        _log.info("training runs without a CUDA graph: %s", obstacle)
+
+
+def check_cuda_graph(mode: str, device: torch.device) -> None:
+    """Raise `InputError` for an unknown mode, and for `on` where the device is no GPU."""
+    if mode not in get_args(CudaGraphMode):
+        raise InputError("no such mode", field=_FIELD, found=mode, expected=", ".join(get_args(CudaGraphMode)))
+    if mode == "on" and device.type != "cuda":
+        raise InputError(
+            "a CUDA graph needs a CUDA device",
+            field=_FIELD,
+            found=f"on, and the device is {device}",
+            expected="auto or off there",
+            hint="use --device cuda, or --training.cuda-graph auto",
+        )
+
+
+def with_cuda_graph(agent: GraphableAgent, mode: CudaGraphMode, device: torch.device) -> GraphableAgent | GraphedUpdate:
+    """What the loop trains: the agent itself, or behind `GraphedUpdate` where the mode and the device allow it.
+
+    Raises:
+        InputError: see `check_cuda_graph`.
+    """
+    check_cuda_graph(mode, device)
+    if mode == "off" or device.type != "cuda":
+        return agent
+    return GraphedUpdate(agent, CudaGraphs(device), required=mode == "on")
+
+
+def describe_cuda_graph(trained: object) -> str:
+    """How the iterations were run, in words for the run's notes."""
+    if not isinstance(trained, GraphedUpdate):
+        return "not used"
+    return f"captured {trained.captured}" if trained.obstacle is None else f"not used: {trained.obstacle}"
+
+
+def _kind(leaves: Mapping[str, Any]) -> Hashable:
+    """What a capture holds fast of a batch: everything but the numbers in its tensors."""
+    return tuple(
+        (name, leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (name, leaf)
+        for name, leaf in leaves.items()
+    )
+
+
+def _state(agent: GraphableAgent) -> list[Tensor]:
+    """The tensors that an iteration may write: of networks and optimisers."""
+    tensors = [t for module in agent.modules.values() for t in (*module.parameters(), *module.buffers())]
+    for optimizer in agent.optimizers.values():
+        tensors += [t for fields in optimizer.state.values() for t in fields.values() if isinstance(t, Tensor)]
+    return tensors
