@@ -248,7 +248,7 @@ class GraphedUpdate:
         return metrics
 
     def _capture(self, batch: PromptedBatch, tensors: Mapping[str, Tensor]) -> _Recorded:
-        inputs = {name: torch.empty_like(t, memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        inputs = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         buffered = batch.with_tensors(inputs)
         names: list[str] = []
         state = list(_state(self._agent))

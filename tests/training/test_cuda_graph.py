@@ -1,0 +1,408 @@
+"""Iterations from graphs against plain ones, by a stand-in for CUDA's graphs that does the recorded work again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmdpd import train
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
+from llmdpd.config import PRESETS
+from llmdpd.context import ContextConfig
+from llmdpd.errors import InputError
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+from llmdpd.runs.pipeline import prepare_config
+from llmdpd.training.cuda_graph import (
+    CaptureError,
+    GraphedUpdate,
+    check_cuda_graph,
+    describe_cuda_graph,
+    watch,
+    with_cuda_graph,
+)
+
+S, A, D = 4, 2, 6
+ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.1)
+CPU = torch.device("cpu")
+
+
+def state_of(agent: Any) -> list[Tensor]:
+    tensors = [t for module in agent.modules.values() for t in module.state_dict().values()]
+    for optimizer in agent.optimizers.values():
+        tensors += [t for fields in optimizer.state.values() for t in fields.values()]
+    return tensors
+
+
+class Replays:
+    """Captures by doing the work once and undoing it; a replay does it again and writes where the capture wrote."""
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+        self.obstacle: str | None = None
+        self.refusal: str | None = None
+        self.warmed = self.captures = self.replays = 0
+
+    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
+        self.warmed += 1
+        return work(), self.obstacle
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        if self.refusal is not None:
+            raise CaptureError(self.refusal)
+        self.captures += 1
+        generator, state = torch.get_rng_state(), state_of(self.agent)
+        before = [t.clone() for t in state]
+        output = torch.full_like(work(), float("nan"))
+        with torch.no_grad():
+            for tensor, old in zip(state, before, strict=True):
+                if not torch.equal(tensor, old):
+                    tensor.copy_(old)
+        torch.set_rng_state(generator)
+
+        def replay() -> None:
+            self.replays += 1
+            output.copy_(work())
+
+        return replay, output
+
+
+class Sums:
+    """Learns nothing: its metrics are the sums of all that it is given."""
+
+    def __init__(self) -> None:
+        self.modules = {"net": nn.Linear(1, 1)}
+        self.optimizers = {"sgd": torch.optim.SGD(self.modules["net"].parameters(), 0.1)}
+        self.calls: list[str] = []
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        raise AssertionError("the parts are called one by one")
+
+    def schedule(self, iteration: int) -> None:
+        self.calls.append(f"schedule {iteration}")
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        self.calls.append("learn")
+        return {name: tensor.double().sum().float() for name, tensor in batch.tensors().items()}
+
+    def follow(self, iteration: int) -> None:
+        self.calls.append(f"follow {iteration}")
+
+
+MakeBatch = Callable[..., PromptedBatch]
+
+
+@pytest.fixture
+def make_batch(rng: np.random.Generator) -> MakeBatch:
+    """B transitions under P prompts of `lengths` steps."""
+
+    def make(lengths: tuple[int, ...] = (8,), B: int = 6, expert: bool = True, text: bool = True) -> PromptedBatch:
+        P = len(lengths)
+        pairs = [
+            (rng.normal(size=(n, S)).astype(np.float32), rng.normal(size=(n, A)).astype(np.float32)) for n in lengths
+        ]
+        return PromptedBatch(
+            observations=torch.randn(B, S),
+            actions=torch.rand(B, A) * 2 - 1,
+            rewards=torch.randn(B),
+            next_observations=torch.randn(B, S),
+            terminals=(torch.rand(B) < 0.3).float(),
+            expert_actions=torch.rand(B, A) * 2 - 1 if expert else None,
+            timesteps=torch.from_numpy(rng.integers(0, 50, B)),
+            prompt_index=torch.arange(P).repeat_interleave(B // P) if P > 1 else None,
+            text=torch.randn(P, D) if text else None,
+            tokens=make_tokens(pairs, ENCODER),
+        )
+
+    return make
+
+
+def make_agent(**changes: Any) -> LLMDPD:
+    context = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, prompt_dropout=0.2, encoder=ENCODER)
+    network = ConditionalPolicy(S, A, D, PolicyConfig(hidden_dim=16, time_dim=8, context=context))
+    settings: dict[str, Any] = {"critic_hidden": 16, "lr_warmup": 5, "lr_final": 0.1, "ema_every": 2, "ema_start": 6}
+    return LLMDPD(network, LLMDPDConfig(**settings | changes), 30)
+
+
+def same_agent(agent: LLMDPD) -> LLMDPD:
+    """Another with the same parameters; a deep copy's optimisers would hold the first one's."""
+    other = LLMDPD(copy.deepcopy(agent.policy), agent.config, agent.iterations)
+    for name, module in agent.modules.items():
+        other.modules[name].load_state_dict(module.state_dict())
+    return other
+
+
+def graphed(agent: Any, **options: Any) -> tuple[GraphedUpdate, Replays]:
+    backend = Replays(agent)
+    return GraphedUpdate(agent, backend, **options), backend
+
+
+def run(agent: Any, batches: list[PromptedBatch]) -> list[dict[str, Tensor]]:
+    torch.manual_seed(17)
+    return [agent.update(batch, iteration) for iteration, batch in enumerate(batches)]
+
+
+def assert_the_same_run(plain: LLMDPD, other: Any, batches: list[PromptedBatch]) -> None:
+    metrics = run(plain, batches)
+    random = torch.get_rng_state()
+    for one, two in zip(metrics, run(other, batches), strict=True):
+        assert list(one) == list(two)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(one, two) for one, two in zip(state_of(plain), state_of(other), strict=True))
+
+
+# Equal to plain iterations
+
+
+@pytest.mark.parametrize("changes", [{}, {"eta": 0.0}, {"grad_clip": 0.5, "critic_sees_prompts": True}])
+def test_a_run_with_graphs_is_the_run_without_bit_for_bit(
+    rng: np.random.Generator, make_batch: MakeBatch, changes: dict[str, Any]
+) -> None:
+    kinds = [(8,), (8, 8), (8, 5, 3)]
+    batches = [make_batch(kinds[number]) for number in rng.integers(0, 3, 24)]
+    agent = make_agent(**changes)
+    other, backend = graphed(same_agent(agent), warm_up=2)
+    assert_the_same_run(agent, other, batches)
+    assert backend.captures == other.captured >= 2
+    assert backend.replays >= 24 - 3 * 2 - 2
+    assert backend.warmed + backend.replays == 24, "every iteration is done once, by one or the other"
+
+
+def test_the_first_iterations_of_a_kind_are_eager_and_count(make_batch: MakeBatch) -> None:
+    agent = Sums()
+    other, backend = graphed(agent, warm_up=3)
+    run(other, [make_batch() for _ in range(5)])
+    assert (backend.warmed, backend.captures, backend.replays) == (3, 1, 2)
+    assert [call for call in agent.calls if call != "learn"] == [
+        f"{w} {i}" for i in range(5) for w in ("schedule", "follow")
+    ]
+    run(other, [make_batch((8, 8)) for _ in range(4)])
+    assert (backend.warmed, backend.captures, backend.replays) == (6, 2, 3)
+
+
+# Inputs and outputs
+
+
+def test_every_part_of_a_batch_reaches_the_replay(make_batch: MakeBatch) -> None:
+    other, backend = graphed(Sums(), warm_up=1)
+    kinds = [(8,), (8, 8), (8, 5)]
+    for number in range(18):
+        batch = make_batch(kinds[number % 3])
+        metrics = other.update(batch, number)
+        assert set(metrics) == set(batch.tensors()) >= {"observations", "tokens.states", "tokens.mask", "text"}
+        for name, tensor in batch.tensors().items():
+            assert float(metrics[name]) == float(tensor.double().sum().float()), name
+    assert backend.replays == 15
+
+
+def test_one_changed_part_is_seen(make_batch: MakeBatch) -> None:
+    """A part at a time, so that no buffer can be one that is copied only when others change."""
+    other, backend = graphed(Sums(), warm_up=1)
+    batch = make_batch((8, 8))
+    before = run(other, [batch, batch, batch])[-1]
+    for name, tensor in batch.tensors().items():
+        changed = tensor + 1 if tensor.dtype != torch.bool else ~tensor
+        after = other.update(batch.with_tensors({**batch.tensors(), name: changed}), 0)
+        assert {key for key in after if not torch.equal(after[key], before[key])} == {name}
+    assert backend.captures == 1
+
+
+def variants(make_batch: MakeBatch) -> Iterator[PromptedBatch]:
+    batch = make_batch()
+    yield batch
+    yield make_batch(B=8)
+    yield make_batch((7,))
+    yield make_batch((8, 8))
+    yield make_batch(expert=False)
+    yield make_batch(text=False)
+    yield dataclasses.replace(batch, tokens=None)
+    yield dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, padded=True))  # type: ignore[type-var]
+    yield dataclasses.replace(batch, observations=batch.observations.double())
+
+
+def test_each_kind_of_batch_has_a_graph_of_its_own(make_batch: MakeBatch) -> None:
+    other, backend = graphed(Sums(), warm_up=1, limit=100)
+    for number, batch in enumerate(variants(make_batch)):
+        for _ in range(3):
+            other.update(batch, 0)
+        assert backend.captures == number + 1
+    assert backend.warmed == backend.captures == 9
+
+
+def test_beyond_the_limit_kinds_stay_eager(make_batch: MakeBatch, caplog: pytest.LogCaptureFixture) -> None:
+    agent = make_agent()
+    batches = [make_batch((length,)) for length in (8, 7, 6, 5)] * 4
+    other, backend = graphed(same_agent(agent), warm_up=1, limit=2)
+    with caplog.at_level(logging.INFO, "llmdpd"):
+        assert_the_same_run(agent, other, batches)
+    assert backend.captures == 2
+    assert [r.message for r in caplog.records] == ["more than 2 kinds of batch: the others run without a CUDA graph"]
+
+
+def test_strided_parts_are_taken_as_they_are(make_batch: MakeBatch) -> None:
+    other, _ = graphed(Sums(), warm_up=1)
+    batch = make_batch()
+    for _ in range(3):
+        wide = torch.randn(6, 2 * S)
+        metrics = other.update(dataclasses.replace(batch, observations=wide[:, ::2]), 0)
+        assert float(metrics["observations"]) == float(wide[:, ::2].double().sum().float())
+
+
+def test_metrics_outlive_the_next_replay(make_batch: MakeBatch) -> None:
+    other, _ = graphed(Sums(), warm_up=1)
+    batches = [make_batch() for _ in range(6)]
+    for batch, metrics in zip(batches, run(other, batches), strict=True):
+        assert float(metrics["rewards"]) == float(batch.rewards.double().sum().float())
+
+
+# What hangs on addresses and versions
+
+
+def test_a_loaded_state_drops_the_graphs(make_batch: MakeBatch) -> None:
+    """`load_state_dict` of an optimiser puts other tensors in place of those whose addresses a graph holds."""
+    agent = make_agent()
+    other, backend = graphed(same_agent(agent), warm_up=1)
+    batches = [make_batch() for _ in range(8)]
+    run(agent, batches[:4])
+    run(other, batches[:4])
+    for one in (agent, other):
+        for optimizer in one.optimizers.values():
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.captured == 0
+    assert_the_same_run(agent, other, batches[4:])
+    assert backend.captures == 2
+
+
+def test_a_replay_raises_the_versions_of_what_it_writes(make_batch: MakeBatch) -> None:
+    """A real replay goes round autograd; whoever keeps something by a tensor's version must still see it."""
+
+    class Writer(Sums):
+        def __init__(self) -> None:
+            super().__init__()
+            self.modules["held"] = nn.Linear(1, 1)
+
+        def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+            with torch.no_grad():
+                self.modules["net"].weight.add_(1)
+            return super().learn(batch)
+
+    class Silent(Replays):
+        def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+            return lambda: None, work()
+
+    agent = Writer()
+    other = GraphedUpdate(agent, Silent(agent), warm_up=0)
+    other.update(make_batch(), 0)
+    before = agent.modules["net"].weight._version, agent.modules["held"].weight._version
+    other.update(make_batch(), 1)
+    assert agent.modules["net"].weight._version > before[0]
+    assert agent.modules["held"].weight._version == before[1]
+
+
+# Where a capture can't be
+
+
+@pytest.mark.parametrize("which", ["obstacle", "refusal"])
+def test_what_cannot_be_captured_runs_without_for_a_reason_told_once(
+    make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, which: str
+) -> None:
+    agent = make_agent()
+    other, backend = graphed(same_agent(agent), warm_up=2)
+    setattr(backend, which, "it waits for the moon")
+    with caplog.at_level(logging.INFO, "llmdpd"):
+        assert_the_same_run(agent, other, [make_batch((8,) * (1 + i % 2)) for i in range(12)])
+    assert backend.replays == 0
+    assert [r.message for r in caplog.records] == ["training runs without a CUDA graph: it waits for the moon"]
+    assert describe_cuda_graph(other) == "not used: it waits for the moon"
+
+
+@pytest.mark.parametrize("which", ["obstacle", "refusal"])
+def test_asked_for_by_name_it_is_an_error(make_batch: MakeBatch, which: str) -> None:
+    other, backend = graphed(make_agent(), required=True, warm_up=2)
+    setattr(backend, which, "it waits for the moon")
+    with pytest.raises(InputError) as error:
+        run(other, [make_batch() for _ in range(12)])
+    assert (error.value.field, error.value.found) == ("training.cuda_graph", "it waits for the moon")
+
+
+def test_obstacles_of_the_first_iterations_do_not_count(make_batch: MakeBatch) -> None:
+    """What is made once and kept may wait for the device while it is made."""
+    other, backend = graphed(Sums(), required=True, warm_up=3)
+    backend.obstacle = "compiling"
+    for number in range(6):
+        other.update(make_batch(), number)
+        backend.obstacle = "compiling" if number == 0 else None
+    assert other.captured == 1
+
+
+def test_watching_tells_what_a_graph_cannot_hold() -> None:
+    def quiet() -> dict[str, Tensor]:
+        return {"x": torch.ones(())}
+
+    def draws() -> dict[str, Tensor]:
+        return {"x": torch.rand(())}
+
+    def waits() -> dict[str, Tensor]:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=2)
+        return {"x": torch.ones(())}
+
+    def warns() -> dict[str, Tensor]:
+        warnings.warn("something else", stacklevel=2)
+        return {"x": torch.ones(())}
+
+    assert watch(quiet) == ({"x": torch.ones(())}, None)
+    found = watch(draws)[1]
+    assert found is not None
+    assert "random numbers on the host" in found
+    found = watch(waits)[1]
+    assert found is not None
+    assert "waits for the device" in found
+    with pytest.warns(UserWarning, match="something else"):
+        assert watch(warns)[1] is None
+
+
+# The setting
+
+
+def test_the_mode_and_the_device_decide() -> None:
+    agent = make_agent()
+    for mode in ("auto", "off"):
+        assert with_cuda_graph(agent, mode, CPU) is agent  # type: ignore[arg-type]
+    assert with_cuda_graph(agent, "off", torch.device("cuda")) is agent
+    assert describe_cuda_graph(agent) == "not used"
+    other, _ = graphed(agent)
+    assert describe_cuda_graph(other) == "captured 0"
+    assert (other.modules, other.optimizers) == (agent.modules, agent.optimizers)
+    check_cuda_graph("on", torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize(("mode", "found"), [("on", "cpu"), ("always", "always")])
+def test_a_mode_that_cannot_be_is_refused(mode: str, found: str) -> None:
+    config = PRESETS["smoke"]
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, cuda_graph=mode))  # type: ignore[arg-type]
+    for call in (lambda: prepare_config(config), lambda: with_cuda_graph(make_agent(), mode, CPU)):  # type: ignore[arg-type]
+        with pytest.raises(InputError) as error:
+            call()
+        assert error.value.field == "training.cuda_graph"
+        assert found in str(error.value.found)
+
+
+@pytest.mark.parametrize("option", ["--cuda-graph", "--training.cuda-graph"])
+def test_the_command_refuses_it_before_anything_is_made(
+    option: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--run-dir", "run", option, "on"]) == 2
+    assert "training.cuda_graph" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
