@@ -12,10 +12,11 @@ from llmdpd.agents.batch import PromptedBatch
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
-from llmdpd.training.batches import BatchSampler, check_batch
+from llmdpd.training.batches import BatchSampler, check_batch, moved
 
 TASKS = ("reach-v3", "push-v3", "sweep-v3")
 ENCODER = TrajectoryEncoderConfig(steps=8)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 @pytest.fixture
@@ -76,6 +77,47 @@ def test_one_task_a_batch_needs_no_index(dataset: TrajectoryDataset) -> None:
         assert batch.observations.shape == (7, 39)
         seen.add(batch.text[0, 0].item())
     assert seen == {0.0, 1.0, 2.0}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("prompts", [True, False])
+def test_a_batch_moves_whole_and_by_one_copy(
+    dataset: TrajectoryDataset, monkeypatch: pytest.MonkeyPatch, device: str, prompts: bool
+) -> None:
+    batch = make_sampler(dataset, **({} if prompts else {"embeddings": None, "encoder": None})).next()
+    copies: list[torch.Tensor] = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: copies.append(self) or to(self, *a, **k))
+    there = moved(batch, torch.device(device))
+    monkeypatch.undo()
+    assert len(copies) == 1
+    assert copies[0].is_pinned() == (device == "cuda")
+    before, after = batch.leaves(), there.leaves()
+    assert list(before) == list(after)
+    for name, leaf in before.items():
+        if isinstance(leaf, torch.Tensor):
+            assert (after[name].dtype, after[name].device.type) == (leaf.dtype, device), name
+            assert torch.equal(after[name].cpu(), leaf), name
+            assert after[name].data_ptr() % 64 == 0, name
+            assert after[name].is_contiguous(), name
+        else:
+            assert after[name] == leaf, name
+    assert ("tokens.states" in batch.tensors()) == prompts
+
+
+@GPU
+def test_a_sampler_for_a_gpu_draws_the_same_batches_and_waits_for_nothing(dataset: TrajectoryDataset) -> None:
+    here, there = make_sampler(dataset), make_sampler(dataset, device=torch.device("cuda"))
+    there.next()
+    here.next()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = [there.next() for _ in range(8)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for batch in batches:
+        for name, tensor in here.next().tensors().items():
+            assert torch.equal(batch.tensors()[name].cpu(), tensor), name
 
 
 def test_prompts_that_are_off_are_not_made(dataset: TrajectoryDataset) -> None:
