@@ -134,7 +134,8 @@ class LLMDPD:
         """
         metrics: dict[str, Tensor] = {}
         with_reward = self.config.eta != 0
-        self.policy.train()
+        if not self.policy.training:  # asked first: setting it walks through every module
+            self.policy.train()
         prompts = self.policy.encode(batch.text, batch.tokens)
         condition = self.policy.condition(batch.observations, prompts, batch.prompt_index, batch.timesteps)
         if with_reward:

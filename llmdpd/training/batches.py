@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,19 +106,23 @@ def moved(batch: PromptedBatch, device: torch.device) -> PromptedBatch:
 
     The memory that is copied from is page-locked and torch's: it is not used again before the copy is done.
     """
-    tensors = batch.tensors()
-    ends = np.cumsum([-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]).tolist()
-    starts = dict(zip(tensors, [0, *ends[:-1]], strict=True))
-    here = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-
-    def part(whole: Tensor, name: str) -> Tensor:
-        tensor = tensors[name]
-        return whole[starts[name] : starts[name] + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-
+    tensors = {name: tensor.contiguous() for name, tensor in batch.tensors().items()}
+    starts, total = {}, 0
     for name, tensor in tensors.items():
-        part(here, name).copy_(tensor)
-    there = here.to(device, non_blocking=True)
-    return batch.with_tensors({name: part(there, name) for name in tensors})
+        starts[name] = total
+        total += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    here = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for name, part in _parts(here, tensors, starts).items():
+        part.copy_(tensors[name])
+    return batch.with_tensors(_parts(here.to(device, non_blocking=True), tensors, starts))
+
+
+def _parts(whole: Tensor, like: Mapping[str, Tensor], starts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Views of these shapes and dtypes into bytes, each from its start on."""
+    typed = {dtype: whole.view(dtype) for dtype in {tensor.dtype for tensor in like.values()}}
+    return {
+        name: typed[t.dtype].as_strided(t.shape, t.stride(), starts[name] // t.itemsize) for name, t in like.items()
+    }
 
 
 def check_batch(batch_size: int, tasks_per_batch: int, tasks: int) -> None:
