@@ -63,7 +63,7 @@ class GraphBackend(Protocol):
         """Record the work without doing it; what replays it, and the tensor that each replay writes.
 
         Raises:
-            CaptureError: it can't be captured; nothing was done then, either.
+            CaptureError: it can't be captured; nothing was done then, either. Earlier captures may not be replayed.
         """
         ...
 
@@ -100,7 +100,8 @@ class CudaGraphs:
             with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 output = work()
         except RuntimeError as error:
-            # The generator too would be left as if the capture still went on.
+            # Older versions of torch leave the generator as if the capture still went on. Graphs from before hold the
+            # old state, and no longer share it.
             generator.graphsafe_set_state(before)
             raise CaptureError(_first_cause(error)) from error
         return graph.replay, output

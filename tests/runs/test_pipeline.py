@@ -87,6 +87,7 @@ def test_ablations_run_from_end_to_end(
         assert bool(record.prompts.trajectory) == trajectory
         cloned = "executed" if "executed" in options else "expert"
         assert f"clones the {cloned} actions" in record.training_data
+    assert json.loads((run / "meta.json").read_text())["training"] == {"cuda_graph": "not used"}
     policy = Policy.load(run)
     assert (policy.critic is None) == ("--agent.eta" in options)
     assert bool(policy.texts) == text
