@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import re
 from collections.abc import Callable
 from io import StringIO
 
@@ -152,7 +153,8 @@ def test_help_lists_every_field_with_its_text(
             if (kind, name) == (EvaluateConfig, "run"):
                 assert "The run's folder." in text
                 continue
-            (at,) = (i for i, line in enumerate(lines) if line.split(" ")[0].rstrip(",") == f"--{name}")
+            # A second name of an option stands before it.
+            (at,) = (i for i, line in enumerate(lines) if re.search(rf"(^|, )--{name}(?=[ ,]|$)", line))
             described = lines[at] if "(default" in lines[at] else lines[at + 1]
             assert len(described.removeprefix(f"--{name}").split("(default")[0].strip()) > 10, name
         if kind is TrainConfig:
