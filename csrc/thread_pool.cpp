@@ -1,83 +1,209 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
+#include <signal.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace llmdpd {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
+// Waking a thread costs 25 to 50 µs on an idle core of a virtual machine, as much as a small batch on two threads takes
+// altogether, and a training iteration calls with pauses of about 100 µs. So a worker watches for the next call for
+// a while before it sleeps, but only while calls do come that soon: after kPatience long pauses in a row it sleeps at once.
+constexpr std::chrono::microseconds kWorkerSpin{200};
+constexpr int kPatience = 4;
+// The caller waits for tasks that others began about when it began its own last one. Not longer: where one of them lost
+// its core to another process or to a spinning thread of torch's pool, sleeping gives it the caller's. For the same
+// reason nobody yields while it spins: that would hand a whole time slice, 4 ms, to the thread that takes the core.
+constexpr std::chrono::microseconds kCallerSpin{20};
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// The core that this thread is on, or -1.
+inline int core() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Whether `condition` came true within the limit, and before `give_up` did.
+template <typename Condition, typename GiveUp>
+bool spin(std::chrono::microseconds limit, const Condition& condition, const GiveUp& give_up) {
+  if (condition()) return true;
+  const Clock::time_point end = Clock::now() + limit;
+  while (!give_up() && Clock::now() < end) {
+    for (int i = 0; i < 16; ++i) {
+      relax();
+      if (condition()) return true;
+    }
+  }
+  return false;
+}
+
+// What is open in the current run, in one word, so that it is taken in one step: how many tasks, how many places for
+// workers (a run may have fewer threads than the pool), and which run it is, so that who has a place in one run cannot
+// take tasks of the next.
+constexpr std::uint64_t kTask = 1, kPlace = std::uint64_t{1} << 32, kRun = std::uint64_t{1} << 48;
+constexpr int kMaxThreads = 1024;
+constexpr std::uint64_t tasks_of(std::uint64_t word) { return word & (kPlace - 1); }
+constexpr std::uint64_t places_of(std::uint64_t word) { return (word & (kRun - 1)) / kPlace; }
+constexpr std::uint64_t run_of(std::uint64_t word) { return word / kRun; }
+
 class ThreadPool {
  public:
-  void run(int tasks, int threads, const std::function<void(int)>& body) {
-    std::unique_lock<std::mutex> caller(caller_, std::try_to_lock);
-    if (threads <= 1 || tasks <= 1 || !caller.owns_lock()) {
-      for (int i = 0; i < tasks; ++i) body(i);
-      return;
+  // False, and nothing done, where it works for another caller.
+  bool run(int tasks, int threads, const std::function<void(int)>& body) {
+    if (taken_.exchange(true, std::memory_order_acquire)) return false;
+    const Release release{taken_};
+    const int helpers = hire(std::min({threads, tasks, kMaxThreads}) - 1);
+    body_ = &body;
+    tasks_ = tasks;
+    failed_.store(false, std::memory_order_relaxed);
+    error_ = nullptr;
+    unfinished_.store(tasks, std::memory_order_relaxed);
+    caller_core_.store(core(), std::memory_order_relaxed);
+    work(publish(tasks, helpers), 0);
+    const auto finished = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
+    if (!spin(kCallerSpin, finished, [] { return false; })) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait(lock, finished);
     }
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      for (; workers_ < threads - 1; ++workers_) std::thread([this] { work_forever(); }).detach();
-      body_ = &body;
-      tasks_ = tasks;
-      next_ = 0;
-      error_ = nullptr;
-      open_places_ = threads - 1;
-    }
-    wake_.notify_all();
-    work();
-    std::unique_lock<std::mutex> lock(mutex_);
-    open_places_ = 0;
-    done_.wait(lock, [this] { return busy_ == 0; });
     if (error_) std::rethrow_exception(error_);
+    return true;
   }
 
  private:
-  void work() {
+  struct Release {
+    std::atomic<bool>& taken;
+    ~Release() { taken.store(false, std::memory_order_release); }
+  };
+
+  // How many workers there are, at most `wanted`; missing ones are started.
+  int hire(int wanted) {
+    if (workers_ >= wanted) return wanted;
+    // They inherit the mask. A signal that the program's own threads hold off must not be delivered to one of these.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
-      for (int i = next_++; i < tasks_; i = next_++) (*body_)(i);
+      for (; workers_ < wanted; ++workers_) std::thread([this] { work_forever(); }).detach();
+    } catch (const std::system_error&) {
+      // No thread left for this process: those that it has do the work.
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return std::min(workers_, wanted);
+  }
+
+  // Opens the run, whose fields are set, and wakes as many workers as it needs beside those that are awake.
+  std::uint64_t publish(int tasks, int helpers) {
+    const std::uint64_t last = run_of(open_.load(std::memory_order_relaxed));
+    const std::uint64_t word = (last + 1) * kRun + static_cast<std::uint64_t>(helpers) * kPlace + tasks * kTask;
+    int sleepy;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      open_.store(word, std::memory_order_release);
+      sleepy = helpers - (workers_ - sleepers_);
+    }
+    for (; sleepy > 0; --sleepy) wake_.notify_one();
+    return word;
+  }
+
+  // Does tasks of the run that `word` is of, as long as there are any. The first one is taken together with `place`.
+  // Only who has taken a task reads the run's fields: its caller waits for that task, so they stay until it is done,
+  // while somebody who comes late finds nothing to take and has touched nothing.
+  void work(std::uint64_t word, std::uint64_t place) {
+    const std::uint64_t run = run_of(word);
+    while (run_of(word) == run && tasks_of(word) > 0 && (place == 0 || places_of(word) > 0)) {
+      if (!open_.compare_exchange_weak(word, word - kTask - place, std::memory_order_acquire,
+                                       std::memory_order_relaxed)) {
+        continue;
+      }
+      perform(tasks_ - static_cast<int>(tasks_of(word)));
+      place = 0;
+      word = open_.load(std::memory_order_relaxed);
+    }
+  }
+
+  void perform(int task) {
+    try {
+      if (!failed_.load(std::memory_order_relaxed)) (*body_)(task);
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!error_) error_ = std::current_exception();
+      failed_.store(true, std::memory_order_relaxed);
     }
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      std::lock_guard<std::mutex> lock(mutex_);  // or the caller could look before this and sleep after it
+      done_.notify_one();
+    }
+  }
+
+  bool joinable() const {
+    const std::uint64_t word = open_.load(std::memory_order_relaxed);
+    return tasks_of(word) > 0 && places_of(word) > 0;
   }
 
   void work_forever() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      wake_.wait(lock, [this] { return open_places_ > 0; });
-      --open_places_;
-      ++busy_;
-      lock.unlock();
-      work();
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+    for (int patience = kPatience;;) {
+      const Clock::time_point idle_since = Clock::now();
+      const auto in_the_way = [this] { return core() == caller_core_.load(std::memory_order_relaxed); };
+      if (patience == 0 || !spin(kWorkerSpin, [this] { return joinable(); }, in_the_way)) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, [this] { return joinable(); });
+        --sleepers_;
+      }
+      const bool soon = Clock::now() - idle_since <= kWorkerSpin;
+      patience = soon ? kPatience : std::max(patience - 1, 0);
+      work(open_.load(std::memory_order_relaxed), kPlace);
     }
   }
 
-  std::mutex caller_;  // held through a run
-  std::mutex mutex_;   // guards all below but next_
-  std::condition_variable wake_, done_;
+  std::atomic<bool> taken_{false};  // by the caller of a run, which alone writes the run's fields
   int workers_ = 0;
-  int open_places_ = 0;
-  int busy_ = 0;
+  std::atomic<std::uint64_t> open_{0};
+  std::atomic<int> caller_core_{-1};
+
   const std::function<void(int)>* body_ = nullptr;
   int tasks_ = 0;
-  std::atomic<int> next_{0};
-  std::exception_ptr error_;
+  std::atomic<int> unfinished_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // written under the mutex, read when nothing is unfinished
+
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  int sleepers_ = 0;  // under the mutex
 };
 
-// Never destroyed: its threads sleep on it until the process ends. A forked child has none of them, so it starts anew.
+// Never destroyed: its threads sleep on it until the process ends. A forked child has none of them, so it starts anew;
+// what the parent's pool was doing at that moment, under which lock, is nothing to the child.
 std::atomic<ThreadPool*> pool{nullptr};
+[[maybe_unused]] const int atfork_error = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
 
 ThreadPool& the_pool() {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool = nullptr; }); });
-  ThreadPool* existing = pool;
+  ThreadPool* existing = pool.load();
   if (existing) return *existing;
   auto* created = new ThreadPool;
   if (pool.compare_exchange_strong(existing, created)) return *created;
@@ -87,6 +213,9 @@ ThreadPool& the_pool() {
 
 }  // namespace
 
-void parallel_for(int tasks, int threads, const std::function<void(int)>& body) { the_pool().run(tasks, threads, body); }
+void parallel_for(int tasks, int threads, const std::function<void(int)>& body) {
+  if (tasks > 1 && threads > 1 && the_pool().run(tasks, threads, body)) return;
+  for (int i = 0; i < tasks; ++i) body(i);
+}
 
 }  // namespace llmdpd
