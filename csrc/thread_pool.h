@@ -5,11 +5,11 @@
 
 namespace llmdpd {
 
-// Calls body(0) … body(tasks - 1), each once, on the calling thread and up to `threads` - 1 others, and returns when all
-// are done. Which thread does a task, and in which order, is open. Where the pool already works for another caller, or
-// for this one further up (a task that calls parallel_for), the calling thread works alone, and so it does where the
-// system has no thread left. The first exception of a task is thrown here, when the tasks that had begun are done; those
-// that had not are left out.
+// Calls body(0) … body(tasks - 1), each once, on the calling thread and up to `threads` - 1 others, and returns when
+// all are done. Which thread does a task, and in which order, is open. Where the pool already works for another caller,
+// or for this one further up (a task that calls parallel_for), the calling thread works alone, and so it does where the
+// system has no thread left. The first exception of a task is thrown here, when the tasks that had begun are done;
+// those that had not are left out.
 void parallel_for(int tasks, int threads, const std::function<void(int)>& body);
 
 }  // namespace llmdpd
