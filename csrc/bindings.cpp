@@ -66,4 +66,5 @@ PYBIND11_MODULE(_native, module) {
              "Standard normals [draws, rows, action_dim].");
   bind_sampler(module);
   bind_training(module);
+  bind_peak_rate(module);
 }

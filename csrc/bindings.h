@@ -31,3 +31,4 @@ int small(py::ssize_t size, const char* name);
 
 void bind_sampler(py::module_& module);
 void bind_training(py::module_& module);
+void bind_peak_rate(py::module_& module);
