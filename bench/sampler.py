@@ -1,143 +1,212 @@
-"""Fused against eager: the forward reverse chain, alternating in one process.
+"""The reverse chain, forward, and forward + backward: this project's backends against Diffusion-QL's loop.
 
-    python bench/sampler.py --json bench/results/sampler-NAME.json
+    python bench/sampler.py --json bench/results/sampler-NAME.json --plot sampler.png
 
-`eager` is what users of public Diffusion-QL code run today: at every step [a, t, s, z] is concatenated, the time
-embedding computed anew and noise drawn by torch.randn. `reference` is this project's PyTorch sampler (context once,
-counter-based noise), `cpp` its C++ kernel, weights packed at every call. Medians over the repetitions, with 20th and
-80th percentile.
+By default a choice of cases that takes a few minutes on two cores; `--full` measures every combination of B, K,
+precision and direction, and any of `--batches`, `--steps`, `--precisions`, `--directions` the combinations named.
+docs/benchmarks.md says what the columns mean.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
-import numpy as np
 import torch
-import tyro
-from rich.table import Table
+from common import Bench, Deadline, NotHere, add_common_arguments, finish, settings_of, sizes_of, start
+from counting import Sizes, chain_both, chain_forward
+from peers import Compiler, Diffusion, compiled_sample
+from timing import Call
+from torch import Tensor, nn
 
-from llmdpd.build import build_info
-from llmdpd.diffusion import NoiseMLP, SamplerPlan, reverse_diffusion, sampler_plan
-from llmdpd.files import atomic_write_json
-from llmdpd.progress import console
+from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion.sampler import Backend, Precision
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is measured."""
-
-    batches: tuple[int, ...] = (1, 16, 256, 2560)
-    """States a call, B."""
-    steps: tuple[int, ...] = (5, 15)
-    """Denoising steps, K."""
-    hidden: int = 256
-    """Width of the network, H."""
-    state: int = 39
-    """Size of the state, S."""
-    prompt: int = 256
-    """Size of the prompt vector, Z; one prompt for the whole batch."""
-    action: int = 4
-    """Size of the action, A."""
-    threads: int = 2
-    """CPU threads of torch and of the C++ sampler."""
-    repetitions: int = 30
-    """Counted repetitions of every implementation, after 3 that are not."""
-    json: Path | None = None
-    """File for the figures."""
+BATCHES, STEPS = (1, 16, 256, 2560, 65536), (5, 15, 50, 100)
+PRECISIONS, DIRECTIONS = ("fp32", "bf16"), ("forward", "both")
 
 
-def eager_chain(net: NoiseMLP, state: torch.Tensor, prompt: torch.Tensor, plan: SamplerPlan) -> torch.Tensor:
-    """The chain as the common public implementation walks it."""
-    batch = state.shape[0]
-    condition = torch.cat([state, prompt.expand(batch, -1)], dim=1)
-    actions = torch.randn(batch, net.action_dim)
-    for k, timestep in enumerate(plan.timesteps.tolist()):
-        time_index = torch.full((batch,), timestep, dtype=torch.long)
-        hidden = torch.cat([actions, net.time_embedding(time_index), condition], dim=1)
-        for layer in net.layers[:-1]:
-            hidden = torch.nn.functional.mish(layer(hidden))
-        x0 = plan.p[k] * actions + plan.e[k] * net.layers[-1](hidden)
-        x0 = x0.clamp(-1.0, 1.0)
-        actions = plan.A[k] * actions + plan.B[k] * x0 + plan.S[k] * torch.randn_like(actions)
-    return actions.clamp(-1.0, 1.0)
+@dataclass(frozen=True)
+class Case:
+    """One row of the table. `direction`: `forward`, or `both` for forward + backward."""
+
+    direction: str
+    B: int
+    K: int
+    precision: str
 
 
-def time_alternating(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every call, the implementations in turn, so that a drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for repetition in range(-3, repetitions):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if repetition >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+# What a first look wants, the cases of the table of floors first.
+DEFAULT = {
+    "cpu": (
+        Case("forward", 1, 5, "fp32"),
+        Case("forward", 256, 5, "fp32"),
+        Case("forward", 256, 5, "bf16"),
+        Case("both", 256, 5, "fp32"),
+        Case("both", 256, 5, "bf16"),
+        Case("forward", 16, 5, "fp32"),
+        Case("forward", 2560, 5, "fp32"),
+        Case("forward", 256, 15, "fp32"),
+    ),
+    "cuda": (
+        Case("forward", 256, 5, "bf16"),
+        Case("forward", 65536, 5, "bf16"),
+        Case("both", 256, 5, "bf16"),
+        Case("forward", 256, 5, "fp32"),
+        Case("both", 256, 5, "fp32"),
+        Case("forward", 1, 5, "bf16"),
+        Case("forward", 2560, 5, "bf16"),
+        Case("both", 65536, 5, "bf16"),
+        Case("forward", 65536, 5, "fp32"),
+        Case("forward", 256, 15, "bf16"),
+        Case("forward", 16, 5, "bf16"),
+    ),
+}
 
 
-def chain_flops(settings: Settings, batch: int, steps: int) -> float:
-    """Operations that the split chain needs: the context once, then K times two hidden layers and the action's part."""
-    h, a = settings.hidden, settings.action
-    return 2.0 * (batch * settings.state * h + settings.prompt * h + batch * steps * (2 * h * h + 2 * h * a))
-
-
-def measure(settings: Settings) -> list[dict[str, float | int | str]]:
-    """One row an implementation and shape."""
-    torch.manual_seed(0)
-    torch.set_num_threads(settings.threads)
-    net = NoiseMLP(settings.state, settings.action, settings.prompt, settings.hidden)
-    rows: list[dict[str, float | int | str]] = []
-    for steps in settings.steps:
-        plan = sampler_plan("ddpm", steps)
-        for batch in settings.batches:
-            state, prompt = torch.randn(batch, settings.state), torch.randn(settings.prompt)
-            calls: dict[str, Callable[[], object]] = {
-                "eager": lambda s=state, z=prompt, p=plan: eager_chain(net, s, z, p),
-                "reference": lambda s=state, z=prompt, p=plan: reverse_diffusion(net, s, z, p, backend="reference"),
-                "cpp": lambda s=state, z=prompt, p=plan: reverse_diffusion(net, s, z, p, backend="cpp"),
-            }
-            with torch.no_grad():
-                seconds = time_alternating(calls, settings.repetitions)
-            eager = statistics.median(seconds["eager"])
-            for name, values in seconds.items():
-                low, middle, high = np.percentile(values, [20, 50, 80])
-                rows.append(
-                    {
-                        "backend": name,
-                        "B": batch,
-                        "K": steps,
-                        "ms_median": middle * 1e3,
-                        "ms_p20": low * 1e3,
-                        "ms_p80": high * 1e3,
-                        "against_eager": eager / middle,
-                        "gflops": chain_flops(settings, batch, steps) / middle / 1e9,
-                    }
-                )
-    return rows
-
-
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    settings = tyro.cli(Settings, description=__doc__)
-    rows = measure(settings)
-    table = Table("B", "K", "backend", "ms median", "p20 – p80", "× eager", "GFLOP/s")
-    for row in rows:
-        spread = f"{row['ms_p20']:.3f} – {row['ms_p80']:.3f}"
-        ratio, speed = f"{row['against_eager']:.1f}", f"{row['gflops']:.0f}"
-        table.add_row(
-            str(row["B"]), str(row["K"]), str(row["backend"]), f"{row['ms_median']:.3f}", spread, ratio, speed
+def cases_of(arguments: argparse.Namespace) -> list[Case]:
+    """The cases that the options ask for."""
+    named = (arguments.directions, arguments.batches, arguments.steps, arguments.precisions)
+    if arguments.full or any(part is not None for part in named):
+        all_of_it = (
+            (DIRECTIONS, BATCHES, STEPS, PRECISIONS) if arguments.full else (DIRECTIONS, (256,), (5,), PRECISIONS)
         )
-    console.print(table)
-    if settings.json is not None:
-        shown = {name: value for name, value in dataclasses.asdict(settings).items() if name != "json"}
-        machine = {"system": platform.platform(), "build": build_info()}
-        atomic_write_json(settings.json, {"settings": shown, "machine": machine, "rows": rows})
+        chosen = [part or whole for part, whole in zip(named, all_of_it, strict=True)]
+        return [Case(*combination) for combination in itertools.product(*chosen)]
+    if arguments.quick:
+        return [Case(*words) for words in itertools.product(DIRECTIONS, (3,), (2,), PRECISIONS)]
+    return list(DEFAULT[arguments.device])
+
+
+def backends_of(device: torch.device) -> tuple[str, ...]:
+    """The implementations that are measured on a device, by default."""
+    return ("eager", "compile", "reference", "triton" if device.type == "cuda" else "cpp")
+
+
+class Workload:
+    """The calls of one case.
+
+    Args:
+        case: see `Case`. sizes: of the network. device: where it runs. compiler: for the compiled peer.
+    """
+
+    def __init__(self, case: Case, sizes: Sizes, device: torch.device, compiler: Compiler) -> None:
+        self.case, self.sizes, self.device, self.compiler = case, sizes, device, compiler
+        self.state = torch.randn(case.B, sizes.state, device=device)
+        self.prompt = torch.randn(sizes.prompt, device=device)
+        self.upstream = torch.randn(case.B, sizes.action, device=device)
+
+    @property
+    def flops(self) -> float:
+        """Operations of a call."""
+        count = chain_forward if self.case.direction == "forward" else chain_both
+        return count(self.sizes, self.case.B, self.case.K)
+
+    def make(self, backend: str) -> Call:
+        """The call of an implementation, which runs the chain and, where asked for, every weight's gradient.
+
+        Raises:
+            NotHere: its activations would not fit into memory.
+        """
+        self._check_memory(backend)
+        if backend in ("eager", "compile"):
+            return self._peer(backend)
+        net = NoiseMLP(self.sizes.state, self.sizes.action, self.sizes.prompt, self.sizes.hidden).to(self.device)
+        plan = sampler_plan("ddpm", self.case.K)
+
+        def sample() -> Tensor:
+            return reverse_diffusion(
+                net,
+                self.state,
+                self.prompt,
+                plan,
+                backend=cast("Backend", backend),
+                precision=cast("Precision", self.case.precision),
+            )
+
+        return self._call(sample, net)
+
+    def _peer(self, backend: str) -> Call:
+        sizes, mixed = self.sizes, self.case.precision == "bf16"
+        actor = Diffusion(sizes.state + sizes.prompt, sizes.action, sizes.hidden, self.case.K).to(self.device)
+        condition = torch.cat([self.state, self.prompt.expand(self.case.B, -1)], dim=1)
+        chain = compiled_sample(actor, self.compiler) if backend == "compile" else actor.sample
+
+        def sample() -> Tensor:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+                return chain(condition)
+
+        return self._call(sample, actor)
+
+    def _call(self, sample: Callable[[], Tensor], network: nn.Module) -> Call:
+        weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return sample()
+
+        def both() -> tuple[Tensor, ...]:
+            actions = sample()
+            return torch.autograd.grad(actions, weights, self.upstream.to(actions.dtype))
+
+        return forward if self.case.direction == "forward" else both
+
+    def _check_memory(self, backend: str) -> None:
+        """PyTorch keeps every activation of every step for its backward; ours keep the chain alone."""
+        if self.case.direction == "forward" or backend in ("cpp", "triton"):
+            return
+        sizes = self.sizes
+        numbers = 7 * sizes.hidden + sizes.state + sizes.prompt + 16 + 12 * sizes.action
+        needed = 4.0 * self.case.B * self.case.K * numbers
+        free = free_memory(self.device)
+        if needed > 0.6 * free:
+            raise NotHere(f"its activations take about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be allocated there."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            known = {line.split(":")[0]: line.split()[1] for line in lines}
+        return float(known["MemAvailable"]) * 1024
+    except OSError:
+        return float("inf")  # not Linux: try, and see
+
+
+def measure(bench: Bench, cases: Sequence[Case], sizes: Sizes, backends: Sequence[str], compiler: Compiler) -> None:
+    """One group a case."""
+    for case in cases:
+        workload = Workload(case, sizes, bench.device, compiler)
+        makers = {backend: partial(workload.make, backend) for backend in backends}
+        columns = {"direction": case.direction, "B": case.B, "K": case.K, "precision": case.precision}
+        compile_time = 40.0 if "compile" in backends and not bench.settings.get("quick") else 0.0
+        bench.group(columns, workload.flops, makers, estimate=compile_time + bench.budget.seconds * len(backends))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 0, or 1 where an implementation failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument("--full", action="store_true", help="every combination; hours on a CPU")
+    parser.add_argument("--batches", type=int, nargs="+", help=f"B, of {BATCHES} or any")
+    parser.add_argument("--steps", type=int, nargs="+", help=f"K, of {STEPS} or any")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
+    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, help="forward; both: forward + backward")
+    parser.add_argument("--backends", nargs="+", choices=("eager", "compile", "reference", "cpp", "triton"))
+    parser.add_argument("--within", type=float, help="stop starting cases after so many seconds")
+    arguments = parser.parse_args(words)
+    device, budget = start(arguments)
+    compiler = Compiler(device, "eager" if arguments.quick else "inductor")
+    bench = Bench("sampler", device, budget, settings_of(arguments), Deadline(arguments.within))
+    measure(bench, cases_of(arguments), sizes_of(arguments), arguments.backends or backends_of(device), compiler)
+    return finish(bench, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

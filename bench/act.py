@@ -1,0 +1,111 @@
+"""Latency of acting: observations to actions, numpy to numpy, each the best of 50 draws by the critics' soft choice.
+
+    python bench/act.py --json bench/results/act-NAME.json
+
+S = 39, A = 4, Z = 256, H = 256, K = 5; one state, then 16 and 64 at once. The columns: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from common import Bench, Deadline, Make, add_common_arguments, finish, settings_of, sizes_of, start
+from counting import Sizes, best_of
+from numpy.typing import NDArray
+from peers import Acting, Compiler
+from timing import Call, HostClock
+from workloads import TEXT, with_precision
+
+SAMPLES = 50
+
+
+def our_call(
+    sizes: Sizes, device: torch.device, samples: int, steps: int, observation: NDArray[np.float32], precision: str
+) -> Call:
+    """`Policy.act` of a policy of random weights under a text and an example.
+
+    Raises:
+        NoPrecisionError: acting has no such precision in this version.
+        ImportError: `llmdpd.policy` can't be imported here.
+    """
+    from llmdpd.acting import ActingConfig
+    from llmdpd.context import ContextConfig
+    from llmdpd.critic import DoubleQ
+    from llmdpd.policy import Policy
+    from llmdpd.policy_folder import text_key
+    from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+    from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+
+    half = sizes.prompt // 2
+    encoder = TrajectoryEncoderConfig(layers=1, width=32, inner=32, steps=10)
+    context = ContextConfig(text_dim=half, trajectory_dim=sizes.prompt - half, encoder=encoder)
+    config = PolicyConfig(hidden_dim=sizes.hidden, diffusion_steps=steps, context=context)
+    acting = with_precision(ActingConfig(samples=samples), precision)
+    network = ConditionalPolicy(sizes.state, sizes.action, TEXT, config).to(device)
+    critic = DoubleQ(sizes.state, sizes.action, 0, sizes.hidden).to(device)
+    task = "a task"
+    policy = Policy(network, critic, acting, texts={text_key(task): torch.randn(TEXT)})
+    rng = np.random.default_rng(0)
+    example = tuple(rng.normal(size=(20, n)).astype(np.float32) for n in (sizes.state, sizes.action))
+    policy.prompt(text=task, trajectory=(example[0], example[1]))
+    return lambda: policy.act(observation)
+
+
+def peer_call(
+    sizes: Sizes,
+    device: torch.device,
+    samples: int,
+    steps: int,
+    observation: NDArray[np.float32],
+    precision: str,
+    compiler: Compiler | None,
+) -> Call:
+    """The peer's action, under a prompt vector that is part of its condition."""
+    acting = Acting(sizes, device, steps, samples, compiler, precision == "bf16")
+    return lambda: acting.act(observation)
+
+
+def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence[str], states: Sequence[int]) -> None:
+    """One group a number of states and precision."""
+    device = bench.device
+    steps, samples = (2, 3) if bench.settings.get("quick") else (5, SAMPLES)
+    critic = Sizes(sizes.state, sizes.action, 0, sizes.hidden)
+    for count in states:
+        shape = (sizes.state,) if count == 1 else (count, sizes.state)
+        observation = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+        for precision in precisions:
+            words = (sizes, device, samples, steps, observation, precision)
+            makers: dict[str, Make] = {
+                "eager": partial(peer_call, *words, None),
+                "compile": partial(peer_call, *words, compiler),
+                "ours": partial(our_call, *words),
+            }
+            case = {"B": count, "samples": samples, "K": steps, "precision": precision}
+            estimate = (40.0 if not bench.settings.get("quick") else 1.0) + 3 * bench.budget.seconds
+            # To the host and back is part of it, so the host's clock is the right one on a GPU too.
+            flops = best_of(sizes, critic, count, steps, samples)
+            bench.group(case, flops, makers, clock=HostClock(), estimate=estimate)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 0, or 1 where an implementation failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--states", type=int, nargs="+", default=[1, 16, 64], help="states a call")
+    parser.add_argument("--within", type=float, help="stop starting cases after so many seconds")
+    arguments = parser.parse_args(words)
+    device, budget = start(arguments)
+    compiler = Compiler(device, "eager" if arguments.quick else "inductor")
+    bench = Bench("act", device, budget, settings_of(arguments), Deadline(arguments.within))
+    states = [1, 2] if arguments.quick else arguments.states
+    measure(bench, sizes_of(arguments), compiler, arguments.precisions, states)
+    return finish(bench, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""What the benchmarks ran on, and the most that it can do: rates measured in the same run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmdpd.build import build_info
+from llmdpd.diffusion import native
+
+ROOT = Path(__file__).resolve().parent.parent
+PRECISIONS = ("fp32", "bf16")
+_GPU_MATRIX = {"fp32": 4096, "bf16": 8192}
+
+
+def default_threads() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Device, versions, threads, build: what figures are worth nothing without."""
+    facts: dict[str, Any] = {
+        "device": device.type,
+        "cpu": _cpu_model(),
+        "cores": default_threads(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "llmdpd": build_info(),
+        "commit": _commit(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts["gpu"] = {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    model = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = model.get("model name", platform.machine())
+    return f"{name}, family {model['cpu family']} model {model['model']}" if "cpu family" in model else name
+
+
+def _version(module: str) -> str | None:
+    try:
+        return str(importlib.import_module(module).__version__)
+    except ImportError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `+` where files differ from it; None outside of a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def measure_limit(device: torch.device, precision: str, seconds: float = 0.3) -> float | None:
+    """Operations a second that this machine can do at most; None where it has no instruction for the precision.
+
+    On the CPU register-only multiply-adds on as many threads as torch has, on a GPU a large matrix product.
+    """
+    if device.type == "cuda":
+        return _gpu_matrix_rate(device, precision)
+    if not native.available()[0]:
+        return None
+    rate: float | None = native.module().peak_rate(precision, torch.get_num_threads(), seconds)
+    return rate
+
+
+def how_limit(device: torch.device, precision: str) -> str:
+    """What `measure_limit` measures, in words."""
+    if device.type == "cuda":
+        size = _GPU_MATRIX[precision]
+        return f"torch matrix product of {size}³ in {precision}, random data, no TF32"
+    if not native.available()[0]:
+        return str(native.available()[1])
+    instruction = "multiply-adds" if precision == "fp32" else "AVX-512 BF16 dot products; none on another CPU"
+    return f"register-only {instruction}, {torch.get_num_threads()} threads"
+
+
+def _gpu_matrix_rate(device: torch.device, precision: str) -> float:
+    size = _GPU_MATRIX[precision]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # Random numbers: products of zeros draw less power and run faster than anybody's data.
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    seconds = []
+    for repetition in range(-3, 12):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.matmul(a, b, out=out)
+        end.record()
+        torch.cuda.synchronize()
+        if repetition >= 0:
+            seconds.append(start.elapsed_time(end) * 1e-3)
+    return 2.0 * size**3 / statistics.median(seconds)
+
+
+class Limits:
+    """The limits of a run, measured as it starts and as it ends; the higher counts, so that shares don't flatter."""
+
+    def __init__(self, device: torch.device, precisions: tuple[str, ...] = PRECISIONS, seconds: float = 0.3) -> None:
+        self._device, self._precisions, self._seconds = device, precisions, seconds
+        self._seen: dict[str, list[float | None]] = {precision: [] for precision in precisions}
+        self.measure()
+
+    def measure(self) -> None:
+        """Measure once more."""
+        for precision in self._precisions:
+            self._seen[precision].append(measure_limit(self._device, precision, self._seconds))
+
+    def report(self) -> dict[str, Any]:
+        """By precision: `flops_per_second`, every measurement, and how."""
+        return {
+            precision: {
+                "flops_per_second": max((rate for rate in seen if rate is not None), default=None),
+                "measured": seen,
+                "how": how_limit(self._device, precision),
+            }
+            for precision, seen in self._seen.items()
+        }
+
+
+def presets() -> dict[str, Any]:
+    """`llmdpd.config.PRESETS`, also without tyro, which reads command lines and does nothing else there."""
+    try:
+        import tyro  # noqa: F401
+    except ImportError:
+        stand_in = types.ModuleType("tyro")
+        stand_in.conf = types.SimpleNamespace(Suppress="suppress")  # type: ignore[attr-defined]
+        sys.modules["tyro"] = stand_in
+        try:
+            return dict(importlib.import_module("llmdpd.config").PRESETS)
+        finally:
+            del sys.modules["tyro"]
+    return dict(importlib.import_module("llmdpd.config").PRESETS)

@@ -1,0 +1,141 @@
+"""A training iteration: critics, actor, averages. Ours against Diffusion-QL's, at its size; then the whole of LLMDPD.
+
+    python bench/train_step.py --json bench/results/train-step-NAME.json
+
+`diffusion-ql` is the common ground: no prompt encoder, S = 39, A = 4, H = 256, K = 5, B = 256. `llmdpd` is the default
+preset with its text and trajectory encoders, which no peer has. See docs/benchmarks.md for what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from common import Bench, Deadline, Make, NotHere, add_common_arguments, finish, settings_of, sizes_of, start
+from counting import Sizes
+from peers import Compiler, Trainer
+from timing import Call
+from workloads import Training, diffusion_ql, gradient_note, metaworld
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.diffusion.sampler import Backend
+
+
+def peer_call(sizes: Sizes, batch: PromptedBatch, steps: int, precision: str, compiler: Compiler | None) -> Call:
+    """An iteration of the peer on the same batch."""
+    trainer = Trainer(
+        dataclasses.replace(sizes, prompt=0), batch.observations.device, steps, compiler, precision == "bf16"
+    )
+    words = (
+        batch.observations,
+        batch.actions,
+        batch.next_observations,
+        batch.rewards[:, None],
+        1 - batch.terminals[:, None],
+    )
+    if compiler is not None:
+        for first in (True, False):  # each is a program of its own; compile both before anything counts
+            trainer.train_step(*words, first=first)
+    return lambda: trainer.train_step(*words)
+
+
+def graphed(training: Training) -> Call:
+    """Our iteration captured in one CUDA graph.
+
+    Raises:
+        NotHere: this version can't, or this device can't.
+    """
+    if training.batch.observations.device.type != "cuda":
+        raise NotHere("CUDA graphs need a CUDA device")
+    try:
+        cuda_graph = importlib.import_module("llmdpd.training.cuda_graph")
+    except ImportError:
+        raise NotHere("this version has no llmdpd.training.cuda_graph") from None
+    return graph_call(cuda_graph, training)
+
+
+def graph_call(module: Any, training: Training) -> Call:
+    """The one place that knows how `llmdpd.training.cuda_graph` is called."""
+    if not hasattr(module, "GraphedUpdate"):
+        raise NotHere("llmdpd.training.cuda_graph has no GraphedUpdate in this version")
+    update: Callable[[PromptedBatch, int], object] = module.GraphedUpdate(training.agent)
+
+    def call() -> object:
+        metrics = update(training.batch, training.iteration)
+        training.iteration += 1
+        return metrics
+
+    return call
+
+
+def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence[str], quick: bool) -> None:
+    """The common ground, then LLMDPD with its encoders; bf16 is autocast for the peers."""
+    batch, steps = (4, 2) if quick else (256, 5)
+    native: Backend = "triton" if bench.device.type == "cuda" else "cpp"
+    for precision in precisions:
+        probe = diffusion_ql(sizes, bench.device, batch, steps)
+        peer = functools.partial(peer_call, sizes, probe.batch, steps, precision)
+        makers: dict[str, Make] = {
+            "eager": functools.partial(peer, None),
+            "compile": functools.partial(peer, compiler),
+        }
+        makers |= ours(functools.partial(diffusion_ql, sizes, bench.device, batch, steps, precision), bench.device)
+        _group(bench, "diffusion-ql", precision, batch, steps, probe, makers, native)
+    for precision in precisions:
+        probe = metaworld(sizes, bench.device, quick)
+        makers = ours(functools.partial(metaworld, sizes, bench.device, quick, precision), bench.device)
+        plan = probe.agent.policy.plan
+        _group(bench, "llmdpd", precision, len(probe.batch.rewards), plan.steps, probe, makers, native)
+
+
+def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:
+    """Our iteration, on CUDA also as one graph."""
+    makers: dict[str, Make] = {"ours": lambda: make().update}
+    if device.type == "cuda":
+        makers["ours, graph"] = lambda: graphed(make())
+    return makers
+
+
+def _group(
+    bench: Bench,
+    size: str,
+    precision: str,
+    batch: int,
+    steps: int,
+    probe: Training,
+    makers: dict[str, Make],
+    native: Backend,
+) -> None:
+    note = gradient_note(probe.agent, probe.batch, native)
+    notes = {} if note is None else {name: note for name in makers if name.startswith("ours")}
+    case = {"size": size, "B": batch, "K": steps, "precision": precision}
+    estimate = 90.0 if "compile" in makers and not bench.settings.get("quick") else 2.0
+    bench.group(case, probe.flops, makers, notes=notes, estimate=estimate + bench.budget.seconds * len(makers))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 0, or 1 where an implementation failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--within", type=float, help="stop starting cases after so many seconds")
+    arguments = parser.parse_args(words)
+    device, budget = start(arguments)
+    compiler = Compiler(device, "eager" if arguments.quick else "inductor")
+    bench = Bench("train_step", device, budget, settings_of(arguments), Deadline(arguments.within))
+    measure(bench, sizes_of(arguments), compiler, arguments.precisions, arguments.quick)
+    status = finish(bench, arguments)
+    for row in bench.rows:
+        if row["seconds"]:
+            name = f"{row['case']['size']}, {row['case']['precision']}, {row['backend']}"
+            print(f"{name}: {1 / row['seconds']['median']:.0f} iterations a second")
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,144 @@
+"""Agents and batches of the benchmarks, of random numbers: what an iteration costs doesn't hang on what is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from counting import Sizes, prompted_train_step, text_head, train_step, trajectory_encoder
+from machine import presets
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
+from llmdpd.context import ContextConfig
+from llmdpd.diffusion import BackendUnavailableError, reverse_diffusion
+from llmdpd.diffusion.sampler import Backend
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+
+ITERATIONS = 1_000_000
+TEXT = 384  # numbers of a MiniLM embedding
+EXAMPLE_STEPS = 200
+
+
+@dataclasses.dataclass
+class Training:
+    """An agent and a batch that it learns from, the operations of an iteration, and the next iteration's number."""
+
+    agent: LLMDPD
+    batch: PromptedBatch
+    flops: float
+    iteration: int
+
+    def update(self) -> dict[str, torch.Tensor]:
+        """One iteration of Algorithm 1."""
+        metrics = self.agent.update(self.batch, self.iteration)
+        self.iteration += 1
+        return metrics
+
+
+def diffusion_ql(
+    sizes: Sizes, device: torch.device, batch: int = 256, steps: int = 5, precision: str = "fp32"
+) -> Training:
+    """LLMDPD at Diffusion-QL's size: no prompt encoder, Diffusion-QL's hyperparameters."""
+    config = PolicyConfig(
+        hidden_dim=sizes.hidden, diffusion_steps=steps, context=ContextConfig(text=False, trajectory=False)
+    )
+    agent_config = with_precision(LLMDPDConfig(critic_hidden=sizes.hidden), precision)
+    policy = ConditionalPolicy(sizes.state, sizes.action, 0, config).to(device)
+    plain = dataclasses.replace(sizes, prompt=0)
+    flops = train_step(plain, plain, batch, steps)
+    agent = LLMDPD(policy, agent_config, ITERATIONS)
+    # Past the iterations in which the average copies: from here one in five averages.
+    return Training(agent, random_batch(sizes, device, batch, None), flops, agent_config.ema_start)
+
+
+def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision: str = "fp32") -> Training:
+    """The whole of LLMDPD with its encoders: the default preset, one task a batch, its text and its example."""
+    preset = presets()["metaworld"]
+    policy_config, batch = preset.policy, preset.training.batch_size
+    if quick:
+        encoder = TrajectoryEncoderConfig(layers=1, width=8, inner=8, steps=4)
+        context = ContextConfig(text_dim=4, text_hidden=8, trajectory_dim=4, encoder=encoder)
+        policy_config, batch = PolicyConfig(hidden_dim=16, diffusion_steps=2, context=context), 4
+    agent_config = with_precision(preset.agent, precision)
+    if quick:
+        agent_config = dataclasses.replace(agent_config, critic_hidden=16)
+    policy = ConditionalPolicy(sizes.state, sizes.action, TEXT, policy_config).to(device)
+    agent = LLMDPD(policy, agent_config, ITERATIONS)
+    data = random_batch(sizes, device, batch, policy_config.context.encoder)
+    return Training(agent, data, metaworld_flops(agent, batch), agent_config.ema_start)
+
+
+def metaworld_flops(agent: LLMDPD, batch: int) -> float:
+    """Operations of an iteration with encoders, from the agent's configuration."""
+    policy = agent.policy
+    config, context = policy.config, policy.config.context
+    encoder = context.encoder
+    actor = Sizes(policy.context.state_dim, policy.action_dim, policy.context.prompt_dim, config.hidden_dim)
+    critic = Sizes(policy.context.state_dim, policy.action_dim, agent.critic.prompt_dim, agent.critic.hidden_dim)
+    features = policy.context.state_dim + policy.action_dim
+    tokens = min(EXAMPLE_STEPS, encoder.steps)
+    encoders = text_head(policy.embedding_dim, context.text_hidden, context.text_dim) + trajectory_encoder(
+        features, encoder.width, encoder.inner, encoder.layers, tokens, context.trajectory_dim
+    )
+    return prompted_train_step(actor, critic, batch, config.diffusion_steps, encoders)
+
+
+def random_batch(
+    sizes: Sizes, device: torch.device, batch: int, encoder: TrajectoryEncoderConfig | None
+) -> PromptedBatch:
+    """Transitions under one prompt, or under none where there is no encoder."""
+    rng = np.random.default_rng(0)
+    tokens = None
+    if encoder is not None:
+        parts = [rng.normal(size=(EXAMPLE_STEPS, n)).astype(np.float32) for n in (sizes.state, sizes.action)]
+        tokens = make_tokens([(parts[0], parts[1])], encoder).to(device)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device)
+
+    actions = draw(batch, sizes.action).clamp(-1, 1)
+    return PromptedBatch(
+        observations=draw(batch, sizes.state),
+        actions=actions,
+        rewards=draw(batch),
+        next_observations=draw(batch, sizes.state),
+        terminals=(torch.arange(batch, device=device) % 100 == 99).float(),
+        expert_actions=actions.clone(),
+        timesteps=torch.arange(batch, device=device) % 500,
+        prompt_index=None,
+        text=None if encoder is None else draw(1, TEXT),
+        tokens=tokens,
+    )
+
+
+class NoPrecisionError(BackendUnavailableError):
+    """This version has no such setting."""
+
+
+def with_precision(config: Any, precision: str) -> Any:
+    """The configuration with `precision`.
+
+    Raises:
+        NoPrecisionError: it has no such field, and the precision is not fp32.
+    """
+    if "precision" in {field.name for field in dataclasses.fields(config)}:
+        return dataclasses.replace(config, precision=precision)
+    if precision != "fp32":
+        raise NoPrecisionError(f"{type(config).__name__} has no field 'precision' in this version")
+    return config
+
+
+def gradient_note(agent: LLMDPD, batch: PromptedBatch, backend: Backend) -> str | None:
+    """Why the chain with gradient falls back to the reference in this version, or None where it doesn't."""
+    policy = agent.policy
+    prompts = policy.encode(batch.text, batch.tokens)
+    state, prompt = policy.condition(batch.observations, prompts, batch.prompt_index, batch.timesteps)
+    try:
+        reverse_diffusion(policy.net, state, prompt, policy.plan, backend=backend)
+    except BackendUnavailableError as reason:
+        return f"its chain with gradient runs on the reference: {reason}"
+    return None
