@@ -182,6 +182,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, few repetitions: proves that it runs, no figures"
     )
+    parser.add_argument("--within", type=float, help="stop starting cases after so many seconds")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--plot", type=Path, help="PNG of time against B")
 

@@ -189,18 +189,22 @@ def measure(bench: Bench, cases: Sequence[Case], sizes: Sizes, backends: Sequenc
         bench.group(columns, workload.flops, makers, estimate=compile_time + bench.budget.seconds * len(backends))
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(options)
+    options.add_argument("--full", action="store_true", help="every combination; hours on a CPU")
+    options.add_argument("--batches", type=int, nargs="+", help=f"B, of {BATCHES} or any")
+    options.add_argument("--steps", type=int, nargs="+", help=f"K, of {STEPS} or any")
+    options.add_argument("--precisions", nargs="+", choices=PRECISIONS)
+    options.add_argument("--directions", nargs="+", choices=DIRECTIONS, help="forward; both: forward + backward")
+    options.add_argument("--backends", nargs="+", choices=("eager", "compile", "reference", "cpp", "triton"))
+    return options
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0, or 1 where an implementation failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_arguments(parser)
-    parser.add_argument("--full", action="store_true", help="every combination; hours on a CPU")
-    parser.add_argument("--batches", type=int, nargs="+", help=f"B, of {BATCHES} or any")
-    parser.add_argument("--steps", type=int, nargs="+", help=f"K, of {STEPS} or any")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
-    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, help="forward; both: forward + backward")
-    parser.add_argument("--backends", nargs="+", choices=("eager", "compile", "reference", "cpp", "triton"))
-    parser.add_argument("--within", type=float, help="stop starting cases after so many seconds")
-    arguments = parser.parse_args(words)
+    arguments = parser().parse_args(words)
     device, budget = start(arguments)
     compiler = Compiler(device, "eager" if arguments.quick else "inductor")
     bench = Bench("sampler", device, budget, settings_of(arguments), Deadline(arguments.within))

@@ -123,7 +123,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser)
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--within", type=float, help="stop starting cases after so many seconds")
     arguments = parser.parse_args(words)
     device, budget = start(arguments)
     compiler = Compiler(device, "eager" if arguments.quick else "inductor")
