@@ -60,7 +60,7 @@ class Bench:
     ) -> None:
         self.name, self.device, self.budget = name, device, budget
         self.settings, self.deadline = dict(settings), deadline or Deadline()
-        self.limits = Limits(device, seconds=0.02 if budget == QUICK else 0.3)
+        self.limits = Limits(device)
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
 
@@ -104,6 +104,8 @@ class Bench:
         print(f"{self.name}: " + ", ".join(f"{k} {v}" for k, v in case.items()), file=sys.stderr, flush=True)
         calls.clear()
         self._clean()
+        if self.device.type == "cpu":
+            self.limits.measure(windows=1)
 
     def _row(self, case: Mapping[str, Any], backend: str, flops: float, note: str | None) -> dict[str, Any]:
         return {
@@ -119,7 +121,7 @@ class Bench:
 
     def _clean(self) -> None:
         gc.collect()
-        torch._dynamo.reset()
+        torch.compiler.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

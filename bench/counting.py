@@ -59,20 +59,19 @@ def train_step(actor: Sizes, critic: Sizes, batch: int, steps: int) -> float:
 
     Critics: target actions by the chain, the two target critics there, the two critics forward and backward. Actor: the
     diffusion loss forward and backward, the chain forward and backward, both critics at its actions, and one of them
-    backward to the actions alone. Nothing needs the gradient of a state: that product is left out wherever a backward
-    is counted; the prompt's is needed where there is a prompt, since its encoders learn from it.
+    backward to the actions alone. Nothing needs the gradient of a state or of a drawn action: that product is left out
+    wherever a backward is counted. The prompt's is needed where there is a prompt, since its encoders learn from it.
     """
     h = actor.hidden
-    no_state_gradient = 2.0 * batch * actor.state * h
-    denoise = 2.0 * (
-        batch * (actor.state + actor.action) * h + actor.prompt * h + batch * _hidden_layers(actor, actor.action)
-    )
+    states, actions = 2.0 * batch * actor.state * h, 2.0 * batch * actor.action * h
+    denoise = states + actions + 2.0 * (actor.prompt * h + batch * _hidden_layers(actor, actor.action))
     one_critic = critic_forward(critic, batch)
     critic_input = 2.0 * batch * (critic.state + critic.action) * critic.hidden + 2.0 * critic.prompt * critic.hidden
     critics = chain_forward(actor, batch, steps) + 2 * one_critic + 2 * (3 * one_critic - critic_input)
     to_actions = 2.0 * batch * (_hidden_layers(critic, 1) + critic.action * critic.hidden)
-    actor_loss = 3 * denoise - no_state_gradient + chain_both(actor, batch, steps) - no_state_gradient
-    return critics + actor_loss + 2 * one_critic + to_actions
+    diffusion_loss = 3 * denoise - states - actions
+    chain = chain_both(actor, batch, steps) - states - actions
+    return critics + diffusion_loss + chain + 2 * one_critic + to_actions
 
 
 def text_head(inputs: int, hidden: int, outputs: int) -> float:

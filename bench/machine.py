@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import llmdpd
 from llmdpd.build import build_info
 from llmdpd.diffusion import native
 
@@ -37,7 +38,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "llmdpd": build_info(),
+        "llmdpd": {**build_info(), "from": "checkout" if Path(llmdpd.__file__).is_relative_to(ROOT) else "installed"},
         "commit": _commit(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
@@ -84,17 +85,19 @@ def _commit() -> str | None:
         return None
 
 
-def measure_limit(device: torch.device, precision: str, seconds: float = 0.3) -> float | None:
+def measure_limit(device: torch.device, precision: str, windows: int = 5, seconds: float = 0.05) -> float | None:
     """Operations a second that this machine can do at most; None where it has no instruction for the precision.
 
-    On the CPU register-only multiply-adds on as many threads as torch has, on a GPU a large matrix product.
+    On the CPU register-only multiply-adds on as many threads as torch has, the best of some windows of so many seconds;
+    on a GPU a large matrix product.
     """
     if device.type == "cuda":
         return _gpu_matrix_rate(device, precision)
     if not native.available()[0]:
         return None
-    rate: float | None = native.module().peak_rate(precision, torch.get_num_threads(), seconds)
-    return rate
+    peak_rate, threads = native.module().peak_rate, torch.get_num_threads()
+    rates = [peak_rate(precision, threads, seconds) for _ in range(windows)]
+    return max((rate for rate in rates if rate is not None), default=None)
 
 
 def how_limit(device: torch.device, precision: str) -> str:
@@ -127,17 +130,20 @@ def _gpu_matrix_rate(device: torch.device, precision: str) -> float:
 
 
 class Limits:
-    """The limits of a run, measured as it starts and as it ends; the higher counts, so that shares don't flatter."""
+    """The limits of a run, measured again and again during it.
 
-    def __init__(self, device: torch.device, precisions: tuple[str, ...] = PRECISIONS, seconds: float = 0.3) -> None:
-        self._device, self._precisions, self._seconds = device, precisions, seconds
+    The highest counts: whatever else the machine has to do lowers the others, and a low limit flatters every share.
+    """
+
+    def __init__(self, device: torch.device, precisions: tuple[str, ...] = PRECISIONS) -> None:
+        self._device = device
         self._seen: dict[str, list[float | None]] = {precision: [] for precision in precisions}
         self.measure()
 
-    def measure(self) -> None:
+    def measure(self, windows: int = 5) -> None:
         """Measure once more."""
-        for precision in self._precisions:
-            self._seen[precision].append(measure_limit(self._device, precision, self._seconds))
+        for precision, seen in self._seen.items():
+            seen.append(measure_limit(self._device, precision, windows))
 
     def report(self) -> dict[str, Any]:
         """By precision: `flops_per_second`, every measurement, and how."""

@@ -99,7 +99,7 @@ class Diffusion(nn.Module):
             "mean_of_now": (1 - before) * alpha.sqrt() / (1 - bar),
         }
         for name, values in buffers.items():
-            self.register_buffer(name, values.float())
+            self.register_buffer(name, values.to(torch.get_default_dtype()))
 
     def _predict_start_from_noise(self, x: Tensor, time: Tensor, noise: Tensor) -> Tensor:
         return _gather(self.sqrt_recip_bar, time) * x - _gather(self.sqrt_recip_bar_minus_one, time) * noise

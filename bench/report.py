@@ -128,7 +128,8 @@ def _plot_field(axes: Any, title: str, rows: Sequence[Row], report: Mapping[str,
     limit = report["limits"].get(rows[0]["case"].get("precision", "fp32"), {}).get("flops_per_second")
     needed = sorted({(row["case"]["B"], row["flops"]) for row in rows if row["flops"]})
     if limit and needed:
-        axes.plot([b for b, _ in needed], [f / limit for _, f in needed], "k--", linewidth=1, label="limit")
+        axes.plot([b for b, _ in needed], [f / limit for _, f in needed], "k--", marker="_", linewidth=1, label="limit")
     axes.set(xscale="log", yscale="log", xlabel="B, states a call", ylabel="seconds a call", title=title)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")

@@ -27,12 +27,12 @@ from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
 from llmdpd.diffusion.sampler import Backend, Precision
 
 BATCHES, STEPS = (1, 16, 256, 2560, 65536), (5, 15, 50, 100)
-PRECISIONS, DIRECTIONS = ("fp32", "bf16"), ("forward", "both")
+PRECISIONS, DIRECTIONS = ("fp32", "bf16"), ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table. `direction`: `forward`, or `both` for forward + backward."""
+    """One row of the table. `direction`: see `DIRECTIONS`."""
 
     direction: str
     B: int
@@ -46,8 +46,8 @@ DEFAULT = {
         Case("forward", 1, 5, "fp32"),
         Case("forward", 256, 5, "fp32"),
         Case("forward", 256, 5, "bf16"),
-        Case("both", 256, 5, "fp32"),
-        Case("both", 256, 5, "bf16"),
+        Case("forward+backward", 256, 5, "fp32"),
+        Case("forward+backward", 256, 5, "bf16"),
         Case("forward", 16, 5, "fp32"),
         Case("forward", 2560, 5, "fp32"),
         Case("forward", 256, 15, "fp32"),
@@ -55,12 +55,12 @@ DEFAULT = {
     "cuda": (
         Case("forward", 256, 5, "bf16"),
         Case("forward", 65536, 5, "bf16"),
-        Case("both", 256, 5, "bf16"),
+        Case("forward+backward", 256, 5, "bf16"),
         Case("forward", 256, 5, "fp32"),
-        Case("both", 256, 5, "fp32"),
+        Case("forward+backward", 256, 5, "fp32"),
         Case("forward", 1, 5, "bf16"),
         Case("forward", 2560, 5, "bf16"),
-        Case("both", 65536, 5, "bf16"),
+        Case("forward+backward", 65536, 5, "bf16"),
         Case("forward", 65536, 5, "fp32"),
         Case("forward", 256, 15, "bf16"),
         Case("forward", 16, 5, "bf16"),
@@ -197,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batches", type=int, nargs="+", help=f"B, of {BATCHES} or any")
     options.add_argument("--steps", type=int, nargs="+", help=f"K, of {STEPS} or any")
     options.add_argument("--precisions", nargs="+", choices=PRECISIONS)
-    options.add_argument("--directions", nargs="+", choices=DIRECTIONS, help="forward; both: forward + backward")
+    options.add_argument("--directions", nargs="+", choices=DIRECTIONS, help="which way")
     options.add_argument("--backends", nargs="+", choices=("eager", "compile", "reference", "cpp", "triton"))
     return options
 

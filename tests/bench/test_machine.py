@@ -1,0 +1,107 @@
+"""The measured limit, and what is read of the machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import machine
+import pytest
+import torch
+
+from llmdpd.config import PRESETS
+from llmdpd.config_io import to_plain
+from llmdpd.diffusion import native
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", ""])
+def test_peak_rate_is_positive_on_every_instruction_set(isa: str) -> None:
+    rate = native.module().peak_rate("fp32", 1, 0.01, isa)
+    assert rate is None or rate > 0
+    assert native.module().peak_rate("fp32", 1, 0.01) > 0
+
+
+def test_peak_rate_of_what_the_cpu_lacks_is_none() -> None:
+    assert native.module().peak_rate("bf16", 1, 0.01, "avx2") is None
+    assert native.module().peak_rate("fp32", 1, 0.01, "avx512bf16") is None
+
+
+@pytest.mark.parametrize(
+    "words", [("fp16", 1, 0.1), ("fp32", 0, 0.1), ("fp32", 1, 0.0), ("fp32", 1, float("nan")), ("fp32", 1, 1e9)]
+)
+def test_peak_rate_refuses_what_makes_no_sense(words: tuple[str, int, float]) -> None:
+    with pytest.raises(ValueError, match=r"precision|threads|seconds"):
+        native.module().peak_rate(*words)
+
+
+def test_peak_rate_lets_other_threads_of_python_run() -> None:
+    """Without the GIL released, this thread could set nothing before the measurement is over."""
+    done = threading.Event()
+    inside = threading.Thread(target=lambda: (native.module().peak_rate("fp32", 2, 1.0), done.set()))
+    inside.start()
+    threading.Event().wait(0.05)
+    assert not done.is_set()
+    inside.join()
+
+
+def test_the_highest_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([3.0, None, 5.0, None, 4.0, None])
+    monkeypatch.setattr(machine, "measure_limit", lambda *_: next(rates))
+    limits = machine.Limits(CPU)
+    limits.measure()
+    limits.measure()
+    found = limits.report()
+    assert (found["fp32"]["flops_per_second"], found["fp32"]["measured"]) == (5.0, [3.0, 5.0, 4.0])
+    assert found["bf16"]["flops_per_second"] is None
+
+
+def test_the_best_window_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([2.0, 7.0, 3.0])
+    stand_in = types.SimpleNamespace(peak_rate=lambda precision, threads, seconds: next(rates))
+    monkeypatch.setattr(machine.native, "module", lambda: stand_in)
+    assert machine.measure_limit(CPU, "fp32", windows=3) == 7.0
+
+
+def test_presets_are_there_without_tyro(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU machine has no use for a command-line reader."""
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "llmdpd.config")
+    found = machine.presets()
+    assert {name: to_plain(config) for name, config in found.items()} == {
+        name: to_plain(config) for name, config in PRESETS.items()
+    }
+
+
+def test_scripts_load_on_a_machine_with_torch_and_numpy_alone(bench_folder: Path) -> None:
+    """Nothing else of what llmdpd depends on; safetensors, for acting, only when it comes to that."""
+    absent = (
+        "safetensors huggingface_hub tyro rich jinja2 matplotlib imageio tensorboard h5py minari gymnasium metaworld "
+        "mujoco transformers pytest"
+    )
+    program = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent.split()!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, {str(bench_folder)!r})
+import act, gpu, sampler, tolerances, train_step, torch
+from counting import Sizes
+from workloads import metaworld
+metaworld(Sizes(), torch.device("cpu"), quick=False).update()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_description_names_no_place_on_this_machine() -> None:
+    facts = machine.describe(CPU)
+    assert facts["llmdpd"]["from"] in ("checkout", "installed")
+    assert str(Path.home()) not in str(facts)
+    assert str(machine.ROOT) not in str(facts)
