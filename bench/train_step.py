@@ -24,6 +24,7 @@ from workloads import Training, diffusion_ql, gradient_note, metaworld
 
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.diffusion.sampler import Backend
+from llmdpd.errors import InputError
 
 
 def peer_call(sizes: Sizes, batch: PromptedBatch, steps: int, precision: str, compiler: Compiler | None) -> Call:
@@ -60,16 +61,24 @@ def graphed(training: Training) -> Call:
 
 
 def graph_call(module: Any, training: Training) -> Call:
-    """The one place that knows how `llmdpd.training.cuda_graph` is called."""
-    if not hasattr(module, "GraphedUpdate"):
-        raise NotHere("llmdpd.training.cuda_graph has no GraphedUpdate in this version")
-    update: Callable[[PromptedBatch, int], object] = module.GraphedUpdate(training.agent)
+    """The one place that knows how `llmdpd.training.cuda_graph` is called.
+
+    Raises:
+        NotHere: the iteration can't be captured.
+    """
+    device = training.batch.observations.device
+    update = module.with_cuda_graph(training.agent, "on", device).update
 
     def call() -> object:
         metrics = update(training.batch, training.iteration)
         training.iteration += 1
         return metrics
 
+    try:
+        for _ in range(5):  # a kind of batch is captured once it has come some times
+            call()
+    except InputError as error:
+        raise NotHere(f"{error.problem}: {error.found}") from None
     return call
 
 

@@ -46,7 +46,7 @@ const Candidate kCandidates[] = {
 #ifdef LLMDPD_X86
     {"avx2", "fp32", &avx2::peak_loop, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
     {"avx512", "fp32", &avx512::peak_loop, [] { return bool(__builtin_cpu_supports("avx512f")); }},
-    {"avx512bf16", "bf16", &avx512bf16::peak_loop,
+    {"avx512_bf16", "bf16", &avx512bf16::peak_loop,
      [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16"); }},
 #endif
 };

@@ -28,7 +28,7 @@ def test_peak_rate_is_positive_on_every_instruction_set(isa: str) -> None:
 
 def test_peak_rate_of_what_the_cpu_lacks_is_none() -> None:
     assert native.module().peak_rate("bf16", 1, 0.01, "avx2") is None
-    assert native.module().peak_rate("fp32", 1, 0.01, "avx512bf16") is None
+    assert native.module().peak_rate("fp32", 1, 0.01, "avx512_bf16") is None
 
 
 @pytest.mark.parametrize(
