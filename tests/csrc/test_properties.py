@@ -1,0 +1,282 @@
+"""What holds for every native operation whatever its sizes: hypothesis draws sizes, memory layouts, threads and faults.
+
+Numbers come from numpy with a drawn seed; a failing example prints the line that repeats it. A new entry point is a
+function that makes a `Call`, and a line in `ENTRIES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from llmdpd.diffusion import NoiseMLP, SamplerPlan, native, philox_normal, reverse_diffusion, sampler_plan
+
+Inputs = dict[str, Tensor]
+Run = Callable[[Any, Inputs], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """An operation with all that it is given, and the same in PyTorch on any dtype."""
+
+    weights: nn.Module
+    rows: Inputs  # row b of each belongs to row b of the result
+    shared: Inputs
+    run: Run
+    reference: Run
+    tolerance: float  # relative L2
+    gradient_tolerance: float | None = None  # None: it has no gradient
+
+    @property
+    def inputs(self) -> Inputs:
+        return {**self.rows, **self.shared}
+
+    def part(self, rows: slice) -> Tensor:
+        return self.run(self.weights, {name: tensor[rows] for name, tensor in self.rows.items()} | self.shared)
+
+    def __call__(self, **changed: Tensor) -> Tensor:
+        return self.run(self.weights, self.inputs | changed)
+
+
+def floats(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+
+def randomise(module: nn.Module, rng: np.random.Generator) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(1.2 * floats(rng, *parameter.shape) / max(parameter.shape[-1], 1) ** 0.5)
+
+
+def random_plan(rng: np.random.Generator, steps: int) -> SamplerPlan:
+    """A sampler's own table; or, for few steps, one in which every coefficient matters."""
+    clip = [0.7, 3.0, None][rng.integers(3)]
+    if steps > 5 or rng.integers(2):
+        return sampler_plan(rng.choice(["ddpm", "ddim", "dpm++2m"]), steps=steps, clip=clip)
+    table = {name: rng.uniform(0.2, 0.8, steps) * rng.choice([-1, 1], steps) for name in "peABCS"}
+    return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, **table)
+
+
+def chain(rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int, K: int, precision: Any) -> Call:
+    net, plan = NoiseMLP(S, A, Z, H, 4), random_plan(rng, K)
+    randomise(net, rng)
+    rows, shared = {"state": floats(rng, B, S)}, {}
+    if rng.integers(2):
+        rows["prompt"] = floats(rng, B, Z)
+    else:
+        shared["prompt"] = floats(rng, Z)
+    if rng.integers(2):
+        rows["noise"] = floats(rng, B, K + 1, N, A)
+    else:
+        rows["seed"] = torch.from_numpy(rng.integers(-(2**63), 2**63, B))
+
+    def run(net: NoiseMLP, given: Inputs, backend: Any = "cpp") -> Tensor:
+        noise = given["noise"].transpose(0, 1) if "noise" in given else None
+        seed = given.get("seed")
+        if backend == "reference" and seed is not None:
+            seed, noise = None, philox_normal(seed, len(seed), N, K + 1, A).to(given["state"].dtype)
+        options = {"seed": seed, "noise": noise, "backend": backend}
+        if backend == "cpp":
+            options["precision"] = precision
+        return reverse_diffusion(net, given["state"], given["prompt"], plan, N, **options)
+
+    reference = functools.partial(run, backend="reference")
+    return Call(net, rows, shared, run, reference, *{"fp32": (2e-5, None), "bf16": (2e-2, None)}[precision])
+
+
+ENTRIES: dict[str, Callable[..., Call]] = {
+    "chain": functools.partial(chain, precision="fp32"),
+}
+SIZES = {"B": (0, 70), "S": (0, 50), "A": (1, 40), "Z": (0, 40), "H": (1, 300), "N": (1, 60), "K": (1, 20)}
+WORK = 60_000_000  # multiply-adds: an example takes milliseconds
+
+
+@st.composite
+def calls(draw: st.DrawFn, entries: tuple[str, ...] = tuple(ENTRIES), **ranges: tuple[int, int]) -> Call:
+    sizes = {name: draw(st.integers(*bounds), label=name) for name, bounds in (SIZES | ranges).items()}
+    while sizes["B"] * sizes["N"] * sizes["K"] * sizes["H"] * (2 * sizes["H"] + 80) > WORK:
+        largest = max(("B", "N", "K"), key=lambda name: sizes[name])
+        sizes[largest] = max(sizes[largest] // 2, ranges.get(largest, SIZES[largest])[0])
+    entry = draw(st.sampled_from(entries), label="entry")
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
+    return ENTRIES[entry](rng, **sizes)
+
+
+def examples(count: int) -> Any:
+    """Fresh examples each run; the blob that a failure prints repeats it."""
+    return settings(max_examples=count, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+
+
+ISAS = st.sampled_from(native.module().runnable_isas())
+ROW_SPLITS = st.lists(st.integers(0, 70), max_size=4)
+
+
+@contextlib.contextmanager
+def on(isa: str = "", threads: int = 1) -> Iterator[None]:
+    """This instruction set and number of threads, the best one and one thread afterwards."""
+    native.module().set_isa(isa)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        native.module().set_isa("")
+        torch.set_num_threads(1)
+
+
+def double(call: Call) -> tuple[nn.Module, Inputs]:
+    inputs = {name: t.double() if t.is_floating_point() else t for name, t in call.inputs.items()}
+    return copy.deepcopy(call.weights).double(), inputs
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Relative L2; of a handful of numbers all may happen to lie near 0, where no relative error holds."""
+    assert found.shape == expected.shape
+    size = max(float(expected.norm()), 0.3 * expected.numel() ** 0.5)
+    return float((found.double() - expected).norm()) / size if size else 0.0
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    """The same bits; NaNs equal each other."""
+    return np.array_equal(found.detach().numpy(), expected.detach().numpy(), equal_nan=True)
+
+
+def strided(tensor: Tensor) -> Iterator[Tensor]:
+    """The same values in other layouts."""
+    flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]  # 4 bytes off any wider alignment
+    yield flat.view(tensor.shape).copy_(tensor)
+    for dim in range(tensor.ndim):
+        wide = torch.full([n + 2 if d == dim else n for d, n in enumerate(tensor.shape)], -7).to(tensor.dtype)
+        yield wide.narrow(dim, 1, tensor.shape[dim]).copy_(tensor)
+        wide = torch.full([2 * n if d == dim else n for d, n in enumerate(tensor.shape)], -7).to(tensor.dtype)
+        yield wide[(slice(None),) * dim + (slice(None, None, 2),)].copy_(tensor)
+    yield torch.empty(tensor.shape[::-1], dtype=tensor.dtype).permute(*reversed(range(tensor.ndim))).copy_(tensor)
+
+
+@examples(80)
+@given(call=calls(), isa=ISAS, threads=st.integers(1, 8))
+@torch.no_grad()
+def test_agrees_with_the_reference_in_float64(call: Call, isa: str, threads: int) -> None:
+    with on(isa, threads):
+        found = call()
+    assert found.dtype == torch.float32
+    weights, inputs = double(call)
+    expected = call.reference(weights, inputs)
+    # Many steps can amplify rounding: then PyTorch's own float32 is as far off.
+    rounding = distance(call.reference(call.weights, call.inputs), expected)
+    assert distance(found, expected) <= max(call.tolerance, 4 * rounding)
+
+
+@examples(25)
+@given(call=calls(), isa=ISAS)
+@torch.no_grad()
+def test_layout_in_memory_does_not_matter(call: Call, isa: str) -> None:
+    with on(isa):
+        expected = call()
+        for name, tensor in call.inputs.items():
+            for other in strided(tensor):
+                assert torch.equal(other, tensor)
+                assert same(call(**{name: other}), expected), (name, other.stride(), other.storage_offset())
+
+
+@examples(15)
+@given(call=calls(B=(1, 70)), isa=ISAS)
+@torch.no_grad()
+def test_expanded_rows_are_those_rows(call: Call, isa: str) -> None:
+    with on(isa):
+        for name, tensor in call.rows.items():
+            expanded = tensor[:1].expand_as(tensor)
+            assert same(call(**{name: expanded}), call(**{name: expanded.clone()}))
+
+
+@examples(40)
+@given(call=calls(), isa=ISAS, threads=st.integers(2, 8), cuts=ROW_SPLITS)
+@torch.no_grad()
+def test_threads_and_the_split_of_the_batch_do_not_matter(call: Call, isa: str, threads: int, cuts: list[int]) -> None:
+    with on(isa):
+        expected = call()
+    with on(isa, threads):
+        assert same(call(), expected)
+        edges = sorted({0, len(expected), *(min(cut, len(expected)) for cut in cuts)})
+        parts = [call.part(slice(first, last)) for first, last in zip(edges, edges[1:], strict=False)]
+        assert same(torch.cat([*parts, expected[:0]]), expected)
+
+
+@examples(40)
+@given(call=calls(B=(1, 70)), isa=ISAS, data=st.data(), value=st.sampled_from([np.nan, np.inf, -np.inf, 1e38, 1e-42]))
+@torch.no_grad()
+def test_a_poisoned_row_stays_alone(call: Call, isa: str, data: st.DataObject, value: float) -> None:
+    choices = [name for name, tensor in call.rows.items() if tensor.is_floating_point() and tensor[0].numel()]
+    if not choices:
+        return
+    name = data.draw(st.sampled_from(choices), label="poisoned")
+    row = data.draw(st.integers(0, len(call.rows[name]) - 1), label="row")
+    poisoned = call.rows[name].clone()
+    poisoned[row].view(-1)[data.draw(st.integers(0, poisoned[row].numel() - 1), label="element")] = value
+    with on(isa, 2):
+        expected, found = call(), call(**{name: poisoned})
+    others = torch.arange(len(expected)) != row
+    assert same(found[others], expected[others])
+    if name == "state" and np.isnan(value):
+        assert found[row].isnan().all()
+
+
+@examples(6)
+@given(several=st.lists(calls(), min_size=2, max_size=5), isa=ISAS)
+def test_calls_from_several_python_threads(several: list[Call], isa: str) -> None:
+    with on(isa, 3), torch.no_grad():
+        expected = [call() for call in several]
+        wrong: list[object] = []
+        ready = threading.Barrier(len(several))
+
+        def work(first: int) -> None:
+            try:
+                ready.wait(timeout=60)
+                with torch.no_grad():  # each thread has a mode of its own
+                    for i in range(3 * len(several)):
+                        which = (first + i) % len(several)
+                        if not same(several[which](), expected[which]):
+                            wrong.append(which)
+            except Exception as error:
+                wrong.append(error)
+
+        workers = [threading.Thread(target=work, args=(first,)) for first in range(len(several))]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(timeout=60)
+            assert not worker.is_alive()
+    assert wrong == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 on: fork in a process with threads
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+@examples(6)
+@given(before=calls(), after=calls(), isa=ISAS)
+@torch.no_grad()
+def test_a_forked_child_gets_the_same(before: Call, after: Call, isa: str) -> None:
+    with on(isa, 3):
+        before()
+        expected = after()
+        child = os.fork()
+        if child == 0:  # whatever happens, it must not come back into pytest
+            status = 1
+            try:
+                status = 0 if same(after(), expected) and before() is not None else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert same(after(), expected)
