@@ -64,7 +64,7 @@ def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
 
 def rows(tensor: Tensor) -> NDArray[np.float32]:
     """A matrix whose rows are contiguous, at any distance from each other: a slice of columns is not copied."""
-    if tensor.shape[1] > 1 and tensor.stride(1) != 1 or tensor.stride(0) < tensor.shape[1]:
+    if (tensor.shape[1] > 1 and tensor.stride(1) != 1) or tensor.stride(0) < tensor.shape[1]:
         return array(tensor)
     view: NDArray[np.float32] = tensor.detach().numpy()
     return view

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,11 @@ class NoiseMLP(nn.Module):
         widths = [action_dim + time_dim + state_dim + prompt_dim, hidden_dim, hidden_dim, hidden_dim, action_dim]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The four layers."""
+        return cast("list[nn.Linear]", list(self.layers))
+
     def time_embedding(self, timesteps: Tensor) -> Tensor:
         """Time indices int64 [K] -> [K, time_dim]."""
         embedding: Tensor = self.time_mlp(timesteps)
@@ -68,8 +74,7 @@ class NoiseMLP(nn.Module):
 
     def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The first layer as its parts: weights of a_k, time, state and prompt (each [H, ·]), and the bias [H]."""
-        layer = self.layers[0]
-        assert isinstance(layer, nn.Linear)
+        layer = self.linears[0]
         parts = layer.weight.split([self.action_dim, self.time_dim, self.state_dim, self.prompt_dim], dim=1)
         return (*parts, layer.bias)
 
@@ -92,7 +97,7 @@ class NoiseMLP(nn.Module):
 
     def forward(self, actions: Tensor, timesteps: Tensor, state: Tensor, prompt: Tensor) -> Tensor:
         """epsilon: noisy actions [B, A], time indices int64 [B], state [B, S], prompt [Z] or [B, Z] -> [B, A]."""
-        first, *rest = self.layers
+        first, *rest = self.linears
         parts = [actions, self.time_embedding(timesteps), state]
         # A prompt that all share is multiplied once.
         shared = prompt.ndim == 1

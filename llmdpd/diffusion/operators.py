@@ -1,4 +1,4 @@
-"""The fused operations as PyTorch operators: `torch.ops.llmdpd.reverse_diffusion` and `torch.ops.llmdpd.mish_mlp`.
+"""The fused operations as PyTorch operators: `torch.ops.llmdpd.reverse_diffusion` and `.mish_mlp`.
 
 Each has a fake implementation and a gradient, so that `torch.compile`, CUDA graphs and `torch.library.opcheck` work with
 it. Registered through `torch.library.Library` itself, whose calls cost a third of what `custom_op`'s do. C++ serves the
@@ -45,7 +45,7 @@ def _tape_sizes(
 
 
 def tape_floats(rows: int, hidden: int, outputs: int, action_dim: int, samples: int, steps: int, bf16: bool) -> int:
-    """Floats of the tape that C++ keeps for a backward pass, for `rows` states times samples (which may be a symbol)."""
+    """Floats of the tape that C++ keeps for a backward pass, for `rows` (states times samples, or a symbol)."""
     wave_rows, row_floats, wave_floats = _tape_sizes(hidden, outputs, action_dim, samples, steps, bf16)
     waves = (rows + wave_rows - 1) // wave_rows
     return (rows + waves) * row_floats + waves * wave_floats
@@ -170,7 +170,7 @@ def _chain_forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _chain_backward_cpu(grad: Tensor, tape: Tensor, *arguments: Any) -> list[Tensor]:
     *chain, need_state = arguments
-    gradients = _chain_gradients(*chain[:6], need_state)
+    gradients = _chain_gradients(*chain[:6], need_state=need_state)
     state, state_weight, init, time_rows, action_weight, *trunk = [native.array(part) for part in gradients]
     native.module().chain_backward(
         _chain_arguments(*chain),

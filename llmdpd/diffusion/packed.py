@@ -75,8 +75,8 @@ class PackedNet:
     """A noise network's weights in the C++ code's layout, and the plans that were bound to them."""
 
     def __init__(self, net: NoiseMLP, bf16: bool) -> None:
-        first, *rest = net.layers
-        self.watch = _Watch(net, [*net.layers, net.time_mlp[1], net.time_mlp[3]])
+        first, *rest = net.linears
+        self.watch = _Watch(net, [*net.linears, *(part for part in net.time_mlp if isinstance(part, nn.Linear))])
         self._time_mlp = net.time_mlp  # not the network itself, which must be free to go
         weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
         self._packed = native.module().PackedNet(

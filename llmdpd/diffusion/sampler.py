@@ -63,11 +63,16 @@ def reverse_diffusion(
         BackendUnavailableError: a backend asked for by name that cannot run.
     """
     compiling = torch.compiler.is_compiling()
-    if not compiling and noise is None and backend in ("auto", "cpp") and precision in ("fp32", "bf16"):
-        if seed is None or type(seed) is int:
-            drawn = packed.quick_sample(net, plan, state, prompt, samples, seed, precision == "bf16")
-            if drawn is not None:
-                return drawn
+    if (
+        not compiling
+        and noise is None
+        and (seed is None or type(seed) is int)
+        and backend in ("auto", "cpp")
+        and precision in ("fp32", "bf16")
+    ):
+        drawn = packed.quick_sample(net, plan, state, prompt, samples, seed, precision == "bf16")
+        if drawn is not None:
+            return drawn
     _check(net, state, prompt, plan, samples, seed, noise, backend, precision)
     chosen = _choose(net, state, prompt, noise, backend, precision)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (state, prompt, *net.parameters()))
@@ -94,7 +99,7 @@ def reverse_diffusion(
 
 
 def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """The noise's key, int64 [1] or [B], on the device: drawn there where none is given, so that nobody waits for it."""
+    """The noise's key, int64 [1] or [B], on the device; drawn there where none is given: nobody waits for it."""
     if seed is None:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):

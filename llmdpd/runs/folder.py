@@ -24,7 +24,7 @@ _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld
 # is kept may change because what lies there is held against the checkpoint's hash.
 _FREE_ON_RESUME = (
     *("evaluation.episodes", "evaluation.films", "data.root", "data.workers"),
-    "training.checkpoint_every",
+    *("training.checkpoint_every", "training.cuda_graph"),
 )
 
 

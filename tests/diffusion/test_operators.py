@@ -261,8 +261,18 @@ def test_compiles_without_a_graph_break(rng: np.random.Generator, make_net: Any)
 # The three-layer net
 
 
-def net_case(rng: np.random.Generator, B: int, I: int, H: int, O: int, per_row: bool) -> list[Tensor]:
-    shapes = [(B, I), (H, I), (B, H) if per_row else (H,), (H, H), (H,), (H, H), (H,), (O, H), (O,)]
+def net_case(rng: np.random.Generator, B: int, inputs: int, H: int, outputs: int, per_row: bool) -> list[Tensor]:
+    shapes = [
+        (B, inputs),
+        (H, inputs),
+        (B, H) if per_row else (H,),
+        (H, H),
+        (H,),
+        (H, H),
+        (H,),
+        (outputs, H),
+        (outputs,),
+    ]
     return [
         torch.from_numpy((rng.normal(size=shape) * 1.3 / np.sqrt(shape[-1])).astype(np.float32)).requires_grad_()
         for shape in shapes

@@ -77,13 +77,19 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "one number": one_number,
     "another parameter": lambda net: _replace_parameter(net),
     "another layer": lambda net: _replace_layer(net),
-    "there and back in dtype": lambda net: (net.double(), one_number(net), net.float()) and None,
+    "there and back in dtype": lambda net: _through_double(net),
 }
 
 
 def _linear(net: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
     layers = net.layers if isinstance(net, NoiseMLP) else net.q1
     return layers, "2", layers[2]
+
+
+def _through_double(net: nn.Module) -> None:
+    net.double()
+    one_number(net)
+    net.float()
 
 
 def _replace_parameter(net: nn.Module) -> None:
