@@ -101,7 +101,8 @@ class NoiseMLP(nn.Module):
         parts = [actions, self.time_embedding(timesteps), state]
         # A prompt that all share is multiplied once.
         shared = prompt.ndim == 1
-        weight, init = first.weight, first.bias
+        weight: Tensor = first.weight
+        init: Tensor = first.bias
         if shared:
             inputs = weight.shape[1] - self.prompt_dim
             weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)

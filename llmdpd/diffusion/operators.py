@@ -1,9 +1,9 @@
 """The fused operations as PyTorch operators: `torch.ops.llmdpd.reverse_diffusion` and `.mish_mlp`.
 
-Each has a fake implementation and a gradient, so that `torch.compile`, CUDA graphs and `torch.library.opcheck` work with
-it. Registered through `torch.library.Library` itself, whose calls cost a third of what `custom_op`'s do. C++ serves the
-CPU, Triton serves CUDA (the chain alone). Callers use `llmdpd.diffusion.reverse_diffusion` and `mish_mlp`, which check
-what they are given.
+Each has a fake implementation and a gradient, so that `torch.compile`, CUDA graphs and `torch.library.opcheck` work
+with it. Registered through `torch.library.Library` itself: a call costs a third of what one of `custom_op`'s does.
+C++ serves the CPU, Triton serves CUDA (the chain alone). Callers use `llmdpd.diffusion.reverse_diffusion` and
+`mish_mlp`, which check what they are given.
 
 Trunk, here and in C++: [W2, b2, W3, b3, W4, b4], what follows the first layer.
 """
@@ -94,17 +94,10 @@ def _(
     return _chain_outputs(state, time_rows, action_weight, samples, bf16, keep)
 
 
-def _chain_gradients(
-    state: Tensor,
-    state_weight: Tensor,
-    init: Tensor,
-    time_rows: Tensor,
-    action_weight: Tensor,
-    trunk: Sequence[Tensor],
-    need_state: bool,
-) -> list[Tensor]:
+def _chain_gradients(inputs: Sequence[Any], need_state: bool) -> list[Tensor]:
     """Where the gradients go: state (empty where not needed), state weight, init, time rows, action weight, trunk."""
-    like = [state_weight, init, time_rows, action_weight, *trunk]
+    state, *like, trunk = inputs
+    like = [*like, *trunk]
     first = state.new_empty(state.shape if need_state else (0,))
     return [first, *(tensor.new_empty(tensor.shape) for tensor in like)]
 
@@ -121,7 +114,7 @@ def _(
     trunk: Sequence[Tensor],
     *rest: Any,
 ) -> list[Tensor]:
-    return _chain_gradients(state, state_weight, init, time_rows, action_weight, trunk, rest[-1])
+    return _chain_gradients([state, state_weight, init, time_rows, action_weight, trunk], rest[-1])
 
 
 def _chain_arguments(
@@ -170,7 +163,7 @@ def _chain_forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _chain_backward_cpu(grad: Tensor, tape: Tensor, *arguments: Any) -> list[Tensor]:
     *chain, need_state = arguments
-    gradients = _chain_gradients(*chain[:6], need_state=need_state)
+    gradients = _chain_gradients(chain[:6], need_state)
     state, state_weight, init, time_rows, action_weight, *trunk = [native.array(part) for part in gradients]
     native.module().chain_backward(
         _chain_arguments(*chain),
