@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ Inputs = dict[str, Tensor]
 Run = Callable[[Any, Inputs], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Call:
     """An operation with all that it is given, and the same in PyTorch on any dtype."""
 
@@ -43,6 +44,15 @@ class Call:
     reference: Run
     tolerance: float  # relative L2
     gradient_tolerance: float
+
+    def __repr__(self) -> str:
+        shapes = {
+            name: tuple(tensor.shape) for name, tensor in [*self.inputs.items(), *self.weights.named_parameters()]
+        }
+        return f"Call(tolerance={self.tolerance}, {shapes})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # hypothesis would print every number
+        printer.text(repr(self))
 
     @property
     def inputs(self) -> Inputs:
@@ -65,9 +75,9 @@ def randomise(module: nn.Module, rng: np.random.Generator) -> None:
             parameter.copy_(1.2 * floats(rng, *parameter.shape) / max(parameter.shape[-1], 1) ** 0.5)
 
 
-def random_plan(rng: np.random.Generator, steps: int) -> SamplerPlan:
+def random_plan(rng: np.random.Generator, steps: int, clipped: bool) -> SamplerPlan:
     """A sampler's own table; or, for few steps, one in which every coefficient matters."""
-    clip = [0.7, 3.0, None][rng.integers(3)]
+    clip = [0.7, 3.0, None][rng.integers(3)] if clipped else None
     if steps > 5 or rng.integers(2):
         return sampler_plan(rng.choice(["ddpm", "ddim", "dpm++2m"]), steps=steps, clip=clip)
     table = {name: rng.uniform(0.2, 0.8, steps) * rng.choice([-1, 1], steps) for name in "peABCS"}
@@ -75,8 +85,10 @@ def random_plan(rng: np.random.Generator, steps: int) -> SamplerPlan:
     return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, **table)
 
 
-def chain(rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int, K: int, precision: Any) -> Call:
-    net, plan = NoiseMLP(S, A, Z, H, 4), random_plan(rng, K)
+def chain(
+    rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int, K: int, clipped: bool, precision: Any
+) -> Call:
+    net, plan = NoiseMLP(S, A, Z, H, 4), random_plan(rng, K, clipped)
     randomise(net, rng)
     rows, shared = {"state": floats(rng, B, S)}, {}
     if rng.integers(2):
@@ -104,19 +116,63 @@ def chain(rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: i
         prompt = given["prompt"]
         return reverse_diffusion(net, state, prompt, plan, N, noise=noise, backend="reference", precision=precision)
 
-    return Call(net, rows, shared, native_run, reference, *TOLERANCES[precision])
+    return Call(net, rows, shared, native_run, reference, *tolerances(precision, H))
 
 
 class Trunk(nn.Module):
-    """A critic's layers, the first as `mish_mlp` takes it."""
+    """The three layers that follow the first, whose weights are slices of the columns of `first`."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, steps: int = 0) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.empty(hidden, inputs + 2))  # a slice of its columns is the first layer
+        self.first = nn.Parameter(torch.empty(hidden, inputs + 2))
         self.layers = nn.ModuleList([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)])
+        if steps:
+            self.time_rows = nn.Parameter(torch.empty(steps, hidden))
+
+    def parts(self) -> list[Tensor]:
+        return [part for layer in self.layers for part in (layer.weight, layer.bias)]
 
 
-def mlp(rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int, K: int) -> Call:
+def operator(
+    rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int, K: int, clipped: bool, bf16: bool
+) -> Call:
+    """The registered operator alone: the chain without what torch computes before it."""
+    trunk, plan = Trunk(A + S, H, A, K), random_plan(rng, K, clipped)
+    randomise(trunk, rng)
+    own, keep, start = bool(rng.integers(2)), bool(rng.integers(2)), float(rng.uniform(0.5, 1.5))
+    rows = {"state": floats(rng, B, S), "seed": torch.from_numpy(rng.integers(-(2**63), 2**63, B))}
+    shared = {}
+    (rows if own else shared)["init"] = floats(rng, B, H) if own else floats(rng, H)
+    table = np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1)
+    bound = float("inf") if plan.clip is None else plan.clip
+
+    def native_run(trunk: Trunk, given: Inputs) -> Tensor:
+        action, state = trunk.first[:, 1 : A + 1], trunk.first[:, A + 1 : -1]
+        coefficients = torch.from_numpy(table.astype(np.float32))
+        return torch.ops.llmdpd.reverse_diffusion(
+            given["state"], state, given["init"], trunk.time_rows, action, trunk.parts(), coefficients,
+            given["seed"], None, start, bound, N, bf16, keep,
+        )[0]  # fmt: skip
+
+    def reference(trunk: Trunk, given: Inputs) -> Tensor:
+        action, state = trunk.first[:, 1 : A + 1], trunk.first[:, A + 1 : -1]
+        double = trunk.first.dtype == torch.float64
+        noise = philox_normal(given["seed"], B, N, K + 1, A).to(trunk.first.dtype)
+        context = (F.linear(given["state"], state) + given["init"])[:, None, :]
+        a, previous = start * noise[0], torch.zeros_like(noise[0])
+        for k, (p, e, c_a, c_x, c_previous, c_noise) in enumerate(table.tolist()):
+            hidden = F.mish(F.linear(a, action) + context + trunk.time_rows[k])
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and not double):
+                for layer in trunk.layers[:-1]:
+                    hidden = F.mish(layer(hidden))
+                x0 = (p * a + e * trunk.layers[-1](hidden)).clamp(-bound, bound)
+            a, previous = c_a * a + c_x * x0 + c_previous * previous + c_noise * noise[k + 1], x0
+        return a.clamp(-bound, bound)
+
+    return Call(trunk, rows, shared, native_run, reference, *tolerances("bf16" if bf16 else "fp32", H))
+
+
+def mlp(rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int, K: int, clipped: bool) -> Call:
     trunk = Trunk(S + Z, H, A)
     randomise(trunk, rng)
     rows, shared = {"x": floats(rng, B, S + Z)}, {}
@@ -129,18 +185,26 @@ def mlp(rng: np.random.Generator, B: int, S: int, A: int, Z: int, H: int, N: int
         return mish_mlp(given["x"], trunk.first[:, 1:-1], given["init"], list(trunk.layers))
 
     def reference(trunk: Trunk, given: Inputs) -> Tensor:
-        rest = [part for layer in trunk.layers for part in (layer.weight, layer.bias)]
-        return mish_mlp_reference(given["x"], trunk.first[:, 1:-1], given["init"], rest)
+        return mish_mlp_reference(given["x"], trunk.first[:, 1:-1], given["init"], trunk.parts())
 
-    return Call(trunk, rows, shared, native_run, reference, *TOLERANCES["fp32"])
+    return Call(trunk, rows, shared, native_run, reference, *tolerances("fp32", H))
 
 
-TOLERANCES = {"fp32": (2e-5, 1e-4), "bf16": (2e-2, 5e-2)}
+def tolerances(precision: str, H: int) -> tuple[float, float]:
+    """Of results and of gradients. Between a few bfloat16 numbers nothing averages out."""
+    if precision == "fp32":
+        return 2e-5, 1e-4
+    return (2e-2, 5e-2) if H >= 64 else (0.1, 0.25)
+
+
 ENTRIES: dict[str, Callable[..., Call]] = {
     "chain": functools.partial(chain, precision="fp32"),
     "chain, bf16": functools.partial(chain, precision="bf16"),
+    "operator": functools.partial(operator, bf16=False),
+    "operator, bf16": functools.partial(operator, bf16=True),
     "mish_mlp": mlp,
 }
+NATIVE = ("operator", "operator, bf16", "mish_mlp")  # no part in torch, whose sums may depend on its own threads
 SIZES = {"B": (0, 70), "S": (0, 50), "A": (1, 40), "Z": (0, 40), "H": (1, 300), "N": (1, 60), "K": (1, 20)}
 # Too small for torch's own threads, which don't survive a fork, and large enough for ours.
 SMALL = {"B": (12, 40), "A": (1, 8), "H": (1, 100), "N": (1, 3), "K": (1, 5)}
@@ -148,14 +212,20 @@ WORK = 60_000_000  # multiply-adds: an example takes milliseconds
 
 
 @st.composite
-def calls(draw: st.DrawFn, entries: tuple[str, ...] = tuple(ENTRIES), **ranges: tuple[int, int]) -> Call:
+def calls(
+    draw: st.DrawFn, entries: tuple[str, ...] = tuple(ENTRIES), smooth: bool = False, **ranges: tuple[int, int]
+) -> Call:
+    """With `smooth`, a bfloat16 chain is short and has no clips: where rounding decides one, gradients jump."""
     sizes = {name: draw(st.integers(*bounds), label=name) for name, bounds in (SIZES | ranges).items()}
     while sizes["B"] * sizes["N"] * sizes["K"] * sizes["H"] * (2 * sizes["H"] + 80) > WORK:
         largest = max(("B", "N", "K"), key=lambda name: sizes[name])
         sizes[largest] = max(sizes[largest] // 2, ranges.get(largest, SIZES[largest])[0])
     entry = draw(st.sampled_from(entries), label="entry")
+    clipped = not (smooth and "bf16" in entry)
+    if not clipped:
+        sizes["K"] = min(sizes["K"], 5)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
-    return ENTRIES[entry](rng, **sizes)
+    return ENTRIES[entry](rng, **sizes, clipped=clipped)
 
 
 def examples(count: int) -> Any:
@@ -208,7 +278,7 @@ def strided(tensor: Tensor) -> Iterator[Tensor]:
     yield torch.empty(tensor.shape[::-1], dtype=tensor.dtype).permute(*reversed(range(tensor.ndim))).copy_(tensor)
 
 
-@examples(80)
+@examples(150)
 @given(call=calls(), isa=ISAS, threads=st.integers(1, 8))
 @torch.no_grad()
 def test_agrees_with_the_reference_in_float64(call: Call, isa: str, threads: int) -> None:
@@ -222,7 +292,7 @@ def test_agrees_with_the_reference_in_float64(call: Call, isa: str, threads: int
     assert distance(found, expected) <= max(call.tolerance, 4 * rounding)
 
 
-@examples(25)
+@examples(80)
 @given(call=calls(), isa=ISAS)
 @torch.no_grad()
 def test_layout_in_memory_does_not_matter(call: Call, isa: str) -> None:
@@ -234,7 +304,7 @@ def test_layout_in_memory_does_not_matter(call: Call, isa: str) -> None:
                 assert same(call(**{name: other}), expected), (name, other.stride(), other.storage_offset())
 
 
-@examples(15)
+@examples(40)
 @given(call=calls(B=(1, 70)), isa=ISAS)
 @torch.no_grad()
 def test_expanded_rows_are_those_rows(call: Call, isa: str) -> None:
@@ -244,7 +314,7 @@ def test_expanded_rows_are_those_rows(call: Call, isa: str) -> None:
             assert same(call(**{name: expanded}), call(**{name: expanded.clone()}))
 
 
-@examples(40)
+@examples(80)
 @given(call=calls(), isa=ISAS, threads=st.integers(2, 8), cuts=ROW_SPLITS)
 @torch.no_grad()
 def test_threads_and_the_split_of_the_batch_do_not_matter(call: Call, isa: str, threads: int, cuts: list[int]) -> None:
@@ -257,7 +327,7 @@ def test_threads_and_the_split_of_the_batch_do_not_matter(call: Call, isa: str, 
         assert same(torch.cat([*parts, expected[:0]]), expected)
 
 
-@examples(40)
+@examples(80)
 @given(call=calls(B=(1, 70)), isa=ISAS, data=st.data(), value=st.sampled_from([np.nan, np.inf, -np.inf, 1e38, 1e-42]))
 @torch.no_grad()
 def test_a_poisoned_row_stays_alone(call: Call, isa: str, data: st.DataObject, value: float) -> None:
@@ -295,8 +365,8 @@ def error(found: Tensor, expected: Tensor) -> float:
     return difference / size if size else float(difference > 0)
 
 
-@examples(60)
-@given(call=calls(), isa=ISAS, threads=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
+@examples(120)
+@given(call=calls(smooth=True), isa=ISAS, threads=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_gradients_agree_with_the_reference_in_float64(call: Call, isa: str, threads: int, seed: int) -> None:
     weights, inputs = double(call)
     with torch.no_grad():
@@ -306,15 +376,15 @@ def test_gradients_agree_with_the_reference_in_float64(call: Call, isa: str, thr
         found = gradients(call, call.run, call.weights, call.inputs, grad)
     expected = gradients(call, call.reference, weights, inputs, grad)
     theirs = gradients(call, call.reference, call.weights, call.inputs, grad)
+    # Where terms cancel, or rounding decides a clip, PyTorch's own in that precision are as far off.
+    bound = max(call.gradient_tolerance, *(4 * error(theirs[name], expected[name]) for name in found))
     for name, tensor in found.items():
         assert tensor.dtype == torch.float32
-        # Where terms cancel, or a clip is decided by rounding, PyTorch's own in that precision are as far off.
-        bound = max(call.gradient_tolerance, 4 * error(theirs[name], expected[name]))
         assert error(tensor, expected[name]) <= bound, name
 
 
-@examples(25)
-@given(call=calls(), isa=ISAS, threads=st.integers(2, 8), seed=st.integers(0, 2**32 - 1))
+@examples(80)
+@given(call=calls(entries=NATIVE), isa=ISAS, threads=st.integers(2, 8), seed=st.integers(0, 2**32 - 1))
 def test_native_gradients_do_not_depend_on_threads(call: Call, isa: str, threads: int, seed: int) -> None:
     with on(isa):
         grad = floats(np.random.default_rng(seed), *call().shape)
@@ -322,13 +392,10 @@ def test_native_gradients_do_not_depend_on_threads(call: Call, isa: str, threads
     with on(isa, threads):
         found = gradients(call, call.run, call.weights, call.inputs, grad)
     for name, tensor in found.items():
-        # These are computed in torch, whose own products may depend on its threads.
-        if isinstance(call.weights, NoiseMLP) and name.startswith(("time_mlp", "layers.0", "prompt")):
-            continue
         assert same(tensor, expected[name]), name
 
 
-@examples(6)
+@examples(12)
 @given(several=st.lists(calls(), min_size=2, max_size=5), isa=ISAS)
 def test_calls_from_several_python_threads(several: list[Call], isa: str) -> None:
     with on(isa, 3), torch.no_grad():
@@ -358,7 +425,7 @@ def test_calls_from_several_python_threads(several: list[Call], isa: str) -> Non
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 on: fork in a process with threads
 @pytest.mark.skipif(sys.platform != "linux", reason="fork")
-@examples(6)
+@examples(12)
 @given(before=calls(**SMALL), after=calls(**SMALL), isa=ISAS)
 @torch.no_grad()
 def test_a_forked_child_gets_the_same(before: Call, after: Call, isa: str) -> None:
