@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -179,6 +180,60 @@ def _chain_backward_cpu(grad: Tensor, tape: Tensor, *arguments: Any) -> list[Ten
     return gradients
 
 
+def _context(state: Tensor, state_weight: Tensor, init: Tensor) -> Tensor:
+    return F.linear(state, state_weight) + init
+
+
+def _chain_forward_cuda(
+    state: Tensor,
+    state_weight: Tensor,
+    init: Tensor,
+    time_rows: Tensor,
+    action_weight: Tensor,
+    trunk: Sequence[Tensor],
+    table: Tensor,
+    key: Tensor,
+    noise: Tensor | None,
+    start: float,
+    clip: float,
+    samples: int,
+    bf16: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    from llmdpd.kernels import reverse_diffusion as triton
+
+    context = _context(state, state_weight, init)
+    actions, chain = triton.forward(
+        context,
+        time_rows,
+        action_weight,
+        *trunk,
+        table,
+        key,
+        noise,
+        start=start,
+        clip=clip,
+        samples=samples,
+        bf16=bf16,
+        keep=keep,
+    )
+    return actions, chain
+
+
+def _chain_backward_cuda(grad: Tensor, chain: Tensor, *arguments: Any) -> list[Tensor]:
+    from llmdpd.kernels import reverse_diffusion as triton
+
+    state, state_weight, init, time_rows, action_weight, trunk, table = arguments[:7]
+    _, clip, samples, bf16, need_state = arguments[-5:]
+    context = _context(state, state_weight, init)
+    d_context, d_time_rows, d_action_weight, *d_trunk = triton.backward(
+        grad, context, time_rows, action_weight, *trunk, table, chain, clip=clip, samples=samples, bf16=bf16
+    )
+    d_state = d_context @ state_weight if need_state else state.new_empty(0)
+    d_init = d_context.sum(0) if init.ndim == 1 else d_context
+    return [d_state, d_context.t() @ state, d_init, d_time_rows, d_action_weight, *d_trunk]
+
+
 def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     state, state_weight, init, time_rows, action_weight, trunk, table, key, noise = inputs[:9]
     ctx.constants = inputs[9:13]
@@ -315,6 +370,8 @@ def _mlp_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
 
 _library.impl("reverse_diffusion", _chain_forward_cpu, "CPU")
 _library.impl("reverse_diffusion_backward", _chain_backward_cpu, "CPU")
+_library.impl("reverse_diffusion", _chain_forward_cuda, "CUDA")
+_library.impl("reverse_diffusion_backward", _chain_backward_cuda, "CUDA")
 _library.impl("mish_mlp", _mlp_forward_cpu, "CPU")
 _library.impl("mish_mlp_backward", _mlp_backward_cpu, "CPU")
 torch.library.register_autograd("llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library)

@@ -185,22 +185,25 @@ def _choose(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None, 
     """The backend to run: the one asked for, or for `auto` the fastest that can."""
     if backend == "reference":
         return backend
-    if backend == "triton":
-        raise BackendUnavailableError(triton_obstacle())
-    obstacle = _cpp_obstacle(net, state, prompt, noise)
+    name = backend if backend != "auto" else "triton" if state.is_cuda else "cpp"
+    obstacle = _obstacle(name, net, state, prompt, noise)
     if obstacle is None:
-        return "cpp"
-    if backend == "cpp":
-        raise BackendUnavailableError(f"the cpp backend cannot run: {obstacle}")
-    _log_once(triton_obstacle() if state.is_cuda else obstacle, logging.INFO)
+        return name
+    obstacle = f"the {name} backend cannot run: {obstacle}"
+    if backend != "auto":
+        raise BackendUnavailableError(obstacle)
+    _log_once(obstacle)
     return "reference"
 
 
-def _cpp_obstacle(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None) -> str | None:
-    if not native.available()[0]:
-        return native.available()[1]
-    if state.device.type != "cpu":
-        return f"tensors are on {state.device}, the C++ sampler runs on the CPU: move them there or use another backend"
+def _obstacle(name: str, net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None) -> str | None:
+    """Why a backend cannot run here, on these tensors; None where it can."""
+    missing = native.available()[1] if name == "cpp" else triton_obstacle()
+    if missing is not None:
+        return missing
+    device = "cpu" if name == "cpp" else "cuda"
+    if state.device.type != device:
+        return f"tensors are on {state.device}, and it runs on {device}: move them there or use another backend"
     if {state.dtype, prompt.dtype, net.layers[0].weight.dtype} != {torch.float32}:
         return "it takes float32 alone: use float32 tensors, or backend='reference'"
     if noise is not None and noise.requires_grad and torch.is_grad_enabled():
@@ -208,18 +211,22 @@ def _cpp_obstacle(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | 
     return None
 
 
-def triton_obstacle() -> str:
-    """Why the Triton backend cannot run here."""
+@torch.compiler.assume_constant_result
+def triton_obstacle() -> str | None:
+    """Why the Triton kernels cannot run here; None where they can."""
     try:
         from llmdpd import kernels
     except ImportError:
-        return "the triton backend cannot run: llmdpd.kernels is not here, llmdpd was never installed (pip install .)"
-    return f"the triton backend cannot run: {kernels.availability()[1]}"
+        return "llmdpd.kernels is not here, llmdpd was never installed (pip install .)"
+    available, reason = kernels.availability()
+    if available and kernels.interpreted():
+        return "TRITON_INTERPRET is set, which is for the kernels' own tests"
+    return None if available else reason
 
 
 @lru_cache(maxsize=64)
-def _log_once(obstacle: str | None, level: int) -> None:
-    _log.log(level, "reverse_diffusion runs on the reference backend: %s", obstacle)
+def _log_once(obstacle: str) -> None:
+    _log.info("reverse_diffusion runs on the reference backend: %s", obstacle)
 
 
 def _check(
