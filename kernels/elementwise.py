@@ -1,0 +1,30 @@
+"""Mish, its derivative, and the bound on actions."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def mish(x):
+    """x tanh(softplus(x)) = x n / (n + 2) with n = e^x (e^x + 2): one exponential and one division."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+@triton.jit
+def mish_and_slope(x):
+    """mish(x) and mish'(x) = n r + 4 x e (e + 1) r^2, with r = 1 / (n + 2)."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    n = e * (e + 2.0)
+    r = 1.0 / (n + 2.0)
+    ratio = n * r
+    return x * ratio, ratio + x * (4.0 * e * (e + 1.0) * r * r)
+
+
+@triton.jit
+def bounded(x, clip):
+    """x held to [-clip, clip]; NaN stays NaN."""
+    return tl.where(x > clip, clip, tl.where(x < -clip, -clip, x))

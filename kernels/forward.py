@@ -1,0 +1,91 @@
+"""The whole reverse chain of a tile of rows in one program. A row is one action of one state."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .elementwise import bounded, mish
+from .layers import first_layer, narrow, output_layer, product, transposed
+from .philox import normals
+
+
+@triton.jit
+def _epsilon(
+    a, context, time_row, action_weight, w2, b2, w3, b3, w4, b4, exchange, state, live,
+    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
+    wide, column = tl.arange(0, HP), tl.arange(0, AP)
+    z = tl.zeros([BM, HP], tl.float32)
+    for begin in range(0, H, BK):
+        inner = begin + tl.arange(0, BK)
+        h = mish(first_layer(context, time_row, action_weight, state, live, a, inner, H, AP, ACTION))
+        z = product(h.to(COMPUTE), transposed(w2, inner, wide, HP), z)
+    h2 = mish(z + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]).to(COMPUTE)
+    if not WHOLE:
+        tl.debug_barrier()  # the last step's reads are done
+        tl.store(exchange[:, None] + wide[None, :], h2)
+        tl.debug_barrier()
+    epsilon = tl.zeros([BM, AP], tl.float32)
+    for begin in range(0, H, BN):
+        outer = begin + tl.arange(0, BN)
+        z3 = narrow(h2, exchange, w3, outer, True, H, HP, BM, BK, BN, WHOLE)
+        h3 = mish(z3 + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :])
+        epsilon = output_layer(h3.to(COMPUTE), w4, outer, epsilon, HP, AP)
+    return epsilon + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
+
+
+@triton.jit
+def _draw(
+    noise, counter, k0, k1, number, place, held, count, BM: tl.constexpr, AP: tl.constexpr, GIVEN: tl.constexpr
+):  # fmt: skip
+    """Draw `number`, [BM, AP]: read where noise is given, else made."""
+    if GIVEN:
+        return tl.load(noise + count * number + place, mask=held, other=0.0)
+    else:
+        return normals(counter, number, k0, k1, BM, AP)
+
+
+@triton.jit(do_not_specialize=["rows", "steps"])
+def forward_kernel(
+    context, time_rows, action_weight, w2, b2, w3, b3, w4, b4, table, key, noise, actions, chain, scratch,
+    rows, steps, start, clip,
+    SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    KEYED: tl.constexpr, GIVEN: tl.constexpr, KEEP: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
+    ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """a_0 of rows program_id * BM and on; chain: a_K … a_0, the last before its bound."""
+    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    column = tl.arange(0, AP)
+    live = row < rows
+    state = row // SAMPLES
+    held = live[:, None] & (column < A)[None, :]
+    place, count = row[:, None] * A + column[None, :], rows.to(tl.int64) * A
+    seed = tl.load(key + state, mask=live, other=0) if KEYED else tl.load(key + tl.zeros([BM], tl.int32))
+    counter = (row % SAMPLES if KEYED else row).to(tl.uint32)[:, None]
+    k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32)[:, None], ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    exchange = scratch + row * HP
+
+    a = start * _draw(noise, counter, k0, k1, 0, place, held, count, BM, AP, GIVEN)
+    x0_previous = tl.zeros([BM, AP], tl.float32)
+    if KEEP:
+        tl.store(chain + place, a, mask=held)
+    for step in range(steps):
+        p, e = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
+        to_a, to_x0 = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
+        epsilon = _epsilon(
+            a, context, time_rows + step * H, action_weight, w2, b2, w3, b3, w4, b4, exchange, state, live,
+            H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
+        )  # fmt: skip
+        x0 = bounded(p * a + e * epsilon, clip)
+        a = to_a * a + to_x0 * x0 + tl.load(table + step * 6 + 4) * x0_previous
+        x0_previous = x0
+        spread = tl.load(table + step * 6 + 5)
+        if spread != 0.0:
+            a += spread * _draw(noise, counter, k0, k1, step + 1, place, held, count, BM, AP, GIVEN)
+        if KEEP:
+            tl.store(chain + count * (step + 1) + place, a, mask=held)
+    tl.store(actions + place, bounded(a, clip), mask=held)

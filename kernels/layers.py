@@ -1,0 +1,78 @@
+"""The two shapes of a hidden layer's product, and the first layer: what forward and backward are made of.
+
+A product of two H x H layers in a row goes once with its input cut in blocks of columns and its output whole (`widen`), and
+once with its input whole and its output cut (`narrow`): so that neither needs to cut up a tensor that is in registers.
+Weights are packed (see `pack.py`): [HP, HP], padded with zeros.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The interpreter multiplies the bit patterns of bfloat16 operands (triton 3.6 to 3.9). Exact products of the same rounded
+# numbers, added up in float32, are what tensor cores make too.
+_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def product(a, b, z):
+    """z + a b, accumulated in float32; operands in float32 are not rounded to tf32."""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), z, input_precision="ieee")
+    else:
+        return tl.dot(a, b, z, input_precision="ieee")
+
+
+@triton.jit
+def first_layer(
+    context, time_row, action_weight, state, live, a, inner, H: tl.constexpr, AP: tl.constexpr, ACTION: tl.constexpr
+):
+    """u + tau + W_a a, columns `inner`: float32 [BM, BK]. state: int64 [BM]; a: [BM, AP]."""
+    held = inner < H
+    u = tl.load(context + state[:, None] * H + inner[None, :], mask=live[:, None] & held[None, :], other=0.0)
+    tau = tl.load(time_row + inner, mask=held, other=0.0)
+    weight = tl.load(action_weight + inner[None, :] * AP + tl.arange(0, AP)[:, None])
+    return tl.dot(a, weight, u + tau[None, :], input_precision=ACTION)
+
+
+@triton.jit
+def transposed(weight, inner, outer, HP: tl.constexpr):
+    """The block W[outer, inner]^T of a packed matrix: [inner, outer]."""
+    return tl.load(weight + outer[None, :] * HP + inner[:, None])
+
+
+@triton.jit
+def straight(weight, inner, outer, HP: tl.constexpr):
+    """The block W[inner, outer] of a packed matrix."""
+    return tl.load(weight + inner[:, None] * HP + outer[None, :])
+
+
+@triton.jit
+def narrow(
+    h, exchange, weight, outer, TRANSPOSED: tl.constexpr,
+    H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """h W^T (or h W), columns `outer`: float32 [BM, BN].
+
+    WHOLE: h [BM, HP] is the operand. Otherwise it is read back BK columns at a time from `exchange` (pointers [BM]).
+    """
+    if WHOLE:
+        inner = tl.arange(0, HP)
+        block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
+        return product(h, block, tl.zeros([BM, BN], tl.float32))
+    else:
+        z = tl.zeros([BM, BN], tl.float32)
+        for begin in range(0, H, BK):
+            inner = begin + tl.arange(0, BK)
+            part = tl.load(exchange[:, None] + inner[None, :])
+            block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
+            z = product(part, block, z)
+        return z
+
+
+@triton.jit
+def output_layer(h, w4, outer, epsilon, HP: tl.constexpr, AP: tl.constexpr):
+    """epsilon [BM, AP] plus what the columns `outer` of h3, [BM, BN], give to it."""
+    weight = tl.load(w4 + tl.arange(0, AP)[None, :] * HP + outer[:, None])
+    return product(h, weight, epsilon)

@@ -1,0 +1,28 @@
+"""The network's weights as the kernels read them: in the compute precision, padded with zeros, rows aligned."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["wa_rows", "wa_columns", "w2_rows", "w3_rows", "w4_rows"])
+def pack_kernel(
+    action_weight, w2, w3, w4, packed, packed_actions,
+    wa_rows, wa_columns, w2_rows, w3_rows, w4_rows,
+    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+):  # fmt: skip
+    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]) and of W_a (`packed_actions`: [HP, AP]).
+
+    The `…_rows` are row strides; `wa_columns` is W_a's other one.
+    """
+    r = tl.program_id(0).to(tl.int64)
+    wide, column = tl.arange(0, HP), tl.arange(0, AP)
+    held = (wide < H) & (r < H)
+    kind = packed.dtype.element_ty
+    tl.store(packed + r * HP + wide, tl.load(w2 + r * w2_rows + wide, mask=held, other=0.0).to(kind))
+    tl.store(packed + (HP + r) * HP + wide, tl.load(w3 + r * w3_rows + wide, mask=held, other=0.0).to(kind))
+    last = tl.load(w4 + r * w4_rows + wide, mask=(wide < H) & (r < A), other=0.0).to(kind)
+    tl.store(packed + (2 * HP + r) * HP + wide, last, mask=(wide < HP) & (r < AP))
+    first = tl.load(action_weight + r * wa_rows + column * wa_columns, mask=(column < A) & (r < H), other=0.0)
+    tl.store(packed_actions + r * AP + column, first)

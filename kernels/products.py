@@ -1,0 +1,43 @@
+"""The weight gradients: one large matrix product each, over all rows and steps of a backward launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """cuBLAS products of float32 without tf32, whatever the process has set. A host setting: nothing is launched."""
+    backend = torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """x^T y of […, R, m] and […, R, n], accumulated and returned in float32."""
+    x = x.transpose(-1, -2)
+    if x.dtype == torch.float32:
+        with exact_float32():
+            return x @ y
+    if not x.is_cuda:  # the interpreter's: a product in bfloat16 with a result in float32 exists on CUDA alone
+        return x.float() @ y.float()
+    product = torch.bmm if x.ndim == 3 else torch.mm
+    return product(x, y, out_dtype=torch.float32)
+
+
+def weight_gradients(
+    hidden: Tensor, slopes: Tensor, taken: Tensor, d_out: Tensor, H: int, A: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dW_a [H, A], dW2, dW3 [H, H], dW4 [A, H] from what a backward launch kept (`reverse_diffusion.Kept`)."""
+    hidden, slopes = hidden.flatten(1, 2)[..., :H], slopes.flatten(1, 2)[..., :H]
+    taken, d_out = taken.flatten(0, 1)[:, :A], d_out.flatten(0, 1)[:, :A]
+    dw2, dw3 = _product(slopes[1:], hidden[:2])
+    return _product(slopes[0], taken), dw2, dw3, _product(d_out, hidden[2])
