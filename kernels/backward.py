@@ -10,8 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arithmetic import product, rounded
 from .elementwise import mish_and_slope
-from .layers import first_layer, narrow, output_layer, product, straight, transposed
+from .layers import first_layer, narrow, output_layer, straight, transposed
 
 
 @triton.jit
@@ -20,30 +21,30 @@ def _recompute(
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: pointers [BM] of layer 1."""
-    wide, column = tl.arange(0, HP), tl.arange(0, AP)
-    z = tl.zeros([BM, HP], tl.float32)
+    """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: of layer 1, the tile's first row."""
+    wide, column, own = tl.arange(0, HP), tl.arange(0, AP), tl.arange(0, BM)[:, None] * HP
+    z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
         z1 = first_layer(context, time_row, action_weight, state, live, a, inner, H, AP, ACTION)
         h1, slope = mish_and_slope(z1)
-        tl.store(hidden[:, None] + inner[None, :], h1.to(COMPUTE))
-        tl.store(slopes[:, None] + inner[None, :], slope.to(COMPUTE))
-        z = product(h1.to(COMPUTE), transposed(w2, inner, wide, HP), z)
-    h2, slope = mish_and_slope(z + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :])
-    h2 = h2.to(COMPUTE)
-    tl.store((hidden + layer)[:, None] + wide[None, :], h2)
-    tl.store((slopes + layer)[:, None] + wide[None, :], slope.to(COMPUTE))
+        tl.store(hidden + own + inner[None, :], rounded(h1, COMPUTE))
+        tl.store(slopes + own + inner[None, :], rounded(slope, COMPUTE))
+        z = product(rounded(h1, COMPUTE), transposed(w2, inner, wide, HP), z)
+    h2, slope2 = mish_and_slope(z)
+    h2 = rounded(h2, COMPUTE)
+    tl.store(hidden + layer + own + wide[None, :], h2)
+    tl.store(slopes + layer + own + wide[None, :], rounded(slope2, COMPUTE))
     if not WHOLE:
         tl.debug_barrier()
     epsilon = tl.zeros([BM, AP], tl.float32)
     for begin in range(0, H, BN):
         outer = begin + tl.arange(0, BN)
-        z3 = narrow(h2, hidden + layer, w3, outer, True, H, HP, BM, BK, BN, WHOLE)
-        h3, slope = mish_and_slope(z3 + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :])
-        tl.store((hidden + 2 * layer)[:, None] + outer[None, :], h3.to(COMPUTE))
-        tl.store((slopes + 2 * layer)[:, None] + outer[None, :], slope.to(COMPUTE))
-        epsilon = output_layer(h3.to(COMPUTE), w4, outer, epsilon, HP, AP)
+        z3 = tl.zeros([BM, BN], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :]
+        h3, slope = mish_and_slope(narrow(h2, hidden + layer, w3, outer, z3, True, H, HP, BM, BK, WHOLE))
+        tl.store(hidden + 2 * layer + own + outer[None, :], rounded(h3, COMPUTE))
+        tl.store(slopes + 2 * layer + own + outer[None, :], rounded(slope, COMPUTE))
+        epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
     tl.debug_barrier()
     return epsilon + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
@@ -55,35 +56,37 @@ def _propagate(
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """W_a^T dz1 [BM, AP]; dz takes the place of mish', its sums over the tile's rows go to `sums` [3, HP]."""
-    wide, column = tl.arange(0, HP), tl.arange(0, AP)
+    wide, column, own = tl.arange(0, HP), tl.arange(0, AP), tl.arange(0, BM)[:, None] * HP
     d_h2 = tl.zeros([BM, HP], tl.float32)
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
         d_h3 = product(d_epsilon, straight(w4, column, inner, HP), tl.zeros([BM, BK], tl.float32))
-        place = (slopes + 2 * layer)[:, None] + inner[None, :]
+        place = slopes + 2 * layer + own + inner[None, :]
         dz3 = d_h3 * tl.load(place).to(tl.float32)
-        tl.store(place, dz3.to(COMPUTE))
+        tl.store(place, rounded(dz3, COMPUTE))
         tl.store(sums + 2 * HP + inner, tl.sum(dz3, axis=0))
-        d_h2 = product(dz3.to(COMPUTE), straight(w3, inner, wide, HP), d_h2)
-    place = (slopes + layer)[:, None] + wide[None, :]
-    dz2 = d_h2 * tl.load(place).to(tl.float32)
+        d_h2 = product(rounded(dz3, COMPUTE), straight(w3, inner, wide, HP), d_h2)
+    whole = slopes + layer + own + wide[None, :]
+    dz2 = d_h2 * tl.load(whole).to(tl.float32)
     tl.store(sums + HP + wide, tl.sum(dz2, axis=0))
-    dz2 = dz2.to(COMPUTE)
-    tl.store(place, dz2)
+    dz2 = rounded(dz2, COMPUTE)
+    tl.store(whole, dz2)
     if not WHOLE:
         tl.debug_barrier()
     d_a = tl.zeros([BM, AP], tl.float32)
     for begin in range(0, H, BN):
         outer = begin + tl.arange(0, BN)
-        d_h1 = narrow(dz2, slopes + layer, w2, outer, False, H, HP, BM, BK, BN, WHOLE)
-        place = slopes[:, None] + outer[None, :]
-        dz1 = d_h1 * tl.load(place).to(tl.float32)
-        tl.store(place, dz1.to(COMPUTE))
+        d_h1 = tl.zeros([BM, BN], tl.float32)
+        d_h1 = narrow(dz2, slopes + layer, w2, outer, d_h1, False, H, HP, BM, BK, WHOLE)
+        part = slopes + own + outer[None, :]
+        dz1 = d_h1 * tl.load(part).to(tl.float32)
+        tl.store(part, rounded(dz1, COMPUTE))
         tl.store(sums + outer, tl.sum(dz1, axis=0))
         d_a = tl.dot(dz1, straight(action_weight, outer, column, AP), d_a, input_precision=ACTION)
         held = live[:, None] & (outer < H)[None, :]
-        total = d_context[:, None] + outer[None, :]
-        before = tl.load(total, mask=held & (back > 0), other=0.0)
+        total = d_context + tl.arange(0, BM)[:, None] * H + outer[None, :]
+        again = tl.zeros([BN], tl.int32) + back > 0  # the last step comes first, and finds nothing there
+        before = tl.load(total, mask=held & again[None, :], other=0.0)
         tl.store(total, before + dz1, mask=held)
     return d_a
 
@@ -102,15 +105,17 @@ def backward_kernel(
     hidden, slopes: [3, K, padded, HP]; taken (the actions) and d_out (d epsilon): [K, padded, AP]: of this launch's rows.
     sums: [tiles, K, 3, HP], out_sums: [tiles, K, AP], d_context: [rows, H]: of all rows.
     """
-    local = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    row = begin + local
-    tile = begin // BM + tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, AP)
-    live = row < rows
-    state = row // SAMPLES
+    local, column = tl.arange(0, BM), tl.arange(0, AP)
+    here = tl.program_id(0).to(tl.int64) * BM
+    row = begin + here
+    tile = row // BM
+    live = local < rows - row
     held = live[:, None] & (column < A)[None, :]
-    place, count = row[:, None] * A + column[None, :], rows.to(tl.int64) * A
+    place, count = local[:, None] * A + column[None, :], rows.to(tl.int64) * A
+    grad_actions, chain, d_context = grad_actions + row * A, chain + row * A, d_context + row * H
+    state, context = ((row % SAMPLES).to(tl.int32) + local) // SAMPLES, context + (row // SAMPLES) * H
     layer = padded.to(tl.int64) * HP * steps
+    small = local[:, None] * AP + column[None, :]
 
     g = tl.load(grad_actions + place, mask=held, other=0.0)
     g = tl.where(tl.abs(tl.load(chain + count * steps + place, mask=held, other=0.0)) <= clip, g, 0.0)
@@ -120,22 +125,21 @@ def backward_kernel(
         p, e = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
         to_a, to_x0 = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         a = tl.load(chain + count * step + place, mask=held, other=0.0)
-        here = local + padded.to(tl.int64) * step
+        at = here + padded.to(tl.int64) * step
         epsilon = _recompute(
             a, context, time_rows + step * H, action_weight, w2, b2, w3, b3, w4, b4,
-            hidden + here * HP, slopes + here * HP, layer, state, live,
+            hidden + at * HP, slopes + at * HP, layer, state, live,
             H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
         d_pre = tl.where(tl.abs(p * a + e * epsilon) <= clip, to_x0 * g + carry, 0.0)
         carry = tl.load(table + step * 6 + 4) * g
         d_epsilon = e * d_pre
-        small = here[:, None] * AP + column[None, :]
-        tl.store(taken + small, a.to(COMPUTE))
-        tl.store(d_out + small, d_epsilon.to(COMPUTE))
+        tl.store(taken + at * AP + small, rounded(a, COMPUTE))
+        tl.store(d_out + at * AP + small, rounded(d_epsilon, COMPUTE))
         tl.store(out_sums + (tile * steps + step) * AP + column, tl.sum(d_epsilon, axis=0))
         d_a = _propagate(
-            d_epsilon.to(COMPUTE), action_weight, w2, w3, w4, slopes + here * HP, layer,
-            sums + (tile * steps + step) * 3 * HP, d_context + row * H, live, back,
+            rounded(d_epsilon, COMPUTE), action_weight, w2, w3, w4, slopes + at * HP, layer,
+            sums + (tile * steps + step) * 3 * HP, d_context, live, back,
             H, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
         g = to_a * g + p * d_pre + d_a

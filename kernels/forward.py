@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arithmetic import product, rounded
 from .elementwise import bounded, mish
-from .layers import first_layer, narrow, output_layer, product, transposed
+from .layers import first_layer, narrow, output_layer, transposed
 from .philox import normals
 
 
@@ -18,22 +19,22 @@ def _epsilon(
 ):  # fmt: skip
     """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
     wide, column = tl.arange(0, HP), tl.arange(0, AP)
-    z = tl.zeros([BM, HP], tl.float32)
+    z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
         h = mish(first_layer(context, time_row, action_weight, state, live, a, inner, H, AP, ACTION))
-        z = product(h.to(COMPUTE), transposed(w2, inner, wide, HP), z)
-    h2 = mish(z + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]).to(COMPUTE)
+        z = product(rounded(h, COMPUTE), transposed(w2, inner, wide, HP), z)
+    h2 = rounded(mish(z), COMPUTE)
     if not WHOLE:
         tl.debug_barrier()  # the last step's reads are done
-        tl.store(exchange[:, None] + wide[None, :], h2)
+        tl.store(exchange + tl.arange(0, BM)[:, None] * HP + wide[None, :], h2)
         tl.debug_barrier()
     epsilon = tl.zeros([BM, AP], tl.float32)
     for begin in range(0, H, BN):
         outer = begin + tl.arange(0, BN)
-        z3 = narrow(h2, exchange, w3, outer, True, H, HP, BM, BK, BN, WHOLE)
-        h3 = mish(z3 + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :])
-        epsilon = output_layer(h3.to(COMPUTE), w4, outer, epsilon, HP, AP)
+        z3 = tl.zeros([BM, BN], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :]
+        h3 = mish(narrow(h2, exchange, w3, outer, z3, True, H, HP, BM, BK, WHOLE))
+        epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
     return epsilon + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
 
@@ -58,16 +59,22 @@ def forward_kernel(
     ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """a_0 of rows program_id * BM and on; chain: a_K … a_0, the last before its bound."""
-    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    column = tl.arange(0, AP)
-    live = row < rows
-    state = row // SAMPLES
+    begin = tl.program_id(0).to(tl.int64) * BM
+    local, column = tl.arange(0, BM), tl.arange(0, AP)
+    live = local < rows - begin
     held = live[:, None] & (column < A)[None, :]
-    place, count = row[:, None] * A + column[None, :], rows.to(tl.int64) * A
-    seed = tl.load(key + state, mask=live, other=0) if KEYED else tl.load(key + tl.zeros([BM], tl.int32))
-    counter = (row % SAMPLES if KEYED else row).to(tl.uint32)[:, None]
+    # Pointers are a program's own begin plus a small offset: one register each, not two.
+    place, count = local[:, None] * A + column[None, :], rows.to(tl.int64) * A
+    noise, actions, chain = noise + begin * A if GIVEN else noise, actions + begin * A, chain + begin * A
+    first, sample = begin // SAMPLES, (begin % SAMPLES).to(tl.int32) + local
+    state, context, exchange = sample // SAMPLES, context + first * H, scratch + begin * HP
+    if KEYED:
+        seed = tl.load(key + first + state, mask=live, other=0)
+        counter = (sample % SAMPLES).to(tl.uint32)[:, None]
+    else:
+        seed = tl.load(key + tl.zeros([BM], tl.int32))
+        counter = (begin + local).to(tl.uint32)[:, None]
     k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32)[:, None], ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
-    exchange = scratch + row * HP
 
     a = start * _draw(noise, counter, k0, k1, 0, place, held, count, BM, AP, GIVEN)
     x0_previous = tl.zeros([BM, AP], tl.float32)

@@ -22,12 +22,17 @@ class Launch:
     constants: dict[str, Any]
     warps: int
     stages: int
+    registers: int | None = None
 
     def run(self) -> None:
         if self.programs:
             self.kernel[(self.programs,)](
-                *self.arguments.values(), **self.constants, num_warps=self.warps, num_stages=self.stages
+                *self.arguments.values(), **self.constants, **self._options()
             )
+
+    def _options(self) -> dict[str, Any]:
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
     def compile(self, capability: int) -> Any:
         """The compiled kernel for a device of compute capability 10 x major + minor. Needs no device."""
@@ -47,5 +52,4 @@ class Launch:
         names = {name: index for index, name in enumerate(self.kernel.arg_names)}
         fixed = {(names[name],): value for name, value in constants.items()}
         source = ASTSource(self.kernel, {name: signature[name] for name in names}, fixed, attributes)
-        options = {"num_warps": self.warps, "num_stages": self.stages}
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self._options())

@@ -10,25 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The interpreter multiplies the bit patterns of bfloat16 operands (triton 3.6 to 3.9). Exact products of the same rounded
-# numbers, added up in float32, are what tensor cores make too.
-_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-
-@triton.jit
-def product(a, b, z):
-    """z + a b, accumulated in float32; operands in float32 are not rounded to tf32."""
-    if _INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), z, input_precision="ieee")
-    else:
-        return tl.dot(a, b, z, input_precision="ieee")
+from .arithmetic import product
 
 
 @triton.jit
 def first_layer(
     context, time_row, action_weight, state, live, a, inner, H: tl.constexpr, AP: tl.constexpr, ACTION: tl.constexpr
 ):
-    """u + tau + W_a a, columns `inner`: float32 [BM, BK]. state: int64 [BM]; a: [BM, AP]."""
+    """u + tau + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP]."""
     held = inner < H
     u = tl.load(context + state[:, None] * H + inner[None, :], mask=live[:, None] & held[None, :], other=0.0)
     tau = tl.load(time_row + inner, mask=held, other=0.0)
@@ -50,22 +39,21 @@ def straight(weight, inner, outer, HP: tl.constexpr):
 
 @triton.jit
 def narrow(
-    h, exchange, weight, outer, TRANSPOSED: tl.constexpr,
-    H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
+    h, exchange, weight, outer, z, TRANSPOSED: tl.constexpr,
+    H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """h W^T (or h W), columns `outer`: float32 [BM, BN].
+    """z + h W^T (or h W), columns `outer`: float32 [BM, BN].
 
-    WHOLE: h [BM, HP] is the operand. Otherwise it is read back BK columns at a time from `exchange` (pointers [BM]).
+    WHOLE: h [BM, HP] is the operand. Otherwise it is read back BK columns at a time from `exchange`, [BM, HP].
     """
     if WHOLE:
         inner = tl.arange(0, HP)
         block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
-        return product(h, block, tl.zeros([BM, BN], tl.float32))
+        return product(h, block, z)
     else:
-        z = tl.zeros([BM, BN], tl.float32)
         for begin in range(0, H, BK):
             inner = begin + tl.arange(0, BK)
-            part = tl.load(exchange[:, None] + inner[None, :])
+            part = tl.load(exchange + tl.arange(0, BM)[:, None] * HP + inner[None, :])
             block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
             z = product(part, block, z)
         return z

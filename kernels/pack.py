@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arithmetic import rounded
+
 
 @triton.jit(do_not_specialize=["wa_rows", "wa_columns", "w2_rows", "w3_rows", "w4_rows"])
 def pack_kernel(
@@ -18,11 +20,12 @@ def pack_kernel(
     """
     r = tl.program_id(0).to(tl.int64)
     wide, column = tl.arange(0, HP), tl.arange(0, AP)
-    held = (wide < H) & (r < H)
-    kind = packed.dtype.element_ty
-    tl.store(packed + r * HP + wide, tl.load(w2 + r * w2_rows + wide, mask=held, other=0.0).to(kind))
-    tl.store(packed + (HP + r) * HP + wide, tl.load(w3 + r * w3_rows + wide, mask=held, other=0.0).to(kind))
-    last = tl.load(w4 + r * w4_rows + wide, mask=(wide < H) & (r < A), other=0.0).to(kind)
-    tl.store(packed + (2 * HP + r) * HP + wide, last, mask=(wide < HP) & (r < AP))
-    first = tl.load(action_weight + r * wa_rows + column * wa_columns, mask=(column < A) & (r < H), other=0.0)
+    row = r + tl.zeros([HP], tl.int64)
+    held = (wide < H) & (row < H)
+    kind: tl.constexpr = packed.dtype.element_ty
+    tl.store(packed + r * HP + wide, rounded(tl.load(w2 + r * w2_rows + wide, mask=held, other=0.0), kind))
+    tl.store(packed + (HP + r) * HP + wide, rounded(tl.load(w3 + r * w3_rows + wide, mask=held, other=0.0), kind))
+    last = rounded(tl.load(w4 + r * w4_rows + wide, mask=(wide < H) & (row < A), other=0.0), kind)
+    tl.store(packed + (2 * HP + r) * HP + wide, last, mask=row < AP)
+    first = tl.load(action_weight + r * wa_rows + column * wa_columns, mask=(column < A) & (r + tl.zeros([AP], tl.int64) < H), other=0.0)
     tl.store(packed_actions + r * AP + column, first)
