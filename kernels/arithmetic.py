@@ -30,3 +30,16 @@ def product(a, b, z):
         return tl.dot(a.to(tl.float32), b.to(tl.float32), z, input_precision="ieee")
     else:
         return tl.dot(a, b, z, input_precision="ieee")
+
+
+@triton.jit
+def fresh_zero():
+    """Zero, but the compiler can't know: an index that it is part of is computed where it stands.
+
+    Otherwise every address of every product is computed once before the chain's loop and kept in registers, which overflow.
+    """
+    if INTERPRETED:
+        return 0
+    else:
+        zero = tl.inline_asm_elementwise("mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+        return tl.multiple_of(zero, 512)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import product, rounded
+from .arithmetic import fresh_zero, product, rounded
 from .elementwise import mish_and_slope
-from .layers import first_layer, narrow, output_layer, straight, transposed
+from .layers import columns, first_layer, narrow, output_layer, straight, transposed
 
 
 @triton.jit
@@ -22,11 +22,13 @@ def _recompute(
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: of layer 1, the tile's first row."""
-    wide, column, own = tl.arange(0, HP), tl.arange(0, AP), tl.arange(0, BM)[:, None] * HP
+    zero = fresh_zero()
+    wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
+    parts = columns(a, A, AP)
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
-        inner = begin + tl.arange(0, BK)
-        z1 = first_layer(context, time_row, action_weight, state, live, a, inner, H, AP, ACTION)
+        inner = zero + begin + tl.arange(0, BK)
+        z1 = first_layer(context, time_row, action_weight, state, live, a, parts, inner, H, A, HP, AP, ACTION)
         h1, slope = mish_and_slope(z1)
         tl.store(hidden + own + inner[None, :], rounded(h1, COMPUTE))
         tl.store(slopes + own + inner[None, :], rounded(slope, COMPUTE))
@@ -38,10 +40,12 @@ def _recompute(
     if not WHOLE:
         tl.debug_barrier()
     epsilon = tl.zeros([BM, AP], tl.float32)
+    zero = fresh_zero()
+    own = (zero + tl.arange(0, BM))[:, None] * HP
     for begin in range(0, H, BN):
-        outer = begin + tl.arange(0, BN)
+        outer = zero + begin + tl.arange(0, BN)
         z3 = tl.zeros([BM, BN], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :]
-        h3, slope = mish_and_slope(narrow(h2, hidden + layer, w3, outer, z3, True, H, HP, BM, BK, WHOLE))
+        h3, slope = mish_and_slope(narrow(h2, hidden + layer, w3, zero, outer, z3, True, H, HP, BM, BK, WHOLE))
         tl.store(hidden + 2 * layer + own + outer[None, :], rounded(h3, COMPUTE))
         tl.store(slopes + 2 * layer + own + outer[None, :], rounded(slope, COMPUTE))
         epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
@@ -56,10 +60,11 @@ def _propagate(
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """W_a^T dz1 [BM, AP]; dz takes the place of mish', its sums over the tile's rows go to `sums` [3, HP]."""
-    wide, column, own = tl.arange(0, HP), tl.arange(0, AP), tl.arange(0, BM)[:, None] * HP
+    zero = fresh_zero()
+    wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
     d_h2 = tl.zeros([BM, HP], tl.float32)
     for begin in range(0, H, BK):
-        inner = begin + tl.arange(0, BK)
+        inner = zero + begin + tl.arange(0, BK)
         d_h3 = product(d_epsilon, straight(w4, column, inner, HP), tl.zeros([BM, BK], tl.float32))
         place = slopes + 2 * layer + own + inner[None, :]
         dz3 = d_h3 * tl.load(place).to(tl.float32)
@@ -74,17 +79,19 @@ def _propagate(
     if not WHOLE:
         tl.debug_barrier()
     d_a = tl.zeros([BM, AP], tl.float32)
+    zero = fresh_zero()
+    own = (zero + tl.arange(0, BM))[:, None] * HP
     for begin in range(0, H, BN):
-        outer = begin + tl.arange(0, BN)
+        outer = zero + begin + tl.arange(0, BN)
         d_h1 = tl.zeros([BM, BN], tl.float32)
-        d_h1 = narrow(dz2, slopes + layer, w2, outer, d_h1, False, H, HP, BM, BK, WHOLE)
+        d_h1 = narrow(dz2, slopes + layer, w2, zero, outer, d_h1, False, H, HP, BM, BK, WHOLE)
         part = slopes + own + outer[None, :]
         dz1 = d_h1 * tl.load(part).to(tl.float32)
         tl.store(part, rounded(dz1, COMPUTE))
         tl.store(sums + outer, tl.sum(dz1, axis=0))
-        d_a = tl.dot(dz1, straight(action_weight, outer, column, AP), d_a, input_precision=ACTION)
+        d_a = tl.dot(dz1, transposed(action_weight, outer, column, HP), d_a, input_precision=ACTION)
         held = live[:, None] & (outer < H)[None, :]
-        total = d_context + tl.arange(0, BM)[:, None] * H + outer[None, :]
+        total = d_context + (zero + tl.arange(0, BM))[:, None] * H + outer[None, :]
         again = tl.zeros([BN], tl.int32) + back > 0  # the last step comes first, and finds nothing there
         before = tl.load(total, mask=held & again[None, :], other=0.0)
         tl.store(total, before + dz1, mask=held)
@@ -115,7 +122,6 @@ def backward_kernel(
     grad_actions, chain, d_context = grad_actions + row * A, chain + row * A, d_context + row * H
     state, context = ((row % SAMPLES).to(tl.int32) + local) // SAMPLES, context + (row // SAMPLES) * H
     layer = padded.to(tl.int64) * HP * steps
-    small = local[:, None] * AP + column[None, :]
 
     g = tl.load(grad_actions + place, mask=held, other=0.0)
     g = tl.where(tl.abs(tl.load(chain + count * steps + place, mask=held, other=0.0)) <= clip, g, 0.0)
@@ -124,7 +130,7 @@ def backward_kernel(
         step = steps - 1 - back
         p, e = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
         to_a, to_x0 = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
-        a = tl.load(chain + count * step + place, mask=held, other=0.0)
+        a = tl.load(chain + count * step + fresh_zero() + place, mask=held, other=0.0)
         at = here + padded.to(tl.int64) * step
         epsilon = _recompute(
             a, context, time_rows + step * H, action_weight, w2, b2, w3, b3, w4, b4,
@@ -134,6 +140,7 @@ def backward_kernel(
         d_pre = tl.where(tl.abs(p * a + e * epsilon) <= clip, to_x0 * g + carry, 0.0)
         carry = tl.load(table + step * 6 + 4) * g
         d_epsilon = e * d_pre
+        small = (fresh_zero() + local)[:, None] * AP + column[None, :]
         tl.store(taken + at * AP + small, rounded(a, COMPUTE))
         tl.store(d_out + at * AP + small, rounded(d_epsilon, COMPUTE))
         tl.store(out_sums + (tile * steps + step) * AP + column, tl.sum(d_epsilon, axis=0))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import product, rounded
+from .arithmetic import fresh_zero, product, rounded
 from .elementwise import bounded, mish
-from .layers import first_layer, narrow, output_layer, transposed
+from .layers import columns, first_layer, narrow, output_layer, transposed
 from .philox import normals
 
 
@@ -18,11 +18,13 @@ def _epsilon(
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
-    wide, column = tl.arange(0, HP), tl.arange(0, AP)
+    zero = fresh_zero()
+    wide, column = zero + tl.arange(0, HP), tl.arange(0, AP)
+    parts = columns(a, A, AP)
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
-        h = mish(first_layer(context, time_row, action_weight, state, live, a, inner, H, AP, ACTION))
+        h = mish(first_layer(context, time_row, action_weight, state, live, a, parts, inner, H, A, HP, AP, ACTION))
         z = product(rounded(h, COMPUTE), transposed(w2, inner, wide, HP), z)
     h2 = rounded(mish(z), COMPUTE)
     if not WHOLE:
@@ -30,23 +32,31 @@ def _epsilon(
         tl.store(exchange + tl.arange(0, BM)[:, None] * HP + wide[None, :], h2)
         tl.debug_barrier()
     epsilon = tl.zeros([BM, AP], tl.float32)
+    zero = fresh_zero()
     for begin in range(0, H, BN):
-        outer = begin + tl.arange(0, BN)
+        outer = zero + begin + tl.arange(0, BN)
         z3 = tl.zeros([BM, BN], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :]
-        h3 = mish(narrow(h2, exchange, w3, outer, z3, True, H, HP, BM, BK, WHOLE))
+        h3 = mish(narrow(h2, exchange, w3, zero, outer, z3, True, H, HP, BM, BK, WHOLE))
         epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
     return epsilon + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
 
 @triton.jit
 def _draw(
-    noise, counter, k0, k1, number, place, held, count, BM: tl.constexpr, AP: tl.constexpr, GIVEN: tl.constexpr
+    noise, key, counter, state, live, number, place, held, count,
+    BM: tl.constexpr, AP: tl.constexpr, KEYED: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Draw `number`, [BM, AP]: read where noise is given, else made."""
+    zero = fresh_zero()
     if GIVEN:
-        return tl.load(noise + count * number + place, mask=held, other=0.0)
+        return tl.load(noise + count * number + place + zero, mask=held, other=0.0)
     else:
-        return normals(counter, number, k0, k1, BM, AP)
+        if KEYED:
+            seed = tl.load(key + state + zero, mask=live, other=0)
+        else:
+            seed = tl.load(key + zero + tl.zeros([BM], tl.int32))
+        k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+        return normals((counter + zero).to(tl.uint32)[:, None], number, k0[:, None], k1[:, None], BM, AP)
 
 
 @triton.jit(do_not_specialize=["rows", "steps"])
@@ -68,16 +78,11 @@ def forward_kernel(
     noise, actions, chain = noise + begin * A if GIVEN else noise, actions + begin * A, chain + begin * A
     first, sample = begin // SAMPLES, (begin % SAMPLES).to(tl.int32) + local
     state, context, exchange = sample // SAMPLES, context + first * H, scratch + begin * HP
-    if KEYED:
-        seed = tl.load(key + first + state, mask=live, other=0)
-        counter = (sample % SAMPLES).to(tl.uint32)[:, None]
-    else:
-        seed = tl.load(key + tl.zeros([BM], tl.int32))
-        counter = (begin + local).to(tl.uint32)[:, None]
-    k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32)[:, None], ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    key = key + first if KEYED else key
+    counter = sample % SAMPLES if KEYED else begin.to(tl.int32) + local
 
-    a = start * _draw(noise, counter, k0, k1, 0, place, held, count, BM, AP, GIVEN)
-    x0_previous = tl.zeros([BM, AP], tl.float32)
+    a = start * _draw(noise, key, counter, state, live, 0, place, held, count, BM, AP, KEYED, GIVEN)
+    tl.store(actions + place, tl.zeros([BM, AP], tl.float32), mask=held)
     if KEEP:
         tl.store(chain + place, a, mask=held)
     for step in range(steps):
@@ -88,11 +93,16 @@ def forward_kernel(
             H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
         x0 = bounded(p * a + e * epsilon, clip)
+        # The x0 before this one waits in memory: a tile of 64 rows has no register to spare meanwhile.
+        tl.debug_barrier()
+        x0_previous = tl.load(actions + fresh_zero() + place, mask=held, other=0.0)
         a = to_a * a + to_x0 * x0 + tl.load(table + step * 6 + 4) * x0_previous
-        x0_previous = x0
+        tl.store(actions + fresh_zero() + place, x0, mask=held)
         spread = tl.load(table + step * 6 + 5)
         if spread != 0.0:
-            a += spread * _draw(noise, counter, k0, k1, step + 1, place, held, count, BM, AP, GIVEN)
+            a += spread * _draw(
+                noise, key, counter, state, live, step + 1, place, held, count, BM, AP, KEYED, GIVEN
+            )  # fmt: skip
         if KEEP:
-            tl.store(chain + count * (step + 1) + place, a, mask=held)
+            tl.store(chain + count * (step + 1) + fresh_zero() + place, a, mask=held)
     tl.store(actions + place, bounded(a, clip), mask=held)

@@ -12,17 +12,38 @@ import triton.language as tl
 
 from .arithmetic import product
 
+FEW = tl.constexpr(8)
+
+
+@triton.jit
+def columns(a, A: tl.constexpr, AP: tl.constexpr):
+    """The columns of a [BM, AP] as A vectors [BM], where they are few: then W_a a is a few multiply-adds an element."""
+    found = ()
+    if A <= FEW:
+        for j in tl.static_range(A):
+            found = found + (tl.sum(tl.where(tl.arange(0, AP)[None, :] == j, a, 0.0), axis=1),)  # noqa: RUF005
+    return found
+
 
 @triton.jit
 def first_layer(
-    context, time_row, action_weight, state, live, a, inner, H: tl.constexpr, AP: tl.constexpr, ACTION: tl.constexpr
-):
-    """u + tau + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP]."""
+    context, time_row, action_weight, state, live, a, parts, inner,
+    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr, ACTION: tl.constexpr,
+):  # fmt: skip
+    """u + tau + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP], and its `columns`.
+
+    action_weight is packed: W_a^T, [AP, HP].
+    """
     held = inner < H
     u = tl.load(context + state[:, None] * H + inner[None, :], mask=live[:, None] & held[None, :], other=0.0)
-    tau = tl.load(time_row + inner, mask=held, other=0.0)
-    weight = tl.load(action_weight + inner[None, :] * AP + tl.arange(0, AP)[:, None])
-    return tl.dot(a, weight, u + tau[None, :], input_precision=ACTION)
+    z = u + tl.load(time_row + inner, mask=held, other=0.0)[None, :]
+    if A <= FEW:
+        for j in tl.static_range(A):
+            z += parts[j][:, None] * tl.load(action_weight + j * HP + inner)[None, :]
+        return z
+    else:
+        weight = tl.load(action_weight + tl.arange(0, AP)[:, None] * HP + inner[None, :])
+        return tl.dot(a, weight, z, input_precision=ACTION)
 
 
 @triton.jit
@@ -39,7 +60,7 @@ def straight(weight, inner, outer, HP: tl.constexpr):
 
 @triton.jit
 def narrow(
-    h, exchange, weight, outer, z, TRANSPOSED: tl.constexpr,
+    h, exchange, weight, zero, outer, z, TRANSPOSED: tl.constexpr,
     H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """z + h W^T (or h W), columns `outer`: float32 [BM, BN].
@@ -47,12 +68,12 @@ def narrow(
     WHOLE: h [BM, HP] is the operand. Otherwise it is read back BK columns at a time from `exchange`, [BM, HP].
     """
     if WHOLE:
-        inner = tl.arange(0, HP)
+        inner = zero + tl.arange(0, HP)
         block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
         return product(h, block, z)
     else:
         for begin in range(0, H, BK):
-            inner = begin + tl.arange(0, BK)
+            inner = zero + begin + tl.arange(0, BK)
             part = tl.load(exchange + tl.arange(0, BM)[:, None] * HP + inner[None, :])
             block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
             z = product(part, block, z)

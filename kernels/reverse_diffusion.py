@@ -35,11 +35,11 @@ def _precisions(bf16: bool) -> dict[str, Any]:
 
 
 def pack(action_weight: Tensor, w2: Tensor, w3: Tensor, w4: Tensor, bf16: bool) -> tuple[Launch, Tensor, Tensor]:
-    """The launch that fills the two packed tensors: w2, w3, w4 as [2 HP + AP, HP], and W_a as [HP, AP] in float32."""
+    """The launch that fills the two packed tensors: w2, w3, w4 as [2 HP + AP, HP], and W_a^T as [AP, HP] in float32."""
     H, A = action_weight.shape
     HP, AP = padded_width(H), padded_actions(A)
     packed = torch.empty(2 * HP + AP, HP, dtype=_compute(bf16), device=w2.device)
-    packed_actions = torch.empty(HP, AP, dtype=torch.float32, device=w2.device)
+    packed_actions = torch.empty(AP, HP, dtype=torch.float32, device=w2.device)
     w2, w3, w4 = (w if w.stride(1) == 1 else w.contiguous() for w in (w2, w3, w4))
     arguments = {
         "action_weight": action_weight, "w2": w2, "w3": w3, "w4": w4, "packed": packed,
