@@ -1,23 +1,58 @@
-"""The sampler's CUDA side, installed as `llmdpd.kernels`.
+"""The sampler's CUDA side, installed as `llmdpd.kernels`: Triton kernels for the reverse chain, forward and backward.
 
-This version holds no Triton sampler yet; `availability()` says so, and what else would be missing here.
+Importing this imports neither triton nor torch; `llmdpd.kernels.reverse_diffusion` does both.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
+import os
+
+TRITON_FROM, TRITON_BEFORE = (3, 6), (3, 10)
+"""Versions of triton that the kernels are compiled with in tests."""
+
+CAPABILITY_FROM = (8, 0)
 
 
 def availability() -> tuple[bool, str | None]:
-    """Whether the Triton sampler can run here, and if not, why. Imports torch, but never triton."""
-    reasons = ["this version of llmdpd has no Triton sampler yet"]
-    if importlib.util.find_spec("triton") is None:
-        reasons.append("triton is not installed")
-    if importlib.util.find_spec("torch") is None:
-        reasons.append("torch is not installed")
-    else:
-        import torch
+    """Whether the Triton sampler can run here, and if not, why and what would mend it. Imports torch, but never triton.
 
-        if not torch.cuda.is_available():
-            reasons.append("torch finds no CUDA device")
-    return False, "; ".join(reasons)
+    It can on a CUDA device, and with TRITON_INTERPRET=1 (set before triton is imported) on CPU tensors, far slower.
+    """
+    obstacle = _triton_obstacle() or _torch_obstacle()
+    return obstacle is None, obstacle
+
+
+def interpreted() -> bool:
+    """Whether triton is told to interpret kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def _triton_obstacle() -> str | None:
+    try:
+        found = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "triton is not installed: pip install triton (a CUDA build of torch on Linux brings it along)"
+    version = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
+    if not TRITON_FROM <= version < TRITON_BEFORE:
+        return f"triton {found} is installed, and 3.6 to 3.9 are supported"
+    if interpreted() and version < (3, 7):
+        return f"TRITON_INTERPRET=1 needs triton 3.7 or newer, and {found} is installed"
+    return None
+
+
+def _torch_obstacle() -> str | None:
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch can't be imported ({error})"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device (torch.cuda.is_available() is false)"
+    capability = torch.cuda.get_device_capability()
+    if capability < CAPABILITY_FROM:
+        return (
+            f"{torch.cuda.get_device_name()} is of compute capability {capability[0]}.{capability[1]}, and 8.0 is needed"
+        )
+    return None

@@ -27,7 +27,7 @@ def _recompute(
     parts = columns(a, A, AP)
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
-        inner = zero + begin + tl.arange(0, BK)
+        inner = begin + tl.arange(0, BK)
         z1 = first_layer(context, time_row, action_weight, state, live, a, parts, inner, H, A, HP, AP, ACTION)
         h1, slope = mish_and_slope(z1)
         tl.store(hidden + own + inner[None, :], rounded(h1, COMPUTE))
@@ -64,7 +64,7 @@ def _propagate(
     wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
     d_h2 = tl.zeros([BM, HP], tl.float32)
     for begin in range(0, H, BK):
-        inner = zero + begin + tl.arange(0, BK)
+        inner = begin + tl.arange(0, BK)
         d_h3 = product(d_epsilon, straight(w4, column, inner, HP), tl.zeros([BM, BK], tl.float32))
         place = slopes + 2 * layer + own + inner[None, :]
         dz3 = d_h3 * tl.load(place).to(tl.float32)

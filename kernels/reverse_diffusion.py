@@ -29,6 +29,14 @@ def _compute(bf16: bool) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
+def capability_of(device: torch.device) -> int:
+    """Compute capability, 10 x major + minor; where kernels are interpreted any will do."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def _precisions(bf16: bool) -> dict[str, Any]:
     """W_a a is computed to float32's accuracy in either mode; in bf16 on tensor cores, as three products of tf32 parts."""
     return {"ACTION": "tf32x3" if bf16 else "ieee", "COMPUTE": tl.bfloat16 if bf16 else tl.float32}
@@ -53,11 +61,12 @@ def pack(action_weight: Tensor, w2: Tensor, w3: Tensor, w4: Tensor, bf16: bool) 
 def forward_launch(
     context: Tensor, time_rows: Tensor, packed_actions: Tensor, packed: Tensor, b2: Tensor, b3: Tensor, b4: Tensor,
     table: Tensor, key: Tensor, noise: Tensor | None, *, start: float, clip: float, samples: int, bf16: bool, keep: bool,
+    capability: int | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:  # fmt: skip
     """The forward launch, and the tensors that it fills: actions [B, N, A], chain [K + 1, B, N, A] (empty: keep not)."""
     (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = forward_tile(rows, H, bf16)
+    tile = forward_tile(rows, H, A, bf16, capability_of(context.device) if capability is None else capability)
     programs = -(-rows // tile.BM)
     new = context.new_empty
     actions, chain = new(B, samples, A), new((K + 1, B, samples, A) if keep else (0,))
@@ -145,7 +154,7 @@ def backward_launches(
     """The backward launches, one after another on the same buffers, and the buffers."""
     (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = backward_tile(rows, H, bf16)
+    tile = backward_tile(rows, H, A, bf16)
     kept = _kept(rows, K, H, A, tile, bf16, context.device)
     padded = kept.taken.shape[1]
     constants = {

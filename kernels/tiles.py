@@ -1,24 +1,32 @@
 """Which tile a shape gets: a small table, by reasoning from bytes and operations (docs/gpu.md), never by trial at run time.
 
-A choice depends on shapes alone, so that it is the same while a CUDA graph is captured.
+A choice depends on shapes and the device's compute capability alone, so it is the same while a CUDA graph is captured.
+`llmdpd.kernels.report` compiles every tile of the table and prints what it takes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+SMS = 128
+"""About the number of multiprocessors of the devices this is for (108 to 148): tiles up to that many run all at once."""
+
 
 @dataclass(frozen=True)
 class Tile:
-    """BM rows to a program; BK columns of the input, or BN of the output, of a product at a time."""
+    """How a program works."""
 
     BM: int
+    """Rows to a program."""
     BK: int
+    """Columns of the input that a product takes at a time, where its output is whole."""
     BN: int
+    """Columns of the output that a product makes at a time, where its input is whole."""
     warps: int
     stages: int
-    WHOLE: bool
-    """Whether a hidden activation as a whole is an operand (tensor cores), or goes through the exchange buffer."""
+    """Blocks of weights on their way at a time."""
+    WHOLE: bool = True
+    """Whether a hidden activation as a whole is an operand, or goes through memory (float32 has no tensor core)."""
 
 
 def padded_width(H: int) -> int:
@@ -31,14 +39,35 @@ def padded_actions(A: int) -> int:
     return max(16, 1 << (A - 1).bit_length())
 
 
-def forward_tile(rows: int, H: int, bf16: bool) -> Tile:
-    HP = padded_width(H)
+def forward_tile(rows: int, H: int, A: int, bf16: bool, capability: int) -> Tile:
+    """The tile for B * N rows. capability: 10 x major + minor."""
+    HP, few, some = padded_width(H), rows <= 16 * SMS, rows <= 32 * SMS
     if not bf16:
-        return Tile(BM=16, BK=16, BN=min(HP, 64), warps=8 if HP > 64 else 4, stages=2, WHOLE=False)
-    if rows > 16 * 264 and HP <= 256:
-        return Tile(BM=64, BK=32, BN=32, warps=4, stages=2, WHOLE=True)
-    return Tile(BM=16, BK=32, BN=32, warps=4 if HP <= 128 else 8, stages=3, WHOLE=True)
+        if HP <= 128:
+            return Tile(16, 16, 64, warps=4, stages=2, WHOLE=False)
+        if few or HP > 256:
+            return Tile(16, 16, 64, warps=8, stages=2, WHOLE=False)
+        return Tile(32, 32, 64, warps=8, stages=2, WHOLE=False)
+    if HP > 256:
+        return Tile(16, 32, 32, warps=8, stages=2)
+    if HP <= 128:
+        return Tile(16 if few else 64, 32, 32, warps=4, stages=3)
+    if some:
+        return Tile(16 if few else 32, 32, 32, warps=8, stages=4)
+    if capability in (80, 90) and A <= 16:  # two such programs share a multiprocessor and cover each other's waits
+        return Tile(64, 16, 64, warps=4, stages=3)
+    return Tile(64, 32, 32, warps=8, stages=2)
 
 
-def backward_tile(rows: int, H: int, bf16: bool) -> Tile:
-    return forward_tile(rows, H, bf16)
+def backward_tile(rows: int, H: int, A: int, bf16: bool) -> Tile:
+    """The backward pass holds derivatives beside activations, so its tiles are smaller."""
+    HP, few = padded_width(H), rows <= 16 * SMS
+    if not bf16:
+        return Tile(16, 16, 32, warps=8 if HP > 128 else 4, stages=2, WHOLE=False)
+    if HP > 256:
+        return Tile(16, 16, 16, warps=8, stages=3, WHOLE=False)
+    if HP <= 128:
+        return Tile(16, 32, 32, warps=4, stages=3) if few else Tile(32, 32, 32, warps=8, stages=3)
+    if few or A > 16:
+        return Tile(16, 32, 32, warps=8, stages=3)
+    return Tile(32, 16, 16, warps=8, stages=3)

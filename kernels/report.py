@@ -1,0 +1,104 @@
+"""What every tile of the table takes of a multiprocessor: `python -m llmdpd.kernels.report`. Needs no device.
+
+Each kernel is compiled ahead of time, from the launcher's own description of its launch, and its binary is asked for
+registers and stack. A thread's stack is what did not fit in its registers: a spill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from . import reverse_diffusion as operation
+from .launch import Launch
+
+TARGETS = (80, 90, 100)
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory that a program can have."""
+ROWS = (256, 4096, 65536)
+"""One batch size for each row of the tile table."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    stack: int
+    shared: int
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: int, steps: int = 5) -> Launch:
+    """The launch of a direction (`forward`, which keeps its chain, or `backward`) for a shape, on tensors without memory."""
+    _, packed, packed_actions = operation.pack(_meta(H, A), _meta(H, H), _meta(H, H), _meta(A, H), bf16)
+    network = (_meta(rows, H), _meta(steps, H), packed_actions, packed, _meta(H), _meta(H), _meta(A), _meta(steps, 6))
+    if direction == "forward":
+        key = _meta(1, dtype=torch.int64)
+        return operation.forward_launch(
+            *network, key, None, start=1.0, clip=1.0, samples=1, bf16=bf16, keep=True, capability=capability
+        )[0]
+    chain = _meta(steps + 1, rows, 1, A)
+    launches, _ = operation.backward_launches(_meta(rows, 1, A), *network, chain, clip=1.0, samples=1, bf16=bf16)
+    return next(launches)
+
+
+def usage(launch: Launch, capability: int) -> Usage:
+    """Compile, and read what the binary takes."""
+    compiled = launch.compile(capability)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared)
+
+
+def launches(H: int, A: int) -> Iterator[tuple[str, str, int, int, Launch]]:
+    """Direction, precision, rows, target and launch of every different launch for a width."""
+    for capability in TARGETS:
+        for direction in ("forward", "backward"):
+            for bf16 in (True, False):
+                seen = set()
+                for rows in ROWS:
+                    made = launch(direction, rows, H, A, bf16, capability)
+                    settings = tuple(sorted((k, str(v)) for k, v in made.constants.items())), made.warps, made.stages
+                    if settings not in seen:
+                        seen.add(settings)
+                        yield direction, "bf16" if bf16 else "fp32", rows, capability, made
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Registers, spills and shared memory of the Triton kernels.")
+    parser.add_argument("--width", type=int, nargs="*", default=[64, 256, 512], help="hidden widths")
+    parser.add_argument("--actions", type=int, default=4, help="action size")
+    arguments = parser.parse_args()
+    print(f"triton {triton.__version__}, {arguments.actions} actions\n")
+    print("| kernel | width | rows from | tile (BM, BK, BN) | warps | target | registers | spilled, bytes | shared, KiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for H in arguments.width:
+        for direction, precision, rows, capability, made in launches(H, arguments.actions):
+            tile = ", ".join(str(made.constants[name]) for name in ("BM", "BK", "BN"))
+            taken = usage(made, capability)
+            print(
+                f"| {direction} {precision} | {H} | {rows} | {tile} | {made.warps} | sm_{capability} "
+                f"| {taken.registers} | {taken.stack} | {taken.shared / 1024:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
