@@ -26,9 +26,7 @@ class Launch:
 
     def run(self) -> None:
         if self.programs:
-            self.kernel[(self.programs,)](
-                *self.arguments.values(), **self.constants, **self._options()
-            )
+            self.kernel[(self.programs,)](*self.arguments.values(), **self.constants, **self._options())
 
     def _options(self) -> dict[str, Any]:
         limit = {} if self.registers is None else {"maxnreg": self.registers}

@@ -27,5 +27,9 @@ def pack_kernel(
     tl.store(packed + (HP + r) * HP + wide, rounded(tl.load(w3 + r * w3_rows + wide, mask=held, other=0.0), kind))
     last = rounded(tl.load(w4 + r * w4_rows + wide, mask=(wide < H) & (row < A), other=0.0), kind)
     tl.store(packed + (2 * HP + r) * HP + wide, last, mask=row < AP)
-    first = tl.load(action_weight + r * wa_rows + column * wa_columns, mask=(column < A) & (r + tl.zeros([AP], tl.int64) < H), other=0.0)
+    first = tl.load(
+        action_weight + r * wa_rows + column * wa_columns,
+        mask=(column < A) & (r + tl.zeros([AP], tl.int64) < H),
+        other=0.0,
+    )
     tl.store(packed_actions + column * HP + r, first)

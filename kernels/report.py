@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--actions", type=int, default=4, help="action size")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}, {arguments.actions} actions\n")
-    print("| kernel | width | rows from | tile (BM, BK, BN) | warps | target | registers | spilled, bytes | shared, KiB |")
+    print(
+        "| kernel | width | rows from | tile (BM, BK, BN) | warps | target | registers | spilled, bytes | shared, KiB |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for H in arguments.width:
         for direction, precision, rows, capability, made in launches(H, arguments.actions):

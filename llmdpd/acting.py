@@ -81,7 +81,7 @@ def draw_actions(
     if native_actor is not None:
         actions = np.empty((len(seeds), net.action_dim), np.float32)
         state, prompt = native.array(condition.state), native.array(condition.prompt)
-        native_actor.act(state, prompt, native.keys(seeds), actions, torch.get_num_threads())
+        native_actor.act(state, prompt, native.keys(seeds), actions, native.threads())
         return torch.from_numpy(actions)
     return _draw_in_torch(net, critic, condition, plan, acting, seeds)
 

@@ -27,7 +27,7 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpp": _cpp_build(),
-        "threads": torch.get_num_threads(),
+        "threads": native.threads(),
         "backends": {name: {"available": can, "reason": why} for name, (can, why) in found.items()},
     }
 

@@ -97,9 +97,8 @@ class TrainConfig:
     """Seed of networks, batches and noise."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
-    threads: int = 1
-    """CPU threads of torch; runs are bit-identical at the same count. These networks are small: a second thread saves a
-    third of an iteration on an idle machine, and costs several times an iteration on a busy one."""
+    threads: int = 0
+    """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it. The rest, in torch, takes one."""
     llm: str = "minilm"
     """Text model: minilm, llama-3-8b, olmo-1b, any Hugging Face hub id, or a local folder."""
     tasks: TaskConfig = field(default_factory=TaskConfig)

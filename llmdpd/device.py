@@ -1,4 +1,4 @@
-"""Where things run: the CPU, or a CUDA device that is there."""
+"""Where things run: the CPU and how many of its cores, or a CUDA device that is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import re
 
 import torch
 
+from llmdpd.cores import usable_cores
+from llmdpd.diffusion import native
 from llmdpd.errors import InputError
+
+
+def use_threads(count: int) -> None:
+    """Take `count` CPU threads from here on for the C++ kernels (0: one a core), and one for torch.
+
+    torch's second thread would save little of these small operations, and on a busy machine costs many times what they
+    take: it waits for its partner at each of them.
+    """
+    torch.set_num_threads(1)
+    native.set_threads(count or usable_cores())
 
 
 def check_device(name: str | torch.device) -> torch.device:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from llmdpd.acting import ActingConfig
 from llmdpd.cli import results_table, run_command
 from llmdpd.config import EvaluationConfig, TrainConfig
-from llmdpd.device import check_device
+from llmdpd.device import check_device, use_threads
 from llmdpd.envs import check_task
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
@@ -55,8 +54,8 @@ class EvaluateConfig:
     """Film one episode a task: into the run's films, or beside a file of its own in NAME-films."""
     workers: int | None = None
     """Environment processes; one a core by default."""
-    threads: int = 1
-    """CPU threads of torch."""
+    threads: int = 0
+    """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it."""
     device: str = "cpu"
     """Where the policy runs: cpu, cuda or cuda:N."""
     out: Path | None = None
@@ -87,7 +86,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     check_device(config.device)
     run = RunFolder.open(config.run)
     trained = run.read_config()
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     prompts = _prompts(config, run, trained)
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     evaluation = EvaluationConfig(episodes=config.episodes, max_steps=steps)

@@ -22,7 +22,7 @@ _LAYERS: Interval = (1, 128)
 
 LIMITS: dict[str, Interval] = {
     "seed": (0, 2**63 - 1),
-    "threads": _COUNT,
+    "threads": _FROM_ZERO,
     "data.episodes": _COUNT,
     "data.prompt_episodes": _COUNT,
     "data.seed": (0, 2**63 - 1),

@@ -127,10 +127,13 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def torch_settings() -> Iterator[None]:
     """Put back what the training command sets for its whole process."""
+    from llmdpd.diffusion import native
+
     threads = torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
+    native.set_threads(None)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_build_info() -> None:
     backends = info["backends"]
     assert backends["reference"] == backends["cpp"] == {"available": True, "reason": None}
     assert not backends["triton"]["available"]
-    assert "no Triton sampler yet" in backends["triton"]["reason"]
+    assert "triton" in backends["triton"]["reason"] or "CUDA" in backends["triton"]["reason"]
 
 
 def test_the_instruction_set_in_use_is_told() -> None:

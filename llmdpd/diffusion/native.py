@@ -13,6 +13,7 @@ from torch import Tensor
 from llmdpd.errors import InputError
 from llmdpd.version import __version__
 
+_threads: int | None = None
 MAX_ROWS = 1 << 32  # the row is one 32-bit word of the noise's counter
 
 
@@ -46,6 +47,23 @@ def module() -> ModuleType:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     return loaded
+
+
+def threads() -> int:
+    """Threads that the C++ code takes for one call: what `set_threads` said, else as many as torch takes."""
+    return _threads if _threads is not None else torch.get_num_threads()
+
+
+def set_threads(count: int | None) -> None:
+    """Give the C++ code as many threads from here on; None: as many as torch takes.
+
+    Its results do not depend on it. Unlike torch's, its threads do not wait for one of them that the system has not
+    given a core: on a busy machine a call takes no longer than alone.
+    """
+    global _threads
+    if count is not None and count < 1:
+        raise InputError("at least one thread", field="threads", found=count, expected="1 or more")
+    _threads = count
 
 
 def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:

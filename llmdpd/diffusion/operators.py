@@ -148,7 +148,7 @@ def _chain_arguments(
         native.keys(key),
         None if noise is None else array(noise).reshape(len(noise), -1, noise.shape[-1]),
         bf16,
-        torch.get_num_threads(),
+        native.threads(),
     )
 
 
@@ -314,7 +314,7 @@ def _mlp_arguments(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequenc
         native.array(init),
         native.rows(x),
         bf16,
-        torch.get_num_threads(),
+        native.threads(),
     )
 
 

@@ -198,7 +198,7 @@ def quick_sample(
     actions = np.empty((rows, net.action_dim), dtype=np.float32)
     keys = np.array([seed & _MASK64], dtype=np.uint64)
     states, prompts = state.detach().numpy(), prompt.detach().numpy()
-    entry.sampler(plan).run(states, prompts, samples, keys, None, actions, torch.get_num_threads())
+    entry.sampler(plan).run(states, prompts, samples, keys, None, actions, native.threads())
     drawn = torch.from_numpy(actions)
     return drawn if samples == 1 else drawn.view(shape[0], samples, net.action_dim)
 

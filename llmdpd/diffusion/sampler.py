@@ -88,7 +88,7 @@ def reverse_diffusion(
             seed=seed if seed is None or isinstance(seed, Tensor) else int(seed),  # numpy's integers too
             noise=noise,
             bf16=precision == "bf16",
-            threads=torch.get_num_threads(),
+            threads=native.threads(),
         )
     key = None if noise is not None else _key(seed, state.device)
     if chosen == "reference":

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from llmdpd.cores import usable_cores
+
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
@@ -138,11 +140,6 @@ class Worker:
         self.pending.clear()
 
 
-def default_workers() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def map_unordered(
     factory: str,
     arguments: tuple[Any, ...],
@@ -165,7 +162,7 @@ def map_unordered(
         WorkerError: a call raised an exception (an `InputError` is raised as itself).
         RuntimeError: three workers died of one item.
     """
-    count = min(workers or default_workers(), len(items))
+    count = min(workers or usable_cores(), len(items))
     queue = deque(range(len(items)))
     died = [0] * len(items)
     pool: list[Worker] = []

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmdpd.cores import usable_cores
 from llmdpd.envs.locomotion import is_locomotion
 from llmdpd.envs.names import check_task, is_metaworld
-from llmdpd.envs.processes import MAX_DEATHS, Death, Worker, WorkerDiedError, default_workers
+from llmdpd.envs.processes import MAX_DEATHS, Death, Worker, WorkerDiedError
 from llmdpd.envs.worker import EpisodeRequest, FloatArray, Frame, Outcome
 
 __all__ = ["Act", "EnvPool", "EpisodeRequest", "EpisodeResult"]
@@ -104,7 +105,7 @@ class EnvPool:
         self.deaths: list[Death] = []
         self.goal_visible = goal_visible
         self.parallel = parallel
-        self._count = min(workers or default_workers(), parallel)
+        self._count = min(workers or usable_cores(), parallel)
         limit = -(-parallel // self._count) + _SPARE_ENVIRONMENTS
         self._arguments = (make, goal_visible, limit)
         self._environment = _render_environment() if render else {}

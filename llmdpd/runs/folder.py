@@ -23,6 +23,7 @@ _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld
 # Where a resumed run may differ from its start: none of these changes what is learned or chosen. Where collected data
 # is kept may change because what lies there is held against the checkpoint's hash.
 _FREE_ON_RESUME = (
+    "threads",
     *("evaluation.episodes", "evaluation.films", "data.root", "data.workers"),
     *("training.checkpoint_every", "training.cuda_graph"),
 )
@@ -187,8 +188,8 @@ def decisive(config: TrainConfig) -> dict[str, Any]:
     """The plain configuration without what a resumed run may change."""
     plain: dict[str, Any] = to_plain(config)
     for name in _FREE_ON_RESUME:
-        section, field = name.split(".")
-        del plain[section][field]
+        *sections, field = name.split(".")
+        del (plain[sections[0]] if sections else plain)[field]
     return plain
 
 

@@ -15,7 +15,7 @@ from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
-from llmdpd.device import check_device
+from llmdpd.device import check_device, use_threads
 from llmdpd.envs import SELECTION_SEED_START
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.errors import InputError
@@ -124,7 +124,7 @@ def _set_up_torch(config: TrainConfig) -> None:
     torch.use_deterministic_algorithms(True)
     # It comes with a fill of all new memory, to find who reads before writing: an operation more for each of them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     torch.manual_seed(config.seed)
 
 

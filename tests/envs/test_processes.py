@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.envs.processes import Death, Worker, WorkerDiedError, WorkerError, default_workers, map_unordered
+from llmdpd.cores import usable_cores
+from llmdpd.envs.processes import Death, Worker, WorkerDiedError, WorkerError, map_unordered
 from llmdpd.errors import InputError
 
 IsRunning = Callable[[int], bool]
@@ -174,5 +175,5 @@ def test_a_factory_that_fails_is_reported() -> None:
         list(map_unordered("no_such_module:thing", (), "square", [(1,)], workers=1))
 
 
-def test_default_workers_are_the_usable_cores() -> None:
-    assert default_workers() == len(os.sched_getaffinity(0))
+def test_usable_cores_are_those_of_the_process() -> None:
+    assert usable_cores() == len(os.sched_getaffinity(0))
