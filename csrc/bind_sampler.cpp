@@ -63,7 +63,7 @@ void run(const Sampler& sampler, const Floats& state, const Floats& prompt, std:
   }
   if (noise) require_shape(*noise, {sampler.steps() + 1, rows, dims.action}, "noise");
   const bool key_per_state = keys.shape(0) != 1 || states == 1;
-  if (key_per_state) require_shape(keys, {states}, "keys");
+  require_shape(keys, {key_per_state ? states : 1}, "keys");
   require_shape(actions, {rows, dims.action}, "actions");
   const llmdpd::SamplerBatch batch{states,
                                    small(samples, "samples"),

@@ -63,7 +63,7 @@ struct ChainArguments {
     const py::ssize_t rows = call.states * samples;
     if (noise) require_shape(*noise, {steps + 1, rows, call.trunk.outputs}, "noise");
     const bool key_per_state = keys.ndim() != 1 || keys.shape(0) != 1 || call.states == 1;
-    if (key_per_state) require_shape(keys, {call.states}, "keys");
+    require_shape(keys, {key_per_state ? call.states : 1}, "keys");
     call.noise = {noise ? noise->data() : nullptr, keys.data(), key_per_state};
     return call;
   }
@@ -80,6 +80,7 @@ std::array<py::ssize_t, 3> tape_sizes(int hidden, int outputs, int action_dim, i
 // Memory to keep a tape in, large enough for this instruction set and precision; empty: none.
 void require_tape(const Floats& tape, std::size_t floats) {
   if (tape.ndim() != 1 || static_cast<std::size_t>(tape.size()) < floats) throw std::invalid_argument("wrong shape: tape");
+  require_shape(tape, {tape.size()}, "tape");  // aligned, that is
 }
 float* tape_of(Floats& tape, std::size_t floats) {
   if (tape.size() == 0) return nullptr;

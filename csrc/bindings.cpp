@@ -6,10 +6,22 @@
 
 #include "dispatch.h"
 
+namespace {
+
+// numpy makes arrays at any byte of a buffer; reading a number there is undefined, whatever the CPU says.
+void require_aligned(const py::array& array, const char* name) {
+  if (array.size() > 0 && reinterpret_cast<std::uintptr_t>(array.data()) % array.itemsize() != 0) {
+    throw std::invalid_argument(std::string("not aligned: ") + name);
+  }
+}
+
+}  // namespace
+
 void require_shape(const py::array& array, const std::vector<py::ssize_t>& shape, const char* name) {
   bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
   for (std::size_t i = 0; same && i < shape.size(); ++i) same = array.shape(static_cast<py::ssize_t>(i)) == shape[i];
   if (!same) throw std::invalid_argument(std::string("wrong shape: ") + name);
+  require_aligned(array, name);
 }
 
 int small(py::ssize_t size, const char* name) {
@@ -25,6 +37,7 @@ llmdpd::Matrix matrix_of(const Strided& array, const char* name) {
   if (array.size() > 0 && ((columns > 1 && array.strides(1) != size) || (rows > 1 && array.strides(0) % size != 0))) {
     throw std::invalid_argument(std::string("rows are not contiguous: ") + name);
   }
+  require_aligned(array, name);
   return {array.data(), rows > 1 ? array.strides(0) / size : columns, small(rows, name), small(columns, name)};
 }
 
@@ -36,6 +49,7 @@ llmdpd::TrunkWeights trunk_of(const std::vector<Floats>& arrays) {
   require_shape(arrays[1], {hidden}, "second bias");
   require_shape(arrays[2], {hidden, hidden}, "third weight");
   require_shape(arrays[3], {hidden}, "third bias");
+  require_shape(arrays[4], {outputs, hidden}, "output weight");
   require_shape(arrays[5], {outputs}, "output bias");
   return {small(hidden, "hidden"), small(outputs, "outputs"), arrays[0].data(), arrays[1].data(),
           arrays[2].data(),        arrays[3].data(),          arrays[4].data(), arrays[5].data()};

@@ -15,6 +15,7 @@ from llmdpd.version import __version__
 
 _threads: int | None = None
 MAX_ROWS = 1 << 32  # the row is one 32-bit word of the noise's counter
+MAX_SAMPLES = (1 << 31) - 1
 
 
 @lru_cache(maxsize=1)
@@ -76,13 +77,21 @@ def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
         layout = "" if tensor.layout == torch.strided else f", {tensor.layout}"
         found = f"{tensor.dtype} on {tensor.device}{layout}"
         raise InputError("the C++ sampler computes in float32 on the CPU", field=name, found=found)
-    found_array: NDArray[np.float32] = tensor.detach().contiguous().numpy()
+    dense = tensor.detach().contiguous()
+    if not aligned(dense):
+        dense = dense.clone()
+    found_array: NDArray[np.float32] = dense.numpy()
     return found_array
+
+
+def aligned(tensor: Tensor) -> bool:
+    """Whether its numbers lie where numbers may: not so in a tensor made at an odd byte of a buffer."""
+    return tensor.data_ptr() % tensor.element_size() == 0
 
 
 def rows(tensor: Tensor) -> NDArray[np.float32]:
     """A matrix whose rows are contiguous, at any distance from each other: a slice of columns is not copied."""
-    if (tensor.shape[1] > 1 and tensor.stride(1) != 1) or tensor.stride(0) < tensor.shape[1]:
+    if (tensor.shape[1] > 1 and tensor.stride(1) != 1) or tensor.stride(0) < tensor.shape[1] or not aligned(tensor):
         return array(tensor)
     view: NDArray[np.float32] = tensor.detach().numpy()
     return view
@@ -90,4 +99,5 @@ def rows(tensor: Tensor) -> NDArray[np.float32]:
 
 def keys(seed: Tensor) -> NDArray[np.uint64]:
     """Noise keys int64 [1] or [B] as the C++ code takes them."""
-    return seed.detach().contiguous().numpy().view(np.uint64)
+    dense = seed.detach().contiguous()
+    return (dense if aligned(dense) else dense.clone()).numpy().view(np.uint64)

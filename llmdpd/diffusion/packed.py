@@ -181,7 +181,9 @@ def quick_sample(
         or type(prompt) is not Tensor
         or state.dtype is not torch.float32
         or prompt.dtype is not torch.float32
-        or not (state.is_cpu and prompt.is_cpu and state.is_contiguous() and prompt.is_contiguous())
+        or not (state.layout is torch.strided is prompt.layout and state.is_cpu and prompt.is_cpu)
+        or not (state.is_contiguous() and prompt.is_contiguous())
+        or not (native.aligned(state) and native.aligned(prompt))
         or type(samples) is not int
         or (torch.is_grad_enabled() and (state.requires_grad or prompt.requires_grad or entry.learns()))
         or not entry.is_current()
@@ -191,7 +193,7 @@ def quick_sample(
     if len(shape) != 2 or shape[1] != net.state_dim or prompt.shape != (net.prompt_dim,) or samples < 1:
         return None
     rows = shape[0] * samples
-    if rows > native.MAX_ROWS:
+    if rows > native.MAX_ROWS or samples > native.MAX_SAMPLES:
         return None
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
@@ -254,8 +256,8 @@ def _require_shape(tensor: Tensor, name: str, *allowed: tuple[int, ...]) -> None
 
 def _check_inputs(net: NoiseMLP, state: Tensor, prompt: Tensor, samples: int, threads: int) -> int:
     """Raise `InputError` for what does not fit the net; the batch size where all fits."""
-    if samples < 1:
-        raise InputError("at least one action a state", field="samples", found=samples, expected="1 or more")
+    if not 1 <= samples <= native.MAX_SAMPLES:
+        raise InputError("wrong number of actions a state", field="samples", found=samples, expected="1 to 2^31 - 1")
     if threads < 1:
         raise InputError("at least one thread", field="threads", found=threads, expected="1 or more")
     if state.ndim != 2:

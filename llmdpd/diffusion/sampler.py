@@ -245,11 +245,14 @@ def _check(
         raise InputError("unknown backend", field="backend", found=backend, expected=get_args(Backend))
     if precision not in get_args(Precision):
         raise InputError("unknown precision", field="precision", found=precision, expected=get_args(Precision))
-    if samples < 1:
-        raise InputError("at least one action a state", field="samples", found=samples, expected="1 or more")
+    if not 1 <= samples <= native.MAX_SAMPLES:
+        raise InputError("wrong number of actions a state", field="samples", found=samples, expected="1 to 2^31 - 1")
     if state.ndim != 2 or state.shape[1] != net.state_dim:
         raise InputError("wrong shape", field="state", found=tuple(state.shape), expected=f"[B, {net.state_dim}]")
     batch = state.shape[0]
+    if batch * samples > native.MAX_ROWS:
+        found, expected = batch * samples, f"{native.MAX_ROWS} at most"
+        raise InputError("too many actions for one call", field="samples", found=found, expected=expected)
     if tuple(prompt.shape) not in {(net.prompt_dim,), (batch, net.prompt_dim)}:
         expected = f"[{net.prompt_dim}] or [{batch}, {net.prompt_dim}]"
         raise InputError("wrong shape", field="prompt", found=tuple(prompt.shape), expected=expected)
@@ -259,8 +262,8 @@ def _check(
         if tensor is None:
             continue
         fits = tensor.dtype == weight.dtype or (mixed and tensor.is_floating_point())
-        if not fits or tensor.device != weight.device:
-            found, expected = (f"{t.dtype} on {t.device}" for t in (tensor, weight))
+        if not fits or tensor.device != weight.device or tensor.layout != torch.strided:
+            found, expected = (f"{t.dtype} on {t.device}, {t.layout}" for t in (tensor, weight))
             raise InputError("wrong kind of tensor", field=name, found=found, expected=f"{expected}, as the net")
     if seed is not None and noise is not None:
         raise InputError(
