@@ -1,0 +1,370 @@
+"""What native code is given wrongly: users get an `InputError` before it is reached; who goes round that gets an
+exception, never a read or write elsewhere. Run it under `.ci/sanitize` to see the latter."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from llmdpd.diffusion import BackendUnavailableError, NoiseMLP, native, operators, reverse_diffusion, sampler_plan
+from llmdpd.errors import InputError
+
+B, S, A, Z, H, T, K, N = 6, 3, 2, 5, 8, 4, 7, 9
+F32 = np.float32
+PLAN = sampler_plan("ddpm", steps=K)
+
+
+def good_options() -> dict[str, Any]:
+    return {
+        "net": NoiseMLP(S, A, Z, H, T),
+        "state": torch.ones(B, S),
+        "prompt": torch.ones(B, Z),
+        "plan": PLAN,
+        "samples": N,
+        "seed": 1,
+        "backend": "cpp",
+    }
+
+
+WRONG_KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "bool": lambda t: t.bool(),
+    "int64": lambda t: t.long(),
+    "float16": lambda t: t.half(),
+    "bfloat16": lambda t: t.bfloat16(),
+    "float64": lambda t: t.double(),
+    "complex64": lambda t: t.to(torch.complex64),
+    "sparse": lambda t: t.to_sparse(),
+    "meta": lambda t: t.to("meta"),
+    "a dimension more": lambda t: t[None],
+    "nothing": lambda t: t.new_zeros(0),
+    "a scalar": lambda t: t.new_zeros(()),
+    "transposed": lambda t: t.mT if t.ndim > 1 else t[None],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_KINDS)
+@pytest.mark.parametrize("name", ["state", "prompt", "noise"])
+def test_wrong_tensors_are_refused(name: str, kind: str) -> None:
+    options = good_options() | {"seed": None, "noise": torch.ones(K + 1, B, N, A), "prompt": torch.ones(Z)}
+    wrong = WRONG_KINDS[kind](options[name])
+    with torch.no_grad():
+        reverse_diffusion(**options)  # the network is packed: the next call takes the quick path where it can
+    options[name] = wrong
+    if name != "noise" and kind != "meta":
+        options |= {"seed": 1, "noise": None}
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(InputError) as caught:
+            reverse_diffusion(**options)
+        assert caught.value.field in (name, "noise", "state")
+
+
+@pytest.mark.parametrize("samples", [0, -1, 2**31, 2**32, 2**40, 2**62, 2**64])
+@pytest.mark.parametrize("batch", [0, 1, 6])
+def test_absurd_numbers_of_samples_are_refused(samples: int, batch: int) -> None:
+    """Before memory is asked for, and where the product overflows 32 or 64 bits."""
+    options = good_options() | {"samples": samples, "state": torch.ones(batch, S), "prompt": torch.ones(Z)}
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(InputError):
+            reverse_diffusion(**options)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", [1], np.float32(1)])
+def test_wrong_seeds_are_refused(seed: object) -> None:
+    with pytest.raises(InputError), torch.no_grad():
+        reverse_diffusion(**(good_options() | {"seed": seed}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])
+def test_a_net_in_another_precision_is_refused(dtype: torch.dtype) -> None:
+    options = good_options()
+    options["net"].to(dtype)
+    with pytest.raises(InputError):
+        reverse_diffusion(**options)
+    with pytest.raises(BackendUnavailableError):
+        reverse_diffusion(**(options | {name: options[name].to(dtype) for name in ("state", "prompt")}))
+
+
+def test_results_do_not_ask_for_gradients_where_nothing_does() -> None:
+    options = good_options()
+    assert reverse_diffusion(**options).requires_grad
+    options["net"].requires_grad_(False)
+    result = reverse_diffusion(**options)
+    assert not result.requires_grad
+    result.resize_(3)  # its memory is its own
+
+
+@torch.no_grad()
+def test_tensors_that_are_not_aligned() -> None:
+    def shifted(tensor: torch.Tensor) -> torch.Tensor:
+        memory = bytearray(4 * tensor.numel() + 1)
+        return torch.frombuffer(memory, dtype=torch.float32, offset=1).view(tensor.shape).copy_(tensor)
+
+    options = good_options() | {"seed": None, "noise": torch.randn(K + 1, B, N, A), "state": torch.randn(B, S)}
+    expected = reverse_diffusion(**options)
+    for name in ("state", "prompt", "noise"):
+        assert torch.equal(reverse_diffusion(**(options | {name: shifted(options[name])})), expected)
+    options["net"].layers[1].weight = nn.Parameter(shifted(options["net"].layers[1].weight))
+    assert torch.equal(reverse_diffusion(**options), expected)
+
+
+@torch.no_grad()
+def test_weights_that_are_not_contiguous_are_kept_or_copied() -> None:
+    """A packed network must not look at a temporary copy of the weights in later calls."""
+    options = good_options()
+    net = options["net"]
+    for layer in net.layers:
+        wide = torch.randn(layer.in_features, 2 * layer.out_features)
+        layer.weight = nn.Parameter(wide[:, ::2].T)
+    for _ in range(3):
+        expected = reverse_diffusion(**(options | {"backend": "reference"}))
+        for _ in range(3):
+            torch.testing.assert_close(reverse_diffusion(**options), expected, rtol=1e-3, atol=1e-5)
+            gc.collect()
+            torch.full((H, H), float("nan")), torch.full((H, S + A + Z + T), float("nan"))  # over freed memory
+        net.layers[1].weight.mul_(0.5)
+
+
+# Native code itself, past the checks in Python.
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, F32)
+
+
+def trunk(outputs: int) -> list[np.ndarray]:
+    return [ones(H, H), ones(H), ones(H, H), ones(H), ones(outputs, H), ones(outputs)]
+
+
+def packed_net(**changed: Any) -> Any:
+    arguments = {"action_dim": A, "time_dim": T, "first_weight": ones(H, A + T + S + Z), "first_bias": ones(H)}
+    return native.module().PackedNet(**(arguments | {"trunk": trunk(A), "state_dim": S, "bf16": False} | changed))
+
+
+def sampler(**changed: Any) -> Any:
+    arguments = {"net": packed_net(), "table": ones(K, 6), "time_embedding": ones(K, T), "start": 1.0, "clip": 1.0}
+    return native.module().Sampler(**(arguments | changed))
+
+
+def run(**arguments: Any) -> None:
+    sampler().run(**arguments)
+
+
+RUN = {
+    "state": ones(B, S),
+    "prompt": ones(B, Z),
+    "samples": N,
+    "keys": np.ones(B, np.uint64),
+    "noise": ones(K + 1, B * N, A),
+    "actions": ones(B * N, A),
+    "threads": 2,
+}
+
+
+def critic(**changed: Any) -> Any:
+    arguments = {"state_dim": S, "action_dim": A, "first_weight": ones(H, S + A + Z), "first_bias": ones(H)}
+    return native.module().PackedCritic(**(arguments | {"trunk": trunk(1), "bf16": False} | changed))
+
+
+def act(**arguments: Any) -> None:
+    native.module().Actor(sampler(), critic(), critic(), N, True, 1.0).act(**arguments)
+
+
+ACT = {"state": ones(B, S), "prompt": ones(B, Z), "keys": np.ones(B, np.uint64), "actions": ones(B, A), "threads": 2}
+CHAIN = {
+    "trunk": trunk(A),
+    "state_weight": ones(H, S),
+    "action_weight": ones(H, A),
+    "init": ones(B, H),
+    "time_rows": ones(K, H),
+    "state": ones(B, S),
+    "table": ones(K, 6),
+    "start": 1.0,
+    "clip": 1.0,
+    "samples": N,
+    "keys": np.ones(B, np.uint64),
+    "noise": ones(K + 1, B * N, A),
+    "bf16": False,
+    "threads": 2,
+}
+MLP = {"trunk": trunk(A), "input_weight": ones(H, S), "init": ones(B, H), "x": ones(B, S), "bf16": False, "threads": 2}
+
+
+def chain_call(arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    own = {name: arguments.pop(name) for name in CHAIN}
+    return native.module().ChainArguments(**own), arguments
+
+
+def mlp_call(arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    own = {name.removeprefix("in_"): arguments.pop(name) for name in [*(f"in_{name}" for name in MLP)]}
+    return native.module().MlpArguments(**own), arguments
+
+
+def chain_forward(**arguments: Any) -> None:
+    native.module().chain_forward(*chain_call(arguments)[:1], **arguments)
+
+
+def chain_backward(**arguments: Any) -> None:
+    own = {name.removeprefix("in_"): arguments.pop(name) for name in [*(f"in_{name}" for name in CHAIN)]}
+    native.module().chain_backward(native.module().ChainArguments(**own), **arguments)
+
+
+def mlp_forward(**arguments: Any) -> None:
+    call, rest = mlp_call(arguments)
+    native.module().mlp_forward(call, **rest)
+
+
+def mlp_backward(**arguments: Any) -> None:
+    call, rest = mlp_call(arguments)
+    native.module().mlp_backward(call, **rest)
+
+
+def inputs(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {f"in_{name}": value for name, value in arguments.items()}
+
+
+def tape(rows: int, action_dim: int, samples: int, steps: int) -> np.ndarray:
+    return ones(operators.tape_floats(rows, H, A, action_dim, samples, steps, False))
+
+
+# A new entry point is a line here: the call, good arguments, and those of them that are written.
+ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
+    "PackedNet": (
+        packed_net,
+        {"first_weight": ones(H, A + T + S + Z), "first_bias": ones(H), "trunk": trunk(A)},
+        set(),
+    ),
+    "Sampler": (sampler, {"table": ones(K, 6), "time_embedding": ones(K, T)}, set()),
+    "run": (run, RUN, {"actions"}),
+    "PackedCritic": (critic, {"first_weight": ones(H, S + A + Z), "first_bias": ones(H), "trunk": trunk(1)}, set()),
+    "act": (act, ACT, {"actions"}),
+    "chain_forward": (
+        chain_forward,
+        CHAIN | {"actions": ones(B * N, A), "tape": tape(B * N, A, N, K)},
+        {"actions", "tape"},
+    ),
+    "chain_backward": (
+        chain_backward,
+        inputs(CHAIN)
+        | {"grad_actions": ones(B * N, A), "tape": tape(B * N, A, N, K), "trunk": trunk(A), "state_weight": ones(H, S)}
+        | {"state": ones(B, S), "init": ones(B, H), "action_weight": ones(H, A), "time_rows": ones(K, H)},
+        {"trunk", "state_weight", "state", "init", "action_weight", "time_rows"},
+    ),
+    "mlp_forward": (
+        mlp_forward,
+        inputs(MLP) | {"out": ones(B, A), "tape": tape(B, 0, 1, 1)},
+        {"out", "tape"},
+    ),
+    "mlp_backward": (
+        mlp_backward,
+        inputs(MLP)
+        | {"grad_out": ones(B, A), "tape": tape(B, 0, 1, 1), "trunk": trunk(A), "input_weight": ones(H, S)}
+        | {"x": ones(B, S), "init": ones(B, H)},
+        {"trunk", "input_weight", "x", "init"},
+    ),
+}
+STRIDED = {
+    "state_weight",
+    "action_weight",
+    "input_weight",
+    "state",
+    "x",
+}  # rows may lie apart: F order need not be wrong
+
+
+def wrong_arrays(array: np.ndarray, written: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays that must not be taken for this one."""
+    for dim, size in enumerate(array.shape):
+        for other in (size + 1, size - 1, 0):
+            yield (
+                f"{other} in dimension {dim}",
+                np.ones([*array.shape[:dim], other, *array.shape[dim + 1 :]], array.dtype),
+            )
+    yield "a dimension more", array[None]
+    yield "flat" if array.ndim > 1 else "a scalar", array.reshape(-1) if array.ndim > 1 else array[0].reshape(())
+    for dtype in (np.float64, np.float16, np.int32, np.int64, array.dtype.newbyteorder()):
+        yield f"in {np.dtype(dtype).str}", array.astype(dtype)
+    if array.ndim > 1:
+        if min(array.shape) > 1:
+            yield "Fortran order", np.asfortranarray(array)
+        yield "every other", np.ones([*array.shape[:-1], 2 * array.shape[-1]], array.dtype)[..., ::2]
+    memory = bytearray(array.nbytes + 1)
+    yield "not aligned", np.frombuffer(memory, array.dtype, offset=1).reshape(array.shape)
+    if written:
+        frozen = array.copy()
+        frozen.flags.writeable = False
+        yield "read-only", frozen
+
+
+def wrong_arguments(arguments: dict[str, Any], written: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, value in arguments.items():
+        if isinstance(value, np.ndarray):
+            for what, wrong in wrong_arrays(value, name in written):
+                yield f"{name}: {what}", {name: wrong}
+        elif isinstance(value, list):
+            yield f"{name}: one less", {name: value[:-1]}
+            yield f"{name}: one more", {name: [*value, value[0]]}
+            for i, part in enumerate(value):
+                for what, wrong in wrong_arrays(part, name in written):
+                    yield f"{name}[{i}]: {what}", {name: [*value[:i], wrong, *value[i + 1 :]]}
+        elif name.removeprefix("in_") in ("samples", "threads"):
+            for number in (0, -1, 2**31, 2**32, 2**63, 1.5):
+                yield f"{name} = {number}", {name: number}
+
+
+def allowed(entry: str, what: str) -> bool:
+    """What is none of the wrong arguments after all."""
+    name, how = what.split(": ")
+    if name == "tape":  # room for at least so much, which is reckoned from above; or none: then none is kept or read
+        return how.endswith("in dimension 0")
+    # Its columns beyond the others are the prompt's.
+    return name == "first_weight" and how.endswith("in dimension 1") and not how.startswith("0")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_native_code_refuses_what_does_not_fit(entry: str) -> None:
+    call, arguments, written = ENTRIES[entry]
+    call(**arguments)
+    taken = []
+    for what, change in wrong_arguments(arguments, written):
+        try:
+            call(**(arguments | change))
+        except (ValueError, TypeError):
+            continue
+        if ": " not in what or not allowed(entry, what):
+            taken.append(what)
+    assert taken == []
+    if "tape" in arguments:
+        with pytest.raises(ValueError, match="tape"):
+            call(**(arguments | {"tape": arguments["tape"][: len(arguments["tape"]) // 2]}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer needs address space")
+def test_a_process_without_room_for_threads_works_alone() -> None:
+    """A thread's stack is 8 MB of address space; with less left, starting one fails."""
+    code = """
+        import resource
+        import torch
+        from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(1)
+        net, state, prompt = NoiseMLP(3, 2, 5, 64), torch.randn(200, 3), torch.randn(5)
+        def draw():
+            return reverse_diffusion(net, state, prompt, sampler_plan("ddpm"), seed=1, backend="cpp")
+        expected = draw()
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000, used + 4_000_000))
+        torch.get_num_threads = lambda: 8  # torch's own threads are not the matter
+        assert torch.equal(draw(), expected)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
