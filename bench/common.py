@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from counting import Sizes
-from machine import Limits, default_threads, describe
+from machine import Limits, Others, default_threads, describe
 from report import plot_report, print_report, write_report
 from timing import QUICK, Budget, Call, Clock, clock_for, time_alternating
 
@@ -98,8 +98,10 @@ class Bench:
                 calls[name] = call
                 if name.startswith("compile"):
                     rows[name]["compile_seconds"] = time.perf_counter() - started
+        others = Others()
         for name, timing in time_alternating(calls, self.budget, clock).items() if calls else ():
             rows[name]["seconds"] = timing.summary()
+            rows[name]["others"] = others.share()
         self.rows += rows.values()
         print(f"{self.name}: " + ", ".join(f"{k} {v}" for k, v in case.items()), file=sys.stderr, flush=True)
         calls.clear()
@@ -114,6 +116,7 @@ class Bench:
             "seconds": None,
             "flops": flops,
             "compile_seconds": None,
+            "others": None,
             "reason": None,
             "failed": False,
             "note": note,

@@ -157,6 +157,36 @@ class Limits:
         }
 
 
+class Others:
+    """What share of the machine's CPU time other processes took while something was measured.
+
+    Figures from a machine that had other work are worth little, whatever their medians; this is how one sees it.
+    """
+
+    def __init__(self) -> None:
+        self._before = _cpu_ticks()
+
+    def share(self) -> float | None:
+        """From the start till now, 0 … 1; None where the system doesn't say."""
+        now = _cpu_ticks()
+        if self._before is None or now is None:
+            return None
+        busy, total, own = (after - before for after, before in zip(now, self._before, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else 0.0
+
+
+def _cpu_ticks() -> tuple[float, float, float] | None:
+    """Busy and all ticks of the machine's cores since it started, stolen ones among the busy; ticks of this process."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    ticks = [float(word) for word in words]
+    used = os.times()
+    own = (used.user + used.system) * os.sysconf("SC_CLK_TCK")
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks), own
+
+
 def presets() -> dict[str, Any]:
     """`llmdpd.config.PRESETS`, also without tyro, which reads command lines and does nothing else there."""
     try:

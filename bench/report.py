@@ -10,6 +10,7 @@ from llmdpd.files import atomic_write_json, atomic_writer
 
 Row = dict[str, Any]
 DASH = "—"
+BUSY = 0.1  # share of the CPU that other processes may take
 
 
 def format_seconds(seconds: float) -> str:
@@ -70,6 +71,9 @@ def print_report(report: Mapping[str, Any]) -> None:
             print(f"limit, {precision}: {limit['flops_per_second'] / 1e9:.0f} GFLOP/s ({limit['how']})")
         else:
             print(f"limit, {precision}: {DASH} ({limit['how']})")
+    others = max((row["others"] for row in rows if row["others"] is not None), default=0.0)
+    if others > BUSY:
+        print(f"DON'T TRUST THESE FIGURES: other processes took up to {others * 100:.0f} % of the CPU meanwhile")
     compiled = [row["compile_seconds"] for row in rows if row["compile_seconds"] is not None]
     if compiled:
         print(f"torch.compile took {sum(compiled):.0f} s for {len(compiled)} cases, not counted above")

@@ -92,6 +92,17 @@ def test_what_fails_is_named_and_takes_nobody_along(set_times: None, capsys: pyt
     assert bench.rows[1]["seconds"] is not None
 
 
+def test_a_busy_machine_is_named(
+    set_times: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share, warned in ((0.02, False), (0.4, True), (None, False)):
+        monkeypatch.setattr(common.Others, "share", lambda self, value=share: value)
+        bench = Bench("some", CPU, QUICK, {})
+        bench.group({"B": 3}, 50.0, {"eager": nothing})
+        print_report(bench.report())
+        assert ("DON'T TRUST" in capsys.readouterr().out) == warned
+
+
 def test_groups_that_would_not_end_in_time_are_left_out_and_named(
     set_times: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -105,3 +106,22 @@ def test_description_names_no_place_on_this_machine() -> None:
     assert facts["llmdpd"]["from"] in ("checkout", "installed")
     assert str(Path.home()) not in str(facts)
     assert str(machine.ROOT) not in str(facts)
+
+
+def test_what_others_take_of_the_cpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Busy, all, own ticks: of 100 the machine was busy for 70, of which this process was for 20."""
+    ticks = iter([(1000.0, 5000.0, 300.0), (1070.0, 5100.0, 320.0)])
+    monkeypatch.setattr(machine, "_cpu_ticks", lambda: next(ticks))
+    assert machine.Others().share() == pytest.approx(0.5)
+
+
+def test_own_work_is_not_that_of_others() -> None:
+    before = machine._cpu_ticks()
+    assert before is not None
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        pass
+    after = machine._cpu_ticks()
+    assert after is not None
+    assert 0 < after[2] - before[2] <= after[1] - before[1]
+    assert after[0] - before[0] <= after[1] - before[1]
