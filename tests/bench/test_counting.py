@@ -30,6 +30,12 @@ def test_numbers_worked_out_by_hand() -> None:
     assert 2.3e9 < 2 * 256 * a_row < 2.6e9
 
 
+def test_best_of_counts_the_states_columns_once_and_both_critics_at_every_draw() -> None:
+    # A draw: five steps, and 4 · 256 + 2 · 256² + 256 in each critic. A state: 39 · 256 in the chain and in each critic.
+    draw, state = 5 * 133_120 + 2 * 132_352, 3 * 9_984
+    assert counting.best_of(Sizes(prompt=0), Sizes(prompt=0), 16, 5, 50) == 2 * 16 * (50 * draw + state)
+
+
 def counted(run: object) -> int:
     with FlopCounterMode(display=False) as counter:
         run()  # type: ignore[operator]
