@@ -72,11 +72,12 @@ class ActingUse:
     noise_scale: float
     sampler: str
     steps: int
+    precision: str = "fp32"  # of records from before it could be chosen
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps"):
             _check_count(f"acting.{name}", getattr(self, name), 1)
-        for name in ("selection", "sampler"):
+        for name in ("selection", "sampler", "precision"):
             _check_type(f"acting.{name}", getattr(self, name), (str,), "a text")
         for name in ("temperature", "noise_scale"):
             _check_number(f"acting.{name}", getattr(self, name))
@@ -84,7 +85,8 @@ class ActingUse:
     def __str__(self) -> str:
         chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
         drawn = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
-        return f"{drawn}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
+        precision = "" if self.precision == "fp32" else f", {self.precision}"
+        return f"{drawn}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}{precision}"
 
 
 @dataclass(frozen=True, kw_only=True)

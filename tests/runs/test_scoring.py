@@ -64,7 +64,7 @@ def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskP
 
 
 def test_records_say_how_was_acted(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
-    changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2}
+    changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2, "precision": "bf16"}
     out = tmp_path / "o.json"
     records = evaluate_run(RunFolder(run_copy), CONFIG, prompts, acting=changes, workers=1, out=out)
     for record in records:
