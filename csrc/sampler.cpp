@@ -39,7 +39,7 @@ Sampler::Sampler(std::shared_ptr<const PackedNet> net, std::vector<StepCoefficie
 std::shared_ptr<const Sampler::PromptBase> Sampler::prompt_base(const float* prompt) const {
   const std::size_t count = net_->dims.prompt;
   std::shared_ptr<const PromptBase> last = std::atomic_load(&last_);
-  if (last && std::memcmp(last->prompt.data(), prompt, count * sizeof(float)) == 0) return last;
+  if (last && (count == 0 || std::memcmp(last->prompt.data(), prompt, count * sizeof(float)) == 0)) return last;
   auto made = std::make_shared<PromptBase>();
   made->prompt.assign(prompt, prompt + count);
   made->base.resize(net_->trunk.hidden_padded);

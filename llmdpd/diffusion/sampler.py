@@ -251,8 +251,8 @@ def _check(
         raise InputError("wrong shape", field="state", found=tuple(state.shape), expected=f"[B, {net.state_dim}]")
     batch = state.shape[0]
     if batch * samples > native.MAX_ROWS:
-        found, expected = batch * samples, f"{native.MAX_ROWS} at most"
-        raise InputError("too many actions for one call", field="samples", found=found, expected=expected)
+        most = f"{native.MAX_ROWS} at most"
+        raise InputError("too many actions for one call", field="samples", found=batch * samples, expected=most)
     if tuple(prompt.shape) not in {(net.prompt_dim,), (batch, net.prompt_dim)}:
         expected = f"[{net.prompt_dim}] or [{batch}, {net.prompt_dim}]"
         raise InputError("wrong shape", field="prompt", found=tuple(prompt.shape), expected=expected)
