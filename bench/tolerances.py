@@ -209,7 +209,7 @@ def check_noise(
 ) -> Iterator[Check]:
     """Every draw of a chain, under one key and under a key a state, against the oracle in float64."""
     steps = 4
-    net = NoiseMLP(5, action, 3, 32).to(device)
+    net = NoiseMLP(5, action, 3, 64).to(device)
     state, prompt = torch.randn(batch, 5, device=device), torch.randn(3, device=device)
     key = secrets.randbits(62)
     keys = torch.randint(2**62, (batch,), device=device)

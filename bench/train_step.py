@@ -20,9 +20,10 @@ from common import Bench, Deadline, Make, NotHere, add_common_arguments, finish,
 from counting import Sizes
 from peers import Compiler, Trainer
 from timing import Call
-from workloads import Training, diffusion_ql, gradient_note, metaworld
+from workloads import NoPrecisionError, Training, diffusion_ql, gradient_note, metaworld, with_precision
 
 from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.diffusion.sampler import Backend
 from llmdpd.errors import InputError
 
@@ -89,10 +90,9 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
     for precision in precisions:
         probe = diffusion_ql(sizes, bench.device, batch, steps)
         peer = functools.partial(peer_call, sizes, probe.batch, steps, precision)
-        makers: dict[str, Make] = {
-            "eager": functools.partial(peer, None),
-            "compile": functools.partial(peer, compiler),
-        }
+        makers: dict[str, Make] = {}
+        if trains_in(precision):
+            makers |= {"eager": functools.partial(peer, None), "compile": functools.partial(peer, compiler)}
         makers |= ours(functools.partial(diffusion_ql, sizes, bench.device, batch, steps, precision), bench.device)
         _group(bench, "diffusion-ql", precision, batch, steps, probe, makers, native)
     for precision in precisions:
@@ -100,6 +100,15 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
         makers = ours(functools.partial(metaworld, sizes, bench.device, quick, precision), bench.device)
         plan = probe.agent.policy.plan
         _group(bench, "llmdpd", precision, len(probe.batch.rewards), plan.steps, probe, makers, native)
+
+
+def trains_in(precision: str) -> bool:
+    """Whether this version's agent can; where not, the peers, which take minutes to compile, are left out."""
+    try:
+        with_precision(LLMDPDConfig(), precision)
+    except NoPrecisionError:
+        return False
+    return True
 
 
 def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import pytest
 import sampler
 import torch
 import train_step
+from workloads import diffusion_ql
+
+from llmdpd.errors import InputError
 
 QUICK = ("--quick", "--threads", "1")
 
@@ -81,6 +85,35 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"eager", "compile", "ours"} == measured(report)
     assert {row["case"]["size"] for row in report["rows"]} == {"diffusion-ql", "llmdpd"}
     assert "iterations a second" in capsys.readouterr().out
+
+
+def test_iterations_from_a_graph_are_counted_and_a_capture_that_fails_is_a_dash() -> None:
+    """The seam to `llmdpd.training.cuda_graph`, whose own tests are elsewhere."""
+    device = torch.device("cpu")
+    training = diffusion_ql(sampler.Sizes(5, 3, 0, 16), device, 4, 2)
+    with pytest.raises(sampler.NotHere, match="CUDA device"):
+        train_step.graphed(training)
+    seen: list[int] = []
+
+    class Module:
+        @staticmethod
+        def with_cuda_graph(agent: Any, mode: str, place: torch.device) -> Any:
+            assert (agent, mode, place) == (training.agent, "on", device)
+            return types.SimpleNamespace(update=lambda batch, iteration: seen.append(iteration))
+
+    first = training.iteration
+    call = train_step.graph_call(Module, training)
+    captured = len(seen)
+    assert captured > 3  # the graph is there before anything is timed
+    call()
+    assert seen == list(range(first, first + captured + 1))
+
+    def broken(*_: Any) -> None:
+        raise InputError("can't be captured", found="it waits")
+
+    Module.with_cuda_graph = staticmethod(lambda *_: types.SimpleNamespace(update=broken))  # type: ignore[assignment]
+    with pytest.raises(sampler.NotHere, match="can't be captured: it waits"):
+        train_step.graph_call(Module, training)
 
 
 def test_act(tmp_path: Path) -> None:

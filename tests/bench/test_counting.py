@@ -31,7 +31,7 @@ def test_numbers_worked_out_by_hand() -> None:
 
 
 def test_best_of_counts_the_states_columns_once_and_both_critics_at_every_draw() -> None:
-    # A draw: five steps, and 4 · 256 + 2 · 256² + 256 in each critic. A state: 39 · 256 in the chain and in each critic.
+    # A draw: five steps, and 4 · 256 + 2 · 256² + 256 in each critic. A state: 39 · 256 in the chain and each critic.
     draw, state = 5 * 133_120 + 2 * 132_352, 3 * 9_984
     assert counting.best_of(Sizes(prompt=0), Sizes(prompt=0), 16, 5, 50) == 2 * 16 * (50 * draw + state)
 
