@@ -16,8 +16,10 @@ import torch
 
 Call = Callable[[], object]
 PERCENTILES = {"fastest": 0.0, "median": 50.0, "p20": 20.0, "p80": 80.0, "p99": 99.0}
-# Calls longer than this are not repeated untimed at the start of a turn: nothing of the one before shows in them.
+# Calls longer than this are not repeated untimed at the start of a turn: cold caches don't show in them.
 _LONG = 0.02
+# Nor does a turn of calls longer than this begin with a rest: ten milliseconds of another's threads don't show.
+_VERY_LONG = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Budget:
     """Turns at most."""
     turn: float = 2e-3
     """Seconds a turn of one implementation: microsecond calls are repeated within it."""
-    settle: float = 2e-3
-    """Seconds of sleep before a turn, so that no implementation runs beside the spinning threads of the one before."""
+    settle: float = 15e-3
+    """Seconds of sleep before a turn, so that no implementation runs beside the spinning threads of the one before:
+    torch's OpenMP threads were seen to spin for 4 to 11 ms after an operation."""
 
 
 QUICK = Budget(seconds=0.02, warmup=1, least=2, most=3, turn=2e-4, settle=0.0)
@@ -121,8 +124,9 @@ def time_alternating(calls: Mapping[str, Call], budget: Budget, clock: Clock) ->
     rounds = rounds_within(budget, {name: expected[name] * counts[name] for name in calls})
     for index in range(rounds):
         for name in list(calls)[:: 1 if index % 2 == 0 else -1]:
-            if expected[name] < _LONG:
+            if expected[name] < _VERY_LONG:
                 time.sleep(budget.settle)
+            if expected[name] < _LONG:
                 calls[name]()
             seconds[name] += clock.turn(calls[name], counts[name])
     return {name: Timing(tuple(values), rounds * counts[name]) for name, values in seconds.items()}
