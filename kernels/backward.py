@@ -39,18 +39,18 @@ def _recompute(
     tl.store(slopes + layer + own + wide[None, :], rounded(slope2, COMPUTE))
     if not WHOLE:
         tl.debug_barrier()
-    epsilon = tl.zeros([BM, AP], tl.float32)
+    epsilon = tl.zeros([AP, BM], tl.float32)
     zero = fresh_zero()
-    own = (zero + tl.arange(0, BM))[:, None] * HP
+    own = (zero + tl.arange(0, BM))[None, :] * HP
     for begin in range(0, H, BN):
         outer = zero + begin + tl.arange(0, BN)
-        z3 = tl.zeros([BM, BN], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :]
-        h3, slope = mish_and_slope(narrow(h2, hidden + layer, w3, zero, outer, z3, True, H, HP, BM, BK, WHOLE))
-        tl.store(hidden + 2 * layer + own + outer[None, :], rounded(h3, COMPUTE))
-        tl.store(slopes + 2 * layer + own + outer[None, :], rounded(slope, COMPUTE))
+        z3 = tl.zeros([BN, BM], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[:, None]
+        h3, slope = mish_and_slope(narrow(h2, hidden + layer, w3, zero, outer, z3, False, H, HP, BM, BK, WHOLE))
+        tl.store(hidden + 2 * layer + own + outer[:, None], rounded(h3, COMPUTE))
+        tl.store(slopes + 2 * layer + own + outer[:, None], rounded(slope, COMPUTE))
         epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
     tl.debug_barrier()
-    return epsilon + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
+    return tl.trans(epsilon) + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
 
 @triton.jit
@@ -78,24 +78,24 @@ def _propagate(
     tl.store(whole, dz2)
     if not WHOLE:
         tl.debug_barrier()
-    d_a = tl.zeros([BM, AP], tl.float32)
+    d_a = tl.zeros([AP, BM], tl.float32)
     zero = fresh_zero()
-    own = (zero + tl.arange(0, BM))[:, None] * HP
+    own = (zero + tl.arange(0, BM))[None, :] * HP
     for begin in range(0, H, BN):
         outer = zero + begin + tl.arange(0, BN)
-        d_h1 = tl.zeros([BM, BN], tl.float32)
-        d_h1 = narrow(dz2, slopes + layer, w2, zero, outer, d_h1, False, H, HP, BM, BK, WHOLE)
-        part = slopes + own + outer[None, :]
+        d_h1 = tl.zeros([BN, BM], tl.float32)
+        d_h1 = narrow(dz2, slopes + layer, w2, zero, outer, d_h1, True, H, HP, BM, BK, WHOLE)
+        part = slopes + own + outer[:, None]
         dz1 = d_h1 * tl.load(part).to(tl.float32)
         tl.store(part, rounded(dz1, COMPUTE))
-        tl.store(sums + outer, tl.sum(dz1, axis=0))
-        d_a = tl.dot(dz1, transposed(action_weight, outer, column, HP), d_a, input_precision=ACTION)
-        held = live[:, None] & (outer < H)[None, :]
-        total = d_context + (zero + tl.arange(0, BM))[:, None] * H + outer[None, :]
+        tl.store(sums + outer, tl.sum(dz1, axis=1))
+        d_a = tl.dot(straight(action_weight, column, outer, HP), dz1, d_a, input_precision=ACTION)
+        held = live[None, :] & (outer < H)[:, None]
+        total = d_context + (zero + tl.arange(0, BM))[None, :] * H + outer[:, None]
         again = tl.zeros([BN], tl.int32) + back > 0  # the last step comes first, and finds nothing there
-        before = tl.load(total, mask=held & again[None, :], other=0.0)
+        before = tl.load(total, mask=held & again[:, None], other=0.0)
         tl.store(total, before + dz1, mask=held)
-    return d_a
+    return tl.trans(d_a)
 
 
 @triton.jit(do_not_specialize=["rows", "begin", "padded", "steps"])

@@ -31,14 +31,14 @@ def _epsilon(
         tl.debug_barrier()  # the last step's reads are done
         tl.store(exchange + tl.arange(0, BM)[:, None] * HP + wide[None, :], h2)
         tl.debug_barrier()
-    epsilon = tl.zeros([BM, AP], tl.float32)
+    epsilon = tl.zeros([AP, BM], tl.float32)
     zero = fresh_zero()
     for begin in range(0, H, BN):
         outer = zero + begin + tl.arange(0, BN)
-        z3 = tl.zeros([BM, BN], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[None, :]
-        h3 = mish(narrow(h2, exchange, w3, zero, outer, z3, True, H, HP, BM, BK, WHOLE))
+        z3 = tl.zeros([BN, BM], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[:, None]
+        h3 = mish(narrow(h2, exchange, w3, zero, outer, z3, False, H, HP, BM, BK, WHOLE))
         epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
-    return epsilon + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
+    return tl.trans(epsilon) + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
 
 @triton.jit

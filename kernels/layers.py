@@ -63,25 +63,25 @@ def narrow(
     h, exchange, weight, zero, outer, z, TRANSPOSED: tl.constexpr,
     H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """z + h W^T (or h W), columns `outer`: float32 [BM, BN].
+    """z + W h^T (or W^T h^T where TRANSPOSED), rows `outer`: float32 [BN, BM].
 
+    Weights stand on the left, so that warps share out their rows, which are many, and not the tile's, which may be 16.
     WHOLE: h [BM, HP] is the operand. Otherwise it is read back BK columns at a time from `exchange`, [BM, HP].
     """
     if WHOLE:
         inner = zero + tl.arange(0, HP)
-        block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
-        return product(h, block, z)
+        block = transposed(weight, outer, inner, HP) if TRANSPOSED else straight(weight, outer, inner, HP)
+        return product(block, tl.trans(h), z)
     else:
         for begin in range(0, H, BK):
             inner = zero + begin + tl.arange(0, BK)
-            part = tl.load(exchange + tl.arange(0, BM)[:, None] * HP + inner[None, :])
-            block = transposed(weight, inner, outer, HP) if TRANSPOSED else straight(weight, inner, outer, HP)
-            z = product(part, block, z)
+            part = tl.load(exchange + tl.arange(0, BM)[None, :] * HP + inner[:, None])
+            block = transposed(weight, outer, inner, HP) if TRANSPOSED else straight(weight, outer, inner, HP)
+            z = product(block, part, z)
         return z
 
 
 @triton.jit
 def output_layer(h, w4, outer, epsilon, HP: tl.constexpr, AP: tl.constexpr):
-    """epsilon [BM, AP] plus what the columns `outer` of h3, [BM, BN], give to it."""
-    weight = tl.load(w4 + tl.arange(0, AP)[None, :] * HP + outer[:, None])
-    return product(h, weight, epsilon)
+    """epsilon^T [AP, BM] plus what the rows `outer` of h3^T, [BN, BM], give to it."""
+    return product(straight(w4, tl.arange(0, AP), outer, HP), h, epsilon)
