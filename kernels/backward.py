@@ -55,11 +55,11 @@ def _recompute(
 
 @triton.jit
 def _propagate(
-    d_epsilon, action_weight, w2, w3, w4, slopes, layer, sums, d_context, live, back,
+    d_epsilon, action_weight, w2, w3, w4, slopes, layer,
     H: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """W_a^T dz1 [BM, AP]; dz takes the place of mish', its sums over the tile's rows go to `sums` [3, HP]."""
+    """W_a^T dz1 [BM, AP]; dz takes the place of mish'."""
     zero = fresh_zero()
     wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
     d_h2 = tl.zeros([BM, HP], tl.float32)
@@ -67,14 +67,11 @@ def _propagate(
         inner = begin + tl.arange(0, BK)
         d_h3 = product(d_epsilon, straight(w4, column, inner, HP), tl.zeros([BM, BK], tl.float32))
         place = slopes + 2 * layer + own + inner[None, :]
-        dz3 = d_h3 * tl.load(place).to(tl.float32)
-        tl.store(place, rounded(dz3, COMPUTE))
-        tl.store(sums + 2 * HP + inner, tl.sum(dz3, axis=0))
-        d_h2 = product(rounded(dz3, COMPUTE), straight(w3, inner, wide, HP), d_h2)
+        dz3 = rounded(d_h3 * tl.load(place).to(tl.float32), COMPUTE)
+        tl.store(place, dz3)
+        d_h2 = product(dz3, straight(w3, inner, wide, HP), d_h2)
     whole = slopes + layer + own + wide[None, :]
-    dz2 = d_h2 * tl.load(whole).to(tl.float32)
-    tl.store(sums + HP + wide, tl.sum(dz2, axis=0))
-    dz2 = rounded(dz2, COMPUTE)
+    dz2 = rounded(d_h2 * tl.load(whole).to(tl.float32), COMPUTE)
     tl.store(whole, dz2)
     if not WHOLE:
         tl.debug_barrier()
@@ -86,22 +83,16 @@ def _propagate(
         d_h1 = tl.zeros([BN, BM], tl.float32)
         d_h1 = narrow(dz2, slopes + layer, w2, zero, outer, d_h1, True, H, HP, BM, BK, WHOLE)
         part = slopes + own + outer[:, None]
-        dz1 = d_h1 * tl.load(part).to(tl.float32)
-        tl.store(part, rounded(dz1, COMPUTE))
-        tl.store(sums + outer, tl.sum(dz1, axis=1))
-        d_a = tl.dot(straight(action_weight, column, outer, HP), dz1, d_a, input_precision=ACTION)
-        held = live[None, :] & (outer < H)[:, None]
-        total = d_context + (zero + tl.arange(0, BM))[None, :] * H + outer[:, None]
-        again = tl.zeros([BN], tl.int32) + back > 0  # the last step comes first, and finds nothing there
-        before = tl.load(total, mask=held & again[:, None], other=0.0)
-        tl.store(total, before + dz1, mask=held)
+        dz1 = rounded(d_h1 * tl.load(part).to(tl.float32), COMPUTE)
+        tl.store(part, dz1)
+        d_a = product(rounded(straight(action_weight, column, outer, HP), COMPUTE), dz1, d_a)
     return tl.trans(d_a)
 
 
 @triton.jit(do_not_specialize=["rows", "begin", "padded", "steps"])
 def backward_kernel(
     grad_actions, context, time_rows, action_weight, w2, b2, w3, b3, w4, b4, table, chain,
-    hidden, slopes, taken, d_out, sums, out_sums, d_context,
+    hidden, slopes, taken, d_out,
     rows, begin, padded, steps, clip,
     SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
@@ -109,17 +100,15 @@ def backward_kernel(
 ):  # fmt: skip
     """Rows begin + program_id * BM and on, of all `rows`.
 
-    hidden, slopes: [3, K, padded, HP]; taken (the actions) and d_out (d epsilon): [K, padded, AP]: of this launch's rows.
-    sums: [tiles, K, 3, HP], out_sums: [tiles, K, AP], d_context: [rows, H]: of all rows.
+    hidden, slopes: [3, K, padded, HP]; taken (the actions) and d_out (d epsilon): [K, padded, AP].
     """
     local, column = tl.arange(0, BM), tl.arange(0, AP)
     here = tl.program_id(0).to(tl.int64) * BM
     row = begin + here
-    tile = row // BM
     live = local < rows - row
     held = live[:, None] & (column < A)[None, :]
     place, count = local[:, None] * A + column[None, :], rows.to(tl.int64) * A
-    grad_actions, chain, d_context = grad_actions + row * A, chain + row * A, d_context + row * H
+    grad_actions, chain = grad_actions + row * A, chain + row * A
     state, context = ((row % SAMPLES).to(tl.int32) + local) // SAMPLES, context + (row // SAMPLES) * H
     layer = padded.to(tl.int64) * HP * steps
 
@@ -143,10 +132,8 @@ def backward_kernel(
         small = (fresh_zero() + local)[:, None] * AP + column[None, :]
         tl.store(taken + at * AP + small, rounded(a, COMPUTE))
         tl.store(d_out + at * AP + small, rounded(d_epsilon, COMPUTE))
-        tl.store(out_sums + (tile * steps + step) * AP + column, tl.sum(d_epsilon, axis=0))
         d_a = _propagate(
             rounded(d_epsilon, COMPUTE), action_weight, w2, w3, w4, slopes + at * HP, layer,
-            sums + (tile * steps + step) * 3 * HP, d_context, live, back,
             H, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
         g = to_a * g + p * d_pre + d_a

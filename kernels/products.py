@@ -33,11 +33,16 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     return product(x, y, out_dtype=torch.float32)
 
 
-def weight_gradients(
-    hidden: Tensor, slopes: Tensor, taken: Tensor, d_out: Tensor, H: int, A: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dW_a [H, A], dW2, dW3 [H, H], dW4 [A, H] from what a backward launch kept (`reverse_diffusion.Kept`)."""
+def gradients(hidden: Tensor, slopes: Tensor, taken: Tensor, d_out: Tensor, H: int, A: int) -> list[Tensor]:
+    """d_time_rows [K, H], dW_a [H, A], dW2, db2, dW3, db3, dW4 [A, H], db4 from what a backward launch kept.
+
+    Shapes: `reverse_diffusion.Kept`. Rows that pad a tile are zeros in the slopes and d_out. Float32, and always summed in
+    the same order.
+    """
+    sums = slopes[..., :H].sum(2, dtype=torch.float32)
+    db2, db3 = sums[1:].sum(1)
+    db4 = d_out[..., :A].sum((0, 1), dtype=torch.float32)
     hidden, slopes = hidden.flatten(1, 2)[..., :H], slopes.flatten(1, 2)[..., :H]
     taken, d_out = taken.flatten(0, 1)[:, :A], d_out.flatten(0, 1)[:, :A]
     dw2, dw3 = _product(slopes[1:], hidden[:2])
-    return _product(slopes[0], taken), dw2, dw3, _product(d_out, hidden[2])
+    return [sums[0], _product(slopes[0], taken), dw2, db2, dw3, db3, _product(d_out, hidden[2]), db4]

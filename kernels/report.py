@@ -50,7 +50,7 @@ def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: in
         )[0]
     chain = _meta(steps + 1, rows, 1, A)
     launches, _ = operation.backward_launches(_meta(rows, 1, A), *network, chain, clip=1.0, samples=1, bf16=bf16)
-    return next(launches)
+    return next(launches)[1]
 
 
 def usage(launch: Launch, capability: int) -> Usage:

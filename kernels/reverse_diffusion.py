@@ -18,7 +18,7 @@ from .backward import backward_kernel
 from .forward import forward_kernel
 from .launch import Launch
 from .pack import pack_kernel
-from .products import weight_gradients
+from .products import gradients
 from .tiles import Tile, backward_tile, forward_tile, padded_actions, padded_width
 
 SCRATCH_BYTES = 512 << 20
@@ -106,52 +106,37 @@ def forward(
 
 @dataclass
 class Kept:
-    """What one backward launch writes for the weight gradients, and the sums over each tile's rows."""
+    """What one backward launch writes for the gradients, in the compute precision. R: its rows, padded to whole tiles."""
 
     hidden: Tensor
-    """h1, h2, h3: [3, K, R, HP] in the compute precision."""
+    """h1, h2, h3: [3, K, R, HP]."""
     slopes: Tensor
     """dz1, dz2, dz3, alike."""
     taken: Tensor
     """The actions [K, R, AP]."""
     d_out: Tensor
     """d epsilon [K, R, AP]."""
-    sums: Tensor
-    """dz summed over a tile's rows: float32 [tiles, K, 3, HP], of all launches."""
-    out_sums: Tensor
-    """d epsilon summed over a tile's rows: float32 [tiles, K, AP], of all launches."""
-    d_context: Tensor
-    """dz1 summed over steps: float32 [rows, H], of all launches."""
 
 
 def _kept(rows: int, K: int, H: int, A: int, tile: Tile, bf16: bool, device: torch.device) -> Kept:
-    """Room for a launch's rows, as many tiles as fit in `SCRATCH_BYTES`, and for the sums of all launches."""
+    """Room for a launch's rows: in equal launches, as few as `SCRATCH_BYTES` allows."""
     HP, AP, kind = padded_width(H), padded_actions(A), _compute(bf16)
     tiles = -(-rows // tile.BM)
     tile_bytes = tile.BM * K * (6 * HP + 2 * AP) * kind.itemsize
     launches = -(-tiles // max(1, SCRATCH_BYTES // tile_bytes))
-    each = -(-tiles // launches)
-    padded = each * tile.BM
+    padded = -(-tiles // launches) * tile.BM
 
-    def new(*shape: int, dtype: torch.dtype = kind) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=kind, device=device)
 
-    return Kept(
-        hidden=new(3, K, padded, HP),
-        slopes=new(3, K, padded, HP),
-        taken=new(K, padded, AP),
-        d_out=new(K, padded, AP),
-        sums=new(launches * each, K, 3, HP, dtype=torch.float32),
-        out_sums=new(launches * each, K, AP, dtype=torch.float32),
-        d_context=new(rows, H, dtype=torch.float32),
-    )
+    return Kept(new(3, K, padded, HP), new(3, K, padded, HP), new(K, padded, AP), new(K, padded, AP))
 
 
 def backward_launches(
     grad_actions: Tensor, context: Tensor, time_rows: Tensor, packed_actions: Tensor, packed: Tensor, b2: Tensor,
     b3: Tensor, b4: Tensor, table: Tensor, chain: Tensor, *, clip: float, samples: int, bf16: bool,
-) -> tuple[Iterator[Launch], Kept]:  # fmt: skip
-    """The backward launches, one after another on the same buffers, and the buffers."""
+) -> tuple[Iterator[tuple[int, Launch]], Kept]:  # fmt: skip
+    """The backward launches with their first rows, one after another on the same buffers, and the buffers."""
     (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
     tile = backward_tile(rows, H, A, bf16)
@@ -172,7 +157,7 @@ def backward_launches(
         # A launch's last tiles may have no row: they write zeros, so that every row of the buffers is a number.
         return Launch(backward_kernel, padded // tile.BM, arguments, constants, tile.warps, tile.stages)
 
-    return (launch(begin) for begin in range(0, rows, padded)), kept
+    return ((begin, launch(begin)) for begin in range(0, rows, padded)), kept
 
 
 def backward(
@@ -182,6 +167,7 @@ def backward(
     """Gradients."""
     H, A = action_weight.shape
     K, B = time_rows.shape[0], context.shape[0]
+    rows = B * samples
     grad_actions, context, time_rows, b2, b3, b4, table, chain = (
         x.contiguous() for x in (grad_actions, context, time_rows, b2, b3, b4, table, chain)
     )
@@ -194,14 +180,15 @@ def backward(
         grad_actions, context, time_rows, packed_actions, packed, b2, b3, b4, table, chain,
         clip=clip, samples=samples, bf16=bf16,
     )  # fmt: skip
-    weights: tuple[Tensor, ...] = ()
-    for launch in launches:
+    total: list[Tensor] = []
+    d_context = []
+    for begin, launch in launches:
         launch.run()
-        part = weight_gradients(kept.hidden, kept.slopes, kept.taken, kept.d_out, H, A)
-        weights = tuple(map(torch.add, weights, part)) if weights else part
-    d_action_weight, dw2, dw3, dw4 = weights
-    sums = kept.sums[..., :H].sum(0)
-    db = sums[:, 1:].sum(0)
-    d_context = kept.d_context if samples == 1 else kept.d_context.view(B, samples, H).sum(1)
-    db4 = kept.out_sums[..., :A].sum((0, 1))
-    return d_context, sums[:, 0].contiguous(), d_action_weight, dw2, db[0], dw3, db[1], dw4, db4
+        d_context.append(kept.slopes[0, :, : rows - begin, :H].sum(0, dtype=torch.float32))
+        part = gradients(kept.hidden, kept.slopes, kept.taken, kept.d_out, H, A)
+        total = [x + y for x, y in zip(total, part, strict=True)] if total else part
+    d_state = d_context[0] if len(d_context) == 1 else torch.cat(d_context)
+    if samples > 1:
+        d_state = d_state.view(B, samples, H).sum(1)
+    d_time_rows, d_action_weight, dw2, db2, dw3, db3, dw4, db4 = total
+    return d_state, d_time_rows, d_action_weight, dw2, db2, dw3, db3, dw4, db4
