@@ -1,6 +1,6 @@
 #include "mish_mlp.h"
 
-#include "thread_pool.h"
+#include "passes.h"
 
 namespace llmdpd {
 namespace {
@@ -21,29 +21,23 @@ Mlp prepare(const MlpCall& call, Gradients gradients, const TileKernels& kernels
   return mlp;
 }
 
-RowShape shape_of(const MlpCall& call) { return {call.rows, 1, 1, 0}; }
+RowShape shape_of(std::ptrdiff_t rows) { return {rows, 1, 1, 0}; }
 
-void forward_wave(const Mlp& mlp, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape,
-                  const TileKernels& kernels, int threads) {
-  const std::size_t scratch_floats = kernels.scratch_floats(mlp.trunk, 0);
-  const RowSplit parts(rows, kernels.max_rows, threads);
-  parallel_for(parts.count(), threads, [&](int i) {
-    thread_local Arena scratch;
-    kernels.mlp_forward(mlp, first + parts[i].first, parts[i].rows, tape, first, scratch.reserve(scratch_floats));
-  });
+Pass<Mlp> pass_of(const Mlp& mlp, const TileKernels& kernels, int threads) {
+  return {mlp, shape_of(mlp.rows), kernels.mlp_forward, kernels.mlp_backward, kernels, threads};
 }
 
 }  // namespace
 
 void run_mlp(const Mlp& mlp, const TileKernels& kernels, int threads) {
-  if (mlp.rows > 0) forward_wave(mlp, 0, mlp.rows, nullptr, kernels, threads);
+  forward_pass(pass_of(mlp, kernels, threads), nullptr);
 }
 
 std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels) {
   Trunk3 trunk{};
   trunk.hidden_padded = padded(call.trunk.hidden, kernels.width);
   trunk.outputs_padded = padded(call.trunk.outputs, kernels.width);
-  return Waves(shape_of(call), trunk, kernels).tape_floats();
+  return Waves(shape_of(call.rows), trunk, kernels).tape_floats();
 }
 
 void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape) {
@@ -51,51 +45,18 @@ void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, f
   Mlp mlp;
   lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, Gradients::none, kernels, memory); });
   mlp.out = out;
-  if (!tape) return run_mlp(mlp, kernels, threads);
-  const Waves waves(shape_of(call), mlp.trunk, kernels);
-  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    const Tape kept = waves.tape_in(wave, tape);
-    forward_wave(mlp, waves.first(wave), waves.rows(wave), &kept, kernels, threads);
-  }
+  forward_pass(pass_of(mlp, kernels, threads), tape);
 }
 
 void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out, const float* tape,
                   const GradientTargets& targets) {
-  thread_local Arena arena, gradient_arena, wave_arena;
+  thread_local Arena arena;
   Mlp mlp;
   lay_out(arena, [&](Allocator& memory) {
     mlp = prepare(call, Gradients::wanted, kernels, memory);
     mlp.out = memory.take(tape ? 0 : mlp.rows * mlp.trunk.outputs);
   });
-  const RowShape shape = shape_of(call);
-  std::unique_ptr<WeightGradients> sums;
-  lay_out(gradient_arena, [&](Allocator& memory) {
-    sums = std::make_unique<WeightGradients>(mlp.trunk, mlp.first, shape, targets, kernels, memory);
-  });
-  const Waves waves(shape, mlp.trunk, kernels);
-  const std::size_t scratch_floats = kernels.scratch_floats(mlp.trunk, 0);
-  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    const std::ptrdiff_t first = waves.first(wave), rows = waves.rows(wave);
-    Tape kept{};
-    TapeGradients gradients{};
-    lay_out(wave_arena, [&](Allocator& memory) {
-      gradients = waves.gradients(wave, memory);
-      if (!tape) kept = waves.tape(wave, memory);
-    });
-    if (tape) {
-      kept = waves.tape_in(wave, const_cast<float*>(tape));  // read only
-    } else {
-      forward_wave(mlp, first, rows, &kept, kernels, threads);
-    }
-    const RowSplit parts(rows, kernels.max_rows, threads);
-    parallel_for(parts.count(), threads, [&](int i) {
-      thread_local Arena scratch;
-      kernels.mlp_backward(mlp, grad_out, first + parts[i].first, parts[i].rows, kept, gradients, first,
-                           scratch.reserve(scratch_floats));
-    });
-    sums->add(kept, gradients, first, rows, threads);
-  }
-  sums->finish();
+  backward_pass(pass_of(mlp, kernels, threads), grad_out, tape, targets);
 }
 
 }  // namespace llmdpd

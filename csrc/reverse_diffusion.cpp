@@ -1,6 +1,6 @@
 #include "reverse_diffusion.h"
 
-#include "thread_pool.h"
+#include "passes.h"
 
 namespace llmdpd {
 namespace {
@@ -34,22 +34,15 @@ Chain prepare(const ChainCall& call, Gradients gradients, const TileKernels& ker
   return chain;
 }
 
-RowShape shape_of(const Chain& chain) { return {chain.rows, chain.samples, chain.steps, chain.action_dim}; }
-
-void forward_wave(const Chain& chain, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape,
-                  const TileKernels& kernels, int threads) {
-  const std::size_t scratch_floats = kernels.scratch_floats(chain.trunk, chain.action_dim);
-  const RowSplit parts(rows, kernels.max_rows, threads);
-  parallel_for(parts.count(), threads, [&](int i) {
-    thread_local Arena scratch;
-    kernels.chain_forward(chain, first + parts[i].first, parts[i].rows, tape, first, scratch.reserve(scratch_floats));
-  });
+Pass<Chain> pass_of(const Chain& chain, const TileKernels& kernels, int threads) {
+  const RowShape shape{chain.rows, chain.samples, chain.steps, chain.action_dim};
+  return {chain, shape, kernels.chain_forward, kernels.chain_backward, kernels, threads};
 }
 
 }  // namespace
 
 void run_chain(const Chain& chain, const TileKernels& kernels, int threads) {
-  if (chain.rows > 0) forward_wave(chain, 0, chain.rows, nullptr, kernels, threads);
+  forward_pass(pass_of(chain, kernels, threads), nullptr);
 }
 
 std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels) {
@@ -65,53 +58,19 @@ void chain_forward(const ChainCall& call, const TileKernels& kernels, int thread
   Chain chain;
   lay_out(arena, [&](Allocator& memory) { chain = prepare(call, Gradients::none, kernels, memory); });
   chain.actions = actions;
-  if (!tape) return run_chain(chain, kernels, threads);
-  const Waves waves(shape_of(chain), chain.trunk, kernels);
-  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    const Tape kept = waves.tape_in(wave, tape);
-    forward_wave(chain, waves.first(wave), waves.rows(wave), &kept, kernels, threads);
-  }
+  forward_pass(pass_of(chain, kernels, threads), tape);
 }
 
 void chain_backward(const ChainCall& call, const TileKernels& kernels, int threads, const float* grad_actions,
                     const float* tape, const GradientTargets& targets) {
-  thread_local Arena arena, gradient_arena, wave_arena;
+  thread_local Arena arena;
   Chain chain;
   lay_out(arena, [&](Allocator& memory) {
     chain = prepare(call, Gradients::wanted, kernels, memory);
     // Where the chain is computed again its actions go here.
     chain.actions = memory.take(tape ? 0 : chain.rows * chain.action_dim);
   });
-  const RowShape shape = shape_of(chain);
-  // Declared out here: `add` works on what the second laying out made.
-  std::unique_ptr<WeightGradients> sums;
-  lay_out(gradient_arena, [&](Allocator& memory) {
-    sums = std::make_unique<WeightGradients>(chain.trunk, chain.first, shape, targets, kernels, memory);
-  });
-  const Waves waves(shape, chain.trunk, kernels);
-  const std::size_t scratch_floats = kernels.scratch_floats(chain.trunk, chain.action_dim);
-  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    const std::ptrdiff_t first = waves.first(wave), rows = waves.rows(wave);
-    Tape kept{};
-    TapeGradients gradients{};
-    lay_out(wave_arena, [&](Allocator& memory) {
-      gradients = waves.gradients(wave, memory);
-      if (!tape) kept = waves.tape(wave, memory);
-    });
-    if (tape) {
-      kept = waves.tape_in(wave, const_cast<float*>(tape));  // read only
-    } else {
-      forward_wave(chain, first, rows, &kept, kernels, threads);
-    }
-    const RowSplit parts(rows, kernels.max_rows, threads);
-    parallel_for(parts.count(), threads, [&](int i) {
-      thread_local Arena scratch;
-      kernels.chain_backward(chain, grad_actions, first + parts[i].first, parts[i].rows, kept, gradients, first,
-                             scratch.reserve(scratch_floats));
-    });
-    sums->add(kept, gradients, first, rows, threads);
-  }
-  sums->finish();
+  backward_pass(pass_of(chain, kernels, threads), grad_actions, tape, targets);
 }
 
 }  // namespace llmdpd
