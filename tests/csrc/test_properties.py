@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -365,6 +365,20 @@ def error(found: Tensor, expected: Tensor) -> float:
     return difference / size if size else float(difference > 0)
 
 
+def settled(call: Call, weights: nn.Module, inputs: Inputs, grad: Tensor, expected: Inputs) -> bool:
+    """Whether the gradients stay where they are when all numbers move by a few roundings: no clip hangs on one."""
+    for nudge in (1 - 1e-6, 1 + 1e-6):
+        moved = copy.deepcopy(weights)
+        with torch.no_grad():
+            for parameter in moved.parameters():
+                parameter.mul_(nudge)
+        near = {name: tensor * nudge if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+        found = gradients(call, call.reference, moved, near, grad)
+        if any(error(found[name], expected[name]) > call.gradient_tolerance / 2 for name in expected):
+            return False
+    return True
+
+
 @examples(120)
 @given(call=calls(smooth=True), isa=ISAS, threads=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_gradients_agree_with_the_reference_in_float64(call: Call, isa: str, threads: int, seed: int) -> None:
@@ -375,8 +389,9 @@ def test_gradients_agree_with_the_reference_in_float64(call: Call, isa: str, thr
     with on(isa, threads):
         found = gradients(call, call.run, call.weights, call.inputs, grad)
     expected = gradients(call, call.reference, weights, inputs, grad)
+    assume(settled(call, weights, inputs, grad, expected))
     theirs = gradients(call, call.reference, call.weights, call.inputs, grad)
-    # Where terms cancel, or rounding decides a clip, PyTorch's own in that precision are as far off.
+    # Where terms cancel, PyTorch's own in that precision are as far off.
     bound = max(call.gradient_tolerance, *(4 * error(theirs[name], expected[name]) for name in found))
     for name, tensor in found.items():
         assert tensor.dtype == torch.float32

@@ -63,6 +63,16 @@ class Case:
         found = {name: parameter.grad for name, parameter in net.named_parameters()}
         return actions, {**found, "state": state.grad, "prompt": prompt.grad}
 
+    def settled(self) -> bool:
+        """Whether no value lies so near to the bound that rounding decides whether it is clipped."""
+        _, expected = self.gradients(torch.float64, backend="reference")
+        for nudge in (1 - 1e-5, 1 + 1e-5):
+            near = dataclasses.replace(self, plan=dataclasses.replace(self.plan, clip=self.plan.clip * nudge))
+            _, found = near.gradients(torch.float64, backend="reference")
+            if any(relative(found[name], expected[name]) > GRADIENTS["fp32"] / 2 for name in expected):
+                return False
+        return True
+
     def check(self, precision: str) -> None:
         expected, wanted = self.gradients(torch.float64, backend="reference")
         actions, gradients = self.gradients(torch.float32, backend="cpp", precision=precision)
@@ -95,7 +105,8 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES)
 def test_gradients(rng: np.random.Generator, make_net: Any, isa: str, size: tuple[int, ...]) -> None:
     # A bound that some values of x0 meet and others do not.
-    make_case(rng, make_net, *size, clip=0.9).check("fp32")
+    cases = (make_case(rng, make_net, *size, clip=0.9) for _ in range(20))
+    next(case for case in cases if case.settled()).check("fp32")
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if size[4] > 1])  # one number alone may lie near 0
