@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import Bench, Deadline, Make, add_common_arguments, finish, settings_of, sizes_of, start
+from common import Bench, Deadline, Make, add_common_arguments, finish, settings_of, sizes_of, start, threads_for
 from counting import Sizes, best_of
 from numpy.typing import NDArray
 from peers import Acting, Compiler
@@ -88,7 +88,8 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
             estimate = (40.0 if not bench.settings.get("quick") else 1.0) + 3 * bench.budget.seconds
             # To the host and back is part of it, so the host's clock is the right one on a GPU too.
             flops = best_of(sizes, critic, count, steps, samples)
-            bench.group(case, flops, makers, clock=HostClock(), estimate=estimate)
+            threads = threads_for(makers, bench.threads)
+            bench.group(case, flops, makers, clock=HostClock(), prepare=threads, estimate=estimate)
 
 
 def main(words: Sequence[str] | None = None) -> int:

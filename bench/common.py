@@ -6,7 +6,8 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from machine import Limits, Others, default_threads, describe
 from report import plot_report, print_report, write_report
 from timing import QUICK, Budget, Call, Clock, clock_for, time_alternating
 
-from llmdpd.diffusion import BackendUnavailableError
+from llmdpd.diffusion import BackendUnavailableError, native
 
 FORMAT = 1
 PEERS = ("eager", "compile")
@@ -60,6 +61,7 @@ class Bench:
     ) -> None:
         self.name, self.device, self.budget = name, device, budget
         self.settings, self.deadline = dict(settings), deadline or Deadline()
+        self.threads = torch.get_num_threads()
         self.limits = Limits(device)
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
@@ -71,6 +73,7 @@ class Bench:
         makers: Mapping[str, Make],
         *,
         clock: Clock | None = None,
+        prepare: Mapping[str, Call] | None = None,
         notes: Mapping[str, str] | None = None,
         estimate: float = 0.0,
     ) -> None:
@@ -82,6 +85,7 @@ class Bench:
             makers: make each implementation's call. One that raises `BackendUnavailableError` or `NotHere` gets a dash
                 and its message, one that fails otherwise a dash, its error, and the exit status 1.
             clock: how calls are timed; by default as fits the device.
+            prepare: what is done before each turn of an implementation, untimed; torch's threads are put back.
             notes: what must be said of an implementation beside its figures.
             estimate: seconds that the group may take, for the deadline.
         """
@@ -92,6 +96,7 @@ class Bench:
         calls: dict[str, Call] = {}
         rows = {name: self._row(case, name, flops, (notes or {}).get(name)) for name in makers}
         for name, make in makers.items():
+            (prepare or {}).get(name, lambda: None)()
             started = time.perf_counter()
             call = _first_call(make, clock, rows[name])
             if call is not None:
@@ -99,7 +104,7 @@ class Bench:
                 if name.startswith("compile"):
                     rows[name]["compile_seconds"] = time.perf_counter() - started
         others = Others()
-        for name, timing in time_alternating(calls, self.budget, clock).items() if calls else ():
+        for name, timing in time_alternating(calls, self.budget, clock, prepare).items() if calls else ():
             rows[name]["seconds"] = timing.summary()
             rows[name]["others"] = others.share()
         self.rows += rows.values()
@@ -123,6 +128,7 @@ class Bench:
         }
 
     def _clean(self) -> None:
+        torch.set_num_threads(self.threads)
         gc.collect()
         torch.compiler.reset()
         if self.device.type == "cuda":
@@ -200,7 +206,19 @@ def start(arguments: argparse.Namespace) -> tuple[torch.device, Budget]:
         raise SystemExit("--threads starts at 1, --seconds lies above 0")
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
+    native.set_threads(None)  # as many as torch
     return torch.device(arguments.device), QUICK if arguments.quick else Budget(seconds=arguments.seconds)
+
+
+def threads_for(names: Iterable[str], threads: int) -> dict[str, Call]:
+    """Before each turn: all threads to torch for the peers; for ours as the commands set them, all to the C++ code and
+    one to torch."""
+
+    def share(to_torch: int) -> None:
+        torch.set_num_threads(to_torch)
+        native.set_threads(threads)
+
+    return {name: partial(share, 1 if name.startswith("ours") else threads) for name in names}
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -113,23 +113,35 @@ def clock_for(device: torch.device) -> Clock:
     return CudaClock() if device.type == "cuda" else HostClock()
 
 
-def time_alternating(calls: Mapping[str, Call], budget: Budget, clock: Clock) -> dict[str, Timing]:
+def time_alternating(
+    calls: Mapping[str, Call], budget: Budget, clock: Clock, prepare: Mapping[str, Call] | None = None
+) -> dict[str, Timing]:
     """Time every call, the implementations in turn.
 
     Every second round runs backwards, so that each implementation follows each of its neighbours equally often.
+    `prepare` has what must be done before a turn of an implementation, such as setting threads; it isn't timed.
     """
-    expected = {name: _warm_up(call, budget, clock) for name, call in calls.items()}
+    prepare = {name: (prepare or {}).get(name, _nothing) for name in calls}
+    expected = {}
+    for name, call in calls.items():
+        prepare[name]()
+        expected[name] = _warm_up(call, budget, clock)
     counts = {name: max(1, min(1000, math.ceil(budget.turn / expected[name]))) for name in calls}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     rounds = rounds_within(budget, {name: expected[name] * counts[name] for name in calls})
     for index in range(rounds):
         for name in list(calls)[:: 1 if index % 2 == 0 else -1]:
+            prepare[name]()
             if expected[name] < _VERY_LONG:
                 time.sleep(budget.settle)
             if expected[name] < _LONG:
                 calls[name]()
             seconds[name] += clock.turn(calls[name], counts[name])
     return {name: Timing(tuple(values), rounds * counts[name]) for name, values in seconds.items()}
+
+
+def _nothing() -> None:
+    pass
 
 
 def rounds_within(budget: Budget, turns: Mapping[str, float]) -> int:

@@ -16,7 +16,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import Bench, Deadline, Make, NotHere, add_common_arguments, finish, settings_of, sizes_of, start
+from common import (
+    Bench,
+    Deadline,
+    Make,
+    NotHere,
+    add_common_arguments,
+    finish,
+    settings_of,
+    sizes_of,
+    start,
+    threads_for,
+)
 from counting import Sizes
 from peers import Compiler, Trainer
 from timing import Call
@@ -133,7 +144,8 @@ def _group(
     notes = {} if note is None else {name: note for name in makers if name.startswith("ours")}
     case = {"size": size, "B": batch, "K": steps, "precision": precision}
     estimate = 90.0 if "compile" in makers and not bench.settings.get("quick") else 2.0
-    bench.group(case, probe.flops, makers, notes=notes, estimate=estimate + bench.budget.seconds * len(makers))
+    estimate += bench.budget.seconds * len(makers)
+    bench.group(case, probe.flops, makers, prepare=threads_for(makers, bench.threads), notes=notes, estimate=estimate)
 
 
 def main(words: Sequence[str] | None = None) -> int:

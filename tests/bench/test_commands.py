@@ -19,6 +19,7 @@ import torch
 import train_step
 from workloads import diffusion_ql
 
+from llmdpd.diffusion import native
 from llmdpd.errors import InputError
 
 QUICK = ("--quick", "--threads", "1")
@@ -31,6 +32,7 @@ def _put_back() -> Iterator[None]:
     yield
     sys.path[:] = path
     torch.set_num_threads(threads)
+    native.set_threads(None)
     assert os.environ.get("PYTHONPATH") == environment
 
 

@@ -15,7 +15,7 @@ from common import Bench, Deadline, NotHere
 from report import format_seconds, format_table, plot_report, print_report, write_report
 from timing import QUICK, Budget, Call, Clock, Timing
 
-from llmdpd.diffusion import BackendUnavailableError
+from llmdpd.diffusion import BackendUnavailableError, native
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def failing(error: Exception, when_called: bool = False) -> Any:
 def set_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call named `eager` takes 4 s, `compile` 2 s, others 1 s."""
 
-    def fake(calls: dict[str, Call], budget: Budget, clock: Clock) -> dict[str, Timing]:
+    def fake(calls: dict[str, Call], budget: Budget, clock: Clock, prepare: object) -> dict[str, Timing]:
         seconds = {"eager": 4.0, "compile": 2.0}
         return {name: Timing((seconds.get(name, 1.0),) * 5, 5) for name in calls}
 
@@ -164,3 +164,22 @@ def test_modules_agree_on_what_a_dash_is() -> None:
         *[report.DASH] * 7,
     ]
     assert set(timing.PERCENTILES) >= {"median", "p20", "p80", "p99"}
+
+
+def test_threads_go_to_whom_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn with its own; afterwards torch has those of the bench again."""
+    torch.set_num_threads(2)
+    seen: dict[str, set[tuple[int, int]]] = {"eager": set(), "ours": set()}
+
+    def maker(name: str) -> Any:
+        return lambda: lambda: seen[name].add((torch.get_num_threads(), native.threads()))
+
+    try:
+        bench = Bench("some", CPU, QUICK, {})
+        makers = {name: maker(name) for name in seen}
+        bench.group({"B": 3}, 50.0, makers, prepare=common.threads_for(makers, bench.threads))
+        assert seen == {"eager": {(2, 2)}, "ours": {(1, 2)}}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+        native.set_threads(None)

@@ -48,6 +48,13 @@ def test_implementations_take_turns_and_every_second_round_runs_backwards(fake: 
     assert {name: t.calls for name, t in found.items()} == {"a": 4, "b": 4, "c": 4}
 
 
+def test_each_turn_is_prepared(fake: FakeTime) -> None:
+    budget = Budget(warmup=1, least=1, most=1)
+    calls = {name: fake.call(name, 5.0) for name in "ab"}
+    time_alternating(calls, budget, HostClock(lambda: fake.now), {"b": lambda: fake.log.append("set up")})
+    assert fake.log == ["a", "set up", "b", "a", "set up", "b"]
+
+
 def test_short_calls_begin_their_turn_after_a_rest_with_one_that_does_not_count(fake: FakeTime) -> None:
     budget = Budget(warmup=1, least=1, most=1, turn=0.03, settle=0.001)
     time_alternating({"a": fake.call("a", 0.01), "b": fake.call("b", 0.01)}, budget, HostClock(lambda: fake.now))
