@@ -50,7 +50,7 @@ PackedCritic::PackedCritic(int state_size, int action_size, int prompt_size, con
     prompt = pack_single({first_weight + state_dim + action_dim, inputs, weights.hidden, prompt_dim}, false, kernels,
                          memory);
     bias = copy_padded(first_bias, weights.hidden, kernels, memory);
-    trunk = pack_trunk(weights, Gradients::none, kernels, memory);
+    trunk = pack_trunk(weights, {true, false}, kernels, memory);
   });
   weights_ = WeightSample(first_weight, inputs, first_bias, weights);
 }

@@ -5,12 +5,12 @@
 namespace llmdpd {
 namespace {
 
-Mlp prepare(const MlpCall& call, Gradients gradients, const TileKernels& kernels, Allocator& memory) {
+Mlp prepare(const MlpCall& call, Passes passes, const TileKernels& kernels, Allocator& memory) {
   const int hidden = call.trunk.hidden;
   Mlp mlp{};
-  mlp.trunk = pack_trunk(call.trunk, gradients, kernels, memory);
+  mlp.trunk = pack_trunk(call.trunk, passes, kernels, memory);
   mlp.first.input = pack_single(call.input_weight, false, kernels, memory);
-  if (gradients == Gradients::wanted) mlp.first.input_transposed = pack_single(call.input_weight, true, kernels, memory);
+  if (passes.backward) mlp.first.input_transposed = pack_single(call.input_weight, true, kernels, memory);
   mlp.first.x = call.x;
   mlp.first.x_stride = call.x_stride;
   mlp.first.inputs = call.input_weight.inputs;
@@ -43,7 +43,7 @@ std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels) {
 void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape) {
   thread_local Arena arena;
   Mlp mlp;
-  lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, Gradients::none, kernels, memory); });
+  lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, {true, false}, kernels, memory); });
   mlp.out = out;
   forward_pass(pass_of(mlp, kernels, threads), tape);
 }
@@ -53,7 +53,7 @@ void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, 
   thread_local Arena arena;
   Mlp mlp;
   lay_out(arena, [&](Allocator& memory) {
-    mlp = prepare(call, Gradients::wanted, kernels, memory);
+    mlp = prepare(call, {!tape, true}, kernels, memory);
     mlp.out = memory.take(tape ? 0 : mlp.rows * mlp.trunk.outputs);
   });
   backward_pass(pass_of(mlp, kernels, threads), grad_out, tape, targets);

@@ -68,7 +68,7 @@ const float* copy_padded(const float* from, int count, const TileKernels& kernel
   return copy_rows_padded(from, 1, count, kernels, memory);
 }
 
-Trunk3 pack_trunk(const TrunkWeights& weights, Gradients gradients, const TileKernels& kernels, Allocator& memory) {
+Trunk3 pack_trunk(const TrunkWeights& weights, Passes passes, const TileKernels& kernels, Allocator& memory) {
   const int hidden = weights.hidden, outputs = weights.outputs;
   const Matrix second{weights.w2, hidden, hidden, hidden}, third{weights.w3, hidden, hidden, hidden};
   const Matrix output{weights.w4, hidden, outputs, hidden};
@@ -77,10 +77,12 @@ Trunk3 pack_trunk(const TrunkWeights& weights, Gradients gradients, const TileKe
   trunk.hidden_padded = padded(hidden, kernels.width);
   trunk.outputs = outputs;
   trunk.outputs_padded = padded(outputs, kernels.width);
-  trunk.second = pack(second, false, true, copy_padded(weights.b2, hidden, kernels, memory), kernels, memory);
-  trunk.third = pack(third, false, true, copy_padded(weights.b3, hidden, kernels, memory), kernels, memory);
-  trunk.output = pack(output, false, true, copy_padded(weights.b4, outputs, kernels, memory), kernels, memory);
-  if (gradients == Gradients::wanted) {
+  if (passes.forward) {
+    trunk.second = pack(second, false, true, copy_padded(weights.b2, hidden, kernels, memory), kernels, memory);
+    trunk.third = pack(third, false, true, copy_padded(weights.b3, hidden, kernels, memory), kernels, memory);
+    trunk.output = pack(output, false, true, copy_padded(weights.b4, outputs, kernels, memory), kernels, memory);
+  }
+  if (passes.backward) {
     trunk.second_transposed = pack(second, true, true, nullptr, kernels, memory);
     trunk.third_transposed = pack(third, true, true, nullptr, kernels, memory);
     // Few enough inputs that their precision costs nothing.

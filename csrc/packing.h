@@ -41,10 +41,13 @@ class WeightSample {
   std::uint64_t fingerprint_ = 0;
 };
 
-enum class Gradients { none, wanted };
+// For which passes weights are packed.
+struct Passes {
+  bool forward, backward;
+};
 
 PackedLayer pack_single(const Matrix& matrix, bool transposed, const TileKernels& kernels, Allocator& memory);
-Trunk3 pack_trunk(const TrunkWeights& weights, Gradients gradients, const TileKernels& kernels, Allocator& memory);
+Trunk3 pack_trunk(const TrunkWeights& weights, Passes passes, const TileKernels& kernels, Allocator& memory);
 // `count` floats and zeros up to a multiple of the vector's width.
 const float* copy_padded(const float* from, int count, const TileKernels& kernels, Allocator& memory);
 // [rows, padded count] of [rows, count].

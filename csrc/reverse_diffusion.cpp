@@ -5,13 +5,13 @@
 namespace llmdpd {
 namespace {
 
-Chain prepare(const ChainCall& call, Gradients gradients, const TileKernels& kernels, Allocator& memory) {
+Chain prepare(const ChainCall& call, Passes passes, const TileKernels& kernels, Allocator& memory) {
   const int hidden = call.trunk.hidden;
   Chain chain{};
-  chain.trunk = pack_trunk(call.trunk, gradients, kernels, memory);
+  chain.trunk = pack_trunk(call.trunk, passes, kernels, memory);
   chain.first.input = pack_single(call.state_weight, false, kernels, memory);
   chain.action = pack_single(call.action_weight, false, kernels, memory);
-  if (gradients == Gradients::wanted) {
+  if (passes.backward) {
     chain.first.input_transposed = pack_single(call.state_weight, true, kernels, memory);
     chain.action_transposed = pack_single(call.action_weight, true, kernels, memory);
   }
@@ -56,7 +56,7 @@ std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels)
 void chain_forward(const ChainCall& call, const TileKernels& kernels, int threads, float* actions, float* tape) {
   thread_local Arena arena;
   Chain chain;
-  lay_out(arena, [&](Allocator& memory) { chain = prepare(call, Gradients::none, kernels, memory); });
+  lay_out(arena, [&](Allocator& memory) { chain = prepare(call, {true, false}, kernels, memory); });
   chain.actions = actions;
   forward_pass(pass_of(chain, kernels, threads), tape);
 }
@@ -66,7 +66,7 @@ void chain_backward(const ChainCall& call, const TileKernels& kernels, int threa
   thread_local Arena arena;
   Chain chain;
   lay_out(arena, [&](Allocator& memory) {
-    chain = prepare(call, Gradients::wanted, kernels, memory);
+    chain = prepare(call, {!tape, true}, kernels, memory);
     // Where the chain is computed again its actions go here.
     chain.actions = memory.take(tape ? 0 : chain.rows * chain.action_dim);
   });

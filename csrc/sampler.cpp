@@ -21,7 +21,7 @@ PackedNet::PackedNet(const NetDims& net_dims, const float* first_weight, const f
     state = part(dims.state);
     prompt = part(dims.prompt);
     bias = copy_padded(first_bias, dims.hidden, kernels, memory);
-    trunk = pack_trunk(trunk_weights, Gradients::none, kernels, memory);
+    trunk = pack_trunk(trunk_weights, {true, false}, kernels, memory);
   });
   weights_ = WeightSample(first_weight, static_cast<int>(stride), first_bias, trunk_weights);
 }

@@ -144,13 +144,13 @@ void chain_backward(const Chain& chain, const float* grad_actions, std::ptrdiff_
     for (int r = 0; r < rows; ++r) {
       float* context = gradients.context + (tile.tape_row + r) * width;
       for (int h = 0; h < width; h += kWidth) {
-        store(context + h, load(context + h) + load(scratch.z + r * scratch.stride + h));
+        store(context + h, load(context + h) + load(scratch.other_words + r * scratch.stride + h));
       }
       for (int i = 0; i < action_padded; ++i) {
         scratch.padded[r * action_padded + i] = i < chain.action_dim ? scratch.action[r * chain.action_dim + i] : 0.0f;
       }
     }
-    dense<Single, kMaxBlock>(panels_of(chain.action_transposed), RowInput{scratch.z, scratch.stride},
+    dense<Single, kMaxBlock>(panels_of(chain.action_transposed), RowInput{scratch.other_words, scratch.stride},
                              Init{scratch.padded, action_padded}, StoreFloat{scratch.padded, action_padded}, rows,
                              action_padded / kWidth);
     for (int r = 0; r < rows; ++r) {
@@ -199,7 +199,7 @@ void mlp_backward(const Mlp& mlp, const float* grad_out, std::ptrdiff_t first_ro
   trunk_backward(mlp.trunk, rows, scratch, tape, gradients, n);
   for (int r = 0; r < rows; ++r) {
     for (int h = 0; h < width; h += kWidth) {
-      store(gradients.context + (n + r) * width + h, load(scratch.z + r * scratch.stride + h));
+      store(gradients.context + (n + r) * width + h, load(scratch.other_words + r * scratch.stride + h));
     }
   }
 }

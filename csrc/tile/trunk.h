@@ -80,35 +80,28 @@ void first_layer(const FirstLayer& first, const Trunk3& trunk, std::ptrdiff_t st
                            to_context, states, panels);
 }
 
-// Rows of fp32 `from` into panels of the tape in Op's words, at position n (even); a pair's missing row is zero.
-template <class Op>
-void rows_to_panels(const float* from, std::ptrdiff_t stride, int rows, int columns_padded, float* panels,
-                    std::ptrdiff_t positions, std::ptrdiff_t n) {
-  const std::ptrdiff_t panel_words = positions / Op::kPerWord * kWidth;
-  for (int r = 0; r < rows; r += 2) {
-    for (int c = 0; c < columns_padded; c += kWidth) {
-      const Vec second = r + 1 < rows ? load(from + (r + 1) * stride + c) : Vec{};
-      Op::store_rows(panels + c / kWidth * panel_words, n + r, load(from + r * stride + c), second);
-    }
-  }
-}
-
-// h = mish(z) of scratch.z, in place, into words, and with its slope onto the tape.
+// h = mish(z) of scratch.z: into words, and with its slope onto the tape. Two rows at once, as the panels want them.
 void activate_onto_tape(const Trunk3& trunk, int rows, const Scratch& scratch, float* words, const Tape& tape, int layer,
                         std::ptrdiff_t n) {
   const int width = trunk.hidden_padded;
-  for (int r = 0; r < rows; ++r) {
-    float* z = scratch.z + r * scratch.stride;
+  const std::ptrdiff_t stride = scratch.stride, panel_words = tape.positions / Trunk::kPerWord * kWidth;
+  for (int r = 0; r < rows; r += 2) {
+    const bool pair = r + 1 < rows;
+    const float* z = scratch.z + r * stride;
     float* slope = tape.slope[layer] + (n + r) * width;
     for (int c = 0; c < width; c += kWidth) {
-      Vec derivative;
-      const Vec h = mish(load(z + c), derivative);
+      Vec derivative, second{};
+      const Vec first = mish(load(z + c), derivative);
       store(slope + c, derivative);
-      store(z + c, h);
-      Trunk::store_words(words + r * scratch.stride, c, h);
+      Trunk::store_words(words + r * stride, c, first);
+      if (pair) {
+        second = mish(load(z + stride + c), derivative);
+        store(slope + width + c, derivative);
+        Trunk::store_words(words + (r + 1) * stride, c, second);
+      }
+      Trunk::store_rows(tape.hidden[layer] + c / kWidth * panel_words, n + r, first, second);
     }
   }
-  rows_to_panels<Trunk>(scratch.z, scratch.stride, rows, width, tape.hidden[layer], tape.positions, n);
 }
 
 // One hidden layer: words <- mish(init + left · layer), and onto the tape where there is one.
@@ -141,31 +134,44 @@ void trunk_forward(const Trunk3& trunk, int rows, const Scratch& scratch, const 
   }
 }
 
-// dz = dh mish'(z) in scratch.z, in place, and as Op's words of the next product and of the weight gradients' panels.
+// dz = dh mish'(z), dh in scratch.z: as Op's words of the next product, and in the weight gradients' panels.
 template <class Op>
 void through_activation(const Trunk3& trunk, int rows, const Scratch& scratch, const float* slope, float* words,
                         float* panels, std::ptrdiff_t positions, std::ptrdiff_t n) {
   const int width = trunk.hidden_padded;
-  for (int r = 0; r < rows; ++r) {
-    float* z = scratch.z + r * scratch.stride;
+  const std::ptrdiff_t stride = scratch.stride, panel_words = positions / Op::kPerWord * kWidth;
+  for (int r = 0; r < rows; r += 2) {
+    const bool pair = r + 1 < rows;
+    const float* z = scratch.z + r * stride;
     const float* derivative = slope + (n + r) * width;
     for (int c = 0; c < width; c += kWidth) {
-      const Vec dz = load(z + c) * load(derivative + c);
-      store(z + c, dz);
-      Op::store_words(words + r * scratch.stride, c, dz);
+      Vec second{};
+      const Vec first = load(z + c) * load(derivative + c);
+      Op::store_words(words + r * stride, c, first);
+      if (pair) {
+        second = load(z + stride + c) * load(derivative + width + c);
+        Op::store_words(words + (r + 1) * stride, c, second);
+      }
+      Op::store_rows(panels + c / kWidth * panel_words, n + r, first, second);
     }
   }
-  rows_to_panels<Op>(scratch.z, scratch.stride, rows, width, panels, positions, n);
 }
 
-// From the outputs' gradient in scratch.outputs to dz1 in scratch.z.
+// From the outputs' gradient in scratch.outputs to dz1 in scratch.other_words, in fp32.
 void trunk_backward(const Trunk3& trunk, int rows, const Scratch& scratch, const Tape& tape, const TapeGradients& to,
                     std::ptrdiff_t n) {
   const std::ptrdiff_t stride = scratch.stride;
   const int panels = trunk.hidden_padded / kWidth;
   const Init zero{zero_row(scratch, trunk.hidden_padded), 0};
   const StoreFloat to_z{scratch.z, stride};
-  rows_to_panels<Trunk>(scratch.outputs, trunk.outputs_padded, rows, trunk.outputs_padded, to.output, tape.positions, n);
+  const std::ptrdiff_t panel_words = tape.positions / Trunk::kPerWord * kWidth;
+  for (int r = 0; r < rows; r += 2) {
+    const float* from = scratch.outputs + r * trunk.outputs_padded;
+    for (int c = 0; c < trunk.outputs_padded; c += kWidth) {
+      const Vec second = r + 1 < rows ? load(from + trunk.outputs_padded + c) : Vec{};
+      Trunk::store_rows(to.output + c / kWidth * panel_words, n + r, load(from + c), second);
+    }
+  }
   dense<Single, kMaxBlock>(panels_of(trunk.output_transposed), RowInput{scratch.outputs, trunk.outputs_padded}, zero,
                            to_z, rows, panels);
   through_activation<Trunk>(trunk, rows, scratch, tape.slope[2], scratch.words, to.hidden3, tape.positions, n);
