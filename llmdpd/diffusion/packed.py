@@ -65,6 +65,8 @@ def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any,
         for name, parameter in part._parameters.items():
             if parameter is None or parameter.is_inference():
                 return None
+            if not (parameter.is_contiguous() and native.aligned(parameter)):
+                return None  # a copy of it was packed, which is gone by now: it can't be compared with
             watched.append((part._parameters, name, parameter, parameter._version, parameter.data_ptr()))
     # Two a linear layer; one that computes its weight from other parameters has others.
     plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}
