@@ -22,10 +22,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Waking a thread costs 25 to 50 µs on an idle core of a virtual machine, and a training iteration calls with pauses of
-// about 100 µs. So a worker watches for the next call for a while before it sleeps: 200 µs of work on two threads, called
-// every 100 µs, then take 102 µs in place of 150. But only while calls come that soon: after kPatience longer pauses
-// in a row it sleeps at once. And not on the caller's core, where on a busy machine the scheduler may put it: there it
-// would be in the way of what it waits for (measured: 200 µs became 400).
+// about 100 µs. So a worker watches for the next call for a while before it sleeps: 200 µs of work, on two threads and
+// with such pauses, then takes 102 µs in place of 150. But only while calls come that soon: after kPatience longer
+// pauses in a row it sleeps at once. And not on the caller's core, where on a busy machine the scheduler may put it:
+// there it would be in the way of what it waits for (measured: 200 µs became 400).
 constexpr std::chrono::microseconds kWorkerSpin{200};
 constexpr int kPatience = 4;
 // The caller waits for tasks that others began about when it began its own last one. No longer: where one of them lost

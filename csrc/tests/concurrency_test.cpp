@@ -109,8 +109,9 @@ Call make_sampler(Random& random) {
     Floats out;
     for (const Floats& prompt : in->prompts) {
       Floats actions(in->sizes.rows() * in->sizes.action);
-      in->sampler->run({in->sizes.states, in->sizes.samples, in->state.data(), prompt.data(), false, in->schedule.noise},
-                       threads, actions.data());
+      const Sizes& sizes = in->sizes;
+      in->sampler->run({sizes.states, sizes.samples, in->state.data(), prompt.data(), false, in->schedule.noise}, threads,
+                       actions.data());
       out.insert(out.end(), actions.begin(), actions.end());
     }
     CHECK(in->sampler->net().unchanged());
