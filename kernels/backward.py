@@ -26,7 +26,8 @@ def _recompute(
     wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
     parts = columns(a, A, AP)
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
-    for begin in range(0, H, BK):
+    # To whole blocks of BN: what `_propagate` reads back must have been written, padding too.
+    for begin in range(0, (H + BN - 1) // BN * BN, BK):
         inner = begin + tl.arange(0, BK)
         z1 = first_layer(context, time_row, action_weight, state, live, a, parts, inner, H, A, HP, AP, ACTION)
         h1, slope = mish_and_slope(z1)

@@ -49,7 +49,9 @@ def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: in
             *network, key, None, start=1.0, clip=1.0, samples=1, bf16=bf16, keep=True, capability=capability
         )[0]
     chain = _meta(steps + 1, rows, 1, A)
-    launches, _ = operation.backward_launches(_meta(rows, 1, A), *network, chain, clip=1.0, samples=1, bf16=bf16)
+    launches, _ = operation.backward_launches(
+        _meta(rows, 1, A), *network, chain, clip=1.0, samples=1, bf16=bf16, capability=capability
+    )
     return next(launches)[1]
 
 

@@ -66,7 +66,7 @@ def forward_launch(
     """The forward launch, and the tensors that it fills: actions [B, N, A], chain [K + 1, B, N, A] (empty: keep not)."""
     (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = forward_tile(rows, H, A, bf16, capability_of(context.device) if capability is None else capability)
+    tile = forward_tile(rows, H, A, bf16, capability or capability_of(context.device))
     programs = -(-rows // tile.BM)
     new = context.new_empty
     actions, chain = new(B, samples, A), new((K + 1, B, samples, A) if keep else (0,))
@@ -135,11 +135,12 @@ def _kept(rows: int, K: int, H: int, A: int, tile: Tile, bf16: bool, device: tor
 def backward_launches(
     grad_actions: Tensor, context: Tensor, time_rows: Tensor, packed_actions: Tensor, packed: Tensor, b2: Tensor,
     b3: Tensor, b4: Tensor, table: Tensor, chain: Tensor, *, clip: float, samples: int, bf16: bool,
+    capability: int | None = None,
 ) -> tuple[Iterator[tuple[int, Launch]], Kept]:  # fmt: skip
     """The backward launches with their first rows, one after another on the same buffers, and the buffers."""
     (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = backward_tile(rows, H, A, bf16)
+    tile = backward_tile(rows, H, bf16, capability or capability_of(context.device))
     kept = _kept(rows, K, H, A, tile, bf16, context.device)
     padded = kept.taken.shape[1]
     constants = {

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 SMS = 128
 """About the number of multiprocessors of the devices this is for (108 to 148): tiles up to that many run all at once."""
 
+LARGE_SHARED = (80, 87, 90, 100, 103, 110)
+"""Compute capabilities with 163 KiB and more of shared memory to a program; the others have 99."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -40,34 +43,39 @@ def padded_actions(A: int) -> int:
 
 
 def forward_tile(rows: int, H: int, A: int, bf16: bool, capability: int) -> Tile:
-    """The tile for B * N rows. capability: 10 x major + minor."""
+    """The tile for B * N rows. capability: 10 x major + minor.
+
+    The fewest rows that let all tiles run at once; beyond that, as many as registers hold, because every tile reads all
+    weights. 8 warps need BN = 128 not to repeat each other, 4 warps 64.
+    """
     HP, few, some = padded_width(H), rows <= 16 * SMS, rows <= 32 * SMS
     if not bf16:
         if HP <= 128:
             return Tile(16, 16, 64, warps=4, stages=2, WHOLE=False)
-        if few or HP > 256:
+        if few or HP > 256 or A > 16:
             return Tile(16, 16, 64, warps=8, stages=2, WHOLE=False)
         return Tile(32, 32, 64, warps=8, stages=2, WHOLE=False)
     if HP > 256:
-        return Tile(16, 32, 32, warps=8, stages=2)
+        return Tile(16, 64, 128, warps=8, stages=2, WHOLE=False)
     if HP <= 128:
-        return Tile(16 if few else 64, 32, 32, warps=4, stages=3)
+        return Tile(16 if few else 64, 32, 64, warps=4, stages=3)
     if some:
-        return Tile(16 if few else 32, 32, 32, warps=8, stages=4)
-    if capability in (80, 90) and A <= 16:  # two such programs share a multiprocessor and cover each other's waits
-        return Tile(64, 16, 64, warps=4, stages=3)
-    return Tile(64, 32, 32, warps=8, stages=2)
+        return Tile(16 if few else 32, 64, 128, warps=8, stages=2)
+    return Tile(64, 32, 128 if capability in LARGE_SHARED and A <= 8 else 64, warps=8, stages=2)
 
 
-def backward_tile(rows: int, H: int, A: int, bf16: bool) -> Tile:
-    """The backward pass holds derivatives beside activations, so its tiles are smaller."""
+def backward_tile(rows: int, H: int, bf16: bool, capability: int) -> Tile:
+    """The backward pass holds derivatives beside activations, so its tiles are smaller.
+
+    It writes activations to memory anyway, so going through memory costs it little.
+    """
     HP, few = padded_width(H), rows <= 16 * SMS
     if not bf16:
         return Tile(16, 16, 32, warps=8 if HP > 128 else 4, stages=2, WHOLE=False)
     if HP > 256:
-        return Tile(16, 16, 16, warps=8, stages=3, WHOLE=False)
+        return Tile(16, 32, 128, warps=8, stages=2, WHOLE=False)
     if HP <= 128:
-        return Tile(16, 32, 32, warps=4, stages=3) if few else Tile(32, 32, 32, warps=8, stages=3)
-    if few or A > 16:
-        return Tile(16, 32, 32, warps=8, stages=3)
-    return Tile(32, 16, 16, warps=8, stages=3)
+        return Tile(16 if few else 32, 32, 64, warps=4, stages=2, WHOLE=False)
+    if few or capability < 90:
+        return Tile(16, 64, 128, warps=8, stages=2, WHOLE=capability < 100)
+    return Tile(32, 32, 128, warps=8, stages=2, WHOLE=False)
