@@ -72,7 +72,7 @@ void Actor::act(std::ptrdiff_t states, const float* state, const float* prompt, 
       values[q] = memory.take(rows);
       contexts[q] = memory.take(states * critics_[q]->trunk.hidden_padded);
     }
-    weights = reinterpret_cast<double*>(memory.take(2 * samples_));
+    weights = reinterpret_cast<double*>(memory.take(std::size_t{2} * samples_));
   });
   sampler_->run({states, samples_, state, prompt, prompt_per_state, {nullptr, keys, true}}, threads, drawn);
   for (int q = 0; q < 2; ++q) {

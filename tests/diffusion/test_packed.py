@@ -165,11 +165,12 @@ def test_what_has_no_versions_is_never_kept(make_net: Any) -> None:
     with torch.no_grad():
         for net in (inference, parametrised):
             assert not packed.packed(net, False).watch.lasting
-            first = packed.sample(net, sampler_plan(), torch.ones(2, 3), torch.ones(4), seed=1)
+            plan = sampler_plan(clip=None)
+            first = packed.sample(net, plan, torch.ones(2, 3), torch.ones(4), seed=1)
             with torch.inference_mode():
                 for parameter in net.parameters():
                     parameter.add_(0.3)
-            second = packed.sample(net, sampler_plan(), torch.ones(2, 3), torch.ones(4), seed=1)
+            second = packed.sample(net, plan, torch.ones(2, 3), torch.ones(4), seed=1)
             assert not torch.equal(first, second)
 
 
