@@ -14,8 +14,7 @@ from llmdpd.context import Condition
 from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, native, philox_normal, reverse_diffusion, sampler_plan
 from llmdpd.diffusion.packed import packed, packed_critic
-from llmdpd.diffusion.sampler import Precision
-from llmdpd.diffusion.schedules import SamplerName, SamplerPlan
+from llmdpd.diffusion.schedules import Precision, SamplerName, SamplerPlan
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
 from llmdpd.policy_network import PolicyConfig
@@ -128,7 +127,8 @@ def _draw_in_torch(
         )
     batch = actions.shape[0]
     prompt = condition.prompt.expand(batch, -1)[:, None, :].expand(-1, acting.samples, -1)
-    value = critic.minimum(condition.state[:, None, :].expand(-1, acting.samples, -1), actions, prompt)
+    states = condition.state[:, None, :].expand(-1, acting.samples, -1)
+    value = critic.minimum(states, actions, prompt, acting.precision)
     if acting.selection == "max":
         choice = value.argmax(1)
     else:

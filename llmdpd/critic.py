@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.diffusion.mish_mlp import mish_mlp
+from llmdpd.diffusion.schedules import Precision
 
 
 class DoubleQ(nn.Module):
@@ -26,20 +27,22 @@ class DoubleQ(nn.Module):
         inputs = state_dim + action_dim + prompt_dim
         self.q1, self.q2 = _q_network(inputs, hidden_dim), _q_network(inputs, hidden_dim)
 
-    def forward(self, state: Tensor, action: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32"
+    ) -> tuple[Tensor, Tensor]:
         """State features [..., F], actions [..., A], prompt vectors [..., Z] → two times [...]."""
         parts = [state, action, prompt] if self.prompt_dim else [state, action]
         joined = torch.cat(parts, dim=-1)
-        return _value(self.q1, joined), _value(self.q2, joined)
+        return _value(self.q1, joined, precision), _value(self.q2, joined, precision)
 
-    def minimum(self, state: Tensor, action: Tensor, prompt: Tensor) -> Tensor:
+    def minimum(self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32") -> Tensor:
         """min(Q_1, Q_2): state features [..., F], actions [..., A], prompt vectors [..., Z] → [...]."""
-        return torch.minimum(*self(state, action, prompt))
+        return torch.minimum(*self(state, action, prompt, precision))
 
 
-def _value(network: nn.Sequential, joined: Tensor) -> Tensor:
+def _value(network: nn.Sequential, joined: Tensor, precision: Precision) -> Tensor:
     first, *rest = (layer for layer in network if isinstance(layer, nn.Linear))
-    return mish_mlp(joined, first.weight, first.bias, rest).squeeze(-1)
+    return mish_mlp(joined, first.weight, first.bias, rest, precision).squeeze(-1)
 
 
 def _q_network(inputs: int, hidden_dim: int) -> nn.Sequential:

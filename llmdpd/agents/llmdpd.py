@@ -16,6 +16,7 @@ from llmdpd.agents.batch import PromptedBatch
 from llmdpd.context import Condition
 from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import reverse_diffusion
+from llmdpd.diffusion.schedules import Precision
 from llmdpd.policy_network import ConditionalPolicy
 
 
@@ -51,6 +52,8 @@ class LLMDPDConfig:
     """Iteration from which the EMA averages; before it copies."""
     critic_sees_prompts: bool = False
     """Condition the critics on the prompt vectors too; the paper's critics are Q(s, a)."""
+    precision: Precision = "fp32"
+    """Of the hidden layers' matrix products in all three networks; weights, sums and optimisers stay in float32."""
     critic_hidden: int = 256
     """Width of the critics' three hidden layers."""
     clone: Literal["executed", "expert"] = "executed"
@@ -158,12 +161,12 @@ class LLMDPD:
             following = self.ema_policy.condition(
                 batch.next_observations, prompts, batch.prompt_index, batch.timesteps + 1
             )
-            actions = reverse_diffusion(self.ema_policy.net, following.state, following.prompt, self.ema_policy.plan)
+            actions = self._sample(self.ema_policy, following)
             # The critics read the policy's own features and prompt vectors, old and new state alike.
             next_prompt = self._critic_prompt(condition, len(actions))
-            next_value = self.target_critic.minimum(following.state, actions, next_prompt)
+            next_value = self.target_critic.minimum(following.state, actions, next_prompt, self.config.precision)
             target = batch.rewards * self.config.reward_scale + self.config.gamma * (1 - batch.terminals) * next_value
-        q1, q2 = self.critic(condition.state.detach(), batch.actions, self._critic_prompt(condition, len(target)))
+        q1, q2 = self._values(condition, batch.actions)
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
         return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
 
@@ -176,7 +179,8 @@ class LLMDPD:
         noise = torch.randn_like(clean)
         level = alpha_bar[timesteps, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
-        return F.mse_loss(self.policy.net(noisy, timesteps, condition.state, condition.prompt), noise)
+        predicted = self.policy.net(noisy, timesteps, condition.state, condition.prompt, self.config.precision)
+        return F.mse_loss(predicted, noise)
 
     def reward_objective(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Equation 7, mean Q(s, a_0) with the gradient through the whole chain, by one of the two critics at random.
@@ -184,8 +188,7 @@ class LLMDPD:
         Returns:
             The objective, and mean |Q| of the other critic at the same actions: what lambda is normalised by.
         """
-        actions = reverse_diffusion(self.policy.net, condition.state, condition.prompt, self.policy.plan)
-        values = self.critic(condition.state.detach(), actions, self._critic_prompt(condition, len(actions)))
+        values = self._values(condition, self._sample(self.policy, condition))
         chosen, other = self._in_random_order(values)
         return chosen.mean(), other.detach().abs().mean()
 
@@ -218,6 +221,16 @@ class LLMDPD:
         metrics["grad/policy"] = self._clip(self.policy)
         self.policy_optimizer.step()
         return {"loss/actor": loss.detach(), **metrics}
+
+    def _sample(self, policy: ConditionalPolicy, condition: Condition) -> Tensor:
+        state, prompt = condition
+        return reverse_diffusion(policy.net, state, prompt, policy.plan, precision=self.config.precision)
+
+    def _values(self, condition: Condition, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Q_1 and Q_2 [B] in the policy's own features."""
+        prompt = self._critic_prompt(condition, len(actions))
+        values: tuple[Tensor, Tensor] = self.critic(condition.state.detach(), actions, prompt, self.config.precision)
+        return values
 
     def _critic_prompt(self, condition: Condition, batch: int) -> Tensor:
         """The prompt vectors as the critics see them, [B, Z]; equation 8 alone trains the encoders."""

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.diffusion import native, operators
+from llmdpd.diffusion.schedules import Precision
 
 
-def mish_mlp(x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.Linear]) -> Tensor:
+def mish_mlp(
+    x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.Linear], precision: Precision = "fp32"
+) -> Tensor:
     """The net on a batch of inputs; differentiable in all.
 
     In C++ where that can run (float32 on the CPU), else in PyTorch.
@@ -21,6 +24,7 @@ def mish_mlp(x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.
         input_weight: W1 [H, I]; a slice of columns of a larger matrix will do.
         init: what is added to W1 x: the bias [H], or a row for each input, [..., H].
         layers: the three that follow: [H, H], [H, H], [O, H].
+        precision: `bf16` runs the products of these three in bfloat16, summed in float32.
 
     Returns:
         [..., O].
@@ -28,13 +32,17 @@ def mish_mlp(x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.
     trunk = [part for layer in layers for part in (layer.weight, layer.bias)]
     tensors = [x, input_weight, init, *trunk]
     if not _fused(tensors):
-        return mish_mlp_reference(x, input_weight, init, trunk)
+        if precision == "fp32":
+            return mish_mlp_reference(x, input_weight, init, trunk)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return mish_mlp_reference(x, input_weight, init, trunk).to(x.dtype)
     rows = x.flatten(0, -2)
     inits = init if init.ndim == 1 else init.flatten(0, -2)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     outputs, hidden = trunk[4].shape
-    keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, False))
-    out: Tensor = torch.ops.llmdpd.mish_mlp(rows, input_weight, inits, trunk, False, keep)[0]
+    bf16 = precision == "bf16"
+    keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, bf16))
+    out: Tensor = torch.ops.llmdpd.mish_mlp(rows, input_weight, inits, trunk, bf16, keep)[0]
     return out.reshape(*x.shape[:-1], outputs)
 
 

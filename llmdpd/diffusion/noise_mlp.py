@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.diffusion.mish_mlp import mish_mlp
+from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
 
 
@@ -95,8 +96,13 @@ class NoiseMLP(nn.Module):
         """tau_k = W_t time(k): int64 [K] -> [K, H]."""
         return F.linear(self.time_embedding(timesteps), self.first_layer()[1])
 
-    def forward(self, actions: Tensor, timesteps: Tensor, state: Tensor, prompt: Tensor) -> Tensor:
-        """epsilon: noisy actions [B, A], time indices int64 [B], state [B, S], prompt [Z] or [B, Z] -> [B, A]."""
+    def forward(
+        self, actions: Tensor, timesteps: Tensor, state: Tensor, prompt: Tensor, precision: Precision = "fp32"
+    ) -> Tensor:
+        """epsilon: noisy actions [B, A], time indices int64 [B], state [B, S], prompt [Z] or [B, Z] -> [B, A].
+
+        `bf16` runs the products of the hidden layers in bfloat16.
+        """
         first, *rest = self.linears
         parts = [actions, self.time_embedding(timesteps), state]
         # A prompt that all share is multiplied once.
@@ -106,7 +112,7 @@ class NoiseMLP(nn.Module):
         if shared:
             inputs = weight.shape[1] - self.prompt_dim
             weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)
-        return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest)
+        return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest, precision)
 
     @classmethod
     def from_diffusion_ql(

@@ -14,11 +14,10 @@ from llmdpd.diffusion import native, operators, packed
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.philox import philox_normal, signed64
 from llmdpd.diffusion.reference import reverse_diffusion_reference
-from llmdpd.diffusion.schedules import SamplerPlan
+from llmdpd.diffusion.schedules import Precision, SamplerPlan
 from llmdpd.errors import InputError
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
-Precision = Literal["fp32", "bf16"]
 
 _log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from llmdpd.errors import InputError
 
 ScheduleName = Literal["vp", "linear", "cosine"]
 SamplerName = Literal["ddpm", "ddim", "dpm++2m"]
+Precision = Literal["fp32", "bf16"]
 Array = NDArray[np.float64]
 
 

@@ -51,7 +51,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     real = module.reverse_diffusion
 
-    def spy(net: Any, state: Tensor, prompt: Tensor, plan: Any) -> Tensor:
+    def spy(net: Any, state: Tensor, prompt: Tensor, plan: Any, precision: str) -> Tensor:
+        assert precision == "fp32"
         actions = real(net, state, prompt, plan)
         calls.append({"net": net, "state": state, "prompt": prompt, "plan": plan, "actions": actions})
         return actions
@@ -81,7 +82,7 @@ def test_diffusion_loss_is_equation_5(
     monkeypatch.setattr(type(net), "forward", spy)
     condition = condition_of(agent, batch)
     loss = agent.diffusion_loss(batch, condition)
-    ((noisy, timesteps, state, prompt, predicted),) = calls
+    ((noisy, timesteps, state, prompt, _, predicted),) = calls
     assert torch.equal(state, condition.state)
     assert torch.equal(prompt, condition.prompt)
     bar = torch.from_numpy(np.cumprod(alphas("vp", 5)))[timesteps][:, None]
@@ -403,3 +404,18 @@ def test_modules_and_optimisers_are_all_that_learns(make_agent: Any) -> None:
         "critic_optimizer": agent.critic_optimizer,
     }
     assert agent.modules["ema_policy"] is agent.ema_policy
+
+
+def test_an_iteration_in_bf16_is_nearly_that_in_fp32(make_agent: Any, make_batch: Any) -> None:
+    batch = make_batch(32, 1)
+    exact, rounded = make_agent(), make_agent(precision="bf16")
+    for name, module in rounded.modules.items():
+        module.load_state_dict(exact.modules[name].state_dict())
+    found = []
+    for agent in (exact, rounded):
+        torch.manual_seed(5)
+        found.append(agent.update(batch, 0))
+    for name, value in found[0].items():
+        assert float(found[1][name]) == pytest.approx(float(value), rel=0.1, abs=0.02), name
+    assert any(float(found[1][name]) != float(value) for name, value in found[0].items())
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.policy.parameters())

@@ -321,6 +321,23 @@ def test_the_net_and_its_gradients(
         assert relative(one, other) <= 1e-4
 
 
+@pytest.mark.parametrize("size", [(256, 43, 256, 1), (37, 7, 65, 4)])
+def test_the_net_in_bf16(rng: np.random.Generator, isa: str, size: tuple[int, int, int, int]) -> None:
+    tensors = net_case(rng, *size, False)
+    layers = linear_layers(tensors[3:])
+    out = mish_mlp(tensors[0], tensors[1], tensors[2], layers, "bf16")
+    assert not torch.equal(out, mish_mlp(tensors[0], tensors[1], tensors[2], layers))
+    weight = torch.from_numpy(rng.normal(size=out.shape).astype(np.float32))
+    inputs = [*tensors[:3], *(part for layer in layers for part in (layer.weight, layer.bias))]
+    found = torch.autograd.grad((out * weight).sum(), inputs)
+    double = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = mish_mlp_reference(double[0], double[1], double[2], double[3:])
+    wanted = torch.autograd.grad((expected * weight.double()).sum(), double)
+    assert relative(out, expected) <= ACTIONS["bf16"]
+    for one, other in zip(found, wanted, strict=True):
+        assert relative(one, other) <= GRADIENTS["bf16"]
+
+
 def test_the_net_takes_slices_of_columns_and_leading_axes(rng: np.random.Generator) -> None:
     x, weight, init, *trunk = net_case(rng, 12, 5, 16, 3, False)
     wide = torch.randn(16, 11)

@@ -26,9 +26,19 @@ def check(case: Any, close: Close, tolerance: float, key: torch.Tensor) -> dict[
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(("B", "N", "A", "H"), [(40, 1, 4, 64), (17, 1, 1, 33), (9, 5, 3, 100), (18, 2, 32, 64), (20, 1, 12, 250)])
+@pytest.mark.parametrize(
+    ("B", "N", "A", "H"), [(40, 1, 4, 64), (17, 1, 1, 33), (9, 5, 3, 100), (18, 2, 32, 64), (20, 1, 12, 250)]
+)
 def test_shapes(
-    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, B: int, N: int, A: int, H: int, bf16: bool
+    make_case: MakeCase,
+    close: Close,
+    tolerances: Tolerances,
+    key: torch.Tensor,
+    B: int,
+    N: int,
+    A: int,
+    H: int,
+    bf16: bool,
 ) -> None:
     check(make_case(B=B, N=N, A=A, H=H, bf16=bf16, scale=1.0), close, tolerances[bf16][1], key)
 
@@ -37,7 +47,13 @@ def test_shapes(
 @pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(
-    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, name: Any, clip: float | None, bf16: bool
+    make_case: MakeCase,
+    close: Close,
+    tolerances: Tolerances,
+    key: torch.Tensor,
+    name: Any,
+    clip: float | None,
+    bf16: bool,
 ) -> None:
     case = make_case(B=40, plan=sampler_plan(name, steps=5, clip=clip), bf16=bf16, scale=0.5)
     check(case, close, tolerances[bf16][1], key)

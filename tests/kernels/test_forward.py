@@ -18,10 +18,19 @@ Tolerances = dict[bool, tuple[float, float]]
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
-    ("B", "N", "A", "H"), [(1, 1, 4, 64), (17, 1, 1, 33), (5, 7, 4, 64), (3, 5, 9, 100), (18, 1, 32, 128), (2, 1, 3, 250)]
+    ("B", "N", "A", "H"),
+    [(1, 1, 4, 64), (17, 1, 1, 33), (5, 7, 4, 64), (3, 5, 9, 100), (18, 1, 32, 128), (2, 1, 3, 250)],
 )
 def test_shapes(
-    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, B: int, N: int, A: int, H: int, bf16: bool
+    make_case: MakeCase,
+    close: Close,
+    tolerances: Tolerances,
+    key: torch.Tensor,
+    B: int,
+    N: int,
+    A: int,
+    H: int,
+    bf16: bool,
 ) -> None:
     case = make_case(B=B, N=N, A=A, H=H, bf16=bf16)
     found, chain = case.forward(key)
