@@ -52,5 +52,6 @@ def _torch_obstacle() -> str | None:
         return "torch finds no CUDA device (torch.cuda.is_available() is false)"
     capability = torch.cuda.get_device_capability()
     if capability < CAPABILITY_FROM:
-        return f"{torch.cuda.get_device_name()} is of compute capability {capability[0]}.{capability[1]}, and 8.0 is needed"
+        found = f"{capability[0]}.{capability[1]}"
+        return f"{torch.cuda.get_device_name()} is of compute capability {found}, and 8.0 is needed"
     return None

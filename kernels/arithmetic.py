@@ -1,9 +1,13 @@
 """Rounding and products as tensor cores do them, on a device and in triton's interpreter.
 
-The interpreter (triton 3.6 to 3.9) cuts bfloat16's bits off where hardware rounds to nearest, and multiplies the bit patterns
-of bfloat16 operands as if they were integers. Here it is told to do what hardware does, so that its tests test the kernels.
+The interpreter (triton 3.6 to 3.9) cuts bfloat16's bits off where hardware rounds to nearest, and multiplies the bit
+patterns
+of bfloat16 operands as if they were integers. Here it is told to do what hardware does, so that its tests test the
+kernels.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (device code: triton has types of its own)
 from __future__ import annotations
 
 import triton
@@ -15,7 +19,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 @triton.jit
 def rounded(x, KIND: tl.constexpr):
     """float32 x as KIND (bfloat16 or float32), to nearest even; NaN stays NaN."""
-    if INTERPRETED and KIND == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == KIND:
         bits = x.to(tl.uint32, bitcast=True)
         near = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
         return tl.where(x == x, near, x).to(KIND)
@@ -36,7 +40,8 @@ def product(a, b, z):
 def fresh_zero():
     """Zero, but the compiler can't know: an index that it is part of is computed where it stands.
 
-    Otherwise every address of every product is computed once before the chain's loop and kept in registers, which overflow.
+    Otherwise every address of every product is computed once before the chain's loop and kept in registers, which
+    overflow.
     """
     if INTERPRETED:
         return 0

@@ -1,10 +1,12 @@
 """The chain walked back by a tile of rows in one program: activations again from the kept actions, then the gradients.
 
 What the weight gradients need is written, a step at a time, to `hidden` (h1, h2, h3) and `slopes` (first mish', then
-dz1, dz2, dz3 in its place), both [3, K, R, HP] in the compute precision. Where an element is read back by another thread of
-the program than wrote it, a barrier stands between.
+dz1, dz2, dz3 in its place), both [3, K, R, HP] in the compute precision. Where an element is read back by another
+thread of the program than wrote it, a barrier stands between.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (device code: triton has types of its own)
 from __future__ import annotations
 
 import triton
@@ -19,7 +21,8 @@ from .layers import columns, first_layer, narrow, output_layer, straight, transp
 def _recompute(
     a, context, time_row, action_weight, w2, b2, w3, b3, w4, b4, hidden, slopes, layer, state, live,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE:
+    tl.constexpr,
 ):  # fmt: skip
     """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: of layer 1, the tile's first row."""
     zero = fresh_zero()
@@ -58,7 +61,8 @@ def _recompute(
 def _propagate(
     d_epsilon, action_weight, w2, w3, w4, slopes, layer,
     H: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE:
+    tl.constexpr,
 ):  # fmt: skip
     """W_a^T dz1 [BM, AP]; dz takes the place of mish'."""
     zero = fresh_zero()

@@ -1,5 +1,7 @@
 """The whole reverse chain of a tile of rows in one program. A row is one action of one state."""
 
+# mypy: disable-error-code="no-untyped-def"
+# (device code: triton has types of its own)
 from __future__ import annotations
 
 import triton
@@ -15,7 +17,8 @@ from .philox import normals
 def _epsilon(
     a, context, time_row, action_weight, w2, b2, w3, b3, w4, b4, exchange, state, live,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE:
+    tl.constexpr,
 ):  # fmt: skip
     """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
     zero = fresh_zero()

@@ -1,10 +1,13 @@
 """The two shapes of a hidden layer's product, and the first layer: what forward and backward are made of.
 
-A product of two H x H layers in a row goes once with its input cut in blocks of columns and its output whole (`widen`), and
+A product of two H x H layers in a row goes once with its input cut in blocks of columns and its output whole
+(`widen`), and
 once with its input whole and its output cut (`narrow`): so that neither needs to cut up a tensor that is in registers.
 Weights are packed (see `pack.py`): [HP, HP], padded with zeros.
 """
 
+# mypy: disable-error-code="no-untyped-def, assignment"
+# (device code: triton has types of its own)
 from __future__ import annotations
 
 import triton

@@ -1,5 +1,7 @@
 """The network's weights as the kernels read them: in the compute precision, padded with zeros, rows aligned."""
 
+# mypy: disable-error-code="no-untyped-def"
+# (device code: triton has types of its own)
 from __future__ import annotations
 
 import triton
@@ -14,7 +16,8 @@ def pack_kernel(
     wa_rows, wa_columns, w2_rows, w3_rows, w4_rows,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
 ):  # fmt: skip
-    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]) and of W_a (`packed_actions`: W_a^T, [AP, HP]).
+    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]) and of W_a (`packed_actions`: W_a^T, [AP,
+    HP]).
 
     The `…_rows` are row strides; `wa_columns` is W_a's other one.
     """

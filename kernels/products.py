@@ -36,8 +36,8 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
 def gradients(hidden: Tensor, slopes: Tensor, taken: Tensor, d_out: Tensor, H: int, A: int) -> list[Tensor]:
     """d_time_rows [K, H], dW_a [H, A], dW2, db2, dW3, db3, dW4 [A, H], db4 from what a backward launch kept.
 
-    Shapes: `reverse_diffusion.Kept`. Rows that pad a tile are zeros in the slopes and d_out. Float32, and always summed in
-    the same order.
+    Shapes: `reverse_diffusion.Kept`. Rows that pad a tile are zeros in the slopes and d_out. Float32, and always
+    summed in the same order.
     """
     sums = slopes[..., :H].sum(2, dtype=torch.float32)
     db2, db3 = sums[1:].sum(1)

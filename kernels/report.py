@@ -7,6 +7,7 @@ registers and stack. A thread's stack is what did not fit in its registers: a sp
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import tempfile
@@ -40,7 +41,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: int, steps: int = 5) -> Launch:
-    """The launch of a direction (`forward`, which keeps its chain, or `backward`) for a shape, on tensors without memory."""
+    """The launch of a direction (`forward`, which keeps its chain, or `backward`), on tensors without memory."""
     _, packed, packed_actions = operation.pack(_meta(H, A), _meta(H, H), _meta(H, H), _meta(A, H), bf16)
     network = (_meta(rows, H), _meta(steps, H), packed_actions, packed, _meta(H), _meta(H), _meta(A), _meta(steps, 6))
     if direction == "forward":
@@ -68,18 +69,15 @@ def usage(launch: Launch, capability: int) -> Usage:
     return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared)
 
 
-def launches(H: int, A: int) -> Iterator[tuple[str, str, int, int, Launch]]:
-    """Direction, precision, rows, target and launch of every different launch for a width."""
-    for capability in TARGETS:
-        for direction in ("forward", "backward"):
-            for bf16 in (True, False):
-                seen = set()
-                for rows in ROWS:
-                    made = launch(direction, rows, H, A, bf16, capability)
-                    settings = tuple(sorted((k, str(v)) for k, v in made.constants.items())), made.warps, made.stages
-                    if settings not in seen:
-                        seen.add(settings)
-                        yield direction, "bf16" if bf16 else "fp32", rows, capability, made
+def launches(H: int, A: int, direction: str, bf16: bool, capability: int) -> Iterator[tuple[int, Launch]]:
+    """Every launch that the tile table can choose for a width, with a number of rows that it is chosen for."""
+    seen = set()
+    for rows in ROWS:
+        made = launch(direction, rows, H, A, bf16, capability)
+        settings = *sorted((name, str(value)) for name, value in made.constants.items()), made.warps, made.stages
+        if settings not in seen:
+            seen.add(settings)
+            yield rows, made
 
 
 def main() -> None:
@@ -93,12 +91,14 @@ def main() -> None:
         "| kernel | width | rows from | tile (BM, BK, BN) | warps | target | registers | spilled, bytes | shared, KiB |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for H in arguments.width:
-        for direction, precision, rows, capability, made in launches(H, arguments.actions):
+    for H, capability, direction, bf16 in itertools.product(
+        arguments.width, TARGETS, ("forward", "backward"), (True, False)
+    ):
+        for rows, made in launches(H, arguments.actions, direction, bf16, capability):
             tile = ", ".join(str(made.constants[name]) for name in ("BM", "BK", "BN"))
             taken = usage(made, capability)
             print(
-                f"| {direction} {precision} | {H} | {rows} | {tile} | {made.warps} | sm_{capability} "
+                f"| {direction} {'bf16' if bf16 else 'fp32'} | {H} | {rows} | {tile} | {made.warps} | sm_{capability} "
                 f"| {taken.registers} | {taken.stack} | {taken.shared / 1024:.0f} |",
                 flush=True,
             )

@@ -1,7 +1,7 @@
 """The fused reverse chain on a CUDA device: forward in one launch, backward in one launch and a few matrix products.
 
-Everything is on one device, outputs come from `torch.empty`, and nothing waits for the device, so all of it can be captured
-in a CUDA graph. Under TRITON_INTERPRET=1 the same code runs on CPU tensors.
+Everything is on one device, outputs come from `torch.empty`, and nothing waits for the device, so all of it can be
+captured in a CUDA graph. Under TRITON_INTERPRET=1 the same code runs on CPU tensors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def capability_of(device: torch.device) -> int:
 
 
 def _precisions(bf16: bool) -> dict[str, Any]:
-    """W_a a is computed to float32's accuracy in either mode; in bf16 on tensor cores, as three products of tf32 parts."""
+    """W_a a is computed to float32's accuracy in either mode; in bf16 as three tf32 products."""
     return {"ACTION": "tf32x3" if bf16 else "ieee", "COMPUTE": tl.bfloat16 if bf16 else tl.float32}
 
 
@@ -60,10 +60,11 @@ def pack(action_weight: Tensor, w2: Tensor, w3: Tensor, w4: Tensor, bf16: bool) 
 
 def forward_launch(
     context: Tensor, time_rows: Tensor, packed_actions: Tensor, packed: Tensor, b2: Tensor, b3: Tensor, b4: Tensor,
-    table: Tensor, key: Tensor, noise: Tensor | None, *, start: float, clip: float, samples: int, bf16: bool, keep: bool,
+    table: Tensor, key: Tensor, noise: Tensor | None, *, start: float, clip: float, samples: int, bf16: bool,
+    keep: bool,
     capability: int | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:  # fmt: skip
-    """The forward launch, and the tensors that it fills: actions [B, N, A], chain [K + 1, B, N, A] (empty: keep not)."""
+    """The forward launch, and the tensors that it fills: actions [B, N, A], chain [K + 1, B, N, A] (or empty)."""
     (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
     tile = forward_tile(rows, H, A, bf16, capability or capability_of(context.device))
@@ -87,7 +88,8 @@ def forward_launch(
 
 
 def forward(
-    context: Tensor, time_rows: Tensor, action_weight: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor,
+    context: Tensor, time_rows: Tensor, action_weight: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
+    w4: Tensor,
     b4: Tensor, table: Tensor, key: Tensor, noise: Tensor | None, *,
     start: float, clip: float, samples: int, bf16: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -106,7 +108,7 @@ def forward(
 
 @dataclass
 class Kept:
-    """What one backward launch writes for the gradients, in the compute precision. R: its rows, padded to whole tiles."""
+    """What one backward launch writes, in the compute precision. R: its rows, padded to whole tiles."""
 
     hidden: Tensor
     """h1, h2, h3: [3, K, R, HP]."""

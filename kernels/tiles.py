@@ -1,4 +1,4 @@
-"""Which tile a shape gets: a small table, by reasoning from bytes and operations (docs/gpu.md), never by trial at run time.
+"""Which tile a shape gets: a small table, reasoned from bytes and operations (docs/gpu.md), never tried at run time.
 
 A choice depends on shapes and the device's compute capability alone, so it is the same while a CUDA graph is captured.
 `llmdpd.kernels.report` compiles every tile of the table and prints what it takes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SMS = 128
-"""About the number of multiprocessors of the devices this is for (108 to 148): tiles up to that many run all at once."""
+"""About the number of multiprocessors of the devices this is for: up to that many tiles run all at once."""
 
 LARGE_SHARED = (80, 87, 90, 100, 103, 110)
 """Compute capabilities with 163 KiB and more of shared memory to a program; the others have 99."""
@@ -59,9 +59,9 @@ def forward_tile(rows: int, H: int, A: int, bf16: bool, capability: int) -> Tile
         return Tile(16, 64, 128, warps=8, stages=2, WHOLE=False)
     if HP <= 128:
         return Tile(16 if few else 64, 32, 64, warps=4, stages=3)
-    if some:
+    if some or A > 8:  # W_a a is a product then, and takes registers
         return Tile(16 if few else 32, 64, 128, warps=8, stages=2)
-    return Tile(64, 32, 128 if capability in LARGE_SHARED and A <= 8 else 64, warps=8, stages=2)
+    return Tile(64, 32, 128 if capability in LARGE_SHARED else 64, warps=8, stages=2)
 
 
 def backward_tile(rows: int, H: int, bf16: bool, capability: int) -> Tile:

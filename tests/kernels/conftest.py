@@ -1,7 +1,7 @@
 """Where the kernels' own tests run: on a CUDA device, or on CPU tensors under triton's interpreter.
 
-TRITON_INTERPRET must be set before triton is imported, and would change it for the whole process, so on a machine without a
-device these tests are skipped here and `test_interpreter.py` runs them in a process of their own.
+TRITON_INTERPRET must be set before triton is imported, and would change it for the whole process, so on a machine
+without a device these tests are skipped here and `test_interpreter.py` runs them in a process of their own.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Case:
 @pytest.fixture
 def make_case(rng: np.random.Generator, device: torch.device) -> Callable[..., Case]:
     def make(
-        *, B: int = 5, N: int = 1, A: int = 4, H: int = 33, K: int = 3, bf16: bool = False, plan: SamplerPlan | None = None,
+        *, B: int = 5, N: int = 1, A: int = 4, H: int = 33, K: int = 3, bf16: bool = False,
+        plan: SamplerPlan | None = None,
         clip: float | None = 0.9, scale: float = 1.5,
     ) -> Case:  # fmt: skip
         net = NoiseMLP(7, A, 6, H, 8).to(device)

@@ -67,7 +67,8 @@ def test_large_widths(make_case: MakeCase, close: Close, tolerances: Tolerances,
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("H", [20, 130])
 def test_tiles_of_large_batches(
-    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, monkeypatch: pytest.MonkeyPatch, H: int,
+    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, monkeypatch: pytest.MonkeyPatch,
+    H: int,
     bf16: bool,
 ) -> None:  # fmt: skip
     from llmdpd.kernels import tiles

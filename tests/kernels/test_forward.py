@@ -44,7 +44,8 @@ def test_shapes(
 @pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(
-    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, name: Any, steps: int, clip: float | None,
+    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, name: Any, steps: int,
+    clip: float | None,
     bf16: bool,
 ) -> None:  # fmt: skip
     plan = sampler_plan(name, steps=steps, clip=clip)
@@ -61,7 +62,8 @@ def test_large_widths(make_case: MakeCase, close: Close, tolerances: Tolerances,
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(("B", "H"), [(20, 130), (70, 130), (70, 20)])
 def test_tiles_of_large_batches(
-    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, monkeypatch: pytest.MonkeyPatch, B: int,
+    make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, monkeypatch: pytest.MonkeyPatch,
+    B: int,
     H: int, bf16: bool,
 ) -> None:  # fmt: skip
     from llmdpd.kernels import tiles

@@ -9,8 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+import triton.language as tl  # noqa: E402
+from llmdpd.kernels.philox import box_muller  # noqa: E402
+
 MakeCase = Callable[..., Any]
 TOLERANCE = 2e-6  # absolute
+
+
+@triton.jit
+def normal_kernel(even, odd, first, second, n: tl.constexpr):
+    i = tl.arange(0, n)
+    a, b = box_muller(tl.load(even + i).to(tl.uint32), tl.load(odd + i).to(tl.uint32))
+    tl.store(first + i, a)
+    tl.store(second + i, b)
 
 
 @pytest.mark.parametrize(("B", "N", "A"), [(40, 1, 4), (7, 6, 1), (5, 3, 17), (21, 2, 32)])
@@ -37,28 +50,13 @@ def test_every_draw_is_used_in_its_order(make_case: MakeCase, key: torch.Tensor)
 
 
 def test_rare_words(device: torch.device) -> None:
-    """Box-Muller where float32 is weakest: the logarithm near 1, the least uniform, angles around every eighth of a turn."""
-    import triton
-    import triton.language as tl
-
-    from llmdpd.kernels.philox import box_muller
-
-    global _normal_kernel
-
-    @triton.jit
-    def _normal_kernel(even, odd, first, second, n: tl.constexpr):
-        i = tl.arange(0, n)
-        a, b = _box_muller(tl.load(even + i).to(tl.uint32), tl.load(odd + i).to(tl.uint32))
-        tl.store(first + i, a)
-        tl.store(second + i, b)
-
-    globals()["_box_muller"] = box_muller
+    """Box-Muller where float32 is weakest: log near 1, the least uniform, around every eighth of a turn."""
     radii = [0, 1, 2, 2**23 - 1, 2**23, 11863282, 11863283, 2**24 - 3, 2**24 - 2, 2**24 - 1]
     angles = [eighth * 2**21 + offset for eighth in range(8) for offset in (-1, 0, 1) if eighth or offset >= 0]
     u = torch.tensor(radii * 26)[:256]
     v = torch.tensor(angles * 12)[:256]
     first, second = torch.empty(2, 256, device=device)
-    _normal_kernel[(1,)]((u << 8).to(device), (v << 8).to(device), first, second, 256)
+    normal_kernel[(1,)]((u << 8).to(device), (v << 8).to(device), first, second, 256)
     radius = torch.sqrt(-2 * torch.log((u + 1).double() * 2.0**-24))
     angle = 2 * torch.pi * v.double() * 2.0**-24
     assert (first.cpu() - radius * torch.cos(angle)).abs().max() <= TOLERANCE
