@@ -55,13 +55,15 @@ def forward_tile(rows: int, H: int, A: int, bf16: bool, capability: int) -> Tile
         if few or HP > 256 or A > 16:
             return Tile(16, 16, 64, warps=8, stages=2, WHOLE=False)
         return Tile(32, 32, 64, warps=8, stages=2, WHOLE=False)
+    # Tensor cores that read weights from shared memory; elsewhere operands fill the registers (triton 3.9 spills).
+    from_shared = 90 <= capability < 120
     if HP > 256:
         return Tile(16, 64, 128, warps=8, stages=2, WHOLE=False)
     if HP <= 128:
         return Tile(16 if few else 64, 32, 64, warps=4, stages=3)
     if some or A > 8:  # W_a a is a product then, and takes registers
-        return Tile(16 if few else 32, 64, 128, warps=8, stages=2)
-    return Tile(64, 32, 128 if capability in LARGE_SHARED else 64, warps=8, stages=2)
+        return Tile(16 if few else 32, 64, 128, warps=8, stages=2, WHOLE=few or from_shared)
+    return Tile(64, 32, 128 if capability in LARGE_SHARED else 64, warps=8, stages=2, WHOLE=from_shared)
 
 
 def backward_tile(rows: int, H: int, bf16: bool, capability: int) -> Tile:

@@ -409,8 +409,8 @@ def test_modules_and_optimisers_are_all_that_learns(make_agent: Any) -> None:
 def test_an_iteration_in_bf16_is_nearly_that_in_fp32(make_agent: Any, make_batch: Any) -> None:
     batch = make_batch(32, 1)
     exact, rounded = make_agent(), make_agent(precision="bf16")
-    for name, module in rounded.modules.items():
-        module.load_state_dict(exact.modules[name].state_dict())
+    for name, network in rounded.modules.items():
+        network.load_state_dict(exact.modules[name].state_dict())
     found = []
     for agent in (exact, rounded):
         torch.manual_seed(5)
