@@ -58,6 +58,7 @@ struct ChainArguments {
     const py::ssize_t steps = time_rows.ndim() == 2 ? time_rows.shape(0) : 0;
     require_shape(time_rows, {steps, hidden}, "time rows");
     require_shape(table, {steps, 6}, "table");
+    if (steps < 1) throw std::invalid_argument("wrong shape: a chain needs a step");
     call.time_rows = time_rows.data();
     call.schedule = {small(steps, "table"), reinterpret_cast<const llmdpd::StepCoefficients*>(table.data()), start, clip};
     const py::ssize_t rows = call.states * samples;
@@ -72,6 +73,9 @@ struct ChainArguments {
 // What the size of a tape is reckoned from: rows of a wave, floats a row, floats more a wave. A function of these and of
 // the number of rows, so that it can be reckoned where the batch is but a symbol.
 std::array<py::ssize_t, 3> tape_sizes(int hidden, int outputs, int action_dim, int samples, int steps, bool bf16) {
+  if (hidden < 1 || outputs < 1 || action_dim < 0 || samples < 1 || steps < 1) {
+    throw std::invalid_argument("sizes of a tape start at 1");
+  }
   const llmdpd::Waves::Sizes sizes = llmdpd::Waves::sizes(hidden, outputs, {0, samples, steps, action_dim},
                                                          llmdpd::active_kernels(bf16));
   return {sizes.wave_rows, static_cast<py::ssize_t>(sizes.row_floats), static_cast<py::ssize_t>(sizes.wave_floats)};
@@ -114,6 +118,7 @@ void chain_forward(const ChainArguments& arguments, Floats& actions, Floats& tap
 // Gradients of the trunk (w2, b2, w3, b3, w4, b4), to be written.
 void trunk_targets(std::vector<Floats>& arrays, int hidden, int outputs, GradientTargets& targets) {
   if (arrays.size() != 6) throw std::invalid_argument("wrong number of trunk gradients");
+  targets.weights = true;
   const py::ssize_t h = hidden, o = outputs;
   require_shape(arrays[0], {h, h}, "w2's gradient");
   require_shape(arrays[1], {h}, "b2's gradient");
@@ -193,14 +198,18 @@ void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const F
   const int hidden = call.trunk.hidden;
   require_shape(grad_out, {call.rows, call.trunk.outputs}, "outputs' gradient");
   GradientTargets targets{};
-  trunk_targets(trunk, hidden, call.trunk.outputs, targets);
-  require_shape(input_weight, {hidden, call.input_weight.inputs}, "input weight's gradient");
   if (x) require_shape(*x, {call.rows, call.input_weight.inputs}, "x's gradient");
-  targets.init_per_state = per_row(init, call.rows, hidden, "init's gradient");
-  if (targets.init_per_state != call.init_per_row) throw std::invalid_argument("wrong shape: init's gradient");
-  targets.input_weight = input_weight.mutable_data();
   targets.x = x ? x->mutable_data() : nullptr;
-  targets.init = init.mutable_data();
+  targets.init_per_state = call.init_per_row;
+  if (!trunk.empty()) {  // else no weight's gradient is asked for
+    trunk_targets(trunk, hidden, call.trunk.outputs, targets);
+    require_shape(input_weight, {hidden, call.input_weight.inputs}, "input weight's gradient");
+    if (per_row(init, call.rows, hidden, "init's gradient") != call.init_per_row) {
+      throw std::invalid_argument("wrong shape: init's gradient");
+    }
+    targets.input_weight = input_weight.mutable_data();
+    targets.init = init.mutable_data();
+  }
   const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
   const float* kept = tape_of(tape, llmdpd::mlp_tape_floats(call, kernels));
   const float* grad = grad_out.data();

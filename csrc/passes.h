@@ -34,21 +34,26 @@ void for_tiles(const Pass<Problem>& pass, std::ptrdiff_t first, std::ptrdiff_t r
 }
 
 template <class Problem>
-void forward_wave(const Pass<Problem>& pass, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape) {
+void forward_rows(const Pass<Problem>& pass, std::ptrdiff_t first, std::ptrdiff_t rows, const Tape* tape) {
   for_tiles(pass, first, rows, [&](std::ptrdiff_t row, int count, float* scratch) {
     pass.forward(pass.problem, row, count, tape, first, scratch);
   });
+}
+
+template <class Problem>
+void forward_wave(const Pass<Problem>& pass, const Waves& waves, std::ptrdiff_t wave, const Tape& tape) {
+  waves.clear_padding(wave, tape);
+  forward_rows(pass, waves.first(wave), waves.rows(wave), &tape);
 }
 
 // `tape`: memory for what the backward pass reads, or null.
 template <class Problem>
 void forward_pass(const Pass<Problem>& pass, float* tape) {
   if (pass.shape.rows == 0) return;
-  if (!tape) return forward_wave(pass, 0, pass.shape.rows, nullptr);
+  if (!tape) return forward_rows(pass, 0, pass.shape.rows, nullptr);
   const Waves waves(pass.shape, pass.problem.trunk, pass.kernels);
   for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    const Tape kept = waves.tape_in(wave, tape);
-    forward_wave(pass, waves.first(wave), waves.rows(wave), &kept);
+    forward_wave(pass, waves, wave, waves.tape_in(wave, tape));
   }
 }
 
@@ -74,7 +79,7 @@ void backward_pass(const Pass<Problem>& pass, const float* grad, const float* ta
     if (tape) {
       kept = waves.tape_in(wave, const_cast<float*>(tape));  // read only
     } else {
-      forward_wave(pass, first, rows, &kept);
+      forward_wave(pass, waves, wave, kept);
     }
     for_tiles(pass, first, rows, [&](std::ptrdiff_t row, int count, float* scratch) {
       pass.backward(pass.problem, grad, row, count, kept, gradients, first, scratch);

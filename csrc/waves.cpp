@@ -43,13 +43,14 @@ Tape Waves::tape(std::ptrdiff_t wave, Allocator& memory) const {
   tape.actions = memory.take(tape.positions * shape_.action_dim);
   tape.unclipped = memory.take(tape.positions * shape_.action_dim);
   tape.final_unclipped = memory.take(tape.rows_padded * shape_.action_dim);
-  if (!memory.counting() && tape.rows_padded != rows(wave)) {
-    // The padding row takes part in the weight gradients' sums.
-    for (int k = 0; k < shape_.steps; ++k) {
-      std::fill_n(tape.actions + (k * tape.rows_padded + rows(wave)) * shape_.action_dim, shape_.action_dim, 0.0f);
-    }
-  }
   return tape;
+}
+
+void Waves::clear_padding(std::ptrdiff_t wave, const Tape& tape) const {
+  if (tape.rows_padded == rows(wave)) return;
+  for (int k = 0; k < shape_.steps; ++k) {
+    std::fill_n(tape.actions + (k * tape.rows_padded + rows(wave)) * shape_.action_dim, shape_.action_dim, 0.0f);
+  }
 }
 
 std::size_t Waves::tape_floats(std::ptrdiff_t wave) const {

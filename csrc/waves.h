@@ -39,6 +39,8 @@ class Waves {
   Tape tape(std::ptrdiff_t wave, Allocator& memory) const;
   // The tape of a wave in the memory of all.
   Tape tape_in(std::ptrdiff_t wave, float* base) const;
+  // What a forward pass does not write and a sum over the wave reads.
+  void clear_padding(std::ptrdiff_t wave, const Tape& tape) const;
   TapeGradients gradients(std::ptrdiff_t wave, Allocator& memory) const;
 
  private:

@@ -48,6 +48,11 @@ WeightGradients::WeightGradients(const Trunk3& trunk, const FirstLayer& first, c
       kernels_(kernels),
       ones_(word_of_ones(kernels.per_word)) {
   const int hidden = trunk.hidden;
+  const std::ptrdiff_t states = Waves(shape, trunk, kernels).rows(0) / shape.samples;
+  x_rows_ = memory.take(targets.x ? states * padded(first.inputs, kernels.width) : 0);
+  zeros_ = memory.take(padded(first.inputs, kernels.width));
+  if (!memory.counting()) std::fill_n(zeros_, padded(first.inputs, kernels.width), 0.0f);
+  if (!targets.weights) return;
   w2_ = sum_for(targets.w2, hidden, hidden, memory);
   b2_ = sum_for(targets.b2, 1, hidden, memory);
   w3_ = sum_for(targets.w3, hidden, hidden, memory);
@@ -58,15 +63,20 @@ WeightGradients::WeightGradients(const Trunk3& trunk, const FirstLayer& first, c
   init_ = sum_for(targets.init_per_state ? nullptr : targets.init, 1, hidden, memory);
   action_transposed_ = sum_for(nullptr, shape.action_dim, hidden, memory);
   time_rows_ = shape.action_dim ? sum_for(targets.time_rows, shape.steps, hidden, memory) : Sum{nullptr, 0};
-  const std::ptrdiff_t states = Waves(shape, trunk, kernels).rows(0) / shape.samples;
   context_rows_ = memory.take(states * trunk.hidden_padded);
-  x_rows_ = memory.take(targets.x ? states * padded(first.inputs, kernels.width) : 0);
-  zeros_ = memory.take(padded(first.inputs, kernels.width));
-  if (!memory.counting()) std::fill_n(zeros_, padded(first.inputs, kernels.width), 0.0f);
 }
 
 void WeightGradients::add(const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t first_row,
                           std::ptrdiff_t rows, int threads) {
+  sum_over_samples(gradients, rows);
+  if (targets_.weights) {
+    add_trunk(tape, gradients, threads);
+    add_first_layer(gradients, first_row, rows, threads);
+  }
+  if (targets_.x) write_x(gradients, first_row, rows, threads);
+}
+
+void WeightGradients::add_trunk(const Tape& tape, const TapeGradients& gradients, int threads) {
   const int width = kernels_.width, hidden = trunk_.hidden;
   const std::ptrdiff_t words = tape.positions / kernels_.per_word;  // of the trunk's panels
   const std::ptrdiff_t panel = words * width, single_panel = tape.positions * width;
@@ -103,20 +113,23 @@ void WeightGradients::add(const Tape& tape, const TapeGradients& gradients, std:
   parallel_for(static_cast<int>(tasks.size()), threads, [&](int i) {
     kernels_.outer_product(*tasks[i].product, tasks[i].first, tasks[i].count);
   });
-  add_first_layer(gradients, first_row, rows, threads);
+}
+
+// u's gradient over the samples, into the first row of each state.
+void WeightGradients::sum_over_samples(const TapeGradients& gradients, std::ptrdiff_t rows) const {
+  const int hidden_padded = trunk_.hidden_padded;
+  for (std::ptrdiff_t state = 0; shape_.samples > 1 && state < rows / shape_.samples; ++state) {
+    float* sum = gradients.context + state * shape_.samples * hidden_padded;
+    for (int sample = 1; sample < shape_.samples; ++sample) {
+      for (int h = 0; h < hidden_padded; ++h) sum[h] += sum[static_cast<std::ptrdiff_t>(sample) * hidden_padded + h];
+    }
+  }
 }
 
 void WeightGradients::add_first_layer(const TapeGradients& gradients, std::ptrdiff_t first_row, std::ptrdiff_t rows,
                                       int threads) {
   const int width = kernels_.width, hidden_padded = trunk_.hidden_padded, hidden = trunk_.hidden;
   const std::ptrdiff_t states = rows / shape_.samples, first_state = first_row / shape_.samples;
-  // Over the samples, into the first row of each state.
-  for (std::ptrdiff_t state = 0; shape_.samples > 1 && state < states; ++state) {
-    float* sum = gradients.context + state * shape_.samples * hidden_padded;
-    for (int sample = 1; sample < shape_.samples; ++sample) {
-      for (int h = 0; h < hidden_padded; ++h) sum[h] += sum[static_cast<std::ptrdiff_t>(sample) * hidden_padded + h];
-    }
-  }
   const std::ptrdiff_t state_stride = static_cast<std::ptrdiff_t>(shape_.samples) * hidden_padded;
   const float one = 1.0f;
   const OuterProduct input{first_.x + first_state * first_.x_stride, first_.x_stride, 0, first_.inputs, context_rows_,
@@ -136,21 +149,25 @@ void WeightGradients::add_first_layer(const TapeGradients& gradients, std::ptrdi
   for (std::ptrdiff_t s = 0; targets_.init_per_state && s < states; ++s) {
     std::copy_n(gradients.context + s * state_stride, hidden, targets_.init + (first_state + s) * hidden);
   }
-  if (targets_.x) {
-    const int inputs_padded = first_.input_transposed.outputs_padded;
-    const RowSplit parts(states, 8 * kernels_.max_rows, threads);
-    parallel_for(parts.count(), threads, [&](int i) {
-      const Part part = parts[i];
-      float* to = x_rows_ + part.first * inputs_padded;
-      kernels_.dense(first_.input_transposed, gradients.context + part.first * state_stride, state_stride, zeros_, 0, to,
-                     inputs_padded, part.rows);
-      copy_matrix(to, inputs_padded, part.rows, first_.inputs,
-                  targets_.x + (first_state + part.first) * first_.inputs);
-    });
-  }
+}
+
+void WeightGradients::write_x(const TapeGradients& gradients, std::ptrdiff_t first_row, std::ptrdiff_t rows,
+                              int threads) const {
+  const std::ptrdiff_t states = rows / shape_.samples, first_state = first_row / shape_.samples;
+  const std::ptrdiff_t state_stride = static_cast<std::ptrdiff_t>(shape_.samples) * trunk_.hidden_padded;
+  const int inputs_padded = first_.input_transposed.outputs_padded;
+  const RowSplit parts(states, 8 * kernels_.max_rows, threads);
+  parallel_for(parts.count(), threads, [&](int i) {
+    const Part part = parts[i];
+    float* to = x_rows_ + part.first * inputs_padded;
+    kernels_.dense(first_.input_transposed, gradients.context + part.first * state_stride, state_stride, zeros_, 0, to,
+                   inputs_padded, part.rows);
+    copy_matrix(to, inputs_padded, part.rows, first_.inputs, targets_.x + (first_state + part.first) * first_.inputs);
+  });
 }
 
 void WeightGradients::finish() const {
+  if (!targets_.weights) return;
   const int hidden = trunk_.hidden;
   const auto write = [](const Sum& sum, int rows, int columns, float* target) {
     if (sum.data != target) copy_matrix(sum.data, sum.stride, rows, columns, target);

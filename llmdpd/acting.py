@@ -13,7 +13,7 @@ from torch import Tensor
 from llmdpd.context import Condition
 from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, native, philox_normal, reverse_diffusion, sampler_plan
-from llmdpd.diffusion.packed import packed, packed_critic
+from llmdpd.diffusion.packed import check_inputs, noise_keys, packed, packed_critic
 from llmdpd.diffusion.schedules import Precision, SamplerName, SamplerPlan
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
@@ -78,9 +78,10 @@ def draw_actions(
         None if critic is None or acting.samples == 1 else _native_actor(net, critic, condition, plan, acting)
     )
     if native_actor is not None:
-        actions = np.empty((len(seeds), net.action_dim), np.float32)
+        batch = check_inputs(net, condition.state, condition.prompt, acting.samples)
+        actions = np.empty((batch, net.action_dim), np.float32)
         state, prompt = native.array(condition.state), native.array(condition.prompt)
-        native_actor.act(state, prompt, native.keys(seeds), actions, native.threads())
+        native_actor.act(state, prompt, noise_keys(seeds, batch), actions, native.threads())
         return torch.from_numpy(actions)
     return _draw_in_torch(net, critic, condition, plan, acting, seeds)
 

@@ -154,6 +154,21 @@ def test_the_actor_in_cpp_is_the_one_in_torch(
         assert different <= 1
 
 
+def test_what_does_not_fit_never_reaches_cpp(case: Case) -> None:
+    config = ActingConfig()
+    plan = config.plan(POLICY)
+    state, prompt = case.condition
+    for field, condition, seeds in (
+        ("state", Condition(state[:, 1:], prompt), case.seeds),
+        ("prompt", Condition(state, prompt[:, 1:]), case.seeds),
+        ("seed", Condition(state, prompt), case.seeds[1:]),
+        ("seed", Condition(state, prompt), case.seeds.int()),
+    ):
+        with pytest.raises(InputError) as caught:
+            draw_actions(case.net, case.critic, condition, plan, config, seeds)
+        assert caught.value.field == field
+
+
 def test_an_actor_in_bf16_takes_nearly_the_same(rng: np.random.Generator) -> None:
     case = Case(rng, 60)
     exact, rounded = (case.draw(None, samples=1, precision=precision) for precision in ("fp32", "bf16"))

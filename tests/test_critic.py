@@ -39,3 +39,14 @@ def test_the_papers_critics_do_not_see_the_prompt(rng: np.random.Generator) -> N
 
     assert not changes(DoubleQ(5, 3, 0, 8))
     assert changes(DoubleQ(5, 3, 4, 8))
+
+
+def test_leading_axes_are_free(rng: np.random.Generator) -> None:
+    critic = DoubleQ(5, 3, 0, 16)
+    state, action = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
+    whole = critic(state, action, torch.zeros(0))
+    one = critic(state[1, 2], action[1, 2], torch.zeros(0))
+    for all_values, value in zip(whole, one, strict=True):
+        assert all_values.shape == (2, 4)
+        assert value.shape == ()
+        torch.testing.assert_close(value, all_values[1, 2])

@@ -130,6 +130,7 @@ class Targets {
   }
   llmdpd::GradientTargets trunk(std::size_t hidden, std::size_t outputs) {
     llmdpd::GradientTargets to{};
+    to.weights = true;
     to.w2 = make(hidden * hidden), to.b2 = make(hidden), to.w3 = make(hidden * hidden), to.b3 = make(hidden);
     to.w4 = make(outputs * hidden), to.b4 = make(outputs);
     return to;

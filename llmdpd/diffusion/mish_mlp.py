@@ -36,8 +36,8 @@ def mish_mlp(
             return mish_mlp_reference(x, input_weight, init, trunk)
         with torch.autocast(x.device.type, torch.bfloat16):
             return mish_mlp_reference(x, input_weight, init, trunk).to(x.dtype)
-    rows = x.flatten(0, -2)
-    inits = init if init.ndim == 1 else init.flatten(0, -2)
+    rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
+    inits = init if init.ndim == 1 else init.expand(*x.shape[:-1], -1).flatten(0, -2)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     outputs, hidden = trunk[4].shape
     bf16 = precision == "bf16"

@@ -10,8 +10,9 @@ Trunk, here and in C++: [W2, b2, W3, b3, W4, b4], what follows the first layer.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ _MLP = "Tensor x, Tensor input_weight, Tensor init, Tensor[] trunk, bool bf16"
 _library.define(f"reverse_diffusion({_CHAIN}, bool keep) -> (Tensor, Tensor)")
 _library.define(f"reverse_diffusion_backward(Tensor grad, Tensor tape, {_CHAIN}, bool need_state) -> Tensor[]")
 _library.define(f"mish_mlp({_MLP}, bool keep) -> (Tensor, Tensor)")
-_library.define(f"mish_mlp_backward(Tensor grad, Tensor tape, {_MLP}, bool need_x) -> Tensor[]")
+_library.define(f"mish_mlp_backward(Tensor grad, Tensor tape, {_MLP}, bool need_x, bool need_weights) -> Tensor[]")
 
 
 @torch.compiler.assume_constant_result
@@ -180,6 +181,16 @@ def _chain_backward_cpu(grad: Tensor, tape: Tensor, *arguments: Any) -> list[Ten
     return gradients
 
 
+@contextlib.contextmanager
+def _on_device(tensor: Tensor) -> Iterator[None]:
+    """Triton launches on the current device; and no product may be rounded to tf32, or by autocast, behind our back."""
+    from llmdpd.kernels.products import exact_float32
+
+    device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    with device, exact_float32(), torch.autocast(tensor.device.type, enabled=False):
+        yield
+
+
 def _context(state: Tensor, state_weight: Tensor, init: Tensor) -> Tensor:
     return F.linear(state, state_weight) + init
 
@@ -202,21 +213,22 @@ def _chain_forward_cuda(
 ) -> tuple[Tensor, Tensor]:
     from llmdpd.kernels import reverse_diffusion as triton
 
-    context = _context(state, state_weight, init)
-    actions, chain = triton.forward(
-        context,
-        time_rows,
-        action_weight,
-        *trunk,
-        table,
-        key,
-        noise,
-        start=start,
-        clip=clip,
-        samples=samples,
-        bf16=bf16,
-        keep=keep,
-    )
+    with _on_device(state):
+        context = _context(state, state_weight, init)
+        actions, chain = triton.forward(
+            context,
+            time_rows,
+            action_weight,
+            *trunk,
+            table,
+            key,
+            noise,
+            start=start,
+            clip=clip,
+            samples=samples,
+            bf16=bf16,
+            keep=keep,
+        )
     return actions, chain
 
 
@@ -225,13 +237,15 @@ def _chain_backward_cuda(grad: Tensor, chain: Tensor, *arguments: Any) -> list[T
 
     state, state_weight, init, time_rows, action_weight, trunk, table = arguments[:7]
     _, clip, samples, bf16, need_state = arguments[-5:]
-    context = _context(state, state_weight, init)
-    d_context, d_time_rows, d_action_weight, *d_trunk = triton.backward(
-        grad, context, time_rows, action_weight, *trunk, table, chain, clip=clip, samples=samples, bf16=bf16
-    )
-    d_state = d_context @ state_weight if need_state else state.new_empty(0)
-    d_init = d_context.sum(0) if init.ndim == 1 else d_context
-    return [d_state, d_context.t() @ state, d_init, d_time_rows, d_action_weight, *d_trunk]
+    with _on_device(state):
+        context = _context(state, state_weight, init)
+        d_context, d_time_rows, d_action_weight, *d_trunk = triton.backward(
+            grad, context, time_rows, action_weight, *trunk, table, chain, clip=clip, samples=samples, bf16=bf16
+        )
+        d_state = d_context @ state_weight if need_state else state.new_empty(0)
+        d_state_weight = d_context.t() @ state
+        d_init = d_context.sum(0) if init.ndim == 1 else d_context
+    return [d_state, d_state_weight, d_init, d_time_rows, d_action_weight, *d_trunk]
 
 
 def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -246,7 +260,7 @@ def _chain_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _chain_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 14
+        return (*[None] * 5, [None] * 6, *[None] * 8)
     tape, state, state_weight, init, time_rows, action_weight, *rest = ctx.saved_tensors
     trunk, table, key, noise = rest[:6], rest[6], rest[7], rest[8] if ctx.has_noise else None
     gradients = torch.ops.llmdpd.reverse_diffusion_backward(
@@ -287,10 +301,14 @@ def _(
 
 
 def _mlp_gradients(
-    x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], need_x: bool
+    x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], need_x: bool, need_weights: bool
 ) -> list[Tensor]:
-    first = x.new_empty(x.shape if need_x else (0,))
-    return [first, *(tensor.new_empty(tensor.shape) for tensor in (input_weight, init, *trunk))]
+    """Where the gradients go, each empty where it is not needed: x; the weights (all or none of them)."""
+    weights = (input_weight, init, *trunk)
+    return [
+        x.new_empty(x.shape if need_x else (0,)),
+        *(tensor.new_empty(tensor.shape if need_weights else (0,)) for tensor in weights),
+    ]
 
 
 @torch.library.register_fake("llmdpd::mish_mlp_backward", lib=_library)
@@ -303,8 +321,9 @@ def _(
     trunk: Sequence[Tensor],
     bf16: bool,
     need_x: bool,
+    need_weights: bool,
 ) -> list[Tensor]:
-    return _mlp_gradients(x, input_weight, init, trunk, need_x)
+    return _mlp_gradients(x, input_weight, init, trunk, need_x, need_weights)
 
 
 def _mlp_arguments(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool) -> Any:
@@ -337,14 +356,15 @@ def _mlp_backward_cpu(
     trunk: Sequence[Tensor],
     bf16: bool,
     need_x: bool,
+    need_weights: bool,
 ) -> list[Tensor]:
-    gradients = _mlp_gradients(x, input_weight, init, trunk, need_x)
+    gradients = _mlp_gradients(x, input_weight, init, trunk, need_x, need_weights)
     first, weight, bias, *rest = [native.array(part) for part in gradients]
     native.module().mlp_backward(
         _mlp_arguments(x, input_weight, init, trunk, bf16),
         native.array(grad),
         native.array(tape),
-        rest,
+        rest if need_weights else [],
         weight,
         first if need_x else None,
         bias,
@@ -361,11 +381,20 @@ def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 def _mlp_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 6
+        return (None, None, None, [None] * 6, None, None)
     tape, x, input_weight, init, *trunk = ctx.saved_tensors
-    need_x = ctx.needs_input_grad[0]
-    gradients = torch.ops.llmdpd.mish_mlp_backward(grad, tape, x, input_weight, init, trunk, ctx.bf16, need_x)
-    return (gradients[0] if need_x else None, *gradients[1:3], gradients[3:], None, None)
+    need_x, *weights = ctx.needs_input_grad[:4]
+    # The reward term asks a critic that does not learn meanwhile.
+    need_weights = any(any(need) if isinstance(need, (list, tuple)) else need for need in weights)
+    gradients = torch.ops.llmdpd.mish_mlp_backward(
+        grad, tape, x, input_weight, init, trunk, ctx.bf16, need_x, need_weights
+    )
+    first = gradients[0] if need_x else None
+    return (
+        (first, *gradients[1:3], gradients[3:], None, None)
+        if need_weights
+        else (first, None, None, [None] * 6, None, None)
+    )
 
 
 _library.impl("reverse_diffusion", _chain_forward_cpu, "CPU")
@@ -376,6 +405,14 @@ _library.impl("mish_mlp", _mlp_forward_cpu, "CPU")
 _library.impl("mish_mlp_backward", _mlp_backward_cpu, "CPU")
 torch.library.register_autograd("llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library)
 torch.library.register_autograd("llmdpd::mish_mlp", _mlp_autograd, setup_context=_mlp_setup, lib=_library)
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError("the fused operators have no second derivative: use backend='reference', or float64 tensors")
+
+
+for _name in ("reverse_diffusion_backward", "mish_mlp_backward"):
+    torch.library.register_autograd(f"llmdpd::{_name}", _no_second_derivative, lib=_library)
 
 
 def keeps_tape(floats: int) -> bool:

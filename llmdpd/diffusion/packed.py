@@ -36,7 +36,7 @@ class _Watch:
     def __init__(self, module: nn.Module, layers: Sequence[nn.Linear]) -> None:
         self.parameters = list(module.parameters())
         # Keeps the memory from being given to another tensor: the same address is then the same memory.
-        self._alive = [tensor.detach() for tensor in self.parameters]
+        self._alive = [tensor.detach() for tensor in (*self.parameters, *module.buffers())]
         self._native = native.module()
         self._isa = self._native.active_isa()
         self._watched = _watched(module, layers)
@@ -57,7 +57,7 @@ class _Watch:
 def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any, ...], ...] | None:
     """What must not change, for `_native.all_unchanged`; None where a change of the weights would not be seen.
 
-    Tuples (dict, name, module), and (dict, name, parameter, version, pointer) for the parameters.
+    Tuples (dict, name, module), and (dict, name, tensor, version, pointer) for parameters and buffers.
     """
     watched: list[tuple[Any, ...]] = []
     for part in module.modules():
@@ -68,9 +68,14 @@ def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any,
             if not (parameter.is_contiguous() and native.aligned(parameter)):
                 return None  # a copy of it was packed, which is gone by now: it can't be compared with
             watched.append((part._parameters, name, parameter, parameter._version, parameter.data_ptr()))
+        for name, buffer in part._buffers.items():
+            if buffer is None or buffer.is_inference():
+                return None
+            watched.append((part._buffers, name, buffer, buffer._version, buffer.data_ptr()))
     # Two a linear layer; one that computes its weight from other parameters has others.
     plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}
-    return tuple(watched) if {id(item[2]) for item in watched if len(item) > 3} == plain else None
+    found = {id(item[2]) for item in watched if isinstance(item[2], nn.Parameter)}
+    return tuple(watched) if found == plain else None
 
 
 class PackedNet:
@@ -98,8 +103,8 @@ class PackedNet:
         """The plan bound to these weights: its time rows are computed."""
         sampler = self._samplers.get(plan)
         if sampler is None:
-            with torch.no_grad():
-                embedding = self._time_mlp(torch.tensor(plan.timesteps))
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                embedding = self._time_mlp(torch.tensor(plan.timesteps, device="cpu"))
             clip = math.inf if plan.clip is None else plan.clip
             sampler = native.module().Sampler(
                 self._packed, coefficients(plan), native.array(embedding, "time embedding"), plan.start, clip
@@ -240,9 +245,9 @@ def sample(
         InputError: a shape, dtype or device that does not fit.
         RuntimeError: the C++ module is not there.
     """
-    batch = _check_inputs(net, state, prompt, samples, threads)
+    batch = check_inputs(net, state, prompt, samples, threads)
     draws = None if noise is None else _noise(noise, plan.steps, batch, samples, net.action_dim)
-    keys = np.zeros(1, dtype=np.uint64) if noise is not None else _keys(seed, batch)
+    keys = np.zeros(1, dtype=np.uint64) if noise is not None else noise_keys(seed, batch)
     states, prompts = native.array(state, "state"), native.array(prompt, "prompt")
     actions = np.empty((batch * samples, net.action_dim), dtype=np.float32)
     packed(net, bf16).sampler(plan).run(states, prompts, samples, keys, draws, actions, threads)
@@ -256,7 +261,7 @@ def _require_shape(tensor: Tensor, name: str, *allowed: tuple[int, ...]) -> None
         raise InputError("wrong shape", field=name, found=list(tensor.shape), expected=expected)
 
 
-def _check_inputs(net: NoiseMLP, state: Tensor, prompt: Tensor, samples: int, threads: int) -> int:
+def check_inputs(net: NoiseMLP, state: Tensor, prompt: Tensor, samples: int, threads: int = 1) -> int:
     """Raise `InputError` for what does not fit the net; the batch size where all fits."""
     if not 1 <= samples <= native.MAX_SAMPLES:
         raise InputError("wrong number of actions a state", field="samples", found=samples, expected="1 to 2^31 - 1")
@@ -281,7 +286,7 @@ def _noise(noise: Tensor, steps: int, batch: int, samples: int, action_dim: int)
     return native.array(noise, "noise").reshape(steps + 1, batch * samples, action_dim)
 
 
-def _keys(seed: int | Tensor | None, batch: int) -> np.ndarray:
+def noise_keys(seed: int | Tensor | None, batch: int) -> np.ndarray:
     """Noise keys, uint64: [1] for one seed, [B] for a seed a state."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.device.type != "cpu":

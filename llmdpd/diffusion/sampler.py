@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, SupportsIndex, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from llmdpd.diffusion import native, operators, packed
 from llmdpd.diffusion.noise_mlp import NoiseMLP
@@ -103,7 +104,7 @@ def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         return seed.to(device)
-    return torch.tensor([signed64(seed)], dtype=torch.int64, device=device)
+    return torch.full((1,), signed64(seed), dtype=torch.int64, device=device)  # filled there: no copy to wait for
 
 
 def _by_reference(
@@ -175,9 +176,12 @@ def _plan_tensors(plan: SamplerPlan, device: torch.device) -> tuple[Tensor, Tens
     return _kept_plan_tensors(plan, device)
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured CUDA graph may read them as long as the process lives
 def _kept_plan_tensors(plan: SamplerPlan, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(plan.timesteps, device=device), torch.from_numpy(packed.coefficients(plan)).to(device)
+    # Plain tensors, whatever mode the first caller was in: they serve all.
+    with torch.inference_mode(False), _disable_current_modes():
+        timesteps = torch.tensor(plan.timesteps, device=device)
+        return timesteps, torch.from_numpy(packed.coefficients(plan)).to(device)
 
 
 def _choose(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None, backend: str, precision: str) -> str:
@@ -213,6 +217,11 @@ def _obstacle(name: str, net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Te
 @torch.compiler.assume_constant_result
 def triton_obstacle() -> str | None:
     """Why the Triton kernels cannot run here; None where they can."""
+    return _kept_triton_obstacle()
+
+
+@lru_cache(maxsize=1)  # looking a package's version up costs several times a small batch's whole chain
+def _kept_triton_obstacle() -> str | None:
     try:
         from llmdpd import kernels
     except ImportError:

@@ -222,6 +222,7 @@ class GraphedUpdate:
         """Drop all graphs: the agent's tensors are no longer those that they were captured with."""
         self._graphs.clear()
         self._seen.clear()
+        self._full = False
 
     def _learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         if self.obstacle is not None:

@@ -140,6 +140,19 @@ def test_changed_critics_are_packed_anew(rng: np.random.Generator, make_net: Any
     assert any(packed.packed_critic(q, 3, 2, False) is not entry for q, entry in kept.items())
 
 
+def test_a_changed_buffer_is_seen(make_net: Any) -> None:
+    net = make_net(3, 2, 4)
+
+    @torch.no_grad()
+    def draw(of: NoiseMLP) -> torch.Tensor:
+        return reverse_diffusion(of, torch.ones(2, 3), torch.ones(4), sampler_plan(clip=None), seed=1)
+
+    before = draw(net)
+    net.time_mlp[0].frequencies.mul_(3.0)
+    assert not torch.equal(draw(net), before)
+    assert torch.equal(draw(net), draw(copy.deepcopy(net)))
+
+
 def test_an_unchanged_network_is_packed_once(make_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net, plans = make_net(3, 2, 4), [sampler_plan(), sampler_plan("ddim", 3, train_steps=5)]
     made: list[int] = []
