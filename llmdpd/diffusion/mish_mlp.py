@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.diffusion import native, operators
+from llmdpd.diffusion import autograd, native, operators
 from llmdpd.diffusion.schedules import Precision
 
 
@@ -42,7 +42,7 @@ def mish_mlp(
     outputs, hidden = trunk[4].shape
     bf16 = precision == "bf16"
     keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, bf16))
-    out: Tensor = torch.ops.llmdpd.mish_mlp(rows, input_weight, inits, trunk, bf16, keep)[0]
+    out = autograd.mlp(rows, input_weight, inits, trunk, bf16, keep)
     return out.reshape(*x.shape[:-1], outputs)
 
 

@@ -73,6 +73,15 @@ def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
     Raises:
         InputError: another dtype or device, or not dense.
     """
+    if (
+        tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and tensor.data_ptr() % 4 == 0
+    ):
+        found_array: NDArray[np.float32] = tensor.detach().numpy()
+        return found_array
     if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
         layout = "" if tensor.layout == torch.strided else f", {tensor.layout}"
         found = f"{tensor.dtype} on {tensor.device}{layout}"
@@ -80,8 +89,8 @@ def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
     dense = tensor.detach().contiguous()
     if not aligned(dense):
         dense = dense.clone()
-    found_array: NDArray[np.float32] = dense.numpy()
-    return found_array
+    copied: NDArray[np.float32] = dense.numpy()
+    return copied
 
 
 def aligned(tensor: Tensor) -> bool:

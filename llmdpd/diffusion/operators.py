@@ -153,7 +153,7 @@ def _chain_arguments(
     )
 
 
-def _chain_forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
+def chain_forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     *chain, keep = arguments
     state, time_rows, action_weight, samples, bf16 = chain[0], chain[3], chain[4], chain[11], chain[12]
     actions, tape = _chain_outputs(state, time_rows, action_weight, samples, bf16, keep)
@@ -163,7 +163,7 @@ def _chain_forward_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
     return actions, tape
 
 
-def _chain_backward_cpu(grad: Tensor, tape: Tensor, *arguments: Any) -> list[Tensor]:
+def chain_backward_cpu(grad: Tensor, tape: Tensor, *arguments: Any) -> list[Tensor]:
     *chain, need_state = arguments
     gradients = _chain_gradients(chain[:6], need_state)
     state, state_weight, init, time_rows, action_weight, *trunk = [native.array(part) for part in gradients]
@@ -337,7 +337,7 @@ def _mlp_arguments(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequenc
     )
 
 
-def _mlp_forward_cpu(
+def mlp_forward_cpu(
     x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     out, tape = _mlp_outputs(x, trunk, bf16, keep)
@@ -347,7 +347,7 @@ def _mlp_forward_cpu(
     return out, tape
 
 
-def _mlp_backward_cpu(
+def mlp_backward_cpu(
     grad: Tensor,
     tape: Tensor,
     x: Tensor,
@@ -397,12 +397,12 @@ def _mlp_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     )
 
 
-_library.impl("reverse_diffusion", _chain_forward_cpu, "CPU")
-_library.impl("reverse_diffusion_backward", _chain_backward_cpu, "CPU")
+_library.impl("reverse_diffusion", chain_forward_cpu, "CPU")
+_library.impl("reverse_diffusion_backward", chain_backward_cpu, "CPU")
 _library.impl("reverse_diffusion", _chain_forward_cuda, "CUDA")
 _library.impl("reverse_diffusion_backward", _chain_backward_cuda, "CUDA")
-_library.impl("mish_mlp", _mlp_forward_cpu, "CPU")
-_library.impl("mish_mlp_backward", _mlp_backward_cpu, "CPU")
+_library.impl("mish_mlp", mlp_forward_cpu, "CPU")
+_library.impl("mish_mlp_backward", mlp_backward_cpu, "CPU")
 torch.library.register_autograd("llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library)
 torch.library.register_autograd("llmdpd::mish_mlp", _mlp_autograd, setup_context=_mlp_setup, lib=_library)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llmdpd.diffusion import native, operators, packed
+from llmdpd.diffusion import autograd, native, operators, packed
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.philox import philox_normal, signed64
 from llmdpd.diffusion.reference import reverse_diffusion_reference
@@ -75,7 +75,9 @@ def reverse_diffusion(
             return drawn
     _check(net, state, prompt, plan, samples, seed, noise, backend, precision)
     chosen = _choose(net, state, prompt, noise, backend, precision)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (state, prompt, *net.parameters()))
+    needs_grad = torch.is_grad_enabled() and (
+        state.requires_grad or prompt.requires_grad or any(t.requires_grad for t in net.parameters())
+    )
     if chosen == "cpp" and not needs_grad and not compiling:
         if seed is None and noise is None:
             seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
@@ -151,23 +153,9 @@ def _by_operator(
     if keep and not state.is_cuda:
         rows, (hidden, actions) = state.shape[0] * samples, action_weight.shape
         keep = operators.keeps_tape(operators.tape_floats(rows, hidden, actions, actions, samples, plan.steps, bf16))
-    drawn: Tensor = torch.ops.llmdpd.reverse_diffusion(
-        state,
-        state_weight,
-        init,
-        time_rows,
-        action_weight,
-        trunk,
-        table,
-        key,
-        None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim),
-        plan.start,
-        operators.bound(plan.clip),
-        samples,
-        bf16,
-        keep,
-    )[0]
-    return drawn
+    given = None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim)
+    constants = (table, key, given, plan.start, operators.bound(plan.clip), samples, bf16)
+    return autograd.chain(state, state_weight, init, time_rows, action_weight, trunk, constants, keep)
 
 
 @torch.compiler.assume_constant_result
