@@ -95,7 +95,9 @@ class LLMDPD:
         )
 
         # Kept: walking through the modules costs the host a tenth of an iteration.
-        self._parameters = {module: list(module.parameters()) for module in self.modules.values()}
+        self._parameters: dict[nn.Module, list[Tensor]] = {
+            module: list(module.parameters()) for module in self.modules.values()
+        }
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -260,7 +262,7 @@ def _rate_tensor(rate: float, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _frozen(parameters: list[Tensor]) -> Iterator[None]:
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

@@ -1,8 +1,8 @@
 """The operators' way round PyTorch's dispatcher, for eager mode on the CPU.
 
-A training iteration calls the operators some twenty times for a fraction of a millisecond each; what the dispatcher and
-its generated autograd do in Python around a call is a quarter of that. Here the same implementations are called by plain
-`torch.autograd.Function`s. Where a mode or a compiler watches, and on CUDA, the registered operators are called.
+A training iteration calls the operators some twenty times for a fraction of a millisecond each; what the dispatcher
+and its generated autograd do in Python around a call is a fifth of that. Here the same implementations are called by
+plain `torch.autograd.Function`s. Where a mode or a compiler watches, and on CUDA, the registered operators are called.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class _Chain(torch.autograd.Function):
 class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bf16: bool, keep: bool, *tensors: Tensor) -> Tensor:
-        out, tape = operators.mlp_forward_cpu(*tensors[:3], tensors[3:], bf16, keep)
+        x, weight, init, *trunk = tensors
+        out, tape = operators.mlp_forward_cpu(x, weight, init, trunk, bf16, keep)
         ctx.bf16 = bf16
         ctx.save_for_backward(tape, *tensors)
         return out
@@ -47,11 +48,11 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        tape, *tensors = ctx.saved_tensors
+        tape, x, weight, init, *trunk = ctx.saved_tensors
         need_x, *weights = ctx.needs_input_grad[2:]
         # The reward term asks a critic that does not learn meanwhile.
         need_weights = any(weights)
-        gradients = operators.mlp_backward_cpu(grad, tape, *tensors[:3], tensors[3:], ctx.bf16, need_x, need_weights)
+        gradients = operators.mlp_backward_cpu(grad, tape, x, weight, init, trunk, ctx.bf16, need_x, need_weights)
         rest = gradients[1:] if need_weights else [None] * len(weights)
         return None, None, gradients[0] if need_x else None, *rest
 

@@ -146,7 +146,7 @@ def _by_operator(
         action_weight, _, state_weight, prompt_weight, bias = net.first_layer()
         init = F.linear(prompt, prompt_weight, bias)
         time_rows = net.time_rows(timesteps)
-    trunk = [part for layer in net.layers[1:] for part in (layer.weight, layer.bias)]
+    trunk = [part for layer in net.linears[1:] for part in (layer.weight, layer.bias)]
     if key is None:
         key = timesteps.new_zeros(1)
     keep = needs_grad
