@@ -34,7 +34,7 @@ class Budget:
     """Turns at least."""
     most: int = 400
     """Turns at most."""
-    turn: float = 2e-3
+    turn: float = 20e-3
     """Seconds a turn of one implementation: microsecond calls are repeated within it."""
     settle: float = 15e-3
     """Seconds of sleep before a turn, so that no implementation runs beside the spinning threads of the one before:

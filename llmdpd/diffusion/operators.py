@@ -195,7 +195,7 @@ def _context(state: Tensor, state_weight: Tensor, init: Tensor) -> Tensor:
     return F.linear(state, state_weight) + init
 
 
-def _chain_forward_cuda(
+def chain_forward_cuda(
     state: Tensor,
     state_weight: Tensor,
     init: Tensor,
@@ -232,7 +232,7 @@ def _chain_forward_cuda(
     return actions, chain
 
 
-def _chain_backward_cuda(grad: Tensor, chain: Tensor, *arguments: Any) -> list[Tensor]:
+def chain_backward_cuda(grad: Tensor, chain: Tensor, *arguments: Any) -> list[Tensor]:
     from llmdpd.kernels import reverse_diffusion as triton
 
     state, state_weight, init, time_rows, action_weight, trunk, table = arguments[:7]
@@ -399,8 +399,8 @@ def _mlp_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
 
 _library.impl("reverse_diffusion", chain_forward_cpu, "CPU")
 _library.impl("reverse_diffusion_backward", chain_backward_cpu, "CPU")
-_library.impl("reverse_diffusion", _chain_forward_cuda, "CUDA")
-_library.impl("reverse_diffusion_backward", _chain_backward_cuda, "CUDA")
+_library.impl("reverse_diffusion", chain_forward_cuda, "CUDA")
+_library.impl("reverse_diffusion_backward", chain_backward_cuda, "CUDA")
 _library.impl("mish_mlp", mlp_forward_cpu, "CPU")
 _library.impl("mish_mlp_backward", mlp_backward_cpu, "CPU")
 torch.library.register_autograd("llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library)
