@@ -212,13 +212,13 @@ def start(arguments: argparse.Namespace) -> tuple[torch.device, Budget]:
 
 def threads_for(names: Iterable[str], threads: int) -> dict[str, Call]:
     """Before each turn: all threads to torch for the peers; for ours as the commands set them, all to the C++ code and
-    one to torch."""
+    one to torch, whose OpenMP threads would spin on the cores that ours need."""
 
     def share(to_torch: int) -> None:
         torch.set_num_threads(to_torch)
         native.set_threads(threads)
 
-    return {name: partial(share, 1 if name.startswith("ours") else threads) for name in names}
+    return {name: partial(share, 1 if name == "cpp" or name.startswith("ours") else threads) for name in names}
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

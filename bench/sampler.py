@@ -17,14 +17,15 @@ from functools import partial
 from typing import cast
 
 import torch
-from common import Bench, Deadline, NotHere, add_common_arguments, finish, settings_of, sizes_of, start
+from common import Bench, Deadline, NotHere, add_common_arguments, finish, settings_of, sizes_of, start, threads_for
 from counting import Sizes, chain_both, chain_forward
 from peers import Compiler, Diffusion, compiled_sample
 from timing import Call
 from torch import Tensor, nn
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
-from llmdpd.diffusion.sampler import Backend, Precision
+from llmdpd.diffusion.sampler import Backend
+from llmdpd.diffusion.schedules import Precision
 
 BATCHES, STEPS = (1, 16, 256, 2560, 65536), (5, 15, 50, 100)
 PRECISIONS, DIRECTIONS = ("fp32", "bf16"), ("forward", "forward+backward")
@@ -186,7 +187,8 @@ def measure(bench: Bench, cases: Sequence[Case], sizes: Sizes, backends: Sequenc
         makers = {backend: partial(workload.make, backend) for backend in backends}
         columns = {"direction": case.direction, "B": case.B, "K": case.K, "precision": case.precision}
         compile_time = 40.0 if "compile" in backends and not bench.settings.get("quick") else 0.0
-        bench.group(columns, workload.flops, makers, estimate=compile_time + bench.budget.seconds * len(backends))
+        estimate = compile_time + bench.budget.seconds * len(backends)
+        bench.group(columns, workload.flops, makers, prepare=threads_for(makers, bench.threads), estimate=estimate)
 
 
 def parser() -> argparse.ArgumentParser:
