@@ -95,7 +95,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def plot_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Time against B, both logarithmic: a line a backend, the limit drawn through; one field each other case.
+    """Time against B, both logarithmic: a line a backend, the limit drawn through; one field each case of several B.
 
     Raises:
         RuntimeError: matplotlib is not here.
@@ -107,6 +107,8 @@ def plot_report(path: Path, report: Mapping[str, Any]) -> None:
     fields: dict[tuple[str, ...], list[Row]] = {}
     for row in report["rows"]:
         fields.setdefault(tuple(f"{k} {v}" for k, v in row["case"].items() if k != "B"), []).append(row)
+    # A field of one B has no line to draw; the table has its figures.
+    fields = {title: rows for title, rows in fields.items() if len({row["case"]["B"] for row in rows}) > 1} or fields
     columns = min(3, max(1, len(fields)))
     lines = -(-max(1, len(fields)) // columns)
     figure = Figure(figsize=(5 * columns, 4 * lines), layout="constrained")
