@@ -35,6 +35,19 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each compiled instruction set in turn, the best one again afterwards."""
+    from llmdpd.diffusion import native
+
+    module = native.module()
+    if request.param not in module.runnable_isas():
+        pytest.skip(f"{request.param} can't run on this CPU")
+    module.set_isa(request.param)
+    yield request.param
+    module.set_isa("")
+
+
 def _metaworld_data(
     tasks: tuple[str, ...] = SEEN,
     episodes: int = 3,

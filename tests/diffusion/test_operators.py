@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,6 @@ from llmdpd.diffusion.mish_mlp import mish_mlp, mish_mlp_reference
 
 ACTIONS = {"fp32": 2e-5, "bf16": 2e-2}
 GRADIENTS = {"fp32": 1e-4, "bf16": 5e-2}
-
-
-@pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each compiled instruction set in turn, the best one again afterwards."""
-    module = native.module()
-    if request.param not in module.runnable_isas():
-        pytest.skip(f"{request.param} can't run on this CPU")
-    module.set_isa(request.param)
-    yield request.param
-    module.set_isa("")
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
