@@ -79,7 +79,8 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
     trainer.ema.randn, trainer.actor.randn = replay(draws["target"]), replay(draws["actor"])
     order = iter(draws.values())
 
-    def with_noise(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: Any) -> Tensor:
+    def with_noise(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: Any, precision: str) -> Tensor:
+        assert precision == "fp32"
         return reverse_diffusion(net, state, prompt, plan, noise=next(order), backend="reference")
 
     monkeypatch.setattr(agent_module, "reverse_diffusion", with_noise)
