@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,11 @@ def test_forward_and_backward(
     need_state: bool,
 ) -> None:
     case = make_case(B=19, N=2, A=3, H=33, scale=1.0)
+    if not own_prompts:
+        case = dataclasses.replace(case, prompt=case.prompt.detach()[0].clone())
     net, state = case.net, case.state.detach()
     action_weight, _, state_weight, prompt_weight, bias = (part.detach() for part in net.first_layer())
     init = torch.nn.functional.linear(case.prompt.detach(), prompt_weight, bias)
-    if own_prompts:
-        init = init.expand(len(state), -1).contiguous()
     time_rows = net.time_rows(torch.tensor(case.plan.timesteps, device=case.device)).detach()
     trunk = [part.detach() for layer in net.layers[1:] for part in (layer.weight, layer.bias)]
     inputs = (state, state_weight, init, time_rows, action_weight, trunk, case.table, key.to(case.device), None)

@@ -23,9 +23,9 @@ def test_the_first_signal_is_noted_and_told_when_asked(number: signal.Signals, c
 
 def test_a_second_ctrl_c_interrupts() -> None:
     with StopSignals():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_without_a_signal_nothing_happens_and_handlers_are_put_back() -> None:
