@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -13,7 +12,7 @@ def test_the_first_signal_is_noted_and_told_when_asked(number: signal.Signals, c
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with StopSignals() as stop:
         stop.check()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         with pytest.raises(StopRequestedError, match=number.name) as error:
             stop.check()
         assert error.value.exit_code == code
