@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from counting import Sizes
-from machine import Limits, Others, default_threads, describe
+from machine import Limits, Others, describe
 from report import plot_report, print_report, write_report
 from timing import QUICK, Budget, Call, Clock, clock_for, time_alternating
 
+from llmdpd.cores import usable_cores
 from llmdpd.diffusion import BackendUnavailableError, native
 
 FORMAT = 1
@@ -188,7 +189,7 @@ def _completed(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], limits
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that all benchmarks have."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads (default: all cores)")
     parser.add_argument("--seconds", type=float, default=Budget.seconds, help="measuring time of each call")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes, few repetitions: proves that it runs, no figures"

@@ -122,16 +122,18 @@ def measure(session: Session) -> None:
     import train_step
     from common import Bench, Deadline
     from counting import Sizes
-    from machine import default_threads, describe
+    from machine import describe
     from peers import Compiler
     from report import print_report
     from timing import QUICK, Budget
+
+    from llmdpd.cores import usable_cores
 
     arguments, quick = session.arguments, session.arguments.quick
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch finds no CUDA device here")
     device = torch.device(arguments.device)
-    torch.set_num_threads(1 if quick else default_threads())
+    torch.set_num_threads(1 if quick else usable_cores())
     seed = secrets.randbits(31)
     torch.manual_seed(seed)
     session.report |= {"seed": seed, "machine": describe(device)}

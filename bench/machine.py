@@ -16,6 +16,7 @@ import torch
 
 import llmdpd
 from llmdpd.build import build_info
+from llmdpd.cores import usable_cores
 from llmdpd.diffusion import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,17 +24,12 @@ PRECISIONS = ("fp32", "bf16")
 _GPU_MATRIX = {"fp32": 4096, "bf16": 8192}
 
 
-def default_threads() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, versions, threads, build: what figures are worth nothing without."""
     facts: dict[str, Any] = {
         "device": device.type,
         "cpu": _cpu_model(),
-        "cores": default_threads(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "torch": torch.__version__,
