@@ -7,8 +7,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -181,18 +179,3 @@ def _cpu_ticks() -> tuple[float, float, float] | None:
     used = os.times()
     own = (used.user + used.system) * os.sysconf("SC_CLK_TCK")
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks), own
-
-
-def presets() -> dict[str, Any]:
-    """`llmdpd.config.PRESETS`, also without tyro, which reads command lines and does nothing else there."""
-    try:
-        import tyro  # noqa: F401
-    except ImportError:
-        stand_in = types.ModuleType("tyro")
-        stand_in.conf = types.SimpleNamespace(Suppress="suppress")  # type: ignore[attr-defined]
-        sys.modules["tyro"] = stand_in
-        try:
-            return dict(importlib.import_module("llmdpd.config").PRESETS)
-        finally:
-            del sys.modules["tyro"]
-    return dict(importlib.import_module("llmdpd.config").PRESETS)

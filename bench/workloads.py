@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from counting import Sizes, prompted_train_step, text_head, train_step, trajectory_encoder
-from machine import presets
 
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
@@ -56,14 +55,17 @@ def diffusion_ql(
 
 
 def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision: str = "fp32") -> Training:
-    """The whole of LLMDPD with its encoders: the default preset, one task a batch, its text and its example."""
-    preset = presets()["metaworld"]
-    policy_config, batch = preset.policy, preset.training.batch_size
+    """The whole of Algorithm 1 with its encoders: pooled prompts, critics that see them, one task a batch."""
+    context = ContextConfig(
+        features="metaworld", encoder=TrajectoryEncoderConfig(layers=2, width=128, inner=512, steps=25)
+    )
+    policy_config, batch = PolicyConfig(context=context), 256
     if quick:
         encoder = TrajectoryEncoderConfig(layers=1, width=8, inner=8, steps=4)
         context = ContextConfig(text_dim=4, text_hidden=8, trajectory_dim=4, encoder=encoder)
         policy_config, batch = PolicyConfig(hidden_dim=16, diffusion_steps=2, context=context), 4
-    agent_config = with_precision(preset.agent, precision)
+    agent_config = LLMDPDConfig(lr=6e-4, grad_clip=1.0, eta=0.05, clone="expert", critic_sees_prompts=True)
+    agent_config = with_precision(agent_config, precision)
     if quick:
         agent_config = dataclasses.replace(agent_config, critic_hidden=16)
     policy = ConditionalPolicy(sizes.state, sizes.action, TEXT, policy_config).to(device)
@@ -109,7 +111,6 @@ def random_batch(
         terminals=(torch.arange(batch, device=device) % 100 == 99).float(),
         expert_actions=actions.clone(),
         timesteps=torch.arange(batch, device=device) % 500,
-        prompt_index=None,
         text=None if encoder is None else draw(1, TEXT),
         tokens=tokens,
     )
@@ -136,7 +137,7 @@ def gradient_note(agent: LLMDPD, batch: PromptedBatch, backend: Backend) -> str 
     """Why the chain with gradient falls back to the reference in this version, or None where it doesn't."""
     policy = agent.policy
     prompts = policy.encode(batch.text, batch.tokens)
-    state, prompt = policy.condition(batch.observations, prompts, batch.prompt_index, batch.timesteps)
+    state, prompt = policy.condition(batch.observations, prompts, None, batch.timesteps)
     try:
         reverse_diffusion(policy.net, state, prompt, policy.plan, backend=backend)
     except BackendUnavailableError as reason:

@@ -38,6 +38,8 @@ class ActingConfig:
     """Denoising steps; by default those of training (ddpm needs those)."""
     precision: Precision = "fp32"
     """Of the hidden layers' matrix products: fp32, or bf16 (faster on CPUs and GPUs that have it)."""
+    replan: int | None = None
+    """Actions of a chunk that are played before the next is drawn; by default the whole chunk (policy.chunk)."""
 
     def __post_init__(self) -> None:
         check_limits(self, LIMITS, "acting")
@@ -62,12 +64,30 @@ class ActingConfig:
             noise_scale=self.noise_scale,
         )
 
+    def played(self, policy: PolicyConfig) -> int:
+        """Actions of each chunk that are played before the next is drawn: 1 … H of a policy with chunks of H.
+
+        It is the action horizon of Diffusion Policy's receding-horizon control (Chi et al. 2023), H its prediction
+        horizon.
+
+        Raises:
+            InputError: more than a chunk has.
+        """
+        if self.replan is not None and self.replan > policy.chunk:
+            raise InputError(
+                "more actions are to be played than a chunk has",
+                field="replan",
+                found=self.replan,
+                expected=f"1 to {policy.chunk} (policy.chunk)",
+            )
+        return policy.chunk if self.replan is None else self.replan
+
 
 @torch.no_grad()
 def draw_actions(
     net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerPlan, acting: ActingConfig, seeds: Tensor
 ) -> Tensor:
-    """One action a state: the condition of B states, seeds int64 [B] → [B, A].
+    """One action a state, to which a chunk is one of H A numbers: B states' condition, seeds int64 [B] → [B, A].
 
     Each state's noise hangs on its own seed alone, so that an action doesn't depend on the batch that it is drawn in.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
+import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from llmdpd.errors import InputError, TrainingDivergedError
@@ -16,6 +18,9 @@ from llmdpd.progress import console, error_console
 from llmdpd.results import TaskResult
 from llmdpd.training.stopping import StopRequestedError
 
+# A table of two checkpoints of as many tasks fills a terminal's 24 lines.
+_FEW_TASKS = 12
+_MASTERED = 0.9
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
 # What a disk or its owner refuses, whichever write or read it hits.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -67,28 +72,84 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 def results_table(records: Sequence[TaskResult]) -> Table:
-    """Success by task, split and checkpoint, with 95 % intervals."""
+    """Success by task, split and checkpoint, with 95 % intervals; for locomotion returns and normalised scores.
+
+    Rows stand under a heading for each kind of prompts where there are several.
+    """
+    success = any(record.successes is not None for record in records)
+    figures = ("success", "95 % interval") if success else ("return", "normalised score")
     # Without lines the longest of Meta-World's names fits into 80 columns; a name cut short could be two tasks'.
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("task", "split", "policy", "episodes", "success", "95 % interval"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", "success") else "left")
+    for name in ("task", "split", "policy", "episodes", *figures):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", figures[0]) else "left")
     # Where the best checkpoint is the last one, its rows say so instead of standing there twice.
-    last = {record.task: record for record in records if record.checkpoint == "last"}
-    twins = {r.task for r in records if r.checkpoint == "best" and r.task in last and _same(r, last[r.task])}
-    for record in records:
-        twin = record.task in twins
-        if record.success_rate is None or record.ci95 is None or (twin and record.checkpoint == "best"):
+    last = {(r.task, r.prompts): r for r in records if r.checkpoint == "last"}
+    best = {(r.task, r.prompts): r for r in records if r.checkpoint == "best"}
+    twins = {key for key in best if key in last and _same(best[key], last[key])}
+    kinds = list(dict.fromkeys(record.prompts.kind for record in records))
+    heading = None
+    for record in sorted(records, key=lambda record: kinds.index(record.prompts.kind)):
+        twin = (record.task, record.prompts) in twins
+        if twin and record.checkpoint == "best":
             continue
-        low, high = record.ci95
-        table.add_row(
-            record.task,
-            record.split,
-            "last = best" if twin else record.checkpoint,
-            str(record.episodes),
-            f"{record.success_rate:.0%}",
-            f"{low:.0%} – {high:.0%}",
-        )
+        if len(kinds) > 1 and record.prompts.kind != heading:
+            heading = record.prompts.kind
+            table.add_row(f"[bold]prompts: {heading}[/bold]")
+        policy = "last = best" if twin else record.checkpoint
+        table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
     return table
+
+
+def training_summary(records: Sequence[TaskResult]) -> RenderableType:
+    """What a run came to, at its end: every task where they are few, else what is most asked for.
+
+    Of many tasks: the unseen ones with their intervals, the means over the tasks of either split, and the seen tasks
+    below 90 % (last checkpoint), worst first. Locomotion has few tasks and stands whole.
+    """
+    tasks = {record.task for record in records}
+    if len(tasks) <= _FEW_TASKS or any(record.success_rate is None for record in records):
+        return results_table(records)
+    unseen = [record for record in records if record.split == "unseen"]
+    lines = [_mean_line(records, split) for split in ("unseen", "seen")]
+    low = [
+        (record.success_rate or 0.0, record.task)
+        for record in records
+        if record.split == "seen" and record.checkpoint == "last" and (record.success_rate or 0.0) < _MASTERED
+    ]
+    if low:
+        named = ", ".join(f"{task} {100 * rate:.3g}%" for rate, task in sorted(low))
+        lines.append(f"seen tasks under {_MASTERED:.0%} (last): {named}")
+    lines.append(f"The whole table, of {len(tasks)} tasks, is in the report and in results.json.")
+    text = "\n".join(textwrap.fill(line, 80, break_on_hyphens=False) for line in lines if line)
+    return Group(results_table(unseen), "", text) if unseen else text
+
+
+def _mean_line(records: Sequence[TaskResult], split: str) -> str:
+    """The mean success over a split's tasks by checkpoint, in words; empty where it has no task."""
+    groups: dict[str, dict[str, TaskResult]] = {}
+    for record in records:
+        if record.split == split:
+            groups.setdefault(record.checkpoint, {})[record.task] = record
+    if not groups:
+        return ""
+    last, best = groups.get("last", {}), groups.get("best", {})
+    if last.keys() == best.keys() and all(_same(best[task], last[task]) for task in last):
+        groups = {"last = best": last}
+    told = [
+        f"{name} {statistics.fmean(r.success_rate or 0.0 for r in group.values()):.1%}"
+        for name, group in groups.items()
+    ]
+    return f"mean of {len(last or best)} {split} tasks: {', '.join(told)}"
+
+
+def _figures(record: TaskResult) -> tuple[str, str]:
+    """What came of a task: success and its interval, or return and normalised score."""
+    if record.success_rate is not None and record.ci95 is not None:
+        low, high = record.ci95
+        return f"{record.success_rate:.0%}", f"{low:.0%} – {high:.0%}"
+    spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
+    score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
+    return f"{record.returns_mean:.0f}{spread}", score
 
 
 def _same(best: TaskResult, last: TaskResult) -> bool:

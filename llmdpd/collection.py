@@ -24,6 +24,7 @@ import numpy as np
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
 from llmdpd.envs import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
+from llmdpd.envs.behaviours import BEHAVIOURS
 from llmdpd.envs.processes import map_unordered
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.files import atomic_directory, atomic_write_json, atomic_writer, process_lock, read_json, recover_directory
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 MANIFEST = "collect.json"
 _FORMAT = 1
 _log = logging.getLogger(__name__)
-_NOISE_NAMES = ("clean", "gaussian", "bursts", "random")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ class CollectConfig:
     episodes: int = 100
     """Episodes for each task."""
     noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
-    """Kinds of noise on the executed action and their shares of the episodes, as KIND:SHARE,… Kinds and levels:
-    clean (the expert itself, level 0), gaussian (sigma 0.1 … 0.5 in every step, level = sigma), bursts (one random
-    action held for 5 … 15 steps now and then, level = share of such steps, 0.1 … 0.4), random (mostly random actions,
-    level = their share, 0.8 … 1)."""
+    """Behaviours and their shares of the episodes, as KIND:SHARE,… Noise on the executed action: clean (the expert
+    itself), gaussian (sigma 0.1 … 0.5 in every step), bursts (one random action held for 5 … 15 steps now and then),
+    random (mostly random actions). Other manners: slow (0.3 … 0.7 of the speed), pauses (stands still now and then),
+    cut (ends with the first success), overrun (goes on for 100 … 200 steps after it), detour (by a random point above
+    the table), jerky (each number of the movement all or nothing). An episode keeps its kind's name and a level, from 0
+    for the expert itself to 1 for random actions."""
     out: Path = Path("data/metaworld")
     """Folder of the Minari data sets. Until all is collected, episodes lie in OUT.partial."""
     seed: int = 0
@@ -60,7 +62,7 @@ class CollectConfig:
     workers: int | None = None
     """Worker processes; one a core by default. The content does not depend on it."""
     tail: int = 20
-    """Steps kept after the first success; an episode ends there, which is no terminal."""
+    """Steps kept after the first success (cut and overrun have their own); an episode ends there, no terminal."""
     max_steps: int = 500
     """Steps after which an episode ends without success (Meta-World's limit is 500)."""
     goal_visible: bool = True
@@ -77,7 +79,7 @@ class TaskSummary:
     episodes: int
     kept: int
     transitions: int
-    successes: dict[str, tuple[int, int]]  # kind of noise → (successes, episodes)
+    successes: dict[str, tuple[int, int]]  # behaviour → (successes, episodes)
     mean_length: float
 
 
@@ -122,11 +124,11 @@ def parse_noise(text: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in text.split(","):
         kind, _, number = part.strip().partition(":")
-        if kind not in _NOISE_NAMES:
-            hint = "nearest: " + nearest_names(kind, _NOISE_NAMES)
-            raise InputError("unknown kind of noise", field="noise", found=part, expected=_NOISE_NAMES, hint=hint)
+        if kind not in BEHAVIOURS:
+            hint = "nearest: " + nearest_names(kind, tuple(BEHAVIOURS))
+            raise InputError("unknown behaviour", field="noise", found=part, expected=", ".join(BEHAVIOURS), hint=hint)
         if kind in shares:
-            raise InputError("a kind of noise given twice", field="noise", found=text, expected="each kind once")
+            raise InputError("a behaviour given twice", field="noise", found=text, expected="each kind once")
         try:
             shares[kind] = float(number or 1)
         except ValueError:
@@ -138,7 +140,7 @@ def parse_noise(text: str) -> dict[str, float]:
 
 
 def noise_schedule(shares: Mapping[str, float], episodes: int) -> list[str]:
-    """The kind of noise of each episode: always the kind that lags most behind its share.
+    """The behaviour of each episode: always the kind that lags most behind its share.
 
     So any first n episodes hold the mixture as exactly as n allows, and don't depend on how many follow.
     """
@@ -157,7 +159,7 @@ def partial_folder(out: Path) -> Path:
 
 
 def content_hash(dataset: TrajectoryDataset) -> str:
-    """SHA-256 over everything that the data set holds, except where it came from."""
+    """SHA-256 over all that is learned from in the data set: not where it came from, nor the behaviours' names."""
     digest = hashlib.sha256(repr((dataset.tasks, dataset.texts, dataset.goal_visible)).encode())
     for item in dataclasses.fields(dataset):
         value = getattr(dataset, item.name)
@@ -381,6 +383,7 @@ def _join(
             noise_level=episode.noise_level,
             success=int(episode.success),
             seed=request.seed,
+            behaviour=request.noise,
         )
         for request, episode in zip(requests, episodes, strict=True)
         if episode.success or config.keep_failed

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.metaworld_layout import GOAL, GRIPPER, HAND, OBJECT, SECOND, STATE_DIM, previous
 
-FeatureKind = Literal["normalised", "metaworld"]
+FeatureKind = Literal["normalised", "metaworld", "relative"]
 
-METAWORLD_STATE_DIM = 39
-_HAND, _OBJECT, _SECOND, _GOAL = slice(0, 3), slice(4, 7), slice(11, 14), slice(36, 39)
-_PREVIOUS_HAND, _PREVIOUS_OBJECT = slice(18, 21), slice(22, 25)
 _METAWORLD_RELATIVE = 5 * 3
 _METAWORLD_VELOCITY = 2 * 3
+_METAWORLD_OWN = 1 + 4  # gripper, and the heights of hand, both objects and goal
+_METAWORLD_GEOMETRY = 4 * 3 + 1
 
 
 class StateFeatures(nn.Module):
@@ -25,6 +25,8 @@ class StateFeatures(nn.Module):
     constant there keeps its scale; the others are not widened for it. `metaworld` adds, from Meta-World's layout of 39
     numbers, the differences between hand, objects and goal, once in units of 25 cm and once as tanh in units of 4 cm
     (how near is near), and the velocities of hand and object, from the previous frame that the observation carries.
+    `relative` is those alone, with the gripper and the heights beside: where on the table something lies, and how it is
+    turned, is left out, and what an observation doesn't have (its three numbers are zero) is at no distance.
 
     Raises:
         InputError: `metaworld` features for observations of another size.
@@ -35,12 +37,12 @@ class StateFeatures(nn.Module):
 
     def __init__(self, state_dim: int, kind: FeatureKind = "normalised") -> None:
         super().__init__()
-        if kind == "metaworld" and state_dim != METAWORLD_STATE_DIM:
+        if kind != "normalised" and state_dim != STATE_DIM:
             raise InputError(
                 "these features read Meta-World's observation layout",
                 field="features",
                 found=f"observations of {state_dim} numbers",
-                expected=METAWORLD_STATE_DIM,
+                expected=STATE_DIM,
                 hint="use features 'normalised'",
             )
         self.kind = kind
@@ -51,7 +53,15 @@ class StateFeatures(nn.Module):
     @property
     def output_dim(self) -> int:
         """F."""
-        return self.state_dim + (2 * _METAWORLD_RELATIVE + _METAWORLD_VELOCITY if self.kind == "metaworld" else 0)
+        if self.kind == "normalised":
+            return self.state_dim
+        rest = 2 * _METAWORLD_RELATIVE + _METAWORLD_VELOCITY
+        return rest + (self.state_dim if self.kind == "metaworld" else _METAWORLD_OWN)
+
+    @property
+    def geometry_dim(self) -> int:
+        """G, of `geometry`."""
+        return self.state_dim if self.kind == "normalised" else _METAWORLD_GEOMETRY
 
     def fit(self, observations: Tensor) -> None:
         """Take mean and std [S] from the training tasks' observations [N, S]."""
@@ -63,12 +73,39 @@ class StateFeatures(nn.Module):
         self.std.copy_(torch.where(constant | (std <= 1e-6), 1.0, std))
 
     def forward(self, state: Tensor) -> Tensor:
+        if self.kind == "relative":
+            return torch.cat([_own(state), *_metaworld(state, present_only=True)], dim=-1)
         normalised = ((state - self.mean) / self.std).clamp(-10.0, 10.0)
         return torch.cat([normalised, *_metaworld(state)], dim=-1) if self.kind == "metaworld" else normalised
 
+    def geometry(self, state: Tensor) -> Tensor:
+        """Where things are, as two moments can be compared by: [..., S] → [..., G].
 
-def _metaworld(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    hand, thing, second, goal = (state[..., part] for part in (_HAND, _OBJECT, _SECOND, _GOAL))
-    relative = torch.cat([thing - hand, second - hand, goal - hand, goal - thing, second - thing], dim=-1)
-    velocity = torch.cat([hand - state[..., _PREVIOUS_HAND], thing - state[..., _PREVIOUS_OBJECT]], dim=-1)
+        From Meta-World's layout both objects - hand, goal - hand, goal - object in units of 25 cm, and the gripper; of
+        other observations all numbers, normalised.
+        """
+        if self.kind == "normalised":
+            return self(state)
+        return torch.cat([4.0 * _differences(state, present_only=True)[..., : 4 * 3], state[..., GRIPPER]], dim=-1)
+
+
+def _differences(state: Tensor, present_only: bool) -> Tensor:
+    hand, thing, second, goal = (state[..., part] for part in (HAND, OBJECT, SECOND, GOAL))
+    parts = [thing - hand, second - hand, goal - hand, goal - thing, second - thing]
+    if present_only:
+        has_second, has_goal = (second != 0).any(-1, keepdim=True), (goal != 0).any(-1, keepdim=True)
+        given = (None, has_second, has_goal, has_goal, has_second)
+        parts = [part if known is None else part * known for part, known in zip(parts, given, strict=True)]
+    return torch.cat(parts, dim=-1)
+
+
+def _metaworld(state: Tensor, present_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    hand, thing = state[..., HAND], state[..., OBJECT]
+    relative = _differences(state, present_only)
+    velocity = torch.cat([hand - state[..., previous(HAND)], thing - state[..., previous(OBJECT)]], dim=-1)
     return 4.0 * relative, torch.tanh(25.0 * relative), 100.0 * velocity
+
+
+def _own(state: Tensor) -> Tensor:
+    heights = [4.0 * state[..., part][..., 2:] for part in (HAND, OBJECT, SECOND, GOAL)]
+    return torch.cat([state[..., GRIPPER], *heights], dim=-1)

@@ -20,44 +20,77 @@ _FRACTION: Interval = (0, 1)
 _WIDTH: Interval = (1, 16_384)
 _LAYERS: Interval = (1, 128)
 
+# Numbers that a noise network denoises at once: what the samplers are tested up to.
+ACTION_NUMBERS: Interval = (1, 65_536)
+
+
+def _optimisation(part: str) -> dict[str, Interval]:
+    """The intervals of `llmdpd.agents.optimisation.OptimisationConfig`, as a part of the configuration."""
+    limits = {
+        "lr": _FROM_ZERO,
+        "lr_warmup": _FROM_ZERO,
+        "lr_final": _FRACTION,
+        "weight_decay": _FROM_ZERO,
+        "grad_clip": _FROM_ZERO,
+        "ema_decay": _FRACTION,
+        "ema_every": _COUNT,
+        "ema_start": _FROM_ZERO,
+    }
+    return {f"{part}.{name}": interval for name, interval in limits.items()}
+
+
 LIMITS: dict[str, Interval] = {
     "seed": (0, 2**63 - 1),
     "threads": _FROM_ZERO,
     "data.episodes": _COUNT,
     "data.prompt_episodes": _COUNT,
     "data.seed": (0, 2**63 - 1),
+    "data.sac_steps": _COUNT,
     "data.workers": _COUNT,
     "policy.hidden_dim": _WIDTH,
     "policy.time_dim": (2, 16_384),
     "policy.diffusion_steps": (1, 10_000),
     "policy.action_bound": (1e-6, MOST),
+    "policy.chunk": (1, 1000),
+    "policy.plan.horizon": (1, 1000),
+    "policy.plan.layers": _LAYERS,
+    "policy.plan.heads": _WIDTH,
+    "policy.plan.width": _WIDTH,
+    "policy.plan.inner": _WIDTH,
+    "policy.plan.dropout": _FRACTION,
     "policy.context.text_dim": _WIDTH,
     "policy.context.text_hidden": _WIDTH,
     "policy.context.trajectory_dim": _WIDTH,
-    "policy.context.prompt_dropout": _FRACTION,
+    "policy.context.text_dropout": _FRACTION,
+    "policy.context.trajectory_dropout": _FRACTION,
+    "policy.context.retrieval.layers": _LAYERS,
+    "policy.context.retrieval.heads": _WIDTH,
+    "policy.context.retrieval.width": _WIDTH,
     "policy.context.encoder.layers": _LAYERS,
     "policy.context.encoder.heads": _WIDTH,
     "policy.context.encoder.width": _WIDTH,
     "policy.context.encoder.inner": _WIDTH,
     "policy.context.encoder.dropout": _FRACTION,
     "policy.context.encoder.steps": _COUNT,
-    "agent.lr": _FROM_ZERO,
+    **_optimisation("agent"),
     "agent.critic_lr": _FROM_ZERO,
-    "agent.lr_warmup": _FROM_ZERO,
-    "agent.lr_final": _FRACTION,
-    "agent.weight_decay": _FROM_ZERO,
     "agent.gamma": _FRACTION,
     "agent.tau": _FRACTION,
     "agent.eta": _FROM_ZERO,
     "agent.reward_scale": _FROM_ZERO,
-    "agent.grad_clip": _FROM_ZERO,
-    "agent.ema_decay": _FRACTION,
-    "agent.ema_every": _COUNT,
-    "agent.ema_start": _FROM_ZERO,
     "agent.critic_hidden": _WIDTH,
+    **_optimisation("planner"),
+    "planner.first_action_weight": _FROM_ZERO,
     "training.iterations": _COUNT,
     "training.batch_size": _COUNT,
-    "training.tasks_per_batch": _COUNT,
+    "training.prompts_per_batch": _COUNT,
+    "training.augmentation.offset": _FROM_ZERO,
+    "training.augmentation.offset_probability": _FRACTION,
+    "training.augmentation.turn": _FRACTION,
+    "training.augmentation.mirror": _FRACTION,
+    "training.augmentation.gripper": _FRACTION,
+    "training.augmentation.example_noise": _FRACTION,
+    "training.augmentation.clock_scale": _FRACTION,
     "training.log_every": _COUNT,
     "training.checkpoint_every": _COUNT,
     "training.select_every": _FROM_ZERO,
@@ -66,8 +99,10 @@ LIMITS: dict[str, Interval] = {
     "acting.temperature": (1e-9, MOST),
     "acting.noise_scale": _FROM_ZERO,
     "acting.steps": _COUNT,
+    "acting.replan": _COUNT,
     "evaluation.episodes": _COUNT,
-    "evaluation.max_steps": (1, 500),  # Meta-World's own limit: an episode ends there
+    "evaluation.film_tasks": _COUNT,
+    "evaluation.max_steps": _COUNT,  # and the environment's own limit: see llmdpd.runs.checks
 }
 """Every number of `TrainConfig` by its dotted name: (lowest, highest), both allowed."""
 

@@ -15,13 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from llmdpd.acting import ActingConfig, draw_actions
+from llmdpd.chunks import ChunkPlayer
 from llmdpd.config_io import from_plain, to_plain
-from llmdpd.context import EncodedPrompts
+from llmdpd.context import Condition, EncodedPrompts, RetrievalContext
 from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
 from llmdpd.device import check_device
 from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.networks import make_network, method_of
+from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy_folder import (
     DESCRIPTION,
     SIZE_LIMITS,
@@ -32,12 +35,14 @@ from llmdpd.policy_folder import (
     text_key,
     write_policy_folder,
 )
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.prompts.trajectory import TrajectoryTokens, make_tokens
 
 _log = logging.getLogger(__name__)
+
+_ROWS = 8
 
 Example = Trajectory | tuple[ArrayLike, ArrayLike]
 
@@ -46,20 +51,25 @@ class Policy:
     """A policy that acts under prompts.
 
     `Policy.load(path).prompt(text=…, trajectory=…)`, then at each episode's start `.reset()`, then `.act(observation)`.
+    One with chunks (`policy.chunk` H above 1) draws H actions at one look and plays the first `replan` of them.
 
     Args:
-        network: encoders and noise network.
+        network: encoders and denoising network, of policy or of trajectory diffusion.
         critic: for the choice among several draws; None where there is none.
         acting: how actions are drawn and chosen.
         llm: name of the text model that the policy was trained with (see `LLMEncoder`).
         texts: LLM embeddings [D] of known texts, by `text_key`.
         facts: what it was trained on and how, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which
             revision of the text model embedded its texts, and in which dtype.
+
+    Raises:
+        InputError: more actions of a chunk to be played than it has, or critics, which value single actions, with
+            chunks.
     """
 
     def __init__(
         self,
-        network: ConditionalPolicy,
+        network: PromptedNetwork,
         critic: DoubleQ | None,
         acting: ActingConfig,
         *,
@@ -72,6 +82,15 @@ class Policy:
         self.acting, self.llm = acting, llm
         self.texts = dict(texts or {})
         self.facts = dict(facts or {})
+        with located(field="acting"):
+            self._chunks = ChunkPlayer(self.replan)
+        if critic is not None and network.config.chunk > 1:
+            raise InputError(
+                "critics value single actions, and this policy draws chunks",
+                field="policy.chunk",
+                found=network.config.chunk,
+                expected="1, or no critics",
+            )
         self._prompts: EncodedPrompts | None = None
         self._step = 0
         self.seed(0)
@@ -89,6 +108,11 @@ class Policy:
         """Where it runs."""
         return self.network.alpha_bar.device
 
+    @property
+    def replan(self) -> int:
+        """Actions of each chunk that are played before the next is drawn; 1 where every action is drawn by itself."""
+        return self.acting.played(self.network.config)
+
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "cpu") -> Policy:
         """Load from a policy folder, a run folder, or a Hugging Face hub id.
@@ -104,7 +128,7 @@ class Policy:
             sizes = from_plain(PolicySizes, description["sizes"], file, "sizes.")
             check_limits(sizes, SIZE_LIMITS, "sizes")
             acting = from_plain(ActingConfig, description["acting"], file, "acting.")
-            network = _build_network(sizes, description["policy"], acting, file)
+            network = _build_network(description.get("method", "llmdpd"), sizes, description["policy"], acting, file)
             if "llm" in description["facts"]:
                 from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
         load_tensors(network, tensors["model"], path / "model.safetensors")
@@ -116,14 +140,15 @@ class Policy:
             critic = DoubleQ(network.context.state_dim, sizes.action_dim, prompt_dim, sizes.critic_hidden)
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
-        return cls(
-            network.to(place),
-            critic,
-            acting,
-            llm=description["llm"],
-            texts=tensors["texts"],
-            facts=description["facts"],
-        )
+        with located(path=file):
+            return cls(
+                network.to(place),
+                critic,
+                acting,
+                llm=description["llm"],
+                texts=tensors["texts"],
+                facts=description["facts"],
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy folder, whole or not at all; one that was there is replaced."""
@@ -136,6 +161,7 @@ class Policy:
             critic_sees_prompts=bool(critic and critic.prompt_dim),
         )
         description = {
+            "method": method_of(network),
             "sizes": to_plain(sizes),
             "policy": to_plain(network.config),
             "acting": to_plain(self.acting),
@@ -188,18 +214,48 @@ class Policy:
         with torch.no_grad():
             return self.network.encode(embeddings, tokens)
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether it looks for waypoints in its example, so that `looks` can tell where."""
+        context = self.network.config.context
+        return context.kind == "retrieval" and context.trajectory and context.retrieval.waypoints
+
+    def looks(
+        self, text: str | TextPrompt, trajectory: Example, observations: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Where in its example the policy looks during an episode: observations [L, S] from its start on.
+
+        Returns the waypoint heads' weights f32 [L, heads, T] on the T steps that are read, and those steps' times [T].
+
+        Raises:
+            InputError: as `prompt`.
+            ValueError: a policy that doesn't retrieve.
+        """
+        context = self.network.context
+        if not self.retrieves or not isinstance(context, RetrievalContext):
+            raise ValueError("this policy retrieves nothing from its example")
+        prompts = self.encode_prompts([text if self.network.config.context.text else None], [trajectory])
+        with torch.no_grad():
+            state = torch.from_numpy(observations).to(self.device)
+            weights = context.weights(state, prompts, torch.arange(len(state), device=self.device))
+        return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].cpu().numpy()
+
     def reset(self) -> None:
-        """Start an episode: the clock goes back to 0."""
+        """Start an episode: the clock goes back to 0, and what is left of a chunk is dropped."""
         self._step = 0
+        self._chunks.reset()
 
     def seed(self, seed: int) -> None:
-        """Fix the noise that is drawn from here on."""
+        """Fix the noise of all actions from here on; what is left of a chunk was drawn before, and is dropped."""
+        self._chunks.reset()
         self._random = torch.Generator().manual_seed(seed)
 
     def act(self, observation: ArrayLike, step: int | None = None) -> NDArray[np.float32]:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
 
-        The time step counts by itself from `reset()`; `step` sets it.
+        The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
+        chunks, an observation is looked at where a chunk is drawn: after `reset()`, after the last one's `replan`
+        actions, and where the clock was set to another step than the next.
 
         Raises:
             InputError: no prompt yet, or an observation of another width, or that is no finite numbers.
@@ -225,10 +281,17 @@ class Policy:
             raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
         rows = np.atleast_2d(state)
         self._step = self._step if step is None else step
-        seeds = torch.randint(2**63 - 1, (len(rows),), generator=self._random)
-        actions = self.act_many(rows, self._prompts, None, np.full(len(rows), self._step), seeds.numpy())
+        actions = self._chunks.play(
+            np.arange(len(rows)), np.full(len(rows), self._step), lambda due: self._look(rows[due])
+        )
         self._step += 1
         return actions[0] if state.ndim == 1 else actions
+
+    def _look(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Chunks [B, H, A] for the observations [B, S] of the current time step, under the policy's own prompt."""
+        assert self._prompts is not None, "checked in act"
+        seeds = torch.randint(2**63 - 1, (len(rows),), generator=self._random)
+        return self.draw_many(rows, self._prompts, None, np.full(len(rows), self._step), seeds.numpy())
 
     def act_many(
         self,
@@ -238,19 +301,48 @@ class Policy:
         steps: NDArray[np.int64],
         seeds: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Act for many episodes at once, of several tasks: an action depends on its own row alone.
+        """Act for many episodes at once, of several tasks, each by a look of its own: of chunks, the first action.
+
+        As `draw_many` otherwise → [B, A].
+        """
+        return self.draw_many(observations, prompts, index, steps, seeds)[:, 0]
+
+    def draw_many(
+        self,
+        observations: NDArray[np.float32],
+        prompts: EncodedPrompts,
+        index: NDArray[np.int64] | None,
+        steps: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Draw a chunk for each of many episodes at once, of several tasks: it depends on its own row alone.
 
         observations [B, S]; index [B] into the P prompts (None: P = 1); steps [B] within the episodes; seeds [B]
-        → [B, A].
+        → actions [B, H, A], H being 1 where every action is drawn by itself. `llmdpd.chunks.ChunkPlayer` plays them.
         """
-        place = self.device
+        place, count = self.device, len(observations)
+        # A matrix product rounds a row by how many there are, up to a multiple: so that an action depends on its own.
+        spare = -count % _ROWS
+        if spare:
+            observations, steps = (np.concatenate([part, part[-1:].repeat(spare, 0)]) for part in (observations, steps))
+            index = None if index is None else np.concatenate([index, index[-1:].repeat(spare)])
         with torch.no_grad():
             rows = None if index is None else torch.from_numpy(index).to(place)
             state = torch.from_numpy(observations).to(place)
             condition = self.network.condition(state, prompts, rows, torch.from_numpy(steps).to(place))
-            plan = self.acting.plan(self.network.config)
+            own = condition.prompt if condition.prompt.dim() == 1 else condition.prompt[:count]
+            state, condition = state[:count], Condition(condition.state[:count], own)
             keys = torch.from_numpy(seeds).to(place)
-            return draw_actions(self.network.net, self.critic, condition, plan, self.acting, keys).cpu().numpy()
+            return self._draw(state, condition, keys).cpu().numpy()
+
+    def _draw(self, state: Tensor, condition: Condition, keys: Tensor) -> Tensor:
+        """Actions [B, H, A] in the conditions of states [B, S], by the method's own network."""
+        if isinstance(self.network, PlanPolicy):
+            return self.network.draw(state, condition, self.acting, keys)[:, :1]  # plans are drawn anew at every step
+        assert isinstance(self.network, ConditionalPolicy)
+        config = self.network.config
+        drawn = draw_actions(self.network.net, self.critic, condition, self.acting.plan(config), self.acting, keys)
+        return drawn.unflatten(1, (config.chunk, self.network.action_dim))
 
     def _embed(self, text: str | TextPrompt) -> Tensor:
         rendered = text.render() if isinstance(text, TextPrompt) else text
@@ -300,7 +392,7 @@ class Policy:
         return make_tokens(pairs, self.network.config.context.encoder).to(self.device)
 
 
-def _build_network(sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> ConditionalPolicy:
+def _build_network(method: str, sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> PromptedNetwork:
     """The network of a policy's description, with values that no network can have refused."""
     policy = from_plain(PolicyConfig, config, file, "policy.")
     check_limits(policy, LIMITS, "policy")
@@ -308,4 +400,5 @@ def _build_network(sizes: PolicySizes, config: Any, acting: ActingConfig, file: 
         policy.check()
     with located(field="acting"):
         acting.plan(policy)
-    return ConditionalPolicy(sizes.state_dim, sizes.action_dim, sizes.embedding_dim, policy)
+        acting.played(policy)
+    return make_network(method, sizes.state_dim, sizes.action_dim, sizes.embedding_dim, policy)

@@ -1,8 +1,8 @@
 """The policy on disk: what deployment needs, as safetensors and JSON, each file held to its checksum.
 
 policy/
-  policy.json            format version, sizes, configuration, what it was trained on, SHA-256 of the other files
-  model.safetensors      encoders and noise network (the EMA of training)
+  policy.json            format version, method, sizes, configuration, what it was trained on, the others' SHA-256
+  model.safetensors      encoders and denoising network (the EMA of training)
   critic.safetensors     the critics, where there are any
   texts.safetensors      LLM embeddings of the known text prompts, by the SHA-256 of the text
 """
@@ -22,11 +22,16 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
-from llmdpd.limits import LIMITS
+from llmdpd.limits import ACTION_NUMBERS, LIMITS
 
 FORMAT = 1
 DESCRIPTION = "policy.json"
-_PARTS = {"format": int, "sizes": dict, "policy": dict, "acting": dict, "llm": str, "facts": dict, "sha256": dict}
+_PARTS = {
+    **{"format": int, "method": str, "sizes": dict, "policy": dict, "acting": dict},
+    **{"llm": str, "facts": dict, "sha256": dict},
+}
+# Absent from the policies of earlier versions, which are all LLMDPD's.
+_OPTIONAL = {"method"}
 _STEMS = {"model", "critic", "texts"}
 
 
@@ -43,7 +48,7 @@ class PolicySizes:
 
 SIZE_LIMITS = {
     "sizes.state_dim": (1, 65_536),
-    "sizes.action_dim": (1, 65_536),
+    "sizes.action_dim": ACTION_NUMBERS,
     "sizes.embedding_dim": (0, 65_536),
     "sizes.critic_hidden": LIMITS["agent.critic_hidden"],
 }
@@ -117,6 +122,8 @@ def _check_description(description: dict[str, Any], file: Path) -> None:
     """Raise `InputError` for fields of the description that are missing, unknown or of another type."""
     for name in sorted(_PARTS.keys() | description.keys()):
         found = description.get(name)
+        if name in _OPTIONAL and name not in description:
+            continue
         if name not in _PARTS:
             hint = f"nearest names: {nearest_names(name, _PARTS)}"
             raise InputError("unknown field in the policy's description", path=file, field=name, hint=hint)

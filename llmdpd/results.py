@@ -7,6 +7,7 @@ rate, interval) is written for readers in other languages, and compared with the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 from llmdpd.config_io import from_plain, to_plain
+from llmdpd.envs.behaviours import BEHAVIOURS
 from llmdpd.errors import InputError, located
 from llmdpd.files import atomic_write_json, read_json
 
@@ -21,6 +23,7 @@ SCHEMA = 2
 SPLITS = ("seen", "unseen")
 CHECKPOINTS = ("last", "best")
 _DERIVED = ("success_rate", "ci95")
+_SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -61,10 +64,27 @@ class PromptUse:
                     "a prompt from nowhere", field=f"prompts.{name}", found="''", expected="where it is from"
                 )
 
+    @property
+    def kind(self) -> str:
+        """What is special about the prompts, as `llmdpd.evaluate` words where they are from.
+
+        "own" where nothing is, else what applies of "swapped", "text alone", "example alone", "no prompts" and an
+        example's behaviour, joined by ", ".
+        """
+        words = [word if isinstance(word, str) else "" for word in (self.text, self.trajectory)]
+        found = ["swapped"] if any(_SWAPPED.match(word) for word in words) else []
+        if not (self.text and self.trajectory):
+            alone = "text alone" if self.text else "example alone"
+            found.append(alone if self.text or self.trajectory else "no prompts")
+        behaviour = _SWAPPED.sub("", words[1]).partition(": ")[0]
+        if behaviour in BEHAVIOURS:
+            found.append(behaviour)
+        return ", ".join(found) or "own"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActingUse:
-    """How actions were drawn and chosen: the fields of `llmdpd.acting.ActingConfig`, with the steps made plain."""
+    """How actions were drawn and chosen: the fields of `llmdpd.acting.ActingConfig`, defaults made plain."""
 
     samples: int
     selection: str
@@ -73,9 +93,10 @@ class ActingUse:
     sampler: str
     steps: int
     precision: str = "fp32"  # of records from before it could be chosen
+    replan: int = 1  # of records from before there were chunks
 
     def __post_init__(self) -> None:
-        for name in ("samples", "steps"):
+        for name in ("samples", "steps", "replan"):
             _check_count(f"acting.{name}", getattr(self, name), 1)
         for name in ("selection", "sampler", "precision"):
             _check_type(f"acting.{name}", getattr(self, name), (str,), "a text")
@@ -86,7 +107,8 @@ class ActingUse:
         chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
         drawn = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
         precision = "" if self.precision == "fp32" else f", {self.precision}"
-        return f"{drawn}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}{precision}"
+        played = "" if self.replan == 1 else f", {self.replan} actions played a draw"
+        return f"{drawn}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}{precision}{played}"
 
 
 @dataclass(frozen=True, kw_only=True)

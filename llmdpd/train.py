@@ -10,9 +10,10 @@ from pathlib import Path
 
 import tyro
 
-from llmdpd.cli import results_table, run_command, take_option
-from llmdpd.config import PRESETS, TrainConfig
+from llmdpd.cli import run_command, take_option, training_summary
+from llmdpd.config import PRESETS, PROTOCOLS, TrainConfig
 from llmdpd.errors import InputError, nearest_names
+from llmdpd.options import check_method_options
 from llmdpd.progress import console
 from llmdpd.report import build_report
 from llmdpd.results import read_results
@@ -23,10 +24,12 @@ from llmdpd.training.stopping import StopRequestedError, StopSignals
 _DESCRIPTION = f"""Train a policy, told by text and one example trajectory what to do; evaluate it; write a report.
 
     --preset NAME    start from a named configuration: {", ".join(PRESETS)} (default: metaworld)
+    --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
 
-Any field of the configuration can be given as an option beside these."""
+Any field of the configuration can be given as an option beside these, except those of another --method: agent.* is
+llmdpd's, planner.* and policy.plan.* are trajectory-diffusion's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,14 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(arguments: list[str]) -> None:
     resume, words = take_option(arguments, "--resume")
     run_dir, words = take_option(words, "--run-dir")
-    preset, words = take_option(words, "--preset")
     if resume is not None:
-        run = _resume(Path(resume), preset, run_dir)
+        preset, words = take_option(words, "--preset")
+        protocol, words = take_option(words, "--protocol")
+        run = _resume(Path(resume), preset, run_dir, protocol)
         with run.lock():
             config = _parse(words, run.read_config())
             run.take_up(config)
             _run(config, run, new=False)
         return
+    config = configuration(words)
+    run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
+    with run.lock():
+        run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
+        _run(config, run, new=True)
+
+
+def configuration(words: Sequence[str]) -> TrainConfig:
+    """The configuration of a new run, from the command's words but for --run-dir: --preset, --protocol and any field.
+
+    Raises:
+        InputError: an unknown preset or protocol, an option of another method, or what `prepare_config` refuses.
+            Options that don't exist end the process.
+    """
+    preset, rest = take_option(words, "--preset")
+    protocol, rest = take_option(rest, "--protocol")
     name = preset or "metaworld"
     if name not in PRESETS:
         raise InputError(
@@ -55,11 +75,13 @@ def _train(arguments: list[str]) -> None:
             expected=", ".join(PRESETS),
             hint=f"nearest names: {nearest_names(name, PRESETS)}",
         )
-    config = _parse(words, PRESETS[name])
-    run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
-    with run.lock():
-        run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
-        _run(config, run, new=True)
+    start = PRESETS[name]
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise InputError("unknown protocol", field="--protocol", found=protocol, expected=", ".join(PROTOCOLS))
+        tasks = dataclasses.replace(PROTOCOLS[protocol], goal_visible=start.tasks.goal_visible)
+        start = dataclasses.replace(start, tasks=tasks)
+    return _parse(rest, start)
 
 
 def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
@@ -76,12 +98,13 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
             if new and not run.begun:
                 run.discard()
             raise
-    console.print(results_table(read_results(run.results)))
+    console.print(training_summary(read_results(run.results)))
+    console.print(f"results: {run.results}")
     console.print(f"report: {build_report([run.path])}")
 
 
-def _resume(path: Path, preset: str | None, run_dir: str | None) -> RunFolder:
-    for name, value in (("--preset", preset), ("--run-dir", run_dir)):
+def _resume(path: Path, preset: str | None, run_dir: str | None, protocol: str | None) -> RunFolder:
+    for name, value in (("--preset", preset), ("--run-dir", run_dir), ("--protocol", protocol)):
         if value is not None:
             raise InputError(
                 "a resumed run has its own configuration and folder", field=name, found=value, hint=f"leave {name} out"
@@ -91,6 +114,7 @@ def _resume(path: Path, preset: str | None, run_dir: str | None) -> RunFolder:
 
 def _parse(words: list[str], default: TrainConfig) -> TrainConfig:
     config = tyro.cli(TrainConfig, args=words, default=default, prog="python -m llmdpd.train", description=_DESCRIPTION)
+    check_method_options(words, config.method)
     return prepare_config(dataclasses.replace(config, preset=default.preset))
 
 

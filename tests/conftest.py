@@ -94,22 +94,21 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_options(data_folder: Path) -> list[str]:
-    """Options of llmdpd.train for a run of seconds: 200 iterations, a selection every 50, a checkpoint every 25."""
+def shared_options(data_folder: Path) -> list[str]:
+    """Options of llmdpd.train for a run of seconds: 200 iterations, a selection every 50, a checkpoint every 25.
+
+    Those that all runs of an experiment can share; `tiny_options` has the rest.
+    """
     fields = {
         "data.path": data_folder / "train",
         "data.prompts": data_folder / "prompts",
-        "data.root": data_folder / "collected",
-        "data.workers": 1,
-        "threads": 1,
         "training.iterations": 200,
         "training.batch-size": 16,
-        "training.tasks-per-batch": 2,
+        "training.prompts-per-batch": 2,
         "training.log-every": 10,
         "training.checkpoint-every": 25,
         "training.select-every": 50,
         "training.select-episodes": 1,
-        "evaluation.episodes": 2,
         "evaluation.max-steps": 15,
         "policy.hidden-dim": 16,
         "policy.context.text-dim": 8,
@@ -119,12 +118,22 @@ def tiny_options(data_folder: Path) -> list[str]:
         "policy.context.encoder.width": 16,
         "policy.context.encoder.inner": 32,
         "policy.context.encoder.steps": 8,
+        "policy.context.retrieval.width": 16,
+        "agent.eta": 0.05,
         "agent.critic-hidden": 16,
         "agent.ema-start": 20,
     }
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     options += ["--tasks.seen", *(task.removesuffix("-v3") for task in SEEN)]
-    return [*options, "--tasks.unseen", *(task.removesuffix("-v3") for task in UNSEEN), "--evaluation.no-films"]
+    return [*options, "--tasks.unseen", *(task.removesuffix("-v3") for task in UNSEEN)]
+
+
+@pytest.fixture(scope="session")
+def tiny_options(data_folder: Path, shared_options: list[str]) -> list[str]:
+    """`shared_options`, and those that an experiment would decide: one thread, two episodes, no films."""
+    fields = {"data.root": data_folder / "collected", "data.workers": 1, "threads": 1, "evaluation.episodes": 2}
+    options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    return [*options, *shared_options, "--evaluation.no-films"]
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def test_a_data_set_holds_what_was_asked_for(tmp_path: Path) -> None:
     assert data.expert_actions is not None
     clean = data.select(data.noise_levels == 0)
     assert np.array_equal(clean.actions, clean.expert_actions)
+    assert data.behaviours == ("clean", "gaussian") * 4
     # Failed episodes are there and marked.
     assert set(data.successes.tolist()) <= {0, 1}
     assert (data.lengths[data.successes == 0] == 60).all()
@@ -78,6 +79,7 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     assert again.content == first.content == content_hash(again.dataset)
     assert again.summaries == first.summaries
     assert again.dataset.source == first.dataset.source
+    assert again.dataset.behaviours == first.dataset.behaviours
     assert load_dataset(first.out).num_transitions == first.dataset.num_transitions
     # A folder whose data sets were exchanged is not taken for the one that was collected.
     save_minari(first.dataset.select([0, 1, 2, 4]), first.out)
@@ -96,6 +98,8 @@ def test_content_hash_sees_every_field(tmp_path: Path) -> None:
         hashes.add(content_hash(dataclasses.replace(data, **change)))
     assert len(hashes) == 10
     assert content_hash(dataclasses.replace(data, source="elsewhere")) == content_hash(data)
+    # Collections from before behaviours had names keep their hash.
+    assert content_hash(dataclasses.replace(data, behaviours=())) == content_hash(data)
 
 
 def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
@@ -314,9 +318,3 @@ def test_the_schedule_keeps_the_shares_in_every_prefix() -> None:
         assert all(abs(counts[kind] - share * n) < 2 for kind, share in shares.items())
         if n % 50 == 0:
             assert kinds[:n] == noise_schedule(shares, n)
-
-
-def test_kinds_of_noise_are_those_of_the_expert() -> None:
-    from llmdpd.envs.scripted import NOISE_KINDS
-
-    assert tuple(NOISE_KINDS) == collection._NOISE_NAMES

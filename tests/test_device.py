@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 
-from llmdpd.device import check_device
+from llmdpd.device import check_device, matmul_precision
 from llmdpd.errors import InputError
+
+
+def test_matrix_products_change_within_the_block_alone() -> None:
+    before = torch.get_float32_matmul_precision()
+    with matmul_precision("fp32"):
+        assert torch.get_float32_matmul_precision() == before
+    with suppress(KeyError), matmul_precision("bf16"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_all_tasks_of_the_run_by_default(run_copy: Path, cache_home: Path, torch
 
 @pytest.mark.parametrize(
     "option",
-    [("--samples", 2), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16), ("--episodes", 1)],
+    [("--noise-scale", 0.5), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16), ("--episodes", 1)],
 )
 def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
     option: tuple[Any, ...],
@@ -115,10 +115,17 @@ def test_films_are_of_what_was_evaluated_and_never_replace_the_runs(
     )
     words = [str(run_copy), "--episodes", "2", "--workers", "1", "--threads", "1", "--tasks", "reach", "--films"]
     out = tmp_path / "mine.json"
-    assert main([*words, "--checkpoint", "best", "--samples", "2", "--max-steps", "4", "--out", str(out)]) == 0
+    assert main([*words, "--checkpoint", "best", "--noise-scale", "0.5", "--max-steps", "4", "--out", str(out)]) == 0
     assert asked[0].pop("check") is not None
     assert asked == [
-        {"checkpoint": "best", "acting": {"samples": 2}, "device": "cpu", "folder": tmp_path / "mine-films", "s": 4}
+        {
+            "checkpoint": "best",
+            "acting": {"noise_scale": 0.5},
+            "device": "cpu",
+            "folder": tmp_path / "mine-films",
+            "s": 4,
+            "most": None,
+        }
     ]
     assert main(words) == 0
     (own,) = (run_copy / "evaluations").iterdir()
@@ -228,6 +235,8 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "steps": (["--max-steps", 900], ["max_steps", "900", "500"]),
     "samples": (["--samples", 0], ["samples", "at least 1"]),
     "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
+    "no replan": (["--replan", 0], ["replan", "found:    0"]),
+    "replan": (["--replan", 2], ["acting.replan", "1 to 1 (policy.chunk)"]),
     "out": (["--out", "."], ["cannot be written", "a folder"]),
 }
 
@@ -267,3 +276,107 @@ def test_a_prompt_that_the_policy_was_not_trained_with(
         error = capsys.readouterr().err
         assert "trained without such prompts" in error
         assert option in error
+
+
+def test_a_control_is_evaluated_with_a_run_and_without(
+    run_copy: Path,
+    tmp_path: Path,
+    metaworld_data: MakeData,
+    evaluate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert evaluate(run_copy, "--control", "replay", "--episodes", 2) == 0
+    (out,) = (run_copy / "evaluations").iterdir()
+    records = read_results(out)
+    assert [(r.task, r.split) for r in records] == [
+        ("reach-v3", "seen"),
+        ("push-v3", "seen"),
+        ("door-lock-v3", "unseen"),
+    ]
+    for record in records:
+        assert (record.context, record.checkpoint, record.iterations) == ("control-replay", "last", 0)
+        assert (record.trained_on, record.training_data) == ((), "none")
+        assert (record.prompts.text, record.prompts.trajectory) == (False, str(run_copy / "prompt_data"))
+    path = save(metaworld_data(("push-v3", "soccer-v3")), "minari", tmp_path / "data")
+    alone = ["--control", "tracker", "--episodes", 1, "--out", tmp_path / "alone.json"]
+    assert evaluate(*alone, "--tasks", "soccer", "push", "--prompt-data", path, "--prompts", "swapped") == 0
+    (soccer, _) = read_results(tmp_path / "alone.json")
+    assert (soccer.task, soccer.context, soccer.protocol) == ("soccer-v3", "control-tracker", "none")
+    assert soccer.prompts.trajectory == f"swapped (push-v3's): {path}"
+    capsys.readouterr()
+    for words, parts in (
+        (["--episodes", 1], ["nothing to evaluate", "--control"]),
+        (alone, ["no tasks"]),
+        ([*alone, "--tasks", "push"], ["no examples to follow", "--prompt-behaviours"]),
+        ([run_copy, *alone, "--samples", 3], ["no use for this", "--samples"]),
+        ([run_copy, *alone, "--prompts", "no-trajectory"], ["reads no text"]),
+    ):
+        assert evaluate(*words) == 2
+        error = capsys.readouterr().err
+        assert all(part in error for part in parts), error
+
+
+def test_examples_by_behaviours_are_collected_once_and_told_apart(
+    run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words: list[object] = [run_copy, "--tasks", "reach", "--episodes", 3, "--checkpoint", "last", "--examples", 2]
+    words += ["--prompt-behaviours", "clean", "cut", "--data-root", tmp_path / "examples", "--out", tmp_path / "o.json"]
+    assert evaluate(*words) == 0
+    records = read_results(tmp_path / "o.json")
+    assert [(r.prompts.kind, r.episodes) for r in records] == [("clean", 3), ("cut", 3)]
+    for record in records:
+        assert str(record.prompts.trajectory).startswith(f"{record.prompts.kind}: 2 examples from {tmp_path}/examples/")
+    output = capsys.readouterr().out
+    assert "prompts: clean" in output
+    assert "prompts: cut" in output
+    folders = {folder: folder.stat().st_mtime_ns for folder in (tmp_path / "examples").iterdir() if folder.is_dir()}
+    assert len(folders) == 2
+    assert evaluate(*words) == 0
+    assert {folder: folder.stat().st_mtime_ns for folder in folders} == folders
+
+
+def test_swapped_prompts_reach_the_policy_and_the_record(
+    run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [run_copy, "--episodes", 1, "--checkpoint", "last", "--prompts", "swapped", "--out", tmp_path / "o.json"]
+    assert evaluate(*words) == 2
+    assert "door-lock-v3 alone among the unseen tasks" in capsys.readouterr().err
+    assert evaluate(*words, "--tasks", "reach", "push") == 0
+    for record, other in zip(read_results(tmp_path / "o.json"), ("push-v3", "reach-v3"), strict=True):
+        assert record.prompts.text == f"swapped ({other}'s): built in"
+        assert record.prompts.trajectory == f"swapped ({other}'s): {run_copy / 'prompt_data'}"
+
+
+def test_one_prompt_alone_where_dropout_taught_it(
+    tmp_path: Path,
+    train: Callable[..., int],
+    tiny_options: list[str],
+    evaluate: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, out = tmp_path / "dropped", tmp_path / "o.json"
+    dropout = ("--policy.context.text-dropout", 0.5, "--policy.context.trajectory-dropout", 0)
+    assert train("--run-dir", run, *tiny_options, *dropout, "--training.iterations", 50) == 0
+    assert evaluate(run, "--prompts", "no-text", "--episodes", 1, "--checkpoint", "last", "--out", out) == 0
+    assert {record.prompts.kind for record in read_results(out)} == {"example alone"}
+    capsys.readouterr()
+    assert evaluate(run, "--prompts", "no-trajectory") == 2
+    assert "this policy was trained with a trajectory prompt at every step" in capsys.readouterr().err
+
+
+CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
+    "behaviour": (["--prompt-behaviours", "slo"], ["unknown behaviour", "nearest: slow"]),
+    "two places": (["--prompt-behaviours", "slow", "--prompt-data", "x"], ["examples from two places"]),
+    "no choice": (["--prompts", "no-trajectory", "--examples", 2], ["no choice of them", "--examples"]),
+    "too few": (["--examples", 2], ["not as many examples", "--examples 2"]),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_options_that_contradict_each_other_are_told(
+    case: str, straight_run: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, parts = CONTRADICTIONS[case]
+    assert evaluate(straight_run, *words) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in parts), error

@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 def test_the_example_drives_an_environment(run_copy: Path, torch_settings: None) -> None:
     (example,) = blocks("python")
     # The run that tests make knows other tasks, and is somewhere else.
-    code = example.replace("runs/NAME", str(run_copy)).replace("coffee-push", "reach")
+    code = example.replace("runs/NAME", str(run_copy)).replace("box-close", "reach")
     names: dict[str, object] = {}
     exec(compile(code, str(README), "exec"), names)
     assert names["success"] or names["truncated"]

@@ -157,6 +157,9 @@ def test_how_it_was_evaluated_tells_results_apart(tmp_path: Path, change: dict[s
 
 def test_acting_in_words() -> None:
     assert str(ACTING) == "soft choice (temperature 0.5) of 50, ddpm in 5 steps, noise scale 1"
+    assert (
+        str(replace(ACTING, samples=1, replan=3)) == "1 sample, ddpm in 5 steps, noise scale 1, 3 actions played a draw"
+    )
     assert str(replace(ACTING, selection="max")) == "best of 50, ddpm in 5 steps, noise scale 1"
     assert str(replace(ACTING, samples=1, noise_scale=0.25)) == "1 sample, ddpm in 5 steps, noise scale 0.25"
 
@@ -254,3 +257,22 @@ def test_results_of_the_first_schema_are_told_with_what_to_do(tmp_path: Path) ->
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"results\.json"):
         read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "trajectory", "kind"),
+    [
+        ("built in", "runs/a/prompt_data", "own"),
+        (True, True, "own"),
+        ("built in", False, "text alone"),
+        (False, "minari:some/data-v0", "example alone"),
+        (False, False, "no prompts"),
+        ("built in", "slow: 5 examples from data/x", "slow"),
+        (False, "slow: 5 examples from data/x", "example alone, slow"),
+        ("swapped (push-v3's): built in", "swapped (push-v3's): data", "swapped"),
+        ("swapped (push-v3's): built in", "swapped (push-v3's): cut: 5 examples from data", "swapped, cut"),
+        ("built in", "C: 5 examples", "own"),
+    ],
+)
+def test_prompts_tell_their_kind(text: bool | str, trajectory: bool | str, kind: str) -> None:
+    assert PromptUse(text, trajectory).kind == kind

@@ -17,12 +17,15 @@ import safetensors.torch
 import torch
 
 from llmdpd.agents.llmdpd import LLMDPD
-from llmdpd.config import PRESETS
+from llmdpd.config import PRESETS, PROTOCOLS
+from llmdpd.config_io import differences, to_plain
 from llmdpd.data import save_d4rl, save_minari
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.report import build_report
 from llmdpd.runs.data import training_data
+from llmdpd.runs.pipeline import prepare_config
+from llmdpd.train import configuration
 from llmdpd.training.metrics import read_metrics
 
 Train = Callable[..., int]
@@ -217,18 +220,52 @@ def test_presets_are_what_they_are_named() -> None:
     paper = PRESETS["metaworld-paper"]
     assert paper.agent.clone == "executed"
     assert not paper.agent.critic_sees_prompts
-    assert paper.training.tasks_per_batch == 1
+    assert paper.training.prompts_per_batch == 1
+
+
+def test_a_protocol_is_a_choice_of_tasks() -> None:
+    ml45, paper, design = (PROTOCOLS[name] for name in ("ml45", "paper", "design"))
+    assert configuration([]).tasks == ml45, "the default"
+    assert configuration(["--protocol", "paper"]).tasks == configuration(["--preset", "metaworld-paper"]).tasks == paper
+    words = ["--protocol", "design", "--preset", "metaworld-paper"]
+    assert configuration(words) == dataclasses.replace(configuration(["--preset", "metaworld-paper"]), tasks=design)
+    # The design's choices were made without the tasks that either protocol tests on.
+    assert set(design.unseen) <= set(ml45.seen)
+    assert set(design.seen) == set(ml45.seen) - set(design.unseen)
+    assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
+
+
+@pytest.mark.parametrize("base", ["metaworld", "metaworld-paper"])
+def test_each_ablation_of_table_3_is_its_base_with_one_change(base: str) -> None:
+    whole = to_plain(PRESETS[base])
+    changed = {}
+    for name in ("no-prompts", "no-text", "no-trajectory", "olmo-1b", "trajectory-diffusion"):
+        config = PRESETS[f"{base}-{name}"]
+        changed[name] = {line.split(":")[0] for line in differences(whole, to_plain(config))} - {"preset"}
+        prepare_config(config)
+    assert changed["no-prompts"] == {"policy.context.text", "policy.context.trajectory"}
+    assert changed["no-text"] == {"policy.context.text"}
+    assert changed["no-trajectory"] == {"policy.context.trajectory"}
+    assert changed["olmo-1b"] == {"llm"}
+    own = {"acting.sampler", "acting.steps", "acting.samples", "policy.diffusion_steps"}
+    assert "method" in changed["trajectory-diffusion"]
+    turned = {f"training.augmentation.{change}" for change in ("turn", "mirror", "gripper")}
+    assert changed["trajectory-diffusion"] <= {"method", *own, *turned}
+    plan = PRESETS[f"{base}-trajectory-diffusion"]
+    assert plan.method == "trajectory-diffusion"
+    assert plan.acting.plan(plan.policy).steps < plan.policy.diffusion_steps
 
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {
     "preset": (["--preset", "smoak"], ["unknown preset", "smoak", "nearest names: smoke"]),
+    "protocol": (["--protocol", "ml46"], ["unknown protocol", "ml46", "paper, ml45, design"]),
     "task": (["--tasks.seen", "sweep-in"], ["unknown Meta-World task", "sweep-into-v3"]),
     "seen and unseen": (["--tasks.unseen", "reach-v2"], ["both seen and unseen", "reach-v3"]),
     "no task": (["--tasks.seen"], ["no task to train on", "tasks.seen"]),
     "cuda": (["--device", "cuda:77"], ["GPU", "cuda:77", "--device cpu"]),
     "device": (["--device", "abacus"], ["no such device", "abacus"]),
     "batch": (["--training.batch-size", 15], ["shared out evenly", "training.batch_size", "15", "multiple of 2"]),
-    "tasks a batch": (["--training.tasks-per-batch", 3], ["tasks_per_batch", "3", "1 to 2"]),
+    "prompts a batch": (["--training.prompts-per-batch", 3], ["prompts_per_batch", "3"]),
     "iterations": (["--training.iterations", 0], ["training.iterations", "0", "at least 1"]),
     "log": (["--training.log-every", 0], ["training.log_every"]),
     "checkpoints": (["--training.checkpoint-every", 0], ["training.checkpoint_every"]),

@@ -9,9 +9,24 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from llmdpd.context import ALL_KEPT, Keep
 from llmdpd.prompts.trajectory import TrajectoryTokens
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PlanWindows:
+    """The H steps of an episode from each of B transitions on: what a plan, or a chunk of actions, is learned from.
+
+    states [B, H, S]; actions [B, H, A] (executed); expert_actions [B, H, A] or None; mask [B, H], False past the
+    episode's end, where its last step is repeated.
+    """
+
+    states: Tensor
+    actions: Tensor
+    expert_actions: Tensor | None
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -19,8 +34,9 @@ class PromptedBatch:
     """B transitions of one or more tasks under P prompts.
 
     observations, next_observations [B, S]; actions [B, A] (executed); expert_actions [B, A] or None; rewards,
-    terminals [B] float32; timesteps [B] int64 within the episode; prompt_index [B] int64 into the P prompts, None
-    where P = 1; text [P, D] LLM embeddings; tokens: the trajectory prompts.
+    terminals [B] float32; timesteps [B] int64 within the episode; text [P, D] LLM embeddings; tokens: the trajectory
+    prompts; keep: which of the prompts are given in this batch; windows: for plans and chunks, else None. The
+    transitions lie in P equal groups, one a prompt, in the prompts' order.
     """
 
     observations: Tensor
@@ -30,9 +46,10 @@ class PromptedBatch:
     terminals: Tensor
     expert_actions: Tensor | None
     timesteps: Tensor
-    prompt_index: Tensor | None
     text: Tensor | None
     tokens: TrajectoryTokens | None
+    keep: Keep = ALL_KEPT
+    windows: PlanWindows | None = None
 
     def leaves(self) -> dict[str, Any]:
         """Every part of the batch by its place, as `observations` or `tokens.states`; what is absent as None."""

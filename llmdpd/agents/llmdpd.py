@@ -12,28 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.agents.batch import PromptedBatch
-from llmdpd.context import Condition
+from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.optimisation import (
+    OptimisationConfig,
+    clip_gradient,
+    ema_rate,
+    lerp,
+    rate_factor,
+    rate_tensor,
+    set_rate,
+)
+from llmdpd.context import Condition, EncodedPrompts
 from llmdpd.critic import DoubleQ
+from llmdpd.device import matmul_precision
 from llmdpd.diffusion import reverse_diffusion
 from llmdpd.diffusion.schedules import Precision
+from llmdpd.errors import InputError
 from llmdpd.policy_network import ConditionalPolicy
 
 
 @dataclass(frozen=True)
-class LLMDPDConfig:
+class LLMDPDConfig(OptimisationConfig):
     """Algorithm 1. Where the paper is silent the values are Diffusion-QL's, the framework that it builds on."""
 
-    lr: float = 3e-4
-    """Learning rate of policy and encoders."""
     critic_lr: float = 3e-4
     """Learning rate of the critics."""
-    lr_warmup: int = 0
-    """Iterations of linear warm-up, for both rates."""
-    lr_final: float = 1.0
-    """Fraction of the rates that is left at the end of a cosine decay per iteration; 1 keeps them constant."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW) of policy and encoders."""
     gamma: float = 0.99
     """Discount a step."""
     tau: float = 0.005
@@ -42,18 +45,10 @@ class LLMDPDConfig:
     """Weight of the reward term: lambda = eta / mean |Q| (equation 8); 0 clones alone and trains no critic."""
     reward_scale: float = 1.0
     """Factor on rewards in the critics' targets."""
-    grad_clip: float = 0.0
-    """Bound on the policy's gradient norm, and on the critics'; 0 for none."""
-    ema_decay: float = 0.995
-    """Decay of the EMA of the policy, which draws target actions and acts."""
-    ema_every: int = 5
-    """Iterations from one EMA update to the next."""
-    ema_start: int = 1000
-    """Iteration from which the EMA averages; before it copies."""
     critic_sees_prompts: bool = False
     """Condition the critics on the prompt vectors too; the paper's critics are Q(s, a)."""
     precision: Precision = "fp32"
-    """Of the hidden layers' matrix products in all three networks; weights, sums and optimisers stay in float32."""
+    """Of the hidden layers' products in all three networks; encoders may follow. Weights, sums, optimisers: float32."""
     critic_hidden: int = 256
     """Width of the critics' three hidden layers."""
     clone: Literal["executed", "expert"] = "executed"
@@ -70,9 +65,13 @@ class LLMDPD:
         policy: the networks with parameters psi, phi, theta.
         config: see `LLMDPDConfig`.
         iterations: length of the run, for the learning-rate schedule.
+
+    Raises:
+        InputError: a reward term for a policy with chunks (see `check_chunk`).
     """
 
     def __init__(self, policy: ConditionalPolicy, config: LLMDPDConfig, iterations: int) -> None:
+        check_chunk(policy.config.chunk, config.eta)
         self.config, self.iterations = config, iterations
         self.policy = policy
         self.ema_policy = copy.deepcopy(policy).eval().requires_grad_(False)
@@ -85,13 +84,13 @@ class LLMDPD:
         capturable = device.type == "cuda"
         self.policy_optimizer = torch.optim.AdamW(
             policy.parameters(),
-            _rate_tensor(config.lr, device),
+            rate_tensor(config.lr, device),
             weight_decay=config.weight_decay,
             fused=True,
             capturable=capturable,
         )
         self.critic_optimizer = torch.optim.Adam(
-            self.critic.parameters(), _rate_tensor(config.critic_lr, device), fused=True, capturable=capturable
+            self.critic.parameters(), rate_tensor(config.critic_lr, device), fused=True, capturable=capturable
         )
 
         # Kept: walking through the modules costs the host a tenth of an iteration.
@@ -125,14 +124,9 @@ class LLMDPD:
     def schedule(self, iteration: int) -> None:
         """What the host decides before the iteration: the learning rates, written where the optimisers read them."""
         config = self.config
-        progress = torch.tensor(iteration / max(self.iterations, 1) * torch.pi)
-        factor = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(torch.cos(progress)))
-        if config.lr_warmup:
-            factor *= min(1.0, (iteration + 1) / config.lr_warmup)
-        for optimizer, rate in ((self.policy_optimizer, config.lr), (self.critic_optimizer, config.critic_lr)):
-            for group in optimizer.param_groups:
-                # In place: a captured graph reads this tensor.
-                group["lr"].fill_(rate * factor)
+        factor = rate_factor(config, iteration, self.iterations)
+        set_rate(self.policy_optimizer, config.lr * factor)
+        set_rate(self.critic_optimizer, config.critic_lr * factor)
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12: every loss, every gradient step, the target critics. Returns `update`'s metrics.
@@ -140,14 +134,18 @@ class LLMDPD:
         It reads nothing back from a CUDA device, draws nothing on the host then, and does the same operations at every
         iteration: one recording of it serves all.
         """
+        with matmul_precision(self.config.precision):
+            return self._learn(batch)
+
+    def _learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         with_reward = self.config.eta != 0
         if not self.policy.training:  # asked first: setting it walks through every module
             self.policy.train()
-        prompts = self.policy.encode(batch.text, batch.tokens)
-        condition = self.policy.condition(batch.observations, prompts, batch.prompt_index, batch.timesteps)
+        prompts = self.policy.encode(batch.text, batch.tokens, batch.keep)
+        condition = self.policy.condition(batch.observations, prompts, None, batch.timesteps)
         if with_reward:
-            metrics |= self._update_critic(batch, condition)
+            metrics |= self._update_critic(batch, prompts, condition)
         metrics |= self._update_actor(batch, condition, with_reward)
         if with_reward:
             self._lerp(self.target_critic, self.critic, self.config.tau)
@@ -155,19 +153,24 @@ class LLMDPD:
 
     def follow(self, iteration: int) -> None:
         """The EMA's step after the iteration, at its marks: a copy before `ema_start`, then an average."""
-        config = self.config
-        if iteration % config.ema_every == 0:
-            self._lerp(self.ema_policy, self.policy, 1 - config.ema_decay if iteration >= config.ema_start else 1.0)
+        rate = ema_rate(self.config, iteration)
+        if rate is not None:
+            self._lerp(self.ema_policy, self.policy, rate)
 
-    def critic_loss(self, batch: PromptedBatch, condition: Condition) -> tuple[Tensor, dict[str, Tensor]]:
-        """Equation 6: mean squared error of Q_1 and Q_2 to r + gamma (1 - terminal) min Q̄(s', a'_0), summed."""
+    def critic_loss(
+        self, batch: PromptedBatch, prompts: EncodedPrompts, condition: Condition
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Equation 6: mean squared error of Q_1 and Q_2 to r + gamma (1 - terminal) min Q̄(s', a'_0), summed.
+
+        `prompts` and `condition` are the policy's, of the batch's prompts and observations.
+        """
         with torch.no_grad():
-            prompts = self.ema_policy.encode(batch.text, batch.tokens)
-            following = self.ema_policy.condition(
-                batch.next_observations, prompts, batch.prompt_index, batch.timesteps + 1
-            )
-            actions = self._sample(self.ema_policy, following)
-            # The critics read the policy's own features and prompt vectors, old and new state alike.
+            read = self.ema_policy.encode(batch.text, batch.tokens, batch.keep)
+            acting = self.ema_policy.condition(batch.next_observations, read, None, batch.timesteps + 1)
+            actions = self._sample(self.ema_policy, acting)
+            # The critics read the policy's own context, old and new state alike; what acts is the average's.
+            prompts = self.policy.encode(batch.text, batch.tokens, batch.keep)
+            following = self.policy.condition(batch.next_observations, prompts, None, batch.timesteps + 1)
             next_prompt = self._critic_prompt(condition, len(actions))
             next_value = self.target_critic.minimum(following.state, actions, next_prompt, self.config.precision)
             target = batch.rewards * self.config.reward_scale + self.config.gamma * (1 - batch.terminals) * next_value
@@ -176,16 +179,37 @@ class LLMDPD:
         return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
 
     def diffusion_loss(self, batch: PromptedBatch, condition: Condition) -> Tensor:
-        """Equation 5: mean squared error between drawn and predicted noise, k uniform in 1 … K."""
-        clean = batch.expert_actions if self.config.clone == "expert" else batch.actions
-        assert clean is not None, "checked when the training data is prepared"
+        """Equation 5: mean squared error between drawn and predicted noise, k uniform in 1 … K.
+
+        Of a policy with chunks the mean is over the numbers of all actions within their episodes, as ACT masks its own
+        (Zhao et al. 2023); all numbers of a chunk are noisy to the same k.
+        """
+        clean, real = self._cloned(batch)
         alpha_bar = self.policy.alpha_bar
         timesteps = torch.randint(len(alpha_bar), (len(clean),), device=clean.device)
         noise = torch.randn_like(clean)
         level = alpha_bar[timesteps, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         predicted = self.policy.net(noisy, timesteps, condition.state, condition.prompt, self.config.precision)
-        return F.mse_loss(predicted, noise)
+        if real is None:
+            return F.mse_loss(predicted, noise)
+        weight = real.to(noise.dtype)
+        error = (predicted - noise).square().unflatten(1, (weight.shape[1], -1)).mean(-1)
+        return (weight * error).sum() / weight.sum()
+
+    def _cloned(self, batch: PromptedBatch) -> tuple[Tensor, Tensor | None]:
+        """What is cloned: actions [B, A], and None; or chunks [B, H A], and which of their actions are real [B, H].
+
+        An action past the episode's end is the last one over again: the network has to be given something there, and
+        this is nearer to what it denoises when acting, where no episode is known to end, than zeros would be.
+        """
+        source: PromptedBatch | PlanWindows = batch
+        if self.policy.config.chunk > 1:
+            assert batch.windows is not None, "the sampler was made with the chunk as its horizon"
+            source = batch.windows
+        actions = source.expert_actions if self.config.clone == "expert" else source.actions
+        assert actions is not None, "checked when the training data is prepared"
+        return (actions.flatten(1), source.mask) if isinstance(source, PlanWindows) else (actions, None)
 
     def reward_objective(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Equation 7, mean Q(s, a_0) with the gradient through the whole chain, by one of the two critics at random.
@@ -204,8 +228,8 @@ class LLMDPD:
             return (first, second) if bool(keep) else (second, first)
         return torch.where(keep, first, second), torch.where(keep, second, first)
 
-    def _update_critic(self, batch: PromptedBatch, condition: Condition) -> dict[str, Tensor]:
-        loss, metrics = self.critic_loss(batch, condition)
+    def _update_critic(self, batch: PromptedBatch, prompts: EncodedPrompts, condition: Condition) -> dict[str, Tensor]:
+        loss, metrics = self.critic_loss(batch, prompts, condition)
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         metrics["grad/critic"] = self._clip(self.critic)
@@ -241,24 +265,30 @@ class LLMDPD:
         """The prompt vectors as the critics see them, [B, Z]; equation 8 alone trains the encoders."""
         return condition.prompt.detach().expand(batch, -1)
 
-    @torch.no_grad()
     def _lerp(self, target: nn.Module, source: nn.Module, rate: float) -> None:
-        """target ← target + rate (source - target), in place so that the tensors' versions count it."""
-        torch._foreach_lerp_(self._parameters[target], self._parameters[source], rate)
+        lerp(self._parameters[target], self._parameters[source], rate)
 
     def _clip(self, module: nn.Module) -> Tensor:
         """The norm of the module's gradient, which is then cut to the bound where there is one."""
-        if self.config.grad_clip:
-            return nn.utils.clip_grad_norm_(self._parameters[module], self.config.grad_clip)
-        return nn.utils.get_total_norm([p.grad for p in self._parameters[module] if p.grad is not None])
+        return clip_gradient(self._parameters[module], self.config.grad_clip)
 
 
-def _rate_tensor(rate: float, device: torch.device) -> Tensor:
-    """A learning rate as data, so that a schedule can change it under a captured graph.
+def check_chunk(chunk: int, eta: float) -> None:
+    """Raise `InputError` for a reward term (eta above 0) together with chunks of several actions.
 
-    The CPU's fused Adam reads any float (in float64 the same bits as a Python float), CUDA's reads float32.
+    Equation 6 learns the value of a policy that sees every state before it acts, from single transitions; one that
+    plays H actions by one look has another value. And equation 7 would raise the value of a chunk's first action alone,
+    with nothing said of the others that are played after it. Critics of whole chunks (Li et al. 2025, Q-chunking) are
+    another algorithm.
     """
-    return torch.tensor(rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    if chunk > 1 and eta != 0:
+        raise InputError(
+            "policies with chunks clone alone: the critics value single actions",
+            field="agent.eta",
+            found=f"{eta:g} with chunks of {chunk} actions (policy.chunk)",
+            expected="0, or policy.chunk of 1",
+            hint="--agent.eta 0 clones alone",
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "expert_actions")
+_EPISODE = ("task", "terminated", "noise", "success", "seed", "behaviour")
 
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
@@ -54,7 +55,7 @@ def join_episodes(
     """
     texts = texts or {}
     parts: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
-    meta: dict[str, list[Any]] = {name: [] for name in ("task", "terminated", "noise", "success", "seed", "length")}
+    meta: dict[str, list[Any]] = {name: [] for name in (*_EPISODE, "length")}
     tasks: dict[str, int] = {}
     for number, record in enumerate(episodes):
         arrays = _checked(record, number, source)
@@ -68,6 +69,7 @@ def join_episodes(
         meta["noise"].append(record.noise_level)
         meta["success"].append(record.success)
         meta["seed"].append(record.seed)
+        meta["behaviour"].append(record.behaviour)
         meta["length"].append(len(parts["rewards"][-1]))
     if not tasks:
         raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
@@ -91,6 +93,7 @@ def join_episodes(
         seeds=np.array(meta["seed"], np.int64),
         goal_visible=goal_visible,
         source=source,
+        behaviours=tuple(meta["behaviour"]) if any(meta["behaviour"]) else (),
     )
 
 
@@ -165,6 +168,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         for name in (*names[:3], "rewards", "terminals", "noise_levels", "successes", "seeds")
     }
     expert = None if first.expert_actions is None else np.concatenate([d.expert_actions for d in datasets])
+    behaviours = [name for d in datasets for name in d.behaviours or ("",) * d.num_episodes]
     sources = list(dict.fromkeys(d.source for d in datasets))
     return TrajectoryDataset(
         **joined,
@@ -175,6 +179,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         texts=tuple(texts.values()),
         goal_visible=_merge_goal_visible(datasets),
         source=sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more",
+        behaviours=tuple(behaviours) if any(behaviours) else (),
     )
 
 

@@ -48,6 +48,14 @@ def load_d4rl(path: str | Path, *, task: str | None = None) -> TrajectoryDataset
     return _assemble(arrays, name, path)
 
 
+def collector_of(path: str | Path) -> str:
+    """The file's attribute `collector`, in which ours say who made them; "" where there is none, as in D4RL's own."""
+    with h5py.File(path, "r") as file:
+        value = file.attrs.get("collector", "")
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return text if isinstance(text, str) else ""
+
+
 def load_d4rl_by_name(name: str) -> TrajectoryDataset:
     """Read D4RL's data set `name` ('hopper-medium-replay-v2'), fetched by the `d4rl` package.
 
@@ -70,7 +78,14 @@ def load_d4rl_by_name(name: str) -> TrajectoryDataset:
         ) from None  # fmt: skip
     if name not in infos.DATASET_URLS:
         raise InputError("d4rl has no such data set", field="name", found=name, expected="a name in d4rl.infos")
-    return load_d4rl(download(infos.DATASET_URLS[name]), task=name)
+    try:
+        path = download(infos.DATASET_URLS[name])
+    except OSError as error:  # urllib's errors are of this kind
+        raise InputError(
+            "d4rl can't fetch the data set", field=f"d4rl:{name}", found=f"{type(error).__name__}: {error}"[:200],
+            hint=f"fetch {infos.DATASET_URLS[name]} where there is a network, and give the file's path instead",
+        ) from None  # fmt: skip
+    return load_d4rl(path, task=name)
 
 
 def save_d4rl(dataset: TrajectoryDataset, path: str | Path, *, attributes: Mapping[str, Any] | None = None) -> Path:
@@ -171,7 +186,7 @@ def _flags(values: NDArray[np.float32], name: str, path: Path) -> NDArray[np.boo
     return values != 0
 
 
-def _assemble(arrays: dict[str, NDArray[Any]], task: str, path: Path) -> TrajectoryDataset:
+def _assemble(arrays: dict[str, Any], task: str, path: Path) -> TrajectoryDataset:
     terminals = _flags(arrays.pop("terminals"), "terminals", path)
     last = terminals | _flags(arrays.pop("timeouts"), "timeouts", path)
     last[-1] = True  # the file's end cuts off what is still running

@@ -1,8 +1,8 @@
 """Minari data sets: this project's own format on disk, one data set a task, and a reader of anybody's.
 
 What is added to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
-`success` and Minari's own `seed` in each episode's; `infos/expert_action` for each observation (NaN in the last row,
-after which nothing was done). Unknown values are left out.
+`behaviour`, `success` and Minari's own `seed` in each episode's; `infos/expert_action` for each observation (NaN in the
+last row, after which nothing was done). Unknown values are left out.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ def _episode_metadata(dataset: TrajectoryDataset, e: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     if not np.isnan(dataset.noise_levels[e]):
         metadata["noise_level"] = float(dataset.noise_levels[e])
+    if dataset.behaviours and dataset.behaviours[e]:
+        metadata["behaviour"] = dataset.behaviours[e]
     if dataset.successes[e] >= 0:
         metadata["success"] = bool(dataset.successes[e])
     return metadata
@@ -146,20 +148,30 @@ def minari_task(folder: Path) -> str:
 
 
 def load_minari_id(dataset_id: str) -> TrajectoryDataset:
-    """Read the data set of this id from Minari's local folder (MINARI_DATASETS_PATH). Nothing is downloaded.
+    """Read the data set of this id from Minari's local folder (MINARI_DATASETS_PATH), where it is first fetched to.
 
     Raises:
-        InputError: not there (with the nearest local ids and the command that fetches it), and as `load_minari`.
+        InputError: neither there nor to be had (with the nearest local ids), and as `load_minari`.
     """
     folder = Path(get_dataset_path(dataset_id)) / "data"
-    if not is_minari(folder):
-        known = sorted(minari.list_local_datasets())
-        near = f"nearest local ids: {nearest_names(dataset_id, known)}; or " if known else ""
-        raise InputError(
-            "no such Minari data set here", path=folder, field="id", found=dataset_id,
-            hint=f"{near}fetch it with: minari download {dataset_id}",
-        )  # fmt: skip
+    if not _is_whole(folder):
+        try:
+            # Forced, Minari goes on with a download that broke off; else it takes what lies there for the data set.
+            minari.download_dataset(dataset_id, force_download=folder.exists())
+        except Exception as error:  # of the network, of its servers, of Minari for an id that they don't know
+            known = sorted(minari.list_local_datasets())
+            near = f"nearest local ids: {nearest_names(dataset_id, known)}; or " if known else ""
+            raise InputError(
+                "no such Minari data set here, and none that can be downloaded", path=folder, field="id",
+                found=f"{dataset_id}; {type(error).__name__}: {error}"[:300],
+                hint=f"{near}where there is a network: minari download {dataset_id}, and copy the folder here",
+            ) from None  # fmt: skip
     return load_minari(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a data set's `data` folder holds more than its metadata: a download may have broken off between."""
+    return is_minari(folder) and sum(1 for _ in folder.iterdir()) > 1
 
 
 def load_minari(folder: str | Path) -> TrajectoryDataset:
@@ -235,4 +247,5 @@ def _episodes(storage: MinariStorage, folder: Path, task: str, *, ours: bool) ->
             noise_level=float(about.get("noise_level", np.nan)) if ours else float("nan"),
             success=int(about.get("success", -1)) if ours else -1,
             seed=int(about["seed"]) if about.get("seed") is not None else -1,
+            behaviour=str(about.get("behaviour", "")) if ours else "",
         )

@@ -27,11 +27,10 @@ from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.envs import check_task, is_metaworld
 from llmdpd.errors import InputError
+from llmdpd.metaworld_layout import GOAL, STATE_DIM
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle")
 _FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")
-_GOAL = slice(36, 39)
-_WIDTH = 39
 _WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)
 
 
@@ -51,9 +50,9 @@ def load_mtdiff(path: str | Path) -> TrajectoryDataset:
 
 
 def _goal_visible(dataset: TrajectoryDataset) -> bool | None:
-    if dataset.state_dim != _WIDTH:
+    if dataset.state_dim != STATE_DIM:
         return None
-    shown = np.logical_or.reduceat(dataset.observations[:, _GOAL].any(axis=1), dataset.offsets[:-1])
+    shown = np.logical_or.reduceat(dataset.observations[:, GOAL].any(axis=1), dataset.offsets[:-1])
     if shown.any() != shown.all():
         raise InputError(
             "some episodes show the goal and others hide it", path=dataset.source, field="observations",

@@ -43,6 +43,7 @@ class Trajectory:
     seed: int = -1  # of the environment at reset; -1 where unknown
     success: int = -1  # 1, 0, or -1 where unknown
     noise_level: float = float("nan")  # of the collecting policy; NaN where unknown
+    behaviour: str = ""  # how it was made (see `llmdpd.envs.behaviours`); empty where unknown
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -62,6 +63,7 @@ class EpisodeRecord:
     noise_level: float = float("nan")
     success: int = -1
     seed: int = -1
+    behaviour: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +93,7 @@ class TrajectoryDataset:
     seeds: NDArray[np.int64]  # [E], -1 where unknown
     goal_visible: bool | None  # whether the observations show the goal; None where unknown or mixed
     source: str  # path or id, for messages
+    behaviours: tuple[str, ...] = ()  # [E], how each episode was made, "" where unknown; empty: all unknown
 
     def __post_init__(self) -> None:
         self._check_offsets()
@@ -106,6 +109,8 @@ class TrajectoryDataset:
         self._check_array("noise_levels", np.float32, (e,), finite=False)
         self._check_array("successes", np.int8, (e,))
         self._check_array("seeds", np.int64, (e,))
+        if self.behaviours and len(self.behaviours) != e:
+            raise self._error("one behaviour an episode", "behaviours", f"{len(self.behaviours)} names", f"{e} or none")
         self._check_tasks()
         inner = self.terminals.copy()
         inner[self.offsets[1:] - 1] = False
@@ -212,6 +217,17 @@ class TrajectoryDataset:
             episode_ids=episodes,
         )
 
+    def windows(self, index: ArrayLike, horizon: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The rows [B, H] of the `horizon` steps from each transition of `index` [B] on, within its episode.
+
+        Past the episode's end its last row is repeated; the mask [B, H] is False there. Raises IndexError outside
+        0 … N - 1.
+        """
+        rows = self._rows(index)
+        last = self.offsets[self.episode_ids(rows) + 1] - 1
+        wanted = rows[:, None] + np.arange(horizon)
+        return np.minimum(wanted, last[:, None]), wanted <= last[:, None]
+
     def _rows(self, index: ArrayLike) -> NDArray[np.int64]:
         # Negative indices are refused: an array would take them, the search for their episode would not.
         rows = np.asarray(index)
@@ -234,6 +250,7 @@ class TrajectoryDataset:
             seed=int(self.seeds[e]),
             success=int(self.successes[e]),
             noise_level=float(self.noise_levels[e]),
+            behaviour=self.behaviours[e] if self.behaviours else "",
         )
 
     def returns(self) -> NDArray[np.float32]:
@@ -284,6 +301,7 @@ class TrajectoryDataset:
         arrays = {name: getattr(self, name) for name in _PER_TRANSITION}
         changes: dict[str, Any] = {name: a if a is None else a[rows] for name, a in arrays.items()}
         changes |= {name: getattr(self, name)[chosen] for name in _PER_EPISODE}
+        changes["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
         return dataclasses.replace(self, offsets=_offsets(self.lengths[chosen]), **changes)
 
     def select_tasks(self, names: Sequence[str]) -> TrajectoryDataset:

@@ -17,7 +17,8 @@ def mish_mlp(
 ) -> Tensor:
     """The net on a batch of inputs; differentiable in all.
 
-    In C++ where that can run (float32 on the CPU), else in PyTorch.
+    Device and dtype alone decide what computes it: the C++ code for float32 on the CPU; PyTorch on another device, in
+    another dtype, and under autocast, which the C++ code would not heed.
 
     Args:
         x: [..., I].
@@ -28,10 +29,13 @@ def mish_mlp(
 
     Returns:
         [..., O].
+
+    Raises:
+        RuntimeError: float32 on the CPU, and the C++ module is not there; says why and what would mend it.
     """
     trunk = [part for layer in layers for part in (layer.weight, layer.bias)]
     tensors = [x, input_weight, init, *trunk]
-    if not _fused(tensors):
+    if not _native(tensors):
         if precision == "fp32":
             return mish_mlp_reference(x, input_weight, init, trunk)
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -53,9 +57,15 @@ def mish_mlp_reference(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Seq
     return F.linear(F.mish(F.linear(F.mish(F.linear(hidden, w2, b2)), w3, b3)), w4, b4)
 
 
-def _fused(tensors: Sequence[Tensor]) -> bool:
-    return (
-        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and native.available()[0]
-    )
+def _native(tensors: Sequence[Tensor]) -> bool:
+    """Whether the C++ code computes these; it must be there then."""
+    if not all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    # Not `native.module()`, which a compiler can't see through.
+    there, reason = native.available()
+    if not there:
+        # PyTorch would do, but slower and with other last bits, which a run is not to get unasked.
+        raise RuntimeError(reason)
+    return True

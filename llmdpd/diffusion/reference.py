@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,15 +23,38 @@ def reverse_diffusion_reference(
     with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):
         context = net.context(state, prompt)[:, None, :]
         time_rows = net.time_rows(torch.tensor(plan.timesteps).to(state.device))
-    actions = plan.start * noise[0]
-    x0_previous = torch.zeros_like(actions)
-    for k in range(plan.steps):
+
+    def epsilon(actions: Tensor, k: int) -> Tensor:
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):
-            epsilon = net.denoise(actions, context, time_rows[k])
-        x0 = plan.p[k] * actions + plan.e[k] * epsilon.to(actions.dtype)
+            return net.denoise(actions, context, time_rows[k])
+
+    return walk_chain(plan, noise, epsilon)
+
+
+def walk_chain(
+    plan: SamplerPlan,
+    noise: Tensor,
+    epsilon: Callable[[Tensor, int], Tensor],
+    hold: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """The recurrence of `llmdpd.diffusion.schedules`, whatever it is that is denoised.
+
+    Args:
+        plan: the sampler's table.
+        noise: [K + 1, …], the start first, then one draw a step; a plan that draws at no step needs the start alone.
+        epsilon: the predicted noise of x […] at row k of the table.
+        hold: puts what is known into x, before every step and at the end (inpainting); by default nothing is.
+
+    Returns:
+        x after the last step, of the shape of one draw.
+    """
+    x = hold(plan.start * noise[0])
+    x0_previous = torch.zeros_like(x)
+    for k in range(plan.steps):
+        x0 = plan.p[k] * x + plan.e[k] * epsilon(x, k).to(x.dtype)
         if plan.clip is not None:
             x0 = x0.clamp(-plan.clip, plan.clip)
-        mean = plan.A[k] * actions + plan.B[k] * x0 + plan.C[k] * x0_previous
-        actions = mean + plan.S[k] * noise[k + 1] if plan.S[k] > 0 else mean
+        mean = plan.A[k] * x + plan.B[k] * x0 + plan.C[k] * x0_previous
+        x = hold(mean + plan.S[k] * noise[k + 1] if plan.S[k] > 0 else mean)
         x0_previous = x0
-    return actions if plan.clip is None else actions.clamp(-plan.clip, plan.clip)
+    return x if plan.clip is None else x.clamp(-plan.clip, plan.clip)

@@ -23,12 +23,14 @@ REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
 FRAME_WIDTH, FRAME_HEIGHT = 320, 240
 _GYMNASIUM = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d"}
 _VERSIONS = ("v4", "v5")
-_NAME = re.compile(r"^(?P<base>[a-z0-9]+)(?:-(?:medium|random|expert|full|replay|-)+)?(?:-(?P<version>v\d+))?$")
+_NAME = re.compile(
+    r"^(?:mujoco-)?(?P<base>[a-z0-9]+)(?:-(?:simple|medium|random|expert|full|replay|-)+)?(?:-(?P<version>v\d+))?$"
+)
 
 
 def _split(name: str) -> tuple[str, str | None] | None:
     """("hopper", "v5") of "Hopper-v5"; no version where it is D4RL's own or absent; None for other names."""
-    match = _NAME.match(name.strip().lower())
+    match = _NAME.match(re.sub("[_/]", "-", name.strip().lower()))
     if match is None or match["base"] not in REFERENCE_RETURNS:
         return None
     return match["base"], match["version"] if match["version"] in _VERSIONS else None
@@ -37,6 +39,12 @@ def _split(name: str) -> tuple[str, str | None] | None:
 def is_locomotion(name: str) -> bool:
     """Whether `name` is one of the three environments, as "hopper", "hopper-medium-replay-v2" or "Hopper-v5"."""
     return _split(name) is not None
+
+
+def locomotion_base(name: str) -> str | None:
+    """ "hopper" of "Hopper-v4", "hopper_medium_replay-v2" (D4RL's file) or "mujoco/hopper/medium-v0" (Minari's)."""
+    parts = _split(name)
+    return None if parts is None else parts[0]
 
 
 def locomotion_id(name: str) -> str:
@@ -105,6 +113,7 @@ class LocomotionTask:
         self._low, self._high = space.low, space.high
         self.state_dim = int(observation_space.shape[0])
         self.action_dim = int(space.shape[0])
+        self.max_steps = int(getattr(self._env.spec, "max_episode_steps", None) or 1000)
 
     def reset(self, seed: int) -> FloatArray:
         """Start the episode of `seed`; returns obs f32 [S]."""

@@ -16,6 +16,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
 from llmdpd.envs.names import ML45_TEST, ML45_TRAIN, TASKS, check_task
+from llmdpd.metaworld_layout import GOAL
 
 __all__ = ["ML45_TEST", "ML45_TRAIN", "TASKS", "MetaWorldTask", "check_task", "make_task"]
 
@@ -104,7 +105,7 @@ class MetaWorldTask:
         """
         full = np.array(observation, np.float64)
         if not self.goal_visible:
-            full[36:39] = np.asarray(self._env._get_pos_goal(), np.float32)
+            full[GOAL] = np.asarray(self._env._get_pos_goal(), np.float32)
         with warnings.catch_warnings():
             # "Constant(s) may be too high": the experts' proportional gains exceed the bound by design; clipped below.
             warnings.simplefilter("ignore", UserWarning)

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llmdpd.prompts.builtin import task_prompt
     from llmdpd.prompts.gymnasium_docs import environment_prompt
     from llmdpd.prompts.llm import LLMEncoder
     from llmdpd.prompts.metaworld import metaworld_prompt
@@ -19,9 +20,10 @@ _HOMES = {
     "TextPrompt": "llmdpd.prompts.text",
     "environment_prompt": "llmdpd.prompts.gymnasium_docs",
     "metaworld_prompt": "llmdpd.prompts.metaworld",
+    "task_prompt": "llmdpd.prompts.builtin",
 }
 
-__all__ = ["LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt"]
+__all__ = ["LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt", "task_prompt"]
 
 
 def __getattr__(name: str) -> object:

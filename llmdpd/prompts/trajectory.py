@@ -40,20 +40,22 @@ class TrajectoryEncoderConfig:
 class TrajectoryTokens:
     """Steps of P prompts, padded to one length.
 
-    states [P, T, S]; actions [P, T, A]; phase [P, T], 0 … 1 over the episode; mask [P, T], True where a step is real;
-    padded: whether any is not (known here, so that nobody has to ask the device).
+    states [P, T, S]; actions [P, T, A]; phase [P, T], 0 … 1 over the episode; times [P, T], time steps within it; mask
+    [P, T], True where a step is real; padded: whether any is not (known here, so that nobody has to ask the device).
     """
 
     states: Tensor
     actions: Tensor
     phase: Tensor
+    times: Tensor
     mask: Tensor
     padded: bool
 
     def to(self, device: torch.device | str) -> TrajectoryTokens:
         """The same on another device."""
-        states, actions = self.states.to(device), self.actions.to(device)
-        return TrajectoryTokens(states, actions, self.phase.to(device), self.mask.to(device), self.padded)
+        parts = (self.states, self.actions, self.phase, self.times, self.mask)
+        states, actions, phase, times, mask = (part.to(device) for part in parts)
+        return TrajectoryTokens(states, actions, phase, times, mask, self.padded)
 
 
 def choose_steps(
@@ -110,14 +112,14 @@ def make_tokens(
     count = len(chosen)
     states = np.zeros((count, longest, trajectories[0][0].shape[1]), np.float32)
     actions_out = np.zeros((count, longest, trajectories[0][1].shape[1]), np.float32)
-    phase = np.zeros((count, longest), np.float32)
+    phase, times = np.zeros((count, longest), np.float32), np.zeros((count, longest), np.float32)
     mask = np.zeros((count, longest), bool)
     for row, (index, (observations, actions)) in enumerate(zip(chosen, trajectories, strict=True)):
         states[row, : len(index)], actions_out[row, : len(index)] = observations[index], actions[index]
         phase[row, : len(index)] = index / max(len(observations) - 1, 1)
-        mask[row, : len(index)] = True
-    tensors = [torch.from_numpy(part) for part in (states, actions_out, phase, mask)]
-    return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], padded=not mask.all())
+        times[row, : len(index)], mask[row, : len(index)] = index, True
+    tensors = [torch.from_numpy(part) for part in (states, actions_out, phase, times, mask)]
+    return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], padded=not mask.all())
 
 
 class TrajectoryEncoder(nn.Module):

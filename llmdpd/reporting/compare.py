@@ -133,8 +133,8 @@ def _cell(values: Sequence[float], records: Sequence[TaskResult], one_task: bool
 
 
 def tasks_by_split(arms: Iterable[Arm]) -> dict[str, list[str]]:
-    """Task names with success records: split -> tasks, seen first, in order of appearance."""
-    tasks: dict[str, list[str]] = {split: [] for split in SPLITS}
+    """Task names with success records: split -> tasks, unseen first, in order of appearance."""
+    tasks: dict[str, list[str]] = {split: [] for split in reversed(SPLITS)}
     for arm in arms:
         for record in arm.select():
             if record.task not in tasks[record.split]:

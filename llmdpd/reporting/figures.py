@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,38 +23,65 @@ from llmdpd.reporting.run import Run
 
 SERIES = 6  # colours that report.css.j2 defines as --s0 ... --s5; more arms than that repeat them
 _PANELS = 12
+_MANY = 12  # tasks of a split, from which on the figure has their mean alone
 _THIN = 600  # points of one drawn curve (more cannot be told apart), fewer where many runs share the page
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a figure: of text, of what stands back, of the grid, and of the series."""
+
+    ink: str
+    muted: str
+    grid: str
+    series: tuple[str, ...]
+    background: str
+
+
 # Colours that matplotlib writes and nothing else does, each replaced by a CSS variable.
-_INK, _MUTED, _GRID = "#010203", "#010204", "#010205"
-_SERIES_COLOURS = [f"#0102{16 + index:02x}" for index in range(SERIES)]
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line"} | {
-    colour: f"--s{index}" for index, colour in enumerate(_SERIES_COLOURS)
+PAGE = Palette("#010203", "#010204", "#010205", tuple(f"#0102{16 + index:02x}" for index in range(SERIES)), "none")
+# For pictures, which follow no page: the light ones of report.css.
+LIGHT = Palette(
+    "#1a2027",
+    "#5a6572",
+    "#dde2e8",
+    ("#1f6fb2", "#c2570c", "#23804a", "#8a4fb0", "#a8770a", "#b03060"),
+    "#ffffff",
+)
+_INK, _MUTED, _SERIES_COLOURS = PAGE.ink, PAGE.muted, PAGE.series
+_VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.grid: "--line"} | {
+    colour: f"--s{index}" for index, colour in enumerate(PAGE.series)
 }
 _SUCCESS = "success rate in training's own evaluations"
-_STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # a $ in a name is a $
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
-    "svg.hashsalt": "llmdpd",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "font.size": 11.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 11.0,
-    "axes.titlelocation": "left",
-    "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "grid.color": _GRID,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
+_SCORE = "normalised score in training's own evaluations"
+
+
+def style(palette: Palette) -> dict[Any, Any]:
+    """matplotlib's settings for a figure in these colours."""
+    return {
+        "text.parse_math": False,  # a $ in a name is a $
+        "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
+        "svg.hashsalt": "llmdpd",
+        "figure.facecolor": palette.background,
+        "axes.facecolor": palette.background,
+        "savefig.facecolor": palette.background,
+        "font.size": 11.0,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": palette.muted,
+        "axes.labelcolor": palette.ink,
+        "axes.titlesize": 11.0,
+        "axes.titlelocation": "left",
+        "text.color": palette.ink,
+        "xtick.color": palette.muted,
+        "ytick.color": palette.muted,
+        "xtick.labelcolor": palette.ink,
+        "ytick.labelcolor": palette.ink,
+        "grid.color": palette.grid,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+    }
 
 
 @dataclass(frozen=True)
@@ -66,14 +93,20 @@ class Drawing:
 
 
 def success_figure(arms: Sequence[Arm]) -> Drawing | None:
-    """Bars of success by task with intervals, seen above unseen, and marks at the paper's figures."""
+    """Bars of success by task with intervals, unseen above seen, and marks at the paper's figures.
+
+    Of a split with many tasks their mean alone is drawn: the table has each.
+    """
     tasks = tasks_by_split(arms)
-    rows = [(split, task) for split, names in tasks.items() for task in names]
+    rows: list[_Row] = []
+    for split, names in tasks.items():
+        many = len(names) > _MANY
+        rows += [_Row(split, f"mean of {len(names)} tasks")] if many else [_Row(split, name, name) for name in names]
     if not rows:
         return None
     series = [(index, arm, checkpoint) for index, arm in enumerate(arms) for checkpoint in arm.checkpoints]
     thickness = 0.8 / len(series)
-    with rc_context(_STYLE):
+    with rc_context(style(PAGE)):
         legend_rows = math.ceil((len(series) + 2) / 2)
         height = 0.55 + 0.3 * legend_rows + len(rows) * max(0.62, 0.2 * len(series)) + 0.35 * len(tasks)
         figure = Figure(figsize=(10, height), layout="constrained")
@@ -81,8 +114,9 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
         positions = _positions(rows)
         for place, (index, arm, checkpoint) in enumerate(series):
             offset = (place - (len(series) - 1) / 2) * thickness
-            for (split, task), y in zip(rows, positions, strict=True):
-                cell = arm.cell(task, split, checkpoint)
+            for row, y in zip(rows, positions, strict=True):
+                mean, task = row.task is None, row.task or ""
+                cell = arm.mean_cell(row.split, checkpoint) if mean else arm.cell(task, row.split, checkpoint)
                 if cell is not None:
                     _bar(axes, cell, y + offset, thickness * 0.86, _SERIES_COLOURS[index % SERIES], checkpoint)
         marked = _paper_marks(axes, rows, positions)
@@ -96,16 +130,24 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
             for index, arm, checkpoint in series
         ]
         figure.legend(handles=handles + marked, loc="outside upper left", ncols=2)
-        names = ", ".join(task for _, task in rows)
+        shown = ", ".join(row.words for row in rows)
         return Drawing(
-            _to_svg(figure, "success"),
-            f"Success in percent by task with intervals: {names}. The table has the numbers.",
+            to_svg(figure, "success"),
+            f"Success in percent by task with intervals: {shown}. The table has the numbers.",
         )
 
 
-def _positions(rows: Sequence[tuple[str, str]]) -> list[float]:
+class _Row(NamedTuple):
+    """What stands on the axis of the success figure; no task for the mean of a split."""
+
+    split: str
+    words: str
+    task: str | None = None
+
+
+def _positions(rows: Sequence[_Row]) -> list[float]:
     """A y for every row, top to bottom, with a gap between the splits."""
-    gaps = [0.6 * (split != rows[0][0]) for split, _ in rows]
+    gaps = [0.6 * (row.split != rows[0].split) for row in rows]
     return [index + gap for index, gap in enumerate(gaps)]
 
 
@@ -120,7 +162,7 @@ def _bar(axes: Axes, cell: Cell, y: float, thickness: float, colour: str, checkp
         axes.errorbar(cell.mean, y, xerr=error, color=_INK, capsize=3, linewidth=1.2)
 
 
-def _paper_marks(axes: Axes, rows: Sequence[tuple[str, str]], positions: Sequence[float]) -> list[Line2D]:
+def _paper_marks(axes: Axes, rows: Sequence[_Row], positions: Sequence[float]) -> list[Line2D]:
     own: dict[str, Any] = {
         "marker": "D",
         "markersize": 7,
@@ -136,8 +178,8 @@ def _paper_marks(axes: Axes, rows: Sequence[tuple[str, str]], positions: Sequenc
         "linestyle": "none",
     }
     found = False
-    for (_, task), y in zip(rows, positions, strict=True):
-        paper = success_row(task)
+    for row, y in zip(rows, positions, strict=True):
+        paper = success_row(row.task or "")
         if paper is not None:
             found = True
             axes.errorbar(paper.llmdpd.mean, y - 0.44, xerr=paper.llmdpd.std, color=_INK, linewidth=1)
@@ -147,8 +189,8 @@ def _paper_marks(axes: Axes, rows: Sequence[tuple[str, str]], positions: Sequenc
     return [Line2D([], [], label=label, **style) for label, style in zip(labels, (own, other), strict=True) if found]
 
 
-def _success_axes(axes: Axes, rows: Sequence[tuple[str, str]], positions: Sequence[float]) -> None:
-    axes.set_yticks(positions, [f"{task}\n({split})" for split, task in rows])
+def _success_axes(axes: Axes, rows: Sequence[_Row], positions: Sequence[float]) -> None:
+    axes.set_yticks(positions, [f"{row.words}\n({row.split})" for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 101)
@@ -162,7 +204,7 @@ def curve_figure(runs: Sequence[Run]) -> tuple[Drawing | None, list[str]]:
     shown, left = list(panels.items())[:_PANELS], list(panels.items())[_PANELS:]
     if not shown:
         return None, []
-    with rc_context(_STYLE):
+    with rc_context(style(PAGE)):
         rows = math.ceil(len(shown) / 2)
         figure = Figure(figsize=(10, 2.7 * rows + (0.3 * len(runs) if len(runs) > 1 else 0)), layout="constrained")
         grid = figure.subplots(rows, 2, squeeze=False)
@@ -177,7 +219,7 @@ def curve_figure(runs: Sequence[Run]) -> tuple[Drawing | None, list[str]]:
             ]
             figure.legend(handles=handles, loc="outside upper left", ncols=3)
         titles = ", ".join(title for title, _ in shown)
-        return Drawing(_to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}."), [
+        return Drawing(to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}."), [
             name for _, names in left for name in names
         ]
 
@@ -188,15 +230,20 @@ def _label(text: str) -> str:
 
 
 def _panels(names: set[str]) -> dict[str, list[str]]:
-    """Panel title -> metrics. Success rates during training share one panel; what matters most comes first."""
-    success = sorted(
-        (name for name in names if name.startswith("eval/")), key=lambda name: ("success" not in name, name)
-    )
-    panels = {_SUCCESS: success} if 0 < len(success) <= SERIES else {}
-    order = {"eval": 0, "loss": 1, "q": 2}
+    """Panel title -> metrics. Success rates during training share one panel; what matters most comes first.
+
+    Of many tasks the panel has their mean, and each task's own comes last.
+    """
+    found = sorted((name for name in names if name.startswith("eval/")), key=lambda name: ("seen_" not in name, name))
+    scores = [name for name in found if name.endswith("_score")]
+    success = [name for name in found if name not in scores]
+    if len(success) > SERIES:
+        success = [name for name in success if "seen_" in name]
+    panels = {title: group for title, group in ((_SUCCESS, success), (_SCORE, scores)) if 0 < len(group) <= SERIES}
+    order = {"loss": 0, "q": 1}
     rest = sorted(
         (name for name in names if not any(name in group for group in panels.values())),
-        key=lambda name: (order.get(name.split("/")[0], 3), name),
+        key=lambda name: (len(order) + 1 if name in found else order.get(name.split("/")[0], len(order)), name),
     )
     return panels | {name: [name] for name in rest}
 
@@ -238,8 +285,8 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], colour: str, style: 
     axes.plot(iterations[chosen], smooth[chosen], color=colour, linestyle=style, linewidth=1.8)
 
 
-def _to_svg(figure: Figure, name: str) -> str:
-    """The figure as markup that can stand in an HTML page beside others; `name` keeps their ids apart."""
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure, in PAGE's colours, as markup for an HTML page; `name` keeps its ids apart from other figures'."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()

@@ -27,6 +27,7 @@ class Film:
     media_type: str
     data_uri: str
     info: dict[str, Any]
+    attention: str | None = None  # data URI of the attention map beside it
 
     @property
     def is_video(self) -> bool:
@@ -57,7 +58,8 @@ def find_films(folder: Path, budget: int, problems: list[str]) -> tuple[Film, ..
         budget -= len(data)
         kind = _KINDS[chosen.suffix]
         uri = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-        films.append(Film(task, kind, uri, _sidecar(chosen.with_suffix(".json"), problems)))
+        info = _sidecar(chosen.with_suffix(".json"), problems)
+        films.append(Film(task, kind, uri, info, _attention(folder / "attention" / f"{task}.png")))
     return tuple(sorted(films, key=lambda film: film.task))
 
 
@@ -65,6 +67,12 @@ def _starts_as(path: Path, suffix: str) -> bool:
     magic, offset = _MAGIC[suffix]
     with path.open("rb") as file:
         return file.read(16)[offset : offset + len(magic)] == magic
+
+
+def _attention(path: Path) -> str | None:
+    if not (path.is_file() and _starts_as(path, ".png")):
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _sidecar(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -39,25 +39,18 @@ def render_page(runs: Sequence[Run]) -> str:
     arms = group_arms(runs)
     counted = [arm for arm in arms if arm.select()]
     curves, more_metrics = curve_figure(runs)
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,  # names of tasks and prompts come from files
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     several = len(runs) > 1
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
         title=f"Comparison of {len(runs)} runs" if several else f"Run {runs[0].name}",
-        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         several=several,
         summary=_summaries(arms),
         success=_success_table(counted),
-        success_figure=_drawing(success_figure(counted)),
+        success_figure=drawing_values(success_figure(counted)),
         spread=any(len(arm.seeds) > 1 for arm in arms),
         locomotion=_locomotion_table(arms),
-        facts=[_facts(arm) for arm in arms],
-        curves=_drawing(curves),
+        facts=[facts(arm) for arm in arms],
+        curves=drawing_values(curves),
         more_metrics=more_metrics,
         differences=differing_settings(runs) if several else [],
         run_names=[run.name for run in runs],
@@ -65,7 +58,21 @@ def render_page(runs: Sequence[Run]) -> str:
     )
 
 
-def _drawing(drawing: Drawing | None) -> dict[str, Any] | None:
+def render_template(name: str, **values: Any) -> str:
+    """A page of this package by its template's name; it gets the style that all of them share, as `style`."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,  # names of tasks and prompts come from files
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup((_FOLDER / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template(name).render(style=style, **values)
+
+
+def drawing_values(drawing: Drawing | None) -> dict[str, Any] | None:
+    """A figure as templates take it."""
     return None if drawing is None else {"svg": Markup(drawing.svg), "description": drawing.description}
 
 
@@ -231,7 +238,7 @@ def _over_seeds(values: Sequence[float | None], one_std: float | None) -> str:
     return f"{fmean(numbers):.1f}" + ("" if std is None else f" ± {std:.1f}")
 
 
-def _facts(arm: Arm) -> dict[str, str]:
+def facts(arm: Arm) -> dict[str, str]:
     """What the arm's results were obtained with."""
     first = arm.records[0]
     by_checkpoint = [
@@ -257,6 +264,9 @@ def _facts(arm: Arm) -> dict[str, str]:
 def _run_view(run: Run) -> dict[str, Any]:
     tasks = list(dict.fromkeys(record.task for record in run.records))
     films = {film.task: film for film in run.films}
+    # What was never trained on first: it is what a policy is judged by.
+    split = {record.task: record.split for record in run.records}
+    order = sorted([*tasks, *(task for task in films if task not in tasks)], key=lambda task: split.get(task) == "seen")
     command = run.meta.get("command")
     if isinstance(command, dict):
         command = command.get("argv")
@@ -265,21 +275,18 @@ def _run_view(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "problems": run.problems,
-        "films": [(task, films.get(task)) for task in tasks + [task for task in films if task not in tasks]]
-        if films
-        else [],
+        "films": [(task, films[task]) for task in order if task in films],
+        "unfilmed": [task for task in tasks if task not in films],
         "films_note": f"{run.films_note or _NO_FILMS} {_FILM_COMMANDS}",
         "prompts": run.prompts,
         "unprompted": [task for task in tasks if run.prompts and task not in run.prompts],
         "config": {name: _plain(value) for name, value in flatten(run.config).items()},
         "tables": [
-            (title, {name: _measure(name, value) for name, value in flatten(run.meta.get(key) or {}, "").items()})
+            (title, {name: measure(name, value) for name, value in flatten(run.meta.get(key) or {}, "").items()})
             for title, key in (("Versions", "versions"), ("Machine", "machine"), ("Times", "times"))
         ]
         + (
-            [("Also recorded", {name: _measure(name, value) for name, value in flatten(other).items()})]
-            if other
-            else []
+            [("Also recorded", {name: measure(name, value) for name, value in flatten(other).items()})] if other else []
         ),
         "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command or ""),
     }
@@ -293,7 +300,7 @@ def _plain(value: object) -> str:
     return "not set" if value is None else str(value)
 
 
-def _measure(name: str, value: object) -> str:
+def measure(name: str, value: object) -> str:
     """A value of meta.json; seconds as a time that can be read."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and name.endswith("seconds"):
         minutes, seconds = divmod(round(value), 60)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from llmdpd.agents.llmdpd import check_chunk
 from llmdpd.collection import parse_noise
 from llmdpd.config import TrainConfig
+from llmdpd.envs.specs import TaskSpec, common_spec
 from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.plan_policy import check_plan_acting, check_plan_chunk
 from llmdpd.training.batches import check_batch
 
 
@@ -20,13 +23,62 @@ def check_values(config: TrainConfig) -> None:
         config.policy.check()
     with located(field="data"):
         parse_noise(config.data.noise)
-    check_batch(config.training.batch_size, config.training.tasks_per_batch, len(config.tasks.seen))
+    spec = common_spec((*config.tasks.seen, *config.tasks.unseen))
+    check_max_steps(spec, config.evaluation.max_steps)
+    augmentation, features = config.training.augmentation, config.policy.context.features
+    if (augmentation.turn or augmentation.mirror) and features != "relative" and spec.has_success:
+        raise InputError(
+            "turned and mirrored scenes need features that don't say how things are turned",
+            field="policy.context.features",
+            found=features,
+            expected="relative, or training.augmentation.turn and training.augmentation.mirror of 0",
+        )
+    if not spec.has_success and config.training.augmentation.active:
+        raise InputError(
+            "only Meta-World's geometry can be augmented",
+            field="training.augmentation",
+            found=f"{config.training.augmentation} for {spec.task}",
+            expected="no augmentation in locomotion",
+        )
+    check_batch(config.training.batch_size, config.training.prompts_per_batch)
     with located(field="acting"):
         config.acting.plan(config.policy)
-    if config.acting.samples > 1 and not config.agent.eta:
+        config.acting.played(config.policy)
+    if config.method == "trajectory-diffusion":
+        check_plan_chunk(config.policy)
+        _check_plan_augmentation(config)
+        check_plan_acting(config.acting)
+        return
+    check_chunk(config.policy.chunk, config.agent.eta)
+    if config.acting.samples > 1 and not config.trains_critic:
         raise InputError(
             "no critic to choose among samples by",
             field="acting.samples",
             found=config.acting.samples,
             expected="1 where agent.eta is 0: cloning alone trains no critic",
         )
+
+
+def check_max_steps(spec: TaskSpec, max_steps: int, field: str = "evaluation.max_steps") -> None:
+    """Raise `InputError` where evaluated episodes are to be longer than the environment lets them be."""
+    if max_steps > spec.max_steps:
+        raise InputError(
+            "the number is out of range",
+            field=field,
+            found=max_steps,
+            expected=f"1 to {spec.max_steps}, where {spec.task} ends its episodes",
+        )
+
+
+def _check_plan_augmentation(config: TrainConfig) -> None:
+    """Refuse changes that take states out of the data's range, which plans are scaled to and clipped at."""
+    augmentation = config.training.augmentation
+    for name in ("turn", "mirror", "gripper"):
+        if getattr(augmentation, name):
+            raise InputError(
+                "plans are scaled to the range of the data, which this augmentation leaves",
+                field=f"training.augmentation.{name}",
+                found=getattr(augmentation, name),
+                expected="0 with trajectory diffusion",
+                hint="--preset metaworld-trajectory-diffusion has settings that fit",
+            )

@@ -12,36 +12,77 @@ import numpy as np
 import torch
 
 from llmdpd.collection import CollectConfig, Collected, collect_metaworld
+from llmdpd.collection_sac import SacConfig, collect_sac
 from llmdpd.config import TrainConfig
-from llmdpd.data import TrajectoryDataset, load_dataset
+from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
 from llmdpd.envs import is_metaworld
+from llmdpd.envs.locomotion import is_locomotion, locomotion_base
+from llmdpd.envs.specs import common_spec
 from llmdpd.errors import InputError
 from llmdpd.progress import ProgressBar, console
-from llmdpd.prompts import LLMEncoder, metaworld_prompt
+from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.runs.folder import Stopwatch
 
-STATE_DIM, ACTION_DIM = 39, 4
 Check = Callable[[], None]
 # The examples of the evaluation are collected apart from the training data, with other goals.
 _EXAMPLE_SEED = 500_000
+# The worst behaviours still succeed in every third episode of most tasks.
+_EPISODES_AN_EXAMPLE = 3
 
 
 def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> TrajectoryDataset:
-    """Data of these Meta-World tasks from whatever `spec` names; its `tasks` are exactly those asked for.
+    """Data of these tasks from whatever `spec` names; its `tasks` are exactly those asked for.
 
     A file with one task that it has no name for (a plain HDF5 file is called by its own name) is taken for the task
-    where one is asked for.
+    where one is asked for. A locomotion task's data may bear any name of its environment ("hopper-medium-replay-v2").
 
     Raises:
         InputError: a task that is not there, another shape than the environment's, a goal that is hidden in the data
             and visible in evaluation or the other way round; and as `load_dataset`.
     """
+    dataset = _load_locomotion(spec, tasks) if is_locomotion(tasks[0]) else _load_metaworld(spec, tasks)
+    expected = common_spec(tasks)
+    name = expected.family if expected.has_success else expected.task
+    dataset.check_matches(expected.state_dim, expected.action_dim, name)
+    if expected.has_success and dataset.goal_visible not in (None, goal_visible):
+        raise InputError(
+            "data and evaluation differ in whether the goal is visible",
+            path=dataset.source,
+            field="tasks.goal_visible",
+            found=f"data: {dataset.goal_visible}",
+            expected=goal_visible,
+        )
+    return dataset
+
+
+def _load_locomotion(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
+    whole = load_dataset(spec)
+    wanted = {locomotion_base(task): number for number, task in enumerate(tasks)}
+    numbers = [wanted.get(locomotion_base(name), -1) for name in whole.tasks]
+    known = any(is_locomotion(name) or is_metaworld(name) for name in whole.tasks)
+    if len(whole.tasks) == len(tasks) == 1 and not known:
+        numbers = [0]
+    missing = [task for number, task in enumerate(tasks) if number not in numbers]
+    if missing:
+        raise InputError(
+            "the data set has no such task",
+            path=whole.source,
+            field="task",
+            found=", ".join(whole.tasks),
+            expected=", ".join(missing),
+        )
+    ids = np.array(numbers, np.int32)[whole.task_ids]
+    part = whole.select(ids >= 0)
+    return dataclasses.replace(part, tasks=tuple(tasks), texts=("",) * len(tasks), task_ids=ids[ids >= 0])
+
+
+def _load_metaworld(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
     try:
         dataset = load_dataset(spec, tasks=tasks)
     except InputError as error:
         whole = load_dataset(spec) if error.field == "task" else None
-        if whole is None or len(whole.tasks) > 1 or is_metaworld(whole.tasks[0]):
+        if whole is None or len(whole.tasks) > 1 or is_metaworld(whole.tasks[0]) or is_locomotion(whole.tasks[0]):
             raise
         if len(tasks) > 1:
             raise InputError(
@@ -53,17 +94,7 @@ def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> Tr
                 hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
             ) from None
         dataset = whole
-    dataset = dataclasses.replace(dataset, tasks=tuple(tasks))
-    dataset.check_matches(STATE_DIM, ACTION_DIM, "Meta-World")
-    if dataset.goal_visible not in (None, goal_visible):
-        raise InputError(
-            "data and evaluation differ in whether the goal is visible",
-            path=dataset.source,
-            field="tasks.goal_visible",
-            found=f"data: {dataset.goal_visible}",
-            expected=goal_visible,
-        )
-    return dataset
+    return dataclasses.replace(dataset, tasks=tuple(tasks))
 
 
 def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[TrajectoryDataset, str]:
@@ -77,7 +108,9 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
     data, tasks = config.data, config.tasks
     if data.path is not None:
         dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
-        words = f"{data.path}, {dataset.num_episodes} episodes"
+        words = f"{data.path}{_collector(data.path)}, {dataset.num_episodes} episodes"
+    elif is_locomotion(tasks.seen[0]):
+        dataset, words = _sac_data(config, tasks.seen, check)
     else:
         collected = _collect(config, tasks.seen, data.episodes, data.noise, data.seed, "training", check)
         dataset = collected.dataset.select_tasks(tasks.seen)
@@ -97,26 +130,76 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
             console.print(f"{int(failed.sum())} of {len(failed)} episodes failed and are left out")
             dataset = dataset.select(~failed)
             words += ", failed ones left out"
-    if config.agent.clone == "expert" and dataset.expert_actions is None:
+    cloned, field = config.cloned
+    if cloned == "expert" and dataset.expert_actions is None:
         raise InputError(
             "the data has no expert actions to clone",
             path=dataset.source,
-            field="agent.clone",
+            field=field,
             found="expert",
             expected="executed",
-            hint="use --agent.clone executed",
+            hint=f"use --{field} executed",
         )
-    return dataset, words + f"; clones the {config.agent.clone} actions"
+    return dataset, words + f"; clones the {cloned} actions"
+
+
+def _sac_data(config: TrainConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:
+    """A medium-replay of each task, collected by SAC or found where it was, and what it is in words."""
+    data = config.data
+    out = Path(data.root) / f"sac-seed{data.seed}-{data.sac_steps}steps"
+    wanted = SacConfig(tasks=tasks, steps=data.sac_steps, out=out, seed=data.seed)
+    with ProgressBar("SAC collects the training data", "steps") as bar:
+
+        def progress(task: str, done: int, total: int, words: str) -> None:
+            bar.update(done, total, f"{task}: {words}")
+            check()
+
+        collected = collect_sac(wanted, progress)
+    for part in collected:
+        if not (part.reached or part.reused):
+            console.print(f"{part.task}: SAC did not reach the medium level in {data.sac_steps} steps")
+    dataset = join_datasets([part.dataset for part in collected])
+    made = ", ".join(f"{part.path}{_collector(str(part.path))}" for part in collected)
+    return dataset, f"{made}, {dataset.num_episodes} episodes"
+
+
+def _collector(spec: str) -> str:
+    """Who made an HDF5 file, in brackets, where it says so: a score on such data is not D4RL's."""
+    path = Path(spec)
+    if path.suffix.lower() not in (".hdf5", ".h5") or not path.is_file():
+        return ""
+    from llmdpd.data.d4rl import collector_of
+
+    words = collector_of(path)
+    return f" ({words}; not D4RL's own)" if words else ""
 
 
 def example_data(config: TrainConfig, check: Check = lambda: None) -> TrajectoryDataset:
-    """The examples that the evaluation's trajectory prompts are taken from, seen and unseen tasks alike."""
+    """The examples that the evaluation's trajectory prompts are taken from, seen and unseen tasks alike.
+
+    Locomotion has no expert to drive: without `data.prompts` they come from the training data.
+    """
     tasks = (*config.tasks.seen, *config.tasks.unseen)
-    if config.data.prompts is not None:
-        return load_tasks(config.data.prompts, tasks, config.tasks.goal_visible)
+    source = config.data.prompts or (config.data.path if is_locomotion(tasks[0]) else None)
+    if source is not None:
+        return load_tasks(source, tasks, config.tasks.goal_visible)
+    if is_locomotion(tasks[0]):
+        return _sac_data(config, tasks, check)[0]
     seed = config.data.seed + _EXAMPLE_SEED
     collected = _collect(config, tasks, config.data.prompt_episodes, "clean", seed, "example", check)
     return collected.dataset.select_tasks(tasks)
+
+
+def behaviour_examples(
+    config: TrainConfig, tasks: tuple[str, ...], behaviour: str, count: int, check: Check = lambda: None
+) -> TrajectoryDataset:
+    """Episodes of these tasks by one behaviour, most of which succeed `count` times or more; collected, or found again.
+
+    Goals and starts are those of the run's own examples, the same for every behaviour.
+    """
+    seed = config.data.seed + _EXAMPLE_SEED
+    episodes = _EPISODES_AN_EXAMPLE * count
+    return _collect(config, tasks, episodes, behaviour, seed, f"{behaviour}-example", check).dataset.select_tasks(tasks)
 
 
 @dataclass(frozen=True)
@@ -133,7 +216,7 @@ def embed_tasks(config: TrainConfig, tasks: tuple[str, ...]) -> Embeddings:
     if not config.policy.context.text:
         return Embeddings({}, 0, None)
     encoder = LLMEncoder(config.llm, device=config.device)
-    texts = [metaworld_prompt(task).render() for task in tasks]
+    texts = [task_prompt(task).render() for task in tasks]
     return Embeddings(dict(zip(texts, encoder.encode(texts), strict=True)), encoder.dim, encoder.identity)
 
 

@@ -24,7 +24,7 @@ _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld
 # is kept may change because what lies there is held against the checkpoint's hash.
 _FREE_ON_RESUME = (
     "threads",
-    *("evaluation.episodes", "evaluation.films", "data.root", "data.workers"),
+    *("evaluation.episodes", "evaluation.films", "evaluation.film_tasks", "data.root", "data.workers"),
     *("training.checkpoint_every", "training.cuda_graph"),
 )
 
@@ -133,10 +133,12 @@ class RunFolder:
     def take_up(self, config: TrainConfig) -> None:
         """Prepare an interrupted run for going on with `config`, and remove what a kill left half written.
 
+        Fields from after the run was begun count as their defaults, which are what was done before there were such.
+
         Raises:
             InputError: naming every field in which `config` would change what is learned.
         """
-        changed = differences(read_json(self.config), to_plain(config))
+        changed = differences(to_plain(self.read_config()), to_plain(config))
         forbidden = [line for line in changed if line.split(":")[0] not in _FREE_ON_RESUME]
         if forbidden:
             raise InputError(

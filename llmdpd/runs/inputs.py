@@ -8,7 +8,7 @@ from typing import Any
 
 from llmdpd.collection import content_hash
 from llmdpd.config import TrainConfig
-from llmdpd.config_io import differences
+from llmdpd.config_io import differences, from_plain
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.runs.data import Embeddings
@@ -41,7 +41,11 @@ def check_inputs(run: RunFolder, facts: Mapping[str, Any]) -> None:
     if checkpoint is None:
         return
     state = read_state(checkpoint)
-    changed = differences({name: state.get(name) for name in facts}, dict(facts))
+    known = {name: state.get(name) for name in facts}
+    if known["config"] is not None:
+        # Settings from after the checkpoint was written are at their defaults in it: what was done before there were.
+        known["config"] = decisive(from_plain(TrainConfig, known["config"], checkpoint / "state.json", "config."))
+    changed = differences(known, dict(facts))
     if changed:
         raise InputError(
             "the run cannot be resumed: what it learns from is not what its checkpoint learned from",

@@ -12,19 +12,25 @@ from typing import Any
 import torch
 
 from llmdpd.agents.llmdpd import LLMDPD
+from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
 from llmdpd.device import check_device, use_threads
+from llmdpd.diffusion import native
 from llmdpd.envs import SELECTION_SEED_START
+from llmdpd.envs.locomotion import normalised_score
 from llmdpd.envs.rollout import EnvPool
+from llmdpd.envs.specs import canonical_task, task_spec
 from llmdpd.errors import InputError
+from llmdpd.networks import make_network
+from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
 from llmdpd.policy_network import ConditionalPolicy
-from llmdpd.prompts import metaworld_prompt
+from llmdpd.prompts import task_prompt
 from llmdpd.runs.checks import check_values
-from llmdpd.runs.data import ACTION_DIM, STATE_DIM, Embeddings, embed_tasks, example_data, training_data
+from llmdpd.runs.data import Embeddings, embed_tasks, example_data, training_data
 from llmdpd.runs.evaluation import evaluate_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
@@ -43,13 +49,13 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
         InputError: an unknown task, a task both seen and unseen, no seen task, a device that is absent, a number out
             of range, fields that don't fit together.
     """
-    from llmdpd.envs import check_task
-
-    check_cuda_graph(config.training.cuda_graph, check_device(config.device))
+    device = check_device(config.device)
+    check_cuda_graph(config.training.cuda_graph, device)
+    _check_native(device)
     tasks = dataclasses.replace(
         config.tasks,
-        seen=tuple(dict.fromkeys(check_task(task) for task in config.tasks.seen)),
-        unseen=tuple(dict.fromkeys(check_task(task) for task in config.tasks.unseen)),
+        seen=tuple(dict.fromkeys(canonical_task(task) for task in config.tasks.seen)),
+        unseen=tuple(dict.fromkeys(canonical_task(task) for task in config.tasks.unseen)),
     )
     if not tasks.seen:
         raise InputError("no task to train on", field="tasks.seen", found="none", expected="at least one")
@@ -59,6 +65,15 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     config = dataclasses.replace(_with_absolute_paths(config), tasks=tasks)
     check_values(config)
     return config
+
+
+def _check_native(device: torch.device) -> None:
+    """Raise `InputError` where the CPU is to train without the C++ module, which computes the networks there."""
+    there, reason = native.available()
+    if device.type == "cpu" and not there:
+        raise InputError(
+            "training on the CPU needs the C++ module", field="device", found=reason, expected="the module"
+        )
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -115,7 +130,8 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         )
     if config.evaluation.films:
         with run.timed("filming_seconds"):
-            film_run(run, prompts, config.evaluation.max_steps, device=config.device, check=stop.check)
+            most = config.evaluation.film_tasks
+            film_run(run, prompts, config.evaluation.max_steps, most=most, device=config.device, check=stop.check)
 
 
 def _set_up_torch(config: TrainConfig) -> None:
@@ -128,24 +144,37 @@ def _set_up_torch(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
 
 
-def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> LLMDPD:
-    network = ConditionalPolicy(STATE_DIM, ACTION_DIM, texts.width, config.policy).to(check_device(config.device))
-    network.context.features.fit(torch.from_numpy(dataset.observations))
+def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> LLMDPD | TrajectoryDiffusion:
+    network = make_network(config.method, dataset.state_dim, dataset.action_dim, texts.width, config.policy)
+    network.to(check_device(config.device)).fit(torch.from_numpy(dataset.observations))
+    if isinstance(network, PlanPolicy):
+        return TrajectoryDiffusion(network, config.planner, config.training.iterations)
+    assert isinstance(network, ConditionalPolicy)
     return LLMDPD(network, config.agent, config.training.iterations)
 
 
 def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> BatchSampler:
     context = config.policy.context
-    rows = [texts.vectors[metaworld_prompt(task).render()] for task in dataset.tasks] if texts.vectors else None
+    rows = [texts.vectors[task_prompt(task).render()] for task in dataset.tasks] if texts.vectors else None
     return BatchSampler(
         dataset,
         None if rows is None else torch.stack(rows),
         context.encoder if context.trajectory else None,
         config.training.batch_size,
-        config.training.tasks_per_batch,
+        config.training.prompts_per_batch,
         config.seed,
         check_device(config.device),
+        config.training.augmentation if config.training.augmentation.active else None,
+        (context.text_dropout, context.trajectory_dropout),
+        _horizon(config),
     )
+
+
+def _horizon(config: TrainConfig) -> int:
+    """Steps of the windows that batches carry; 0 where the method learns from single transitions."""
+    if config.method == "trajectory-diffusion":
+        return config.policy.plan.horizon
+    return config.policy.chunk if config.policy.chunk > 1 else 0
 
 
 def _hooks(
@@ -164,9 +193,11 @@ def _hooks(
     )
 
 
-def _snapshot(agent: LLMDPD, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]) -> Policy:
+def _snapshot(
+    agent: LLMDPD | TrajectoryDiffusion, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]
+) -> Policy:
     """The acting policy as it is now: the EMA networks, and the critics where any are trained."""
-    critic = copy.deepcopy(agent.critic) if config.agent.eta else None
+    critic = copy.deepcopy(agent.critic) if isinstance(agent, LLMDPD) and config.trains_critic else None
     network = copy.deepcopy(agent.ema_policy)
     return Policy(network, critic, config.acting, llm=config.llm, texts=known, facts=facts)
 
@@ -176,7 +207,7 @@ def _facts(config: TrainConfig, words: str, texts: Embeddings, iteration: int) -
         "protocol": config.tasks.protocol,
         "trained_on": list(config.tasks.seen),
         "training_data": words,
-        "goal_visible": config.tasks.goal_visible,
+        "goal_visible": config.tasks.goal_visible if task_spec(config.tasks.seen[0]).has_success else None,
         "seed": config.seed,
         "iterations": iteration,
         **({} if texts.llm is None else {"llm": to_plain(texts.llm)}),
@@ -186,7 +217,10 @@ def _facts(config: TrainConfig, words: str, texts: Embeddings, iteration: int) -
 def _select(
     policy: Policy, prompts: dict[str, TaskPrompt], config: TrainConfig, pool: EnvPool, check: Callable[[], None]
 ) -> tuple[dict[str, float], float]:
-    """Success on the seen tasks, on seeds apart from the reported ones: what `best` is chosen by."""
+    """Success on the seen tasks, on seeds apart from the reported ones: what `best` is chosen by.
+
+    In locomotion the normalised score.
+    """
     results = evaluate_tasks(
         policy,
         prompts,
@@ -196,6 +230,13 @@ def _select(
         max_steps=config.evaluation.max_steps,
         progress=lambda done: check(),
     )
+    if not task_spec(config.tasks.seen[0]).has_success:
+        scores = {
+            task: sum(normalised_score(task, r.episode_return) for r in episodes) / len(episodes)
+            for task, episodes in results.items()
+        }
+        score = sum(scores.values()) / len(scores)
+        return {"eval/seen_score": score, **{f"eval/{task}_score": value for task, value in scores.items()}}, score
     rates = {task: sum(r.success for r in episodes) / len(episodes) for task, episodes in results.items()}
     score = sum(rates.values()) / len(rates)
     return {"eval/seen_success": score, **{f"eval/{task}": rate for task, rate in rates.items()}}, score

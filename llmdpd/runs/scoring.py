@@ -5,21 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
 
-from llmdpd.config import EvaluationConfig, TaskConfig
+from llmdpd.config import PROTOCOLS, EvaluationConfig, TaskConfig
 from llmdpd.config_io import to_plain
-from llmdpd.envs import ML45_TEST, ML45_TRAIN
+from llmdpd.controls import CONTROLS
+from llmdpd.envs.locomotion import is_locomotion, normalised_score
 from llmdpd.envs.rollout import EnvPool, EpisodeResult
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.progress import ProgressBar, console
 from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
-from llmdpd.runs.evaluation import evaluate_tasks, make_films
+from llmdpd.runs.evaluation import MakeAct, evaluate_tasks, make_films
 from llmdpd.runs.folder import RunFolder, Stopwatch
 from llmdpd.runs.prompts import TaskPrompt
-
-PROTOCOLS = {"paper": (TaskConfig().seen, TaskConfig().unseen), "ml45": (ML45_TRAIN, ML45_TEST)}
-"""Protocols that others know by these names: tasks that are trained on, tasks that are held out."""
 
 
 def evaluate_run(
@@ -35,6 +35,28 @@ def evaluate_run(
     check: Callable[[], None] = lambda: None,
 ) -> list[TaskResult]:
     """Evaluate a run's policies on every task that has prompts, and write `out` (by default the run's results.json).
+
+    As `evaluate_policies` otherwise.
+    """
+    records = evaluate_policies(
+        run, config, prompts, checkpoints=checkpoints, acting=acting, workers=workers, device=device, check=check
+    )
+    write_results(out or run.results, records)
+    return records
+
+
+def evaluate_policies(
+    run: RunFolder,
+    config: EvaluationConfig,
+    prompts: Mapping[str, TaskPrompt],
+    *,
+    checkpoints: Sequence[str] = ("last", "best"),
+    acting: Mapping[str, object] | None = None,
+    workers: int | None = None,
+    device: str = "cpu",
+    check: Callable[[], None] = lambda: None,
+) -> list[TaskResult]:
+    """Evaluate a run's policies on every task that has prompts; nothing is written.
 
     `acting` changes fields of `ActingConfig`; `check` is called as episodes end and may raise to stop.
 
@@ -60,9 +82,59 @@ def evaluate_run(
             continue
         if acting:
             policy = policy.with_acting(**acting)
-        records += _evaluate(name, policy, config, prompts, workers, check)
-    write_results(out or run.results, records)
+        goal_visible = policy.facts["goal_visible"]
+        results, seconds = _roll_out(f"evaluating {name}", policy, goal_visible, config, prompts, workers, check)
+        protocol = protocol_of(policy.facts["protocol"], policy.facts["trained_on"], prompts)
+        records += [
+            _record(name, policy, protocol, config.max_steps, prompts[task], episodes, seconds)
+            for task, episodes in results.items()
+        ]
     return records
+
+
+def evaluate_control(
+    control: str,
+    config: EvaluationConfig,
+    prompts: Mapping[str, TaskPrompt],
+    tasks: TaskConfig,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> list[TaskResult]:
+    """Evaluate what learns nothing, a name in `CONTROLS`, on the same episodes as a policy.
+
+    Its records are of the context "control-NAME", of 0 iterations, trained on nothing; what has no meaning for it is
+    named "none", 0 or 1. Protocol, split and goal are those of `tasks`, so that they stand beside a policy's of the
+    same tasks.
+    """
+    make_act = CONTROLS[control]
+    results, seconds = _roll_out(
+        f"evaluating the {control}", make_act, tasks.goal_visible, config, prompts, workers, check
+    )
+    return [
+        TaskResult(
+            task=task,
+            split="seen" if task in tasks.seen else "unseen",
+            protocol=protocol_of(tasks.protocol, tasks.seen, prompts),
+            episodes=len(episodes),
+            successes=sum(result.success for result in episodes),
+            max_steps=config.max_steps,
+            seed=seed,
+            prompts=PromptUse(text=False, trajectory=prompts[task].example_source),
+            acting=ActingUse(
+                samples=1, selection="none", temperature=0.0, noise_scale=0.0, sampler="none", steps=1, precision="fp32"
+            ),
+            trained_on=(),
+            training_data="none",
+            goal_visible=tasks.goal_visible,
+            checkpoint="last",
+            context=f"control-{control}",
+            iterations=0,
+            wall_seconds=round(seconds * sum(result.length for result in episodes), 2),
+        )
+        for task, episodes in results.items()
+    ]
 
 
 def film_run(
@@ -74,14 +146,31 @@ def film_run(
     acting: Mapping[str, object] | None = None,
     device: str = "cpu",
     folder: Path | None = None,
+    most: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Film a policy, one episode a task, into `folder` (by default the run's films), or leave word why there is none.
 
+    At most `most` tasks are filmed, those first that were not trained on.
+
     `acting`, `device` and `check` as in `evaluate_run`: with the same ones the first of its episodes are what is seen.
     """
     policy = Policy.load(run.policy(checkpoint), device).with_acting(**(acting or {}))
-    folder = folder or run.films
+    order = sorted(prompts, key=lambda task: task in policy.facts["trained_on"])
+    prompts = {task: prompts[task] for task in order[:most]}
+    film(policy, prompts, max_steps, folder or run.films, policy.facts["goal_visible"], checkpoint, check)
+
+
+def film(
+    policy: Policy | MakeAct,
+    prompts: Mapping[str, TaskPrompt],
+    max_steps: int,
+    folder: Path,
+    goal_visible: bool,
+    checkpoint: str = "last",
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Film a policy or a control, one episode a task, into `folder`, or leave word there why there is none."""
     watch = Stopwatch()
     with ProgressBar("filming", "episodes") as bar:
         bar.update(0, len(prompts))
@@ -94,7 +183,7 @@ def film_run(
             policy,
             prompts,
             folder,
-            goal_visible=policy.facts["goal_visible"],
+            goal_visible=goal_visible,
             max_steps=max_steps,
             checkpoint=checkpoint,
             progress=progress,
@@ -102,19 +191,21 @@ def film_run(
     console.print(f"no films: {obstacle}" if obstacle else f"films: {folder} ({watch.seconds:.0f} s)")
 
 
-def _evaluate(
-    name: str,
-    policy: Policy,
+def _roll_out(
+    title: str,
+    policy: Policy | MakeAct,
+    goal_visible: bool,
     config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
     workers: int | None,
     check: Callable[[], None],
-) -> list[TaskResult]:
+) -> tuple[dict[str, list[EpisodeResult]], float]:
+    """The episodes of each task, and the seconds that a step took: tasks run mixed, so time is shared out by steps."""
     total = config.episodes * len(prompts)
     watch = Stopwatch()
     with (
-        EnvPool(workers, policy.facts["goal_visible"]) as pool,
-        ProgressBar(f"evaluating {name}", "episodes") as bar,
+        EnvPool(workers, goal_visible) as pool,
+        ProgressBar(title, "episodes") as bar,
     ):
         bar.update(0, total)
 
@@ -126,11 +217,7 @@ def _evaluate(
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
     steps = sum(result.length for episodes in results.values() for result in episodes)
-    protocol = protocol_of(policy.facts["protocol"], policy.facts["trained_on"], prompts)
-    return [
-        _record(name, policy, protocol, config.max_steps, prompts[task], episodes, watch.seconds / steps)
-        for task, episodes in results.items()
-    ]
+    return results, watch.seconds / steps
 
 
 def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) -> str:
@@ -140,8 +227,9 @@ def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) 
     """
     if name not in PROTOCOLS:
         return name
-    seen, unseen = PROTOCOLS[name]
-    return name if set(trained_on) == set(seen) and set(evaluated) <= {*seen, *unseen} else "custom"
+    known = PROTOCOLS[name]
+    own = set(trained_on) == set(known.seen) and set(evaluated) <= {*known.seen, *known.unseen}
+    return name if own else "custom"
 
 
 def _record(
@@ -160,20 +248,28 @@ def _record(
         split="seen" if task in facts["trained_on"] else "unseen",
         protocol=protocol,
         episodes=len(episodes),
-        successes=sum(result.success for result in episodes),
+        **_outcome(task, episodes),
         max_steps=max_steps,
         seed=facts["seed"],
         prompts=PromptUse(
-            text=prompt.text_source if context.text else False,
-            trajectory=prompt.example_source if context.trajectory and prompt.example is not None else False,
+            text=prompt.text_source if context.text and prompt.text is not None else False,
+            trajectory=prompt.example_source if context.trajectory and prompt.examples else False,
         ),
-        acting=ActingUse(**(to_plain(acting) | {"steps": acting.plan(config).steps})),
+        acting=ActingUse(**(to_plain(acting) | {"steps": acting.plan(config).steps, "replan": policy.replan})),
         trained_on=tuple(facts["trained_on"]),
         training_data=facts["training_data"],
         goal_visible=facts["goal_visible"],
         checkpoint=name,
         context=context.kind,
         iterations=facts["iterations"],
-        # Tasks run mixed; the time is shared out by steps.
         wall_seconds=round(seconds_a_step * sum(result.length for result in episodes), 2),
     )
+
+
+def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """The fields of `TaskResult` that say how it went: successes, or in locomotion returns and D4RL's score."""
+    if not is_locomotion(task):
+        return {"successes": sum(result.success for result in episodes)}
+    returns = [result.episode_return for result in episodes]
+    mean = fmean(returns)
+    return {"returns_mean": mean, "returns_std": pstdev(returns), "normalised_score": normalised_score(task, mean)}

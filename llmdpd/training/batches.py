@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.context import Keep
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.training.augmentation import Augmentation, AugmentationConfig
 
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
+_EXAMPLE_SHARE = 0.1
 
 
 class BatchSampler:
     """Draws the batches of Algorithm 1 (lines 2 to 4): tasks, their prompts, their transitions.
 
-    Each task of a batch is under one trajectory prompt, a random episode of that task that did not fail.
+    Each prompt of a batch is of one task: its text, and a random episode of it that did not fail, or where
+    success is not recorded one of the tenth with the highest returns. Tasks differ as far
+    as there are enough of them; beyond, they come again with another example.
 
     Args:
         dataset: the seen tasks' data.
         embeddings: LLM embeddings [tasks, D] of the data set's tasks, in its order; None where text is off.
         encoder: how prompts are cut; None where trajectory prompts are off.
-        batch_size: transitions a batch, a multiple of `tasks_per_batch`.
-        tasks_per_batch: tasks a batch.
+        batch_size: transitions a batch, a multiple of `prompts`.
+        prompts: P, prompts a batch.
         seed: of the draws.
         device: where batches go.
+        augmentation: of states and examples together; None for none.
+        dropout: rates at which a prompt's text and its example are left out.
+        horizon: steps of the windows that each batch carries; 0 for none.
     """
 
     def __init__(
@@ -39,22 +49,28 @@ class BatchSampler:
         embeddings: Tensor | None,
         encoder: TrajectoryEncoderConfig | None,
         batch_size: int,
-        tasks_per_batch: int,
+        prompts: int,
         seed: int,
         device: torch.device,
+        augmentation: AugmentationConfig | None = None,
+        dropout: tuple[float, float] = (0.0, 0.0),
+        horizon: int = 0,
     ) -> None:
-        check_batch(batch_size, tasks_per_batch, len(dataset.tasks))
+        check_batch(batch_size, prompts)
         self._dataset, self._encoder, self._device = dataset, encoder, device
+        self._horizon = horizon
         self._embeddings = None if embeddings is None else embeddings.cpu()
-        self._tasks, self._share = tasks_per_batch, batch_size // tasks_per_batch
+        self._prompts, self._share = prompts, batch_size // prompts
         self._random = np.random.default_rng(seed)
         self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
         self._examples = [self._eligible(task) for task in dataset.tasks]
-        self._index = torch.arange(tasks_per_batch).repeat_interleave(self._share)
+        self._augmentation, self._dropout = augmentation, dropout
 
     def next(self) -> PromptedBatch:
         """The next batch."""
-        tasks = self._random.choice(len(self._transitions), self._tasks, replace=False)
+        count = len(self._transitions)
+        rounds = [self._random.permutation(count) for _ in range(-(-self._prompts // count))]
+        tasks = np.concatenate(rounds)[: self._prompts]
         rows = np.concatenate([self._draw(self._transitions[task], self._share) for task in tasks])
         batch = self._dataset.gather(rows)
         tokens = None
@@ -70,11 +86,60 @@ class BatchSampler:
             terminals=torch.from_numpy(batch.terminals),
             expert_actions=None if expert is None else torch.from_numpy(expert),
             timesteps=torch.from_numpy(batch.timesteps),
-            prompt_index=None if self._tasks == 1 else self._index,
             text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],
             tokens=tokens,
+            keep=self._keep(),
+            windows=self._windows(rows) if self._horizon else None,
         )
+        if self._augmentation is not None and tokens is not None:
+            prompted = self._augmented(prompted, tokens)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
+
+    def _keep(self) -> Keep:
+        def draw(rate: float) -> Tensor | None:
+            if rate == 0:
+                return None
+            return torch.from_numpy(self._random.random((self._prompts, 1), np.float32) >= rate).float()
+
+        return Keep(*map(draw, self._dropout))
+
+    def _augmented(self, batch: PromptedBatch, tokens: TrajectoryTokens) -> PromptedBatch:
+        assert self._augmentation is not None
+        change = Augmentation(self._augmentation, self._prompts, self._random, batch.keep.trajectory)
+
+        def grouped(part: Tensor) -> Tensor:
+            return part.unflatten(0, (self._prompts, -1))
+
+        expert = batch.expert_actions
+        tokens = dataclasses.replace(
+            tokens,
+            states=change.states(tokens.states),
+            actions=change.example_actions(tokens.actions),
+            times=change.times(tokens.times),
+        )
+        return dataclasses.replace(
+            batch,
+            observations=change.states(grouped(batch.observations)).flatten(0, 1),
+            next_observations=change.states(grouped(batch.next_observations)).flatten(0, 1),
+            actions=change.actions(grouped(batch.actions)).flatten(0, 1),
+            expert_actions=None if expert is None else change.actions(grouped(expert)).flatten(0, 1),
+            tokens=tokens,
+            windows=None if batch.windows is None else self._changed(batch.windows, change),
+        )
+
+    def _changed(self, windows: PlanWindows, change: Augmentation) -> PlanWindows:
+        """The windows [B, H, …] under the change of their rows' prompts."""
+
+        def changed(part: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
+            return by(part.reshape(self._prompts, -1, part.shape[-1])).reshape(part.shape)
+
+        expert = windows.expert_actions
+        return dataclasses.replace(
+            windows,
+            states=changed(windows.states, change.states),
+            actions=changed(windows.actions, change.actions),
+            expert_actions=None if expert is None else changed(expert, change.actions),
+        )
 
     def state(self) -> dict[str, Any]:
         """The position in the stream of draws, as JSON values."""
@@ -83,6 +148,17 @@ class BatchSampler:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state()` was taken."""
         self._random.bit_generator.state = state
+
+    def _windows(self, rows: np.ndarray) -> PlanWindows:
+        dataset = self._dataset
+        index, mask = dataset.windows(rows, self._horizon)
+        expert = dataset.expert_actions
+        return PlanWindows(
+            states=torch.from_numpy(dataset.observations[index]),
+            actions=torch.from_numpy(dataset.actions[index]),
+            expert_actions=None if expert is None else torch.from_numpy(expert[index]),
+            mask=torch.from_numpy(mask),
+        )
 
     def _eligible(self, task: str) -> np.ndarray:
         episodes = self._dataset.episodes_of(task)
@@ -95,7 +171,11 @@ class BatchSampler:
                 found=f"0 of {len(episodes)} episodes succeeded",
                 expected="at least 1",
             )
-        return good
+        if (self._dataset.successes[good] == 1).any():
+            return good
+        # Where success is not known the highest returns stand in: most of a replay buffer shows how not to do it.
+        best = np.argsort(-self._dataset.returns()[good], kind="stable")
+        return np.sort(good[best[: math.ceil(_EXAMPLE_SHARE * len(good))]])
 
     def _draw(self, pool: np.ndarray, count: int) -> np.ndarray:
         return pool[self._random.integers(len(pool), size=count)]
@@ -125,19 +205,15 @@ def _parts(whole: Tensor, like: Mapping[str, Tensor], starts: Mapping[str, int])
     }
 
 
-def check_batch(batch_size: int, tasks_per_batch: int, tasks: int) -> None:
-    """Raise `InputError` unless a batch can be shared out evenly among that many of the tasks."""
-    if not 1 <= tasks_per_batch <= tasks:
-        raise InputError(
-            "no such number of tasks a batch",
-            field="training.tasks_per_batch",
-            found=tasks_per_batch,
-            expected=f"1 to {tasks}, the tasks that are trained on",
-        )
-    if batch_size < 1 or batch_size % tasks_per_batch:
+def check_batch(batch_size: int, prompts: int) -> None:
+    """Raise `InputError` unless a batch can be shared out evenly among that many prompts."""
+    if prompts < 1:
+        raise InputError("a batch without prompts", field="training.prompts_per_batch", found=prompts, expected=">= 1")
+    if batch_size < 1 or batch_size % prompts:
         raise InputError(
             "the batch cannot be shared out evenly",
             field="training.batch_size",
             found=batch_size,
-            expected=f"a multiple of {tasks_per_batch} (training.tasks_per_batch)",
+            expected=f"a multiple of {prompts} (training.prompts_per_batch)",
+            hint=f"for example {max(round(batch_size / prompts), 1) * prompts}",
         )

@@ -26,6 +26,8 @@ from llmdpd.training.checkpoint import (
 from llmdpd.training.metrics import MetricsWriter, first_not_finite
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 
+_TOLD = 8  # numbers of a selection that are printed
+
 
 class Agent(Checkpointed, Protocol):
     """What the loop needs of an algorithm."""
@@ -114,8 +116,7 @@ class TrainingLoop:
             if self.best_score is None or score >= self.best_score:
                 self.best_score = score
                 self._keep("best")
-            rates = ", ".join(f"{name.removeprefix('eval/')} {value:.0%}" for name, value in values.items())
-            console.print(f"selection at iteration {done}: {rates}")
+            console.print(f"selection at iteration {done}: {_selection_words(values)}")
         if done % config.checkpoint_every == 0 or last:
             self._flush(metrics)
             self._save(metrics)
@@ -135,7 +136,7 @@ class TrainingLoop:
             raise TrainingDivergedError(
                 f"{name} became {value} at iteration {where}; training stopped.\n"
                 + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
-                + "\n  Try a lower --agent.lr, --agent.grad-clip 1, or a smaller --agent.eta."
+                + "\n  Try a lower lr, grad-clip 1 or a smaller eta (--agent.lr …; of plans: --planner.lr …)."
             )
         means = dict(zip(names, table.double().mean(0).tolist(), strict=True))
         metrics.write(self.iteration, means)
@@ -171,3 +172,18 @@ class TrainingLoop:
         self._marks_due = state["marks_due"]
         console.print(f"resumed from {checkpoint} at iteration {self.iteration}")
         return True
+
+
+def _selection_words(values: Mapping[str, float]) -> str:
+    """The mean, which comes first, and every task; of many tasks those that did worst."""
+    words = [_in_words(name.removeprefix("eval/"), value) for name, value in values.items()]
+    if len(words) <= _TOLD:
+        return ", ".join(words)
+    tasks = sorted(list(values)[1:], key=lambda name: values[name])[: _TOLD - 1]
+    worst = [_in_words(name.removeprefix("eval/"), values[name]) for name in tasks]
+    return f"{words[0]} over {len(values) - 1} tasks; lowest: {', '.join(worst)}"
+
+
+def _in_words(name: str, value: float) -> str:
+    """A selection's figure: success is a fraction, a normalised score (`..._score`) has 100 for an expert."""
+    return f"{name} {value:.1f}" if name.endswith("_score") else f"{name} {value:.0%}"

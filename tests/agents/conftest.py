@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.batch import PlanWindows, PromptedBatch
 from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
 from llmdpd.context import ContextConfig
 from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
@@ -29,8 +29,9 @@ MakeBatch = Callable[..., PromptedBatch]
 def make_agent(rng: np.random.Generator) -> MakeAgent:
     """An agent whose EMA policy and target critics differ from the trained ones."""
 
-    def make(iterations: int = 100, context: dict[str, Any] | None = None, **changes: Any) -> LLMDPD:
-        policy = PolicyConfig(hidden_dim=16, time_dim=8, context=dataclasses.replace(CONTEXT, **(context or {})))
+    def make(iterations: int = 100, context: dict[str, Any] | None = None, chunk: int = 1, **changes: Any) -> LLMDPD:
+        whole = dataclasses.replace(CONTEXT, **(context or {}))
+        policy = PolicyConfig(hidden_dim=16, time_dim=8, chunk=chunk, context=whole)
         network = ConditionalPolicy(S, A, D, policy)
         network.context.features.fit(torch.randn(60, S) * 2 + 1)
         agent = LLMDPD(network, LLMDPDConfig(**{"critic_hidden": 16, **changes}), iterations)
@@ -45,9 +46,15 @@ def make_agent(rng: np.random.Generator) -> MakeAgent:
 
 @pytest.fixture
 def make_batch(rng: np.random.Generator) -> MakeBatch:
-    """B transitions, shared out over P prompts."""
+    """B transitions, shared out over P prompts; with windows of H steps, the rows' episodes ending anywhere in them."""
 
-    def make(B: int = 6, P: int = 1, expert: bool = True) -> PromptedBatch:
+    def windows(B: int, H: int, expert: bool) -> PlanWindows:
+        ends = torch.from_numpy(rng.integers(1, H + 1, B))
+        actions = torch.rand(2, B, H, A) * 2 - 1
+        mask = torch.arange(H) < ends[:, None]
+        return PlanWindows(torch.randn(B, H, S), actions[0], actions[1] if expert else None, mask)
+
+    def make(B: int = 6, P: int = 1, expert: bool = True, H: int = 0) -> PromptedBatch:
         pairs = [
             (rng.normal(size=(n, S)).astype(np.float32), rng.normal(size=(n, A)).astype(np.float32))
             for n in rng.integers(2, 12, P)
@@ -60,9 +67,9 @@ def make_batch(rng: np.random.Generator) -> MakeBatch:
             terminals=(torch.arange(B) % 3 == 1).float(),
             expert_actions=torch.rand(B, A) * 2 - 1 if expert else None,
             timesteps=torch.from_numpy(rng.integers(0, 50, B)),
-            prompt_index=torch.arange(P).repeat_interleave(B // P) if P > 1 else None,
             text=torch.randn(P, D),
             tokens=make_tokens(pairs, ENCODER),
+            windows=windows(B, H, expert) if H else None,
         )
 
     return make

@@ -68,6 +68,9 @@ def sampler_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "reverse_diffusion", draw)
 
 
+DROPOUT = {"text_dropout": 0.2, "trajectory_dropout": 0.2}
+
+
 def on(device: str, agent: LLMDPD) -> LLMDPD:
     """The agent with its networks on another device, and optimisers for it."""
     other = LLMDPD(copy.deepcopy(agent.policy).to(device), agent.config, agent.iterations)
@@ -109,7 +112,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch, agent: LLMDPD) -> LLMDPD:
 def test_learning_reads_no_value(
     make_agent: Any, make_batch: Any, sampler_of_the_device: None, P: int, changes: dict[str, Any]
 ) -> None:
-    agent, batch = make_agent(context={"prompt_dropout": 0.2}, **changes), make_batch(6, P)
+    agent, batch = make_agent(context=DROPOUT, **changes), make_batch(6, P)
     agent.choose_on_host = False
     agent.schedule(0)
     agent.learn(batch)  # what is made once, as the optimisers' state
@@ -129,7 +132,7 @@ def test_learning_has_nothing_of_the_host(
     P: int,
     changes: dict[str, Any],
 ) -> None:
-    agent = on_meta(monkeypatch, make_agent(context={"prompt_dropout": 0.2}, **changes))
+    agent = on_meta(monkeypatch, make_agent(context=DROPOUT, **changes))
     batch = moved(make_batch(6, P), "meta")
     assert not agent.choose_on_host
     drawn = torch.get_rng_state()
@@ -220,7 +223,7 @@ def assert_same(one: Any, other: Any) -> None:
 def test_on_a_gpu_captured_iterations_are_eager_ones_bit_for_bit(
     make_agent: Any, make_batch: Any, P: int, changes: dict[str, Any]
 ) -> None:
-    agent = make_agent(context={"prompt_dropout": 0.2}, lr_warmup=4, ema_every=2, ema_start=6, **changes)
+    agent = make_agent(context=DROPOUT, lr_warmup=4, ema_every=2, ema_start=6, **changes)
     batches = [moved(make_batch(6, P), "cuda") for _ in range(3)] * 6
     plain, other = on("cuda", agent), on("cuda", agent)
     graphed = with_cuda_graph(other, "on", torch.device("cuda"))

@@ -47,7 +47,6 @@ class TwoGoals:
             terminals=torch.ones(size),
             expert_actions=None,
             timesteps=torch.zeros(size, dtype=torch.int64),
-            prompt_index=torch.from_numpy(task),
             text=self.text,
             tokens=make_tokens([self.example(0), self.example(1)], ENCODER),
         )

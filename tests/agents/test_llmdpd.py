@@ -20,10 +20,12 @@ from llmdpd.diffusion import alphas, reverse_diffusion
 
 MODES = pytest.mark.parametrize(("P", "sees"), [(1, False), (1, True), (3, False), (3, True)])
 
+DROPOUT = {"text_dropout": 0.2, "trajectory_dropout": 0.2}
+
 
 def condition_of(agent: LLMDPD, batch: PromptedBatch) -> Condition:
     prompts = agent.policy.encode(batch.text, batch.tokens)
-    return agent.policy.condition(batch.observations, prompts, batch.prompt_index, batch.timesteps)
+    return agent.policy.condition(batch.observations, prompts, None, batch.timesteps)
 
 
 def parameters(network: nn.Module) -> list[Tensor]:
@@ -112,14 +114,14 @@ def test_critic_loss_is_equation_6(
     following = agent.ema_policy.condition
     monkeypatch.setattr(agent.ema_policy, "condition", lambda *args: clocks.append(args[3]) or following(*args))
     condition = condition_of(agent, batch)
-    loss, metrics = agent.critic_loss(batch, condition)
+    loss, metrics = agent.critic_loss(batch, agent.policy.encode(batch.text, batch.tokens), condition)
     ((call),) = drawn
     assert torch.equal(clocks[0], batch.timesteps + 1)  # for contexts that read the clock
     # The next action is the EMA policy's, in the next state, under the same prompts.
     assert call["net"] is agent.ema_policy.net
     assert (call["plan"].name, call["plan"].steps, call["plan"].clip) == ("ddpm", 5, 1.0)
     ema = agent.ema_policy.encode(batch.text, batch.tokens)
-    expected = agent.ema_policy.condition(batch.next_observations, ema, batch.prompt_index, batch.timesteps + 1)
+    expected = agent.ema_policy.condition(batch.next_observations, ema, None, batch.timesteps + 1)
     torch.testing.assert_close(call["state"], expected.state)
     torch.testing.assert_close(call["prompt"], expected.prompt)
 
@@ -142,7 +144,7 @@ def test_critic_loss_is_equation_6(
 @MODES
 def test_the_critics_loss_trains_the_critics_alone(make_agent: Any, make_batch: Any, P: int, sees: bool) -> None:
     agent, batch = make_agent(critic_sees_prompts=sees), make_batch(6, P)
-    agent.critic_loss(batch, condition_of(agent, batch))[0].backward()
+    agent.critic_loss(batch, agent.policy.encode(batch.text, batch.tokens), condition_of(agent, batch))[0].backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in agent.critic.parameters())
     for other in (agent.policy, agent.ema_policy, agent.target_critic):
         assert all(p.grad is None for p in other.parameters())
@@ -380,7 +382,10 @@ def test_defaults_are_diffusion_qls() -> None:
 
 
 def test_the_same_seed_is_the_same_run_bit_for_bit(make_agent: Any, make_batch: Any) -> None:
-    first, batches = make_agent(context={"prompt_dropout": 0.2}), [make_batch(6, P) for P in (1, 3, 1)]
+    first, batches = (
+        make_agent(context=DROPOUT),
+        [make_batch(6, P) for P in (1, 3, 1)],
+    )
     second = copy.deepcopy(first)
     # Optimisers hold the first one's parameters; the copy gets its own.
     other = LLMDPD(second.policy, first.config, 100)
@@ -419,3 +424,26 @@ def test_an_iteration_in_bf16_is_nearly_that_in_fp32(make_agent: Any, make_batch
         assert float(found[1][name]) == pytest.approx(float(value), rel=0.1, abs=0.02), name
     assert any(float(found[1][name]) != float(value) for name, value in found[0].items())
     assert all(parameter.dtype == torch.float32 for parameter in rounded.policy.parameters())
+
+
+def test_critics_read_one_networks_context(make_agent: Any, make_batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old and new state alike, though the next action is another network's: a retrieval context has weights."""
+    agent, batch = make_agent(context={"kind": "retrieval"}, critic_sees_prompts=True), make_batch(6, 3)
+    read: list[Tensor] = []
+    for critic in (agent.critic, agent.target_critic):
+        forward = critic.forward
+
+        def spy(state: Tensor, *rest: Any, forward: Any = forward) -> Any:
+            read.append(state)
+            return forward(state, *rest)
+
+        monkeypatch.setattr(critic, "forward", spy)
+    prompts = agent.policy.encode(batch.text, batch.tokens)
+    agent.critic_loss(batch, prompts, condition_of(agent, batch))
+    new, old = read
+    torch.testing.assert_close(old, condition_of(agent, batch).state)
+    after = agent.policy.condition(batch.next_observations, prompts, None, batch.timesteps + 1).state
+    torch.testing.assert_close(new, after)
+    average = agent.ema_policy.encode(batch.text, batch.tokens)
+    other = agent.ema_policy.condition(batch.next_observations, average, None, batch.timesteps + 1).state
+    assert (new - other).abs().max() > 1e-3

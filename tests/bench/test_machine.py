@@ -13,8 +13,6 @@ import machine
 import pytest
 import torch
 
-from llmdpd.config import PRESETS
-from llmdpd.config_io import to_plain
 from llmdpd.diffusion import native
 
 CPU = torch.device("cpu")
@@ -66,16 +64,6 @@ def test_the_best_window_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = types.SimpleNamespace(peak_rate=lambda precision, threads, seconds: next(rates))
     monkeypatch.setattr(machine.native, "module", lambda: stand_in)
     assert machine.measure_limit(CPU, "fp32", windows=3) == 7.0
-
-
-def test_presets_are_there_without_tyro(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU machine has no use for a command-line reader."""
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    monkeypatch.delitem(sys.modules, "llmdpd.config")
-    found = machine.presets()
-    assert {name: to_plain(config) for name, config in found.items()} == {
-        name: to_plain(config) for name, config in PRESETS.items()
-    }
 
 
 def test_scripts_load_on_a_machine_with_torch_and_numpy_alone(bench_folder: Path) -> None:

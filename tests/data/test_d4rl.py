@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl
-from llmdpd.data.d4rl import load_d4rl, load_d4rl_by_name
+from llmdpd.data.d4rl import collector_of, load_d4rl, load_d4rl_by_name
 from llmdpd.errors import InputError
 
 MakeDataset = Callable[..., TrajectoryDataset]
@@ -299,3 +300,18 @@ def test_by_name_with_the_package(monkeypatch: pytest.MonkeyPatch, path: Path) -
     assert fetched == ["http://x/h.hdf5"]
     with pytest.raises(InputError, match="no such data set"):
         load_dataset("d4rl:hopper-worst-v2")
+
+    def offline_download(url: str) -> str:
+        raise urllib.error.URLError("no route")
+
+    offline.download_dataset_from_url = offline_download
+    with pytest.raises(InputError, match="can't fetch") as caught:
+        load_dataset("d4rl:hopper-medium-v2")
+    assert "http://x/h.hdf5" in str(caught.value.hint)
+
+
+def test_who_made_a_file(path: Path, make_dataset: MakeDataset) -> None:
+    save_d4rl(make_dataset((("hopper", 3),)), path, collector="somebody")
+    assert collector_of(path) == "somebody"
+    write(path, fields())
+    assert collector_of(path) == ""

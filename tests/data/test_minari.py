@@ -296,7 +296,13 @@ def test_damaged_data_sets(root: Path, make_dataset: MakeDataset) -> None:
     refused("can't be read")
 
 
-def test_an_unknown_id_offers_the_nearest(root: Path, make_dataset: MakeDataset) -> None:
+def test_an_unknown_id_offers_the_nearest(
+    root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, force_download: bool) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(minari, "download_dataset", download)
     with pytest.raises(InputError, match="no such Minari data set") as caught:
         load_dataset("minari:metaworld/pusj-v3/scripted-v0")
     assert "minari download metaworld/pusj-v3/scripted-v0" in str(caught.value.hint)
@@ -304,6 +310,25 @@ def test_an_unknown_id_offers_the_nearest(root: Path, make_dataset: MakeDataset)
     with pytest.raises(InputError) as caught:
         load_dataset("minari:metaworld/pusj-v3/scripted-v0")
     assert "nearest local ids: metaworld/push-v3/scripted-v0" in str(caught.value.hint)
+
+
+def test_an_id_that_is_not_here_is_downloaded(
+    root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def download(name: str, force_download: bool) -> None:
+        asked.append((name, force_download))
+        save_minari(make_dataset((("push-v3", 4),)), root)
+
+    monkeypatch.setattr(minari, "download_dataset", download)
+    name = "metaworld/push-v3/scripted-v0"
+    assert load_dataset(f"minari:{name}").tasks == ("push-v3",)
+    assert load_dataset(f"minari:{name}").tasks == ("push-v3",)
+    assert asked == [(name, False)], "once"
+    (root / name / "data" / "main_data.hdf5").unlink()  # as where a download broke off
+    assert load_dataset(f"minari:{name}").tasks == ("push-v3",)
+    assert asked == [(name, False), (name, True)]
 
 
 def test_no_data_set_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_datasets, join_episodes
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_datasets, join_episodes, load_dataset, save_minari
 from llmdpd.errors import InputError
 
 FIELDS = [f.name for f in dataclasses.fields(TrajectoryDataset)]
@@ -65,6 +66,21 @@ def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], d
     assert batch.timesteps.dtype == batch.episode_ids.dtype == np.int64
     assert batch.terminals.dtype == np.float32
     assert batch.expert_actions is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes, st.integers(1, 8), st.data())
+def test_windows_end_with_their_episode(parts: list[tuple[int, str]], horizon: int, data: st.DataObject) -> None:
+    lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
+    dataset = numbered(lengths, tasks)
+    rows = data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=20))
+    index, mask = dataset.windows(np.array(rows, np.int64), horizon)
+    assert index.shape == mask.shape == (len(rows), horizon)
+    for row, steps, real in zip(rows, index, mask, strict=True):
+        (episode,), (start,) = dataset.episode_ids([row]), dataset.timesteps([row])
+        expected = [min(start + h, lengths[episode] - 1) for h in range(horizon)]
+        assert dataset.observations[steps].tolist() == [[episode, t] for t in expected]
+        assert real.tolist() == [start + h < lengths[episode] for h in range(horizon)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -397,3 +413,20 @@ def test_a_data_set_shows_what_it_holds_in_a_line(make_dataset: MakeDataset) -> 
     assert "\n" not in text
     for part in (dataset.tasks[0], f"{dataset.num_episodes} episodes", f"{dataset.num_transitions} transitions"):
         assert part in text
+
+
+def test_behaviours_go_with_their_episodes(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    names = ("clean", "slow", "", "cut")
+    known = dataclasses.replace(make_dataset(source="here"), behaviours=names)
+    assert known.select([3, 0]).behaviours == ("cut", "clean")
+    assert known.episode(1).behaviour == "slow"
+    unknown = make_dataset()
+    assert (unknown.behaviours, unknown.select([2]).behaviours, unknown.episode(0).behaviour) == ((), (), "")
+    assert join_datasets([unknown, known]).behaviours == ("", "", "", "", *names)
+    assert join_datasets([unknown, unknown]).behaviours == ()
+    save_minari(known, tmp_path)
+    read = load_dataset(tmp_path)
+    assert sorted(read.behaviours) == sorted(names)
+    assert read.select_tasks(["push-v3"]).behaviours == ("clean", "")
+    with pytest.raises(InputError, match="one behaviour an episode"):
+        dataclasses.replace(unknown, behaviours=("clean",))

@@ -439,3 +439,21 @@ def test_the_net_in_float64_is_the_reference(rng: np.random.Generator) -> None:
     x, weight, init, *trunk = (tensor.detach().double() for tensor in net_case(rng, 6, 5, 16, 3, False))
     layers = linear_layers(trunk)
     assert torch.equal(mish_mlp(x, weight, init, layers), mish_mlp_reference(x, weight, init, trunk))
+
+
+def test_device_and_dtype_alone_choose_who_computes_the_net(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the C++ module float32 on the CPU is an error, and not PyTorch in silence."""
+    x, weight, init, *trunk = (tensor.detach() for tensor in net_case(rng, 6, 5, 16, 3, False))
+    layers = linear_layers(trunk)
+    monkeypatch.setattr("llmdpd.diffusion.native.available", lambda: (False, "no module; pip install ."))
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(RuntimeError, match=r"no module; pip install \."):
+            mish_mlp(x, weight, init, layers, precision)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = mish_mlp(x, weight, init, layers)
+        assert torch.equal(mixed, mish_mlp_reference(x, weight, init, trunk))
+    double = [tensor.double() for tensor in (x, weight, init, *trunk)]
+    expected = mish_mlp_reference(double[0], double[1], double[2], double[3:])
+    assert torch.equal(mish_mlp(double[0], double[1], double[2], linear_layers(double[3:])), expected)

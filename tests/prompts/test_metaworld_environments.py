@@ -134,7 +134,8 @@ def test_observations_show_what_the_prompt_says(task: Task) -> None:
         if name in task.facts.object_range:
             assert moved > 0.1 * task.facts.object_range[name]
         else:
-            assert moved < 0.02
+            # A thing that falls into place comes to rest up to 3 cm higher or lower, as it fell.
+            assert moved < (0.03 if name == "z" else 0.02)
         check_goal(task.facts, axis, goal, draw)
     assert np.any(obs[:, 7:11] != 0) == task.facts.orientation
     assert np.any(obs[:, 11:14] != 0) == bool(task.facts.second)

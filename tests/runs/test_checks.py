@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmdpd.config import PRESETS, TrainConfig
+from llmdpd.envs.specs import canonical_task
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
 from llmdpd.runs.checks import check_values
@@ -18,7 +19,10 @@ from llmdpd.runs.pipeline import prepare_config
 def test_presets_pass(preset: str) -> None:
     config = prepare_config(PRESETS[preset])
     data = dataclasses.replace(config.data, root="data")  # an absolute path by now
-    assert dataclasses.replace(config, data=data) == PRESETS[preset]
+    names = tuple(canonical_task(name) for name in PRESETS[preset].tasks.seen)
+    assert config.tasks.seen == names
+    tasks = dataclasses.replace(config.tasks, seen=PRESETS[preset].tasks.seen)
+    assert dataclasses.replace(config, data=data, tasks=tasks) == PRESETS[preset]
 
 
 def test_names_are_made_canonical_and_counted_once() -> None:
@@ -72,7 +76,7 @@ def test_a_number_out_of_its_interval_is_named(name: str) -> None:
         ("policy.context.encoder.width", 0),
         ("policy.context.encoder.heads", 0),
         ("policy.context.encoder.heads", 3),
-        ("policy.context.prompt_dropout", 3.0),
+        ("policy.context.text_dropout", 3.0),
         ("policy.context.text_dim", 0),
         ("policy.context.text_dim", -1),
         ("policy.time_dim", 3),
@@ -113,3 +117,19 @@ def test_cloning_alone_acts_by_one_sample() -> None:
     with pytest.raises(InputError, match="no critic"):
         check_values(many)
     check_values(dataclasses.replace(config, acting=dataclasses.replace(config.acting, samples=1)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("turn", 0.5), ("mirror", 0.5), ("gripper", 0.3)])
+def test_plans_are_not_trained_on_scenes_beyond_the_range_of_the_data(name: str, value: float) -> None:
+    preset = PRESETS["metaworld-trajectory-diffusion"]
+    assert preset.training.augmentation.offset, "shifts alone are taken"
+    with pytest.raises(InputError, match="range of the data") as caught:
+        prepare_config(_changed(preset, f"training.augmentation.{name}", value))
+    assert caught.value.field == f"training.augmentation.{name}"
+
+
+def test_training_on_the_cpu_without_the_compiled_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdpd.diffusion.native.available", lambda: (False, "no module; pip install ."))
+    with pytest.raises(InputError, match="C\\+\\+ module") as caught:
+        prepare_config(PRESETS["smoke"])
+    assert "pip install" in str(caught.value.found)

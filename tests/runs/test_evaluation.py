@@ -19,7 +19,7 @@ from llmdpd.envs.rollout import EnvPool, EpisodeRequest, EpisodeResult
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
 from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
-from llmdpd.runs.evaluation import evaluate_tasks, make_films, policy_act
+from llmdpd.runs.evaluation import evaluate_tasks, make_films, policy_act, prompt_rows
 from llmdpd.runs.prompts import TaskPrompt, task_prompts
 
 EPISODES, STEPS = 3, 12
@@ -102,13 +102,13 @@ def test_more_episodes_begin_with_the_same_ones(
 def keys(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The keys of the noise of each call; an untrained policy's actions are clipped and may coincide."""
     drawn: list[list[int]] = []
-    act_many = policy.act_many
+    draw_many = policy.draw_many
 
     def noted(*arguments: Any) -> Any:
         drawn.append(arguments[-1].tolist())
-        return act_many(*arguments)
+        return draw_many(*arguments)
 
-    monkeypatch.setattr(policy, "act_many", noted)
+    monkeypatch.setattr(policy, "draw_many", noted)
     return drawn
 
 
@@ -152,7 +152,7 @@ def test_every_task_has_a_stream_of_its_own(policy: Policy, rng: np.random.Gener
         "any",
     )
     text = task_prompts(("reach-v3",), None, True)["reach-v3"].text
-    prompts = {task: TaskPrompt(text, "one for all", example, "made up") for task in TASKS}
+    prompts = {task: TaskPrompt(text, "one for all", (example,), "made up") for task in TASKS}
     act = policy_act(policy, prompts, [EpisodeRequest(task, EVALUATION_SEED_START) for task in TASKS])
     observations = rng.normal(size=(len(TASKS), 39)).astype(np.float32)
     for step in range(20):
@@ -177,7 +177,47 @@ def test_films_show_an_evaluated_episode(policy: Policy, prompts: dict[str, Task
         pytest.skip(rendering_backend()[1])
     one = {"door-lock-v3": prompts["door-lock-v3"]}
     assert make_films(policy, one, tmp_path, goal_visible=True, max_steps=6, checkpoint="last") is None
-    assert {file.name for file in tmp_path.iterdir()} == {f"door-lock-v3.{kind}" for kind in ("mp4", "png", "json")}
+    assert policy.retrieves
+    names = {f"door-lock-v3.{kind}" for kind in ("mp4", "png", "json")} | {"attention"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert (tmp_path / "attention" / "door-lock-v3.png").read_bytes().startswith(b"\x89PNG")
     info = json.loads((tmp_path / "door-lock-v3.json").read_text())
     assert info["seed"] == EVALUATION_SEED_START
     assert (info["steps"], info["success"], info["checkpoint"]) == (6, False, "last")
+
+
+def test_the_episodes_of_a_task_take_its_examples_in_turn(rng: np.random.Generator) -> None:
+    def some(task: str, count: int) -> TaskPrompt:
+        arrays = rng.normal(size=(9, 39)).astype(np.float32), np.zeros((9, 4), np.float32), np.zeros(9, np.float32)
+        return TaskPrompt(f"do {task}", "-", tuple(Trajectory(*arrays, task, seed=n) for n in range(count)), "-")
+
+    prompts = {"a": some("a", 3), "b": some("b", 0), "c": some("c", 2)}
+    requests = [EpisodeRequest(task, seed) for seed in range(7) for task in "cab"]
+    rows = prompt_rows(prompts, requests)
+    assert len(rows.texts) == len(rows.examples) == 6
+    for request, row in zip(requests, rows.of_request, strict=True):
+        assert rows.texts[row] == f"do {request.task}"
+        taken = rows.examples[row]
+        if request.task == "b":
+            assert taken is None
+        else:
+            assert taken is not None
+            assert (taken.task, taken.seed) == (request.task, request.seed % len(prompts[request.task].examples))
+
+
+def test_a_policy_acts_under_the_example_of_the_episode(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
+    one, two = (prompt.example for prompt in prompts.values())
+    assert one is not None
+    assert two is not None
+    both = dataclasses.replace(prompts["reach-v3"], examples=(one, two))
+    requests = [EpisodeRequest("reach-v3", EVALUATION_SEED_START) for _ in range(4)]
+    states = np.tile(one.observations[0], (4, 1))
+    act = policy_act(policy, {"reach-v3": both}, requests)
+    actions = np.asarray(act(states, np.arange(4), np.zeros(4, np.int64)))
+    np.testing.assert_allclose(actions[0], actions[2], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(actions[1], actions[3], rtol=0, atol=1e-6)
+    for row, example in enumerate((one, two)):
+        single = {"reach-v3": dataclasses.replace(both, examples=(example,))}
+        alone = np.asarray(policy_act(policy, single, requests)(states, np.arange(4), np.zeros(4, np.int64)))
+        np.testing.assert_allclose(alone[row], actions[row], rtol=0, atol=1e-5)
+    assert np.abs(actions[0] - actions[1]).max() > 1e-5

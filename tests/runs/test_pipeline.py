@@ -63,7 +63,7 @@ def test_places_are_kept_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.M
         (["--policy.context.no-text"], False, True),
         (["--policy.context.no-trajectory"], True, False),
         (["--policy.context.no-text", "--policy.context.no-trajectory"], False, False),
-        (["--agent.eta", 0, "--agent.clone", "executed", "--training.tasks-per-batch", 1], True, True),
+        (["--agent.eta", 0, "--agent.clone", "executed", "--training.prompts-per-batch", 1], True, True),
         (["--acting.samples", 3, "--agent.no-critic-sees-prompts"], True, True),
     ],
 )

@@ -13,7 +13,17 @@ from llmdpd.data import TrajectoryDataset, load_dataset, save_minari
 from llmdpd.errors import InputError
 from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.prompts import choose_example, describe, keep_prompts, read_text, task_prompts
+from llmdpd.runs.prompts import (
+    TaskPrompt,
+    behaviour_prompts,
+    choose_example,
+    choose_examples,
+    describe,
+    keep_prompts,
+    read_text,
+    swap_prompts,
+    task_prompts,
+)
 
 MakeData = Callable[..., TrajectoryDataset]
 
@@ -82,7 +92,7 @@ def test_prompts_of_tasks_and_where_they_are_from(metaworld_data: MakeData, tmp_
         assert prompt.example.task == task
         assert prompt.example_source == str(tmp_path)
     other = task_prompts(("push-v3",), None, True, "do this", "file.txt")["push-v3"]
-    assert (other.text, other.text_source, other.example) == ("do this", "file.txt", None)
+    assert (other.text, other.text_source, other.examples) == ("do this", "file.txt", ())
 
 
 def test_examples_are_kept_in_the_run(metaworld_data: MakeData, tmp_path: Path) -> None:
@@ -110,3 +120,53 @@ def test_a_text_file_is_read_as_a_prompt(tmp_path: Path) -> None:
     assert read_text(tmp_path / "b.txt") == "simply lift it"
     with pytest.raises(InputError, match=r"nowhere\.txt"):
         read_text(tmp_path / "nowhere.txt")
+
+
+def test_several_examples_are_the_best_ones(metaworld_data: MakeData, tmp_path: Path) -> None:
+    data = with_facts(metaworld_data(("reach-v3",), 5), [1, 0, 1, 1, 1], [0.3, 0.0, 0.1, 0.2, 0.1])
+    assert choose_examples(data, "reach-v3", 3) == [2, 4, 3]
+    assert choose_examples(data, "reach-v3", 9) == [2, 4, 3, 0]
+    save_minari(data, tmp_path)
+    (prompt,) = task_prompts(("reach-v3",), tmp_path, True, count=3).values()
+    assert [example.seed for example in prompt.examples] == [2, 4, 3]
+    assert prompt.example_source == f"3 examples from {tmp_path}"
+    with pytest.raises(InputError, match="not as many examples") as error:
+        task_prompts(("reach-v3",), tmp_path, True, count=5)
+    assert error.value.found == "4 that can serve"
+
+
+def test_a_behaviour_is_measured_by_the_first_that_succeeded(metaworld_data: MakeData) -> None:
+    data = with_facts(metaworld_data(("reach-v3",), 5), [1, 0, 1, 1, 1], [0.3, 0.0, 0.1, 0.2, 0.1])
+    for count, seeds in ((2, [0, 2]), (9, [0, 2, 3, 4])):
+        (prompt,) = behaviour_prompts(("reach-v3",), "slow", data, count).values()
+        assert [example.seed for example in prompt.examples] == seeds
+        assert prompt.example_source == f"slow: {len(seeds)} examples from made by a test"
+
+
+def made_up(*tasks: str) -> dict[str, TaskPrompt]:
+    return {task: TaskPrompt(f"text of {task}", "built in", (), f"data of {task}") for task in tasks}
+
+
+def test_swapped_prompts_are_another_tasks_of_the_same_split(rng: np.random.Generator) -> None:
+    names = [f"task-{number}-v3" for number in rng.permutation(9)]
+    seen = names[:4]
+    swapped = swap_prompts(made_up(*names), seen)
+    assert list(swapped) == names
+    for part in (seen, names[4:]):
+        assert sorted(str(swapped[task].text) for task in part) == sorted(f"text of {task}" for task in part)
+    for task, prompt in swapped.items():
+        other = str(prompt.text).removeprefix("text of ")
+        assert other != task
+        assert prompt.text_source == f"swapped ({other}'s): built in"
+        assert prompt.example_source == f"swapped ({other}'s): data of {other}"
+    assert swap_prompts(made_up(*reversed(names)), seen) == swapped
+    with pytest.raises(InputError, match="alone among the unseen"):
+        swap_prompts(made_up(*names[:5]), seen)
+
+
+def test_the_test_tasks_of_ml45_are_not_swapped_with_their_twins() -> None:
+    from llmdpd.envs import ML45_TEST
+
+    swapped = swap_prompts(made_up(*ML45_TEST), ())
+    assert swapped["door-lock-v3"].text != "text of door-unlock-v3"
+    assert swapped["door-unlock-v3"].text != "text of door-lock-v3"

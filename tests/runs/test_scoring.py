@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from llmdpd.config import EvaluationConfig
+from llmdpd.config import PROTOCOLS, EvaluationConfig
 from llmdpd.envs import ML45_TEST, ML45_TRAIN
 from llmdpd.errors import InputError
 from llmdpd.policy import Policy
 from llmdpd.results import ActingUse, TaskResult, read_results, wilson_interval
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt, task_prompts
-from llmdpd.runs.scoring import PROTOCOLS, evaluate_run, film_run, protocol_of
+from llmdpd.runs.scoring import evaluate_run, film_run, protocol_of
 
 CONFIG = EvaluationConfig(episodes=2, max_steps=8)
 
@@ -58,7 +58,7 @@ def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskP
         assert record.wall_seconds > 0
         assert record.max_steps == 8
         assert record.acting == ActingUse(
-            samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5
+            samples=1, selection="soft", temperature=1.0, noise_scale=0.3, sampler="ddpm", steps=5
         )
         assert record.protocol == "custom", "the paper's tasks are others"
 
@@ -68,11 +68,11 @@ def test_records_say_how_was_acted(run_copy: Path, prompts: dict[str, TaskPrompt
     out = tmp_path / "o.json"
     records = evaluate_run(RunFolder(run_copy), CONFIG, prompts, acting=changes, workers=1, out=out)
     for record in records:
-        assert dataclasses.asdict(record.acting) == {"temperature": 1.0, **changes}
+        assert dataclasses.asdict(record.acting) == {"temperature": 1.0, "replan": 1, **changes}
 
 
 def test_a_protocol_is_called_by_its_name_where_it_was_followed() -> None:
-    seen, unseen = PROTOCOLS["paper"]
+    seen, unseen = PROTOCOLS["paper"].seen, PROTOCOLS["paper"].unseen
     assert protocol_of("paper", seen, [*unseen, *seen]) == "paper"
     assert protocol_of("paper", reversed(seen), unseen[:1]) == "paper"
     assert protocol_of("paper", seen[:2], seen) == "custom"
@@ -190,6 +190,26 @@ def test_what_was_evaluated_is_what_is_filmed(
     assert asked == [(200, 1, "last", run.films), (best, 4, "best", tmp_path)]
     with pytest.raises(InputError, match="absent"):
         film_run(run, prompts, 3, device="cuda:99")
+
+
+@pytest.mark.parametrize("most", [None, 1, 2])
+def test_unseen_tasks_are_filmed_first(
+    run_copy: Path, prompts: dict[str, TaskPrompt], monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    from llmdpd.runs import scoring
+
+    filmed: list[str] = []
+
+    def noted(policy: Policy, prompts: dict[str, TaskPrompt], folder: Path, **others: Any) -> str:
+        filmed.extend(prompts)
+        return "not in this test"
+
+    monkeypatch.setattr(scoring, "make_films", noted)
+    seen = Policy.load(RunFolder(run_copy).policy("last")).facts["trained_on"]
+    film_run(RunFolder(run_copy), prompts, 3, most=most)
+    expected = [task for task in prompts if task not in seen] + [task for task in prompts if task in seen]
+    assert filmed == expected[:most]
+    assert expected != list(prompts), "the test's own order has a seen task first"
 
 
 def test_a_stop_while_filming_is_heeded(run_copy: Path, prompts: dict[str, TaskPrompt]) -> None:

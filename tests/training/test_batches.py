@@ -12,6 +12,7 @@ from llmdpd.agents.batch import PromptedBatch
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+from llmdpd.training.augmentation import AugmentationConfig
 from llmdpd.training.batches import BatchSampler, check_batch, moved
 
 TASKS = ("reach-v3", "push-v3", "sweep-v3")
@@ -27,7 +28,7 @@ def dataset(metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Gen
 def make_sampler(dataset: TrajectoryDataset, size: int = 12, tasks: int = 3, **changes: Any) -> BatchSampler:
     embeddings = torch.arange(len(dataset.tasks), dtype=torch.float32)[:, None].repeat(1, 5)
     arguments: dict[str, Any] = {"embeddings": embeddings, "encoder": ENCODER, "seed": 0, "device": torch.device("cpu")}
-    return BatchSampler(dataset, batch_size=size, tasks_per_batch=tasks, **(arguments | changes))
+    return BatchSampler(dataset, batch_size=size, prompts=tasks, **(arguments | changes))
 
 
 def rows_of(dataset: TrajectoryDataset, batch: PromptedBatch) -> list[int]:
@@ -45,11 +46,9 @@ def test_each_task_has_its_share_under_its_own_prompts(dataset: TrajectoryDatase
         batch = sampler.next()
         rows = rows_of(dataset, batch)
         tasks = dataset.task_ids[dataset.episode_ids(rows)]
-        assert batch.prompt_index is not None
         assert batch.text is not None
         assert batch.tokens is not None
-        assert batch.prompt_index.tolist() == [0] * 5 + [1] * 5
-        assert batch.text[batch.prompt_index, 0].tolist() == tasks.tolist()
+        assert batch.text[:, 0].repeat_interleave(5).tolist() == tasks.tolist()
         assert len(set(batch.text[:, 0].tolist())) == 2
         for task, state in zip(batch.text[:, 0].tolist(), batch.tokens.states[:, 0].numpy(), strict=True):
             (row,) = np.flatnonzero((dataset.observations == state).all(1))
@@ -66,12 +65,44 @@ def test_transitions_are_copied_whole(dataset: TrajectoryDataset) -> None:
     assert batch.terminals.dtype == torch.float32
 
 
+@pytest.mark.parametrize("expert", [True, False])
+def test_windows_are_the_steps_from_each_transition_on(
+    metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator, expert: bool
+) -> None:
+    dataset = metaworld_data(TASKS, 4, seed=int(rng.integers(1000)), length=9, expert=expert)
+    assert make_sampler(dataset).next().windows is None
+    batch = make_sampler(dataset, horizon=5).next()
+    windows = batch.windows
+    assert windows is not None
+    assert torch.equal(windows.states[:, 0], batch.observations)
+    assert torch.equal(windows.actions[:, 0], batch.actions)
+    index, mask = dataset.windows(rows_of(dataset, batch), 5)
+    assert torch.equal(windows.states, torch.from_numpy(dataset.observations[index]))
+    assert torch.equal(windows.actions, torch.from_numpy(dataset.actions[index]))
+    assert torch.equal(windows.mask, torch.from_numpy(mask))
+    if dataset.expert_actions is None:
+        assert windows.expert_actions is None
+    else:
+        assert windows.expert_actions is not None
+        assert torch.equal(windows.expert_actions, torch.from_numpy(dataset.expert_actions[index]))
+    # Where observations are changed, so are the windows: as one.
+    change = AugmentationConfig(offset=0.5, turn=1.0, mirror=0.5)
+    changed = make_sampler(dataset, horizon=5, augmentation=change).next()
+    assert changed.windows is not None
+    assert not torch.allclose(changed.observations, batch.observations)
+    torch.testing.assert_close(changed.windows.states[:, 0], changed.observations)
+    torch.testing.assert_close(changed.windows.actions[:, 0], changed.actions)
+    last = changed.windows.mask[:, 1]
+    torch.testing.assert_close(changed.windows.states[last, 1], changed.next_observations[last])
+    # With or without windows the draws are the same.
+    assert torch.equal(batch.observations, make_sampler(dataset).next().observations)
+
+
 def test_one_task_a_batch_needs_no_index(dataset: TrajectoryDataset) -> None:
     sampler = make_sampler(dataset, tasks=1, size=7)
     seen = set()
     for _ in range(40):
         batch = sampler.next()
-        assert batch.prompt_index is None
         assert batch.text is not None
         assert batch.text.shape == (1, 5)
         assert batch.observations.shape == (7, 39)
@@ -168,17 +199,31 @@ def test_a_task_that_always_failed_is_refused(metaworld_data: Callable[..., Traj
     assert unknown.next().tokens is not None
 
 
+def test_where_success_is_unknown_the_best_tenth_are_examples(metaworld_data: Callable[..., TrajectoryDataset]) -> None:
+    dataset = metaworld_data(TASKS[:1], 20, success=-1)
+    best = set(np.argsort(-dataset.returns())[:2].tolist())
+    sampler = make_sampler(dataset, tasks=1, size=30, encoder=TrajectoryEncoderConfig(steps=3))
+    examples, learned = set(), set()
+    for _ in range(40):
+        batch = sampler.next()
+        assert batch.tokens is not None
+        (row,) = np.flatnonzero((dataset.observations == batch.tokens.states[0, 0].numpy()).all(1))
+        examples.add(int(dataset.episode_ids([row])[0]))
+        learned |= set(dataset.episode_ids(rows_of(dataset, batch)).tolist())
+    assert examples == best
+    assert learned == set(range(20))
+
+
 @pytest.mark.parametrize(
     ("size", "tasks", "field"),
     [
         (10, 3, "training.batch_size"),
         (0, 1, "training.batch_size"),
-        (12, 4, "training.tasks_per_batch"),
-        (12, 0, "training.tasks_per_batch"),
+        (12, 0, "training.prompts_per_batch"),
     ],
 )
 def test_batches_that_cannot_be_shared_out(dataset: TrajectoryDataset, size: int, tasks: int, field: str) -> None:
     with pytest.raises(InputError) as error:
         make_sampler(dataset, size, tasks)
     assert error.value.field == field
-    check_batch(12, 3, 3)
+    check_batch(12, 3)

@@ -119,7 +119,6 @@ def make_batch(rng: np.random.Generator) -> MakeBatch:
             terminals=(torch.rand(B) < 0.3).float(),
             expert_actions=torch.rand(B, A) * 2 - 1 if expert else None,
             timesteps=torch.from_numpy(rng.integers(0, 50, B)),
-            prompt_index=torch.arange(P).repeat_interleave(B // P) if P > 1 else None,
             text=torch.randn(P, D) if text else None,
             tokens=make_tokens(pairs, ENCODER),
         )
@@ -128,7 +127,7 @@ def make_batch(rng: np.random.Generator) -> MakeBatch:
 
 
 def make_agent(**changes: Any) -> LLMDPD:
-    context = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, prompt_dropout=0.2, encoder=ENCODER)
+    context = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, text_dropout=0.2, encoder=ENCODER)
     network = ConditionalPolicy(S, A, D, PolicyConfig(hidden_dim=16, time_dim=8, context=context))
     settings: dict[str, Any] = {"critic_hidden": 16, "lr_warmup": 5, "lr_final": 0.1, "ema_every": 2, "ema_start": 6}
     return LLMDPD(network, LLMDPDConfig(**settings | changes), 30)

@@ -20,12 +20,12 @@ from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.checkpoint import latest_checkpoint
-from llmdpd.training.loop import Hooks, TrainingDivergedError, TrainingLoop
+from llmdpd.training.loop import Hooks, TrainingDivergedError, TrainingLoop, _selection_words
 from llmdpd.training.metrics import read_metrics
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 
 CONFIG = TrainingConfig(
-    iterations=40, batch_size=4, tasks_per_batch=2, log_every=4, checkpoint_every=9, select_every=10
+    iterations=40, batch_size=4, prompts_per_batch=2, log_every=4, checkpoint_every=9, select_every=10
 )
 
 
@@ -162,7 +162,7 @@ def test_a_record_is_the_mean_since_the_last(trial: Callable[..., Trial]) -> Non
 
 
 def test_without_selection_there_is_no_best(trial: Callable[..., Trial]) -> None:
-    config = TrainingConfig(iterations=10, batch_size=4, tasks_per_batch=2, log_every=5, select_every=0)
+    config = TrainingConfig(iterations=10, batch_size=4, prompts_per_batch=2, log_every=5, select_every=0)
     one = trial("run", config=config).execute()
     assert one.selected == []
     assert one.kept == [("last", 10)]
@@ -279,3 +279,12 @@ def test_a_disk_that_refuses_the_policy(trial: Callable[..., Trial], which: str)
     assert f"the {which} policy could not be written" in str(error.value)
     assert "step-00000018 is whole" in str(error.value)
     assert ends(trial("run").execute().run) == ends(trial("straight").execute().run)
+
+
+def test_a_selection_of_many_tasks_tells_the_lowest() -> None:
+    few = {"eval/seen_success": 0.5, "eval/a-v3": 0.0, "eval/b-v3": 1.0}
+    assert _selection_words(few) == "seen_success 50%, a-v3 0%, b-v3 100%"
+    many = {"eval/seen_success": 0.95} | {f"eval/t{n}-v3": 0.25 if n == 17 else 1.0 for n in range(45)}
+    words = _selection_words(many)
+    assert words.startswith("seen_success 95% over 45 tasks; lowest: t17-v3 25%, ")
+    assert words.count("%") == 8

@@ -21,6 +21,15 @@ def test_the_first_signal_is_noted_and_told_when_asked(number: signal.Signals, c
 
 
 def test_a_second_ctrl_c_interrupts() -> None:
+    # A shell that starts the tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupt_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_twice() -> None:
     with StopSignals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

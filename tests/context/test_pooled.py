@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from llmdpd.context import ContextConfig, EncodedPrompts, PooledContext, make_context
+from llmdpd.context import ContextConfig, EncodedPrompts, Keep, PooledContext, make_context
 from llmdpd.errors import InputError
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
 
@@ -32,7 +31,7 @@ def tokens_of(rng: np.random.Generator, *lengths: int) -> TrajectoryTokens:
 
 def row(tokens: TrajectoryTokens, i: int) -> TrajectoryTokens:
     keep = tokens.mask[i]
-    parts = (getattr(tokens, name)[i : i + 1, keep] for name in ("states", "actions", "phase", "mask"))
+    parts = (getattr(tokens, name)[i : i + 1, keep] for name in ("states", "actions", "phase", "times", "mask"))
     return TrajectoryTokens(*parts, padded=False)
 
 
@@ -48,7 +47,6 @@ def test_switches_change_the_prompts_size(rng: np.random.Generator, text: int, t
     assert names == {n for n, on in (("text_head", text), ("trajectory_encoder", trajectory)) if on}
     prompts = context.encode(torch.randn(2, D), tokens_of(rng, 4, 10))
     assert prompts.pooled.shape == (2 if size else 1, size)
-    assert (prompts.steps is not None) == bool(trajectory)
     index = torch.from_numpy(rng.integers(0, 2, 8))
     condition = context.condition(torch.randn(8, S), prompts, index, CLOCK)
     assert condition.prompt.shape == ((8, size) if size else (0,))
@@ -115,44 +113,16 @@ def test_prompt_steps_pass_through_the_same_features(rng: np.random.Generator) -
         torch.testing.assert_close(context.encode(text, shifted).pooled, before, rtol=1e-4, atol=1e-5)
 
 
-def dropped(context: PooledContext, text: Tensor, tokens: TrajectoryTokens) -> tuple[Tensor, Tensor]:
-    pooled = context.encode(text, tokens).pooled
-    return (pooled[:, :5] == 0).all(1), (pooled[:, 5:] == 0).all(1)
-
-
 @torch.no_grad()
-def test_prompt_dropout_in_training_alone_and_at_its_rate(rng: np.random.Generator) -> None:
-    count, rate = 4000, 0.3
-    context = make(prompt_dropout=rate, encoder=dataclasses.replace(ENCODER, dropout=0.0))
-    text, one = torch.randn(count, D), tokens_of(rng, 2)
-    tokens = TrajectoryTokens(
-        *(getattr(one, name).expand(count, *getattr(one, name).shape[1:]) for name in ("states", "actions")),
-        one.phase.expand(count, -1),
-        one.mask.expand(count, -1),
-        padded=False,
-    )
-    without_text, without_trajectory = dropped(context, text, tokens)
-    assert not without_text.any()
-    assert not without_trajectory.any()
-    kept = context.encode(text, tokens).pooled
-    context.train()
-    without_text, without_trajectory = dropped(context, text, tokens)
-    bound = 6 * (rate * (1 - rate) / count) ** 0.5
-    assert abs(float(without_text.float().mean()) - rate) < bound
-    assert abs(float(without_trajectory.float().mean()) - rate) < bound
-    # Each on its own.
-    assert abs(float((without_text & without_trajectory).float().mean()) - rate**2) < bound
-    # What is kept is not rescaled.
-    again = context.encode(text, tokens).pooled[:, :5]
-    there = (again != 0).any(1)
-    torch.testing.assert_close(again[there], kept[there, :5])
-
-
-def test_no_dropout_by_default(rng: np.random.Generator) -> None:
-    context = make().train()
-    without_text, without_trajectory = dropped(context, torch.randn(200, D), tokens_of(rng, *[2] * 200))
-    assert not without_text.any()
-    assert not without_trajectory.any()
+def test_prompts_that_are_not_kept_are_zeros(rng: np.random.Generator) -> None:
+    context, text, tokens = make(), torch.randn(3, D), tokens_of(rng, 2, 10, 6)
+    whole = context.encode(text, tokens).pooled
+    keep = Keep(torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[0.0], [1.0], [1.0]]))
+    pooled = context.encode(text, tokens, keep).pooled
+    expected = whole.clone()
+    expected[1, :5] = 0
+    expected[0, 5:] = 0
+    assert torch.equal(pooled, expected), "what is kept is not rescaled"
 
 
 @pytest.mark.parametrize("which", ["text", "trajectory"])
@@ -164,7 +134,7 @@ def test_a_missing_prompt(rng: np.random.Generator, which: str) -> None:
     assert error.value.field == which
     assert "dropout" in str(error.value.hint)
     # A policy that was trained with prompt dropout knows the zero vector.
-    pooled = make(prompt_dropout=0.1).encode(text, tokens).pooled
+    pooled = make(text_dropout=0.1, trajectory_dropout=0.1).encode(text, tokens).pooled
     part = pooled[:, :5] if which == "text" else pooled[:, 5:]
     assert pooled.shape == (2, 8)
     assert (part == 0).all()
@@ -172,7 +142,7 @@ def test_a_missing_prompt(rng: np.random.Generator, which: str) -> None:
 
 
 def test_no_prompt_at_all_with_dropout() -> None:
-    assert torch.equal(make(prompt_dropout=0.1).encode(None, None).pooled, torch.zeros(1, 8))
+    assert torch.equal(make(text_dropout=0.1, trajectory_dropout=0.1).encode(None, None).pooled, torch.zeros(1, 8))
 
 
 def test_metaworld_features_widen_the_condition() -> None:

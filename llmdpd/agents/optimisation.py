@@ -1,0 +1,77 @@
+"""What the agents' updates share: their options, learning rates as tensors, gradient norms, the EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimisationConfig:
+    """How any method's policy is optimised: AdamW, its rate's schedule, and the EMA that acts.
+
+    A method's own config inherits it, and declares a field again where its literature has another default.
+    """
+
+    lr: float = 3e-4
+    """Learning rate of policy and encoders."""
+    lr_warmup: int = 0
+    """Iterations of linear warm-up, of every rate."""
+    lr_final: float = 1.0
+    """Fraction of the rates that is left at the end of a cosine decay per iteration; 1 keeps them constant."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW) of policy and encoders."""
+    grad_clip: float = 0.0
+    """Bound on the norm of each optimiser's gradient; 0 for none."""
+    ema_decay: float = 0.995
+    """Decay of the EMA of the policy, which acts, and draws target actions where critics learn."""
+    ema_every: int = 5
+    """Iterations from one EMA update to the next."""
+    ema_start: int = 1000
+    """Iteration from which the EMA averages; before it copies."""
+
+
+def rate_tensor(rate: float, device: torch.device) -> Tensor:
+    """A learning rate as data, so that a schedule can change it under a captured graph.
+
+    The CPU's fused Adam reads any float (in float64 the same bits as a Python float), CUDA's reads float32.
+    """
+    return torch.tensor(rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Write the rate where the optimiser reads it; in place, since a captured graph reads that tensor."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(rate)
+
+
+def rate_factor(config: OptimisationConfig, iteration: int, iterations: int) -> float:
+    """The fraction of its rate that an iteration (from 0) learns with: linear warm-up, cosine decay to `lr_final`."""
+    progress = torch.tensor(iteration / max(iterations, 1) * torch.pi)
+    factor = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(torch.cos(progress)))
+    if config.lr_warmup:
+        factor *= min(1.0, (iteration + 1) / config.lr_warmup)
+    return factor
+
+
+def ema_rate(config: OptimisationConfig, iteration: int) -> float | None:
+    """How far the EMA goes to the trained weights after an iteration: 1 (a copy) before `ema_start`; None: not now."""
+    if iteration % config.ema_every:
+        return None
+    return 1 - config.ema_decay if iteration >= config.ema_start else 1.0
+
+
+@torch.no_grad()
+def lerp(target: Sequence[Tensor], source: Sequence[Tensor], rate: float) -> None:
+    """target ← target + rate (source - target), in place so that the tensors' versions count it."""
+    torch._foreach_lerp_(list(target), list(source), rate)
+
+
+def clip_gradient(parameters: Sequence[Tensor], bound: float) -> Tensor:
+    """The norm of the gradient, which is then cut to the bound; 0 for none."""
+    if bound:
+        return nn.utils.clip_grad_norm_(list(parameters), bound)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -1,0 +1,140 @@
+"""Trajectory diffusion under prompts: the paper's ablation «w/o-DP» (table 3), policy diffusion put out of action.
+
+What is denoised is a plan of H steps, states and actions, as MTDiff does it, in place of one action; prompts and their
+encoders are the same. It clones: there is no Q-learning in it, and no guidance by return.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.optimisation import (
+    OptimisationConfig,
+    clip_gradient,
+    ema_rate,
+    lerp,
+    rate_factor,
+    rate_tensor,
+    set_rate,
+)
+from llmdpd.context import Condition
+from llmdpd.diffusion.plan_denoiser import with_present
+from llmdpd.plan_policy import PlanPolicy
+
+
+@dataclass(frozen=True)
+class TrajectoryDiffusionConfig(OptimisationConfig):
+    """Learning by trajectory diffusion. Defaults are MTDiff's; of its EMA, Diffusion-QL's."""
+
+    lr: float = 2e-4
+    """Learning rate of denoiser and encoders."""
+    first_action_weight: float = 10.0
+    """Weight in the loss of a plan's first action, the one that is executed; all else has 1."""
+    clone: Literal["executed", "expert"] = "executed"
+    """Actions of the plans that are learned: the executed ones, or the expert's clean ones in the visited states."""
+
+
+class TrajectoryDiffusion:
+    """The plan policy, its EMA and optimiser, and one iteration: `schedule`, `learn` (of the device alone), `follow`.
+
+    Args:
+        policy: the networks.
+        config: see `TrajectoryDiffusionConfig`.
+        iterations: length of the run, for the learning-rate schedule.
+    """
+
+    def __init__(self, policy: PlanPolicy, config: TrajectoryDiffusionConfig, iterations: int) -> None:
+        self.config, self.iterations = config, iterations
+        self.policy = policy
+        self.ema_policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        device = next(policy.parameters()).device
+        self.policy_optimizer = torch.optim.AdamW(
+            policy.parameters(),
+            rate_tensor(config.lr, device),
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self._parameters, self._ema_parameters = list(policy.parameters()), list(self.ema_policy.parameters())
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network by name: with the optimiser, the schema of a checkpoint."""
+        return {"policy": self.policy, "ema_policy": self.ema_policy}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Every optimiser by name."""
+        return {"policy_optimizer": self.policy_optimizer}
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        """One iteration on one batch, which must have windows; iteration counts from 0.
+
+        Returns:
+            Metrics, scalar tensors on the device: `loss/diffusion`, and of it `loss/first_action`.
+        """
+        self.schedule(iteration)
+        metrics = self.learn(batch)
+        self.follow(iteration)
+        return metrics
+
+    def schedule(self, iteration: int) -> None:
+        """The learning rate of the iteration."""
+        set_rate(self.policy_optimizer, self.config.lr * rate_factor(self.config, iteration, self.iterations))
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """The loss and the gradient step; work of the device alone, the same at every iteration."""
+        assert batch.windows is not None, "the sampler was made with the plan's horizon"
+        if not self.policy.training:
+            self.policy.train()
+        prompts = self.policy.encode(batch.text, batch.tokens, batch.keep)
+        condition = self.policy.condition(batch.observations, prompts, None, batch.timesteps)
+        loss, first_action = self.diffusion_loss(batch.windows, condition)
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = clip_gradient(self._parameters, self.config.grad_clip)
+        self.policy_optimizer.step()
+        return {"loss/diffusion": loss.detach(), "loss/first_action": first_action.detach(), "grad/policy": norm}
+
+    def follow(self, iteration: int) -> None:
+        """The EMA's step after the iteration, at its marks."""
+        rate = ema_rate(self.config, iteration)
+        if rate is not None:
+            lerp(self._ema_parameters, self._parameters, rate)
+
+    def diffusion_loss(self, windows: PlanWindows, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Mean squared error between drawn and predicted noise of plans, k uniform in 1 … K.
+
+        It is the noise that is predicted, and not the plan: the sampler's tables take the noise, and so does the
+        paper's equation 5, from which this then differs by what is denoised alone. The present state is put into the
+        noisy plan as it is when acting, and counts nothing; neither do steps after the episode's end.
+
+        Returns:
+            The weighted mean over the numbers of all plans, and the plain mean over the first actions'.
+        """
+        policy = self.policy
+        clean, weight = self._plans(windows)
+        timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
+        noise = torch.randn_like(clean)
+        level = policy.alpha_bar[timesteps, None, None]
+        noisy = with_present(level.sqrt() * clean + (1 - level).sqrt() * noise, clean[:, 0, : policy.state_dim])
+        predicted = policy.net(noisy, timesteps, condition.state, condition.prompt, windows.mask)
+        error = (predicted - noise).square()
+        return (weight * error).sum() / weight.sum(), error[:, 0, policy.state_dim :].mean()
+
+    def _plans(self, windows: PlanWindows) -> tuple[Tensor, Tensor]:
+        """The plans that are learned [B, H, S + A], and the weights of their numbers."""
+        actions = windows.expert_actions if self.config.clone == "expert" else windows.actions
+        assert actions is not None, "checked when the training data is prepared"
+        real = windows.mask[..., None]
+        clean = torch.where(real, torch.cat([self.policy.scaled(windows.states), actions], dim=-1), 0.0)
+        weight = real.to(clean.dtype).expand_as(clean).clone()
+        weight[:, 0, : self.policy.state_dim] = 0.0
+        weight[:, 0, self.policy.state_dim :] *= self.config.first_action_weight
+        return clean, weight

@@ -1,0 +1,175 @@
+"""Ways of doing a task, made from a scripted expert: what is executed instead of its action, and when an episode ends.
+
+A user's example comes from whom it comes: this module holds the kinds of makers that examples and data are collected
+from. It imports no environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+BEHAVIOURS: dict[str, str] = {
+    "clean": "the expert's action; level 0",
+    "gaussian": "expert + sigma * N(0, 1) in every step, clipped; level = sigma, drawn from 0.1 … 0.5 for an episode",
+    "bursts": "the expert, now and then replaced by one random action held for 5 … 15 steps; level = expected share of "
+    "such steps, drawn from 0.1 … 0.4",
+    "random": "a new random action in most steps, else the expert; level = share of random steps, drawn from 0.8 … 1",
+    "slow": "the expert at 0.3 … 0.7 of its speed, its gripper commands later in proportion; level = 1 - speed",
+    "pauses": "the expert, standing still now and then for 5 … 20 steps with the gripper held; level = expected share "
+    "of such steps, drawn from 0.1 … 0.4",
+    "cut": "the expert; the episode ends with the first success; level 0",
+    "overrun": "the expert, who goes on for 100 … 200 steps after the first success; level 0",
+    "detour": "the expert, who goes round by a random point above the table first, and lifts the hand high once a new "
+    "gripper command has held; level = how far aside that point lies, in units of 0.5 m, 0.2 … 0.5",
+    "jerky": "each number of the expert's movement all or nothing in every step, drawn so that it is right on average; "
+    "level 0.5",
+}
+"""Kinds by name. A level says how far an episode is from the expert: 0 is clean, 1 is wholly random."""
+
+_LEVELS = {
+    "clean": (0.0, 0.0),
+    "gaussian": (0.1, 0.5),
+    "bursts": (0.1, 0.4),
+    "random": (0.8, 1.0),
+    "slow": (0.3, 0.7),
+    "pauses": (0.1, 0.4),
+    "cut": (0.0, 0.0),
+    "overrun": (0.0, 0.0),
+    "detour": (0.2, 0.5),
+    "jerky": (0.5, 0.5),
+}
+_BURST_STEPS = (5, 15)
+_PAUSE_STEPS = (5, 20)
+_OVERRUN_STEPS = (100, 200)
+_GRIP_STEPS = 10  # that the fingers take to close
+_DETOUR_METRES = 0.5  # of level 1
+_DETOUR_RISE = (0.05, 0.15)
+# Where every task's hand can go.
+_DETOUR_LOW, _DETOUR_HIGH = np.array([-0.35, 0.45, 0.12]), np.array([0.35, 0.8, 0.35])
+_DETOUR_GAIN = 10.0
+_DETOUR_NEAR = 0.03
+_DETOUR_STEPS = 60  # at most, where the point can't be reached
+_DETOURS = 3  # an episode: a gripper that flickers would else never get anywhere
+_SETTLED_STEPS = 15  # a new gripper command has taken hold
+
+
+class Behaviour:
+    """What is executed instead of the expert's action, for one episode.
+
+    Args:
+        kind: a name in `BEHAVIOURS`.
+        rng: every draw comes from here: first the level, then what each step needs.
+    """
+
+    def __init__(self, kind: str, rng: np.random.Generator) -> None:
+        makers: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
+            "gaussian": self._gaussian,
+            "bursts": self._bursts,
+            "random": self._random,
+            "slow": self._slow,
+            "pauses": self._pauses,
+            "detour": self._detour,
+            "jerky": self._jerky,
+        }
+        self._apply = makers.get(kind, self._expert)
+        self._rng = rng
+        self.level = float(rng.uniform(*_LEVELS[kind]))
+        self._tail: int | None = 0 if kind == "cut" else None
+        if kind == "overrun":
+            self._tail = int(rng.integers(_OVERRUN_STEPS[0], _OVERRUN_STEPS[1] + 1))
+        self._held: FloatArray | None = None
+        self._held_for = 0
+        self._grip: float | None = None  # the last executed gripper command
+        self._commands: list[float] = []  # the expert's gripper commands
+        self._settling = 1
+        self._detours = 0
+        self._via: FloatArray | None = None
+
+    def __call__(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        """The action f32 [4] to execute where the expert's is `expert` and the hand is at `hand` [3], in metres."""
+        action = np.clip(self._apply(expert, hand), -1.0, 1.0).astype(np.float32)
+        self._grip = float(action[3])
+        return action
+
+    def tail(self, asked: int) -> int:
+        """Steps to go on after the first success, where `asked` are what other kinds would go on for."""
+        return asked if self._tail is None else self._tail
+
+    def _expert(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        return expert
+
+    def _gaussian(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        return (expert + self.level * self._rng.standard_normal(expert.shape)).astype(np.float32)
+
+    def _uniform(self, like: FloatArray) -> FloatArray:
+        return self._rng.uniform(-1.0, 1.0, like.shape).astype(np.float32)
+
+    def _random(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        return self._uniform(expert) if self._rng.random() < self.level else expert
+
+    def _bursts(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        return self._now_and_then(expert, _BURST_STEPS, lambda: self._uniform(expert))
+
+    def _pauses(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        grip = float(expert[3]) if self._grip is None else self._grip
+        return self._now_and_then(expert, _PAUSE_STEPS, lambda: np.array([0.0, 0.0, 0.0, grip], np.float32))
+
+    def _now_and_then(self, expert: FloatArray, steps: tuple[int, int], other: Callable[[], FloatArray]) -> FloatArray:
+        """The expert's action, or `other()` held for a while; over time the share `level` of the steps."""
+        if self._held_for == 0:
+            # A burst of mean length L, begun with probability p after each step outside, covers the share
+            # L / (L + (1 - p) / p) of the steps; solved for p.
+            mean = sum(steps) / 2
+            if self._rng.random() >= 1.0 / (1.0 + mean * (1.0 - self.level) / self.level):
+                return expert
+            self._held = other()
+            self._held_for = int(self._rng.integers(steps[0], steps[1] + 1))
+        self._held_for -= 1
+        assert self._held is not None
+        return self._held
+
+    def _slow(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        # The fingers need the time that they need: closed as early as the expert does it, they would close before a
+        # slow hand is there.
+        speed = 1.0 - self.level
+        self._commands.append(float(expert[3]))
+        delay = round(_GRIP_STEPS * (1.0 / speed - 1.0))
+        return np.append(expert[:3] * speed, self._commands[max(0, len(self._commands) - 1 - delay)])
+
+    def _jerky(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        moved = self._rng.random(3) < np.abs(expert[:3])
+        return np.append(np.sign(expert[:3]) * moved, expert[3])
+
+    def _detour(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
+        if self._via is None:
+            if self._commands and expert[3] != self._commands[-1]:
+                self._settling = _SETTLED_STEPS
+            self._commands.append(float(expert[3]))
+            # Counts down to the moment after the last command has settled, and stays below it.
+            self._settling -= self._settling >= 0
+            if self._settling != 0 or self._detours == _DETOURS:
+                return expert
+            self._detours += 1
+            self._held_for = _DETOUR_STEPS
+            self._via = self._via_point(hand)
+        self._held_for -= 1
+        way = self._via - hand
+        if way[2] > _DETOUR_NEAR:
+            way = way * (0.0, 0.0, 1.0)  # rises first: there may be walls around the hand
+        if self._held_for == 0 or np.linalg.norm(way) < _DETOUR_NEAR:
+            self._via = None
+        grip = float(expert[3]) if self._grip is None else self._grip
+        return np.append(_DETOUR_GAIN * way, grip)
+
+    def _via_point(self, hand: FloatArray) -> FloatArray:
+        direction, rise = self._rng.uniform(0.0, 2 * np.pi), self._rng.uniform(*_DETOUR_RISE)
+        # Sideways with a free hand alone: experts drop what they hold where they did not expect to be.
+        metres = self.level * _DETOUR_METRES if self._detours == 1 else 0.0
+        aside = metres * np.array([np.cos(direction), np.sin(direction)])
+        point = np.clip(hand + np.append(aside, rise), _DETOUR_LOW, _DETOUR_HIGH)
+        return point.astype(np.float32)

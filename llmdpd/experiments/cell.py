@@ -1,0 +1,204 @@
+"""One cell of an experiment: a run folder and further evaluations of it, what is there and what comes next."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llmdpd.config import TrainConfig
+from llmdpd.config_io import differences
+from llmdpd.errors import InputError
+from llmdpd.results import TaskResult, read_results
+from llmdpd.runs.folder import RunFolder, decisive
+from llmdpd.training.checkpoint import latest_checkpoint
+
+State = Literal["missing", "partial", "done"]
+DATA, UNSEEN = "{data}", "{unseen}"
+"""Stand in a grid's options for the folder of collected data, and for the names of the tasks that are held out."""
+
+DECIDED = {
+    "preset": "--only chooses among the methods, each of which has a preset",
+    "method": "--only chooses among the experiment's methods",
+    "protocol": "--protocol before the --",
+    "tasks.protocol": "--protocol before the --",
+    "run_dir": "--out before the -- is the folder of all runs",
+    "resume": "an interrupted run goes on by itself",
+    "seed": "--seeds before the --",
+    "device": "--device before the --",
+    "threads": "--jobs before the -- shares out the machine",
+    "data.workers": "--jobs before the -- shares out the machine",
+    "data.root": "--data-root before the --",
+    "evaluation.episodes": "--episodes before the --",
+    "evaluation.films": "film a run that is done: llmdpd.evaluate RUN --films",
+    "evaluation.film_tasks": "film a run that is done: llmdpd.evaluate RUN --films",
+}
+"""The fields of llmdpd.train that a cell's own words decide, and what decides them for all cells."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the machine a cell may use: threads of computation, processes of environments, a CUDA device's number."""
+
+    threads: int
+    cuda: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a cell: what it does in a word, and a module of llmdpd with its arguments."""
+
+    what: str
+    words: tuple[str, ...]
+
+    @property
+    def argv(self) -> list[str]:
+        return [sys.executable, "-m", *self.words]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A further evaluation of a cell's policy: options of `llmdpd.evaluate`, and where its results lie."""
+
+    name: str
+    options: tuple[str, ...]
+
+    def file(self, run: Path) -> Path:
+        # Other options are other results: they must not be found under the same name.
+        return run / "evaluations" / f"{self.name}-{zlib.crc32(repr(self.options).encode()):08x}.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a grid.
+
+    method       key of the grid's method
+    preset, options   what the training command is given
+    config       what comes of them: what the run's config.json must say
+    folder       of the run
+    episodes     evaluated episodes a task, at least
+    data_root    folder of collected data, shared by all cells
+    evaluations  evaluations beside the run's own
+    """
+
+    method: str
+    preset: str
+    options: tuple[str, ...]
+    config: TrainConfig
+    folder: Path
+    episodes: int
+    data_root: Path
+    evaluations: tuple[Evaluation, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
+    def state(self) -> State:
+        """Done: the run's own results and all further ones hold as many episodes as asked for, and the report is there.
+
+        Raises:
+            InputError: something else lies in the folder, or a run of another configuration.
+        """
+        if not self._check_own():
+            return "missing"
+        return "partial" if self.next_step(Share(1)) else "done"
+
+    def _check_own(self) -> bool:
+        """Whether the cell's run is there; what is there and is not the cell's is an error, never written over."""
+        run = self.run
+        if not run.config.is_file():
+            found = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+            found = [name for name in found if name != ".lock"]
+            if found or self.folder.is_file():
+                raise InputError(
+                    "something else is where a cell of the experiment belongs",
+                    path=self.folder,
+                    found=", ".join(found[:4]) or "a file",
+                    expected="a run of this experiment, or nothing",
+                    hint="move it away, or choose another --out",
+                )
+            return False
+        changed = differences(_compared(run.read_config()), _compared(self.config))
+        if changed:
+            raise InputError(
+                "a cell of the experiment was run with another configuration",
+                path=run.config,
+                found="; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else ""),
+                expected=f"that of {' '.join(('--preset', self.preset, *self.options))}",
+                hint="choose another --out for other settings, or remove this folder to run the cell anew",
+            )
+        return True
+
+    def next_step(self, share: Share) -> Step | None:
+        """The first command that the cell still needs; None where it is done."""
+        run = self.run
+        if not self._check_own():
+            own_words = ("--run-dir", str(self.folder), "--preset", self.preset, "--seed", str(self.config.seed))
+            device = () if share.cuda is None else ("--device", "cuda")
+            return Step(
+                "train", ("llmdpd.train", *own_words, *self._free(share), *device, *self._filled_in(self.options))
+            )
+        # Someone may have evaluated it half way.
+        trained = max((r.iterations for r in self.records() if r.checkpoint == "last"), default=0)
+        half = run.results.is_file() and trained < self.config.training.iterations
+        if half or evaluated_episodes(run.results) < self.episodes:
+            if run.results.is_file() and not half:
+                evaluate = (str(self.folder), "--episodes", str(self.episodes), *_evaluation_share(share))
+                return Step("evaluate", ("llmdpd.evaluate", *evaluate))
+            return Step("resume", ("llmdpd.train", "--resume", str(self.folder), *self._free(share)))
+        if not (self.folder / "report.html").is_file():
+            return Step("report", ("llmdpd.report", str(self.folder)))
+        for evaluation in self.evaluations:
+            file = evaluation.file(self.folder)
+            if evaluated_episodes(file) < self.episodes:
+                words = [str(self.folder), "--out", str(file), "--episodes", str(self.episodes)]
+                options = self._filled_in(evaluation.options)
+                return Step(evaluation.name, ("llmdpd.evaluate", *words, *_evaluation_share(share), *options))
+        return None
+
+    def _filled_in(self, options: tuple[str, ...]) -> tuple[str, ...]:
+        """Options with the names in place of what stands for them."""
+        tasks = self.config.tasks
+        names = {UNSEEN: tasks.unseen or tasks.seen}
+        words = [name for word in options for name in names.get(word, (word,))]
+        return tuple(word.replace(DATA, str(self.data_root)) for word in words)
+
+    def _free(self, share: Share) -> tuple[str, ...]:
+        """Options that do not decide what is learned: a resumed run may have others than it began with."""
+        episodes = ("--evaluation.episodes", str(self.episodes), "--evaluation.no-films")
+        threads = ("--threads", str(share.threads), "--data.workers", str(share.threads))
+        return (*episodes, "--data.root", str(self.data_root), *threads)
+
+    @property
+    def iterations_done(self) -> int:
+        """Iterations of the last checkpoint, 0 where there is none."""
+        checkpoint = latest_checkpoint(self.folder / "checkpoint")
+        return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+    def records(self, evaluation: Evaluation | None = None) -> list[TaskResult]:
+        """The run's own results, or those of a further evaluation; empty where there are none yet."""
+        file = self.run.results if evaluation is None else evaluation.file(self.folder)
+        return read_results(file) if file.is_file() else []
+
+
+def evaluated_episodes(path: Path) -> int:
+    """The least number of episodes that any task of a results file was evaluated on; 0 where there is no file."""
+    return min((record.episodes for record in read_results(path)), default=0) if path.is_file() else 0
+
+
+def _evaluation_share(share: Share) -> tuple[str, ...]:
+    device = () if share.cuda is None else ("--device", "cuda")
+    return ("--threads", str(share.threads), "--workers", str(share.threads), *device)
+
+
+def _compared(config: TrainConfig) -> dict[str, Any]:
+    """What two configurations must agree in; the same cell may have been trained on another kind of device."""
+    return {name: value for name, value in decisive(config).items() if name != "device"}

@@ -1,0 +1,240 @@
+"""The experiments as values: which methods, what of the paper stands beside them. A method more is one line more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llmdpd.experiments.cell import DATA, UNSEEN, Evaluation
+from llmdpd.reporting.paper import TABLE_1, TABLE_2, TABLE_3, PaperTable
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method's policy evaluated otherwise: under other prompts, or something that learns nothing in its place.
+
+    options   of llmdpd.evaluate
+    once      the same for every seed of training, so done for the first one alone
+    """
+
+    label: str
+    evaluation: Evaluation
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset and options of llmdpd.train: one run a seed. Methods with the same label are one row of the table.
+
+    key       of the run's folder, KEY-seedN; methods that several experiments share have the same
+    reported  the paper's name of the column that this method is held against
+    fixed     fields that the method stands for beside those of its options
+    """
+
+    key: str
+    label: str
+    preset: str
+    options: tuple[str, ...] = ()
+    reported: str | None = None
+    variants: tuple[Variant, ...] = ()
+    fixed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An experiment.
+
+    protocols  that it can be run with; the first is the default
+    others     columns of the paper without a counterpart here, shown for comparison
+    episodes   a task, where neither --episodes nor the budget says otherwise
+    """
+
+    title: str
+    about: str
+    methods: tuple[Method, ...]
+    protocols: tuple[str, ...] = ("paper", "ml45", "design")
+    paper: PaperTable | None = None
+    others: tuple[str, ...] = ()
+    episodes: int = 500
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most of each that a run may take; None: as the preset (or the grid) says."""
+
+    iterations: int | None = None
+    data_episodes: int | None = None
+    episodes: int | None = None
+
+    def __str__(self) -> str:
+        limits = {
+            "iterations": self.iterations,
+            "collected episodes a task": self.data_episodes,
+            "evaluated ones": self.episodes,
+        }
+        told = [f"{most:,} {name}" for name, most in limits.items() if most is not None]
+        return ", ".join(told) or "as the presets say"
+
+
+BUDGETS: dict[str, Budget] = {
+    "full": Budget(),
+    "hour": Budget(iterations=5000, data_episodes=100, episodes=100),
+    "minutes": Budget(iterations=1000, data_episodes=40, episodes=25),
+    "smoke": Budget(iterations=20, data_episodes=5, episodes=1),
+}
+
+
+# Of the tasks that were trained on, the policy may know by heart what its prompts would tell.
+_HELD_OUT = ("--tasks", UNSEEN)
+
+
+def _prompts(name: str, label: str, *options: str) -> Variant:
+    return Variant(label, Evaluation(name, (*_HELD_OUT, "--checkpoint", "last", *options)))
+
+
+def _control(name: str, label: str) -> Variant:
+    return Variant(f"not learned: {label}", Evaluation(name, (*_HELD_OUT, "--control", name)), once=True)
+
+
+_SWAPPED = _prompts("swapped", "another task's prompts", "--prompts", "swapped")
+_NO_TRAJECTORY = _prompts("no-trajectory", "text alone", "--prompts", "no-trajectory")
+_NO_TEXT = _prompts("no-text", "example alone", "--prompts", "no-text")
+_REPLAY, _TRACKER = _control("replay", "the example replayed"), _control("tracker", "the example tracked")
+_CONTROLS = (_SWAPPED, _REPLAY, _TRACKER)
+
+_FULL = Method("full", "LLMDPD, this project's default", "metaworld", reported="LLMDPD")
+_COMPARED = replace(_FULL, variants=_CONTROLS)
+_PAPERS = "as in the paper (pooled)"
+_POOLED = ("policy.context.kind",)
+_FAITHFUL = Method(
+    "faithful", f"LLMDPD {_PAPERS}", "metaworld-paper", reported="LLMDPD", variants=(_SWAPPED,), fixed=_POOLED
+)
+_FAITHFUL_ABLATIONS = tuple(
+    Method(f"faithful-{name}", f"LLMDPD {_PAPERS}, {column}", f"metaworld-paper-{name}", reported=column, fixed=_POOLED)
+    for name, column in (("no-prompts", "w/o prompts"), ("no-text", "w/o z_text"), ("no-trajectory", "w/o z_traj"))
+)
+_WITHOUT_TEXT, _WITHOUT_TRAJECTORY = "--policy.context.no-text", "--policy.context.no-trajectory"
+_NO_PROMPTS = Method("no-prompts", "w/o prompts", "metaworld", (_WITHOUT_TEXT, _WITHOUT_TRAJECTORY), "w/o prompts")
+_NO_Z_TEXT = Method("no-text", "w/o z_text", "metaworld", (_WITHOUT_TEXT,), "w/o z_text")
+_NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJECTORY,), "w/o z_traj")
+
+# The default learns from examples by the first six; cut, overrun and jerky are makers that it never met.
+_BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
+_NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0")
+_THREE_MAKERS = "clean:0.5,gaussian:0.3,bursts:0.2"
+_FULL_NOISE = _prompts("full-noise", "acting noise not scaled", "--noise-scale", "1")
+_NO_DROPOUT = ("--policy.context.text-dropout", "0", "--policy.context.trajectory-dropout", "0")
+# Half of it poor: near-random and often failing, and nothing is left out.
+_MIXED = ("--data.noise", "clean:0.25,gaussian:0.15,bursts:0.1,random:0.5", "--data.keep-failed")
+
+
+def _ablation(key: str, label: str, *options: str) -> Method:
+    return Method(key, label, "metaworld", options)
+
+
+def _reward(key: str, label: str, *options: str) -> Method:
+    return Method(key, label, "metaworld", (*_MIXED, "--agent.clone", "executed", *options))
+
+
+def _prompted_by(behaviour: str) -> Variant:
+    return _prompts(behaviour, f"examples: {behaviour}", "--prompt-behaviours", behaviour, "--data-root", DATA)
+
+
+def _locomotion(label: str, key: str, *options: str) -> tuple[Method, ...]:
+    environments = ("halfcheetah", "hopper", "walker2d")
+    return tuple(Method(f"{key}{name}", label, f"d4rl-{name}", options, label) for name in environments)
+
+
+GRIDS: dict[str, Grid] = {
+    "table1": Grid(
+        "Table 1: seen tasks and zero-shot tasks",
+        "Success on the tasks that were trained on and on tasks that were never seen, each given by a text and one "
+        "example.",
+        (_COMPARED, _FAITHFUL),
+        paper=TABLE_1,
+        others=("SAC", "S4RL", "RAD", "MTDIFF"),
+    ),
+    "table2": Grid(
+        "Table 2: locomotion on medium-replay data",
+        "Normalised score; Diffusion-QL is the same run without prompts.",
+        (
+            *_locomotion("LLMDPD", ""),
+            *_locomotion("Diffusion-QL", "diffusion-ql-", _WITHOUT_TEXT, _WITHOUT_TRAJECTORY),
+        ),
+        protocols=("d4rl",),
+        paper=TABLE_2,
+        others=("PnF-Qgrad", "SAORL", "OTTO", "RD", "ADS"),
+        episodes=100,
+    ),
+    "table3": Grid(
+        "Table 3: what is left out",
+        "The default and the paper's ablations of it: another LLM, without either prompt, without policy diffusion; "
+        "and the paper's own method (pooled context) with and without its prompts.",
+        (
+            _COMPARED,
+            Method("olmo-1b", "OLMo-1B", "metaworld", ("--llm", "olmo-1b"), "OLMo-1B"),
+            _NO_PROMPTS,
+            _NO_Z_TEXT,
+            _NO_Z_TRAJ,
+            Method(
+                "trajectory-diffusion",
+                "w/o policy diffusion",
+                "metaworld-trajectory-diffusion",
+                reported="w/o policy diffusion",
+            ),
+            _FAITHFUL,
+            *_FAITHFUL_ABLATIONS,
+        ),
+        paper=TABLE_3,
+    ),
+    "figure2": Grid(
+        "Figure 2: with and without prompts",
+        "The default and the same without any prompt. The paper gives its figure's numbers in tables 1 and 3.",
+        (_FULL, _NO_PROMPTS),
+        paper={**TABLE_1, **TABLE_3},
+    ),
+    "generalisation": Grid(
+        "What makes the context generalise",
+        "Each part of the retrieval context left out, and the default's policy under other prompts.",
+        (
+            replace(
+                _FULL, variants=(*_CONTROLS, _NO_TRAJECTORY, _NO_TEXT, _FULL_NOISE, *map(_prompted_by, _BEHAVIOURS))
+            ),
+            _ablation("pooled", "pooled", "--policy.context.kind", "pooled"),
+            _ablation("no-attention", "w/o attention", "--policy.context.retrieval.no-attention"),
+            _ablation("no-waypoints", "w/o retrieved waypoints", "--policy.context.retrieval.no-waypoints"),
+            _ablation("no-likeness", "w/o likeness of geometry", "--policy.context.retrieval.no-likeness"),
+            _ablation("no-clock", "w/o clock", "--policy.context.retrieval.no-clock"),
+            _ablation("no-offset", "w/o offset augmentation", "--training.augmentation.offset", "0"),
+            _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
+            _ablation("no-turn", "w/o turning and mirroring", *_NO_TURN),
+            _ablation("gripper", "the gripper's reading stretched", "--training.augmentation.gripper", "0.3"),
+            _ablation("three-makers", "examples by three makers in training", "--data.noise", _THREE_MAKERS),
+            _ablation("example-noise", "noise on examples' actions", "--training.augmentation.example-noise", "0.5"),
+            _ablation("absolute", "absolute positions beside", *_NO_TURN, "--policy.context.features", "metaworld"),
+            _ablation("steps-16", "16 steps of the example", "--policy.context.encoder.steps", "16"),
+            _ablation("steps-50", "50 steps of the example", "--policy.context.encoder.steps", "50"),
+            _ablation("wide", "noise network of 512", "--policy.hidden-dim", "512"),
+            _ablation("short", "5,000 iterations", "--training.iterations", "5000"),
+            _ablation("chunk-4", "chunks of 4 actions", "--policy.chunk", "4"),
+            _ablation("executed", "cloning executed actions", "--agent.clone", "executed"),
+            _ablation("prompts-40", "40 prompts of 12 states a batch", "--training.prompts-per-batch", "40"),
+            _ablation("one-prompt", "one prompt a batch", "--training.prompts-per-batch", "1"),
+            _NO_PROMPTS,
+            _NO_Z_TEXT,
+            _NO_Z_TRAJ,
+        ),
+        protocols=("design", "ml45", "paper"),
+    ),
+    "reward": Grid(
+        "What the reward term adds on data of mixed quality",
+        "Half of the data near-random, failed episodes kept, the executed actions cloned; with and without the Q term.",
+        (
+            _reward("mixed-cloning", "cloning alone", "--agent.eta", "0"),
+            _reward("mixed-eta-0.05", "η = 0.05", "--agent.eta", "0.05"),
+            _reward("mixed-eta-0.2", "η = 0.2", "--agent.eta", "0.2"),
+            _reward("mixed-eta-1", "η = 1", "--agent.eta", "1"),
+            _reward("mixed-q-sa-0.05", "η = 0.05, Q(s, a)", "--agent.eta", "0.05", "--agent.no-critic-sees-prompts"),
+            _reward("mixed-q-sa-1", "η = 1, Q(s, a)", "--agent.eta", "1", "--agent.no-critic-sees-prompts"),
+        ),
+    ),
+}

@@ -1,0 +1,195 @@
+"""From an experiment's name and options to its cells."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmdpd.config import ABLATED, PRESETS, PROTOCOLS, TrainConfig
+from llmdpd.config_io import differences, to_plain
+from llmdpd.envs import base_name
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.experiments.cell import DECIDED, Cell
+from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
+from llmdpd.options import has_field, split_options
+from llmdpd.prompts.cache import EmbeddingCache
+from llmdpd.prompts.models import find_model
+from llmdpd.train import configuration
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command is told. None: as the grid, the budget or the machine says."""
+
+    experiment: str
+    protocol: str | None = None
+    seeds: int = 3
+    episodes: int | None = None
+    budget: str = "full"
+    out: Path | None = None
+    data_root: Path = Path("data")
+    only: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's cells, method by method, seed by seed; `chosen` are the methods to run, by their keys.
+
+    `skipped`: methods that cannot run here (a language model's weights are absent), and why.
+    """
+
+    settings: Settings
+    grid: Grid
+    protocol: str
+    episodes: int
+    out: Path
+    chosen: tuple[str, ...]
+    cells: dict[str, tuple[Cell, ...]]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runnable(self) -> list[Cell]:
+        """The chosen cells that can run here: every method's first seed before any method's second."""
+        columns = [self.cells[key] for key in self.chosen if key not in self.skipped]
+        return [cell for row in zip(*columns, strict=True) for cell in row]
+
+
+def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
+    """The cells of an experiment.
+
+    Raises:
+        InputError: an unknown experiment, protocol, budget or method, an impossible number, options that the
+            experiment or a chosen method decides or the method lacks, or that the training command refuses.
+    """
+    grid = grids[_known(settings.experiment, grids, "experiment")]
+    protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
+    budget = BUDGETS[_known(settings.budget, BUDGETS, "--budget")]
+    for name, number in (("--seeds", settings.seeds), ("--episodes", settings.episodes)):
+        if number is not None and number < 1:
+            raise InputError("the number is out of range", field=name, found=number, expected="at least 1")
+    episodes = settings.episodes or budget.episodes or grid.episodes
+    suffix = "" if settings.budget == "full" else f"-{settings.budget}"
+    out = settings.out or Path("experiments") / f"{protocol}{suffix}"
+    keys = tuple(method.key for method in grid.methods)
+    chosen = tuple(_known(key, keys, "--only") for key in dict.fromkeys(settings.only)) or keys
+    settings = dataclasses.replace(settings, data_root=settings.data_root.absolute())
+    _check_options(settings.options, grid, chosen)
+    plan = Plan(settings, grid, protocol, episodes, out, chosen, {})
+    absent: dict[str, str | None] = {}
+    for method in grid.methods:
+        cells = plan.cells[method.key] = _cells_of(plan, method, budget)
+        reason = _absent_model(cells[0].config, absent)
+        # Where all is done, nothing needs the model any more.
+        if reason is not None and any(cell.state != "done" for cell in cells):
+            plan.skipped[method.key] = reason
+    return plan
+
+
+def _known(name: str, names: Collection[str], option: str) -> str:
+    if name in names:
+        return name
+    hint = f"nearest names: {nearest_names(name, names)}"
+    raise InputError(f"no such {option.strip('-')}", field=option, found=name, expected=", ".join(names), hint=hint)
+
+
+def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) -> None:
+    """Refuse options that another one decides already, or that would undo what a method stands for."""
+    for option in split_options(options):
+        if option.field in DECIDED:
+            raise InputError(
+                "the experiment decides this option itself",
+                field=option.name,
+                found=f"{' '.join(option.words)}, after --",
+                expected="options of llmdpd.train that the experiment leaves open",
+                hint=DECIDED[option.field],
+            )
+        fit = [method.key for method in grid.methods if _is_open(method, option.field)]
+        unfit = [key for key in chosen if key not in fit]
+        if unfit:
+            raise InputError(
+                "an option that a method of the experiment sets itself, or has no use for",
+                field=option.name,
+                found=f"{' '.join(option.words)}, after --, for {', '.join(unfit)}",
+                expected="options of llmdpd.train that every chosen method leaves open",
+                hint=f"leave it out, or run the others: --only {' '.join(fit)}" if fit else "leave it out",
+            )
+
+
+def _is_open(method: Method, field: str) -> bool:
+    """Whether the user may set the field in the method's runs: the method reads it, and does not stand for a value."""
+    preset = PRESETS[method.preset]
+    own = {*method.fixed, *(option.field for option in split_options(method.options))}
+    if "data.noise" in own:
+        own.add("data.path")  # data from elsewhere has the noise that it has
+    base = ABLATED.get(method.preset)
+    if base is not None:
+        own |= {line.split(":")[0] for line in differences(to_plain(PRESETS[base]), to_plain(preset))}
+    return field not in own and has_field(preset.method, field)
+
+
+def _cells_of(plan: Plan, method: Method, budget: Budget) -> tuple[Cell, ...]:
+    """The method's cells; of one that was not asked for, without options of the user's that don't fit it."""
+    try:
+        return _cells(plan, method, budget, plan.settings.options)
+    except InputError:
+        if method.key in plan.chosen:
+            raise
+    return _cells(plan, method, budget, ())
+
+
+def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -> tuple[Cell, ...]:
+    settings = plan.settings
+    protocol = ("--protocol", plan.protocol) if plan.protocol in PROTOCOLS else ()
+    words = (*protocol, *method.options)
+    # Of an experiment over several environments each has data of its own.
+    task = base_name(PRESETS[method.preset].tasks.seen[0])
+    # A method that was not asked for is shown as it is without the options that it does not leave open.
+    given = [option for option in split_options(options) if _is_open(method, option.field)]
+    own = tuple(word.replace("{task}", task) for option in given for word in option.words)
+    config = configuration(("--preset", method.preset, *words, *own))
+    # An option of the user's own counts for more than the budget.
+    words = (*words, *_budget_options(config, budget), *own)
+    config = configuration(("--preset", method.preset, *words))
+    first = [variant.evaluation for variant in method.variants]
+    later = [variant.evaluation for variant in method.variants if not variant.once]
+    return tuple(
+        Cell(
+            method=method.key,
+            preset=method.preset,
+            options=words,
+            config=dataclasses.replace(config, seed=seed),
+            folder=plan.out / f"{method.key}-seed{seed}",
+            episodes=plan.episodes,
+            data_root=settings.data_root,
+            evaluations=tuple(first if seed == 0 else later),
+        )
+        for seed in range(settings.seeds)
+    )
+
+
+def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
+    """What brings a configuration down to the budget."""
+    options: list[str] = []
+    for name, most, value in (
+        ("training.iterations", budget.iterations, config.training.iterations),
+        ("data.episodes", budget.data_episodes, config.data.episodes),
+    ):
+        if most is not None and value > most:
+            options += [f"--{name}", str(most)]
+    return tuple(options)
+
+
+def _absent_model(config: TrainConfig, known: dict[str, str | None]) -> str | None:
+    """Why the text model of a configuration cannot be had here, with the command that fetches it; None where it can."""
+    if not config.policy.context.text:
+        return None
+    if config.llm not in known:
+        try:
+            find_model(config.llm, EmbeddingCache().folder / "fingerprints")
+            known[config.llm] = None
+        except InputError as error:
+            known[config.llm] = "; ".join(part for part in (error.problem, error.hint) if part)
+    return known[config.llm]

@@ -1,0 +1,232 @@
+"""Running an experiment's cells as processes, several at once, each of them from where it was left."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from llmdpd.cores import usable_cores
+from llmdpd.errors import InputError
+from llmdpd.experiments.cell import Cell, Share, Step
+from llmdpd.files import process_lock
+from llmdpd.progress import ProgressBar, console
+from llmdpd.runs.folder import Stopwatch
+from llmdpd.training.stopping import StopSignals
+
+_POLL_SECONDS = 0.2
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: done before (`reused`), done now, or failed; then the step and the end of its log."""
+
+    cell: Cell
+    seconds: float = 0.0
+    reused: bool = False
+    failed_step: str | None = None
+    log_tail: str = ""
+
+    @property
+    def words(self) -> str:
+        if self.failed_step:
+            return f"failed ({self.failed_step})"
+        return "was done before" if self.reused else f"done in {self.seconds:.0f} s"
+
+
+@dataclass
+class _Job:
+    """A cell that is being worked on; `step` runs as `process`."""
+
+    cell: Cell
+    share: Share
+    log: Path
+    step: Step
+    process: subprocess.Popen[str]
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+
+def shares(jobs: int | None, device: str, cells: int) -> list[Share]:
+    """What each of the cells that run at once may use: a GPU each where there are any, else the cores shared out.
+
+    device: `cpu`, `cuda`, or `auto` for the GPUs that there are.
+
+    Raises:
+        InputError: an impossible number of jobs, or GPUs are asked for and there are none.
+    """
+    if jobs is not None and jobs < 1:
+        raise InputError("the number is out of range", field="--jobs", found=jobs, expected="at least 1")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError("no such device", field="--device", found=device, expected="auto, cpu or cuda")
+    gpus = 0 if device == "cpu" else _gpus()
+    if device == "cuda" and not gpus:
+        raise InputError("no GPU that torch can use", field="--device", found="0 GPUs", expected="cpu, or auto")
+    count = min(jobs or gpus or usable_cores(), max(1, cells))
+    threads = max(1, usable_cores() // count)
+    return [Share(threads, number % gpus if gpus else None) for number in range(count)]
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def start_process(argv: list[str], log: IO[str], cuda: int | None = None) -> subprocess.Popen[str]:
+    """A command in a session of its own: a terminal's Ctrl-C reaches it through the scheduler alone, and so once."""
+    environment = dict(os.environ)
+    if cuda is not None:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[cuda] if visible else str(cuda)
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmdpd.experiments.child", str(os.getpid()), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+
+
+class Scheduler:
+    """Runs cells, as many at once as there are shares.
+
+    Args:
+        cells: in the order in which they begin.
+        parts: what of the machine each running cell may use.
+        logs: folder of the logs, one a cell, appended to.
+        stop: the stop signals; they are passed on to what runs.
+    """
+
+    def __init__(self, cells: Sequence[Cell], parts: Sequence[Share], logs: Path, stop: StopSignals) -> None:
+        self._waiting = list(cells)
+        self._total = len(cells)
+        self._free = list(parts)
+        self._logs = logs
+        self._stop = stop
+        self._running: list[_Job] = []
+        self._told_busy: set[str] = set()
+        self.outcomes: list[Outcome] = []
+
+    def execute(self) -> list[Outcome]:
+        """Run every cell to its end; a failed one does not stop the others. Outcomes in the order of the ends.
+
+        Raises:
+            StopRequestedError: a stop was asked for; what ran has saved and ended.
+            InputError: a cell's folder holds something that is not the cell's.
+        """
+        try:
+            with ProgressBar("experiment", "cells") as bar:
+                while self._waiting or self._running:
+                    self._stop.check()
+                    self._begin()
+                    self._look()
+                    bar.update(len(self.outcomes), self._total, self._note())
+                    if self._running or self._waiting:
+                        time.sleep(_POLL_SECONDS)
+        finally:
+            self._end_running()
+        return self.outcomes
+
+    def _begin(self) -> None:
+        """Start waiting cells while there are shares; one that another process is at work in keeps waiting."""
+        for cell in list(self._waiting):
+            if not self._free:
+                return
+            if _is_busy(cell):
+                if cell.name not in self._told_busy:
+                    console.print(f"{cell.name}: another process is at work in it; waiting for that")
+                    self._told_busy.add(cell.name)
+                continue
+            self._waiting.remove(cell)
+            step = cell.next_step(self._free[0])
+            if step is None:
+                self._tell(Outcome(cell, reused=True))
+                continue
+            share = self._free.pop(0)
+            log = self._logs / f"{cell.name}.log"
+            self._running.append(_Job(cell, share, log, step, _run_step(step, share, log)))
+
+    def _look(self) -> None:
+        """Take up what has ended: the cell's next step, or its outcome."""
+        for job in list(self._running):
+            code = job.process.poll()
+            if code is None:
+                continue
+            step = None if code else job.cell.next_step(job.share)
+            if code or step == job.step:
+                # A step that ends well and leaves the same to do would be repeated for ever.
+                self._finish(job, Outcome(job.cell, job.watch.seconds, False, job.step.what, _tail(job.log)))
+            elif step is None:
+                self._finish(job, Outcome(job.cell, job.watch.seconds))
+            else:
+                job.step, job.process = step, _run_step(step, job.share, job.log)
+
+    def _finish(self, job: _Job, outcome: Outcome) -> None:
+        self._running.remove(job)
+        self._free.append(job.share)
+        self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        console.print(f"{len(self.outcomes)} of {self._total}: {outcome.cell.name} {outcome.words}")
+
+    def _note(self) -> str:
+        return "; ".join(f"{job.cell.name} {job.step.what} {_last_line(job.log)}".strip() for job in self._running)
+
+    def _end_running(self) -> None:
+        """Where the loop was left early: ask what runs to save and end, and wait for it."""
+        if not self._running:
+            return
+        console.print(f"stopping {', '.join(job.cell.name for job in self._running)}")
+        for job in self._running:
+            job.process.send_signal(signal.SIGTERM)
+        for job in self._running:
+            job.process.wait()
+
+
+def _run_step(step: Step, share: Share, log: Path) -> subprocess.Popen[str]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(('python', '-m', *step.words))}\n")
+        file.flush()
+        return start_process(step.argv, file, share.cuda)
+
+
+def _is_busy(cell: Cell) -> bool:
+    """Whether another process holds the run's lock."""
+    lock = cell.folder / ".lock"
+    if not lock.exists():
+        return False
+
+    def refuse(holder: int | None) -> None:
+        raise BlockingIOError
+
+    try:
+        with process_lock(lock, refuse):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-_TAIL_LINES:])
+
+
+def _last_line(log: Path) -> str:
+    """The end of a log in a few words."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 400))
+        # The first of these bytes may lie within a line.
+        lines = file.read().decode("utf-8", errors="replace").splitlines()[1:]
+    return "" if not lines or lines[-1].startswith("$ ") else lines[-1][:60]

@@ -1,0 +1,102 @@
+"""Options of llmdpd.train as words of a command line: the field that each of them sets, and which a method has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llmdpd.config import TrainConfig
+from llmdpd.config_io import to_plain
+from llmdpd.errors import InputError
+from llmdpd.networks import Method
+
+METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
+    "llmdpd": (
+        "agent",
+        "policy.hidden_dim",
+        "policy.chunk",
+        "acting.selection",
+        "acting.temperature",
+        "acting.precision",
+        "acting.replan",
+    ),
+    "trajectory-diffusion": ("planner", "policy.plan"),
+}
+"""The fields, and parts of the configuration, that not every method reads, under each method that does."""
+
+ALIASES = {"agent": "method", "data": "data.path", "cuda_graph": "training.cuda_graph"}
+"""Fields by the second names that their options have, see `TrainConfig`."""
+
+
+class Option(NamedTuple):
+    """An option as it was given: its name ("--agent.critic-lr"), its field ("agent.critic_lr"), all of its words."""
+
+    name: str
+    field: str
+    words: tuple[str, ...]
+
+
+def split_options(words: Sequence[str]) -> list[Option]:
+    """The options of a command line with their values; words before the first one are an option without a name."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return [_option(group) for group in groups]
+
+
+def _option(words: Sequence[str]) -> Option:
+    name = words[0].split("=", 1)[0] if words[0].startswith("--") else ""
+    *parts, last = name.removeprefix("--").replace("-", "_").split(".")
+    # A switch is turned off by --part.no-field; no field's own name begins so.
+    field = ".".join((*parts, last.removeprefix("no_")))
+    return Option(name, ALIASES.get(field, field), tuple(words))
+
+
+def has_field(method: Method, field: str) -> bool:
+    """Whether the method reads the field; names that are no field's are left to who parses them."""
+    own = METHOD_FIELDS[method]
+    others = [part for parts in METHOD_FIELDS.values() for part in parts]
+    return _within(field, own) or not _within(field, others)
+
+
+def check_method_options(words: Sequence[str], method: Method) -> None:
+    """Refuse options that were given and that the method has no use for; what a preset or a default says is no matter.
+
+    Raises:
+        InputError: naming the first of them, the method, and the options that the method has in place of it.
+    """
+    for option in split_options(words):
+        if has_field(method, option.field):
+            continue
+        own = [
+            _option_name(field) for field in _leaves(to_plain(TrainConfig())) if _within(field, METHOD_FIELDS[method])
+        ]
+        last = option.field.rpartition(".")[2].replace("_", "-")
+        alike = [name for name in own if name.endswith(f".{last}")]
+        raise InputError(
+            "the method has no such option",
+            field=option.name,
+            found=f"{' '.join(option.words)}, with --method {method}",
+            expected=f"{', '.join(own)}, or options that all methods have (--help)",
+            hint=f"leave it out, or use {' or '.join(alike)}" if alike else "leave it out, or choose another --method",
+        )
+
+
+def _within(field: str, parts: Sequence[str]) -> bool:
+    return any(field == part or field.startswith(f"{part}.") for part in parts)
+
+
+def _option_name(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _leaves(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields of a plain configuration."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

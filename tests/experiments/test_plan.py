@@ -1,0 +1,322 @@
+"""From names and options to cells; whose folder is whose."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmdpd.config import PRESETS
+from llmdpd.config_io import to_plain
+from llmdpd.envs import ML45_TEST, ML45_TRAIN
+from llmdpd.errors import InputError
+from llmdpd.experiments.cell import DECIDED, Evaluation, Share
+from llmdpd.experiments.grids import BUDGETS, GRIDS, Grid, Method, Variant
+from llmdpd.experiments.plan import Plan, Settings, make_plan
+from llmdpd.files import atomic_write_json
+from llmdpd.options import split_options
+from llmdpd.runs.folder import RunFolder
+
+MakePlan = Callable[..., Plan]
+Finish = Callable[..., None]
+COUNTS = {"reach-v3": 4, "push-v3": 2, "door-lock-v3": 1}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_experiment_has_a_plan(name: str, tmp_path: Path) -> None:
+    grid = GRIDS[name]
+    for protocol in grid.protocols:
+        plan = make_plan(Settings(name, protocol, out=tmp_path / "out", data_root=tmp_path))
+        assert all(len(cells) == 3 for cells in plan.cells.values())
+        names = [cell.name for cells in plan.cells.values() for cell in cells]
+        assert len(set(names)) == len(names)
+        assert {cell.state for cells in plan.cells.values() for cell in cells} == {"missing"}
+        for method in grid.methods:
+            assert grid.paper is None or method.reported in {c for row in grid.paper.values() for c in row.columns}
+
+
+def test_experiments_share_the_runs_that_are_the_same(tmp_path: Path) -> None:
+    """In one folder a name is one configuration, whichever experiment made it."""
+    known: dict[tuple[str, str], object] = {}
+    for name, grid in GRIDS.items():
+        for protocol in grid.protocols:
+            plan = make_plan(Settings(name, protocol, out=tmp_path / protocol, data_root=tmp_path))
+            for cell in (cells[0] for cells in plan.cells.values()):
+                assert known.setdefault((protocol, cell.name), cell.config) == cell.config
+
+
+def test_table_3_has_the_papers_own_method_and_its_ablations(tmp_path: Path) -> None:
+    columns = {"": "LLMDPD", "-no-prompts": "w/o prompts", "-no-text": "w/o z_text", "-no-trajectory": "w/o z_traj"}
+    keys = tuple(f"faithful{name}" for name in columns)
+    plan = make_plan(Settings("table3", seeds=1, out=tmp_path, only=keys))
+    assert [cell.name for cell in plan.runnable] == [f"{key}-seed0" for key in keys]
+    methods = {method.key: method for method in plan.grid.methods}
+    labels = [method.label for method in plan.grid.methods]
+    assert len(set(labels)) == len(labels), "each has a row of its own"
+    for name, column in columns.items():
+        (cell,) = plan.cells[f"faithful{name}"]
+        assert cell.config.policy == PRESETS[f"metaworld-paper{name}"].policy
+        assert cell.config.policy.context.kind == "pooled"
+        method = methods[f"faithful{name}"]
+        assert method.reported == column
+        assert "as in the paper (pooled)" in method.label
+    # One run for both tables.
+    assert make_plan(Settings("table1", seeds=1, out=tmp_path)).cells["faithful"] == plan.cells["faithful"]
+
+
+def test_a_protocol_names_the_tasks(tmp_path: Path) -> None:
+    for protocol, seen, unseen in (
+        ("paper", ("sweep-into-v3", "coffee-push-v3", "disassemble-v3"), None),
+        ("ml45", ML45_TRAIN, ML45_TEST),
+    ):
+        tasks = make_plan(Settings("figure2", protocol, out=tmp_path)).cells["full"][0].config.tasks
+        assert (tasks.protocol, tasks.seen) == (protocol, seen)
+        assert unseen is None or tasks.unseen == unseen
+    assert make_plan(Settings("figure2")).out == Path("experiments/paper")
+    assert make_plan(Settings("figure2", "ml45", budget="hour")).out == Path("experiments/ml45-hour")
+
+
+def test_a_budget_is_the_most_and_options_count_for_more(tmp_path: Path) -> None:
+    most = BUDGETS["minutes"]
+    plan = make_plan(Settings("table1", budget="minutes", out=tmp_path))
+    for cells in plan.cells.values():
+        config = cells[0].config
+        assert config.training.iterations == most.iterations
+        assert config.data.episodes == min(most.data_episodes or 0, PRESETS[cells[0].preset].data.episodes)
+        assert cells[0].episodes == most.episodes
+    own = Settings("table1", budget="minutes", out=tmp_path, episodes=7, options=("--training.iterations", "123456"))
+    cell = make_plan(own).cells["full"][0]
+    assert (cell.config.training.iterations, cell.episodes) == (123456, 7)
+    less = Settings("table1", budget="minutes", out=tmp_path, options=("--training.iterations", "12"))
+    assert make_plan(less).cells["full"][0].config.training.iterations == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "hint"),
+    [
+        ({"experiment": "tabel1"}, "experiment", "table1"),
+        ({"protocol": "ml44"}, "--protocol", "ml45"),
+        ({"budget": "our"}, "--budget", "hour"),
+        ({"only": ("no-promts",)}, "--only", "no-prompts"),
+        ({"seeds": 0}, "--seeds", None),
+        ({"episodes": 0}, "--episodes", None),
+        ({"only": ("full",), "options": ("--agent.gamma", "2")}, "agent.gamma", None),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, object], field: str, hint: str | None, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        make_plan(dataclasses.replace(Settings("table3", out=tmp_path), **changes))  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert hint is None or hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "told"),
+    [
+        *(
+            ("table3", option, hint)
+            for option, hint in (
+                (("--seed", "1"), "--seeds"),
+                (("--preset=smoke",), "--only"),
+                (("--method", "trajectory-diffusion"), "--only"),
+                (("--agent", "llmdpd"), "--only"),
+                (("--protocol", "ml45"), "--protocol"),
+                (("--tasks.protocol", "mine"), "--protocol"),
+                (("--run_dir", "here"), "--out"),
+                (("--resume", "there"), "by itself"),
+                (("--device", "cuda"), "--device"),
+                (("--threads", "1"), "--jobs"),
+                (("--data.workers", "1"), "--jobs"),
+                (("--data.root", "data"), "--data-root"),
+                (("--evaluation.episodes", "3"), "--episodes"),
+                (("--evaluation.films",), "llmdpd.evaluate"),
+                (("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
+            )
+        ),
+        # What a method stands for: by its options, by its preset, or for want of it.
+        ("table3", ("--llm", "minilm"), "--only full no-prompts"),
+        ("table3", ("--policy.context.text",), "--only full olmo-1b no-trajectory"),
+        ("table3", ("--acting.steps", "3"), "--only full olmo-1b"),
+        ("table3", ("--agent.lr", "1e-4"), "--only full olmo-1b"),
+        ("generalisation", ("--training.iterations", "9"), "--only full pooled"),
+        ("reward", ("--data.noise", "clean"), "leave it out"),
+        ("reward", ("--data", "folder"), "leave it out"),
+        ("table1", ("--policy.context.kind", "retrieval"), "--only full"),
+    ],
+)
+def test_an_option_that_the_experiment_decides_is_refused(
+    name: str, option: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_plan(Settings(name, out=tmp_path, options=("--training.batch-size", "12", *option)))
+    assert caught.value.field == option[0].split("=")[0]
+    assert " ".join(option) in str(caught.value.found)
+    assert told in str(caught.value.hint)
+
+
+def test_every_word_of_a_cells_own_is_refused_as_an_option(make_test_plan: MakePlan) -> None:
+    cell = make_test_plan().cells["full"][0]
+    step = cell.next_step(Share(1, cuda=0))
+    assert step is not None
+    _, *words = step.words
+    own = words[: -len(cell.options)]
+    assert (*own, *cell.options) == tuple(words)
+    assert {option.field for option in split_options(own)} <= DECIDED.keys()
+
+
+def test_methods_that_were_not_asked_for_do_without_what_is_not_theirs_to_take(tmp_path: Path) -> None:
+    options = ("--agent.lr", "1e-4", "--llm", "minilm", "--training.iterations", "77")
+    cells = make_plan(Settings("table3", out=tmp_path, only=("full", "no-text"), options=options)).cells
+    configs = {key: group[0].config for key, group in cells.items()}
+    assert {config.training.iterations for config in configs.values()} == {77}
+    assert (configs["full"].agent.lr, configs["olmo-1b"].agent.lr) == (1e-4, 1e-4)
+    assert configs["olmo-1b"].llm == "olmo-1b"
+    assert "--agent.lr" not in cells["trajectory-diffusion"][0].options
+
+
+def test_options_need_to_fit_the_chosen_methods_alone(tmp_path: Path) -> None:
+    """faithful's batch of 256 has no twelve equal shares, and its critics no chunks."""
+    for option in (("--training.prompts-per-batch", "12"), ("--policy.chunk", "4")):
+        plan = make_plan(Settings("table1", out=tmp_path, only=("full",), options=option))
+        assert option[0] in plan.cells["full"][0].options
+        assert option[0] not in plan.cells["faithful"][0].options
+        with pytest.raises(InputError):
+            make_plan(Settings("table1", out=tmp_path, only=("full", "faithful"), options=option))
+
+
+def test_a_model_without_weights_is_skipped_and_told(
+    make_test_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finish: Finish
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    grid = Grid(
+        "", "", (Method("olmo", "OLMo", "smoke", ("--llm", "olmo-1b")), Method("own", "own", "smoke")), ("custom",)
+    )
+    plan = make_test_plan(grid)
+    assert list(plan.skipped) == ["olmo"]
+    assert "hf download allenai/OLMo-1B-hf" in plan.skipped["olmo"]
+    assert [cell.name for cell in plan.runnable] == ["own-seed0", "own-seed1"]
+    for cell in plan.cells["olmo"]:
+        finish(cell, dict.fromkeys(COUNTS, 1))
+    assert not make_test_plan(grid).skipped
+
+
+def test_first_seeds_come_first_and_only_chooses(make_test_plan: MakePlan) -> None:
+    assert [cell.name for cell in make_test_plan().runnable] == [
+        "full-seed0",
+        "plain-seed0",
+        "full-seed1",
+        "plain-seed1",
+    ]
+    assert [cell.name for cell in make_test_plan(only=("plain",)).runnable] == ["plain-seed0", "plain-seed1"]
+
+
+def test_the_state_of_a_cell(make_test_plan: MakePlan, finish: Finish) -> None:
+    cell = make_test_plan().cells["full"][1]
+    share = Share(3)
+    first = cell.next_step(share)
+    assert first is not None
+    assert (cell.state, first.what) == ("missing", "train")
+    assert first.words[:7] == (*("llmdpd.train", "--run-dir", str(cell.folder), "--preset", "smoke", "--seed", "1"),)
+    assert first.words[first.words.index("--threads") + 1] == "3"
+    config = RunFolder.create(cell.folder, cell.config)
+    step = cell.next_step(share)
+    assert step is not None
+    assert (cell.state, step.what) == ("partial", "resume")
+    assert step.words[:3] == ("llmdpd.train", "--resume", str(cell.folder))
+    config.config.unlink()
+    (cell.folder / "meta.json").unlink()
+    finish(cell, COUNTS)
+    assert (cell.state, cell.next_step(share)) == ("done", None)
+
+
+def test_what_a_finished_cell_may_still_lack(make_test_plan: MakePlan, finish: Finish) -> None:
+    cell = make_test_plan().cells["full"][0]
+    finish(cell, COUNTS)
+    more = dataclasses.replace(cell, episodes=41)
+    step = more.next_step(Share(1))
+    assert step is not None
+    assert step.words[:4] == ("llmdpd.evaluate", str(cell.folder), "--episodes", "41")
+    (cell.folder / "report.html").unlink()
+    assert cell.next_step(Share(1)).words == ("llmdpd.report", str(cell.folder))  # type: ignore[union-attr]
+
+
+def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePlan, finish: Finish) -> None:
+    own = Variant("noise", Evaluation("noise", ("--noise-scale", "0.5", "--prompt-data", "{data}/x")))
+    once = Variant("once", Evaluation("once", ("--samples", "3")), once=True)
+    plan = make_test_plan(Grid("", "", (Method("full", "full", "smoke", variants=(own, once)),), ("custom",)))
+    first, second = plan.cells["full"]
+    assert [e.name for e in first.evaluations] == ["noise", "once"]
+    assert [e.name for e in second.evaluations] == ["noise"]
+    finish(second, COUNTS)
+    step = second.next_step(Share(1))
+    assert step is not None
+    file = own.evaluation.file(second.folder)
+    assert step.words[:4] == ("llmdpd.evaluate", str(second.folder), "--out", str(file))
+    assert step.words[-2:] == ("--prompt-data", f"{plan.settings.data_root}/x")
+    file.parent.mkdir()
+    file.write_bytes(second.run.results.read_bytes())
+    assert second.state == "done"
+    other = dataclasses.replace(second, evaluations=(Evaluation("noise", ("--noise-scale", "0.4")),))
+    assert other.state == "partial"
+
+
+def test_a_run_of_another_configuration_is_told_and_left(make_test_plan: MakePlan, finish: Finish) -> None:
+    cell = make_test_plan().cells["full"][0]
+    finish(cell, COUNTS)
+    value = json.loads(cell.run.config.read_text())
+    value["agent"]["lr"] = 0.5
+    value["threads"] = 64  # decides nothing
+    atomic_write_json(cell.run.config, value)
+    with pytest.raises(InputError) as caught:
+        _ = cell.state
+    assert caught.value.path == str(cell.run.config)
+    assert caught.value.found == "agent.lr: 0.5 → 0.0006"
+    value["agent"]["lr"], value["device"] = 0.0006, "cuda"  # trained elsewhere
+    atomic_write_json(cell.run.config, value)
+    assert cell.state == "done"
+
+
+def test_something_else_in_a_cells_place_is_told_and_left(make_test_plan: MakePlan) -> None:
+    cell = make_test_plan().cells["full"][0]
+    cell.folder.mkdir(parents=True)
+    assert cell.state == "missing"
+    (cell.folder / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"thesis\.txt"):
+        _ = cell.state
+    assert to_plain(cell.config)["preset"] == "smoke"
+
+
+def test_options_of_a_later_version_are_in_the_comparison(make_test_plan: MakePlan, finish: Finish) -> None:
+    """A configuration written before a field existed means its default."""
+    cell = make_test_plan().cells["full"][0]
+    finish(cell, COUNTS)
+    value = json.loads(cell.run.config.read_text())
+    del value["agent"]["gamma"]
+    atomic_write_json(cell.run.config, value)
+    assert cell.state == "done"
+
+
+def test_each_environment_takes_data_of_its_own(tmp_path: Path) -> None:
+    for name in ("hopper", "halfcheetah"):
+        (tmp_path / f"{name}.hdf5").write_bytes(b"")
+    settings = Settings("table2", out=tmp_path / "out", options=("--data.path", str(tmp_path / "{task}.hdf5")))
+    cells = {key: group[0] for key, group in make_plan(settings).cells.items()}
+    for key, name in (("hopper", "hopper"), ("diffusion-ql-hopper", "hopper"), ("halfcheetah", "halfcheetah")):
+        assert cells[key].config.data.path == str(tmp_path / f"{name}.hdf5")
+        assert str(tmp_path / f"{name}.hdf5") in cells[key].options
+
+
+def test_a_run_that_was_evaluated_half_way_goes_on(make_test_plan: MakePlan, finish: Finish) -> None:
+    cell = next(iter(make_test_plan().cells.values()))[0]
+    finish(cell, COUNTS)
+    assert cell.state == "done"
+    records = json.loads(cell.run.results.read_text())
+    for record in records["records"]:
+        record["iterations"] = cell.config.training.iterations - 1
+    cell.run.results.write_text(json.dumps(records))
+    step = cell.next_step(Share(1))
+    assert step is not None
+    assert step.what == "resume"

@@ -1,0 +1,225 @@
+"""Running cells: several at once, failures apart, a stop passed on. Short scripts stand in for the commands."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.experiments import schedule
+from llmdpd.experiments.cell import Share, Step
+from llmdpd.experiments.schedule import Scheduler, shares
+from llmdpd.files import process_lock
+from llmdpd.training.stopping import StopRequestedError, StopSignals
+
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Script(Step):
+    code: str = ""
+
+    @property
+    def argv(self) -> list[str]:
+        return [sys.executable, "-c", self.code]
+
+
+@dataclass(frozen=True)
+class FakeCell:
+    """A cell whose one step is a script, done once the folder holds `done`."""
+
+    folder: Path
+    code: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def next_step(self, share: Share) -> Step | None:
+        code = f"from pathlib import Path\nimport sys, time\nfolder = Path({str(self.folder)!r})\n{self.code}"
+        return None if (self.folder / "done").exists() else Script("work", ("a script",), code)
+
+
+MakeCell = Callable[[str, str], FakeCell]
+DONE = "(folder / 'done').touch()"
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> MakeCell:
+    def make(name: str, code: str) -> FakeCell:
+        (tmp_path / name).mkdir()
+        return FakeCell(tmp_path / name, code)
+
+    return make
+
+
+def scheduler(cells: list[FakeCell], parts: int, folder: Path, stop: StopSignals | None = None) -> Scheduler:
+    return Scheduler(cells, [Share(1)] * parts, folder / "logs", stop or StopSignals())  # type: ignore[arg-type]
+
+
+def test_a_failed_cell_does_not_stop_the_others(cell: MakeCell, tmp_path: Path) -> None:
+    bad = cell("bad", "print('what went wrong', file=sys.stderr)\nsys.exit(3)")
+    good = [cell(f"good{number}", DONE) for number in range(2)]
+    outcomes = {o.cell.name: o for o in scheduler([bad, *good], 1, tmp_path).execute()}
+    assert outcomes["bad"].failed_step == "work"
+    assert outcomes["bad"].log_tail.endswith("what went wrong")
+    for name in ("good0", "good1"):
+        assert outcomes[name].failed_step is None
+        assert (tmp_path / name / "done").exists()
+
+
+def test_a_step_that_changes_nothing_is_not_repeated_for_ever(cell: MakeCell, tmp_path: Path) -> None:
+    (outcome,) = scheduler([cell("idle", "")], 1, tmp_path).execute()
+    assert outcome.failed_step == "work"
+
+
+def test_a_cell_that_is_done_runs_nothing(cell: MakeCell, tmp_path: Path) -> None:
+    finished = cell("finished", "raise SystemExit('ran')")
+    (finished.folder / "done").touch()
+    (outcome,) = scheduler([finished], 1, tmp_path).execute()
+    assert outcome.reused
+    assert not (tmp_path / "logs").exists()
+
+
+def test_as_many_run_at_once_as_there_are_shares(cell: MakeCell, tmp_path: Path) -> None:
+    """Two wait for each other, so they can only end if both run; marks of presence show that never a third did."""
+    meet = """
+other = folder.parent / {other!r} / "here"
+(folder / "here").touch()
+deadline = time.monotonic() + 50
+while not other.exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+present = [f.name for f in folder.parent.iterdir() if (f / "here").exists() and not (f / "done").exists()]
+(folder / "present").write_text(" ".join(present))
+"""
+    pairs = [("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")]
+    cells = [cell(name, meet.format(other=other) + DONE) for name, other in pairs]
+    outcomes = scheduler(cells, 2, tmp_path).execute()
+    assert [o.failed_step for o in outcomes] == [None] * 4
+    assert all(len((tmp_path / name / "present").read_text().split()) <= 2 for name, _ in pairs)
+
+
+def test_a_stop_is_passed_on_and_waited_for(cell: MakeCell, tmp_path: Path) -> None:
+    save = """
+import signal
+def stop(number, frame):
+    time.sleep(0.3)
+    (folder / "saved").write_text(str(number))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+(folder / "begun").touch()
+time.sleep(60)
+"""
+    cells = [cell("one", save), cell("two", save), cell("three", save)]
+
+    class Stop(StopSignals):
+        def check(self) -> None:
+            if all((c.folder / "begun").exists() for c in cells[:2]):
+                raise StopRequestedError(2)
+
+    with pytest.raises(StopRequestedError):
+        scheduler(cells, 2, tmp_path, Stop()).execute()
+    assert [(c.folder / "saved").exists() for c in cells] == [True, True, False]
+
+
+def test_a_cell_that_another_process_works_in_is_waited_for(
+    cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, free = cell("busy", DONE), cell("free", DONE)
+    order: list[str] = []
+    run_step = schedule._run_step
+
+    def watched(step: Step, share: Share, log: Path) -> object:
+        order.append(log.stem)
+        return run_step(step, share, log)
+
+    monkeypatch.setattr(schedule, "_run_step", watched)
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with process_lock(busy.folder / ".lock", lambda holder: None):
+            held.set()
+            assert release.wait(PATIENCE)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(PATIENCE)
+
+    class Stop(StopSignals):
+        def check(self) -> None:
+            if (free.folder / "done").exists():
+                release.set()
+
+    outcomes = scheduler([busy, free], 1, tmp_path, Stop()).execute()
+    thread.join()
+    assert order == ["free", "busy"]
+    assert [o.failed_step for o in outcomes] == [None, None]
+
+
+def test_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "usable_cores", lambda: 8)
+    monkeypatch.setattr(schedule, "_gpus", lambda: 0)
+    assert shares(None, "auto", 3) == [Share(2)] * 3
+    assert shares(None, "auto", 100) == [Share(1)] * 8
+    assert shares(2, "cpu", 100) == [Share(4)] * 2
+    assert shares(None, "auto", 0) == [Share(8)]
+    monkeypatch.setattr(schedule, "_gpus", lambda: 2)
+    assert shares(None, "auto", 9) == [Share(4, 0), Share(4, 1)]
+    assert shares(4, "cuda", 9) == [Share(2, 0), Share(2, 1), Share(2, 0), Share(2, 1)]
+    assert shares(None, "cpu", 9) == [Share(1)] * 8
+    monkeypatch.setattr(schedule, "_gpus", lambda: 0)
+    for jobs, device, field in ((0, "auto", "--jobs"), (1, "tpu", "--device"), (1, "cuda", "--device")):
+        with pytest.raises(InputError) as caught:
+            shares(jobs, device, 1)
+        assert caught.value.field == field
+
+
+def test_each_gpu_is_given_by_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    for visible, expected in ((None, "1"), ("4,6", "6")):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with (tmp_path / "log").open("w") as log:
+            process = schedule.start_process([sys.executable, "-c", code], log, 1)
+            assert process.wait(PATIENCE) == 0
+        assert (tmp_path / "log").read_text().strip() == expected
+
+
+def test_what_is_started_ends_with_its_parent(tmp_path: Path) -> None:
+    """The parent is killed; the child gets SIGTERM, saves and ends."""
+    child = f"""
+import signal, sys, time
+from pathlib import Path
+folder = Path({str(tmp_path)!r})
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(0)))
+(folder / "begun").touch()
+time.sleep(60)
+"""
+    parent = f"""
+import sys
+from llmdpd.experiments.schedule import start_process
+start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r}, "w")).wait()
+"""
+    import subprocess
+
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    wait_for(tmp_path / "begun")
+    process.kill()
+    process.wait()
+    wait_for(tmp_path / "saved")
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.01)

@@ -1,0 +1,54 @@
+"""A small policy with random weights, an example for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.acting import ActingConfig
+from llmdpd.context import ContextConfig
+from llmdpd.critic import DoubleQ
+from llmdpd.policy import Policy
+from llmdpd.policy_folder import text_key
+from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+
+S, A, D = 7, 3, 10
+ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)
+CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=4, encoder=ENCODER)
+KNOWN = "Task: push the puck."
+SINGLE = ActingConfig(samples=1)
+
+MakePolicy = Callable[..., Policy]
+
+
+@pytest.fixture
+def make_policy(rng: np.random.Generator) -> MakePolicy:
+    """A policy of S, A, D that knows two texts; keywords are fields of its context."""
+
+    def make(critic: bool = True, acting: ActingConfig = SINGLE, **context: Any) -> Policy:
+        config = PolicyConfig(hidden_dim=24, time_dim=8, context=dataclasses.replace(CONTEXT, **context))
+        network = ConditionalPolicy(S, A, D, config)
+        network.context.features.fit(torch.randn(50, S) * 2 + 1)
+        q = DoubleQ(network.context.state_dim, A, network.context.prompt_dim, 16) if critic else None
+        texts = {text_key(text): torch.randn(D) for text in (KNOWN, "Task: reach.")}
+        return Policy(network, q, acting, texts=texts, facts={"trained_on": ["push"], "seed": 3})
+
+    return make
+
+
+@pytest.fixture
+def example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Observations [20, S] and actions [20, A]."""
+    return rng.normal(size=(20, S)), rng.uniform(-1, 1, (20, A))
+
+
+@pytest.fixture
+def policy(make_policy: MakePolicy, example: Any) -> Policy:
+    """A policy that was told what to do."""
+    return make_policy().prompt(text=KNOWN, trajectory=example)

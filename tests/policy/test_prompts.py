@@ -1,0 +1,122 @@
+"""`Policy.prompt`: what it takes, refuses, and does to the actions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmdpd.data import Trajectory
+from llmdpd.errors import InputError
+from llmdpd.policy import Policy
+from llmdpd.prompts import TextPrompt
+from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+
+S, A = 7, 3
+KNOWN = "Task: push the puck."
+ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)
+MakePolicy = Callable[..., Policy]
+
+
+def test_no_prompt_yet(make_policy: MakePolicy) -> None:
+    with pytest.raises(InputError, match="no prompt yet"):
+        make_policy().act(np.ones(S))
+
+
+@pytest.mark.parametrize("which", ["text", "trajectory"])
+def test_a_prompt_that_is_needed(make_policy: MakePolicy, example: Any, which: str) -> None:
+    given = {"text": KNOWN, "trajectory": example}
+    del given[which]
+    with pytest.raises(InputError, match=f"{which} prompt") as error:
+        make_policy().prompt(**given)
+    assert error.value.field == which
+    off = make_policy(**{which: False})
+    assert off.prompt(**given).act(np.ones(S)).shape == (A,)
+    dropout = make_policy(text_dropout=0.2, trajectory_dropout=0.2)
+    assert dropout.prompt(**given).act(np.ones(S)).shape == (A,)
+
+
+@pytest.mark.parametrize("which", ["text", "trajectory"])
+def test_a_prompt_that_it_was_not_trained_with(make_policy: MakePolicy, example: Any, which: str) -> None:
+    with pytest.raises(InputError, match=f"without {which} prompts") as error:
+        make_policy(**{which: False}).prompt(KNOWN, example)
+    assert error.value.field == which
+
+
+def test_each_prompt_changes_the_action(make_policy: MakePolicy, example: Any, rng: np.random.Generator) -> None:
+    policy, state = make_policy(), rng.normal(size=S)
+    other = (example[0] + 1.0, example[1])
+
+    def action(text: str, trajectory: Any) -> np.ndarray:
+        policy.seed(5)
+        return policy.prompt(text, trajectory).act(state)
+
+    base = action(KNOWN, example)
+    np.testing.assert_array_equal(action(KNOWN, example), base)
+    assert not np.array_equal(action("Task: reach.", example), base)
+    assert not np.array_equal(action(KNOWN, other), base)
+
+
+def test_text_prompt_objects_and_trajectory_objects(make_policy: MakePolicy, example: Any) -> None:
+    policy = make_policy()
+    observations, actions = (part.astype(np.float32) for part in example)
+    trajectory = Trajectory(observations, actions, np.zeros(20, np.float32), "push")
+    state = np.ones(S)
+    first = policy.prompt(KNOWN, example).act(state)
+    policy.seed(0)
+    second = policy.prompt(TextPrompt(task="push the puck."), trajectory).act(state)
+    assert TextPrompt(task="push the puck.").render() == KNOWN
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(("s", "a"), [(S + 1, A), (S, A - 1)])
+def test_a_trajectory_of_another_width(make_policy: MakePolicy, s: int, a: int) -> None:
+    with pytest.raises(InputError, match="another width") as error:
+        make_policy().prompt(KNOWN, (np.ones((5, s)), np.ones((5, a))))
+    assert error.value.field == "trajectory"
+    assert str(s) in str(error.value.found)
+    assert str(a) in str(error.value.found)
+
+
+@pytest.mark.parametrize("bad", [(1.0, 2.0), ([[1.0], [1.0, 2.0]], [[1.0]]), ("a", "b")])
+def test_a_trajectory_that_is_no_numbers(make_policy: MakePolicy, bad: Any) -> None:
+    with pytest.raises(InputError) as error:
+        make_policy().prompt(KNOWN, bad)
+    assert error.value.field == "trajectory"
+
+
+def test_a_trajectory_that_is_too_long_or_empty_or_nan(make_policy: MakePolicy, example: Any) -> None:
+    every = make_policy(encoder=dataclasses.replace(ENCODER, sampling="all"))
+    with pytest.raises(InputError, match="limit") as error:
+        every.prompt(KNOWN, example)
+    assert "20" in str(error.value.found)
+    assert "8" in str(error.value.expected)
+    every.prompt(KNOWN, (example[0][:8], example[1][:8]))
+    with pytest.raises(InputError, match="empty"):
+        make_policy().prompt(KNOWN, (example[0][:0], example[1][:0]))
+    with pytest.raises(InputError, match="NaN"):
+        make_policy().prompt(KNOWN, (example[0] * np.nan, example[1]))
+    with pytest.raises(InputError, match="do not fit"):
+        make_policy().prompt(KNOWN, (example[0], example[1][1:]))
+
+
+def test_a_prompt_that_is_refused_leaves_the_old_one(policy: Policy, example: Any) -> None:
+    policy.seed(1)
+    before = policy.act(np.ones(S))
+    with pytest.raises(InputError):
+        policy.prompt(KNOWN, (example[0][:, 1:], example[1]))
+    policy.seed(1)
+    np.testing.assert_array_equal(policy.act(np.ones(S)), before)
+
+
+def test_some_prompts_and_not_others(make_policy: MakePolicy, example: Any) -> None:
+    """Never left out in silence, also where the policy could do without."""
+    policy = make_policy(text_dropout=0.5, trajectory_dropout=0.5)
+    with pytest.raises(InputError, match="all or for none") as error:
+        policy.encode_prompts([KNOWN, None], [example, example])
+    assert error.value.field == "text"
+    with pytest.raises(InputError, match="all or for none"):
+        policy.encode_prompts([KNOWN, KNOWN], [None, example])
