@@ -103,12 +103,18 @@ class EvaluationConfig:
 
     episodes: int = 50
     """Episodes a task, for the last and for the best checkpoint each."""
+    seen_episodes: int | None = None
+    """Episodes a task that was trained on, where they are to be fewer (or more); by default as many."""
     max_steps: int = 500
     """Steps an episode at most; success at any of them counts. Meta-World ends at 500, locomotion at 1000."""
     films: bool = True
     """Film one episode a task where an off-screen renderer exists."""
     film_tasks: int = 8
     """Tasks that are filmed at most: the unseen ones first."""
+
+    def episodes_of(self, split: str) -> int:
+        """Episodes of a task that is "seen" or "unseen"."""
+        return self.seen_episodes if split == "seen" and self.seen_episodes is not None else self.episodes
 
 
 @dataclass(frozen=True)

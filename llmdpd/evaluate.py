@@ -40,6 +40,8 @@ class EvaluateConfig:
     """The run's folder; a control does without one."""
     episodes: int = 500
     """Episodes a task."""
+    seen_episodes: int | None = None
+    """Episodes a task that was trained on; by default as many."""
     control: Literal["replay", "tracker"] | None = None
     """Instead of the policies, evaluate what learns nothing: the example's actions replayed, or a hand-written tracker
     of the example's hand. On the run's tasks and prompts, or without a run on --tasks."""
@@ -85,6 +87,7 @@ class EvaluateConfig:
 
 _LIMITS = {
     "episodes": LIMITS["evaluation.episodes"],
+    "seen_episodes": LIMITS["evaluation.seen_episodes"],
     "max_steps": LIMITS["evaluation.max_steps"],
     "samples": LIMITS["acting.samples"],
     "noise_scale": LIMITS["acting.noise_scale"],
@@ -115,7 +118,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     check_max_steps(spec, steps, "max_steps")
     if config.control is not None and not spec.has_success:
         raise InputError("controls are for Meta-World", field="--control", found=spec.task, expected="its tasks")
-    evaluation = EvaluationConfig(episodes=config.episodes, max_steps=steps)
+    evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps)
     out = config.out or _default_out(config, run, trained)
     own = run is not None and out == run.results
     with StopSignals() as stop:
@@ -243,8 +246,10 @@ def _is_standard(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -
         return False
     if config.control or config.prompts != "own" or config.prompt_behaviours or config.examples not in (None, 1):
         return False
-    known = [record.episodes for record in read_results(run.results)] if run.results.is_file() else []
-    return config.max_steps in (None, trained.evaluation.max_steps) and config.episodes >= max(known, default=0)
+    known = read_results(run.results) if run.results.is_file() else []
+    asked = EvaluationConfig(config.episodes, config.seen_episodes)
+    enough = all(asked.episodes_of(record.split) >= record.episodes for record in known)
+    return enough and config.max_steps in (None, trained.evaluation.max_steps)
 
 
 def _choice(config: EvaluateConfig, trained: TrainConfig) -> PromptChoice:

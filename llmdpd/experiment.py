@@ -47,6 +47,8 @@ class ExperimentConfig:
     """Runs of each method, with the seeds 0, 1 …"""
     episodes: int | None = None
     """Evaluated episodes a task; by default the budget's, else the experiment's (500, of locomotion 100)."""
+    seen_episodes: int | None = None
+    """The same of a task that is trained on, of which ml45 has 45; by default as many."""
     budget: str = "full"
     """How much each run may take at most, by one of the names above."""
     out: Path | None = None

@@ -101,6 +101,7 @@ LIMITS: dict[str, Interval] = {
     "acting.steps": _COUNT,
     "acting.replan": _COUNT,
     "evaluation.episodes": _COUNT,
+    "evaluation.seen_episodes": _COUNT,
     "evaluation.film_tasks": _COUNT,
     "evaluation.max_steps": _COUNT,  # and the environment's own limit: see llmdpd.runs.checks
 }

@@ -73,6 +73,18 @@ def test_all_tasks_of_the_run_by_default(run_copy: Path, cache_home: Path, torch
         assert record["prompts"] == {"text": "built in", "trajectory": str(run_copy / "prompt_data")}
 
 
+def test_tasks_that_were_trained_on_may_have_a_number_of_episodes_of_their_own(
+    run_copy: Path, evaluate: Callable[..., int]
+) -> None:
+    assert evaluate(run_copy, "--episodes", 2, "--seen-episodes", 3) == 0
+    counts = {record.split: record.episodes for record in read_results(run_copy / "results.json")}
+    assert counts == {"seen": 3, "unseen": 2}
+    assert evaluate(run_copy, "--episodes", 3) == 0
+    before = (run_copy / "results.json").read_bytes()
+    assert evaluate(run_copy, "--episodes", 4, "--seen-episodes", 2) == 0, "fewer of one split than there are"
+    assert (run_copy / "results.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "option",
     [("--noise-scale", 0.5), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16), ("--episodes", 1)],

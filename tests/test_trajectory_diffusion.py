@@ -131,7 +131,9 @@ def test_an_action_is_its_own_rows_alone(plan_run: Path, rng: np.random.Generato
     index, steps = rng.integers(0, 3, 13), rng.integers(0, 50, 13)
     together = policy.act_many(states, prompts, index, steps, seeds)
     some = rng.permutation(13)[: int(rng.integers(1, 13))]
-    assert np.array_equal(policy.act_many(states[some], prompts, index[some], steps[some], seeds[some]), together[some])
+    apart = policy.act_many(states[some], prompts, index[some], steps[some], seeds[some])
+    # Not bit for bit: how torch rounds a product depends on its number of rows.
+    np.testing.assert_allclose(apart, together[some], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("field", "value"), [("samples", 2), ("precision", "bf16")])

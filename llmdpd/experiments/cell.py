@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmdpd.config import TrainConfig
+from llmdpd.config import EvaluationConfig, TrainConfig
 from llmdpd.config_io import differences
 from llmdpd.errors import InputError
 from llmdpd.results import TaskResult, read_results
@@ -32,6 +32,7 @@ DECIDED = {
     "data.workers": "--jobs before the -- shares out the machine",
     "data.root": "--data-root before the --",
     "evaluation.episodes": "--episodes before the --",
+    "evaluation.seen_episodes": "--seen-episodes before the --",
     "evaluation.films": "film a run that is done: llmdpd.evaluate RUN --films",
     "evaluation.film_tasks": "film a run that is done: llmdpd.evaluate RUN --films",
 }
@@ -79,6 +80,7 @@ class Cell:
     config       what comes of them: what the run's config.json must say
     folder       of the run
     episodes     evaluated episodes a task, at least
+    seen_episodes  the same of a task that is trained on; None: as many
     data_root    folder of collected data, shared by all cells
     evaluations  evaluations beside the run's own
     """
@@ -91,6 +93,7 @@ class Cell:
     episodes: int
     data_root: Path
     evaluations: tuple[Evaluation, ...] = field(default=())
+    seen_episodes: int | None = None
 
     @property
     def name(self) -> str:
@@ -149,17 +152,17 @@ class Cell:
         # Someone may have evaluated it half way.
         trained = max((r.iterations for r in self.records() if r.checkpoint == "last"), default=0)
         half = run.results.is_file() and trained < self.config.training.iterations
-        if half or evaluated_episodes(run.results) < self.episodes:
+        if half or not self.evaluated(run.results):
             if run.results.is_file() and not half:
-                evaluate = (str(self.folder), "--episodes", str(self.episodes), *_evaluation_share(share))
+                evaluate = (str(self.folder), *self._episodes(), *_evaluation_share(share))
                 return Step("evaluate", ("llmdpd.evaluate", *evaluate))
             return Step("resume", ("llmdpd.train", "--resume", str(self.folder), *self._free(share)))
         if not (self.folder / "report.html").is_file():
             return Step("report", ("llmdpd.report", str(self.folder)))
         for evaluation in self.evaluations:
             file = evaluation.file(self.folder)
-            if evaluated_episodes(file) < self.episodes:
-                words = [str(self.folder), "--out", str(file), "--episodes", str(self.episodes)]
+            if not self.evaluated(file):
+                words = [str(self.folder), "--out", str(file), *self._episodes()]
                 options = self._filled_in(evaluation.options)
                 return Step(evaluation.name, ("llmdpd.evaluate", *words, *_evaluation_share(share), *options))
         return None
@@ -173,9 +176,21 @@ class Cell:
 
     def _free(self, share: Share) -> tuple[str, ...]:
         """Options that do not decide what is learned: a resumed run may have others than it began with."""
-        episodes = ("--evaluation.episodes", str(self.episodes), "--evaluation.no-films")
+        episodes = (*self._episodes("evaluation."), "--evaluation.no-films")
         threads = ("--threads", str(share.threads), "--data.workers", str(share.threads))
         return (*episodes, "--data.root", str(self.data_root), *threads)
+
+    def _episodes(self, group: str = "") -> tuple[str, ...]:
+        seen = () if self.seen_episodes is None else (f"--{group}seen-episodes", str(self.seen_episodes))
+        return (f"--{group}episodes", str(self.episodes), *seen)
+
+    def evaluated(self, path: Path) -> bool:
+        """Whether a file of results is there and holds as many episodes of each task as asked for."""
+        if not path.is_file():
+            return False
+        asked = EvaluationConfig(self.episodes, self.seen_episodes)
+        records = read_results(path)
+        return bool(records) and all(record.episodes >= asked.episodes_of(record.split) for record in records)
 
     @property
     def iterations_done(self) -> int:
@@ -187,11 +202,6 @@ class Cell:
         """The run's own results, or those of a further evaluation; empty where there are none yet."""
         file = self.run.results if evaluation is None else evaluation.file(self.folder)
         return read_results(file) if file.is_file() else []
-
-
-def evaluated_episodes(path: Path) -> int:
-    """The least number of episodes that any task of a results file was evaluated on; 0 where there is no file."""
-    return min((record.episodes for record in read_results(path)), default=0) if path.is_file() else 0
 
 
 def _evaluation_share(share: Share) -> tuple[str, ...]:

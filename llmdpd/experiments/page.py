@@ -63,6 +63,7 @@ def _values(plan: Plan, rows: Sequence[Row], outcomes: Sequence[Outcome], comman
         "protocol": plan.protocol,
         "budget": plan.settings.budget,
         "episodes": plan.episodes,
+        "seen_episodes": plan.settings.seen_episodes or plan.episodes,
         "seeds": plan.settings.seeds,
         "done": sum(view["state"] == "done" for view in cells),
         "cells": cells,
@@ -180,7 +181,10 @@ def _to_json(plan: Plan, rows: Sequence[Row], values: dict[str, Any]) -> dict[st
     return {
         "schema": SCHEMA,
         "experiment": plan.settings.experiment,
-        **{name: values[name] for name in ("title", "protocol", "budget", "episodes", "seeds", "command")},
+        **{
+            name: values[name]
+            for name in ("title", "protocol", "budget", "episodes", "seen_episodes", "seeds", "command")
+        },
         "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED},
         "skipped": plan.skipped,
         "rows": [

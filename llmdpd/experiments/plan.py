@@ -27,6 +27,7 @@ class Settings:
     protocol: str | None = None
     seeds: int = 3
     episodes: int | None = None
+    seen_episodes: int | None = None
     budget: str = "full"
     out: Path | None = None
     data_root: Path = Path("data")
@@ -67,7 +68,11 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     grid = grids[_known(settings.experiment, grids, "experiment")]
     protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
     budget = BUDGETS[_known(settings.budget, BUDGETS, "--budget")]
-    for name, number in (("--seeds", settings.seeds), ("--episodes", settings.episodes)):
+    for name, number in (
+        ("--seeds", settings.seeds),
+        ("--episodes", settings.episodes),
+        ("--seen-episodes", settings.seen_episodes),
+    ):
         if number is not None and number < 1:
             raise InputError("the number is out of range", field=name, found=number, expected="at least 1")
     episodes = settings.episodes or budget.episodes or grid.episodes
@@ -165,6 +170,7 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
             episodes=plan.episodes,
             data_root=settings.data_root,
             evaluations=tuple(first if seed == 0 else later),
+            seen_episodes=settings.seen_episodes,
         )
         for seed in range(settings.seeds)
     )

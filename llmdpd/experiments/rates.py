@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd.config import TrainConfig
+from llmdpd.config import EvaluationConfig, TrainConfig
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
 from llmdpd.envs.specs import common_spec
 from llmdpd.errors import InputError
-from llmdpd.experiments.cell import Cell, Share, Step, evaluated_episodes
+from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.files import read_json
 from llmdpd.policy import Policy
 from llmdpd.prompts import task_prompt
@@ -67,15 +67,16 @@ def _rate_of(cell: Cell) -> Rate | None:
 def seconds_left(cell: Cell, rate: Rate) -> float:
     """What the cell still takes at this rate; collecting data comes on top."""
     config = cell.config
-    tasks = len(config.tasks.seen) + len(config.tasks.unseen)
-    own = evaluated_episodes(cell.run.results)
-    iterations = 0 if own else config.training.iterations - cell.iterations_done
+    asked = EvaluationConfig(cell.episodes, cell.seen_episodes)
+    seen = len(config.tasks.seen) * asked.episodes_of("seen")
+    unseen = len(config.tasks.unseen) * asked.episodes_of("unseen")
+    iterations = 0 if cell.records() else config.training.iterations - cell.iterations_done
     checkpoints = 2 if config.training.select_every else 1
-    rounds = tasks * (0 if own >= cell.episodes else checkpoints)
+    episodes = 0 if cell.evaluated(cell.run.results) else checkpoints * (seen + unseen)
     # Further evaluations are of the last checkpoint, on the tasks that are held out where there are any.
-    further = sum(evaluated_episodes(e.file(cell.folder)) < cell.episodes for e in cell.evaluations)
-    rounds += further * (len(config.tasks.unseen) or tasks)
-    return iterations * rate.iteration + rounds * cell.episodes * rate.episode
+    further = sum(not cell.evaluated(evaluation.file(cell.folder)) for evaluation in cell.evaluations)
+    episodes += further * (unseen or seen)
+    return iterations * rate.iteration + episodes * rate.episode
 
 
 def calibrate(cell: Cell, share: Share) -> Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -60,22 +61,23 @@ def prompt_rows(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeReq
 def evaluate_tasks(
     policy: Policy | MakeAct,
     prompts: Mapping[str, TaskPrompt],
-    episodes: int,
+    episodes: int | Mapping[str, int],
     pool: EnvPool,
     *,
     first_seed: int = EVALUATION_SEED_START,
     max_steps: int = 500,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[EpisodeResult]]:
-    """Roll out `episodes` of every task under its prompts, all tasks mixed into the policy's batches.
+    """Roll out `episodes` (by task, or of each) under their prompts, all tasks mixed into the policy's batches.
 
     Episode i of a task starts from environment seed `first_seed + i`, and is under example i mod N where the task has
     N; the policy's noise hangs on the task, that seed and the time step, so the episodes are the same whatever else
     runs beside them. With chunks, it is the time step at which a chunk is drawn, from 0 on.
     """
-    requests = [EpisodeRequest(task, first_seed + i, max_steps) for task in prompts for i in range(episodes)]
-    results = pool.run(requests, _make_act(policy)(prompts, requests), progress)
-    return {task: results[n * episodes : (n + 1) * episodes] for n, task in enumerate(prompts)}
+    count = dict.fromkeys(prompts, episodes) if isinstance(episodes, int) else episodes
+    requests = [EpisodeRequest(task, first_seed + i, max_steps) for task in prompts for i in range(count[task])]
+    results = iter(pool.run(requests, _make_act(policy)(prompts, requests), progress))
+    return {task: list(itertools.islice(results, count[task])) for task in prompts}
 
 
 def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:

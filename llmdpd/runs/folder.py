@@ -24,7 +24,8 @@ _PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld
 # is kept may change because what lies there is held against the checkpoint's hash.
 _FREE_ON_RESUME = (
     "threads",
-    *("evaluation.episodes", "evaluation.films", "evaluation.film_tasks", "data.root", "data.workers"),
+    *("evaluation.episodes", "evaluation.seen_episodes", "evaluation.films", "evaluation.film_tasks"),
+    *("data.root", "data.workers"),
     *("training.checkpoint_every", "training.cuda_graph"),
 )
 

@@ -83,7 +83,16 @@ def evaluate_policies(
         if acting:
             policy = policy.with_acting(**acting)
         goal_visible = policy.facts["goal_visible"]
-        results, seconds = _roll_out(f"evaluating {name}", policy, goal_visible, config, prompts, workers, check)
+        results, seconds = _roll_out(
+            f"evaluating {name}",
+            policy,
+            goal_visible,
+            _counts(config, prompts, policy.facts["trained_on"]),
+            config.max_steps,
+            prompts,
+            workers,
+            check,
+        )
         protocol = protocol_of(policy.facts["protocol"], policy.facts["trained_on"], prompts)
         records += [
             _record(name, policy, protocol, config.max_steps, prompts[task], episodes, seconds)
@@ -110,7 +119,14 @@ def evaluate_control(
     """
     make_act = CONTROLS[control]
     results, seconds = _roll_out(
-        f"evaluating the {control}", make_act, tasks.goal_visible, config, prompts, workers, check
+        f"evaluating the {control}",
+        make_act,
+        tasks.goal_visible,
+        _counts(config, prompts, tasks.seen),
+        config.max_steps,
+        prompts,
+        workers,
+        check,
     )
     return [
         TaskResult(
@@ -191,17 +207,24 @@ def film(
     console.print(f"no films: {obstacle}" if obstacle else f"films: {folder} ({watch.seconds:.0f} s)")
 
 
+def _counts(config: EvaluationConfig, tasks: Iterable[str], trained_on: Iterable[str]) -> dict[str, int]:
+    """Task → episodes."""
+    seen = set(trained_on)
+    return {task: config.episodes_of("seen" if task in seen else "unseen") for task in tasks}
+
+
 def _roll_out(
     title: str,
     policy: Policy | MakeAct,
     goal_visible: bool,
-    config: EvaluationConfig,
+    episodes: Mapping[str, int],
+    max_steps: int,
     prompts: Mapping[str, TaskPrompt],
     workers: int | None,
     check: Callable[[], None],
 ) -> tuple[dict[str, list[EpisodeResult]], float]:
     """The episodes of each task, and the seconds that a step took: tasks run mixed, so time is shared out by steps."""
-    total = config.episodes * len(prompts)
+    total = sum(episodes.values())
     watch = Stopwatch()
     with (
         EnvPool(workers, goal_visible) as pool,
@@ -213,10 +236,10 @@ def _roll_out(
             bar.update(done, total)
             check()
 
-        results = evaluate_tasks(policy, prompts, config.episodes, pool, max_steps=config.max_steps, progress=progress)
+        results = evaluate_tasks(policy, prompts, episodes, pool, max_steps=max_steps, progress=progress)
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
-    steps = sum(result.length for episodes in results.values() for result in episodes)
+    steps = sum(result.length for rolled in results.values() for result in rolled)
     return results, watch.seconds / steps
 
 

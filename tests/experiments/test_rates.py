@@ -37,6 +37,8 @@ def test_seconds_left(make_test_plan: MakePlan, finish: Callable[..., None]) -> 
     finish(cell, COUNTS)
     assert seconds_left(cell, rate) == 0
     assert seconds_left(dataclasses.replace(cell, episodes=80), rate) == pytest.approx(2 * 3 * 80 * 0.25)
+    apart = dataclasses.replace(cell, episodes=80, seen_episodes=50)
+    assert seconds_left(apart, rate) == pytest.approx(2 * (2 * 50 + 80) * 0.25)
     further = dataclasses.replace(cell, evaluations=(Evaluation("x", ("--samples", "3")),))
     assert seconds_left(further, rate) == pytest.approx(2 * 0.25)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor
 from llmdpd import kernels
 from llmdpd.diffusion import NoiseMLP, SamplerPlan, sampler_plan
 from llmdpd.diffusion.philox import philox_normal
-from llmdpd.diffusion.reference import reverse_diffusion_reference
+from llmdpd.diffusion.reference import reverse_diffusion_reference, walk_chain
 
 TOLERANCES = {False: (2e-5, 1e-4), True: (2e-2, 5e-2)}
 """bf16 → relative L2 of the actions, and of each gradient."""
@@ -40,6 +40,16 @@ def random_plan(rng: np.random.Generator, steps: int = 3, clip: float | None = 0
     table["S"] = np.abs(table["S"])
     start = float(rng.uniform(0.5, 1.5))
     return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, start=start, **table)
+
+
+class Gradient(NamedTuple):
+    """A sum over rows, and the root of the sum of their squared norms.
+
+    Each row is rounded by itself, so that the error of the sum is in proportion to that size, even where rows cancel.
+    """
+
+    value: Tensor
+    size: float
 
 
 @dataclasses.dataclass
@@ -106,20 +116,63 @@ class Case:
         shape = (self.state.shape[0], self.samples, self.plan.steps + 1, self.net.action_dim)
         return philox_normal(seed, *shape)
 
-    def reference(self, noise: Tensor, grad_actions: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actions, and the gradients where there is one to pull back, in float64 on the CPU."""
+    def exact_net(self) -> NoiseMLP:
+        """The network in float64 on the CPU."""
         net = NoiseMLP(
             self.net.state_dim, self.net.action_dim, self.net.prompt_dim, self.net.hidden_dim, self.net.time_dim
         )
         net.load_state_dict({name: value.cpu() for name, value in self.net.state_dict().items()})
-        net = net.double()
+        return net.double()
+
+    def distance_from_the_edge(self, noise: Tensor) -> Tensor:
+        """How far from ± the clip the nearest of a row's estimates and actions lies, float64 [B, N]."""
+        net, plan = self.exact_net(), self.plan
+        clip = float("inf") if plan.clip is None else plan.clip
+        nearest = torch.full(noise.shape[1:3], float("inf"), dtype=torch.float64)
+
+        def look(x: Tensor) -> None:
+            # A plan whose last row has A = 0 and B = 1 ends on the edge where its last estimate was clipped.
+            distance = (x.abs() - clip).abs()
+            nearest.copy_(torch.minimum(nearest, distance.where(distance > 1e-6, float("inf")).amin(-1)))
+
+        with torch.no_grad():
+            context = net.context(self.state.cpu().double(), self.prompt.cpu().double())[:, None, :]
+            rows = net.time_rows(torch.tensor(plan.timesteps))
+
+            def epsilon(x: Tensor, k: int) -> Tensor:
+                predicted = net.denoise(x, context, rows[k])
+                look(plan.p[k] * x + plan.e[k] * predicted)
+                return predicted
+
+            # What is held last is the end of the chain before it is clipped.
+            held: list[Tensor] = []
+
+            def hold(x: Tensor) -> Tensor:
+                held.append(x)
+                return x
+
+            walk_chain(plan, noise.cpu().double(), epsilon, hold)
+            look(held[-1])
+        return nearest
+
+    def reference(self, noise: Tensor, grad_actions: Tensor | None = None) -> tuple[Tensor, dict[str, Gradient]]:
+        """Actions, and the gradients where there is one to pull back, in float64 on the CPU."""
+        net = self.exact_net()
         state, prompt = (x.detach().cpu().double().requires_grad_() for x in (self.state, self.prompt))
         actions = reverse_diffusion_reference(net, state, prompt, self.plan, noise.cpu().double())
         if grad_actions is None:
             return actions.detach(), {}
         targets = {**dict(net.named_parameters()), "state": state, "prompt": prompt}
-        made = torch.autograd.grad(actions, list(targets.values()), grad_actions.cpu().double())
-        return actions.detach(), dict(zip(targets, made, strict=True))
+        back = grad_actions.cpu().double()
+        made = torch.autograd.grad(actions, list(targets.values()), back, retain_graph=True)
+        squares = [0.0] * len(targets)
+        for row, own in enumerate(back):
+            alone = torch.zeros_like(back)
+            alone[row] = own
+            parts = torch.autograd.grad(actions, list(targets.values()), alone, retain_graph=True)
+            squares = [square + float(part.norm()) ** 2 for square, part in zip(squares, parts, strict=True)]
+        gradients = (Gradient(value, square**0.5) for value, square in zip(made, squares, strict=True))
+        return actions.detach(), dict(zip(targets, gradients, strict=True))
 
 
 @pytest.fixture
@@ -141,12 +194,12 @@ def make_case(rng: np.random.Generator, device: torch.device) -> Callable[..., C
 
 @pytest.fixture
 def close() -> Callable[..., None]:
-    """Asserts a tensor's relative L2 distance to what it should be."""
+    """Asserts a tensor's L2 distance to what it should be, relative to that or to a size that is greater."""
 
-    def check(found: Any, expected: Tensor, tolerance: float, name: str = "") -> None:
+    def check(found: Any, expected: Tensor, tolerance: float, name: str = "", size: float = 0.0) -> None:
         found = found.detach().cpu().double()
         assert found.shape == expected.shape
-        error = float((found - expected).norm() / expected.norm())
+        error = float((found - expected).norm()) / max(float(expected.norm()), size)
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
     return check
