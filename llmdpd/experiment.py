@@ -58,6 +58,8 @@ class ExperimentConfig:
     """Folder of collected data, shared by all runs."""
     only: tuple[str, ...] = ()
     """Methods to run, by the names that their runs' folders begin with; by default all."""
+    variants: bool = True
+    """Evaluate under other prompts, and controls, too, where the experiment has such; --no-variants: the runs alone."""
     jobs: int | None = None
     """Runs at once; by default one a GPU where there are any, else one a core."""
     device: str = "auto"

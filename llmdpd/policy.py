@@ -315,13 +315,13 @@ class Policy:
         steps: NDArray[np.int64],
         seeds: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Draw a chunk for each of many episodes at once, of several tasks: it depends on its own row alone.
+        """Draw a chunk for each of many episodes at once, of several tasks: but for rounding it depends on its own row.
 
         observations [B, S]; index [B] into the P prompts (None: P = 1); steps [B] within the episodes; seeds [B]
         → actions [B, H, A], H being 1 where every action is drawn by itself. `llmdpd.chunks.ChunkPlayer` plays them.
         """
         place, count = self.device, len(observations)
-        # A matrix product rounds a row by how many there are, up to a multiple: so that an action depends on its own.
+        # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
         spare = -count % _ROWS
         if spare:
             observations, steps = (np.concatenate([part, part[-1:].repeat(spare, 0)]) for part in (observations, steps))

@@ -32,6 +32,7 @@ class Settings:
     out: Path | None = None
     data_root: Path = Path("data")
     only: tuple[str, ...] = ()
+    variants: bool = True
     options: tuple[str, ...] = ()
 
 
@@ -158,8 +159,9 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     # An option of the user's own counts for more than the budget.
     words = (*words, *_budget_options(config, budget), *own)
     config = configuration(("--preset", method.preset, *words))
-    first = [variant.evaluation for variant in method.variants]
-    later = [variant.evaluation for variant in method.variants if not variant.once]
+    variants = method.variants if settings.variants else ()
+    first = [variant.evaluation for variant in variants]
+    later = [variant.evaluation for variant in variants if not variant.once]
     return tuple(
         Cell(
             method=method.key,

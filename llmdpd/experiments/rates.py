@@ -24,6 +24,7 @@ from llmdpd.training.metrics import read_metrics
 
 _LOG_EVERY, _MARKS = 10, 3
 _STEPS = 100  # of an environment, timed
+_ROWS = 16  # of a batch of actions: of 32 episodes that an evaluation runs at once, half act at a time
 _EXAMPLE_STEPS = 200
 MEASURED_NOW = (
     f"measured now: {_LOG_EVERY * (_MARKS - 1)} iterations on random data and {_STEPS} steps of an environment, every "
@@ -147,19 +148,24 @@ def _random_data(tasks: tuple[str, ...]) -> TrajectoryDataset:
 
 
 def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig) -> float:
-    """Seconds of an action and a step of an environment, one after the other."""
+    """Seconds of an action, one of a batch as an evaluation's, and of an environment's step."""
     from llmdpd.envs.worker import make_environment
 
     context = config.policy.context
     text = task_prompt(data.tasks[0]).render() if context.text else None
-    policy.prompt(text=text, trajectory=data.episode(0) if context.trajectory else None)
+    prompts = policy.encode_prompts([text], [data.episode(0) if context.trajectory else None])
     env = make_environment(data.tasks[0], config.tasks.goal_visible, render=False)
-    observation = env.reset(0)
+    observation, acting = env.reset(0), 0.0
     start = time.perf_counter()
-    for _ in range(_STEPS):
-        observation, _, _, over = env.step(policy.act(observation))
+    for step in range(_STEPS):
+        begin = time.perf_counter()
+        states = np.tile(np.asarray(observation, np.float32), (_ROWS, 1))
+        actions = policy.act_many(states, prompts, None, np.full(_ROWS, step), np.arange(_ROWS))
+        acting += time.perf_counter() - begin
+        observation, _, _, over = env.step(actions[0])
         observation = env.reset(0) if over else observation  # a fall
-    return (time.perf_counter() - start) / _STEPS
+    stepping = time.perf_counter() - start - acting
+    return (acting / _ROWS + stepping) / _STEPS
 
 
 def rate_for(cell: Cell, rates: dict[str, Rate]) -> Rate | None:

@@ -128,9 +128,9 @@ def test_a_plan_hangs_on_its_own_key(rng: np.random.Generator, name: Any, steps:
         alone = reverse_plan(net, present[2:3], state[2:3], prompt[2], plan, seeds[2:3])
         other = reverse_plan(net, present, state, prompt, plan, seeds + 1)
         nobody = reverse_plan(net, present[:0], state[:0], prompt[0], plan, seeds[:0])
-    # To the bit: an episode amplifies the last one.
-    assert torch.equal(shuffled, together[order])
-    assert torch.equal(alone, together[2:3])
+    # But for rounding: some machines' products round a row by its place among the others.
+    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-4)
     assert nobody.shape == (0, 6, S + A)
     assert not torch.allclose(other, together, atol=1e-3)
 
