@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from llmdpd.acting import ActingConfig
+from llmdpd.agents.cloning import CloningConfig
+from llmdpd.agents.cql import CQLConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
+from llmdpd.agents.state_augmentation import RADConfig, S4RLConfig
+from llmdpd.agents.td3_bc import TD3BCConfig
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusionConfig
 from llmdpd.context import ContextConfig
 from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.envs.names import ML45_TEST, ML45_TRAIN
-from llmdpd.networks import Method
+from llmdpd.networks import POLICY_DIFFUSION, Method
 from llmdpd.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 from llmdpd.training.augmentation import AugmentationConfig
@@ -124,7 +128,8 @@ class TrainConfig:
     preset: Annotated[str, tyro.conf.Suppress] = "metaworld"
     """Name of the preset that this configuration started from."""
     method: Annotated[Method, tyro.conf.arg(aliases=["--agent"])] = "llmdpd"
-    """What learns: `llmdpd` (Algorithm 1), or `trajectory-diffusion`, the paper's ablation w/o-DP."""
+    """What learns: `llmdpd` (Algorithm 1); `trajectory-diffusion`, the paper's ablation w/o-DP; or a baseline, which
+    starts from the preset without prompts and with its own settings (docs/baselines.md)."""
     seed: int = 0
     """Seed of networks, batches and noise."""
     device: str = "cpu"
@@ -138,21 +143,28 @@ class TrainConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     agent: LLMDPDConfig = field(default_factory=LLMDPDConfig)
     planner: TrajectoryDiffusionConfig = field(default_factory=TrajectoryDiffusionConfig)
+    bc: CloningConfig = field(default_factory=CloningConfig)
+    td3_bc: TD3BCConfig = field(default_factory=TD3BCConfig)
+    rad: RADConfig = field(default_factory=RADConfig)
+    s4rl: S4RLConfig = field(default_factory=S4RLConfig)
+    cql: CQLConfig = field(default_factory=CQLConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
-    def cloned(self) -> tuple[str, str]:
+    def cloned(self) -> tuple[Literal["executed", "expert"], str]:
         """The actions that the method clones, "executed" or "expert", and the field that says so."""
-        if self.method == "llmdpd":
+        if self.method in POLICY_DIFFUSION:
             return self.agent.clone, "agent.clone"
-        return self.planner.clone, "planner.clone"
+        if self.method == "trajectory-diffusion":
+            return self.planner.clone, "planner.clone"
+        return (self.bc.clone, "bc.clone") if self.method == "bc" else ("executed", "method")
 
     @property
     def trains_critic(self) -> bool:
         """Whether there are critics to choose among several actions by."""
-        return self.method == "llmdpd" and self.agent.eta != 0
+        return self.method in POLICY_DIFFUSION and self.agent.eta != 0
 
 
 _SMALL_ENCODER = TrajectoryEncoderConfig(layers=1, heads=4, width=128, inner=256, dropout=0.0, steps=32)

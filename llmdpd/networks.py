@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.errors import InputError
 from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
 
-Method = Literal["llmdpd", "trajectory-diffusion"]
+Method = Literal["llmdpd", "trajectory-diffusion", "diffusion-ql", "diffusion-bc", "bc", "td3-bc", "rad", "s4rl", "cql"]
 
-_NETWORKS: dict[str, type[PromptedNetwork]] = {"llmdpd": ConditionalPolicy, "trajectory-diffusion": PlanPolicy}
+_NETWORKS: dict[str, type[PromptedNetwork]] = {
+    "llmdpd": ConditionalPolicy,
+    "trajectory-diffusion": PlanPolicy,
+    "diffusion-ql": ConditionalPolicy,
+    "diffusion-bc": ConditionalPolicy,
+    "bc": GaussianPolicy,
+    "td3-bc": DeterministicPolicy,
+    "rad": DeterministicPolicy,
+    "s4rl": DeterministicPolicy,
+    "cql": SquashedGaussianPolicy,
+}
+METHODS: dict[str, Method] = {name: name for name in get_args(Method)}
+POLICY_DIFFUSION = tuple(name for name, kind in _NETWORKS.items() if kind is ConditionalPolicy)
+"""The methods whose policy is a diffusion of actions."""
 
 
 def make_network(
@@ -27,9 +41,11 @@ def make_network(
     """
     if method not in _NETWORKS:
         raise InputError("unknown method", field="method", found=method, expected=", ".join(get_args(Method)))
-    return _NETWORKS[method](state_dim, action_dim, embedding_dim, config)
+    network = _NETWORKS[method](state_dim, action_dim, embedding_dim, config)
+    network.method = method
+    return network
 
 
 def method_of(network: PromptedNetwork) -> str:
-    """The method that trains such a network."""
-    return next(name for name, kind in _NETWORKS.items() if type(network) is kind)
+    """The method that the network was made for, or the first one that trains such a network."""
+    return network.method or next(name for name, kind in _NETWORKS.items() if type(network) is kind)

@@ -10,17 +10,29 @@ from llmdpd.config_io import to_plain
 from llmdpd.errors import InputError
 from llmdpd.networks import Method
 
+_CHAIN = ("policy.time_dim", "policy.diffusion_steps", "policy.schedule", "acting.sampler", "acting.steps")
+_POLICY_DIFFUSION = (
+    "agent",
+    *_CHAIN,
+    "policy.hidden_dim",
+    "policy.chunk",
+    "acting.samples",
+    "acting.selection",
+    "acting.temperature",
+    "acting.noise_scale",
+    "acting.precision",
+    "acting.replan",
+)
 METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
-    "llmdpd": (
-        "agent",
-        "policy.hidden_dim",
-        "policy.chunk",
-        "acting.selection",
-        "acting.temperature",
-        "acting.precision",
-        "acting.replan",
-    ),
-    "trajectory-diffusion": ("planner", "policy.plan"),
+    "llmdpd": _POLICY_DIFFUSION,
+    "trajectory-diffusion": ("planner", *_CHAIN, "policy.plan", "acting.samples", "acting.noise_scale"),
+    "diffusion-ql": _POLICY_DIFFUSION,
+    "diffusion-bc": _POLICY_DIFFUSION,
+    "bc": ("bc", "policy.hidden_dim", "acting.noise_scale"),
+    "td3-bc": ("td3_bc", "policy.hidden_dim"),
+    "rad": ("td3_bc", "rad", "policy.hidden_dim"),
+    "s4rl": ("td3_bc", "s4rl", "policy.hidden_dim"),
+    "cql": ("cql", "policy.hidden_dim", "acting.noise_scale"),
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 

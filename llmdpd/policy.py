@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from llmdpd.acting import ActingConfig, draw_actions
+from llmdpd.actor_policy import ActorPolicy
 from llmdpd.chunks import ChunkPlayer
 from llmdpd.config_io import from_plain, to_plain
 from llmdpd.context import Condition, EncodedPrompts, RetrievalContext
@@ -339,6 +340,8 @@ class Policy:
         """Actions [B, H, A] in the conditions of states [B, S], by the method's own network."""
         if isinstance(self.network, PlanPolicy):
             return self.network.draw(state, condition, self.acting, keys)[:, :1]  # plans are drawn anew at every step
+        if isinstance(self.network, ActorPolicy):
+            return self.network.draw(condition, self.acting, keys)[:, None]
         assert isinstance(self.network, ConditionalPolicy)
         config = self.network.config
         drawn = draw_actions(self.network.net, self.critic, condition, self.acting.plan(config), self.acting, keys)

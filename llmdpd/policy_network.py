@@ -77,6 +77,8 @@ class PromptedNetwork(nn.Module):
     """
 
     alpha_bar: Tensor
+    method: str = ""
+    """What it was made for, see `llmdpd.networks`."""
 
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
         super().__init__()

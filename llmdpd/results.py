@@ -130,6 +130,7 @@ class TaskResult:
     context       the module that joins state and prompts ("pooled", "retrieval"...)
     iterations    training iterations of the evaluated checkpoint
     wall_seconds  seconds that this task's evaluation took
+    method        what learned it ("llmdpd" in records from before there were others)
     successes     episodes in which success was reached at any step
     returns_mean, returns_std   mean and standard deviation over episodes of the undiscounted return
     normalised_score            100 (R - R_min) / (R_max - R_min), D4RL's
@@ -152,13 +153,14 @@ class TaskResult:
     context: str
     iterations: int
     wall_seconds: float
+    method: str = "llmdpd"
     successes: int | None = None
     returns_mean: float | None = None
     returns_std: float | None = None
     normalised_score: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("task", "protocol", "training_data", "context"):
+        for name in ("task", "protocol", "training_data", "context", "method"):
             _check_type(name, getattr(self, name), (str,), "a text")
         if not self.task:
             raise InputError("a result without a task name", field="task", found="''")

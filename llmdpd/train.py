@@ -10,9 +10,11 @@ from pathlib import Path
 
 import tyro
 
+from llmdpd.baselines import with_method
 from llmdpd.cli import run_command, take_option, training_summary
 from llmdpd.config import PRESETS, PROTOCOLS, TrainConfig
 from llmdpd.errors import InputError, nearest_names
+from llmdpd.networks import METHODS
 from llmdpd.options import check_method_options
 from llmdpd.progress import console
 from llmdpd.report import build_report
@@ -28,8 +30,10 @@ _DESCRIPTION = f"""Train a policy, told by text and one example trajectory what 
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
 
-Any field of the configuration can be given as an option beside these, except those of another --method: agent.* is
-llmdpd's, planner.* and policy.plan.* are trajectory-diffusion's."""
+    --agent NAME     the method that learns: {", ".join(METHODS)} (default: the preset's)
+
+Any field of the configuration can be given as an option beside these, except those of another method: agent.* is
+policy diffusion's (llmdpd, diffusion-ql, diffusion-bc), planner.* and policy.plan.* are trajectory-diffusion's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +85,10 @@ def configuration(words: Sequence[str]) -> TrainConfig:
             raise InputError("unknown protocol", field="--protocol", found=protocol, expected=", ".join(PROTOCOLS))
         tasks = dataclasses.replace(PROTOCOLS[protocol], goal_visible=start.tasks.goal_visible)
         start = dataclasses.replace(start, tasks=tasks)
+    for option in ("--agent", "--method"):
+        method, rest = take_option(rest, option)
+        if method is not None:
+            start = with_method(start, method)
     return _parse(rest, start)
 
 

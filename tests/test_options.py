@@ -50,7 +50,7 @@ def test_every_method_says_what_it_reads() -> None:
         fields = list(_leaves(to_plain(TrainConfig())))
         for own in METHOD_FIELDS[method]:
             assert any(field == own or field.startswith(f"{own}.") for field in fields), f"{own} is no field"
-        for shared in ("seed", "policy.time_dim", "acting.steps", "agents", "no.such.field"):
+        for shared in ("seed", "policy.action_bound", "evaluation.episodes", "agents", "no.such.field"):
             assert has_field(method, shared)
 
 

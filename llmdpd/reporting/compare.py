@@ -205,6 +205,7 @@ def _setting(record: TaskResult, run: Run) -> _Named:
         "protocol": record.protocol,
         "text prompt": on_off(record.prompts.text),
         "trajectory prompt": on_off(record.prompts.trajectory),
+        "method": record.method,
         "context": record.context,
         "goal": goal_words(record.goal_visible),
         "steps an episode": f"at most {record.max_steps}",

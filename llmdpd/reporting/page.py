@@ -252,6 +252,7 @@ def facts(arm: Arm) -> dict[str, str]:
         "goal in the observation": goal_words(first.goal_visible),
         "text prompt": on_off(first.prompts.text),
         "trajectory prompt": on_off(first.prompts.trajectory),
+        "method": first.method,
         "context": first.context,
         "iterations": ", ".join(by_checkpoint),
         "episodes a task": _span([record.episodes for record in arm.records]),

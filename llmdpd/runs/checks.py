@@ -8,6 +8,7 @@ from llmdpd.config import TrainConfig
 from llmdpd.envs.specs import TaskSpec, common_spec
 from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.networks import POLICY_DIFFUSION
 from llmdpd.plan_policy import check_plan_acting, check_plan_chunk
 from llmdpd.training.batches import check_batch
 
@@ -49,13 +50,25 @@ def check_values(config: TrainConfig) -> None:
         _check_plan_augmentation(config)
         check_plan_acting(config.acting)
         return
-    check_chunk(config.policy.chunk, config.agent.eta)
+    if config.method in POLICY_DIFFUSION:
+        check_chunk(config.policy.chunk, config.agent.eta)
+    elif config.policy.chunk != 1:
+        raise InputError(
+            "only policy diffusion has chunks", field="policy.chunk", found=config.policy.chunk, expected=1
+        )
+    if config.method == "diffusion-bc" and config.agent.eta:
+        raise InputError(
+            "diffusion-bc clones alone",
+            field="agent.eta",
+            found=config.agent.eta,
+            expected="0, or --agent diffusion-ql",
+        )
     if config.acting.samples > 1 and not config.trains_critic:
         raise InputError(
             "no critic to choose among samples by",
             field="acting.samples",
             found=config.acting.samples,
-            expected="1 where agent.eta is 0: cloning alone trains no critic",
+            expected="1 where nothing is trained to choose by, as with agent.eta 0",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llmdpd.agents.llmdpd import LLMDPD
-from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
+from llmdpd.agents.registry import AnyAgent, make_agent
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
@@ -24,10 +24,8 @@ from llmdpd.envs.rollout import EnvPool
 from llmdpd.envs.specs import canonical_task, task_spec
 from llmdpd.errors import InputError
 from llmdpd.networks import make_network
-from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
-from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import Embeddings, embed_tasks, example_data, training_data
@@ -144,13 +142,10 @@ def _set_up_torch(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
 
 
-def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> LLMDPD | TrajectoryDiffusion:
+def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> AnyAgent:
     network = make_network(config.method, dataset.state_dim, dataset.action_dim, texts.width, config.policy)
     network.to(check_device(config.device)).fit(torch.from_numpy(dataset.observations))
-    if isinstance(network, PlanPolicy):
-        return TrajectoryDiffusion(network, config.planner, config.training.iterations)
-    assert isinstance(network, ConditionalPolicy)
-    return LLMDPD(network, config.agent, config.training.iterations)
+    return make_agent(config, network)
 
 
 def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> BatchSampler:
@@ -193,9 +188,7 @@ def _hooks(
     )
 
 
-def _snapshot(
-    agent: LLMDPD | TrajectoryDiffusion, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]
-) -> Policy:
+def _snapshot(agent: AnyAgent, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]) -> Policy:
     """The acting policy as it is now: the EMA networks, and the critics where any are trained."""
     critic = copy.deepcopy(agent.critic) if isinstance(agent, LLMDPD) and config.trains_critic else None
     network = copy.deepcopy(agent.ema_policy)

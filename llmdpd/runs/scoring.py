@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+from llmdpd.actor_policy import ActorPolicy
 from llmdpd.config import PROTOCOLS, EvaluationConfig, TaskConfig
 from llmdpd.config_io import to_plain
 from llmdpd.controls import CONTROLS
 from llmdpd.envs.locomotion import is_locomotion, normalised_score
 from llmdpd.envs.rollout import EnvPool, EpisodeResult
 from llmdpd.errors import InputError
+from llmdpd.networks import method_of
 from llmdpd.policy import Policy
 from llmdpd.progress import ProgressBar, console
 from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
@@ -264,8 +266,7 @@ def _record(
     episodes: Sequence[EpisodeResult],
     seconds_a_step: float,
 ) -> TaskResult:
-    facts, config, acting = policy.facts, policy.network.config, policy.acting
-    context, task = config.context, episodes[0].request.task
+    facts, context, task = policy.facts, policy.network.config.context, episodes[0].request.task
     return TaskResult(
         task=task,
         split="seen" if task in facts["trained_on"] else "unseen",
@@ -278,15 +279,23 @@ def _record(
             text=prompt.text_source if context.text and prompt.text is not None else False,
             trajectory=prompt.example_source if context.trajectory and prompt.examples else False,
         ),
-        acting=ActingUse(**(to_plain(acting) | {"steps": acting.plan(config).steps, "replan": policy.replan})),
+        acting=_acting_use(policy),
         trained_on=tuple(facts["trained_on"]),
         training_data=facts["training_data"],
         goal_visible=facts["goal_visible"],
         checkpoint=name,
         context=context.kind,
         iterations=facts["iterations"],
+        method=method_of(policy.network),
         wall_seconds=round(seconds_a_step * sum(result.length for result in episodes), 2),
     )
+
+
+def _acting_use(policy: Policy) -> ActingUse:
+    chain: dict[str, Any] = {"steps": policy.acting.plan(policy.network.config).steps}
+    if isinstance(policy.network, ActorPolicy):
+        chain = {"sampler": "none", "steps": 1}  # there is no chain to walk
+    return ActingUse(**(to_plain(policy.acting) | chain | {"replan": policy.replan}))
 
 
 def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:

@@ -311,6 +311,11 @@ def with_cuda_graph(agent: GraphableAgent, mode: CudaGraphMode, device: torch.de
     check_cuda_graph(mode, device)
     if mode == "off" or device.type != "cuda":
         return agent
+    if getattr(agent, "by_iteration", False):
+        if mode == "on":
+            found = f"on, with {type(agent).__name__}, which does not do the same at every iteration"
+            raise InputError("no CUDA graph can hold this method", field=_FIELD, found=found, expected="auto or off")
+        return agent
     return GraphedUpdate(agent, CudaGraphs(device), required=mode == "on")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -101,7 +102,7 @@ class TrainingLoop:
         self.iteration += 1
         if self.iteration % self.config.log_every == 0 or self.iteration == self.config.iterations:
             values = self._flush(metrics)
-            bar.update(self.iteration, self.config.iterations, f"diffusion loss {values['loss/diffusion']:.4f}")
+            bar.update(self.iteration, self.config.iterations, _loss_words(values))
 
     def _marks(self, metrics: MetricsWriter, stop: StopSignals) -> None:
         """What is due after an iteration: selection, checkpoint, a stop that was asked for."""
@@ -125,9 +126,9 @@ class TrainingLoop:
         """Bring the window's metrics from the device, check them, record their means."""
         if not self._window:
             return {}
-        names = list(self._window[0])
-        table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self._window]).cpu()
-        window = [dict(zip(names, row, strict=True)) for row in table.tolist()]
+        # By one transfer; not every iteration has every metric.
+        numbers = iter(torch.stack([value.float() for m in self._window for value in m.values()]).cpu().tolist())
+        window = [{name: next(numbers) for name in m} for m in self._window]
         self._window = []
         bad = first_not_finite(window, self.iteration - len(window) + 1)
         if bad is not None:
@@ -138,7 +139,8 @@ class TrainingLoop:
                 + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
                 + "\n  Try a lower lr, grad-clip 1 or a smaller eta (--agent.lr …; of plans: --planner.lr …)."
             )
-        means = dict(zip(names, table.double().mean(0).tolist(), strict=True))
+        names = dict.fromkeys(name for m in window for name in m)
+        means = {name: fmean(m[name] for m in window if name in m) for name in names}
         metrics.write(self.iteration, means)
         return means
 
@@ -172,6 +174,12 @@ class TrainingLoop:
         self._marks_due = state["marks_due"]
         console.print(f"resumed from {checkpoint} at iteration {self.iteration}")
         return True
+
+
+def _loss_words(values: Mapping[str, float]) -> str:
+    """The first of the losses, that of equation 5 where it is among them."""
+    name = "loss/diffusion" if "loss/diffusion" in values else next(n for n in values if n.startswith("loss/"))
+    return f"{name.removeprefix('loss/')} loss {values[name]:.4f}"
 
 
 def _selection_words(values: Mapping[str, float]) -> str:

@@ -1,0 +1,111 @@
+"""What the baselines' agents share: an acting policy, its optimiser and EMA, an iteration in three parts."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.optimisation import (
+    OptimisationConfig,
+    clip_gradient,
+    ema_rate,
+    lerp,
+    rate_factor,
+    rate_tensor,
+    set_rate,
+)
+from llmdpd.context import Condition
+from llmdpd.policy_network import PromptedNetwork
+
+Network = TypeVar("Network", bound=PromptedNetwork)
+Config = TypeVar("Config", bound=OptimisationConfig)
+
+
+class Agent(ABC, Generic[Network, Config]):
+    """A policy that learns; one file a method says by which losses (`learn`).
+
+    Args:
+        policy: the networks.
+        config: the method's options.
+        iterations: length of the run, for the learning-rate schedule.
+    """
+
+    def __init__(self, policy: Network, config: Config, iterations: int) -> None:
+        self.config, self.iterations, self.policy = config, iterations, policy
+        self.ema_policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.modules: dict[str, nn.Module] = {"policy": policy, "ema_policy": self.ema_policy}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._rates: dict[str, float] = {}
+        self._optimise("policy", list(policy.parameters()), config.lr, config.weight_decay)
+
+    def _optimise(self, name: str, parameters: list[nn.Parameter], rate: float, decay: float = 0.0) -> None:
+        """Make the optimiser of these parameters, which follows the schedule of rates."""
+        device = parameters[0].device
+        self._rates[f"{name}_optimizer"] = rate
+        self.optimizers[f"{name}_optimizer"] = torch.optim.AdamW(
+            parameters, rate_tensor(rate, device), weight_decay=decay, fused=True, capturable=device.type == "cuda"
+        )
+
+    def _add(self, name: str, module: nn.Module, rate: float) -> None:
+        """A further network that learns, `name`, with a target of its own, `target_NAME`."""
+        self.modules[name] = module
+        self._add_target(name, module)
+        self._optimise(name, list(module.parameters()), rate)
+
+    def _add_target(self, name: str, module: nn.Module) -> None:
+        self.modules[f"target_{name}"] = copy.deepcopy(module).requires_grad_(False)
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        """One iteration on one batch; iteration counts from 0. Returns metrics, scalar tensors on the device."""
+        self.schedule(iteration)
+        metrics = self.learn(batch)
+        self.follow(iteration)
+        return metrics
+
+    def schedule(self, iteration: int) -> None:
+        """The learning rates of the iteration."""
+        factor = rate_factor(self.config, iteration, self.iterations)
+        for name, optimizer in self.optimizers.items():
+            set_rate(optimizer, self._rates[name] * factor)
+
+    @abstractmethod
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """Every loss and gradient step: the work of the device."""
+
+    def follow(self, iteration: int) -> None:
+        """The EMA's step after the iteration, at its marks."""
+        rate = ema_rate(self.config, iteration)
+        if rate is not None:
+            lerp(list(self.ema_policy.parameters()), list(self.policy.parameters()), rate)
+
+    def condition(self, batch: PromptedBatch, following: bool = False, network: Network | None = None) -> Condition:
+        """The batch's states, or the ones after them, under its prompts, as `network` (by default the policy) reads."""
+        network = network or self.policy
+        prompts = network.encode(batch.text, batch.tokens, batch.keep)
+        states = batch.next_observations if following else batch.observations
+        return network.condition(states, prompts, None, batch.timesteps + following)
+
+    def step(self, name: str, loss: Tensor) -> Tensor:
+        """One step of an optimiser down a loss; the norm of the gradient before it is cut."""
+        optimizer = self.optimizers[f"{name}_optimizer"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = clip_gradient(parameters, self.config.grad_clip)
+        optimizer.step()
+        return norm
+
+    def track(self, name: str, rate: float) -> None:
+        """target ← target + rate (network - target), of the network `name`."""
+        target, source = self.modules[f"target_{name}"], self.modules[name]
+        lerp(list(target.parameters()), list(source.parameters()), rate)
+
+
+def detached(condition: Condition) -> Condition:
+    """The condition without its gradient: critics do not train the policy's encoders."""
+    return Condition(condition.state.detach(), condition.prompt.detach())

@@ -1,0 +1,36 @@
+"""From a configuration to the agent of its method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.agents.base import Agent
+from llmdpd.agents.cloning import Cloning
+from llmdpd.agents.cql import CQL
+from llmdpd.agents.llmdpd import LLMDPD
+from llmdpd.agents.state_augmentation import RAD, S4RL
+from llmdpd.agents.td3_bc import TD3BC
+from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
+from llmdpd.plan_policy import PlanPolicy
+from llmdpd.policy_network import ConditionalPolicy, PromptedNetwork
+
+if TYPE_CHECKING:
+    from llmdpd.config import TrainConfig
+
+AnyAgent = LLMDPD | TrajectoryDiffusion | Agent
+
+
+def make_agent(config: TrainConfig, network: PromptedNetwork) -> AnyAgent:
+    """The method's agent, learning with the network that `llmdpd.networks.make_network` made for it."""
+    method, iterations = config.method, config.training.iterations
+    if method == "trajectory-diffusion":
+        return TrajectoryDiffusion(cast(PlanPolicy, network), config.planner, iterations)
+    if method == "bc":
+        return Cloning(cast(GaussianPolicy, network), config.bc, iterations)
+    if method == "cql":
+        return CQL(cast(SquashedGaussianPolicy, network), config.cql, iterations)
+    if method in ("td3-bc", "rad", "s4rl"):
+        augmentation = {"rad": RAD(config.rad), "s4rl": S4RL(config.s4rl)}.get(method)
+        return TD3BC(cast(DeterministicPolicy, network), config.td3_bc, iterations, augmentation)
+    return LLMDPD(cast(ConditionalPolicy, network), config.agent, iterations)

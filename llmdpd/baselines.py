@@ -1,0 +1,54 @@
+"""Baselines as changes of a preset: the same tasks, data, features and evaluation, learned by another method.
+
+Prompts are left out, and with them what is there for their sake: augmented scenes, prompt dropout, chunks. Options can
+put them back. What each method's own settings are from: docs/baselines.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmdpd.acting import ActingConfig
+from llmdpd.agents.llmdpd import LLMDPDConfig
+from llmdpd.config import TrainConfig
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.networks import METHODS, Method
+from llmdpd.training.augmentation import AugmentationConfig
+
+_OWN = ("llmdpd", "trajectory-diffusion")
+"""Methods of this project's: what a preset says of them holds."""
+
+
+def with_method(config: TrainConfig, name: str) -> TrainConfig:
+    """The configuration as `--agent NAME` starts from it.
+
+    Raises:
+        InputError: no such method.
+    """
+    if name not in METHODS:
+        raise InputError(
+            "unknown method",
+            field="--agent",
+            found=name,
+            expected=", ".join(METHODS),
+            hint=f"nearest names: {nearest_names(name, METHODS)}",
+        )
+    method: Method = METHODS[name]
+    if method == config.method or method in _OWN:
+        return replace(config, method=method)
+    clone = config.cloned[0]
+    context = replace(config.policy.context, text=False, trajectory=False, text_dropout=0.0, trajectory_dropout=0.0)
+    config = replace(
+        config,
+        method=method,
+        policy=replace(config.policy, context=context, chunk=1),
+        training=replace(config.training, augmentation=AugmentationConfig()),
+        acting=ActingConfig(samples=1, noise_scale=0.0),
+    )
+    if method == "diffusion-ql":
+        # Its published settings; the bound on gradients is the preset's, which is the task's.
+        return replace(config, agent=LLMDPDConfig(grad_clip=config.agent.grad_clip), acting=ActingConfig())
+    if method == "diffusion-bc":
+        agent = replace(config.agent, eta=0.0)
+        return replace(config, agent=agent, acting=ActingConfig(samples=1))
+    return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config

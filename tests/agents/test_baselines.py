@@ -1,0 +1,404 @@
+"""The baselines' losses against numpy's arithmetic, and that each of them learns to do better than its data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmdpd.acting import ActingConfig
+from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.agents.batch import PromptedBatch
+from llmdpd.agents.cloning import Cloning
+from llmdpd.agents.cql import CQL
+from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
+from llmdpd.agents.registry import make_agent
+from llmdpd.agents.state_augmentation import RADConfig, S4RLConfig
+from llmdpd.agents.td3_bc import TD3BC
+from llmdpd.baselines import with_method
+from llmdpd.config import TrainConfig
+from llmdpd.context import Condition
+from llmdpd.networks import make_network
+from llmdpd.policy import Policy
+from llmdpd.policy_network import PolicyConfig
+
+S, A = 4, 2
+BASELINES = ("diffusion-ql", "diffusion-bc", "bc", "td3-bc", "rad", "s4rl", "cql")
+
+
+def config_of(method: str, iterations: int = 100, **parts: Any) -> TrainConfig:
+    """A method's own settings on tiny networks; keywords are changes of a part's fields."""
+    config = with_method(TrainConfig(), method)
+    context = dataclasses.replace(config.policy.context, text=False, trajectory=False)
+    config = dataclasses.replace(
+        config,
+        policy=PolicyConfig(hidden_dim=32, time_dim=8, action_bound=1.0, context=context),
+        training=dataclasses.replace(config.training, iterations=iterations),
+    )
+    changes = {name: dataclasses.replace(getattr(config, name), **part) for name, part in parts.items()}
+    return dataclasses.replace(config, **changes)
+
+
+def agent_of(config: TrainConfig) -> Any:
+    network = make_network(config.method, S, A, 0, config.policy)
+    network.context.features.fit(torch.randn(60, S) * 2 + 1)
+    agent = make_agent(config, network)
+    with torch.no_grad():
+        for name, module in agent.modules.items():
+            if name.startswith("target_"):
+                for parameter in module.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return agent
+
+
+def batch_of(size: int = 5) -> PromptedBatch:
+    return PromptedBatch(
+        observations=torch.randn(size, S),
+        actions=torch.rand(size, A) * 2 - 1,
+        rewards=torch.randn(size),
+        next_observations=torch.randn(size, S),
+        terminals=(torch.arange(size) % 3 == 1).float(),
+        expert_actions=torch.rand(size, A) * 2 - 1,
+        timesteps=torch.arange(size),
+        text=None,
+        tokens=None,
+    )
+
+
+def numbers(net: nn.Module, *inputs: Any) -> np.ndarray:
+    """An MLP with ReLU in numpy, float64: inputs [..., n] side by side."""
+    x = np.concatenate([np.asarray(part, np.float64) for part in inputs], -1)
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    for number, layer in enumerate(layers):
+        x = x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+        x = np.maximum(x, 0) if number < len(layers) - 1 else x
+    return x
+
+
+def value_of(loss: Tensor) -> float:
+    return float(loss.detach())
+
+
+def features(agent: Any, states: Tensor) -> np.ndarray:
+    found: np.ndarray = agent.policy.context.features(states).numpy()
+    return found
+
+
+@pytest.mark.parametrize("clone", ["executed", "expert"])
+@pytest.mark.usefixtures("rng")
+def test_cloning_is_maximum_likelihood(clone: str) -> None:
+    agent, batch = agent_of(config_of("bc", bc={"clone": clone})), batch_of()
+    assert isinstance(agent, Cloning)
+    out = numbers(agent.policy.net, features(agent, batch.observations))
+    centre, log_std = np.tanh(out[:, :A]), out[:, A:]
+    actions = batch.actions if clone == "executed" else batch.expert_actions
+    assert actions is not None
+    z = (actions.numpy() - centre) / np.exp(log_std)
+    expected = (z**2 / 2 + log_std + np.log(2 * np.pi) / 2).sum(1).mean()
+    assert value_of(agent.loss(batch, agent.condition(batch))) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.usefixtures("rng")
+def test_td3_bc_losses() -> None:
+    own = {"policy_noise": 0.0, "gamma": 0.9, "alpha": 1.7, "reward_scale": 0.5}
+    agent, batch = agent_of(config_of("td3-bc", td3_bc=own)), batch_of()
+    assert isinstance(agent, TD3BC)
+    now, later = features(agent, batch.observations), features(agent, batch.next_observations)
+    following = np.tanh(numbers(agent.target_policy.net, later))
+    at_next = [numbers(q, later, following)[:, 0] for q in (agent.target_critic.q1, agent.target_critic.q2)]
+    ends = batch.terminals.numpy()
+    target = 0.5 * batch.rewards.numpy() + 0.9 * (1 - ends) * np.minimum(*at_next)
+    values = [numbers(q, now, batch.actions)[:, 0] for q in (agent.critic.q1, agent.critic.q2)]
+    expected = sum(((value - target) ** 2).mean() for value in values)
+    assert value_of(agent.critic_loss([batch])[0]) == pytest.approx(expected, rel=1e-4)
+    actions = np.tanh(numbers(agent.policy.net, now))
+    q = numbers(agent.critic.q1, now, actions)[:, 0]
+    expected = ((actions - batch.actions.numpy()) ** 2).mean() - 1.7 * q.mean() / np.abs(q).mean()
+    assert value_of(agent.actor_loss(batch)[0]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.usefixtures("rng")
+def test_td3s_target_noise_is_clipped_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, batch = agent_of(config_of("td3-bc", td3_bc={"policy_noise": 1e6, "noise_clip": 0.25})), batch_of(40)
+    seen: list[Tensor] = []
+    minimum = agent.target_critic.minimum
+
+    def watched(condition: Condition, actions: Tensor) -> Tensor:
+        seen.append(actions)
+        return cast(Tensor, minimum(condition, actions))
+
+    monkeypatch.setattr(agent.target_critic, "minimum", watched)
+    agent.critic_loss([batch])
+    acting = np.tanh(numbers(agent.target_policy.net, features(agent, batch.next_observations)))
+    moved = np.abs(seen[0].numpy() - acting)
+    assert moved.max() <= 0.25 + 1e-5
+    assert np.abs(seen[0].numpy()).max() <= 1
+    inside = np.abs(seen[0].numpy()) < 1
+    np.testing.assert_allclose(moved[inside], 0.25, atol=1e-3)
+
+
+@pytest.mark.usefixtures("rng")
+def test_the_actor_and_the_targets_move_at_every_second_iteration() -> None:
+    agent = agent_of(config_of("td3-bc"))
+    slow = ("policy", "target_policy", "target_critic", "ema_policy")
+
+    def weights(name: str) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in agent.modules[name].parameters()]
+
+    for iteration in range(4):
+        before = {name: weights(name) for name in (*slow, "critic")}
+        metrics = agent.update(batch_of(), iteration)
+        moved = {name: any(map(lambda a, b: not torch.equal(a, b), before[name], weights(name))) for name in before}
+        turn = iteration % 2 == 1
+        # The first copy of the policy is made before it ever moved.
+        assert moved == {**dict.fromkeys(slow, turn), "critic": True}, iteration
+        assert ("loss/actor" in metrics) == turn
+
+
+@pytest.mark.usefixtures("rng")
+def test_cql_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"penalty": 3.0, "draws": 2, "gamma": 0.9, "reward_scale": 2.0}
+    agent, batch = agent_of(config_of("cql", cql=own)), batch_of()
+    assert isinstance(agent, CQL)
+    with torch.no_grad():
+        agent.temperature.log.fill_(-0.7)
+    drawn = torch.rand(1, 5, A) * 2 - 1, torch.randn(1, 5)
+    others, density = torch.rand(6, 5, A) * 2 - 1, torch.randn(6, 5)
+    monkeypatch.setattr(agent.policy, "sample", lambda condition, draws=1: drawn)
+    monkeypatch.setattr(agent, "_others", lambda now, following: (others, density))
+    now, later = features(agent, batch.observations), features(agent, batch.next_observations)
+    critics, targets = ((c.q1, c.q2) for c in (agent.critic, agent.target_critic))
+    at_next = [numbers(q, later, drawn[0][0])[:, 0] for q in targets]
+    target = 2 * batch.rewards.numpy() + 0.9 * (1 - batch.terminals.numpy()) * np.minimum(*at_next)
+    expected = 0.0
+    for q in critics:
+        value = numbers(q, now, batch.actions)[:, 0]
+        there = np.stack([numbers(q, now, action)[:, 0] for action in others]) - density.numpy()
+        expected += ((value - target) ** 2).mean() + 3 * (np.log(np.exp(there).sum(0)) - value).mean()
+    assert value_of(agent.critic_loss(batch)[0]) == pytest.approx(expected, rel=1e-4)
+    least = np.minimum(*(numbers(q, now, drawn[0][0])[:, 0] for q in critics))
+    expected = (np.exp(-0.7) * drawn[1][0].numpy() - least).mean()
+    assert value_of(agent.actor_loss(agent.condition(batch))[0]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.usefixtures("rng")
+def test_cqls_other_actions_come_with_their_densities() -> None:
+    agent, batch = agent_of(config_of("cql", cql={"draws": 300})), batch_of()
+    now, following = agent.condition(batch), agent.condition(batch, following=True)
+    with torch.no_grad():
+        others, density = agent._others(now, following)
+    assert others.shape == (900, 5, A)
+    assert others[:300].abs().amax() > 0.98
+    np.testing.assert_allclose(density[:300], -A * np.log(2), rtol=1e-5)
+    for part, condition in ((slice(300, 600), now), (slice(600, 900), following)):
+        found = agent.policy.log_probability(condition, others[part].flatten(0, 1)[:5])
+        torch.testing.assert_close(found, density[part][0], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("rng")
+def test_the_temperature_follows_the_entropy() -> None:
+    agent = agent_of(config_of("cql", cql={"temperature_lr": 0.1}))
+    with torch.no_grad():
+        agent.policy.net[-1].bias[A:] = -6.0  # nearly no entropy
+    for iteration in range(3):
+        agent.update(batch_of(), iteration)
+    assert value_of(agent.temperature.log) > 0.1
+
+
+@pytest.mark.usefixtures("rng")
+def test_the_squashed_density_is_the_transformed_one() -> None:
+    policy = SquashedGaussianPolicy(S, A, 0, dataclasses.replace(config_of("cql").policy, action_bound=1.5))
+    condition = Condition(torch.randn(6, S), torch.zeros(6, 0))
+    mean, log_std = policy.statistics(condition)
+    transforms = [torch.distributions.TanhTransform(), torch.distributions.AffineTransform(0.0, 1.5)]
+    exact = torch.distributions.TransformedDistribution(torch.distributions.Normal(mean, log_std.exp()), transforms)
+    actions, density = policy.sample(condition, 3)
+    torch.testing.assert_close(density, exact.log_prob(actions).sum(-1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(policy.log_probability(condition, actions[0]), density[0], rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(policy.log_probability(condition, torch.full((6, A), 1.5))).all()
+
+
+@pytest.mark.parametrize("kind", [GaussianPolicy, SquashedGaussianPolicy, DeterministicPolicy])
+def test_actions_hang_on_their_own_seeds(kind: type, rng: np.random.Generator) -> None:
+    policy = kind(S, A, 0, config_of("bc").policy)
+    condition = Condition(torch.randn(6, S), torch.zeros(6, 0))
+    seeds = torch.from_numpy(rng.integers(0, 2**62, 6))
+    with torch.no_grad():
+        drawn, mode = (policy.draw(condition, ActingConfig(samples=1, noise_scale=n), seeds) for n in (1.0, 0.0))
+        again = policy.draw(Condition(condition.state[2:], torch.zeros(4, 0)), ActingConfig(samples=1), seeds[2:])
+        centre = torch.tanh(policy.net(condition.state)[:, :A])
+    torch.testing.assert_close(again, drawn[2:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(mode, centre, rtol=0, atol=1e-5)
+    assert (drawn.abs() <= 1).all()
+    assert torch.equal(drawn, mode) == (kind is DeterministicPolicy)
+
+
+def test_diffusion_ql_has_its_published_settings() -> None:
+    config = with_method(TrainConfig(agent=LLMDPDConfig(grad_clip=7.0, eta=0.0, lr=1.0)), "diffusion-ql")
+    assert config.agent == LLMDPDConfig(grad_clip=7.0)
+    assert (config.agent.eta, config.agent.lr, config.acting.samples) == (1.0, 3e-4, 50)
+    assert (config.policy.context.text, config.policy.context.trajectory) == (False, False)
+
+
+# A point that goes to a goal
+
+
+class Point:
+    """A point in the unit square goes where its action says; the state holds the goal, one of two."""
+
+    GOALS = np.array([[0.8, 0.5], [-0.8, -0.5]], np.float32)
+    STEPS = 8
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def start(self, count: int) -> np.ndarray:
+        goal = self.GOALS[self.rng.integers(0, 2, count)]
+        return np.concatenate([self.rng.uniform(-1, 1, (count, 2)), goal], 1).astype(np.float32)
+
+    def step(self, state: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = np.clip(state[:, :2] + 0.3 * action, -1, 1)
+        reward = -np.linalg.norm(place - state[:, 2:], axis=1)
+        return np.concatenate([place, state[:, 2:]], 1).astype(np.float32), reward
+
+    def behave(self, state: np.ndarray) -> np.ndarray:
+        """What is right, weaker, and noise as large."""
+        right = np.clip((state[:, 2:] - state[:, :2]) / 0.3, -1, 1)
+        return np.clip(0.8 * right + self.rng.normal(0, 0.9, right.shape), -1, 1)
+
+    def episodes(self, act: Callable[[np.ndarray, int], np.ndarray], count: int) -> tuple[float, list[Any]]:
+        """The mean return, and the transitions."""
+        state, total, steps = self.start(count), np.zeros(count), []
+        for step in range(self.STEPS):
+            action = act(state, step).astype(np.float32)
+            following, reward = self.step(state, action)
+            steps.append((state, action, reward, following, np.full(count, step)))
+            state, total = following, total + reward
+        return float(total.mean()), steps
+
+
+LEARNING = {
+    "diffusion-ql": {
+        "agent": {"lr": 2e-3, "critic_lr": 2e-3, "ema_start": 50, "ema_decay": 0.9, "critic_hidden": 32, "eta": 3.0}
+    },
+    "diffusion-bc": {"agent": {"lr": 2e-3, "ema_start": 50, "ema_decay": 0.9, "critic_hidden": 32}},
+    "bc": {"bc": {"lr": 2e-3}},
+    "td3-bc": {"td3_bc": {"lr": 2e-3, "critic_lr": 2e-3, "critic_hidden": 32}},
+    "rad": {"td3_bc": {"lr": 2e-3, "critic_lr": 2e-3, "critic_hidden": 32}},
+    "s4rl": {"td3_bc": {"lr": 2e-3, "critic_lr": 2e-3, "critic_hidden": 32}},
+    "cql": {
+        "cql": {
+            **{"lr": 1e-3, "critic_lr": 2e-3, "critic_hidden": 32, "penalty": 0.3, "draws": 4},
+            **{"temperature_lr": 2e-2, "reward_scale": 3.0},
+        }
+    },
+}
+CLONING = ("bc", "diffusion-bc")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", BASELINES)
+def test_it_does_better_than_its_data(method: str, rng: np.random.Generator) -> None:
+    world = Point(rng)
+    behaviour, steps = world.episodes(lambda state, _: world.behave(state), 300)
+    data = [torch.from_numpy(np.concatenate(part)) for part in zip(*steps, strict=True)]
+    iterations = 500
+    config = config_of(method, iterations, **LEARNING[method])
+    agent = agent_of(config)
+    agent.policy.context.features.fit(data[0])
+    agent.ema_policy.context.features.fit(data[0])
+    for iteration in range(iterations):
+        rows = torch.from_numpy(rng.integers(0, len(data[0]), 128))
+        state, action, reward, following, clock = (part[rows] for part in data)
+        agent.update(
+            PromptedBatch(
+                state, action, reward.float(), following, (clock == world.STEPS - 1).float(), None, clock, None, None
+            ),
+            iteration,
+        )
+    critic = agent.critic if isinstance(agent, LLMDPD) and config.trains_critic else None
+    acting = dataclasses.replace(config.acting, samples=min(config.acting.samples, 5))
+    if method == "diffusion-bc":
+        acting = dataclasses.replace(acting, noise_scale=0.2)  # at 1 it copies the data's noise, too
+    policy = Policy(agent.ema_policy, critic, acting)
+    prompts = policy.encode_prompts([None], [None])
+
+    def act(state: np.ndarray, step: int) -> np.ndarray:
+        clock, seeds = np.full(len(state), step), rng.integers(0, 2**62, len(state))
+        return policy.act_many(state, prompts, None, clock, seeds)
+
+    learned, _ = world.episodes(act, 300)
+    best, _ = world.episodes(lambda state, _: np.clip((state[:, 2:] - state[:, :2]) / 0.3, -1, 1), 300)
+    print("behaviour, learned, best:", behaviour, learned, best)
+    # Cloning finds the mean of what was done, critics what is better.
+    margin = 0.1 if method in CLONING else 0.3
+    assert learned > behaviour + margin * (best - behaviour), (behaviour, learned, best)
+
+
+@pytest.mark.parametrize("kind", ["scale", "gaussian"])
+@pytest.mark.usefixtures("rng")
+def test_rad_changes_a_state_and_the_next_alike(kind: Any) -> None:
+    agent, batch = agent_of(config_of("rad", rad={"kind": kind, "sigma": 0.1})), batch_of(200)
+    (changed,) = agent.augmentation.batches(batch, agent.value)
+    if kind == "scale":
+        factors = changed.observations / batch.observations
+        torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), rtol=1e-4, atol=0)
+        torch.testing.assert_close(changed.next_observations, batch.next_observations * factors[:, :1])
+        assert RADConfig.scale_low <= factors.min() < 0.65
+        assert 1.15 < factors.max() <= RADConfig.scale_high + 1e-5
+    else:
+        noise = changed.observations - batch.observations
+        torch.testing.assert_close(changed.next_observations - batch.next_observations, noise, rtol=0, atol=1e-5)
+        assert 0.08 < noise.std() < 0.12
+    assert changed.actions is batch.actions
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "dropout", "mixup", "adversarial"])
+@pytest.mark.usefixtures("rng")
+def test_s4rl_changes_states(kind: Any) -> None:
+    own = {"kind": kind, "sigma": 0.1, "width": 0.2, "step": 0.05, "copies": 3}
+    agent, batch = agent_of(config_of("s4rl", s4rl=own)), batch_of(200)
+    found = agent.augmentation.batches(batch, agent.value)
+    assert len(found) == (1 if kind == "adversarial" else 3)
+    now, later = ((getattr(found[0], n) - getattr(batch, n)) for n in ("observations", "next_observations"))
+    if kind == "gaussian":
+        assert 0.08 < now.std() < 0.12
+        assert not torch.allclose(now, later, atol=1e-3)
+    elif kind == "uniform":
+        assert 0.17 < now.abs().max() <= 0.2 + 1e-5
+        assert 0.17 < later.abs().max() <= 0.2 + 1e-5
+    elif kind == "dropout":
+        lost = (found[0].observations == 0).sum(1)
+        assert lost.max() == 1
+        assert 0.3 < lost.float().mean() < 0.7
+    elif kind == "mixup":
+        between = batch.next_observations - batch.observations
+        share = now / between
+        torch.testing.assert_close(share, share[:, :1].expand_as(share), rtol=1e-2, atol=1e-2)
+        assert ((share > -1e-4) & (share < 1 + 1e-4)).all()
+        assert torch.equal(found[0].next_observations, batch.next_observations)
+    else:
+        torch.testing.assert_close(now.abs(), torch.full_like(now, 0.05), rtol=0, atol=1e-4)
+        with torch.no_grad():
+            assert agent.value(found[0]) < agent.value(batch)
+    if kind not in ("mixup", "adversarial"):
+        assert not torch.equal(found[0].observations, found[1].observations)
+
+
+@pytest.mark.usefixtures("rng")
+def test_s4rls_critics_learn_the_mean_over_its_batches() -> None:
+    agent = agent_of(config_of("s4rl", td3_bc={"policy_noise": 0.0}))
+    one = batch_of()
+    two = dataclasses.replace(one, observations=torch.randn(5, S), next_observations=torch.randn(5, S))
+    with torch.no_grad():
+        values = [agent.critic(agent.condition(batch), one.actions) for batch in (one, two)]
+        following = torch.stack([agent._next_value(batch) for batch in (one, two)]).mean(0)
+    target = one.rewards + 0.99 * (1 - one.terminals) * following
+    expected = sum(((a + b) / 2 - target).square().mean() for a, b in zip(*values, strict=True))
+    torch.testing.assert_close(agent.critic_loss([one, two])[0].detach(), expected)
+    assert S4RLConfig().copies == 2

@@ -1,0 +1,151 @@
+"""What every method has in common: it trains, stops and resumes bit for bit, is saved, acts and is evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.agents.registry import make_agent
+from llmdpd.baselines import with_method
+from llmdpd.config import TrainConfig
+from llmdpd.errors import InputError
+from llmdpd.networks import METHODS, Method, make_network
+from llmdpd.options import METHOD_FIELDS, has_field, split_options
+from llmdpd.policy import Policy
+from llmdpd.results import read_results
+from llmdpd.train import configuration
+from llmdpd.training.metrics import read_metrics
+
+Train = Callable[..., int]
+Contents = Callable[[Path], dict[str, Any]]
+BASELINES = tuple(name for name in METHODS if name not in ("llmdpd", "trajectory-diffusion"))
+SIZES = {
+    **{"training.iterations": 40, "training.select-every": 20, "training.checkpoint-every": 10},
+    **{"evaluation.max-steps": 5, "evaluation.episodes": 1, "acting.samples": 2},
+    **{"td3-bc.critic-hidden": 16, "cql.critic-hidden": 16, "cql.draws": 2, "bc.lr": 1e-2},
+}
+LEFT_OUT = {"diffusion-bc": ("agent.eta", "acting.samples")}
+"""What the other methods of policy diffusion are given, and this one refuses."""
+
+
+@pytest.fixture(scope="module")
+def options_of(tiny_options: list[str]) -> Callable[[Method], list[str]]:
+    def make(method: Method) -> list[str]:
+        sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+        given = split_options([*tiny_options, *sizes])
+        own = [o for o in given if has_field(method, o.field) and o.field not in LEFT_OUT.get(method, ())]
+        return ["--agent", method, *(word for option in own for word in option.words)]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=BASELINES)
+def baseline(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    train: Train,
+    options_of: Callable[[Method], list[str]],
+) -> tuple[Method, Path]:
+    """A baseline and its tiny run, which was never disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    assert train("--run-dir", folder, *options_of(request.param)) == 0
+    return request.param, folder
+
+
+def test_the_run_is_whole(baseline: tuple[Method, Path]) -> None:
+    method, run = baseline
+    assert json.loads((run / "policy" / "policy.json").read_text())["method"] == method
+    assert json.loads((run / "config.json").read_text())["method"] == method
+    records = read_results(run / "results.json")
+    assert {record.method for record in records} == {method}
+    assert {(record.prompts.text, record.prompts.trajectory) for record in records} == {(False, False)}
+    assert len(records) == 6
+    assert method in (run / "report.html").read_text()
+    logged = [record for record in read_metrics(run / "metrics.jsonl") if any(n.startswith("loss/") for n in record)]
+    assert len(logged) == 4
+    assert all(record.keys() == logged[0].keys() for record in logged), "every mark has every loss"
+
+
+def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
+    baseline: tuple[Method, Path],
+    tmp_path: Path,
+    train: Train,
+    options_of: Callable[[Method], list[str]],
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+) -> None:
+    method, straight = baseline
+    config = configuration(options_of(method))
+    kind = type(make_agent(config, make_network(method, 39, 4, 0, config.policy)))
+    update, at = kind.update, int(rng.integers(1, 39))
+
+    def stopped(self: Any, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
+        if iteration == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, batch, iteration)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "update", stopped)
+        assert train("--run-dir", run, *options_of(method)) == 143
+    assert Policy.load(run).facts["iterations"] < 40
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight)
+
+
+def test_the_policy_comes_back_and_acts_the_same(
+    baseline: tuple[Method, Path], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    _, run = baseline
+    policy = Policy.load(run)
+    policy.save(tmp_path / "copy")
+    again = Policy.load(tmp_path / "copy")
+    states = rng.normal(size=(11, 39)).astype(np.float32)
+    for each in (policy, again):
+        each.prompt()
+    actions = policy.act(states)
+    assert actions.shape == (11, 4)
+    assert (np.abs(actions) <= 1).all()
+    assert np.array_equal(again.act(states), actions)
+    with pytest.raises(InputError, match="without text"):
+        policy.prompt(text="reach")
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_method_starts_from_any_preset(method: str) -> None:
+    for preset in ("metaworld", "metaworld-paper", "d4rl-hopper", "smoke"):
+        config = configuration(["--preset", preset, f"--method={method}"])
+        assert (config.preset, config.method) == (preset, method)
+        assert not config.policy.context.text
+
+
+def test_methods_that_do_not_exist_are_named() -> None:
+    with pytest.raises(InputError, match="td3-bc"):
+        with_method(TrainConfig(), "td3bc")
+    assert METHODS.keys() == METHOD_FIELDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--agent", "diffusion-bc", "--agent.eta", "1"), "diffusion-ql"),
+        (("--agent", "bc", "--acting.samples", "3"), "acting.samples"),
+        (("--agent", "bc", "--agent.lr", "1"), "--bc.lr"),
+        (("--agent", "td3-bc", "--rad.sigma", "1"), "--rad.sigma"),
+        (("--agent", "cql", "--policy.chunk", "2"), "chunk"),
+        (("--agent", "s4rl", "--s4rl.copies", "0"), "s4rl.copies"),
+    ],
+)
+def test_options_that_a_method_does_not_have(words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(InputError) as error:
+        configuration(words)
+    assert told in str(error.value)
