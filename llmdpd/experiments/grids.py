@@ -135,6 +135,10 @@ def _reward(key: str, label: str, *options: str) -> Method:
     return Method(key, label, "metaworld", (*_MIXED, "--agent.clone", "executed", *options))
 
 
+def _baseline(method: str, label: str, reported: str | None = None) -> Method:
+    return Method(method, label, "metaworld", ("--agent", method), reported)
+
+
 def _prompted_by(behaviour: str) -> Variant:
     return _prompts(behaviour, f"examples: {behaviour}", "--prompt-behaviours", behaviour, "--data-root", DATA)
 
@@ -191,6 +195,23 @@ GRIDS: dict[str, Grid] = {
         "The default and the same without any prompt. The paper gives its figure's numbers in tables 1 and 3.",
         (_FULL, _NO_PROMPTS),
         paper={**TABLE_1, **TABLE_3},
+    ),
+    "baselines": Grid(
+        "The systems that it is compared with",
+        "Other methods on the same data, features, environments and episodes, each with its own published settings and "
+        "without prompts: docs/baselines.md.",
+        (
+            _FULL,
+            _baseline("bc", "Cloning, Gaussian"),
+            _baseline("diffusion-bc", "Cloning, diffusion"),
+            _baseline("diffusion-ql", "Diffusion-QL"),
+            _baseline("td3-bc", "TD3+BC"),
+            _baseline("rad", "TD3+BC under RAD", "RAD"),
+            _baseline("s4rl", "TD3+BC under S4RL", "S4RL"),
+            _baseline("cql", "CQL(H)"),
+        ),
+        paper=TABLE_1,
+        others=("SAC", "MTDIFF"),
     ),
     "generalisation": Grid(
         "What makes the context generalise",

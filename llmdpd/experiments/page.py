@@ -104,10 +104,21 @@ def _cell_view(cell: Cell, plan: Plan, outcomes: Sequence[Outcome]) -> dict[str,
         "iterations": cell.config.training.iterations,
         "times": {name: measure(name, value) for name, value in meta.get("times", {}).items()},
         "seconds": meta.get("times", {}),
+        **_costs(cell, meta),
         "machine": _line(meta.get("machine", {})),
         "versions": _line(meta.get("versions", {})),
         "command": shlex.join(map(str, command)),
         "report": f"{cell.name}/report.html" if report.is_file() else "",
+    }
+
+
+def _costs(cell: Cell, meta: dict[str, Any]) -> dict[str, float | None]:
+    """The acting network's parameters; milliseconds of an iteration of training, and of an action."""
+    acting, seconds = meta.get("acting", {}), meta.get("times", {}).get("training_seconds")
+    return {
+        "parameters": acting.get("parameters"),
+        "iteration_ms": None if seconds is None else round(1e3 * seconds / cell.config.training.iterations, 2),
+        "action_ms": acting.get("milliseconds_an_action"),
     }
 
 

@@ -32,6 +32,7 @@ from llmdpd.runs.data import Embeddings, embed_tasks, example_data, training_dat
 from llmdpd.runs.evaluation import evaluate_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
+from llmdpd.runs.latency import acting_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
 from llmdpd.training.batches import BatchSampler
@@ -122,6 +123,8 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         trained = with_cuda_graph(agent, config.training.cuda_graph, check_device(config.device))
         seconds = TrainingLoop(run.path, trained, sampler, config.training, hooks, facts).execute(stop)
     run.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)})
+    first = prompts[config.tasks.seen[0]]
+    run.note(acting=acting_facts(policy(config.training.iterations), first, dataset.observations))
     with run.timed("evaluation_seconds"):
         evaluate_run(
             run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check

@@ -93,6 +93,7 @@ def _finish(cell: Any, counts: dict[str, int], **changes: Any) -> None:
     write_results(cell.run.results, records)
     cell.run.note(
         times={"training_seconds": 100.0, "evaluation_seconds": 30.0, "total_seconds": 150.0},
+        acting={"parameters": 1_234_567, "milliseconds_an_action": 0.25},
         machine={"cpu": "a test's", "cores": 2},
         versions={"torch": "2.13.0"},
         command={"argv": ["python", "-m", "llmdpd.train", "--preset", cell.preset]},

@@ -99,7 +99,10 @@ def test_the_page_says_what_was_trained_on_and_links_to_the_runs(plan: Plan) -> 
     assert "cpu a test&#39;s, cores 2" in text
     assert "python -m llmdpd.experiment tests --out &#39;a folder&#39;" in text
     runs = {row[0]: row[1:] for row in section(page, "cells")}
-    assert runs["full-seed0"] == ["done", "200", "", "1 min 40 s", "30.0 s", "2 min 30 s"]
+    assert runs["full-seed0"] == [
+        *("done", "200", "1,234,567", "500.0", "0.25"),
+        *("", "1 min 40 s", "30.0 s", "2 min 30 s"),
+    ]
     assert runs["plain-seed1"][0] == "missing"
 
 
@@ -117,6 +120,8 @@ def test_figures_and_tables_beside_the_page(plan: Plan) -> None:
     told = row["tasks"]["door-lock-v3"]
     assert (told["by_seed"], told["successes"], told["episodes"]) == ([25.0, 77.5], 41, 80)
     assert row["reported_by_the_paper"]["door-lock-v3"] == {"mean": 70.0, "std": 2.5}
+    told = next(cell for cell in value["cells"] if cell["name"] == "full-seed0")
+    assert (told["parameters"], told["iteration_ms"], told["action_ms"]) == (1_234_567, 500.0, 0.25)
     assert value["bootstrap"] == {"draws": 10_000, "seed": 0}
     lines = page.with_suffix(".md").read_text().splitlines()
     assert lines[0].startswith("| unseen tasks | checkpoint | door-lock | reported |")

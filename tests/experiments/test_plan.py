@@ -35,7 +35,10 @@ def test_every_experiment_has_a_plan(name: str, tmp_path: Path) -> None:
         assert len(set(names)) == len(names)
         assert {cell.state for cells in plan.cells.values() for cell in cells} == {"missing"}
         for method in grid.methods:
-            assert grid.paper is None or method.reported in {c for row in grid.paper.values() for c in row.columns}
+            columns = {c for row in (grid.paper or {}).values() for c in row.columns}
+            # Not every method of `baselines` is one of the paper's.
+            missing = name == "baselines" and method.reported is None
+            assert grid.paper is None or method.reported in columns or missing
 
 
 def test_experiments_share_the_runs_that_are_the_same(tmp_path: Path) -> None:

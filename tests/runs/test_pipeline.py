@@ -89,6 +89,9 @@ def test_ablations_run_from_end_to_end(
         assert f"clones the {cloned} actions" in record.training_data
     assert json.loads((run / "meta.json").read_text())["training"] == {"cuda_graph": "not used"}
     policy = Policy.load(run)
+    acting = json.loads((run / "meta.json").read_text())["acting"]
+    assert acting["parameters"] == sum(tensor.numel() for tensor in policy.network.parameters())
+    assert 0 < acting["milliseconds_an_action"] < 1000
     assert (policy.critic is None) == ("--agent.eta" in options)
     assert bool(policy.texts) == text
     assert ("llm" in policy.facts) == text
