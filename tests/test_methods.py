@@ -143,6 +143,7 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "td3-bc", "--rad.sigma", "1"), "--rad.sigma"),
         (("--agent", "cql", "--policy.chunk", "2"), "chunk"),
         (("--agent", "s4rl", "--s4rl.copies", "0"), "s4rl.copies"),
+        (("--agent", "rad", "--rad.scale-low", "2"), "rad.scale_low"),
     ],
 )
 def test_options_that_a_method_does_not_have(words: tuple[str, ...], told: str) -> None:

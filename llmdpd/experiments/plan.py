@@ -13,6 +13,7 @@ from llmdpd.envs import base_name
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
+from llmdpd.networks import METHODS
 from llmdpd.options import has_field, split_options
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
@@ -133,7 +134,8 @@ def _is_open(method: Method, field: str) -> bool:
     base = ABLATED.get(method.preset)
     if base is not None:
         own |= {line.split(":")[0] for line in differences(to_plain(PRESETS[base]), to_plain(preset))}
-    return field not in own and has_field(preset.method, field)
+    chosen = dict(zip(method.options, method.options[1:], strict=False)).get("--agent")
+    return field not in own and has_field(METHODS[chosen] if chosen else preset.method, field)
 
 
 def _cells_of(plan: Plan, method: Method, budget: Budget) -> tuple[Cell, ...]:

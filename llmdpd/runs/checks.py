@@ -63,6 +63,13 @@ def check_values(config: TrainConfig) -> None:
             found=config.agent.eta,
             expected="0, or --agent diffusion-ql",
         )
+    if config.rad.scale_low > config.rad.scale_high:
+        raise InputError(
+            "the least factor is greater than the greatest",
+            field="rad.scale_low",
+            found=config.rad.scale_low,
+            expected=f"at most {config.rad.scale_high} (rad.scale_high)",
+        )
     if config.acting.samples > 1 and not config.trains_critic:
         raise InputError(
             "no critic to choose among samples by",

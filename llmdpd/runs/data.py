@@ -140,7 +140,8 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
             expected="executed",
             hint=f"use --{field} executed",
         )
-    return dataset, words + f"; clones the {cloned} actions"
+    verb = "learns from" if config.method == "cql" else "clones"
+    return dataset, words + f"; {verb} the {cloned} actions"
 
 
 def _sac_data(config: TrainConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:

@@ -180,6 +180,13 @@ def test_methods_that_were_not_asked_for_do_without_what_is_not_theirs_to_take(t
     assert "--agent.lr" not in cells["trajectory-diffusion"][0].options
 
 
+def test_a_baseline_of_a_preset_takes_its_own_options(tmp_path: Path) -> None:
+    settings = Settings("baselines", only=("td3-bc", "rad"), out=tmp_path, options=("--td3-bc.alpha", "1"))
+    assert {cell.config.td3_bc.alpha for key in settings.only for cell in make_plan(settings).cells[key]} == {1.0}
+    with pytest.raises(InputError, match=r"--only .*td3-bc rad"):
+        make_plan(dataclasses.replace(settings, only=("td3-bc", "bc")))
+
+
 def test_options_need_to_fit_the_chosen_methods_alone(tmp_path: Path) -> None:
     """faithful's batch of 256 has no twelve equal shares, and its critics no chunks."""
     for option in (("--training.prompts-per-batch", "12"), ("--policy.chunk", "4")):
