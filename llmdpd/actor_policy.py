@@ -17,8 +17,6 @@ from llmdpd.diffusion import philox_normal
 from llmdpd.errors import InputError
 from llmdpd.policy_network import PolicyConfig, PromptedNetwork
 
-LOG_STD = (-20.0, 2.0)
-"""Bounds of a log standard deviation, as in SAC's reference implementation (Haarnoja et al. 2018)."""
 _INSIDE = 1 - 1e-6
 
 
@@ -52,6 +50,11 @@ class TwinQ(nn.Module):
         return torch.minimum(*self(condition, action))
 
 
+def _normal(mean: Tensor, log_std: Tensor) -> torch.distributions.Normal:
+    # Unchecked: a check would wait for the device.
+    return torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+
+
 def joined_condition(condition: Condition) -> Tensor:
     """State features and prompt vectors side by side [B, F + Z]."""
     return torch.cat([condition.state, condition.prompt.expand(len(condition.state), -1)], dim=-1)
@@ -77,7 +80,18 @@ class ActorPolicy(PromptedNetwork):
         self.net = relu_mlp(inputs, (config.hidden_dim,) * self.layers, self.outputs * action_dim)
 
     def draw(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
-        """An action a state [B, A], the noise of each hanging on its own seed, int64 [B], alone."""
+        """An action a state [B, A], the noise of each hanging on its own seed, int64 [B], alone.
+
+        Raises:
+            InputError: a way of acting that these policies don't have.
+        """
+        for field, found, expected in (("samples", acting.samples, 1), ("precision", acting.precision, "fp32")):
+            if found != expected:
+                field = f"acting.{field}"
+                raise InputError("no such way of acting without diffusion", field=field, found=found, expected=expected)
+        return self._drawn(condition, acting, seeds)
+
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -88,7 +102,7 @@ class DeterministicPolicy(ActorPolicy):
         """The condition of B states → actions [B, A]."""
         return self.config.action_bound * torch.tanh(self.net(joined_condition(condition)))
 
-    def draw(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
         """The action; it has no noise, whatever `acting.noise_scale` says."""
         actions: Tensor = self(condition)
         return actions
@@ -101,19 +115,21 @@ class GaussianPolicy(ActorPolicy):
     """
 
     outputs = 2
+    log_std = (-3.0, 2.0)
+    """Bounds of log s. Labels without noise have no greatest likelihood: s would go to 0, and the training apart."""
 
     def statistics(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        """m and log s [B, A], the latter within `LOG_STD`."""
+        """m and log s [B, A], the latter within `log_std`."""
         mean, log_std = self.net(joined_condition(condition)).chunk(2, dim=-1)
-        return mean, log_std.clamp(*LOG_STD)
+        return mean, log_std.clamp(*self.log_std)
 
     def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:
         """Of actions [B, A] → [B], summed over the action's numbers."""
         mean, log_std = self.statistics(condition)
         centre = self.config.action_bound * torch.tanh(mean)
-        return torch.distributions.Normal(centre, log_std.exp()).log_prob(actions).sum(-1)
+        return _normal(centre, log_std).log_prob(actions).sum(-1)
 
-    def draw(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
         """The mean and `acting.noise_scale` times the noise, clipped to the bound; 0 is the mode."""
         mean, log_std = self.statistics(condition)
         bound, noise = self.config.action_bound, self._noise(mean, seeds)
@@ -127,11 +143,13 @@ class SquashedGaussianPolicy(GaussianPolicy):
     """a = bound tanh(u), u ~ N(m, s²): the actor of SAC (Haarnoja et al. 2018), three hidden layers as in CQL's."""
 
     layers = 3
+    log_std = (-20.0, 2.0)
+    """As in SAC's reference implementation."""
 
     def sample(self, condition: Condition, draws: int = 1) -> tuple[Tensor, Tensor]:
         """Actions [N, B, A] that the gradient goes through, and their log-probabilities [N, B]."""
         mean, log_std = self.statistics(condition)
-        normal = torch.distributions.Normal(mean, log_std.exp())
+        normal = _normal(mean, log_std)
         raw = normal.rsample((draws,))
         return self.config.action_bound * torch.tanh(raw), self._log_probability(normal, raw)
 
@@ -139,9 +157,9 @@ class SquashedGaussianPolicy(GaussianPolicy):
         """Of actions [B, A] → [B]; those on the bound are taken a little within."""
         mean, log_std = self.statistics(condition)
         unit = (actions / self.config.action_bound).clamp(-_INSIDE, _INSIDE)
-        return self._log_probability(torch.distributions.Normal(mean, log_std.exp()), torch.atanh(unit))
+        return self._log_probability(_normal(mean, log_std), torch.atanh(unit))
 
-    def draw(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
         """bound tanh(m + `acting.noise_scale` s noise); 0 is the median."""
         mean, log_std = self.statistics(condition)
         noise = acting.noise_scale * log_std.exp() * self._noise(mean, seeds)

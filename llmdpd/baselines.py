@@ -13,6 +13,7 @@ from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.networks import METHODS, Method
+from llmdpd.policy_network import PolicyConfig
 from llmdpd.training.augmentation import AugmentationConfig
 
 _OWN = ("llmdpd", "trajectory-diffusion")
@@ -38,6 +39,7 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         return replace(config, method=method)
     clone = config.cloned[0]
     context = replace(config.policy.context, text=False, trajectory=False, text_dropout=0.0, trajectory_dropout=0.0)
+    preset = config
     config = replace(
         config,
         method=method,
@@ -47,8 +49,10 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
     )
     if method == "diffusion-ql":
         # Its published settings; the bound on gradients is the preset's, which is the task's.
-        return replace(config, agent=LLMDPDConfig(grad_clip=config.agent.grad_clip), acting=ActingConfig())
+        agent = LLMDPDConfig(grad_clip=config.agent.grad_clip, lr_final=0.0)
+        policy = replace(config.policy, diffusion_steps=PolicyConfig.diffusion_steps)
+        return replace(config, agent=agent, policy=policy, acting=ActingConfig())
     if method == "diffusion-bc":
-        agent = replace(config.agent, eta=0.0)
-        return replace(config, agent=agent, acting=ActingConfig(samples=1))
+        acting = replace(preset.acting, samples=1, replan=None)
+        return replace(config, agent=replace(config.agent, eta=0.0), acting=acting)
     return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config

@@ -21,6 +21,7 @@ from llmdpd.device import check_device, use_threads
 from llmdpd.envs.specs import canonical_task, common_spec
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.options import has_field
 from llmdpd.progress import console
 from llmdpd.report import build_report
 from llmdpd.results import TaskResult, read_results, write_results
@@ -111,6 +112,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     run = None if config.run is None else RunFolder.open(config.run)
     _check_player(config)
     trained = _without_a_run(config) if run is None else run.read_config()
+    _check_acting(config, trained)
     use_threads(config.threads)
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     choice = _choice(config, trained)
@@ -153,6 +155,17 @@ def _check_player(config: EvaluateConfig) -> None:
             "a control follows an example and reads no text", field="--prompts", found=config.prompts,
             expected="own or swapped",
         )  # fmt: skip
+
+
+def _check_acting(config: EvaluateConfig, trained: TrainConfig) -> None:
+    """Refuse ways of acting that the run's method does not have."""
+    for name in _changes(config):
+        if config.run is not None and not has_field(trained.method, f"acting.{name}"):
+            option = "--" + name.replace("_", "-")
+            found = f"{getattr(config, name)}, of a run of {trained.method}"
+            raise InputError(
+                "the method has no such way of acting", field=option, found=found, hint=f"leave {option} out"
+            )
 
 
 def _without_a_run(config: EvaluateConfig) -> TrainConfig:

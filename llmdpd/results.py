@@ -214,7 +214,7 @@ class TaskResult:
     def identity(self) -> tuple[object, ...]:
         """What tells two records apart: everything that was set, nothing that was measured."""
         setting = (self.protocol, self.prompts, self.trained_on, self.training_data, self.goal_visible, self.context)
-        return (self.task, self.split, self.checkpoint, self.seed, self.max_steps, self.acting, *setting)
+        return (self.task, self.split, self.checkpoint, self.seed, self.max_steps, self.acting, self.method, *setting)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field that is set, the success rate and its interval."""
@@ -231,7 +231,7 @@ class TaskResult:
             raise InputError("a result is not an object", found=_brief(value), expected="a JSON object")
         names = {field.name for field in fields(cls)}
         optional = {"successes", "returns_mean", "returns_std", "normalised_score"}
-        for name in sorted(names - optional - set(value)):
+        for name in sorted(names - optional - {"method"} - set(value)):
             raise InputError("a result lacks a field", field=name, found=", ".join(sorted(map(str, value))))
         for name in sorted(set(value) - names - set(_DERIVED)):
             raise InputError("a result has an unknown field", field=name, expected=", ".join(sorted(names)))

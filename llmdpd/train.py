@@ -85,10 +85,14 @@ def configuration(words: Sequence[str]) -> TrainConfig:
             raise InputError("unknown protocol", field="--protocol", found=protocol, expected=", ".join(PROTOCOLS))
         tasks = dataclasses.replace(PROTOCOLS[protocol], goal_visible=start.tasks.goal_visible)
         start = dataclasses.replace(start, tasks=tasks)
-    for option in ("--agent", "--method"):
-        method, rest = take_option(rest, option)
-        if method is not None:
-            start = with_method(start, method)
+    method, rest = take_option(rest, "--agent")
+    other, rest = take_option(rest, "--method")
+    if method is not None and other not in (None, method):
+        raise InputError(
+            "two methods", field="--method", found=f"{other}, and --agent {method}", expected="one of them"
+        )
+    if method is not None or other is not None:
+        start = with_method(start, str(method or other))
     return _parse(rest, start)
 
 

@@ -17,6 +17,7 @@ from llmdpd.agents.registry import make_agent
 from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError
+from llmdpd.evaluate import main as evaluate
 from llmdpd.networks import METHODS, Method, make_network
 from llmdpd.options import METHOD_FIELDS, has_field, split_options
 from llmdpd.policy import Policy
@@ -120,6 +121,20 @@ def test_the_policy_comes_back_and_acts_the_same(
         policy.prompt(text="reach")
 
 
+def test_evaluation_refuses_what_the_method_does_not_do(
+    baseline: tuple[Method, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, run = baseline
+    options = {"--samples": 3, "--noise-scale": 0.5, "--replan": 1}
+    refused = [name for name in options if not has_field(method, f"acting.{name[2:].replace('-', '_')}")]
+    for name in refused:
+        assert evaluate([str(run), name, str(options[name])]) == 2
+        assert name in capsys.readouterr().err
+    assert refused == {"bc": ["--samples", "--replan"], "cql": ["--samples", "--replan"]}.get(
+        method, [] if method.startswith("diffusion") else list(options)
+    )
+
+
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_method_starts_from_any_preset(method: str) -> None:
     for preset in ("metaworld", "metaworld-paper", "d4rl-hopper", "smoke"):
@@ -144,6 +159,7 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "cql", "--policy.chunk", "2"), "chunk"),
         (("--agent", "s4rl", "--s4rl.copies", "0"), "s4rl.copies"),
         (("--agent", "rad", "--rad.scale-low", "2"), "rad.scale_low"),
+        (("--agent", "bc", "--method", "llmdpd"), "two methods"),
     ],
 )
 def test_options_that_a_method_does_not_have(words: tuple[str, ...], told: str) -> None:

@@ -213,7 +213,7 @@ def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, changes: 
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(set(RECORD.to_json()) - {"successes"}))
+@pytest.mark.parametrize("name", sorted(set(RECORD.to_json()) - {"successes", "method"}))
 def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "results.json"
     value = RECORD.to_json()
@@ -276,3 +276,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_prompts_tell_their_kind(text: bool | str, trajectory: bool | str, kind: str) -> None:
     assert PromptUse(text, trajectory).kind == kind
+
+
+def test_records_from_before_there_were_other_methods_can_be_read(tmp_path: Path) -> None:
+    value = RECORD.to_json()
+    assert value.pop("method") == "llmdpd"
+    assert TaskResult.from_json(value) == RECORD
+    assert replace(RECORD, method="bc").identity != RECORD.identity

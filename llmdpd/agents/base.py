@@ -58,7 +58,7 @@ class Agent(ABC, Generic[Network, Config]):
         self._optimise(name, list(module.parameters()), rate)
 
     def _add_target(self, name: str, module: nn.Module) -> None:
-        self.modules[f"target_{name}"] = copy.deepcopy(module).requires_grad_(False)
+        self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
         """One iteration on one batch; iteration counts from 0. Returns metrics, scalar tensors on the device."""

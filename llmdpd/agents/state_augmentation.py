@@ -82,13 +82,13 @@ class S4RLConfig:
     mixup: float = 0.4
     """Both parameters of the Beta distribution of a state's own share in a mixture."""
     step: float = 1e-4
-    """Length of the adversarial step along the gradient's signs."""
+    """Length of the adversarial step in each number of the state: against the sign of Q's gradient there."""
     copies: int = 2
-    """Changed batches whose values and targets are averaged."""
+    """Changed batches whose values and targets are averaged; `adversarial` makes one."""
 
 
 class S4RL(StateAugmentation):
-    """Several changed batches; states and next states are changed apart."""
+    """Several changed batches. Noise and dropout change states and next states apart, the others states alone."""
 
     def __init__(self, config: S4RLConfig) -> None:
         self.config = config

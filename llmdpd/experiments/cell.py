@@ -11,7 +11,7 @@ from typing import Any, Literal
 from llmdpd.config import EvaluationConfig, TrainConfig
 from llmdpd.config_io import differences
 from llmdpd.errors import InputError
-from llmdpd.results import TaskResult, read_results
+from llmdpd.results import SPLITS, TaskResult, read_results
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.training.checkpoint import latest_checkpoint
 
@@ -154,7 +154,7 @@ class Cell:
         half = run.results.is_file() and trained < self.config.training.iterations
         if half or not self.evaluated(run.results):
             if run.results.is_file() and not half:
-                evaluate = (str(self.folder), *self._episodes(), *_evaluation_share(share))
+                evaluate = (str(self.folder), *self._episodes(run.results), *_evaluation_share(share))
                 return Step("evaluate", ("llmdpd.evaluate", *evaluate))
             return Step("resume", ("llmdpd.train", "--resume", str(self.folder), *self._free(share)))
         if not (self.folder / "report.html").is_file():
@@ -176,13 +176,18 @@ class Cell:
 
     def _free(self, share: Share) -> tuple[str, ...]:
         """Options that do not decide what is learned: a resumed run may have others than it began with."""
-        episodes = (*self._episodes("evaluation."), "--evaluation.no-films")
+        episodes = (*self._episodes(group="evaluation."), "--evaluation.no-films")
         threads = ("--threads", str(share.threads), "--data.workers", str(share.threads))
         return (*episodes, "--data.root", str(self.data_root), *threads)
 
-    def _episodes(self, group: str = "") -> tuple[str, ...]:
-        seen = () if self.seen_episodes is None else (f"--{group}seen-episodes", str(self.seen_episodes))
-        return (f"--{group}episodes", str(self.episodes), *seen)
+    def _episodes(self, known: Path | None = None, group: str = "") -> tuple[str, ...]:
+        """Options for as many episodes as asked for, of neither split fewer than the results to be replaced have."""
+        asked = EvaluationConfig(self.episodes, self.seen_episodes)
+        most = {split: asked.episodes_of(split) for split in SPLITS}
+        for record in [] if known is None else read_results(known):
+            most[record.split] = max(most[record.split], record.episodes)
+        seen = () if most["seen"] == most["unseen"] else (f"--{group}seen-episodes", str(most["seen"]))
+        return (f"--{group}episodes", str(most["unseen"]), *seen)
 
     def evaluated(self, path: Path) -> bool:
         """Whether a file of results is there and holds as many episodes of each task as asked for."""

@@ -198,8 +198,9 @@ GRIDS: dict[str, Grid] = {
     ),
     "baselines": Grid(
         "The systems that it is compared with",
-        "Other methods on the same data, features, environments and episodes, each with its own published settings and "
-        "without prompts: docs/baselines.md.",
+        "Other methods on the same data, features, environments and episodes, without prompts, with their published "
+        "settings where they have such: docs/baselines.md. Cloning learns the expert's labels of the visited states as "
+        "the default does, the others the executed actions.",
         (
             _FULL,
             _baseline("bc", "Cloning, Gaussian"),

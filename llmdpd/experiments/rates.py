@@ -48,8 +48,12 @@ def known_rates(cells: Iterable[Cell]) -> dict[str, Rate]:
         rate = _rate_of(cell)
         if rate is not None:
             rates[cell.method] = rate
-            rates.setdefault(f"preset {cell.preset}", rate)
+            rates.setdefault(_kind(cell), rate)
     return rates
+
+
+def _kind(cell: Cell) -> str:
+    return f"preset {cell.preset}, method {cell.config.method}"
 
 
 def _rate_of(cell: Cell) -> Rate | None:
@@ -171,5 +175,5 @@ def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig
 def rate_for(cell: Cell, rates: dict[str, Rate]) -> Rate | None:
     """The method's own rate, or that of another method of its preset, with the words to tell."""
     own = rates.get(cell.method)
-    other = rates.get(f"preset {cell.preset}")
+    other = rates.get(_kind(cell))
     return own or (other and dataclasses.replace(other, source=f"{other.source}, of the same preset"))

@@ -148,6 +148,7 @@ def evaluate_control(
             goal_visible=tasks.goal_visible,
             checkpoint="last",
             context=f"control-{control}",
+            method="none",
             iterations=0,
             wall_seconds=round(seconds * sum(result.length for result in episodes), 2),
         )

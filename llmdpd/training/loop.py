@@ -137,7 +137,8 @@ class TrainingLoop:
             raise TrainingDivergedError(
                 f"{name} became {value} at iteration {where}; training stopped.\n"
                 + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
-                + "\n  Try a lower lr, grad-clip 1 or a smaller eta (--agent.lr …; of plans: --planner.lr …)."
+                + "\n  Try a lower learning rate, a bound on gradients (grad-clip 1) or, of policy diffusion, a "
+                "smaller eta: --help has them under the method's name."
             )
         names = dict.fromkeys(name for m in window for name in m)
         means = {name: fmean(m[name] for m in window if name in m) for name in names}

@@ -252,7 +252,11 @@ def test_what_a_finished_cell_may_still_lack(make_test_plan: MakePlan, finish: F
     fewer = dataclasses.replace(cell, seen_episodes=41)
     step = fewer.next_step(Share(1))
     assert step is not None
-    assert step.words[2:6] == ("--episodes", "2", "--seen-episodes", "41")
+    assert step.words[2:6] == ("--episodes", "40", "--seen-episodes", "41"), "never fewer than there are"
+    fewer = dataclasses.replace(cell, episodes=50, seen_episodes=5)
+    step = fewer.next_step(Share(1))
+    assert step is not None
+    assert step.words[2:6] == ("--episodes", "50", "--seen-episodes", "40")
     assert dataclasses.replace(more, episodes=40, seen_episodes=39).state == "done"
     (cell.folder / "report.html").unlink()
     assert cell.next_step(Share(1)).words == ("llmdpd.report", str(cell.folder))  # type: ignore[union-attr]

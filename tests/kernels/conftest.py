@@ -199,7 +199,9 @@ def close() -> Callable[..., None]:
     def check(found: Any, expected: Tensor, tolerance: float, name: str = "", size: float = 0.0) -> None:
         found = found.detach().cpu().double()
         assert found.shape == expected.shape
-        error = float((found - expected).norm()) / max(float(expected.norm()), size)
+        scale = max(float(expected.norm()), size)
+        assert scale or not found.any(), f"{name}: all of it should be 0"
+        error = float((found - expected).norm()) / (scale or 1.0)
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
     return check

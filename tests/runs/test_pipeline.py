@@ -90,7 +90,8 @@ def test_ablations_run_from_end_to_end(
     assert json.loads((run / "meta.json").read_text())["training"] == {"cuda_graph": "not used"}
     policy = Policy.load(run)
     acting = json.loads((run / "meta.json").read_text())["acting"]
-    assert acting["parameters"] == sum(tensor.numel() for tensor in policy.network.parameters())
+    parts = [policy.network] + ([policy.critic] if policy.critic and policy.acting.samples > 1 else [])
+    assert acting["parameters"] == sum(tensor.numel() for part in parts for tensor in part.parameters())
     assert 0 < acting["milliseconds_an_action"] < 1000
     assert (policy.critic is None) == ("--agent.eta" in options)
     assert bool(policy.texts) == text
