@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,29 @@ def straight_run(tmp_path_factory: pytest.TempPathFactory, train: Callable[..., 
 def run_copy(straight_run: Path, tmp_path: Path) -> Path:
     """A copy of `straight_run`, for tests that change it."""
     return shutil.copytree(straight_run, tmp_path / "run")
+
+
+@pytest.fixture
+def stopped_and_resumed(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs into `run`, with an agent of `kind`, stopped by SIGTERM in iteration `at`, resumed to its end."""
+
+    def go(run: Path, options: list[str], kind: type[Any], at: int) -> None:
+        update = kind.update
+
+        def stopped(self: Any, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
+            if iteration == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            metrics: dict[str, torch.Tensor] = update(self, batch, iteration)
+            return metrics
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "update", stopped)
+            assert train("--run-dir", run, *options) == 143
+        # What was kept is the policy of the iteration that the stop came in.
+        assert json.loads((run / "policy" / "policy.json").read_text())["facts"]["iterations"] == at + 1
+        assert train("--resume", run) == 0
+
+    return go
 
 
 def _contents(run: Path) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from llmdpd.agents.registry import make_agent
 from llmdpd.baselines import with_method
@@ -78,28 +75,16 @@ def test_the_run_is_whole(baseline: tuple[Method, Path]) -> None:
 def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
     baseline: tuple[Method, Path],
     tmp_path: Path,
-    train: Train,
     options_of: Callable[[Method], list[str]],
     contents: Contents,
-    monkeypatch: pytest.MonkeyPatch,
+    stopped_and_resumed: Callable[..., None],
     rng: np.random.Generator,
 ) -> None:
     method, straight = baseline
     config = configuration(options_of(method))
     kind = type(make_agent(config, make_network(method, 39, 4, 0, config.policy)))
-    update, at = kind.update, int(rng.integers(1, 39))
-
-    def stopped(self: Any, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
-        if iteration == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, batch, iteration)
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "update", stopped)
-        assert train("--run-dir", run, *options_of(method)) == 143
-    assert Policy.load(run).facts["iterations"] < 40
-    assert train("--resume", run) == 0
+    stopped_and_resumed(run, options_of(method), kind, int(rng.integers(1, 39)))
     assert contents(run) == contents(straight)
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
 from llmdpd.errors import InputError
@@ -76,24 +73,12 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
     at: int,
     plan_run: Path,
     tmp_path: Path,
-    train: Train,
     options: list[str],
     contents: Contents,
-    monkeypatch: pytest.MonkeyPatch,
+    stopped_and_resumed: Callable[..., None],
 ) -> None:
-    update = TrajectoryDiffusion.update
-
-    def stopped(self: TrajectoryDiffusion, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
-        if iteration == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, batch, iteration)
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryDiffusion, "update", stopped)
-        assert train("--run-dir", run, *options) == 143
-    assert Policy.load(run).facts["iterations"] < 40
-    assert train("--resume", run) == 0
+    stopped_and_resumed(run, options, TrajectoryDiffusion, at)
     assert contents(run) == contents(plan_run)
 
 
