@@ -1,6 +1,7 @@
 """Shared fixtures: random numbers, tiny data sets, and the training command on them.
 
-Random numbers are fresh each run; the seed is printed, and LLMDPD_TEST_SEED repeats one.
+Random numbers are fresh each run; its seed stands in the header, and LLMDPD_TEST_SEED repeats one. A test's own seed
+is made of the run's and its name, so that it repeats alone, in any order and on any worker.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,33 @@ SEEN, UNSEEN = ("reach-v3", "push-v3"), ("door-lock-v3",)
 # Tests are made of small tensors: more threads spin more than they compute, ten times over on a busy machine.
 torch.set_num_threads(1)
 
+# Set, not only read: worker processes of one run inherit it.
+_RUN_SEED = int(os.environ.setdefault("LLMDPD_TEST_SEED", str(secrets.randbits(31))))
+
+
+def pytest_report_header() -> str:
+    return f"LLMDPD_TEST_SEED={_RUN_SEED}"
+
+
+@pytest.fixture(scope="session")
+def seed_of() -> Callable[[str], int]:
+    """The seed of what has this name, in this run."""
+    return lambda name: zlib.crc32(f"{_RUN_SEED} {name}".encode()) >> 1
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed(request: pytest.FixtureRequest, seed_of: Callable[[str], int]) -> int:
+    """The test's own seed, 31 bits; torch's global generator starts from it."""
+    seed = seed_of(request.node.nodeid)
+    torch.manual_seed(seed)
+    return seed
+
 
 @pytest.fixture
-def rng() -> np.random.Generator:
-    """numpy's generator; torch's global one is seeded alike."""
-    seed = int(os.environ.get("LLMDPD_TEST_SEED", secrets.randbits(31)))
-    print(f"LLMDPD_TEST_SEED={seed}")
-    torch.manual_seed(seed)
-    return np.random.default_rng(seed)
+def rng(fresh_seed: int) -> np.random.Generator:
+    """numpy's generator, of the test's own seed."""
+    print(f"repeat with LLMDPD_TEST_SEED={_RUN_SEED}")
+    return np.random.default_rng(fresh_seed)
 
 
 @pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import subprocess
 import sys
 import textwrap
@@ -38,12 +37,10 @@ def config(tmp_path: Path, **changes: object) -> CollectConfig:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(1 << 31)
-    print("fresh seed", seed)
+def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path, fresh_seed: int) -> None:
     calls: list[tuple[int, int, int]] = []
-    one = collect_metaworld(config(tmp_path, seed=seed), lambda *args: calls.append(args))
-    two = collect_metaworld(config(tmp_path, seed=seed, workers=2, out=tmp_path / "two"))
+    one = collect_metaworld(config(tmp_path, seed=fresh_seed), lambda *args: calls.append(args))
+    two = collect_metaworld(config(tmp_path, seed=fresh_seed, workers=2, out=tmp_path / "two"))
     assert one.content == two.content
     assert np.array_equal(one.dataset.observations, two.dataset.observations)
     assert [call[:2] for call in calls] == [(n, 8) for n in range(9)]
@@ -307,8 +304,7 @@ def test_wrong_noise_is_refused(text: str) -> None:
     assert caught.value.field == "noise"
 
 
-def test_the_schedule_keeps_the_shares_in_every_prefix() -> None:
-    rng = np.random.default_rng()
+def test_the_schedule_keeps_the_shares_in_every_prefix(rng: np.random.Generator) -> None:
     weights = rng.uniform(0.05, 1, 4)
     print("shares", weights)
     shares = dict(zip(("clean", "gaussian", "bursts", "random"), (weights / weights.sum()).tolist(), strict=True))

@@ -96,6 +96,8 @@ def sharp(context: RetrievalContext, prompts: EncodedPrompts, step: int) -> None
     prompts.memory["waypoint_key"] = key
     torch.nn.init.zeros_(context.waypoint_query.weight)
     torch.nn.init.constant_(context.waypoint_query.bias, 1e4)
+    # Random states lie so far from one another that their likeness would outweigh the query.
+    torch.nn.init.constant_(context.likeness, -math.inf)
 
 
 @torch.no_grad()

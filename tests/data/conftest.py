@@ -1,8 +1,7 @@
-"""Small random data sets; the seed of each run is printed, and LLMDPD_TEST_SEED repeats one."""
+"""Small random data sets."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -11,13 +10,6 @@ import pytest
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes
 
 MakeDataset = Callable[..., TrajectoryDataset]
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = int(os.environ.get("LLMDPD_TEST_SEED", np.random.default_rng().integers(2**32)))
-    print(f"LLMDPD_TEST_SEED={seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture

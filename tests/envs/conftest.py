@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,14 +97,6 @@ class Probe:
 
         raise InputError("wrong", field="x") if kind == "input" else ArithmeticError("broken probe")
 '''
-
-
-@pytest.fixture
-def fresh_seed() -> int:
-    """A new seed every run; pytest shows it where a test fails."""
-    seed = random.SystemRandom().randrange(1_000_000_000)
-    print(f"fresh seed: {seed}")
-    return seed
 
 
 @pytest.fixture

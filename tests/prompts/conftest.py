@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def seed() -> int:
-    """A fresh seed; pytest shows the printed line where a test fails."""
-    value = secrets.randbits(31)
-    print(f"seed {value}")
-    return value
+def seed(fresh_seed: int) -> int:
+    """A seed of the test's own."""
+    return fresh_seed
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,10 +74,10 @@ def save_model(folder: Path, kind: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    seed = secrets.randbits(31)
-    print(f"seed {seed}")
-    torch.manual_seed(seed)
+def folders(
+    request: pytest.FixtureRequest, seed_of: Callable[[str], int], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    torch.manual_seed(seed_of(request.node.nodeid))
     return {kind: save_model(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 

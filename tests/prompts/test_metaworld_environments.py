@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,15 +39,14 @@ class Task:
 
 
 @pytest.fixture(scope="module", params=sorted(all_task_facts()))
-def task(request: pytest.FixtureRequest) -> Iterator[Task]:
+def task(request: pytest.FixtureRequest, seed_of: Callable[[str], int]) -> Iterator[Task]:
     env = metaworld_envs[f"{request.param}-v3"]()
     env._partially_observable = False
     env.__dict__.pop("sawyer_observation_space", None)  # cached with the goal hidden
     env._freeze_rand_vec = False
     env.seeded_rand_vec = True
     env._set_task_called = True
-    seed = secrets.randbits(31)
-    print(f"seed {seed}")
+    seed = seed_of(f"{request.node.nodeid} {request.param}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the environments' rewards take logarithms of anything
         yield Task(request.param, task_facts(request.param), env, seed)

@@ -110,10 +110,10 @@ def put_into_hub(hub: Path, name: str) -> Made:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Made]]:
-    seed = secrets.randbits(31)
-    print(f"seed {seed}")
-    torch.manual_seed(seed)
+def hub(
+    request: pytest.FixtureRequest, seed_of: Callable[[str], int], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Made]]:
+    torch.manual_seed(seed_of(request.node.nodeid))
     folder = tmp_path_factory.mktemp("huggingface") / "hub"
     return folder, {name: put_into_hub(folder, name) for name in MODELS}
 
