@@ -83,6 +83,14 @@ class ActingConfig:
         return policy.chunk if self.replan is None else self.replan
 
 
+def check_one_draw(acting: ActingConfig) -> None:
+    """Raise `InputError` for ways of acting that a policy without diffusion does not have."""
+    for field, found, expected in (("samples", acting.samples, 1), ("precision", acting.precision, "fp32")):
+        if found != expected:
+            field = f"acting.{field}"
+            raise InputError("no such way of acting without diffusion", field=field, found=found, expected=expected)
+
+
 @torch.no_grad()
 def draw_actions(
     net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerPlan, acting: ActingConfig, seeds: Tensor

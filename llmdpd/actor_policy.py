@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llmdpd.acting import ActingConfig
+from llmdpd.acting import ActingConfig, check_one_draw
 from llmdpd.context import Condition
 from llmdpd.diffusion import philox_normal
 from llmdpd.errors import InputError
@@ -85,10 +85,7 @@ class ActorPolicy(PromptedNetwork):
         Raises:
             InputError: a way of acting that these policies don't have.
         """
-        for field, found, expected in (("samples", acting.samples, 1), ("precision", acting.precision, "fp32")):
-            if found != expected:
-                field = f"acting.{field}"
-                raise InputError("no such way of acting without diffusion", field=field, found=found, expected=expected)
+        check_one_draw(acting)
         return self._drawn(condition, acting, seeds)
 
     def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:

@@ -55,4 +55,10 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
     if method == "diffusion-bc":
         acting = replace(preset.acting, samples=1, replan=None)
         return replace(config, agent=replace(config.agent, eta=0.0), acting=acting)
+    if method in ("dt", "prompt-dt"):
+        # Published: 64 windows a batch, a prompt of 5 steps in a row.
+        training = replace(config.training, batch_size=64, prompts_per_batch=8)
+        encoder = replace(context.encoder, steps=5, sampling="window")
+        own = replace(context, kind="pooled", trajectory=method == "prompt-dt", encoder=encoder)
+        return replace(config, training=training, policy=replace(config.policy, context=own))
     return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config

@@ -10,6 +10,7 @@ import tyro
 from llmdpd.acting import ActingConfig
 from llmdpd.agents.cloning import CloningConfig
 from llmdpd.agents.cql import CQLConfig
+from llmdpd.agents.decision_transformer import DecisionTransformerConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.agents.state_augmentation import RADConfig, S4RLConfig
 from llmdpd.agents.td3_bc import TD3BCConfig
@@ -148,6 +149,7 @@ class TrainConfig:
     rad: RADConfig = field(default_factory=RADConfig)
     s4rl: S4RLConfig = field(default_factory=S4RLConfig)
     cql: CQLConfig = field(default_factory=CQLConfig)
+    dt: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

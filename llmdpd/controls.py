@@ -32,7 +32,9 @@ def replay(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
     """The example's actions, whatever is observed; after its end the hand stands still and the gripper is held."""
     examples, rows = _examples(prompts, requests)
 
-    def act(observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64]) -> FloatArray:
+    def act(
+        observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64], rewards: FloatArray
+    ) -> FloatArray:
         actions = np.zeros((len(index), 4), np.float32)
         for row, (request, step) in enumerate(zip(index, steps, strict=True)):
             done = examples[rows[request]].actions
@@ -56,7 +58,9 @@ def tracker(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest
     plans = [_Plan.of(example) for example in examples]
     walks: dict[int, _Walk] = {}
 
-    def act(observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64]) -> FloatArray:
+    def act(
+        observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64], rewards: FloatArray
+    ) -> FloatArray:
         actions = np.empty((len(index), 4), np.float32)
         for row, (request, step) in enumerate(zip(index.tolist(), steps, strict=True)):
             if step == 0:

@@ -5,11 +5,24 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.errors import InputError
 from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
 
-Method = Literal["llmdpd", "trajectory-diffusion", "diffusion-ql", "diffusion-bc", "bc", "td3-bc", "rad", "s4rl", "cql"]
+Method = Literal[
+    "llmdpd",
+    "trajectory-diffusion",
+    "diffusion-ql",
+    "diffusion-bc",
+    "bc",
+    "td3-bc",
+    "rad",
+    "s4rl",
+    "cql",
+    "dt",
+    "prompt-dt",
+]
 
 _NETWORKS: dict[str, type[PromptedNetwork]] = {
     "llmdpd": ConditionalPolicy,
@@ -21,6 +34,8 @@ _NETWORKS: dict[str, type[PromptedNetwork]] = {
     "rad": DeterministicPolicy,
     "s4rl": DeterministicPolicy,
     "cql": SquashedGaussianPolicy,
+    "dt": DecisionTransformer,
+    "prompt-dt": PromptDecisionTransformer,
 }
 METHODS: dict[str, Method] = {name: name for name in get_args(Method)}
 POLICY_DIFFUSION = tuple(name for name, kind in _NETWORKS.items() if kind is ConditionalPolicy)

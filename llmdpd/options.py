@@ -33,6 +33,8 @@ METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
     "rad": ("td3_bc", "rad", "policy.hidden_dim"),
     "s4rl": ("td3_bc", "s4rl", "policy.hidden_dim"),
     "cql": ("cql", "policy.hidden_dim", "acting.noise_scale"),
+    "dt": ("dt", "policy.sequence"),
+    "prompt-dt": ("dt", "policy.sequence"),
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 

@@ -14,15 +14,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig, draw_actions
+from llmdpd.acting import ActingConfig, check_one_draw, draw_actions
 from llmdpd.actor_policy import ActorPolicy
 from llmdpd.chunks import ChunkPlayer
 from llmdpd.config_io import from_plain, to_plain
 from llmdpd.context import Condition, EncodedPrompts, RetrievalContext
 from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
+from llmdpd.decision_transformer import DecisionTransformer
 from llmdpd.device import check_device
 from llmdpd.errors import InputError, located
+from llmdpd.history import EpisodeMemory, History
 from llmdpd.limits import LIMITS, check_limits
 from llmdpd.networks import make_network, method_of
 from llmdpd.plan_policy import PlanPolicy
@@ -52,7 +54,8 @@ class Policy:
     """A policy that acts under prompts.
 
     `Policy.load(path).prompt(text=…, trajectory=…)`, then at each episode's start `.reset()`, then `.act(observation)`.
-    One with chunks (`policy.chunk` H above 1) draws H actions at one look and plays the first `replan` of them.
+    One with chunks (`policy.chunk` H above 1) draws H actions at one look and plays the first `replan` of them. A
+    Decision Transformer is told the rewards too: `.act(observation, reward=…)`.
 
     Args:
         network: encoders and denoising network, of policy or of trajectory diffusion.
@@ -61,7 +64,8 @@ class Policy:
         llm: name of the text model that the policy was trained with (see `LLMEncoder`).
         texts: LLM embeddings [D] of known texts, by `text_key`.
         facts: what it was trained on and how, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which
-            revision of the text model embedded its texts, and in which dtype.
+            revision of the text model embedded its texts, and in which dtype; and `target_returns`, task → the return
+            that a Decision Transformer asks for.
 
     Raises:
         InputError: more actions of a chunk to be played than it has, or critics, which value single actions, with
@@ -93,6 +97,8 @@ class Policy:
                 expected="1, or no critics",
             )
         self._prompts: EncodedPrompts | None = None
+        self._memory = self.memory()
+        self._target: float | None = None
         self._step = 0
         self.seed(0)
 
@@ -179,8 +185,16 @@ class Policy:
         acting = dataclasses.replace(self.acting, **changes)
         return Policy(self.network, self.critic, acting, llm=self.llm, texts=self.texts, facts=self.facts)
 
-    def prompt(self, text: str | TextPrompt | None = None, trajectory: Example | None = None) -> Policy:
+    def prompt(
+        self,
+        text: str | TextPrompt | None = None,
+        trajectory: Example | None = None,
+        target_return: float | None = None,
+    ) -> Policy:
         """Say what to do: a text prompt, and one example (a `Trajectory`, or observations [T, S] and actions [T, A]).
+
+        `target_return` is what a Decision Transformer asks for; by default the mean of what it asks of the tasks that
+        it was trained on, each the mean of the data's best tenth. Other policies have no use for it.
 
         Returns the policy itself. The LLM is loaded only for a text that neither the policy nor the embedding cache
         knows.
@@ -190,6 +204,7 @@ class Policy:
                 the wrong width or too long; a text model of another width than the one in training.
         """
         self._prompts = self.encode_prompts([text], [trajectory])
+        self._target = target_return
         self.reset()
         return self
 
@@ -245,18 +260,35 @@ class Policy:
         """Start an episode: the clock goes back to 0, and what is left of a chunk is dropped."""
         self._step = 0
         self._chunks.reset()
+        if self._memory is not None:
+            self._memory.reset()
 
     def seed(self, seed: int) -> None:
         """Fix the noise of all actions from here on; what is left of a chunk was drawn before, and is dropped."""
         self._chunks.reset()
         self._random = torch.Generator().manual_seed(seed)
 
-    def act(self, observation: ArrayLike, step: int | None = None) -> NDArray[np.float32]:
+    def memory(self) -> EpisodeMemory | None:
+        """A new memory of episodes, for `draw_many`; None where the policy looks at the present state alone."""
+        network = self.network
+        return EpisodeMemory(network.history, network.action_dim) if isinstance(network, DecisionTransformer) else None
+
+    def target_returns(self, tasks: Sequence[str]) -> NDArray[np.float32]:
+        """The return that is asked for of each task; of one that was not trained on, the mean of those that were."""
+        known = self.facts.get("target_returns", {})
+        mean = float(np.mean(list(known.values()))) if known else 0.0
+        return np.array([known.get(task, mean) for task in tasks], np.float32)
+
+    def act(
+        self, observation: ArrayLike, step: int | None = None, reward: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
 
         The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
         chunks, an observation is looked at where a chunk is drawn: after `reset()`, after the last one's `replan`
-        actions, and where the clock was set to another step than the next.
+        actions, and where the clock was set to another step than the next. `reward`, of the last action (a number, or
+        [B]), is taken off the return that a Decision Transformer asks for, which stays as it is without; other policies
+        have no use for it.
 
         Raises:
             InputError: no prompt yet, or an observation of another width, or that is no finite numbers.
@@ -282,17 +314,26 @@ class Policy:
             raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
         rows = np.atleast_2d(state)
         self._step = self._step if step is None else step
+        rewards = _rewards(reward, len(rows))
         actions = self._chunks.play(
-            np.arange(len(rows)), np.full(len(rows), self._step), lambda due: self._look(rows[due])
+            np.arange(len(rows)), np.full(len(rows), self._step), lambda due: self._look(rows[due], rewards[due])
         )
         self._step += 1
         return actions[0] if state.ndim == 1 else actions
 
-    def _look(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _look(self, rows: NDArray[np.float32], rewards: NDArray[np.float32]) -> NDArray[np.float32]:
         """Chunks [B, H, A] for the observations [B, S] of the current time step, under the policy's own prompt."""
         assert self._prompts is not None, "checked in act"
-        seeds = torch.randint(2**63 - 1, (len(rows),), generator=self._random)
-        return self.draw_many(rows, self._prompts, None, np.full(len(rows), self._step), seeds.numpy())
+        seeds = torch.randint(2**63 - 1, (len(rows),), generator=self._random).numpy()
+        episodes, steps = np.arange(len(rows)), np.full(len(rows), self._step)
+        if self._memory is None:
+            return self.draw_many(rows, self._prompts, None, steps, seeds)
+        asked = self.target_returns([""])[0] if self._target is None else self._target
+        targets = np.full(len(rows), asked, np.float32)
+        history = self._memory.recall(episodes, steps, rows, rewards, targets)
+        drawn = self.draw_many(rows, self._prompts, None, steps, seeds, history)
+        self._memory.note(episodes, drawn[:, 0])
+        return drawn
 
     def act_many(
         self,
@@ -315,12 +356,16 @@ class Policy:
         index: NDArray[np.int64] | None,
         steps: NDArray[np.int64],
         seeds: NDArray[np.int64],
+        history: History | None = None,
     ) -> NDArray[np.float32]:
         """Draw a chunk for each of many episodes at once, of several tasks: but for rounding it depends on its own row.
 
         observations [B, S]; index [B] into the P prompts (None: P = 1); steps [B] within the episodes; seeds [B]
         → actions [B, H, A], H being 1 where every action is drawn by itself. `llmdpd.chunks.ChunkPlayer` plays them.
+        `history`: what `memory()` shows of each episode, where the policy looks back.
         """
+        if isinstance(self.network, DecisionTransformer):
+            return self._continue(prompts, index, history)
         place, count = self.device, len(observations)
         # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
         spare = -count % _ROWS
@@ -335,6 +380,18 @@ class Policy:
             state, condition = state[:count], Condition(condition.state[:count], own)
             keys = torch.from_numpy(seeds).to(place)
             return self._draw(state, condition, keys).cpu().numpy()
+
+    def _continue(
+        self, prompts: EncodedPrompts, index: NDArray[np.int64] | None, history: History | None
+    ) -> NDArray[np.float32]:
+        """The actions [B, 1, A] that a Decision Transformer goes on with."""
+        assert isinstance(self.network, DecisionTransformer)
+        if history is None:
+            raise ValueError("this policy looks back: it needs the history that memory() shows")
+        check_one_draw(self.acting)
+        rows = None if index is None else torch.from_numpy(index).to(self.device)
+        with torch.no_grad():
+            return self.network.draw(history.to(self.device), prompts, rows)[:, None].cpu().numpy()
 
     def _draw(self, state: Tensor, condition: Condition, keys: Tensor) -> Tensor:
         """Actions [B, H, A] in the conditions of states [B, S], by the method's own network."""
@@ -392,7 +449,18 @@ class Policy:
                     expected=f"{expected[0]} and {expected[1]}",
                 )
             pairs.append((observations, actions))
-        return make_tokens(pairs, self.network.config.context.encoder).to(self.device)
+        earned = [np.asarray(example.rewards, np.float32) for example in examples if isinstance(example, Trajectory)]
+        rewards = earned if len(earned) == len(examples) else None
+        return make_tokens(pairs, self.network.config.context.encoder, rewards=rewards).to(self.device)
+
+
+def _rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
+    """Rewards [B] of the last actions, as they were given; zeros where none were."""
+    given = np.zeros(count, np.float32) if reward is None else np.asarray(reward, np.float32)
+    if given.shape not in ((), (count,)) or not np.isfinite(given).all():
+        found = str(given.tolist()) if given.ndim == 0 else f"shape {given.shape}"
+        raise InputError("wrong rewards", field="reward", found=found, expected=f"a finite number, or {count} of them")
+    return np.broadcast_to(given, (count,))
 
 
 def _build_network(method: str, sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> PromptedNetwork:

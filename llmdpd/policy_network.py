@@ -15,6 +15,7 @@ from llmdpd.diffusion.schedules import ScheduleName
 from llmdpd.errors import InputError
 from llmdpd.limits import ACTION_NUMBERS
 from llmdpd.prompts.trajectory import TrajectoryTokens
+from llmdpd.sequence_model import SequenceConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class PolicyConfig:
     """How prompts and state become the condition."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     """What trajectory diffusion denoises in place of an action, and its network."""
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    """The sequence model of Decision Transformers."""
 
     def check(self) -> None:
         """Raise `InputError` for sizes that don't fit each other; each by itself is held to `llmdpd.limits`."""
@@ -44,6 +47,7 @@ class PolicyConfig:
             ("trajectory encoder", "context.encoder", self.context.encoder),
             ("retrieval context", "context.retrieval", self.context.retrieval),
             ("plan denoiser", "plan", self.plan),
+            ("sequence model", "sequence", self.sequence),
         ):
             if sizes.width % sizes.heads:
                 raise InputError(
@@ -87,6 +91,11 @@ class PromptedNetwork(nn.Module):
         self.context = make_context(state_dim, action_dim, embedding_dim, config.context)
         bar = np.cumprod(alphas(config.schedule, config.diffusion_steps))
         self.register_buffer("alpha_bar", torch.from_numpy(bar).float(), persistent=False)
+
+    @property
+    def history(self) -> int:
+        """Steps of an episode that it sees when acting: 1, the present one, where it does not look back."""
+        return 1
 
     def fit(self, observations: Tensor) -> None:
         """Take the statistics of the training tasks' observations [N, S]."""

@@ -14,6 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.runs.prompts import TaskPrompt
 
 LENGTH = 60
+NONE = np.zeros(1, np.float32)  # a reward that no control looks at
 START, THING, GOAL = np.array([0.0, 0.6, 0.2]), np.array([0.1, 0.7, 0.02]), np.array([-0.1, 0.8, 0.1])
 
 
@@ -37,9 +38,11 @@ def test_a_replay_does_what_was_done_and_then_stands_still(rng: np.random.Genera
     one, two = example(rng), example(rng)
     act = replay(prompted(one, two), [EpisodeRequest("push-v3", seed) for seed in range(3)])
     for step in (0, 7, LENGTH - 1):
-        actions = np.asarray(act(rng.normal(size=(3, 39)).astype(np.float32), np.arange(3), np.full(3, step)))
+        actions = np.asarray(
+            act(rng.normal(size=(3, 39)).astype(np.float32), np.arange(3), np.full(3, step), np.zeros(3))
+        )
         np.testing.assert_array_equal(actions, [one.actions[step], two.actions[step], one.actions[step]])
-    late = np.asarray(act(np.zeros((1, 39), np.float32), np.array([1]), np.array([LENGTH])))
+    late = np.asarray(act(np.zeros((1, 39), np.float32), np.array([1]), np.array([LENGTH]), NONE))
     np.testing.assert_array_equal(late, [[0, 0, 0, two.actions[-1, 3]]])
 
 
@@ -52,8 +55,8 @@ def test_the_tracker_goes_to_the_thing_and_on_to_the_goal_where_they_are_now(rng
         observation = np.zeros((1, 39), np.float32)
         observation[0, :3], observation[0, 4:7], observation[0, 36:39] = hand, thing, goal
         # The other request's walk must not be mixed up with this one's.
-        act(rng.normal(size=(1, 39)).astype(np.float32), np.array([1]), np.array([step]))
-        action = np.asarray(act(observation, np.array([0]), np.array([step])))[0]
+        act(rng.normal(size=(1, 39)).astype(np.float32), np.array([1]), np.array([step]), NONE)
+        action = np.asarray(act(observation, np.array([0]), np.array([step]), NONE))[0]
         assert np.abs(action).max() <= 1
         hand = hand + 0.01 * action[:3]
         nearest = min(nearest, float(np.linalg.norm(hand - thing)))
@@ -76,7 +79,7 @@ def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:
         observation, success, step = task.reset(1_000_000_000 + seed), False, 0
         while not success and step < 300:
             observation, _, success, _ = task.step(
-                np.asarray(act(observation[None], np.array([0]), np.array([step])))[0]
+                np.asarray(act(observation[None], np.array([0]), np.array([step]), NONE))[0]
             )
             step += 1
         won += success

@@ -13,6 +13,7 @@ import pytest
 from llmdpd.agents.registry import make_agent
 from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
+from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.evaluate import main as evaluate
 from llmdpd.networks import METHODS, Method, make_network
@@ -28,10 +29,14 @@ BASELINES = tuple(name for name in METHODS if name not in ("llmdpd", "trajectory
 SIZES = {
     **{"training.iterations": 40, "training.select-every": 20, "training.checkpoint-every": 10},
     **{"evaluation.max-steps": 5, "evaluation.episodes": 1, "acting.samples": 2},
+    **{"policy.sequence.context": 4, "policy.sequence.layers": 1, "policy.sequence.width": 16, "dt.lr": 1e-2},
     **{"td3-bc.critic-hidden": 16, "cql.critic-hidden": 16, "cql.draws": 2, "bc.lr": 1e-2},
 }
 LEFT_OUT = {"diffusion-bc": ("agent.eta", "acting.samples")}
 """What the other methods of policy diffusion are given, and this one refuses."""
+
+READERS = ("prompt-dt",)
+"""The baselines that read an example."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,8 @@ def test_the_run_is_whole(baseline: tuple[Method, Path]) -> None:
     assert json.loads((run / "config.json").read_text())["method"] == method
     records = read_results(run / "results.json")
     assert {record.method for record in records} == {method}
-    assert {(record.prompts.text, record.prompts.trajectory) for record in records} == {(False, False)}
+    assert {record.prompts.text for record in records} == {False}
+    assert {bool(record.prompts.trajectory) for record in records} == {method in READERS}
     assert len(records) == 6
     assert method in (run / "report.html").read_text()
     logged = [record for record in read_metrics(run / "metrics.jsonl") if any(n.startswith("loss/") for n in record)]
@@ -91,19 +97,20 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
 def test_the_policy_comes_back_and_acts_the_same(
     baseline: tuple[Method, Path], tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    _, run = baseline
+    method, run = baseline
     policy = Policy.load(run)
     policy.save(tmp_path / "copy")
     again = Policy.load(tmp_path / "copy")
     states = rng.normal(size=(11, 39)).astype(np.float32)
+    example = Trajectory(states, rng.uniform(-1, 1, (11, 4)).astype(np.float32), states[:, 0], "reach-v3")
     for each in (policy, again):
-        each.prompt()
+        each.prompt(trajectory=example if method in READERS else None)
     actions = policy.act(states)
     assert actions.shape == (11, 4)
     assert (np.abs(actions) <= 1).all()
     assert np.array_equal(again.act(states), actions)
     with pytest.raises(InputError, match="without text"):
-        policy.prompt(text="reach")
+        policy.prompt(text="reach", trajectory=example if method in READERS else None)
 
 
 def test_evaluation_refuses_what_the_method_does_not_do(
@@ -145,6 +152,9 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "s4rl", "--s4rl.copies", "0"), "s4rl.copies"),
         (("--agent", "rad", "--rad.scale-low", "2"), "rad.scale_low"),
         (("--agent", "bc", "--method", "llmdpd"), "two methods"),
+        (("--agent", "dt", "--policy.sequence.width", "15", "--policy.sequence.heads", "2"), "sequence.heads"),
+        (("--agent", "dt", "--policy.chunk", "2"), "chunk"),
+        (("--agent", "bc", "--policy.sequence.context", "2"), "--policy.sequence.context"),
     ],
 )
 def test_options_that_a_method_does_not_have(words: tuple[str, ...], told: str) -> None:

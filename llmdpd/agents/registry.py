@@ -8,10 +8,12 @@ from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGau
 from llmdpd.agents.base import Agent
 from llmdpd.agents.cloning import Cloning
 from llmdpd.agents.cql import CQL
+from llmdpd.agents.decision_transformer import SequenceCloning
 from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.agents.state_augmentation import RAD, S4RL
 from llmdpd.agents.td3_bc import TD3BC
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
+from llmdpd.decision_transformer import DecisionTransformer
 from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy_network import ConditionalPolicy, PromptedNetwork
 
@@ -28,6 +30,8 @@ def make_agent(config: TrainConfig, network: PromptedNetwork) -> AnyAgent:
         return TrajectoryDiffusion(cast(PlanPolicy, network), config.planner, iterations)
     if method == "bc":
         return Cloning(cast(GaussianPolicy, network), config.bc, iterations)
+    if method in ("dt", "prompt-dt"):
+        return SequenceCloning(cast(DecisionTransformer, network), config.dt, iterations)
     if method == "cql":
         return CQL(cast(SquashedGaussianPolicy, network), config.cql, iterations)
     if method in ("td3-bc", "rad", "s4rl"):

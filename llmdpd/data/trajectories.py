@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,6 +257,22 @@ class TrajectoryDataset:
     def returns(self) -> NDArray[np.float32]:
         """The undiscounted return of each episode, [E]; summed in float64."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1]).astype(np.float32)
+
+    def target_returns(self, share: float = 0.1) -> dict[str, float]:
+        """Task → the mean return of the best `share` of its episodes: what a Decision Transformer is asked for."""
+        returns = self.returns().astype(np.float64)
+        best = {}
+        for task in self.tasks:
+            own = np.sort(returns[self.episodes_of(task)])
+            best[task] = float(own[-math.ceil(share * len(own)) :].mean())
+        return best
+
+    def returns_to_go(self) -> NDArray[np.float32]:
+        """The undiscounted return of each transition and those after it in its episode, [N]; summed in float64."""
+        summed = np.cumsum(self.rewards.astype(np.float64))
+        ends = summed[self.offsets[1:] - 1]
+        before = summed - self.rewards
+        return (np.repeat(ends, np.diff(self.offsets)) - before).astype(np.float32)
 
     def task_index(self, task: str) -> int:
         """Position of `task` in `tasks`. Raises InputError with the nearest names where it is not there."""

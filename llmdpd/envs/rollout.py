@@ -20,8 +20,9 @@ from llmdpd.envs.worker import EpisodeRequest, FloatArray, Frame, Outcome
 
 __all__ = ["Act", "EnvPool", "EpisodeRequest", "EpisodeResult"]
 
-Act = Callable[[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.ArrayLike]
-"""(observations f32 [B, S], request index int64 [B], step within its episode int64 [B]) → actions [B, A]."""
+Act = Callable[[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray], npt.ArrayLike]
+"""(observations f32 [B, S], request index int64 [B], step within its episode int64 [B], rewards f32 [B] of the last
+steps, 0 at the first) → actions [B, A]."""
 
 MAKE_ENVIRONMENT = "llmdpd.envs.worker:make_environment"
 _GROUPS = 2
@@ -54,6 +55,7 @@ class _Running:
     slot: int
     worker: Worker
     observation: FloatArray | None = None
+    reward: float = 0.0
     actions: list[FloatArray] = field(default_factory=list)
     episode_return: float = 0.0
     success: bool = False
@@ -64,7 +66,7 @@ class _Running:
     def take(self, outcome: Outcome) -> None:
         """Note the answer to the start or to the last action."""
         self.waiting = False
-        self.observation = outcome.observation
+        self.observation, self.reward = outcome.observation, outcome.reward
         self.episode_return += outcome.reward
         self.success = self.success or outcome.success
 
@@ -276,7 +278,8 @@ class _Run:
         observations = np.stack([running.observation for running in active])  # type: ignore[misc]
         indices = np.array([running.index for running in active], np.int64)
         steps = np.array([len(running.actions) for running in active], np.int64)
-        actions = np.asarray(self._act(observations, indices, steps), np.float32)
+        rewards = np.array([running.reward for running in active], np.float32)
+        actions = np.asarray(self._act(observations, indices, steps, rewards), np.float32)
         if actions.ndim != 2 or len(actions) != len(active):
             raise ValueError(f"act returned actions of shape {actions.shape}, expected ({len(active)}, action_dim)")
         if not np.isfinite(actions).all():

@@ -41,7 +41,8 @@ class TrajectoryTokens:
     """Steps of P prompts, padded to one length.
 
     states [P, T, S]; actions [P, T, A]; phase [P, T], 0 … 1 over the episode; times [P, T], time steps within it; mask
-    [P, T], True where a step is real; padded: whether any is not (known here, so that nobody has to ask the device).
+    [P, T], True where a step is real; padded: whether any is not (known here, so that nobody has to ask the device);
+    returns [P, T], undiscounted, from each step to the example's end, None where rewards are not known.
     """
 
     states: Tensor
@@ -50,12 +51,14 @@ class TrajectoryTokens:
     times: Tensor
     mask: Tensor
     padded: bool
+    returns: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TrajectoryTokens:
         """The same on another device."""
         parts = (self.states, self.actions, self.phase, self.times, self.mask)
         states, actions, phase, times, mask = (part.to(device) for part in parts)
-        return TrajectoryTokens(states, actions, phase, times, mask, self.padded)
+        returns = None if self.returns is None else self.returns.to(device)
+        return TrajectoryTokens(states, actions, phase, times, mask, self.padded, returns)
 
 
 def choose_steps(
@@ -90,14 +93,26 @@ def make_tokens(
     trajectories: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
     config: TrajectoryEncoderConfig,
     rng: np.random.Generator | None = None,
+    *,
+    rewards: list[NDArray[np.float32]] | None = None,
 ) -> TrajectoryTokens:
     """Prompt tokens from (observations [T, S], actions [T, A]) pairs, padded to the longest.
+
+    `rewards`: of each [T], where they are known.
 
     Raises:
         InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
     """
     chosen = []
-    for observations, actions in trajectories:
+    for number, (observations, actions) in enumerate(trajectories):
+        earned = None if rewards is None else rewards[number]
+        if earned is not None and earned.shape != observations.shape[:1]:
+            raise InputError(
+                "the trajectory prompt's arrays do not fit together",
+                field="trajectory",
+                found=f"observations {observations.shape}, rewards {earned.shape}",
+                expected="[T, S] and [T]",
+            )
         if observations.ndim != 2 or actions.ndim != 2 or len(observations) != len(actions):
             raise InputError(
                 "the trajectory prompt's arrays do not fit together",
@@ -105,7 +120,7 @@ def make_tokens(
                 found=f"observations {observations.shape}, actions {actions.shape}",
                 expected="[T, S] and [T, A]",
             )
-        if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
+        if not all(np.isfinite(part).all() for part in (observations, actions, earned) if part is not None):
             raise InputError("the trajectory prompt holds NaN or Inf", field="trajectory", expected="finite numbers")
         chosen.append(choose_steps(len(observations), config, rng))
     longest = max(len(index) for index in chosen)
@@ -119,7 +134,13 @@ def make_tokens(
         phase[row, : len(index)] = index / max(len(observations) - 1, 1)
         times[row, : len(index)], mask[row, : len(index)] = index, True
     tensors = [torch.from_numpy(part) for part in (states, actions_out, phase, times, mask)]
-    return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], padded=not mask.all())
+    returns = None
+    if rewards is not None:
+        returns = torch.zeros(count, longest)
+        for row, (index, earned) in enumerate(zip(chosen, rewards, strict=True)):
+            left = np.cumsum(earned[::-1], dtype=np.float64)[::-1]
+            returns[row, : len(index)] = torch.from_numpy(left[index].astype(np.float32))
+    return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], not mask.all(), returns)
 
 
 class TrajectoryEncoder(nn.Module):

@@ -81,7 +81,7 @@ def evaluate_tasks(
 
 
 def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
-    """The pool's `act` for a policy under prompts; it remembers what is left of each episode's chunk."""
+    """The pool's `act` for a policy under prompts; it remembers of each episode what the policy needs of it."""
     context = policy.network.config.context
     rows = prompt_rows(prompts, requests)
     encoded = policy.encode_prompts(
@@ -89,14 +89,23 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
         [example if context.trajectory else None for example in rows.examples],
     )
     streams = np.array([zlib.crc32(r.task.encode()) << 32 ^ r.seed for r in requests], np.uint64)
-    chunks = ChunkPlayer(policy.replan)
+    chunks, memory = ChunkPlayer(policy.replan), policy.memory()
+    targets = policy.target_returns([request.task for request in requests])
 
     def act(
-        observations: NDArray[np.float32], index: NDArray[np.int64], steps: NDArray[np.int64]
+        observations: NDArray[np.float32],
+        index: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        rewards: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         def draw(due: NDArray[np.int64]) -> NDArray[np.float32]:
-            who, when = index[due], steps[due]
-            return policy.draw_many(observations[due], encoded, rows.of_request[who], when, _mix(streams[who], when))
+            who, when, states = index[due], steps[due], observations[due]
+            history = None if memory is None else memory.recall(who, when, states, rewards[due], targets[who])
+            keys = _mix(streams[who], when)
+            drawn = policy.draw_many(states, encoded, rows.of_request[who], when, keys, history)
+            if memory is not None:
+                memory.note(who, drawn[:, 0])
+            return drawn
 
         return chunks.play(index, steps, draw)
 
@@ -160,11 +169,15 @@ class _Watched:
         self.states: list[dict[int, NDArray[np.float32]]] = [{} for _ in range(requests)]
 
     def __call__(
-        self, observations: NDArray[np.float32], index: NDArray[np.int64], steps: NDArray[np.int64]
+        self,
+        observations: NDArray[np.float32],
+        index: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        rewards: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         for observation, request, step in zip(observations, index, steps, strict=True):
             self.states[request][int(step)] = observation.copy()
-        actions: NDArray[np.float32] = np.asarray(self._act(observations, index, steps), np.float32)
+        actions: NDArray[np.float32] = np.asarray(self._act(observations, index, steps, rewards), np.float32)
         return actions
 
 

@@ -16,6 +16,7 @@ from llmdpd.agents.registry import AnyAgent, make_agent
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
+from llmdpd.decision_transformer import DecisionTransformer
 from llmdpd.device import check_device, use_threads
 from llmdpd.diffusion import native
 from llmdpd.envs import SELECTION_SEED_START
@@ -115,9 +116,10 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
         agent, sampler = _new_agent(config, dataset, texts), _batch_sampler(config, dataset, texts)
         known = {text_key(text): vector for text, vector in texts.vectors.items()}
+        targets = dataset.target_returns() if config.method in ("dt", "prompt-dt") else None
 
         def policy(iteration: int) -> Policy:
-            return _snapshot(agent, config, known, _facts(config, words, texts, iteration))
+            return _snapshot(agent, config, known, _facts(config, words, texts, targets, iteration))
 
         hooks = _hooks(config, run, policy, prompts, pool, stop)
         trained = with_cuda_graph(agent, config.training.cuda_graph, check_device(config.device))
@@ -148,6 +150,8 @@ def _set_up_torch(config: TrainConfig) -> None:
 def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> AnyAgent:
     network = make_network(config.method, dataset.state_dim, dataset.action_dim, texts.width, config.policy)
     network.to(check_device(config.device)).fit(torch.from_numpy(dataset.observations))
+    if isinstance(network, DecisionTransformer):
+        network.fit_returns(torch.from_numpy(dataset.returns_to_go()))
     return make_agent(config, network)
 
 
@@ -172,6 +176,8 @@ def _horizon(config: TrainConfig) -> int:
     """Steps of the windows that batches carry; 0 where the method learns from single transitions."""
     if config.method == "trajectory-diffusion":
         return config.policy.plan.horizon
+    if config.method in ("dt", "prompt-dt"):
+        return config.policy.sequence.context
     return config.policy.chunk if config.policy.chunk > 1 else 0
 
 
@@ -198,7 +204,9 @@ def _snapshot(agent: AnyAgent, config: TrainConfig, known: dict[str, torch.Tenso
     return Policy(network, critic, config.acting, llm=config.llm, texts=known, facts=facts)
 
 
-def _facts(config: TrainConfig, words: str, texts: Embeddings, iteration: int) -> dict[str, Any]:
+def _facts(
+    config: TrainConfig, words: str, texts: Embeddings, targets: dict[str, float] | None, iteration: int
+) -> dict[str, Any]:
     return {
         "protocol": config.tasks.protocol,
         "trained_on": list(config.tasks.seen),
@@ -206,6 +214,7 @@ def _facts(config: TrainConfig, words: str, texts: Embeddings, iteration: int) -
         "goal_visible": config.tasks.goal_visible if task_spec(config.tasks.seen[0]).has_success else None,
         "seed": config.seed,
         "iterations": iteration,
+        **({} if targets is None else {"target_returns": targets}),
         **({} if texts.llm is None else {"llm": to_plain(texts.llm)}),
     }
 

@@ -59,6 +59,7 @@ class BatchSampler:
         check_batch(batch_size, prompts)
         self._dataset, self._encoder, self._device = dataset, encoder, device
         self._horizon = horizon
+        self._returns = dataset.returns_to_go() if horizon else None
         self._embeddings = None if embeddings is None else embeddings.cpu()
         self._prompts, self._share = prompts, batch_size // prompts
         self._random = np.random.default_rng(seed)
@@ -76,7 +77,8 @@ class BatchSampler:
         tokens = None
         if self._encoder is not None:
             examples = [self._dataset.episode(int(self._draw(self._examples[task], 1)[0])) for task in tasks]
-            tokens = make_tokens([(e.observations, e.actions) for e in examples], self._encoder, self._random)
+            pairs = [(e.observations, e.actions) for e in examples]
+            tokens = make_tokens(pairs, self._encoder, self._random, rewards=[e.rewards for e in examples])
         expert = batch.expert_actions
         prompted = PromptedBatch(
             observations=torch.from_numpy(batch.observations),
@@ -151,6 +153,7 @@ class BatchSampler:
 
     def _windows(self, rows: np.ndarray) -> PlanWindows:
         dataset = self._dataset
+        assert self._returns is not None, "there is a horizon"
         index, mask = dataset.windows(rows, self._horizon)
         expert = dataset.expert_actions
         return PlanWindows(
@@ -158,6 +161,7 @@ class BatchSampler:
             actions=torch.from_numpy(dataset.actions[index]),
             expert_actions=None if expert is None else torch.from_numpy(expert[index]),
             mask=torch.from_numpy(mask),
+            returns=torch.from_numpy(self._returns[index]),
         )
 
     def _eligible(self, task: str) -> np.ndarray:

@@ -52,7 +52,7 @@ def make_batch(rng: np.random.Generator) -> MakeBatch:
         ends = torch.from_numpy(rng.integers(1, H + 1, B))
         actions = torch.rand(2, B, H, A) * 2 - 1
         mask = torch.arange(H) < ends[:, None]
-        return PlanWindows(torch.randn(B, H, S), actions[0], actions[1] if expert else None, mask)
+        return PlanWindows(torch.randn(B, H, S), actions[0], actions[1] if expert else None, mask, torch.randn(B, H))
 
     def make(B: int = 6, P: int = 1, expert: bool = True, H: int = 0) -> PromptedBatch:
         pairs = [
@@ -73,3 +73,47 @@ def make_batch(rng: np.random.Generator) -> MakeBatch:
         )
 
     return make
+
+
+class Point:
+    """A point in the unit square goes where its action says; the state holds the goal, one of two."""
+
+    GOALS = np.array([[0.8, 0.5], [-0.8, -0.5]], np.float32)
+    STEPS = 8
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def start(self, count: int) -> np.ndarray:
+        goal = self.GOALS[self.rng.integers(0, 2, count)]
+        return np.concatenate([self.rng.uniform(-1, 1, (count, 2)), goal], 1).astype(np.float32)
+
+    def step(self, state: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = np.clip(state[:, :2] + 0.3 * action, -1, 1)
+        reward = -np.linalg.norm(place - state[:, 2:], axis=1)
+        return np.concatenate([place, state[:, 2:]], 1).astype(np.float32), reward
+
+    def right(self, state: np.ndarray) -> np.ndarray:
+        """What is best: straight to the goal."""
+        return np.clip((state[:, 2:] - state[:, :2]) / 0.3, -1, 1).astype(np.float32)
+
+    def behave(self, state: np.ndarray) -> np.ndarray:
+        """What is right, weaker, and noise as large."""
+        right = self.right(state)
+        return np.clip(0.8 * right + self.rng.normal(0, 0.9, right.shape), -1, 1)
+
+    def episodes(self, act: Callable[[np.ndarray, int], np.ndarray], count: int) -> tuple[float, list[Any]]:
+        """The mean return, and the transitions."""
+        state, total, steps = self.start(count), np.zeros(count), []
+        for step in range(self.STEPS):
+            action = act(state, step).astype(np.float32)
+            following, reward = self.step(state, action)
+            steps.append((state, action, reward, following, np.full(count, step)))
+            state, total = following, total + reward
+        return float(total.mean()), steps
+
+
+@pytest.fixture
+def world(rng: np.random.Generator) -> Point:
+    """A world of points."""
+    return Point(rng)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -293,42 +292,7 @@ def test_ways_of_acting_that_it_does_not_have_are_refused() -> None:
             policy.draw(condition, acting, torch.zeros(1, dtype=torch.int64))
 
 
-# A point that goes to a goal
-
-
-class Point:
-    """A point in the unit square goes where its action says; the state holds the goal, one of two."""
-
-    GOALS = np.array([[0.8, 0.5], [-0.8, -0.5]], np.float32)
-    STEPS = 8
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-
-    def start(self, count: int) -> np.ndarray:
-        goal = self.GOALS[self.rng.integers(0, 2, count)]
-        return np.concatenate([self.rng.uniform(-1, 1, (count, 2)), goal], 1).astype(np.float32)
-
-    def step(self, state: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        place = np.clip(state[:, :2] + 0.3 * action, -1, 1)
-        reward = -np.linalg.norm(place - state[:, 2:], axis=1)
-        return np.concatenate([place, state[:, 2:]], 1).astype(np.float32), reward
-
-    def behave(self, state: np.ndarray) -> np.ndarray:
-        """What is right, weaker, and noise as large."""
-        right = np.clip((state[:, 2:] - state[:, :2]) / 0.3, -1, 1)
-        return np.clip(0.8 * right + self.rng.normal(0, 0.9, right.shape), -1, 1)
-
-    def episodes(self, act: Callable[[np.ndarray, int], np.ndarray], count: int) -> tuple[float, list[Any]]:
-        """The mean return, and the transitions."""
-        state, total, steps = self.start(count), np.zeros(count), []
-        for step in range(self.STEPS):
-            action = act(state, step).astype(np.float32)
-            following, reward = self.step(state, action)
-            steps.append((state, action, reward, following, np.full(count, step)))
-            state, total = following, total + reward
-        return float(total.mean()), steps
-
+# A point that goes to a goal: see the fixture `world`
 
 LEARNING = {
     "diffusion-ql": {
@@ -350,8 +314,7 @@ LEARNING = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
-def test_it_does_better_than_its_data(method: str, rng: np.random.Generator) -> None:
-    world = Point(rng)
+def test_it_does_better_than_its_data(method: str, world: Any, rng: np.random.Generator) -> None:
     behaviour, steps = world.episodes(lambda state, _: world.behave(state), 300)
     data = [torch.from_numpy(np.concatenate(part)) for part in zip(*steps, strict=True)]
     iterations = 500
@@ -378,7 +341,7 @@ def test_it_does_better_than_its_data(method: str, rng: np.random.Generator) -> 
         return policy.act_many(state, prompts, None, clock, seeds)
 
     learned, _ = world.episodes(act, 300)
-    best, _ = world.episodes(lambda state, _: np.clip((state[:, 2:] - state[:, :2]) / 0.3, -1, 1), 300)
+    best, _ = world.episodes(lambda state, _: world.right(state), 300)
     print("behaviour, learned, best:", behaviour, learned, best)
     # Cloning finds the mean of what was done, critics what is better.
     margin = {"diffusion-bc": 0.03, "bc": 0.1}.get(method, 0.3)

@@ -48,6 +48,7 @@ def batch(make_batch: Any, rng: np.random.Generator) -> PromptedBatch:
         torch.rand(6, H, A) * 2 - 1,
         torch.rand(6, H, A) * 2 - 1,
         torch.arange(H) < lengths[:, None],
+        torch.randn(6, H),
     )
     windows.states[:, 0] = made.observations
     return dataclasses.replace(made, windows=windows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def test_windows_end_with_their_episode(parts: list[tuple[int, str]], horizon: i
         expected = [min(start + h, lengths[episode] - 1) for h in range(horizon)]
         assert dataset.observations[steps].tolist() == [[episode, t] for t in expected]
         assert real.tolist() == [start + h < lengths[episode] for h in range(horizon)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes)
+def test_returns_are_sums_within_an_episode(parts: list[tuple[int, str]]) -> None:
+    lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
+    dataset = numbered(lengths, tasks)  # rewards 1, 2, 3 …
+    expected = [sum(range(step + 1, length + 1)) for length in lengths for step in range(length)]
+    assert dataset.returns_to_go().tolist() == expected
+    totals = [length * (length + 1) / 2 for length in lengths]
+    for share in (0.1, 0.5, 1.0):
+        for task, value in dataset.target_returns(share).items():
+            own = sorted(total for total, name in zip(totals, tasks, strict=True) if name == task)
+            best = own[-math.ceil(share * len(own)) :]
+            assert value == pytest.approx(sum(best) / len(best))
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,7 +18,7 @@ def film(task: str, seed: int, max_steps: int, record_every: int = 4) -> Episode
         return pool.run([EpisodeRequest(task, seed, max_steps, record=True, record_every=record_every)], act)[0]
 
 
-def act(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+def act(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
     return np.sin(observations[:, :4] * 31 + step[:, None])
 
 

@@ -18,9 +18,9 @@ from llmdpd.envs.rollout import EnvPool, EpisodeRequest, EpisodeResult
 from llmdpd.errors import InputError
 
 
-def act(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+def act(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
     """A row-wise policy that looks at everything it is given."""
-    return np.sin(observations[:, :4] * 31 + step[:, None] + index[:, None])
+    return np.sin(observations[:, :4] * 31 + (step + index + 7 * reward)[:, None])
 
 
 def requests_for(tasks: list[str], count: int, seed: int, max_steps: int = 25) -> list[EpisodeRequest]:
@@ -37,9 +37,10 @@ def alone(toys: str, requests: list[EpisodeRequest]) -> list[tuple[object, ...]]
     rows = []
     for index, request in enumerate(requests):
         environment = make(request.task, True, False)
-        observation, total, success, length = environment.reset(request.seed), 0.0, False, 0
+        observation, reward, total, success, length = environment.reset(request.seed), 0.0, 0.0, False, 0
         while True:
-            action = act(observation[None], np.array([index]), np.array([length]))[0].astype(np.float32)
+            told = np.array([index]), np.array([length]), np.array([reward], np.float32)
+            action = act(observation[None], *told)[0].astype(np.float32)
             observation, reward, now, over = environment.step(action)
             total, success, length = total + reward, success or now, length + 1
             if over or length == request.max_steps or (success and request.stop_on_success):
@@ -67,12 +68,12 @@ def test_results_are_those_of_single_episodes(toys: str, workers: int, parallel:
 def test_batches_do_not_depend_on_the_number_of_workers_or_on_deaths(toys: str, tmp_path: Path) -> None:
     """So results are the same bit for bit even where a policy's rounding depends on the batch."""
 
-    def recorded(workers: int, flag: str) -> list[tuple[bytes, bytes, bytes]]:
+    def recorded(workers: int, flag: str) -> list[tuple[bytes, ...]]:
         batches = []
 
-        def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
-            batches.append((observations.tobytes(), index.tobytes(), step.tobytes()))
-            return act(observations, index, step)
+        def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
+            batches.append(tuple(part.tobytes() for part in (observations, index, step, reward)))
+            return act(observations, index, step, reward)
 
         requests = requests_for(["plain", "short", f"die-once@{tmp_path / flag}"], 6, 77)
         with EnvPool(workers, parallel=7, make=f"{toys}:make") as pool:
@@ -93,11 +94,12 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_on_deaths(toys: str, 
 def test_a_batch_holds_both_groups_never_at_once(toys: str) -> None:
     sizes = []
 
-    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
         sizes.append(len(index))
         assert observations.dtype == np.float32
         assert index.dtype == step.dtype == np.int64
-        return act(observations, index, step)
+        assert reward.dtype == np.float32
+        return act(observations, index, step, reward)
 
     with EnvPool(2, parallel=6, make=f"{toys}:make") as pool:
         pool.run(requests_for(["plain"], 6, 0), recording)
@@ -107,10 +109,10 @@ def test_a_batch_holds_both_groups_never_at_once(toys: str) -> None:
 def test_steps_count_from_zero_and_requests_are_named(toys: str) -> None:
     seen: dict[int, list[int]] = {}
 
-    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
         for i, s in zip(index.tolist(), step.tolist(), strict=True):
             seen.setdefault(i, []).append(s)
-        return act(observations, index, step)
+        return act(observations, index, step, reward)
 
     requests = requests_for(["plain"], 5, 3, max_steps=9)
     with EnvPool(1, parallel=3, make=f"{toys}:make") as pool:
@@ -136,12 +138,12 @@ def test_a_worker_killed_from_outside_leaves_no_trace_in_the_results(
         victim = pool.pids[0]
         calls = 0
 
-        def murderous(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+        def murderous(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
             nonlocal calls
             calls += 1
             if calls == 20:
                 os.kill(victim, signal.SIGKILL)
-            return act(observations, index, step)
+            return act(observations, index, step, reward)
 
         with caplog.at_level(logging.WARNING):
             results = pool.run(requests, murderous)
@@ -195,7 +197,7 @@ def test_an_exception_inside_a_worker_is_raised_and_the_pool_lives_on(toys: str)
 )
 def test_wrong_actions_are_refused(toys: str, answer, message: str) -> None:  # type: ignore[no-untyped-def]
     with EnvPool(1, parallel=4, make=f"{toys}:make") as pool, pytest.raises(ValueError, match=message):
-        pool.run(requests_for(["plain"], 3, 0), lambda o, i, s: answer(o))
+        pool.run(requests_for(["plain"], 3, 0), lambda o, i, s, r: answer(o))
 
 
 def test_wrong_requests_are_refused_before_anything_runs(toys: str) -> None:
@@ -215,7 +217,7 @@ def test_an_interrupt_ends_the_workers(toys: str, is_running: Callable[[int], bo
     pool = EnvPool(2, parallel=4, make=f"{toys}:make")
     pids: list[int] = []
 
-    def interrupted(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def interrupted(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
         pids[:] = pool.pids
         raise KeyboardInterrupt
 
@@ -253,9 +255,10 @@ def test_metaworld_episodes_equal_those_of_a_single_environment(fresh_seed: int)
         assert not any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pool.pids)
     for index, result in enumerate(results):
         task = make_task(result.request.task)
-        observation, total = task.reset(result.request.seed), 0.0
+        observation, reward, total = task.reset(result.request.seed), 0.0, 0.0
         for step in range(15):
-            action = act(observation[None], np.array([index]), np.array([step]))[0].astype(np.float32)
+            told = np.array([index]), np.array([step]), np.array([reward], np.float32)
+            action = act(observation[None], *told)[0].astype(np.float32)
             observation, reward, success, _ = task.step(action)
             total += reward
             if success:
@@ -267,9 +270,9 @@ def test_metaworld_episodes_equal_those_of_a_single_environment(fresh_seed: int)
 def test_a_hidden_goal_is_hidden_in_the_pool() -> None:
     seen: list[np.ndarray] = []
 
-    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
         seen.append(observations)
-        return act(observations, index, step)
+        return act(observations, index, step, reward)
 
     with EnvPool(1, goal_visible=False, parallel=2) as pool:
         pool.run([EpisodeRequest("disassemble", 1, max_steps=3)], recording)
@@ -277,7 +280,7 @@ def test_a_hidden_goal_is_hidden_in_the_pool() -> None:
 
 
 def test_locomotion_runs_in_the_same_pool() -> None:
-    def hop(observations: np.ndarray, index: np.ndarray, step: np.ndarray) -> np.ndarray:
+    def hop(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
         return np.sin(observations[:, :3])
 
     with EnvPool(1, parallel=2) as pool:
@@ -292,7 +295,7 @@ def test_a_script_needs_no_main_guard(toys: str, tmp_path: Path) -> None:
         "import numpy as np\nfrom llmdpd.envs.rollout import EnvPool, EpisodeRequest\n"
         f"with EnvPool(2, make='{toys}:make') as pool:\n"
         "    requests = [EpisodeRequest('plain', n, max_steps=5) for n in range(4)]\n"
-        "    print(len(pool.run(requests, lambda o, i, s: np.zeros((len(o), 4)))))\n"
+        "    print(len(pool.run(requests, lambda o, i, s, r: np.zeros((len(o), 4)))))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert (done.stdout.split(), done.stderr) == (["once", "4"], "")

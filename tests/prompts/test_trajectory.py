@@ -99,6 +99,22 @@ def test_tokens_hold_the_chosen_steps(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(tokens.phase[0, :4], [0, 1 / 3, 2 / 3, 1], rtol=1e-6)
     np.testing.assert_allclose(tokens.phase[1], index / 29, rtol=1e-6)
     assert make_tokens([long, long], SMALL).padded is False
+    assert tokens.returns is None
+
+
+def test_tokens_hold_the_returns_from_each_step_on(rng: np.random.Generator) -> None:
+    rewards = [rng.normal(size=length).astype(np.float32) for length in (4, 30)]
+    tokens = make_tokens([pair(rng, 4), pair(rng, 30)], SMALL, rewards=rewards)
+    assert tokens.returns is not None
+    for row, earned in enumerate(rewards):
+        index = choose_steps(len(earned), SMALL)
+        expected = [earned[step:].sum() for step in index]
+        np.testing.assert_allclose(tokens.returns[row, : len(index)], expected, rtol=0, atol=1e-4)
+        assert not tokens.returns[row, len(index) :].any()
+    with pytest.raises(InputError, match="do not fit together"):
+        make_tokens([pair(rng, 4)], SMALL, rewards=[rewards[1]])
+    with pytest.raises(InputError, match="NaN or Inf"):
+        make_tokens([pair(rng, 4)], SMALL, rewards=[np.full(4, np.nan, np.float32)])
 
 
 def test_a_single_step(rng: np.random.Generator) -> None:

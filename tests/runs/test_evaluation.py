@@ -105,7 +105,7 @@ def keys(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     draw_many = policy.draw_many
 
     def noted(*arguments: Any) -> Any:
-        drawn.append(arguments[-1].tolist())
+        drawn.append(arguments[4].tolist())
         return draw_many(*arguments)
 
     monkeypatch.setattr(policy, "draw_many", noted)
@@ -119,13 +119,13 @@ def test_noise_hangs_on_task_seed_and_step_alone(
     observations = rng.normal(size=(8, 39)).astype(np.float32)
     act = policy_act(policy, prompts, requests)
     index, steps = np.arange(8), np.full(8, 3)
-    actions = np.asarray(act(observations, index, steps))
+    actions = np.asarray(act(observations, index, steps, np.zeros(8)))
     order = rng.permutation(8)[:5]
-    some = np.asarray(act(observations[order], index[order], steps[order]))
+    some = np.asarray(act(observations[order], index[order], steps[order], np.zeros(5)))
     np.testing.assert_allclose(some, actions[order], rtol=0, atol=1e-5)
-    act(observations, index, steps + 1)
+    act(observations, index, steps + 1, np.zeros(8))
     backwards = dict(reversed(prompts.items()))
-    alone = policy_act(policy, backwards, requests[4:])(observations[4:], np.arange(4), steps[:4])
+    alone = policy_act(policy, backwards, requests[4:])(observations[4:], np.arange(4), steps[:4], np.zeros(4))
     np.testing.assert_allclose(alone, actions[4:], rtol=0, atol=1e-5)
     first, shuffled, later, others = keys
     assert len({*first, *later}) == 16
@@ -141,7 +141,7 @@ def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompt
         network, None, ActingConfig(samples=1), texts={text_key(p.text): torch.ones(384) for p in prompts.values()}
     )
     act = policy_act(policy, prompts, [EpisodeRequest(task, 0) for task in prompts])
-    assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64))) == (2, 4)
+    assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64), np.zeros(2))) == (2, 4)
 
 
 def test_every_task_has_a_stream_of_its_own(policy: Policy, rng: np.random.Generator, keys: list[list[int]]) -> None:
@@ -156,7 +156,7 @@ def test_every_task_has_a_stream_of_its_own(policy: Policy, rng: np.random.Gener
     act = policy_act(policy, prompts, [EpisodeRequest(task, EVALUATION_SEED_START) for task in TASKS])
     observations = rng.normal(size=(len(TASKS), 39)).astype(np.float32)
     for step in range(20):
-        act(observations, np.arange(len(TASKS)), np.full(len(TASKS), step))
+        act(observations, np.arange(len(TASKS)), np.full(len(TASKS), step), np.zeros(len(TASKS)))
     assert len({key for call in keys for key in call}) == 20 * len(TASKS)
 
 
@@ -213,11 +213,13 @@ def test_a_policy_acts_under_the_example_of_the_episode(policy: Policy, prompts:
     requests = [EpisodeRequest("reach-v3", EVALUATION_SEED_START) for _ in range(4)]
     states = np.tile(one.observations[0], (4, 1))
     act = policy_act(policy, {"reach-v3": both}, requests)
-    actions = np.asarray(act(states, np.arange(4), np.zeros(4, np.int64)))
+    actions = np.asarray(act(states, np.arange(4), np.zeros(4, np.int64), np.zeros(4)))
     np.testing.assert_allclose(actions[0], actions[2], rtol=0, atol=1e-6)
     np.testing.assert_allclose(actions[1], actions[3], rtol=0, atol=1e-6)
     for row, example in enumerate((one, two)):
         single = {"reach-v3": dataclasses.replace(both, examples=(example,))}
-        alone = np.asarray(policy_act(policy, single, requests)(states, np.arange(4), np.zeros(4, np.int64)))
+        alone = np.asarray(
+            policy_act(policy, single, requests)(states, np.arange(4), np.zeros(4, np.int64), np.zeros(4))
+        )
         np.testing.assert_allclose(alone[row], actions[row], rtol=0, atol=1e-5)
     assert np.abs(actions[0] - actions[1]).max() > 1e-5

@@ -80,6 +80,10 @@ def test_windows_are_the_steps_from_each_transition_on(
     assert torch.equal(windows.states, torch.from_numpy(dataset.observations[index]))
     assert torch.equal(windows.actions, torch.from_numpy(dataset.actions[index]))
     assert torch.equal(windows.mask, torch.from_numpy(mask))
+    for row, steps in zip(windows.returns, index, strict=True):
+        for value, step in zip(row.tolist(), steps.tolist(), strict=True):
+            end = dataset.offsets[dataset.episode_ids([step])[0] + 1]
+            assert value == pytest.approx(dataset.rewards[step:end].sum(), abs=1e-4)
     if dataset.expert_actions is None:
         assert windows.expert_actions is None
     else:

@@ -1,0 +1,116 @@
+"""Memory of an episode while acting: what methods that look back are shown of the steps before the present one."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class History:
+    """The last steps of B episodes, T at most, each from the left on, the present one last; zeros after it.
+
+    states [B, T, S]; actions [B, T, A], executed, zeros at the present step; returns [B, T], still asked for at each
+    step; clock int64 [B, T], time steps; lengths int64 [B], at least 1.
+    """
+
+    states: Tensor
+    actions: Tensor
+    returns: Tensor
+    clock: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str) -> History:
+        """The same on another device."""
+        parts = (self.states, self.actions, self.returns, self.clock, self.lengths)
+        return History(*(part.to(device) for part in parts))
+
+
+@dataclass
+class _Steps:
+    """One episode's last steps, and the time step at which it goes on."""
+
+    states: deque[FloatArray]
+    actions: deque[FloatArray]
+    returns: deque[float]
+    first: int
+    next: int = field(default=-1)
+
+
+class EpisodeMemory:
+    """The last `length` steps of many episodes, each with a clock of its own.
+
+    Args:
+        length: steps that are remembered, the present one among them.
+        action_dim: A.
+    """
+
+    def __init__(self, length: int, action_dim: int) -> None:
+        self._length, self._action_dim = length, action_dim
+        self._episodes: dict[int, _Steps] = {}
+
+    def reset(self) -> None:
+        """Forget every episode."""
+        self._episodes.clear()
+
+    def recall(
+        self,
+        episodes: IntArray,
+        steps: IntArray,
+        observations: FloatArray,
+        rewards: FloatArray,
+        targets: FloatArray,
+    ) -> History:
+        """Take note of the present states, and show them with what went before.
+
+        An episode goes on at the time step after its last one's and at no other: one that begins anew, or whose clock
+        was set, has no past, and the whole return is asked of it again.
+
+        Args:
+            episodes: [B], by which they are told apart from call to call; no two alike.
+            steps: [B], time step of each within itself.
+            observations: [B, S].
+            rewards: [B], what came of each one's last action: so much less is asked for from now on.
+            targets: [B], returns that are asked for at the beginning.
+        """
+        rows = zip(episodes.tolist(), steps.tolist(), observations, rewards.tolist(), targets.tolist(), strict=True)
+        known = [self._take(*row) for row in rows]
+        longest = max(len(one.states) for one in known)
+        states = np.zeros((len(known), longest, observations.shape[1]), np.float32)
+        actions = np.zeros((len(known), longest, self._action_dim), np.float32)
+        returns, clock = np.zeros((len(known), longest), np.float32), np.zeros((len(known), longest), np.int64)
+        for row, one in enumerate(known):
+            count = len(one.states)
+            states[row, :count], returns[row, :count] = np.stack(tuple(one.states)), tuple(one.returns)
+            clock[row, :count] = np.arange(one.first, one.first + count)
+            if one.actions:
+                actions[row, : count - 1] = np.stack(tuple(one.actions))
+        lengths = np.array([len(one.states) for one in known], np.int64)
+        return History(*(torch.from_numpy(part) for part in (states, actions, returns, clock, lengths)))
+
+    def note(self, episodes: IntArray, actions: FloatArray) -> None:
+        """The actions [B, A] that are executed in the states that were just shown."""
+        for episode, action in zip(episodes.tolist(), actions, strict=True):
+            self._episodes[episode].actions.append(action)
+
+    def _take(self, episode: int, step: int, observation: FloatArray, reward: float, target: float) -> _Steps:
+        known = self._episodes.get(episode)
+        if known is None or known.next != step:
+            known = _Steps(deque(), deque(), deque(), step)
+            self._episodes[episode] = known
+        known.returns.append(known.returns[-1] - reward if known.returns else target)
+        known.states.append(observation)
+        if len(known.states) > self._length:
+            for part in (known.states, known.actions, known.returns):
+                part.popleft()
+            known.first += 1
+        known.next = step + 1
+        return known
