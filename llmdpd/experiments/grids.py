@@ -199,9 +199,9 @@ GRIDS: dict[str, Grid] = {
     ),
     "baselines": Grid(
         "The systems that it is compared with",
-        "Other methods on the same data, features, environments and episodes, without prompts, with their published "
-        "settings where they have such: docs/baselines.md. Cloning learns the expert's labels of the visited states as "
-        "the default does, the others the executed actions.",
+        "Other methods on the same data, features, environments and episodes, without prompts but for prompt-dt, with "
+        "their published settings where they have such: docs/baselines.md. Cloning learns the expert's labels of the "
+        "visited states as the default does, the others the executed actions.",
         (
             _FULL,
             _baseline("bc", "Cloning, Gaussian"),
@@ -211,6 +211,8 @@ GRIDS: dict[str, Grid] = {
             _baseline("rad", "TD3+BC under RAD", "RAD"),
             _baseline("s4rl", "TD3+BC under S4RL", "S4RL"),
             _baseline("cql", "CQL(H)"),
+            _baseline("dt", "Decision Transformer"),
+            _baseline("prompt-dt", "Prompt Decision Transformer"),
         ),
         paper=TABLE_1,
         others=("SAC", "MTDIFF"),
