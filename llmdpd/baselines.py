@@ -1,7 +1,7 @@
 """Baselines as changes of a preset: the same tasks, data, features and evaluation, learned by another method.
 
-Prompts are left out, and with them what is there for their sake: augmented scenes, prompt dropout, chunks. Options can
-put them back. What each method's own settings are from: docs/baselines.md.
+Prompts are left out (but for prompt-dt, which is made of one), and with them what is there for their sake: augmented
+scenes, prompt dropout, chunks. Options can put them back. What each method's own settings are from: docs/baselines.md.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         acting = replace(preset.acting, samples=1, replan=None)
         return replace(config, agent=replace(config.agent, eta=0.0), acting=acting)
     if method in ("dt", "prompt-dt"):
-        # Published: 64 windows a batch, a prompt of 5 steps in a row.
+        # Published: 64 windows a batch, a prompt of the last 5 steps.
         training = replace(config.training, batch_size=64, prompts_per_batch=8)
-        encoder = replace(context.encoder, steps=5, sampling="window")
+        encoder = replace(context.encoder, steps=5, sampling="last")
         own = replace(context, kind="pooled", trajectory=method == "prompt-dt", encoder=encoder)
         return replace(config, training=training, policy=replace(config.policy, context=own))
     return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config

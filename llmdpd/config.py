@@ -130,7 +130,7 @@ class TrainConfig:
     """Name of the preset that this configuration started from."""
     method: Annotated[Method, tyro.conf.arg(aliases=["--agent"])] = "llmdpd"
     """What learns: `llmdpd` (Algorithm 1); `trajectory-diffusion`, the paper's ablation w/o-DP; or a baseline, which
-    starts from the preset without prompts and with its own settings (docs/baselines.md)."""
+    starts from the preset with its own settings, but for prompt-dt without prompts (docs/baselines.md)."""
     seed: int = 0
     """Seed of networks, batches and noise."""
     device: str = "cpu"

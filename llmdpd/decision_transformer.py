@@ -5,9 +5,14 @@ Chen et al. 2021 (arXiv 2106.01345); with a trajectory prompt before it, Xu et a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.context import ALL_KEPT, EncodedPrompts, Keep
@@ -15,7 +20,7 @@ from llmdpd.errors import InputError
 from llmdpd.history import History
 from llmdpd.policy_network import PolicyConfig, PromptedNetwork
 from llmdpd.prompts.trajectory import TrajectoryTokens
-from llmdpd.sequence_model import CausalTransformer
+from llmdpd.sequence_model import CausalTransformer, SequenceConfig
 
 
 class DecisionTransformer(PromptedNetwork):
@@ -25,7 +30,7 @@ class DecisionTransformer(PromptedNetwork):
     have; returns are scaled by the greatest of the training data.
 
     Raises:
-        InputError: chunks, or a text prompt, which it does not read.
+        InputError: see `check_sequence_policy`.
     """
 
     return_scale: Tensor
@@ -33,19 +38,16 @@ class DecisionTransformer(PromptedNetwork):
     """Whether it reads an example."""
 
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        _check(config, self.prompted)
+        check_sequence_policy(config, self.prompted)
         # It reads its example itself, step by step: no encoder of the context's.
-        bare = replace(config, context=replace(config.context, kind="pooled", text=False, trajectory=False))
+        bare = replace(config, context=replace(config.context, trajectory=False))
         super().__init__(state_dim, action_dim, embedding_dim, bare)
         self.config = config
         sizes = config.sequence
-        width = sizes.width
-        self.embed_return, self.embed_action = nn.Linear(1, width), nn.Linear(action_dim, width)
-        self.embed_state = nn.Linear(self.context.features.output_dim, width)
-        self.embed_time = nn.Embedding(sizes.longest, width)
-        self.norm = nn.LayerNorm(width)
+        self.embed = StepEmbedding(self.context.features.output_dim, action_dim, sizes)
+        self.norm = nn.LayerNorm(sizes.width)
         self.model = CausalTransformer(sizes)
-        self.head = nn.Linear(width, action_dim)
+        self.head = nn.Linear(sizes.width, action_dim)
         self.register_buffer("return_scale", torch.ones(()))
 
     @property
@@ -74,7 +76,7 @@ class DecisionTransformer(PromptedNetwork):
             index: [B], which prompt each window is under; None: P equal groups in order.
         """
         count, steps = returns.shape
-        tokens, mask = self._steps(returns, states, actions, clock), None
+        tokens, mask = self.norm(self._embedded(self.embed, returns, states, actions, clock)), None
         if prompts is not None and prompts.memory:
             before, given = prompts.memory["tokens"], prompts.memory["mask"]
             if index is None:
@@ -83,7 +85,7 @@ class DecisionTransformer(PromptedNetwork):
                 before, given = before[index], given[index]
             tokens = torch.cat([before, tokens], dim=1)
             mask = torch.cat([given, given.new_ones(count, 3 * steps)], dim=1)
-        hidden = self.model(self.norm(tokens), mask)[:, -3 * steps :]
+        hidden = self.model(tokens, mask)[:, -3 * steps :]
         # Of each step the state's token, which has not seen the action yet.
         return self.config.action_bound * torch.tanh(self.head(hidden[:, 1::3]))
 
@@ -94,36 +96,56 @@ class DecisionTransformer(PromptedNetwork):
         actions: Tensor = found.gather(1, present)[:, 0]
         return actions
 
-    def _steps(self, returns: Tensor, states: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
-        """The embedded tokens [B, 3 T, W]: return, state, action, step by step."""
-        time = self.embed_time(clock.long().clamp(0, self.config.sequence.longest - 1))
-        parts = (
-            self.embed_return((returns / self.return_scale)[..., None]),
-            self.embed_state(self.context.features(states)),
-            self.embed_action(actions),
-        )
+    def _embedded(
+        self, embed: StepEmbedding, returns: Tensor, states: Tensor, actions: Tensor, clock: Tensor
+    ) -> Tensor:
+        tokens: Tensor = embed(returns / self.return_scale, self.context.features(states), actions, clock)
+        return tokens
+
+
+class StepEmbedding(nn.Module):
+    """Steps as tokens: return-to-go, state features, action, to each of which the time step's embedding is added."""
+
+    def __init__(self, feature_dim: int, action_dim: int, config: SequenceConfig) -> None:
+        super().__init__()
+        self.returns, self.actions = nn.Linear(1, config.width), nn.Linear(action_dim, config.width)
+        self.states = nn.Linear(feature_dim, config.width)
+        self.time = nn.Embedding(config.longest, config.width)
+
+    def forward(self, returns: Tensor, features: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+        """Returns [B, T], features [B, T, F], actions [B, T, A], time steps [B, T] → tokens [B, 3 T, W], by step."""
+        time = self.time(clock.long().clamp(0, self.time.num_embeddings - 1))
+        parts = (self.returns(returns[..., None]), self.states(features), self.actions(actions))
         return torch.stack([part + time for part in parts], dim=2).flatten(1, 2)
 
 
 class PromptDecisionTransformer(DecisionTransformer):
-    """The same with an example's steps before the episode's, as tokens of the same kind (Prompt-DT)."""
+    """The same with an example's steps before the episode's (Prompt-DT), by an embedding of their own."""
 
     prompted = True
+
+    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
+        super().__init__(state_dim, action_dim, embedding_dim, config)
+        self.embed_prompt = StepEmbedding(self.context.features.output_dim, action_dim, config.sequence)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Embed the steps of P examples.
 
         Raises:
-            InputError: no example, or one without rewards: its returns-to-go are part of what is read.
+            InputError: one without rewards, since its returns-to-go are part of what is read; or none, where training
+                left none out.
         """
+        if tokens is None and self.config.context.trajectory_dropout > 0:
+            return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
         if tokens is None or tokens.returns is None:
             raise InputError(
                 "a Prompt Decision Transformer reads an example with its rewards",
                 field="trajectory",
                 found="no example" if tokens is None else "observations and actions alone",
                 expected="an example with rewards (llmdpd.data.Trajectory)",
+                hint="train with --policy.context.trajectory-dropout to leave it out when acting",
             )
-        embedded = self._steps(tokens.returns, tokens.states, tokens.actions, tokens.times)
+        embedded = self._embedded(self.embed_prompt, tokens.returns, tokens.states, tokens.actions, tokens.times)
         mask = tokens.mask.repeat_interleave(3, dim=1)
         if keep.trajectory is not None:
             mask = mask & (keep.trajectory > 0)
@@ -131,7 +153,59 @@ class PromptDecisionTransformer(DecisionTransformer):
         return EncodedPrompts(pooled, {"tokens": embedded, "mask": mask})
 
 
-def _check(config: PolicyConfig, prompted: bool) -> None:
+def asked_returns(
+    known: Mapping[str, float], tasks: Sequence[str], examples: Sequence[Any] | None = None
+) -> NDArray[np.float32]:
+    """The return that is asked for of each of B tasks, [B].
+
+    A task's own where it was trained on; else that of the example that it is told by, if its rewards are there; else
+    the mean over the tasks that were trained on.
+
+    Args:
+        known: task → return, of the training data.
+        tasks: [B].
+        examples: [B], where examples are read.
+
+    Raises:
+        InputError: nothing is known to ask for.
+    """
+    given = examples or [None] * len(tasks)
+    asked = []
+    for task, example in zip(tasks, given, strict=True):
+        if task in known:
+            asked.append(known[task])
+        elif getattr(example, "rewards", None) is not None:
+            asked.append(float(np.sum(example.rewards, dtype=np.float64)))
+        elif known:
+            asked.append(sum(known.values()) / len(known))
+        else:
+            raise InputError(
+                "no return to ask for",
+                field="target_return",
+                found="none in the policy's facts (target_returns), and none given",
+                expected="prompt(target_return=…)",
+            )
+    return np.array(asked, np.float32)
+
+
+def check_targets(known: Any) -> None:
+    """Raise `InputError` unless a policy's `facts.target_returns` are numbers by task."""
+    good = isinstance(known, dict) and all(
+        isinstance(value, float | int) and math.isfinite(value) for value in known.values()
+    )
+    if not good:
+        raise InputError(
+            "wrong returns to ask for", field="facts.target_returns", found=known, expected="task → a finite number"
+        )
+
+
+def check_sequence_policy(config: PolicyConfig, prompted: bool) -> None:
+    """Raise `InputError` for chunks, text prompts, another context than pooled; for an example to `dt`, or none."""
+    if config.context.kind != "pooled":
+        found = config.context.kind
+        raise InputError(
+            "sequence models look things up by themselves", field="policy.context.kind", found=found, expected="pooled"
+        )
     if config.chunk != 1:
         raise InputError("only policy diffusion has chunks", field="policy.chunk", found=config.chunk, expected=1)
     if config.context.text:

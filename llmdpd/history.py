@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class _Steps:
     actions: deque[FloatArray]
     returns: deque[float]
     first: int
-    next: int = field(default=-1)
+    next: int = -1
 
 
 class EpisodeMemory:
@@ -99,15 +99,16 @@ class EpisodeMemory:
     def note(self, episodes: IntArray, actions: FloatArray) -> None:
         """The actions [B, A] that are executed in the states that were just shown."""
         for episode, action in zip(episodes.tolist(), actions, strict=True):
-            self._episodes[episode].actions.append(action)
+            self._episodes[episode].actions.append(action.copy())
 
     def _take(self, episode: int, step: int, observation: FloatArray, reward: float, target: float) -> _Steps:
         known = self._episodes.get(episode)
-        if known is None or known.next != step:
+        # Fewer actions than states: nothing was drawn in the last one.
+        if known is None or known.next != step or len(known.actions) != len(known.states):
             known = _Steps(deque(), deque(), deque(), step)
             self._episodes[episode] = known
         known.returns.append(known.returns[-1] - reward if known.returns else target)
-        known.states.append(observation)
+        known.states.append(observation.copy())
         if len(known.states) > self._length:
             for part in (known.states, known.actions, known.returns):
                 part.popleft()

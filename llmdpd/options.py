@@ -11,8 +11,10 @@ from llmdpd.errors import InputError
 from llmdpd.networks import Method
 
 _CHAIN = ("policy.time_dim", "policy.diffusion_steps", "policy.schedule", "acting.sampler", "acting.steps")
+_CONTEXT = ("policy.context", "training.augmentation")
 _POLICY_DIFFUSION = (
     "agent",
+    *_CONTEXT,
     *_CHAIN,
     "policy.hidden_dim",
     "policy.chunk",
@@ -25,16 +27,24 @@ _POLICY_DIFFUSION = (
 )
 METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
     "llmdpd": _POLICY_DIFFUSION,
-    "trajectory-diffusion": ("planner", *_CHAIN, "policy.plan", "acting.samples", "acting.noise_scale"),
+    "trajectory-diffusion": ("planner", *_CONTEXT, *_CHAIN, "policy.plan", "acting.samples", "acting.noise_scale"),
     "diffusion-ql": _POLICY_DIFFUSION,
     "diffusion-bc": _POLICY_DIFFUSION,
-    "bc": ("bc", "policy.hidden_dim", "acting.noise_scale"),
-    "td3-bc": ("td3_bc", "policy.hidden_dim"),
-    "rad": ("td3_bc", "rad", "policy.hidden_dim"),
-    "s4rl": ("td3_bc", "s4rl", "policy.hidden_dim"),
-    "cql": ("cql", "policy.hidden_dim", "acting.noise_scale"),
-    "dt": ("dt", "policy.sequence"),
-    "prompt-dt": ("dt", "policy.sequence"),
+    "bc": ("bc", *_CONTEXT, "policy.hidden_dim", "acting.noise_scale"),
+    "td3-bc": ("td3_bc", *_CONTEXT, "policy.hidden_dim"),
+    "rad": ("td3_bc", *_CONTEXT, "rad", "policy.hidden_dim"),
+    "s4rl": ("td3_bc", *_CONTEXT, "s4rl", "policy.hidden_dim"),
+    "cql": ("cql", *_CONTEXT, "policy.hidden_dim", "acting.noise_scale"),
+    "dt": ("dt", "policy.sequence", "policy.context.features"),
+    "prompt-dt": (
+        "dt",
+        "policy.sequence",
+        "policy.context.features",
+        "policy.context.trajectory_dropout",
+        "policy.context.encoder.steps",
+        "policy.context.encoder.sampling",
+        "training.augmentation",
+    ),
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 

@@ -21,7 +21,12 @@ from llmdpd.config_io import from_plain, to_plain
 from llmdpd.context import Condition, EncodedPrompts, RetrievalContext
 from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
-from llmdpd.decision_transformer import DecisionTransformer
+from llmdpd.decision_transformer import (
+    DecisionTransformer,
+    PromptDecisionTransformer,
+    asked_returns,
+    check_targets,
+)
 from llmdpd.device import check_device
 from llmdpd.errors import InputError, located
 from llmdpd.history import EpisodeMemory, History
@@ -138,6 +143,7 @@ class Policy:
             network = _build_network(description.get("method", "llmdpd"), sizes, description["policy"], acting, file)
             if "llm" in description["facts"]:
                 from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
+            check_targets(description["facts"].get("target_returns", {}))
         load_tensors(network, tensors["model"], path / "model.safetensors")
         critic = None
         if "critic" in tensors:
@@ -193,8 +199,8 @@ class Policy:
     ) -> Policy:
         """Say what to do: a text prompt, and one example (a `Trajectory`, or observations [T, S] and actions [T, A]).
 
-        `target_return` is what a Decision Transformer asks for; by default the mean of what it asks of the tasks that
-        it was trained on, each the mean of the data's best tenth. Other policies have no use for it.
+        `target_return` is what a Decision Transformer asks for; by default what the example that it reads has earned,
+        or where it reads none the mean over the tasks that it was trained on. Other policies have no use for it.
 
         Returns the policy itself. The LLM is loaded only for a text that neither the policy nor the embedding cache
         knows.
@@ -203,8 +209,13 @@ class Policy:
             InputError: a prompt that the policy needs and doesn't get, or gets and was not trained with; an example of
                 the wrong width or too long; a text model of another width than the one in training.
         """
+        if target_return is not None and not np.isfinite(target_return):
+            found = target_return
+            raise InputError("wrong return", field="target_return", found=found, expected="a finite number")
         self._prompts = self.encode_prompts([text], [trajectory])
         self._target = target_return
+        if self._memory is not None and target_return is None:
+            self._target = float(self.target_returns([""], [trajectory])[0])
         self.reset()
         return self
 
@@ -234,7 +245,8 @@ class Policy:
     def retrieves(self) -> bool:
         """Whether it looks for waypoints in its example, so that `looks` can tell where."""
         context = self.network.config.context
-        return context.kind == "retrieval" and context.trajectory and context.retrieval.waypoints
+        own = isinstance(self.network.context, RetrievalContext)
+        return own and context.trajectory and context.retrieval.waypoints
 
     def looks(
         self, text: str | TextPrompt, trajectory: Example, observations: NDArray[np.float32]
@@ -269,15 +281,21 @@ class Policy:
         self._random = torch.Generator().manual_seed(seed)
 
     def memory(self) -> EpisodeMemory | None:
-        """A new memory of episodes, for `draw_many`; None where the policy looks at the present state alone."""
-        network = self.network
-        return EpisodeMemory(network.history, network.action_dim) if isinstance(network, DecisionTransformer) else None
+        """A new memory of episodes, for `draw_many`; None where the policy looks at the present state alone.
 
-    def target_returns(self, tasks: Sequence[str]) -> NDArray[np.float32]:
-        """The return that is asked for of each task; of one that was not trained on, the mean of those that were."""
-        known = self.facts.get("target_returns", {})
-        mean = float(np.mean(list(known.values()))) if known else 0.0
-        return np.array([known.get(task, mean) for task in tasks], np.float32)
+        Raises:
+            InputError: a way of acting that a policy without diffusion does not have.
+        """
+        network = self.network
+        if not isinstance(network, DecisionTransformer):
+            return None
+        check_one_draw(self.acting)
+        return EpisodeMemory(network.history, network.action_dim)
+
+    def target_returns(self, tasks: Sequence[str], examples: Sequence[Example | None]) -> NDArray[np.float32]:
+        """The returns that a Decision Transformer asks for of B tasks, told by B examples: see `asked_returns`."""
+        read = self.network.config.context.trajectory
+        return asked_returns(self.facts.get("target_returns", {}), tasks, examples if read else None)
 
     def act(
         self, observation: ArrayLike, step: int | None = None, reward: ArrayLike | None = None
@@ -328,8 +346,7 @@ class Policy:
         episodes, steps = np.arange(len(rows)), np.full(len(rows), self._step)
         if self._memory is None:
             return self.draw_many(rows, self._prompts, None, steps, seeds)
-        asked = self.target_returns([""])[0] if self._target is None else self._target
-        targets = np.full(len(rows), asked, np.float32)
+        targets = np.full(len(rows), self._target, np.float32)
         history = self._memory.recall(episodes, steps, rows, rewards, targets)
         drawn = self.draw_many(rows, self._prompts, None, steps, seeds, history)
         self._memory.note(episodes, drawn[:, 0])
@@ -363,6 +380,9 @@ class Policy:
         observations [B, S]; index [B] into the P prompts (None: P = 1); steps [B] within the episodes; seeds [B]
         → actions [B, H, A], H being 1 where every action is drawn by itself. `llmdpd.chunks.ChunkPlayer` plays them.
         `history`: what `memory()` shows of each episode, where the policy looks back.
+
+        Raises:
+            ValueError: no history for a policy that looks back.
         """
         if isinstance(self.network, DecisionTransformer):
             return self._continue(prompts, index, history)
@@ -388,7 +408,6 @@ class Policy:
         assert isinstance(self.network, DecisionTransformer)
         if history is None:
             raise ValueError("this policy looks back: it needs the history that memory() shows")
-        check_one_draw(self.acting)
         rows = None if index is None else torch.from_numpy(index).to(self.device)
         with torch.no_grad():
             return self.network.draw(history.to(self.device), prompts, rows)[:, None].cpu().numpy()
@@ -449,14 +468,19 @@ class Policy:
                     expected=f"{expected[0]} and {expected[1]}",
                 )
             pairs.append((observations, actions))
-        earned = [np.asarray(example.rewards, np.float32) for example in examples if isinstance(example, Trajectory)]
-        rewards = earned if len(earned) == len(examples) else None
+        rewards = None
+        if isinstance(self.network, PromptDecisionTransformer):
+            earned = [np.asarray(one.rewards, np.float32) for one in examples if isinstance(one, Trajectory)]
+            rewards = earned if len(earned) == len(examples) else None
         return make_tokens(pairs, self.network.config.context.encoder, rewards=rewards).to(self.device)
 
 
 def _rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
     """Rewards [B] of the last actions, as they were given; zeros where none were."""
-    given = np.zeros(count, np.float32) if reward is None else np.asarray(reward, np.float32)
+    try:
+        given = np.zeros(count, np.float32) if reward is None else np.asarray(reward, np.float32)
+    except (TypeError, ValueError):
+        given = np.full(1 + count, np.nan, np.float32)
     if given.shape not in ((), (count,)) or not np.isfinite(given).all():
         found = str(given.tolist()) if given.ndim == 0 else f"shape {given.shape}"
         raise InputError("wrong rewards", field="reward", found=found, expected=f"a finite number, or {count} of them")

@@ -92,11 +92,6 @@ class PromptedNetwork(nn.Module):
         bar = np.cumprod(alphas(config.schedule, config.diffusion_steps))
         self.register_buffer("alpha_bar", torch.from_numpy(bar).float(), persistent=False)
 
-    @property
-    def history(self) -> int:
-        """Steps of an episode that it sees when acting: 1, the present one, where it does not look back."""
-        return 1
-
     def fit(self, observations: Tensor) -> None:
         """Take the statistics of the training tasks' observations [N, S]."""
         self.context.features.fit(observations)

@@ -64,5 +64,13 @@ class CausalTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens, and which of them are there [B, N], True where one is; None: all."""
-        hidden: Tensor = self.gpt2(inputs_embeds=tokens, attention_mask=mask).last_hidden_state
+        count = tokens.shape[1]
+        seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()[None, None]
+        if mask is not None:
+            # Each token sees itself, so that none sees nothing.
+            seen = seen & mask[:, None, None] | torch.eye(count, dtype=torch.bool, device=tokens.device)
+        # As a whole mask: from a short one transformers makes its own by looking at it on the host.
+        bias = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
+        bias = bias.expand(len(tokens), -1, -1, -1)
+        hidden: Tensor = self.gpt2(inputs_embeds=tokens, attention_mask=bias).last_hidden_state
         return hidden

@@ -13,7 +13,8 @@ import pytest
 from llmdpd.agents.registry import make_agent
 from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
-from llmdpd.data import Trajectory
+from llmdpd.data import Trajectory, load_dataset
+from llmdpd.decision_transformer import DecisionTransformer
 from llmdpd.errors import InputError
 from llmdpd.evaluate import main as evaluate
 from llmdpd.networks import METHODS, Method, make_network
@@ -72,10 +73,28 @@ def test_the_run_is_whole(baseline: tuple[Method, Path]) -> None:
     assert {record.prompts.text for record in records} == {False}
     assert {bool(record.prompts.trajectory) for record in records} == {method in READERS}
     assert len(records) == 6
+    assert {record.acting.sampler for record in records} == {"ddpm" if method.startswith("diffusion") else "none"}
     assert method in (run / "report.html").read_text()
     logged = [record for record in read_metrics(run / "metrics.jsonl") if any(n.startswith("loss/") for n in record)]
     assert len(logged) == 4
     assert all(record.keys() == logged[0].keys() for record in logged), "every mark has every loss"
+
+
+def test_what_is_asked_of_a_decision_transformer_is_the_datas(
+    baseline: tuple[Method, Path], data_folder: Path, rng: np.random.Generator
+) -> None:
+    method, run = baseline
+    policy = Policy.load(run)
+    if not isinstance(policy.network, DecisionTransformer):
+        assert "target_returns" not in policy.facts
+        return
+    dataset = load_dataset(data_folder / "train")
+    assert policy.facts["target_returns"] == dataset.target_returns()
+    assert float(policy.network.return_scale) == pytest.approx(np.abs(dataset.returns_to_go()).max())
+    facts = policy.facts | {"target_returns": {"reach-v3": "much"}}
+    Policy(policy.network, None, policy.acting, facts=facts).save(run.parent / f"wrong-{method}")
+    with pytest.raises(InputError, match=r"facts\.target_returns"):
+        Policy.load(run.parent / f"wrong-{method}")
 
 
 def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
@@ -154,6 +173,9 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "bc", "--method", "llmdpd"), "two methods"),
         (("--agent", "dt", "--policy.sequence.width", "15", "--policy.sequence.heads", "2"), "sequence.heads"),
         (("--agent", "dt", "--policy.chunk", "2"), "chunk"),
+        (("--agent", "dt", "--policy.context.text"), "--policy.context.text"),
+        (("--agent", "prompt-dt", "--policy.context.kind", "retrieval"), "--policy.context.kind"),
+        (("--agent", "dt", "--training.augmentation.offset", "0.1"), "--training.augmentation.offset"),
         (("--agent", "bc", "--policy.sequence.context", "2"), "--policy.sequence.context"),
     ],
 )

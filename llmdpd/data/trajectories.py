@@ -259,12 +259,18 @@ class TrajectoryDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1]).astype(np.float32)
 
     def target_returns(self, share: float = 0.1) -> dict[str, float]:
-        """Task → the mean return of the best `share` of its episodes: what a Decision Transformer is asked for."""
-        returns = self.returns().astype(np.float64)
+        """Task → the mean return of the best `share` of its episodes: what a Decision Transformer is asked for.
+
+        The best are those with the highest returns; where success is recorded, of those that succeeded the shortest:
+        episodes go on until they succeed, so that the highest returns there are those of the slowest.
+        """
+        returns, lengths = self.returns().astype(np.float64), np.diff(self.offsets)
         best = {}
         for task in self.tasks:
-            own = np.sort(returns[self.episodes_of(task)])
-            best[task] = float(own[-math.ceil(share * len(own)) :].mean())
+            own = self.episodes_of(task)
+            done = own[self.successes[own] == 1]
+            ranked = done[np.argsort(lengths[done], kind="stable")] if len(done) else own[np.argsort(-returns[own])]
+            best[task] = float(returns[ranked[: math.ceil(share * len(ranked))]].mean())
         return best
 
     def returns_to_go(self) -> NDArray[np.float32]:

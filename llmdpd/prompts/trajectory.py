@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 
-StepSampling = Literal["even", "window", "all"]
+StepSampling = Literal["even", "window", "last", "all"]
 _POSITION_FREQUENCIES = 6
 
 
@@ -33,7 +33,8 @@ class TrajectoryEncoderConfig:
     steps: int = 50
     """Steps of the example that are read; also the encoder's limit."""
     sampling: StepSampling = "even"
-    """How a longer example is cut: `even` over the episode, `window` (consecutive, MTDiff's), `all`: it is an error."""
+    """How a longer example is cut: `even` over the episode; steps in a row, `window` (MTDiff's: anywhere in training),
+    `last` (Prompt-DT's); `all`: it is an error."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def choose_steps(
             expected=f"at most {config.steps}",
             hint="cut it, or train with sampling 'even' or 'window'",
         )
+    if config.sampling == "last":
+        return np.arange(length - config.steps, length)
     if config.sampling == "window":
         start = int(rng.integers(min(150, length - config.steps + 1))) if rng is not None else 0
         return np.arange(start, start + config.steps)
@@ -109,7 +112,7 @@ def make_tokens(
         if earned is not None and earned.shape != observations.shape[:1]:
             raise InputError(
                 "the trajectory prompt's arrays do not fit together",
-                field="trajectory",
+                field="trajectory.rewards",
                 found=f"observations {observations.shape}, rewards {earned.shape}",
                 expected="[T, S] and [T]",
             )
@@ -120,7 +123,11 @@ def make_tokens(
                 found=f"observations {observations.shape}, actions {actions.shape}",
                 expected="[T, S] and [T, A]",
             )
-        if not all(np.isfinite(part).all() for part in (observations, actions, earned) if part is not None):
+        if earned is not None and not np.isfinite(earned).all():
+            raise InputError(
+                "the trajectory prompt holds NaN or Inf", field="trajectory.rewards", expected="finite numbers"
+            )
+        if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
             raise InputError("the trajectory prompt holds NaN or Inf", field="trajectory", expected="finite numbers")
         chosen.append(choose_steps(len(observations), config, rng))
     longest = max(len(index) for index in chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmdpd.agents.llmdpd import check_chunk
 from llmdpd.collection import parse_noise
 from llmdpd.config import TrainConfig
+from llmdpd.decision_transformer import check_sequence_policy
 from llmdpd.envs.specs import TaskSpec, common_spec
 from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
@@ -50,6 +51,8 @@ def check_values(config: TrainConfig) -> None:
         _check_plan_augmentation(config)
         check_plan_acting(config.acting)
         return
+    if config.method in ("dt", "prompt-dt"):
+        check_sequence_policy(config.policy, prompted=config.method == "prompt-dt")
     if config.method in POLICY_DIFFUSION:
         check_chunk(config.policy.chunk, config.agent.eta)
     elif config.policy.chunk != 1:

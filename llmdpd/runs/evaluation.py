@@ -90,7 +90,10 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
     )
     streams = np.array([zlib.crc32(r.task.encode()) << 32 ^ r.seed for r in requests], np.uint64)
     chunks, memory = ChunkPlayer(policy.replan), policy.memory()
-    targets = policy.target_returns([request.task for request in requests])
+    targets = np.zeros(len(requests), np.float32)
+    if memory is not None:
+        told = [rows.examples[row] for row in rows.of_request]
+        targets = policy.target_returns([request.task for request in requests], told)
 
     def act(
         observations: NDArray[np.float32],

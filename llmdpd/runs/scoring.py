@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from llmdpd.actor_policy import ActorPolicy
 from llmdpd.config import PROTOCOLS, EvaluationConfig, TaskConfig
 from llmdpd.config_io import to_plain
 from llmdpd.controls import CONTROLS
@@ -16,7 +15,9 @@ from llmdpd.envs.locomotion import is_locomotion, normalised_score
 from llmdpd.envs.rollout import EnvPool, EpisodeResult
 from llmdpd.errors import InputError
 from llmdpd.networks import method_of
+from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy import Policy
+from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.progress import ProgressBar, console
 from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
 from llmdpd.runs.evaluation import MakeAct, evaluate_tasks, make_films
@@ -294,7 +295,7 @@ def _record(
 
 def _acting_use(policy: Policy) -> ActingUse:
     chain: dict[str, Any] = {"steps": policy.acting.plan(policy.network.config).steps}
-    if isinstance(policy.network, ActorPolicy):
+    if not isinstance(policy.network, ConditionalPolicy | PlanPolicy):
         chain = {"sampler": "none", "steps": 1}  # there is no chain to walk
     return ActingUse(**(to_plain(policy.acting) | chain | {"replan": policy.replan}))
 

@@ -13,12 +13,16 @@ from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PlanWindows, PromptedBatch
 from llmdpd.agents.decision_transformer import DecisionTransformerConfig, SequenceCloning
 from llmdpd.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
+from llmdpd.data import Trajectory
 from llmdpd.decision_transformer import DecisionTransformer, PromptDecisionTransformer
+from llmdpd.envs.rollout import EpisodeRequest
 from llmdpd.errors import InputError
 from llmdpd.history import EpisodeMemory
 from llmdpd.policy import Policy
 from llmdpd.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+from llmdpd.runs.evaluation import policy_act
+from llmdpd.runs.prompts import TaskPrompt
 from llmdpd.sequence_model import SequenceConfig
 
 S, A, K = 4, 2, 5
@@ -96,7 +100,7 @@ def test_an_action_hangs_on_what_lies_before_it(place: int) -> None:
     before = model(returns, states, actions, clock)
     step, kind = divmod(place, 3)
     (returns, states, actions)[kind][:, step] += 3.0
-    changed = (model(returns, states, actions, clock) - before).abs().amax((0, 2)) > 1e-6
+    changed = (model(returns, states, actions, clock) - before).abs().amax((0, 2)) != 0
     # Returns and states tell of the action of their own step, actions of those after.
     assert changed.tolist() == [later > step or (later == step and kind < 2) for later in range(K)]
 
@@ -136,20 +140,27 @@ def test_examples_are_read_whole_and_alone(rng: np.random.Generator) -> None:
     for part in (pairs[0][0], pairs[0][1], rewards[0]):
         part[-1] += 5.0
         changed = model(*parts, encode([0, 1]))
-        assert not torch.allclose(changed[:2], both[:2], atol=1e-5)
+        part[-1] -= 5.0
+        assert not torch.equal(changed[:2], both[:2])
         torch.testing.assert_close(changed[2:], both[2:])
     # An example that is left out is as if there were none.
+    # And it is not taken for the episode's own past.
+    states, actions = (torch.from_numpy(part)[None] for part in pairs[1])
+    earned = torch.from_numpy(rewards[1][::-1].cumsum()[::-1].copy())[None]
+    own_past = (earned, states, actions, torch.arange(6)[None])
+    joined = model(*(torch.cat([past, now[:1]], 1) for past, now in zip(own_past, parts, strict=True)))[:, 6:]
+    assert not torch.allclose(joined, model(*(part[:1] for part in parts), encode([1])), atol=1e-3)
     dropped = model(*parts, encode([0, 1], Keep(trajectory=torch.tensor([[0.0], [1.0]]))))
     torch.testing.assert_close(dropped[:2], model(*parts)[:2], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_it_acts_as_it_was_trained(rng: np.random.Generator) -> None:
-    """Step by step with its memory, what one look at the whole window says; episodes begin at different times."""
+    """Step by step with its memory, what one look at the whole window says."""
     model = network()
     facts = {"target_returns": {"reach": 11.0, "push": 19.0}}
     policy = Policy(model, None, ACTING, facts=facts)
-    assert policy.target_returns(["push", "reach", "other"]).tolist() == [19.0, 11.0, 15.0]
+    assert policy.target_returns(["push", "reach", "other"], [None] * 3).tolist() == [19.0, 11.0, 15.0]
     policy.prompt(target_return=12.0)
     states = rng.normal(size=(K + 3, 2, S)).astype(np.float32)
     rewards = rng.normal(size=(K + 3, 2)).astype(np.float32)
@@ -157,7 +168,9 @@ def test_it_acts_as_it_was_trained(rng: np.random.Generator) -> None:
     for step in range(K + 3):
         if step:
             asked[step] = asked[step - 1] - rewards[step - 1]
-        done[step] = policy.act(states[step], reward=rewards[step - 1] if step else None)
+        returned = policy.act(states[step], reward=rewards[step - 1] if step else None)
+        done[step] = returned
+        returned *= 100  # what was returned is the caller's
         seen = slice(max(step - K + 1, 0), step + 1)
         window = (torch.from_numpy(part[seen]).transpose(0, 1) for part in (asked, states, done))
         clock = torch.arange(step + 1)[seen].expand(2, -1)
@@ -174,17 +187,72 @@ def test_what_cannot_be_is_refused(rng: np.random.Generator) -> None:
         policy.prompt(trajectory=pair)
     with pytest.raises(InputError, match="no example"):
         policy.prompt()
-    plain = Policy(network(), None, ACTING).prompt()
-    for wrong in (np.nan, [1.0, 2.0]):
+    known = {"target_returns": {"reach": 3.0}}
+    with pytest.raises(InputError, match="no return to ask for"):
+        Policy(network(), None, ACTING).prompt()
+    with pytest.raises(InputError, match="target_return"):
+        Policy(network(), None, ACTING, facts=known).prompt(target_return=np.nan)
+    plain = Policy(network(), None, ACTING, facts=known).prompt()
+    for wrong in (np.nan, [1.0, 2.0], "much"):
         with pytest.raises(InputError, match="reward"):
             plain.act(np.zeros(S), reward=wrong)
     with pytest.raises(ValueError, match="looks back"):
         plain.act_many(np.zeros((1, S), np.float32), plain.encode_prompts([None], [None]), None, *np.zeros((2, 1), int))
     with pytest.raises(InputError, match=r"acting\.samples"):
-        plain.with_acting(samples=2).prompt().act(np.zeros(S))
-    for context, told in ((ContextConfig(text=True, trajectory=False), "text"), (ContextConfig(text=False), "dt none")):
+        plain.with_acting(samples=2)
+    for context, told in (
+        (ContextConfig(text=True, trajectory=False), "text"),
+        (ContextConfig(text=False), "dt none"),
+        (ContextConfig("retrieval", text=False, trajectory=False), "pooled"),
+    ):
         with pytest.raises(InputError, match=told):
             DecisionTransformer(S, A, 3, PolicyConfig(context=context))
+
+
+def test_an_example_is_asked_for_what_it_has_earned(rng: np.random.Generator) -> None:
+    arrays = rng.normal(size=(9, S)).astype(np.float32), rng.normal(size=(9, A)).astype(np.float32)
+    example = Trajectory(*arrays, np.arange(9, dtype=np.float32), "push-v3")
+    facts = {"target_returns": {"reach-v3": 3.0, "sweep-v3": 5.0}}
+    reading, plain = (Policy(network(prompted), None, ACTING, facts=facts) for prompted in (True, False))
+    tasks = ["reach-v3", "push-v3"]
+    assert reading.target_returns(tasks, [example] * 2).tolist() == [3.0, 36.0]
+    assert plain.target_returns(tasks, [example] * 2).tolist() == [3.0, 4.0]
+
+
+@torch.no_grad()
+def test_an_evaluation_asks_and_remembers_by_episode(rng: np.random.Generator) -> None:
+    """Subsets of episodes in turn, of two tasks under their examples: what the model says of each by itself."""
+    model, tasks = network(prompted=True), ("reach-v3", "push-v3")
+    prompts = {}
+    for task in tasks:
+        arrays = rng.normal(size=(9, S)).astype(np.float32), rng.normal(size=(9, A)).astype(np.float32)
+        example = Trajectory(*arrays, rng.normal(size=9).astype(np.float32), task)
+        prompts[task] = TaskPrompt(None, "none", (example,), "made up")
+    policy = Policy(model, None, ACTING, facts={"target_returns": {"push-v3": 7.0}})
+    requests = [EpisodeRequest(task, seed) for task in tasks for seed in (1, 2)]
+    act = policy_act(policy, prompts, requests)
+    encoded = policy.encode_prompts([None] * 2, [prompts[task].example for task in tasks])
+    first = prompts["reach-v3"].example
+    assert first is not None
+    asked = [[float(first.rewards.sum())]] * 2 + [[7.0]] * 2
+    states: list[list[np.ndarray]] = [[] for _ in requests]
+    actions: list[list[np.ndarray]] = [[] for _ in requests]
+    for _ in range(2 * K):
+        who = rng.permutation(4)[: rng.integers(1, 5)]
+        now, rewards = rng.normal(size=(len(who), S)).astype(np.float32), rng.normal(size=len(who)).astype(np.float32)
+        steps = np.array([len(states[episode]) for episode in who])
+        done = np.asarray(act(now, who, steps, rewards * (steps > 0)))
+        for row, episode in enumerate(who.tolist()):
+            if steps[row]:
+                asked[episode] = [*asked[episode], asked[episode][-1] - float(rewards[row])]
+            states[episode].append(now[row])
+            window = [np.stack(part[-K:]) for part in (asked[episode], states[episode])]
+            past = np.stack([*actions[episode][-K + 1 :], np.zeros(A)]).astype(np.float32)[-len(window[1]) :]
+            clock = torch.arange(len(states[episode]))[-K:][None]
+            parts = [torch.from_numpy(part).float()[None] for part in (*window, past)]
+            expected = model(*parts, clock, encoded, torch.tensor([episode // 2]))[0, -1]
+            np.testing.assert_allclose(done[row], expected.numpy(), rtol=1e-4, atol=1e-5)
+            actions[episode].append(done[row])
 
 
 def test_under_examples_everything_learns(rng: np.random.Generator) -> None:

@@ -70,6 +70,12 @@ def test_window_is_consecutive_and_starts_below_150(rng: np.random.Generator, le
     assert max(starts) == last_start
 
 
+def test_last_is_the_end_of_it() -> None:
+    config = dataclasses.replace(SMALL, sampling="last")
+    assert choose_steps(30, config).tolist() == list(range(18, 30))
+    assert choose_steps(5, config).tolist() == list(range(5))
+
+
 def test_all_refuses_a_longer_one() -> None:
     config = dataclasses.replace(SMALL, sampling="all")
     with pytest.raises(InputError, match="longer than the encoder's limit") as error:
