@@ -127,6 +127,9 @@ _NO_DROPOUT = ("--policy.context.text-dropout", "0", "--policy.context.trajector
 # Half of it poor: near-random and often failing, and nothing is left out.
 _MIXED = ("--data.noise", "clean:0.25,gaussian:0.15,bursts:0.1,random:0.5", "--data.keep-failed")
 
+# Values come to rest within some thousands of iterations: a shorter horizon, targets that follow sooner.
+_FAST_CRITICS = ("--agent.gamma", "0.95", "--agent.tau", "0.02")
+
 
 def _ablation(key: str, label: str, *options: str) -> Method:
     return Method(key, label, "metaworld", options)
@@ -259,6 +262,8 @@ GRIDS: dict[str, Grid] = {
             _reward("mixed-eta-0.05", "η = 0.05", "--agent.eta", "0.05"),
             _reward("mixed-eta-0.2", "η = 0.2", "--agent.eta", "0.2"),
             _reward("mixed-eta-1", "η = 1", "--agent.eta", "1"),
+            _reward("mixed-fast-eta-0.2", "η = 0.2, γ = 0.95, τ = 0.02", "--agent.eta", "0.2", *_FAST_CRITICS),
+            _reward("mixed-fast-eta-1", "η = 1, γ = 0.95, τ = 0.02", "--agent.eta", "1", *_FAST_CRITICS),
             _reward("mixed-q-sa-0.05", "η = 0.05, Q(s, a)", "--agent.eta", "0.05", "--agent.no-critic-sees-prompts"),
             _reward("mixed-q-sa-1", "η = 1, Q(s, a)", "--agent.eta", "1", "--agent.no-critic-sees-prompts"),
         ),
