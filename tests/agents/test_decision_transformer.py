@@ -24,6 +24,7 @@ from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 from llmdpd.runs.evaluation import policy_act
 from llmdpd.runs.prompts import TaskPrompt
 from llmdpd.sequence_model import SequenceConfig
+from llmdpd.training.batches import moved
 
 S, A, K = 4, 2, 5
 ENCODER = TrajectoryEncoderConfig(steps=6)
@@ -149,7 +150,7 @@ def test_examples_are_read_whole_and_alone(rng: np.random.Generator) -> None:
     earned = torch.from_numpy(rewards[1][::-1].cumsum()[::-1].copy())[None]
     own_past = (earned, states, actions, torch.arange(6)[None])
     joined = model(*(torch.cat([past, now[:1]], 1) for past, now in zip(own_past, parts, strict=True)))[:, 6:]
-    assert not torch.allclose(joined, model(*(part[:1] for part in parts), encode([1])), atol=1e-3)
+    assert not torch.allclose(joined, model(*(part[:1] for part in parts), encode([1])), atol=1e-6)
     dropped = model(*parts, encode([0, 1], Keep(trajectory=torch.tensor([[0.0], [1.0]]))))
     torch.testing.assert_close(dropped[:2], model(*parts)[:2], rtol=1e-4, atol=1e-5)
 
@@ -283,24 +284,34 @@ def test_asked_for_much_it_does_better_than_its_data(world: Any, rng: np.random.
         )
         agent.update(dataclasses.replace(batch_of(64), timesteps=torch.zeros(64).long(), windows=windows), iteration)
 
-    def returns(asked: float) -> float:
-        policy = Policy(agent.ema_policy, None, ACTING).prompt(target_return=asked)
-        earned: list[np.ndarray] = []
+    policy = Policy(agent.ema_policy, None, ACTING).prompt(target_return=float(np.quantile(to_go[:, 0], 0.9)))
 
-        def act(state: np.ndarray, step: int) -> np.ndarray:
-            if step:
-                earned.append(-np.linalg.norm(state[:, :2] - state[:, 2:], axis=1))
-            return policy.act(state, reward=earned[-1] if step else None)
+    def act(state: np.ndarray, step: int) -> np.ndarray:
+        place = np.linalg.norm(state[:, :2] - state[:, 2:], axis=1)
+        return policy.act(state, reward=-place if step else None)
 
-        return float(world.episodes(act, 300)[0])
-
-    totals = to_go[:, 0]
-    high, low = np.quantile(totals, [0.9, 0.1])
-    learned, poor = returns(high), returns(low)
+    learned, _ = world.episodes(act, 300)
     best, _ = world.episodes(lambda state, _: world.right(state), 300)
-    print("behaviour, asked for little, for much, best:", behaviour, poor, learned, best)
+    print("behaviour, learned, best:", behaviour, learned, best)
     assert learned > behaviour + 0.2 * (best - behaviour)
-    assert learned > poor + 0.2 * (best - behaviour), "it does what it is asked for"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rng")
+def test_it_does_what_it_is_asked_for() -> None:
+    """One step, in which an action earns its first number: who asks for 0.6 gets an action of 0.6."""
+    model = network(bound=1.0, context=1, layers=1)
+    model.fit_returns(torch.ones(1))
+    agent = SequenceCloning(model.train(), DecisionTransformerConfig(lr=1e-2, lr_warmup=20, lr_final=0.1), 300)
+    for iteration in range(300):
+        states, actions = torch.randn(64, 1, S), torch.rand(64, 1, A) * 2 - 1
+        windows = PlanWindows(states, actions, None, torch.ones(64, 1, dtype=torch.bool), actions[..., 0])
+        agent.update(dataclasses.replace(batch_of(64), timesteps=torch.zeros(64).long(), windows=windows), iteration)
+    policy = Policy(agent.ema_policy, None, ACTING)
+    for asked in (-0.6, 0.0, 0.6):
+        done = policy.prompt(target_return=asked).act(torch.randn(50, S).numpy())
+        assert np.abs(done[:, 0] - asked).mean() < 0.15
+        assert np.abs(done[:, 1]).mean() < 0.3, "nothing is said of the second"
 
 
 def test_memory_keeps_each_episodes_own_last_steps(rng: np.random.Generator) -> None:
@@ -339,3 +350,15 @@ def test_memory_keeps_each_episodes_own_last_steps(rng: np.random.Generator) -> 
             clock[episode] = int(steps[row]) + 1
     memory.reset()
     assert memory.recall(who, steps + 1, states, rewards, targets).lengths.tolist() == [1] * len(who)
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_the_loss_reads_nothing_back_from_the_device(rng: np.random.Generator, prompted: bool) -> None:
+    """On `meta`, a device whose values can't be had; so that a CUDA graph can hold it."""
+    model = network(prompted, dropout=0.1).train()
+    agent = SequenceCloning(model, DecisionTransformerConfig(), 10)
+    model.to("meta")
+    batch = moved(batch_of(rng=rng if prompted else None), torch.device("meta"))
+    keep = Keep(trajectory=torch.ones(2, 1, device="meta"))
+    agent.loss(dataclasses.replace(batch, keep=keep)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
