@@ -72,6 +72,9 @@ class DataConfig:
     """Seed of the collection."""
     keep_failed: bool = False
     """Learn from episodes that failed, too."""
+    fraction: float = 1.0
+    """Share of each task's episodes that is learned from, at least one of each, drawn by `data.seed`; a smaller
+    share is part of a greater one."""
     sac_steps: int = 1_000_000
     """Steps of SAC at most, where it collects; it stops earlier where it reaches the medium level."""
     workers: int | None = None

@@ -45,6 +45,7 @@ LIMITS: dict[str, Interval] = {
     "data.episodes": _COUNT,
     "data.prompt_episodes": _COUNT,
     "data.seed": (0, 2**63 - 1),
+    "data.fraction": (1e-6, 1),
     "data.sac_steps": _COUNT,
     "data.workers": _COUNT,
     "policy.hidden_dim": _WIDTH,

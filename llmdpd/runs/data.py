@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,9 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
             console.print(f"{int(failed.sum())} of {len(failed)} episodes failed and are left out")
             dataset = dataset.select(~failed)
             words += ", failed ones left out"
+    if data.fraction < 1:
+        dataset = _fraction(dataset, data.fraction, data.seed)
+        words += f", of which {100 * data.fraction:g} %: {dataset.num_episodes} episodes"
     cloned, field = config.cloned
     if cloned == "expert" and dataset.expert_actions is None:
         raise InputError(
@@ -142,6 +146,17 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
         )
     verb = "learns from" if config.method == "cql" else "clones"
     return dataset, words + f"; {verb} the {cloned} actions"
+
+
+def _fraction(dataset: TrajectoryDataset, share: float, seed: int) -> TrajectoryDataset:
+    """A share of each task's episodes, at least one, in the data's order."""
+    kept = []
+    for task in dataset.tasks:
+        # By the task's name: other tasks beside it don't change the draw.
+        draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
+        episodes = draw.permutation(dataset.episodes_of(task))
+        kept.append(episodes[: math.ceil(share * len(episodes))])
+    return dataset.select(np.sort(np.concatenate(kept)))
 
 
 def _sac_data(config: TrainConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llmdpd.data import TrajectoryDataset, save_d4rl, save_minari
 from llmdpd.envs import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.errors import InputError
 from llmdpd.prompts import metaworld_prompt
+from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import Embeddings, embed_tasks, example_data, load_tasks, training_data
 
 MakeData = Callable[..., TrajectoryDataset]
@@ -79,6 +81,25 @@ def test_failed_episodes_are_left_out_unless_asked_for(metaworld_data: MakeData,
     dataset, words = training_data(config_of(path=str(tmp_path), keep_failed=True))
     assert dataset.successes.tolist() == [1, 0, -1, 0]
     assert "left out" not in words
+
+
+def test_a_fraction_is_of_each_task_and_part_of_a_greater_one(
+    metaworld_data: MakeData, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    seed, tasks = int(rng.integers(1000)), ("reach-v3", "push-v3")
+    save_minari(metaworld_data(tasks, 7), tmp_path)
+    found = {}
+    for share in (1.0, 0.5, 0.3, 0.001):
+        dataset, words = training_data(config_of(tasks, path=str(tmp_path), fraction=share, seed=seed))
+        per_task = max(1, math.ceil(7 * share))
+        assert [len(dataset.episodes_of(task)) for task in tasks] == [per_task] * 2
+        assert ("of which" in words) == (share < 1)
+        found[share] = set(zip(dataset.task_ids.tolist(), dataset.seeds.tolist(), strict=True))
+    assert found[0.001] < found[0.3] < found[0.5] < found[1.0]
+    other, _ = training_data(config_of(("push-v3",), path=str(tmp_path), fraction=0.5, seed=seed))
+    assert {(1, int(n)) for n in other.seeds} < found[0.5], "other tasks beside it change nothing"
+    with pytest.raises(InputError, match=r"data\.fraction"):
+        check_values(config_of(tasks, fraction=1.5))
 
 
 def test_a_task_whose_episodes_all_failed(metaworld_data: MakeData, tmp_path: Path) -> None:
