@@ -234,7 +234,8 @@ def pool_act(policy: Policy, example: Any, requests: list[EpisodeRequest]) -> An
     observations, actions = (part.astype(np.float32) for part in example)
     shown = Trajectory(observations, actions, np.zeros(20, np.float32), "any")
     prompts = {task: TaskPrompt(f"do {task}", "-", (shown,), "-") for task in TASKS}
-    return policy_act(policy, prompts, requests)
+    act = policy_act(policy, prompts, requests)
+    return lambda observations, index, steps: act(observations, index, steps, np.zeros(len(index), np.float32))
 
 
 @pytest.mark.parametrize("replan", [None, 2])
