@@ -34,10 +34,10 @@ def our_call(
     """
     from llmdpd.acting import ActingConfig
     from llmdpd.context import ContextConfig
-    from llmdpd.critic import DoubleQ
+    from llmdpd.networks.critic import DoubleQ
+    from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
     from llmdpd.policy import Policy
     from llmdpd.policy_folder import text_key
-    from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
     from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 
     half = sizes.prompt // 2

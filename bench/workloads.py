@@ -14,7 +14,7 @@ from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
 from llmdpd.context import ContextConfig
 from llmdpd.diffusion import BackendUnavailableError, reverse_diffusion
 from llmdpd.diffusion.sampler import Backend
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 
 ITERATIONS = 1_000_000

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from llmdpd.context import Condition
-from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, native, philox_normal, reverse_diffusion, sampler_plan
 from llmdpd.diffusion.packed import check_inputs, noise_keys, packed, packed_critic
 from llmdpd.diffusion.schedules import Precision, SamplerName, SamplerPlan
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
-from llmdpd.policy_network import PolicyConfig
+from llmdpd.networks.critic import DoubleQ
+from llmdpd.networks.policy_network import PolicyConfig
 
 
 @dataclass(frozen=True)

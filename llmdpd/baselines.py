@@ -12,8 +12,8 @@ from llmdpd.acting import ActingConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.networks import METHODS, Method
-from llmdpd.policy_network import PolicyConfig
+from llmdpd.networks.methods import METHODS, SEQUENCE_MODELS, Method
+from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.training.augmentation import AugmentationConfig
 
 _OWN = ("llmdpd", "trajectory-diffusion")
@@ -55,7 +55,7 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
     if method == "diffusion-bc":
         acting = replace(preset.acting, samples=1, replan=None)
         return replace(config, agent=replace(config.agent, eta=0.0), acting=acting)
-    if method in ("dt", "prompt-dt"):
+    if method in SEQUENCE_MODELS:
         # Published: 64 windows a batch, a prompt of the last 5 steps.
         training = replace(config.training, batch_size=64, prompts_per_batch=8)
         encoder = replace(context.encoder, steps=5, sampling="last")

@@ -18,8 +18,8 @@ from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusionConfig
 from llmdpd.context import ContextConfig
 from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.envs.names import ML45_TEST, ML45_TRAIN
-from llmdpd.networks import POLICY_DIFFUSION, Method
-from llmdpd.policy_network import PolicyConfig
+from llmdpd.networks.methods import POLICY_DIFFUSION, Method
+from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 from llmdpd.training.augmentation import AugmentationConfig
 from llmdpd.training.cuda_graph import CudaGraphMode

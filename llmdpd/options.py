@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.errors import InputError
-from llmdpd.networks import Method
+from llmdpd.networks.methods import Method
 
 _CHAIN = ("policy.time_dim", "policy.diffusion_steps", "policy.schedule", "acting.sampler", "acting.steps")
 _CONTEXT = ("policy.context", "training.augmentation")

@@ -14,25 +14,20 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig, check_one_draw, draw_actions
-from llmdpd.actor_policy import ActorPolicy
+from llmdpd.acting import ActingConfig, draw_actions
 from llmdpd.chunks import ChunkPlayer
 from llmdpd.config_io import from_plain, to_plain
 from llmdpd.context import Condition, EncodedPrompts, RetrievalContext
-from llmdpd.critic import DoubleQ
-from llmdpd.data import Trajectory
-from llmdpd.decision_transformer import (
-    DecisionTransformer,
-    PromptDecisionTransformer,
-    asked_returns,
-    check_targets,
-)
 from llmdpd.device import check_device
 from llmdpd.errors import InputError, located
 from llmdpd.history import EpisodeMemory, History
 from llmdpd.limits import LIMITS, check_limits
-from llmdpd.networks import make_network, method_of
-from llmdpd.plan_policy import PlanPolicy
+from llmdpd.networks.actor_policy import ActorPolicy
+from llmdpd.networks.critic import DoubleQ
+from llmdpd.networks.history_policy import HistoryPolicy, asked_returns, check_targets
+from llmdpd.networks.methods import make_network, method_of
+from llmdpd.networks.plan_policy import PlanPolicy
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
 from llmdpd.policy_folder import (
     DESCRIPTION,
     SIZE_LIMITS,
@@ -43,16 +38,14 @@ from llmdpd.policy_folder import (
     text_key,
     write_policy_folder,
 )
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
+from llmdpd.policy_inputs import Example, read_examples, read_observations, read_rewards
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.models import LLMIdentity
-from llmdpd.prompts.trajectory import TrajectoryTokens, make_tokens
+from llmdpd.prompts.trajectory import TrajectoryTokens
 
 _log = logging.getLogger(__name__)
 
 _ROWS = 8
-
-Example = Trajectory | tuple[ArrayLike, ArrayLike]
 
 
 class Policy:
@@ -215,7 +208,7 @@ class Policy:
         self._prompts = self.encode_prompts([text], [trajectory])
         self._target = target_return
         if self._memory is not None and target_return is None:
-            self._target = float(self.target_returns([""], [trajectory])[0])
+            self._target = float(self.target_returns([None], [trajectory])[0])
         self.reset()
         return self
 
@@ -287,13 +280,13 @@ class Policy:
             InputError: a way of acting that a policy without diffusion does not have.
         """
         network = self.network
-        if not isinstance(network, DecisionTransformer):
+        if not isinstance(network, HistoryPolicy):
             return None
-        check_one_draw(self.acting)
+        network.check_acting(self.acting)
         return EpisodeMemory(network.history, network.action_dim)
 
-    def target_returns(self, tasks: Sequence[str], examples: Sequence[Example | None]) -> NDArray[np.float32]:
-        """The returns that a Decision Transformer asks for of B tasks, told by B examples: see `asked_returns`."""
+    def target_returns(self, tasks: Sequence[str | None], examples: Sequence[Example | None]) -> NDArray[np.float32]:
+        """The returns that such a policy asks for of B tasks, told by B examples: see `asked_returns`."""
         read = self.network.config.context.trajectory
         return asked_returns(self.facts.get("target_returns", {}), tasks, examples if read else None)
 
@@ -313,26 +306,10 @@ class Policy:
         """
         if self._prompts is None:
             raise InputError("the policy has no prompt yet", expected="prompt(text=…, trajectory=…) before act()")
-        try:
-            # A copy, since torch takes no arrays that run backwards or can't be written.
-            state = np.array(observation, np.float32, order="C")
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                "the observation is no array of numbers",
-                field="observation",
-                found=str(error),
-                expected="[S] or [B, S]",
-            ) from None
-        if state.ndim not in (1, 2) or state.shape[-1] != self.network.state_dim:
-            width = self.network.state_dim
-            raise InputError(
-                "wrong observation", field="observation", found=state.shape, expected=f"[{width}] or [B, {width}]"
-            )
-        if not np.isfinite(state).all():
-            raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
+        state = read_observations(observation, self.network.state_dim)
         rows = np.atleast_2d(state)
         self._step = self._step if step is None else step
-        rewards = _rewards(reward, len(rows))
+        rewards = read_rewards(reward, len(rows))
         actions = self._chunks.play(
             np.arange(len(rows)), np.full(len(rows), self._step), lambda due: self._look(rows[due], rewards[due])
         )
@@ -384,33 +361,22 @@ class Policy:
         Raises:
             ValueError: no history for a policy that looks back.
         """
-        if isinstance(self.network, DecisionTransformer):
-            return self._continue(prompts, index, history)
         place, count = self.device, len(observations)
         # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
-        spare = -count % _ROWS
-        if spare:
-            observations, steps = (np.concatenate([part, part[-1:].repeat(spare, 0)]) for part in (observations, steps))
-            index = None if index is None else np.concatenate([index, index[-1:].repeat(spare)])
+        rows = np.minimum(np.arange(count + -count % _ROWS), count - 1)
+        own = None if index is None else torch.from_numpy(index[rows]).to(place)
         with torch.no_grad():
-            rows = None if index is None else torch.from_numpy(index).to(place)
-            state = torch.from_numpy(observations).to(place)
-            condition = self.network.condition(state, prompts, rows, torch.from_numpy(steps).to(place))
-            own = condition.prompt if condition.prompt.dim() == 1 else condition.prompt[:count]
-            state, condition = state[:count], Condition(condition.state[:count], own)
+            if isinstance(self.network, HistoryPolicy):
+                if history is None:
+                    raise ValueError("this policy looks back: it needs the history that memory() shows")
+                keys = torch.from_numpy(seeds[rows]).to(place)
+                drawn = self.network.draw(history.take(rows).to(place), prompts, own, self.acting, keys)
+                return drawn[:count, None].cpu().numpy()
+            state, clock = (torch.from_numpy(part[rows]).to(place) for part in (observations, steps))
+            condition = self.network.condition(state, prompts, own, clock)
+            prompt = condition.prompt if condition.prompt.dim() == 1 else condition.prompt[:count]
             keys = torch.from_numpy(seeds).to(place)
-            return self._draw(state, condition, keys).cpu().numpy()
-
-    def _continue(
-        self, prompts: EncodedPrompts, index: NDArray[np.int64] | None, history: History | None
-    ) -> NDArray[np.float32]:
-        """The actions [B, 1, A] that a Decision Transformer goes on with."""
-        assert isinstance(self.network, DecisionTransformer)
-        if history is None:
-            raise ValueError("this policy looks back: it needs the history that memory() shows")
-        rows = None if index is None else torch.from_numpy(index).to(self.device)
-        with torch.no_grad():
-            return self.network.draw(history.to(self.device), prompts, rows)[:, None].cpu().numpy()
+            return self._draw(state[:count], Condition(condition.state[:count], prompt), keys).cpu().numpy()
 
     def _draw(self, state: Tensor, condition: Condition, keys: Tensor) -> Tensor:
         """Actions [B, H, A] in the conditions of states [B, S], by the method's own network."""
@@ -446,45 +412,10 @@ class Policy:
         return self.texts[key]
 
     def _tokens(self, examples: Sequence[Example]) -> TrajectoryTokens:
-        pairs = []
-        for example in examples:
-            parts = (example.observations, example.actions) if isinstance(example, Trajectory) else example
-            try:
-                observations, actions = (np.asarray(part, np.float32) for part in parts)
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    "the trajectory prompt is not a pair of number arrays",
-                    field="trajectory",
-                    found=str(error),
-                    expected="observations [T, S] and actions [T, A]",
-                ) from None
-            widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
-            expected = (self.network.state_dim, self.network.action_dim)
-            if widths != expected:
-                raise InputError(
-                    "the trajectory prompt has another width than the policy",
-                    field="trajectory",
-                    found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
-                    expected=f"{expected[0]} and {expected[1]}",
-                )
-            pairs.append((observations, actions))
-        rewards = None
-        if isinstance(self.network, PromptDecisionTransformer):
-            earned = [np.asarray(one.rewards, np.float32) for one in examples if isinstance(one, Trajectory)]
-            rewards = earned if len(earned) == len(examples) else None
-        return make_tokens(pairs, self.network.config.context.encoder, rewards=rewards).to(self.device)
-
-
-def _rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
-    """Rewards [B] of the last actions, as they were given; zeros where none were."""
-    try:
-        given = np.zeros(count, np.float32) if reward is None else np.asarray(reward, np.float32)
-    except (TypeError, ValueError):
-        given = np.full(1 + count, np.nan, np.float32)
-    if given.shape not in ((), (count,)) or not np.isfinite(given).all():
-        found = str(given.tolist()) if given.ndim == 0 else f"shape {given.shape}"
-        raise InputError("wrong rewards", field="reward", found=found, expected=f"a finite number, or {count} of them")
-    return np.broadcast_to(given, (count,))
+        network = self.network
+        rewards = isinstance(network, HistoryPolicy) and network.reads_rewards
+        sizes = network.state_dim, network.action_dim
+        return read_examples(examples, *sizes, network.config.context.encoder, rewards).to(self.device)
 
 
 def _build_network(method: str, sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> PromptedNetwork:

@@ -14,7 +14,7 @@ from llmdpd.baselines import with_method
 from llmdpd.cli import run_command, take_option, training_summary
 from llmdpd.config import PRESETS, PROTOCOLS, TrainConfig
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.networks import METHODS
+from llmdpd.networks.methods import METHODS
 from llmdpd.options import check_method_options
 from llmdpd.progress import console
 from llmdpd.report import build_report

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from llmdpd.acting import ActingConfig, _draw_in_torch, draw_actions
 from llmdpd.context import Condition
-from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
 from llmdpd.errors import InputError
-from llmdpd.policy_network import PolicyConfig
+from llmdpd.networks.critic import DoubleQ
+from llmdpd.networks.policy_network import PolicyConfig
 
 S, A, Z = 5, 3, 4
 POLICY = PolicyConfig(hidden_dim=16, time_dim=8)

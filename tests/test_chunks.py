@@ -14,16 +14,16 @@ import torch
 from llmdpd.acting import ActingConfig
 from llmdpd.chunks import ChunkPlayer
 from llmdpd.context import ContextConfig
-from llmdpd.critic import DoubleQ
 from llmdpd.data import Trajectory
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
 from llmdpd.envs.rollout import EpisodeRequest
 from llmdpd.errors import InputError
 from llmdpd.limits import ACTION_NUMBERS
-from llmdpd.networks import make_network
+from llmdpd.networks.critic import DoubleQ
+from llmdpd.networks.methods import make_network
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 from llmdpd.runs.evaluation import policy_act
 from llmdpd.runs.prompts import TaskPrompt

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmdpd.critic import DoubleQ
+from llmdpd.networks.critic import DoubleQ
 
 
 def by_hand(network: nn.Sequential, x: np.ndarray) -> np.ndarray:

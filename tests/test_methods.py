@@ -14,10 +14,10 @@ from llmdpd.agents.registry import make_agent
 from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
 from llmdpd.data import Trajectory, load_dataset
-from llmdpd.decision_transformer import DecisionTransformer
 from llmdpd.errors import InputError
 from llmdpd.evaluate import main as evaluate
-from llmdpd.networks import METHODS, Method, make_network
+from llmdpd.networks.decision_transformer import DecisionTransformer
+from llmdpd.networks.methods import METHODS, Method, make_network
 from llmdpd.options import METHOD_FIELDS, has_field, split_options
 from llmdpd.policy import Policy
 from llmdpd.results import read_results

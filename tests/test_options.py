@@ -9,7 +9,7 @@ import pytest
 from llmdpd.config import DataConfig, TrainConfig, TrainingConfig
 from llmdpd.config_io import to_plain
 from llmdpd.errors import InputError
-from llmdpd.networks import Method
+from llmdpd.networks.methods import Method
 from llmdpd.options import ALIASES, METHOD_FIELDS, _leaves, has_field, split_options
 from llmdpd.train import configuration
 

@@ -10,9 +10,9 @@ import torch
 from llmdpd.context import ContextConfig
 from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.errors import InputError
-from llmdpd.networks import make_network, method_of
-from llmdpd.plan_policy import PlanPolicy
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.networks.methods import make_network, method_of
+from llmdpd.networks.plan_policy import PlanPolicy
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 
 CONFIG = PolicyConfig(

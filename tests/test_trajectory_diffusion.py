@@ -13,9 +13,9 @@ import pytest
 
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
 from llmdpd.errors import InputError
-from llmdpd.networks import Method
+from llmdpd.networks.methods import Method
+from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.options import has_field, split_options
-from llmdpd.plan_policy import PlanPolicy
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import DESCRIPTION
 from llmdpd.training.metrics import read_metrics

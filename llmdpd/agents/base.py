@@ -20,7 +20,7 @@ from llmdpd.agents.optimisation import (
     set_rate,
 )
 from llmdpd.context import Condition
-from llmdpd.policy_network import PromptedNetwork
+from llmdpd.networks.policy_network import PromptedNetwork
 
 Network = TypeVar("Network", bound=PromptedNetwork)
 Config = TypeVar("Config", bound=OptimisationConfig)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PlanWindows:
+class StepWindows:
     """The H steps of an episode from each of B transitions on: what a plan, chunk or sequence is learned from.
 
     states [B, H, S]; actions [B, H, A] (executed); expert_actions [B, H, A] or None; mask [B, H], False past the
@@ -50,7 +50,7 @@ class PromptedBatch:
     text: Tensor | None
     tokens: TrajectoryTokens | None
     keep: Keep = ALL_KEPT
-    windows: PlanWindows | None = None
+    windows: StepWindows | None = None
 
     def leaves(self) -> dict[str, Any]:
         """Every part of the batch by its place, as `observations` or `tokens.states`; what is absent as None."""

@@ -7,11 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from llmdpd.actor_policy import GaussianPolicy
 from llmdpd.agents.base import Agent
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.optimisation import OptimisationConfig
 from llmdpd.context import Condition
+from llmdpd.networks.actor_policy import GaussianPolicy
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.actor_policy import SquashedGaussianPolicy, TwinQ
 from llmdpd.agents.base import Agent, detached
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.optimisation import OptimisationConfig
 from llmdpd.context import Condition
+from llmdpd.networks.actor_policy import SquashedGaussianPolicy, TwinQ
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from llmdpd.agents.base import Agent
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.optimisation import OptimisationConfig
-from llmdpd.decision_transformer import DecisionTransformer
+from llmdpd.networks.decision_transformer import DecisionTransformer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.optimisation import (
     OptimisationConfig,
     clip_gradient,
@@ -23,12 +23,12 @@ from llmdpd.agents.optimisation import (
     set_rate,
 )
 from llmdpd.context import Condition, EncodedPrompts
-from llmdpd.critic import DoubleQ
 from llmdpd.device import matmul_precision
 from llmdpd.diffusion import reverse_diffusion
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
-from llmdpd.policy_network import ConditionalPolicy
+from llmdpd.networks.critic import DoubleQ
+from llmdpd.networks.policy_network import ConditionalPolicy
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,13 @@ class LLMDPD:
         An action past the episode's end is the last one over again: the network has to be given something there, and
         this is nearer to what it denoises when acting, where no episode is known to end, than zeros would be.
         """
-        source: PromptedBatch | PlanWindows = batch
+        source: PromptedBatch | StepWindows = batch
         if self.policy.config.chunk > 1:
             assert batch.windows is not None, "the sampler was made with the chunk as its horizon"
             source = batch.windows
         actions = source.expert_actions if self.config.clone == "expert" else source.actions
         assert actions is not None, "checked when the training data is prepared"
-        return (actions.flatten(1), source.mask) if isinstance(source, PlanWindows) else (actions, None)
+        return (actions.flatten(1), source.mask) if isinstance(source, StepWindows) else (actions, None)
 
     def reward_objective(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Equation 7, mean Q(s, a_0) with the gradient through the whole chain, by one of the two critics at random.

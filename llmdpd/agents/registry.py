@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.agents.base import Agent
 from llmdpd.agents.cloning import Cloning
 from llmdpd.agents.cql import CQL
@@ -13,9 +12,10 @@ from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.agents.state_augmentation import RAD, S4RL
 from llmdpd.agents.td3_bc import TD3BC
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
-from llmdpd.decision_transformer import DecisionTransformer
-from llmdpd.plan_policy import PlanPolicy
-from llmdpd.policy_network import ConditionalPolicy, PromptedNetwork
+from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.networks.decision_transformer import DecisionTransformer
+from llmdpd.networks.plan_policy import PlanPolicy
+from llmdpd.networks.policy_network import ConditionalPolicy, PromptedNetwork
 
 if TYPE_CHECKING:
     from llmdpd.config import TrainConfig
@@ -24,14 +24,14 @@ AnyAgent = LLMDPD | TrajectoryDiffusion | Agent
 
 
 def make_agent(config: TrainConfig, network: PromptedNetwork) -> AnyAgent:
-    """The method's agent, learning with the network that `llmdpd.networks.make_network` made for it."""
+    """The method's agent, learning with the network that `llmdpd.networks.methods.make_network` made for it."""
     method, iterations = config.method, config.training.iterations
     if method == "trajectory-diffusion":
         return TrajectoryDiffusion(cast(PlanPolicy, network), config.planner, iterations)
     if method == "bc":
         return Cloning(cast(GaussianPolicy, network), config.bc, iterations)
-    if method in ("dt", "prompt-dt"):
-        return SequenceCloning(cast(DecisionTransformer, network), config.dt, iterations)
+    if isinstance(network, DecisionTransformer):
+        return SequenceCloning(network, config.dt, iterations)
     if method == "cql":
         return CQL(cast(SquashedGaussianPolicy, network), config.cql, iterations)
     if method in ("td3-bc", "rad", "s4rl"):

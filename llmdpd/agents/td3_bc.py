@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.actor_policy import DeterministicPolicy, TwinQ
 from llmdpd.agents.base import Agent, detached
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.optimisation import OptimisationConfig
 from llmdpd.agents.state_augmentation import NoStateAugmentation, StateAugmentation
+from llmdpd.networks.actor_policy import DeterministicPolicy, TwinQ
 
 
 @dataclass(frozen=True)

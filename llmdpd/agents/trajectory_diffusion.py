@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.optimisation import (
     OptimisationConfig,
     clip_gradient,
@@ -25,7 +25,7 @@ from llmdpd.agents.optimisation import (
 )
 from llmdpd.context import Condition
 from llmdpd.diffusion.plan_denoiser import with_present
-from llmdpd.plan_policy import PlanPolicy
+from llmdpd.networks.plan_policy import PlanPolicy
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class TrajectoryDiffusion:
         if rate is not None:
             lerp(self._ema_parameters, self._parameters, rate)
 
-    def diffusion_loss(self, windows: PlanWindows, condition: Condition) -> tuple[Tensor, Tensor]:
+    def diffusion_loss(self, windows: StepWindows, condition: Condition) -> tuple[Tensor, Tensor]:
         """Mean squared error between drawn and predicted noise of plans, k uniform in 1 … K.
 
         It is the noise that is predicted, and not the plan: the sampler's tables take the noise, and so does the
@@ -128,7 +128,7 @@ class TrajectoryDiffusion:
         error = (predicted - noise).square()
         return (weight * error).sum() / weight.sum(), error[:, 0, policy.state_dim :].mean()
 
-    def _plans(self, windows: PlanWindows) -> tuple[Tensor, Tensor]:
+    def _plans(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
         """The plans that are learned [B, H, S + A], and the weights of their numbers."""
         actions = windows.expert_actions if self.config.clone == "expert" else windows.actions
         assert actions is not None, "checked when the training data is prepared"

@@ -13,7 +13,7 @@ from llmdpd.envs import base_name
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
-from llmdpd.networks import METHODS
+from llmdpd.networks.methods import METHODS
 from llmdpd.options import has_field, split_options
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model

@@ -157,14 +157,14 @@ def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig
 
     context = config.policy.context
     text = task_prompt(data.tasks[0]).render() if context.text else None
-    prompts = policy.encode_prompts([text], [data.episode(0) if context.trajectory else None])
+    policy.prompt(text, data.episode(0) if context.trajectory else None)
     env = make_environment(data.tasks[0], config.tasks.goal_visible, render=False)
     observation, acting = env.reset(0), 0.0
     start = time.perf_counter()
-    for step in range(_STEPS):
+    for _ in range(_STEPS):
         begin = time.perf_counter()
         states = np.tile(np.asarray(observation, np.float32), (_ROWS, 1))
-        actions = policy.act_many(states, prompts, None, np.full(_ROWS, step), np.arange(_ROWS))
+        actions = policy.act(states)
         acting += time.perf_counter() - begin
         observation, _, _, over = env.step(actions[0])
         observation = env.reset(0) if over else observation  # a fall

@@ -5,12 +5,12 @@ from __future__ import annotations
 from llmdpd.agents.llmdpd import check_chunk
 from llmdpd.collection import parse_noise
 from llmdpd.config import TrainConfig
-from llmdpd.decision_transformer import check_sequence_policy
 from llmdpd.envs.specs import TaskSpec, common_spec
 from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
-from llmdpd.networks import POLICY_DIFFUSION
-from llmdpd.plan_policy import check_plan_acting, check_plan_chunk
+from llmdpd.networks.decision_transformer import check_sequence_policy
+from llmdpd.networks.methods import POLICY_DIFFUSION, SEQUENCE_MODELS
+from llmdpd.networks.plan_policy import check_plan_acting, check_plan_chunk
 from llmdpd.training.batches import check_batch
 
 
@@ -51,7 +51,7 @@ def check_values(config: TrainConfig) -> None:
         _check_plan_augmentation(config)
         check_plan_acting(config.acting)
         return
-    if config.method in ("dt", "prompt-dt"):
+    if config.method in SEQUENCE_MODELS:
         check_sequence_policy(config.policy, prompted=config.method == "prompt-dt")
     if config.method in POLICY_DIFFUSION:
         check_chunk(config.policy.chunk, config.agent.eta)

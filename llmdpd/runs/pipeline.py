@@ -16,7 +16,6 @@ from llmdpd.agents.registry import AnyAgent, make_agent
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
-from llmdpd.decision_transformer import DecisionTransformer
 from llmdpd.device import check_device, use_threads
 from llmdpd.diffusion import native
 from llmdpd.envs import SELECTION_SEED_START
@@ -24,7 +23,8 @@ from llmdpd.envs.locomotion import normalised_score
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.envs.specs import canonical_task, task_spec
 from llmdpd.errors import InputError
-from llmdpd.networks import make_network
+from llmdpd.networks.history_policy import HistoryPolicy
+from llmdpd.networks.methods import ASKED, SEQUENCE_MODELS, make_network
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
 from llmdpd.prompts import task_prompt
@@ -116,7 +116,7 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
         agent, sampler = _new_agent(config, dataset, texts), _batch_sampler(config, dataset, texts)
         known = {text_key(text): vector for text, vector in texts.vectors.items()}
-        targets = dataset.target_returns() if config.method in ("dt", "prompt-dt") else None
+        targets = dataset.target_returns() if config.method in ASKED else None
 
         def policy(iteration: int) -> Policy:
             return _snapshot(agent, config, known, _facts(config, words, texts, targets, iteration))
@@ -150,7 +150,7 @@ def _set_up_torch(config: TrainConfig) -> None:
 def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> AnyAgent:
     network = make_network(config.method, dataset.state_dim, dataset.action_dim, texts.width, config.policy)
     network.to(check_device(config.device)).fit(torch.from_numpy(dataset.observations))
-    if isinstance(network, DecisionTransformer):
+    if isinstance(network, HistoryPolicy):
         network.fit_returns(torch.from_numpy(dataset.returns_to_go()))
     return make_agent(config, network)
 
@@ -176,7 +176,7 @@ def _horizon(config: TrainConfig) -> int:
     """Steps of the windows that batches carry; 0 where the method learns from single transitions."""
     if config.method == "trajectory-diffusion":
         return config.policy.plan.horizon
-    if config.method in ("dt", "prompt-dt"):
+    if config.method in SEQUENCE_MODELS:
         return config.policy.sequence.context
     return config.policy.chunk if config.policy.chunk > 1 else 0
 

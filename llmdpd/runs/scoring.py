@@ -14,10 +14,10 @@ from llmdpd.controls import CONTROLS
 from llmdpd.envs.locomotion import is_locomotion, normalised_score
 from llmdpd.envs.rollout import EnvPool, EpisodeResult
 from llmdpd.errors import InputError
-from llmdpd.networks import method_of
-from llmdpd.plan_policy import PlanPolicy
+from llmdpd.networks.methods import method_of
+from llmdpd.networks.plan_policy import PlanPolicy
+from llmdpd.networks.policy_network import ConditionalPolicy
 from llmdpd.policy import Policy
-from llmdpd.policy_network import ConditionalPolicy
 from llmdpd.progress import ProgressBar, console
 from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
 from llmdpd.runs.evaluation import MakeAct, evaluate_tasks, make_films

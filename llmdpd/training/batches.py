@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.context import Keep
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
@@ -78,7 +78,9 @@ class BatchSampler:
         if self._encoder is not None:
             examples = [self._dataset.episode(int(self._draw(self._examples[task], 1)[0])) for task in tasks]
             pairs = [(e.observations, e.actions) for e in examples]
-            tokens = make_tokens(pairs, self._encoder, self._random, rewards=[e.rewards for e in examples])
+            tokens = make_tokens(
+                pairs, self._encoder, self._random, rewards=[e.rewards for e in examples] if self._horizon else None
+            )
         expert = batch.expert_actions
         prompted = PromptedBatch(
             observations=torch.from_numpy(batch.observations),
@@ -129,7 +131,7 @@ class BatchSampler:
             windows=None if batch.windows is None else self._changed(batch.windows, change),
         )
 
-    def _changed(self, windows: PlanWindows, change: Augmentation) -> PlanWindows:
+    def _changed(self, windows: StepWindows, change: Augmentation) -> StepWindows:
         """The windows [B, H, …] under the change of their rows' prompts."""
 
         def changed(part: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
@@ -151,12 +153,12 @@ class BatchSampler:
         """Go on where `state()` was taken."""
         self._random.bit_generator.state = state
 
-    def _windows(self, rows: np.ndarray) -> PlanWindows:
+    def _windows(self, rows: np.ndarray) -> StepWindows:
         dataset = self._dataset
         assert self._returns is not None, "there is a horizon"
         index, mask = dataset.windows(rows, self._horizon)
         expert = dataset.expert_actions
-        return PlanWindows(
+        return StepWindows(
             states=torch.from_numpy(dataset.observations[index]),
             actions=torch.from_numpy(dataset.actions[index]),
             expert_actions=None if expert is None else torch.from_numpy(expert[index]),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
 from llmdpd.context import ContextConfig
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 
 S, A, D = 4, 2, 6
@@ -48,11 +48,11 @@ def make_agent(rng: np.random.Generator) -> MakeAgent:
 def make_batch(rng: np.random.Generator) -> MakeBatch:
     """B transitions, shared out over P prompts; with windows of H steps, the rows' episodes ending anywhere in them."""
 
-    def windows(B: int, H: int, expert: bool) -> PlanWindows:
+    def windows(B: int, H: int, expert: bool) -> StepWindows:
         ends = torch.from_numpy(rng.integers(1, H + 1, B))
         actions = torch.rand(2, B, H, A) * 2 - 1
         mask = torch.arange(H) < ends[:, None]
-        return PlanWindows(torch.randn(B, H, S), actions[0], actions[1] if expert else None, mask, torch.randn(B, H))
+        return StepWindows(torch.randn(B, H, S), actions[0], actions[1] if expert else None, mask, torch.randn(B, H))
 
     def make(B: int = 6, P: int = 1, expert: bool = True, H: int = 0) -> PromptedBatch:
         pairs = [

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.acting import ActingConfig
-from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.cloning import Cloning
 from llmdpd.agents.cql import CQL
@@ -23,9 +22,10 @@ from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
 from llmdpd.context import Condition, ContextConfig
 from llmdpd.errors import InputError
-from llmdpd.networks import make_network
+from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.networks.methods import make_network
+from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.policy import Policy
-from llmdpd.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 
 S, A, D = 4, 2, 6

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from llmdpd.acting import ActingConfig
-from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.decision_transformer import DecisionTransformerConfig, SequenceCloning
 from llmdpd.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
 from llmdpd.data import Trajectory
-from llmdpd.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.envs.rollout import EpisodeRequest
 from llmdpd.errors import InputError
 from llmdpd.history import EpisodeMemory
+from llmdpd.networks.decision_transformer import DecisionTransformer, PromptDecisionTransformer
+from llmdpd.networks.policy_network import PolicyConfig
+from llmdpd.networks.sequence_model import SequenceConfig
 from llmdpd.policy import Policy
-from llmdpd.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 from llmdpd.runs.evaluation import policy_act
 from llmdpd.runs.prompts import TaskPrompt
-from llmdpd.sequence_model import SequenceConfig
 from llmdpd.training.batches import moved
 
 S, A, K = 4, 2, 5
@@ -72,7 +72,7 @@ def batch_of(count: int = 6, prompts: int = 2, rng: np.random.Generator | None =
         timesteps=torch.randint(0, 60, (count,)),
         text=None,
         tokens=tokens,
-        windows=PlanWindows(states, actions, None, mask, returns),
+        windows=StepWindows(states, actions, None, mask, returns),
     )
 
 
@@ -279,7 +279,7 @@ def test_asked_for_much_it_does_better_than_its_data(world: Any, rng: np.random.
     mask = torch.ones(64, world.STEPS, dtype=torch.bool)
     for iteration in range(600):
         rows = rng.integers(0, len(states), 64)
-        windows = PlanWindows(
+        windows = StepWindows(
             *map(torch.from_numpy, (states[rows], actions[rows])), None, mask, torch.from_numpy(to_go[rows])
         )
         agent.update(dataclasses.replace(batch_of(64), timesteps=torch.zeros(64).long(), windows=windows), iteration)
@@ -305,7 +305,7 @@ def test_it_does_what_it_is_asked_for() -> None:
     agent = SequenceCloning(model.train(), DecisionTransformerConfig(lr=1e-2, lr_warmup=20, lr_final=0.1), 300)
     for iteration in range(300):
         states, actions = torch.randn(64, 1, S), torch.rand(64, 1, A) * 2 - 1
-        windows = PlanWindows(states, actions, None, torch.ones(64, 1, dtype=torch.bool), actions[..., 0])
+        windows = StepWindows(states, actions, None, torch.ones(64, 1, dtype=torch.bool), actions[..., 0])
         agent.update(dataclasses.replace(batch_of(64), timesteps=torch.zeros(64).long(), windows=windows), iteration)
     policy = Policy(agent.ema_policy, None, ACTING)
     for asked in (-0.6, 0.0, 0.6):

@@ -13,8 +13,8 @@ from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
 from llmdpd.context import ContextConfig
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 
 GOALS = np.array([[0.8, 0.5], [-0.8, -0.5]], np.float32)

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from llmdpd.acting import ActingConfig
-from llmdpd.agents.batch import PlanWindows, PromptedBatch
+from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion, TrajectoryDiffusionConfig
 from llmdpd.context import Condition, ContextConfig
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes
 from llmdpd.diffusion import alphas
 from llmdpd.diffusion.plan_denoiser import PlanConfig
-from llmdpd.plan_policy import PlanPolicy
+from llmdpd.networks.plan_policy import PlanPolicy
+from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.policy import Policy
-from llmdpd.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import watch
@@ -43,7 +43,7 @@ def batch(make_batch: Any, rng: np.random.Generator) -> PromptedBatch:
     """A batch of two prompts; its windows end after 1 to H steps, what stands behind is anything."""
     made = make_batch(6, 2)
     lengths = torch.from_numpy(rng.permutation([1, 2, 3, H, H, H]))
-    windows = PlanWindows(
+    windows = StepWindows(
         torch.randn(6, H, S),
         torch.rand(6, H, A) * 2 - 1,
         torch.rand(6, H, A) * 2 - 1,

@@ -9,8 +9,8 @@ from counting import Sizes
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import Training, diffusion_ql, metaworld
 
-from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.networks.critic import DoubleQ
 
 CPU = torch.device("cpu")
 SIZES = Sizes(state=7, action=3, prompt=5, hidden=24)

@@ -15,8 +15,8 @@ from torch import nn
 
 from llmdpd.acting import ActingConfig, draw_actions
 from llmdpd.context import Condition
-from llmdpd.critic import DoubleQ
 from llmdpd.diffusion import NoiseMLP, packed, reverse_diffusion, sampler_plan
+from llmdpd.networks.critic import DoubleQ
 
 
 def step_optimizer(net: nn.Module, name: str, **options: Any) -> None:

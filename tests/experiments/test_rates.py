@@ -9,6 +9,7 @@ import pytest
 
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Evaluation, Share
+from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.rates import Rate, calibrate, known_rates, rate_for, seconds_left
 
@@ -51,6 +52,15 @@ def test_a_measurement_of_this_machine(make_test_plan: MakePlan, cache_home: obj
     # An episode is 15 steps here.
     assert 15 * 1e-5 < rate.episode < 15 * 10
     assert cell.state == "missing"
+
+
+def test_a_policy_that_looks_back_can_be_measured(
+    make_test_plan: MakePlan, cache_home: object, torch_settings: None
+) -> None:
+    method = Method("dt", "Decision Transformer", "smoke", ("--agent", "dt", "--policy.sequence.width", "16"))
+    grid = Grid("a test", "of one method", (method,), protocols=("paper",))
+    cell = make_test_plan(grid, options=()).cells["dt"][0]
+    assert 1e-5 < calibrate(cell, Share(1)).iteration < 10
 
 
 def test_what_cannot_be_measured_is_told(make_test_plan: MakePlan) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from llmdpd.acting import ActingConfig
 from llmdpd.context import ContextConfig
-from llmdpd.critic import DoubleQ
+from llmdpd.networks.critic import DoubleQ
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
 
 S, A, D = 7, 3, 10

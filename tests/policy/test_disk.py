@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from llmdpd.acting import ActingConfig
-from llmdpd.critic import DoubleQ
 from llmdpd.errors import InputError
+from llmdpd.networks.critic import DoubleQ
 from llmdpd.policy import Policy
 
 S, A = 7, 3

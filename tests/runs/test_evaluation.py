@@ -16,9 +16,9 @@ from llmdpd.context import ContextConfig
 from llmdpd.data import Trajectory
 from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START, TASKS
 from llmdpd.envs.rollout import EnvPool, EpisodeRequest, EpisodeResult
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.runs.evaluation import evaluate_tasks, make_films, policy_act, prompt_rows
 from llmdpd.runs.prompts import TaskPrompt, task_prompts
 

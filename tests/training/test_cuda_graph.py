@@ -20,7 +20,7 @@ from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
 from llmdpd.config import PRESETS
 from llmdpd.context import ContextConfig
 from llmdpd.errors import InputError
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
 from llmdpd.runs.pipeline import prepare_config
 from llmdpd.training.cuda_graph import (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from llmdpd.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
-from llmdpd.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.errors import InputError
-from llmdpd.plan_policy import PlanPolicy
-from llmdpd.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
+from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.networks.decision_transformer import DecisionTransformer, PromptDecisionTransformer
+from llmdpd.networks.history_policy import HistoryPolicy
+from llmdpd.networks.plan_policy import PlanPolicy
+from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
 
 Method = Literal[
     "llmdpd",
@@ -40,6 +41,10 @@ _NETWORKS: dict[str, type[PromptedNetwork]] = {
 METHODS: dict[str, Method] = {name: name for name in get_args(Method)}
 POLICY_DIFFUSION = tuple(name for name, kind in _NETWORKS.items() if kind is ConditionalPolicy)
 """The methods whose policy is a diffusion of actions."""
+SEQUENCE_MODELS = tuple(name for name, kind in _NETWORKS.items() if issubclass(kind, DecisionTransformer))
+"""The methods that are Decision Transformers."""
+ASKED = tuple(name for name, kind in _NETWORKS.items() if issubclass(kind, HistoryPolicy))
+"""The methods whose policy is shown an episode's last steps and asked for a return."""
 
 
 def make_network(

@@ -14,8 +14,8 @@ from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.diffusion.schedules import ScheduleName
 from llmdpd.errors import InputError
 from llmdpd.limits import ACTION_NUMBERS
+from llmdpd.networks.sequence_model import SequenceConfig
 from llmdpd.prompts.trajectory import TrajectoryTokens
-from llmdpd.sequence_model import SequenceConfig
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PromptedNetwork(nn.Module):
 
     alpha_bar: Tensor
     method: str = ""
-    """What it was made for, see `llmdpd.networks`."""
+    """What it was made for, see `llmdpd.networks.methods`."""
 
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from llmdpd.acting import ActingConfig, check_one_draw
 from llmdpd.context import Condition
 from llmdpd.diffusion import philox_normal
 from llmdpd.errors import InputError
-from llmdpd.policy_network import PolicyConfig, PromptedNetwork
+from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
 
 _INSIDE = 1 - 1e-6
 

@@ -5,25 +5,22 @@ Chen et al. 2021 (arXiv 2106.01345); with a trajectory prompt before it, Xu et a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from llmdpd.acting import ActingConfig, check_one_draw
 from llmdpd.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.errors import InputError
 from llmdpd.history import History
-from llmdpd.policy_network import PolicyConfig, PromptedNetwork
+from llmdpd.networks.history_policy import HistoryPolicy
+from llmdpd.networks.policy_network import PolicyConfig
+from llmdpd.networks.sequence_model import CausalTransformer, SequenceConfig
 from llmdpd.prompts.trajectory import TrajectoryTokens
-from llmdpd.sequence_model import CausalTransformer, SequenceConfig
 
 
-class DecisionTransformer(PromptedNetwork):
+class DecisionTransformer(HistoryPolicy):
     """Tokens return-to-go, state, action of each step → GPT-2 → bound tanh of the state token's output: the action.
 
     Time steps are embedded and added to all three tokens of a step. States are read by the features that all methods
@@ -33,7 +30,6 @@ class DecisionTransformer(PromptedNetwork):
         InputError: see `check_sequence_policy`.
     """
 
-    return_scale: Tensor
     prompted = False
     """Whether it reads an example."""
 
@@ -48,16 +44,11 @@ class DecisionTransformer(PromptedNetwork):
         self.norm = nn.LayerNorm(sizes.width)
         self.model = CausalTransformer(sizes)
         self.head = nn.Linear(sizes.width, action_dim)
-        self.register_buffer("return_scale", torch.ones(()))
 
     @property
     def history(self) -> int:
         """K, steps of the episode that it sees."""
         return self.config.sequence.context
-
-    def fit_returns(self, returns: Tensor) -> None:
-        """Take the scale of the training data's returns-to-go [N]."""
-        self.return_scale.copy_(returns.abs().max().clamp_min(1e-6))
 
     def forward(
         self,
@@ -89,8 +80,14 @@ class DecisionTransformer(PromptedNetwork):
         # Of each step the state's token, which has not seen the action yet.
         return self.config.action_bound * torch.tanh(self.head(hidden[:, 1::3]))
 
-    def draw(self, history: History, prompts: EncodedPrompts, index: Tensor | None) -> Tensor:
-        """The action of the present step of B episodes → [B, A]."""
+    def check_acting(self, acting: ActingConfig) -> None:
+        """Raise `InputError` for ways of acting that a policy without diffusion does not have."""
+        check_one_draw(acting)
+
+    def draw(
+        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
+    ) -> Tensor:
+        """The action of the present step of B episodes → [B, A]; there is nothing random in it."""
         found = self(history.returns, history.states, history.actions, history.clock, prompts, index)
         present = (history.lengths - 1)[:, None, None].expand(-1, 1, found.shape[-1])
         actions: Tensor = found.gather(1, present)[:, 0]
@@ -123,6 +120,7 @@ class PromptDecisionTransformer(DecisionTransformer):
     """The same with an example's steps before the episode's (Prompt-DT), by an embedding of their own."""
 
     prompted = True
+    reads_rewards = True
 
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
         super().__init__(state_dim, action_dim, embedding_dim, config)
@@ -151,52 +149,6 @@ class PromptDecisionTransformer(DecisionTransformer):
             mask = mask & (keep.trajectory > 0)
         pooled = embedded.new_zeros(len(embedded), 0)
         return EncodedPrompts(pooled, {"tokens": embedded, "mask": mask})
-
-
-def asked_returns(
-    known: Mapping[str, float], tasks: Sequence[str], examples: Sequence[Any] | None = None
-) -> NDArray[np.float32]:
-    """The return that is asked for of each of B tasks, [B].
-
-    A task's own where it was trained on; else that of the example that it is told by, if its rewards are there; else
-    the mean over the tasks that were trained on.
-
-    Args:
-        known: task → return, of the training data.
-        tasks: [B].
-        examples: [B], where examples are read.
-
-    Raises:
-        InputError: nothing is known to ask for.
-    """
-    given = examples or [None] * len(tasks)
-    asked = []
-    for task, example in zip(tasks, given, strict=True):
-        if task in known:
-            asked.append(known[task])
-        elif getattr(example, "rewards", None) is not None:
-            asked.append(float(np.sum(example.rewards, dtype=np.float64)))
-        elif known:
-            asked.append(sum(known.values()) / len(known))
-        else:
-            raise InputError(
-                "no return to ask for",
-                field="target_return",
-                found="none in the policy's facts (target_returns), and none given",
-                expected="prompt(target_return=…)",
-            )
-    return np.array(asked, np.float32)
-
-
-def check_targets(known: Any) -> None:
-    """Raise `InputError` unless a policy's `facts.target_returns` are numbers by task."""
-    good = isinstance(known, dict) and all(
-        isinstance(value, float | int) and math.isfinite(value) for value in known.values()
-    )
-    if not good:
-        raise InputError(
-            "wrong returns to ask for", field="facts.target_returns", found=known, expected="task → a finite number"
-        )
 
 
 def check_sequence_policy(config: PolicyConfig, prompted: bool) -> None:

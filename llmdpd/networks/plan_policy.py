@@ -9,7 +9,7 @@ from llmdpd.acting import ActingConfig
 from llmdpd.context import Condition
 from llmdpd.diffusion.plan_denoiser import PlanDenoiser, reverse_plan
 from llmdpd.errors import InputError
-from llmdpd.policy_network import PolicyConfig, PromptedNetwork
+from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
 
 
 class PlanPolicy(PromptedNetwork):

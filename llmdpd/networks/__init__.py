@@ -1,0 +1,1 @@
+"""The networks that policies are made of, by method (`methods`)."""
