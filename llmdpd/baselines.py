@@ -1,7 +1,8 @@
 """Baselines as changes of a preset: the same tasks, data, features and evaluation, learned by another method.
 
-Prompts are left out (but for prompt-dt, which is made of one), and with them what is there for their sake: augmented
-scenes, prompt dropout, chunks. Options can put them back. What each method's own settings are from: docs/baselines.md.
+Prompts are left out (but for prompt-dt and mtdiff, which read an example), and with them what is there for their sake:
+augmented scenes, prompt dropout, chunks. Options can put them back. What each method's own settings are from:
+docs/baselines.md.
 """
 
 from __future__ import annotations
@@ -61,4 +62,12 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         encoder = replace(context.encoder, steps=5, sampling="last")
         own = replace(context, kind="pooled", trajectory=method == "prompt-dt", encoder=encoder)
         return replace(config, training=training, policy=replace(config.policy, context=own))
+    if method == "mtdiff":
+        # Published: 20 steps of an episode in a row, a chain of 200, 16 windows a task; ten steps of DDIM walk it here.
+        encoder = replace(context.encoder, steps=20, sampling="window")
+        own = replace(context, kind="pooled", trajectory=True, encoder=encoder)
+        policy = replace(config.policy, context=own, diffusion_steps=200)
+        training = replace(config.training, batch_size=16 * config.training.prompts_per_batch)
+        acting = ActingConfig(samples=1, sampler="ddim", steps=10)
+        return replace(config, training=training, policy=policy, acting=acting)
     return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config

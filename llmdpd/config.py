@@ -12,6 +12,7 @@ from llmdpd.agents.cloning import CloningConfig
 from llmdpd.agents.cql import CQLConfig
 from llmdpd.agents.decision_transformer import DecisionTransformerConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
+from llmdpd.agents.mtdiff import MTDiffConfig
 from llmdpd.agents.state_augmentation import RADConfig, S4RLConfig
 from llmdpd.agents.td3_bc import TD3BCConfig
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusionConfig
@@ -133,7 +134,7 @@ class TrainConfig:
     """Name of the preset that this configuration started from."""
     method: Annotated[Method, tyro.conf.arg(aliases=["--agent"])] = "llmdpd"
     """What learns: `llmdpd` (Algorithm 1); `trajectory-diffusion`, the paper's ablation w/o-DP; or a baseline, which
-    starts from the preset with its own settings, but for prompt-dt without prompts (docs/baselines.md)."""
+    starts from the preset with its own settings, without prompts unless it reads an example (docs/baselines.md)."""
     seed: int = 0
     """Seed of networks, batches and noise."""
     device: str = "cpu"
@@ -153,6 +154,7 @@ class TrainConfig:
     s4rl: S4RLConfig = field(default_factory=S4RLConfig)
     cql: CQLConfig = field(default_factory=CQLConfig)
     dt: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
+    mtdiff: MTDiffConfig = field(default_factory=MTDiffConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

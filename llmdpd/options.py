@@ -25,9 +25,17 @@ _POLICY_DIFFUSION = (
     "acting.precision",
     "acting.replan",
 )
+_PLAN = tuple(f"policy.plan.{name}" for name in ("horizon", "layers", "heads", "width", "inner", "dropout"))
+_READS_EXAMPLE = (
+    "policy.context.features",
+    "policy.context.trajectory_dropout",
+    "policy.context.encoder.steps",
+    "policy.context.encoder.sampling",
+    "training.augmentation",
+)
 METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
     "llmdpd": _POLICY_DIFFUSION,
-    "trajectory-diffusion": ("planner", *_CONTEXT, *_CHAIN, "policy.plan", "acting.samples", "acting.noise_scale"),
+    "trajectory-diffusion": ("planner", *_CONTEXT, *_CHAIN, *_PLAN, "acting.samples", "acting.noise_scale"),
     "diffusion-ql": _POLICY_DIFFUSION,
     "diffusion-bc": _POLICY_DIFFUSION,
     "bc": ("bc", *_CONTEXT, "policy.hidden_dim", "acting.noise_scale"),
@@ -39,12 +47,9 @@ METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
     "prompt-dt": (
         "dt",
         "policy.sequence",
-        "policy.context.features",
-        "policy.context.trajectory_dropout",
-        "policy.context.encoder.steps",
-        "policy.context.encoder.sampling",
-        "training.augmentation",
+        *_READS_EXAMPLE,
     ),
+    "mtdiff": ("mtdiff", *_READS_EXAMPLE, *_CHAIN, "policy.plan", "acting.noise_scale"),
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 

@@ -16,7 +16,7 @@ from llmdpd.config import TrainConfig
 from llmdpd.data import Trajectory, load_dataset
 from llmdpd.errors import InputError
 from llmdpd.evaluate import main as evaluate
-from llmdpd.networks.decision_transformer import DecisionTransformer
+from llmdpd.networks.history_policy import HistoryPolicy
 from llmdpd.networks.methods import METHODS, Method, make_network
 from llmdpd.options import METHOD_FIELDS, has_field, split_options
 from llmdpd.policy import Policy
@@ -31,12 +31,15 @@ SIZES = {
     **{"training.iterations": 40, "training.select-every": 20, "training.checkpoint-every": 10},
     **{"evaluation.max-steps": 5, "evaluation.episodes": 1, "acting.samples": 2},
     **{"policy.sequence.context": 4, "policy.sequence.layers": 1, "policy.sequence.width": 16, "dt.lr": 1e-2},
+    **{"policy.plan.horizon": 4, "policy.plan.layers": 1, "policy.plan.width": 16, "policy.plan.inner": 16},
+    **{"acting.steps": 2, "mtdiff.lr": 1e-2},
     **{"td3-bc.critic-hidden": 16, "cql.critic-hidden": 16, "cql.draws": 2, "bc.lr": 1e-2},
 }
-LEFT_OUT = {"diffusion-bc": ("agent.eta", "acting.samples")}
+LEFT_OUT = {"diffusion-bc": ("agent.eta", "acting.samples", "acting.steps"), "diffusion-ql": ("acting.steps",)}
 """What the other methods of policy diffusion are given, and this one refuses."""
 
-READERS = ("prompt-dt",)
+SAMPLERS = {"diffusion-ql": "ddpm", "diffusion-bc": "ddpm", "mtdiff": "ddim"}
+READERS = ("prompt-dt", "mtdiff")
 """The baselines that read an example."""
 
 
@@ -73,19 +76,19 @@ def test_the_run_is_whole(baseline: tuple[Method, Path]) -> None:
     assert {record.prompts.text for record in records} == {False}
     assert {bool(record.prompts.trajectory) for record in records} == {method in READERS}
     assert len(records) == 6
-    assert {record.acting.sampler for record in records} == {"ddpm" if method.startswith("diffusion") else "none"}
+    assert {record.acting.sampler for record in records} == {SAMPLERS.get(method, "none")}
     assert method in (run / "report.html").read_text()
     logged = [record for record in read_metrics(run / "metrics.jsonl") if any(n.startswith("loss/") for n in record)]
     assert len(logged) == 4
     assert all(record.keys() == logged[0].keys() for record in logged), "every mark has every loss"
 
 
-def test_what_is_asked_of_a_decision_transformer_is_the_datas(
+def test_what_is_asked_for_is_the_datas(
     baseline: tuple[Method, Path], data_folder: Path, rng: np.random.Generator
 ) -> None:
     method, run = baseline
     policy = Policy.load(run)
-    if not isinstance(policy.network, DecisionTransformer):
+    if not isinstance(policy.network, HistoryPolicy):
         assert "target_returns" not in policy.facts
         return
     dataset = load_dataset(data_folder / "train")
@@ -141,9 +144,8 @@ def test_evaluation_refuses_what_the_method_does_not_do(
     for name in refused:
         assert evaluate([str(run), name, str(options[name])]) == 2
         assert name in capsys.readouterr().err
-    assert refused == {"bc": ["--samples", "--replan"], "cql": ["--samples", "--replan"]}.get(
-        method, [] if method.startswith("diffusion") else list(options)
-    )
+    by_draws = {name: ["--samples", "--replan"] for name in ("bc", "cql", "mtdiff")}
+    assert refused == by_draws.get(method, [] if method.startswith("diffusion") else list(options))
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -177,6 +179,10 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "prompt-dt", "--policy.context.kind", "retrieval"), "--policy.context.kind"),
         (("--agent", "dt", "--training.augmentation.offset", "0.1"), "--training.augmentation.offset"),
         (("--agent", "bc", "--policy.sequence.context", "2"), "--policy.sequence.context"),
+        (("--agent", "mtdiff", "--policy.context.text"), "--policy.context.text"),
+        (("--agent", "mtdiff", "--mtdiff.return-probability", "1.1"), "mtdiff.return_probability"),
+        (("--agent", "trajectory-diffusion", "--policy.plan.guidance", "2"), "--policy.plan.guidance"),
+        (("--agent", "mtdiff", "--acting.samples", "2"), "--acting.samples"),
     ],
 )
 def test_options_that_a_method_does_not_have(words: tuple[str, ...], told: str) -> None:

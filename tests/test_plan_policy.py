@@ -43,7 +43,7 @@ def test_networks_by_method() -> None:
         assert type(network) is kind
         assert method_of(network) == method
     with pytest.raises(InputError, match="llmdpd, trajectory-diffusion"):
-        make_network("mtdiff", 3, 2, 6, CONFIG)
+        make_network("diffuser", 3, 2, 6, CONFIG)
 
 
 def test_a_width_that_the_heads_cannot_share() -> None:

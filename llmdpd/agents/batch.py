@@ -21,6 +21,7 @@ class StepWindows:
 
     states [B, H, S]; actions [B, H, A] (executed); expert_actions [B, H, A] or None; mask [B, H], False past the
     episode's end, where its last step is repeated; returns [B, H], undiscounted, from each step to the episode's end.
+    Where the sampler was made with steps before, those come first, False in the mask before the episode's start.
     """
 
     states: Tensor

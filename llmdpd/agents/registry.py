@@ -9,11 +9,13 @@ from llmdpd.agents.cloning import Cloning
 from llmdpd.agents.cql import CQL
 from llmdpd.agents.decision_transformer import SequenceCloning
 from llmdpd.agents.llmdpd import LLMDPD
+from llmdpd.agents.mtdiff import MTDiff
 from llmdpd.agents.state_augmentation import RAD, S4RL
 from llmdpd.agents.td3_bc import TD3BC
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
 from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.networks.decision_transformer import DecisionTransformer
+from llmdpd.networks.mtdiff_policy import MTDiffPolicy
 from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.networks.policy_network import ConditionalPolicy, PromptedNetwork
 
@@ -32,6 +34,8 @@ def make_agent(config: TrainConfig, network: PromptedNetwork) -> AnyAgent:
         return Cloning(cast(GaussianPolicy, network), config.bc, iterations)
     if isinstance(network, DecisionTransformer):
         return SequenceCloning(network, config.dt, iterations)
+    if isinstance(network, MTDiffPolicy):
+        return MTDiff(network, config.mtdiff, iterations)
     if method == "cql":
         return CQL(cast(SquashedGaussianPolicy, network), config.cql, iterations)
     if method in ("td3-bc", "rad", "s4rl"):

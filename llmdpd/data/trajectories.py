@@ -218,16 +218,17 @@ class TrajectoryDataset:
             episode_ids=episodes,
         )
 
-    def windows(self, index: ArrayLike, horizon: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The rows [B, H] of the `horizon` steps from each transition of `index` [B] on, within its episode.
+    def windows(self, index: ArrayLike, horizon: int, before: int = 0) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The rows [B, before + H] of the steps before each transition of `index` [B], and of H from it on.
 
-        Past the episode's end its last row is repeated; the mask [B, H] is False there. Raises IndexError outside
-        0 … N - 1.
+        Outside the episode its first or last row is repeated; the mask [B, before + H] is False there. Raises
+        IndexError outside 0 … N - 1.
         """
         rows = self._rows(index)
-        last = self.offsets[self.episode_ids(rows) + 1] - 1
-        wanted = rows[:, None] + np.arange(horizon)
-        return np.minimum(wanted, last[:, None]), wanted <= last[:, None]
+        episodes = self.episode_ids(rows)
+        first, last = self.offsets[episodes][:, None], self.offsets[episodes + 1][:, None] - 1
+        wanted = rows[:, None] + np.arange(-before, horizon)
+        return wanted.clip(first, last), (first <= wanted) & (wanted <= last)
 
     def _rows(self, index: ArrayLike) -> NDArray[np.int64]:
         # Negative indices are refused: an array would take them, the search for their episode would not.

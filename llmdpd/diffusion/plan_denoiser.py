@@ -7,7 +7,9 @@ step of a plan is there at every step of the chain.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,17 @@ class PlanConfig:
     """Width of the feed-forward layers."""
     dropout: float = 0.1
     """Dropout inside the transformer, probability."""
+    history: int = 2
+    """States that a plan goes on from, the present one among them (mtdiff)."""
+    guidance: float = 1.2
+    """How far the noise goes from what it is without a return towards what it is with the one asked for (mtdiff)."""
+
+
+class Before(NamedTuple):
+    """Tokens [B, M, W] that stand before a plan's and are not denoised; mask [B, M], False where there is none."""
+
+    tokens: Tensor
+    mask: Tensor
 
 
 class PlanDenoiser(nn.Module):
@@ -77,14 +90,24 @@ class PlanDenoiser(nn.Module):
         context: Tensor = self.condition(torch.cat([state, prompt.expand(len(state), -1)], dim=-1))
         return context
 
-    def denoise(self, plan: Tensor, context: Tensor, time_rows: Tensor, mask: Tensor | None = None) -> Tensor:
+    def denoise(
+        self,
+        plan: Tensor,
+        context: Tensor,
+        time_rows: Tensor,
+        mask: Tensor | None = None,
+        before: Before | None = None,
+    ) -> Tensor:
         """epsilon from x_k [B, H, P], context [B, W] and time embeddings [W] or [B, W].
 
         mask [B, H] is True where a step is real; the others are not attended to, and their epsilon means nothing.
         """
         tokens = self.embed(plan) + self.position + (context + time_rows)[:, None]
+        if before is not None:
+            mask = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask
+            tokens, mask = torch.cat([before.tokens, tokens], 1), torch.cat([before.mask, mask], 1)
         padding = None if mask is None else ~mask
-        return self.head(self.transformer(tokens, src_key_padding_mask=padding))
+        return self.head(self.transformer(tokens, src_key_padding_mask=padding)[:, -self.horizon :])
 
     def time_rows(self, timesteps: Tensor) -> Tensor:
         """Time indices int64 [K] → [K, W]."""
@@ -122,16 +145,27 @@ def reverse_plan(
     batch = len(state)
     if batch == 0:
         return state.new_zeros(0, net.horizon, net.plan_dim)
-    draws = plan.steps + 1 if (plan.S > 0).any() else 1
     time_rows = net.time_rows(torch.tensor(plan.timesteps).to(state.device))
     prompts = prompt.expand(batch, -1)
-    plans = []
-    for start in range(0, batch, _BLOCK):
-        # The last block is filled up with its own last row.
-        rows = torch.arange(start, start + _BLOCK, device=state.device).clamp_max(batch - 1)
-        noise = philox_normal(seeds[rows], _BLOCK, net.horizon, draws, net.plan_dim, state.device).to(state.dtype)
-        plans.append(_walk(net, present[rows], net.context(state[rows], prompts[rows]), time_rows, plan, noise))
+    plans = [
+        _walk(net, present[rows], net.context(state[rows], prompts[rows]), time_rows, plan, noise)
+        for rows, noise in noise_blocks(net, plan, seeds, state)
+    ]
     return torch.cat(plans)[:batch]
+
+
+def noise_blocks(net: PlanDenoiser, plan: SamplerPlan, seeds: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The noise of B plans, as many at a time as are drawn together: rows int64 [8] of the B, noise [K + 1, 8, H, P].
+
+    The last block is filled up with its own last row. Where the plan draws at no step, noise is the start alone.
+
+    Args:
+        seeds: int64 [B]. like: of the noise's device and dtype.
+    """
+    draws = plan.steps + 1 if (plan.S > 0).any() else 1
+    for start in range(0, len(seeds), _BLOCK):
+        rows = torch.arange(start, start + _BLOCK, device=like.device).clamp_max(len(seeds) - 1)
+        yield rows, philox_normal(seeds[rows], _BLOCK, net.horizon, draws, net.plan_dim, like.device).to(like.dtype)
 
 
 def _walk(

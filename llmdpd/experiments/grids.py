@@ -202,9 +202,9 @@ GRIDS: dict[str, Grid] = {
     ),
     "baselines": Grid(
         "The systems that it is compared with",
-        "Other methods on the same data, features, environments and episodes, without prompts but for prompt-dt, with "
-        "their published settings where they have such: docs/baselines.md. Cloning learns the expert's labels of the "
-        "visited states as the default does, the others the executed actions.",
+        "Other methods on the same data, features, environments and episodes, without prompts but for prompt-dt and "
+        "mtdiff, with their published settings where they have such: docs/baselines.md. Cloning learns the expert's "
+        "labels of the visited states as the default does, the others the executed actions.",
         (
             _FULL,
             _baseline("bc", "Cloning, Gaussian"),
@@ -216,9 +216,10 @@ GRIDS: dict[str, Grid] = {
             _baseline("cql", "CQL(H)"),
             _baseline("dt", "Decision Transformer"),
             _baseline("prompt-dt", "Prompt Decision Transformer"),
+            _baseline("mtdiff", "MTDiff-p", "MTDIFF"),
         ),
         paper=TABLE_1,
-        others=("SAC", "MTDIFF"),
+        others=("SAC",),
     ),
     "generalisation": Grid(
         "What makes the context generalise",

@@ -8,6 +8,7 @@ from llmdpd.errors import InputError
 from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.networks.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.networks.history_policy import HistoryPolicy
+from llmdpd.networks.mtdiff_policy import MTDiffPolicy
 from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
 
@@ -23,6 +24,7 @@ Method = Literal[
     "cql",
     "dt",
     "prompt-dt",
+    "mtdiff",
 ]
 
 _NETWORKS: dict[str, type[PromptedNetwork]] = {
@@ -37,6 +39,7 @@ _NETWORKS: dict[str, type[PromptedNetwork]] = {
     "cql": SquashedGaussianPolicy,
     "dt": DecisionTransformer,
     "prompt-dt": PromptDecisionTransformer,
+    "mtdiff": MTDiffPolicy,
 }
 METHODS: dict[str, Method] = {name: name for name in get_args(Method)}
 POLICY_DIFFUSION = tuple(name for name, kind in _NETWORKS.items() if kind is ConditionalPolicy)

@@ -22,6 +22,7 @@ class PlanPolicy(PromptedNetwork):
         InputError: chunks, which plans don't have.
     """
 
+    diffuses = True
     low: Tensor
     high: Tensor
 

@@ -83,6 +83,8 @@ class PromptedNetwork(nn.Module):
     alpha_bar: Tensor
     method: str = ""
     """What it was made for, see `llmdpd.networks.methods`."""
+    diffuses = False
+    """Whether it draws by walking a reverse chain."""
 
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
         super().__init__()
@@ -120,6 +122,8 @@ class ConditionalPolicy(PromptedNetwork):
     Raises:
         InputError: chunks of more numbers than the samplers take.
     """
+
+    diffuses = True
 
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
         numbers = config.chunk * action_dim

@@ -10,6 +10,7 @@ from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
 from llmdpd.networks.decision_transformer import check_sequence_policy
 from llmdpd.networks.methods import POLICY_DIFFUSION, SEQUENCE_MODELS
+from llmdpd.networks.mtdiff_policy import check_mtdiff_policy
 from llmdpd.networks.plan_policy import check_plan_acting, check_plan_chunk
 from llmdpd.training.batches import check_batch
 
@@ -51,6 +52,9 @@ def check_values(config: TrainConfig) -> None:
         _check_plan_augmentation(config)
         check_plan_acting(config.acting)
         return
+    if config.method == "mtdiff":
+        check_mtdiff_policy(config.policy)
+        check_plan_acting(config.acting)
     if config.method in SEQUENCE_MODELS:
         check_sequence_policy(config.policy, prompted=config.method == "prompt-dt")
     if config.method in POLICY_DIFFUSION:

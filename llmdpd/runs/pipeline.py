@@ -169,12 +169,13 @@ def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embed
         config.training.augmentation if config.training.augmentation.active else None,
         (context.text_dropout, context.trajectory_dropout),
         _horizon(config),
+        config.policy.plan.history - 1 if config.method == "mtdiff" else 0,
     )
 
 
 def _horizon(config: TrainConfig) -> int:
     """Steps of the windows that batches carry; 0 where the method learns from single transitions."""
-    if config.method == "trajectory-diffusion":
+    if config.method in ("trajectory-diffusion", "mtdiff"):
         return config.policy.plan.horizon
     if config.method in SEQUENCE_MODELS:
         return config.policy.sequence.context

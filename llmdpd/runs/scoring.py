@@ -15,8 +15,6 @@ from llmdpd.envs.locomotion import is_locomotion, normalised_score
 from llmdpd.envs.rollout import EnvPool, EpisodeResult
 from llmdpd.errors import InputError
 from llmdpd.networks.methods import method_of
-from llmdpd.networks.plan_policy import PlanPolicy
-from llmdpd.networks.policy_network import ConditionalPolicy
 from llmdpd.policy import Policy
 from llmdpd.progress import ProgressBar, console
 from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
@@ -295,7 +293,7 @@ def _record(
 
 def _acting_use(policy: Policy) -> ActingUse:
     chain: dict[str, Any] = {"steps": policy.acting.plan(policy.network.config).steps}
-    if not isinstance(policy.network, ConditionalPolicy | PlanPolicy):
+    if not policy.network.diffuses:
         chain = {"sampler": "none", "steps": 1}  # there is no chain to walk
     return ActingUse(**(to_plain(policy.acting) | chain | {"replan": policy.replan}))
 

@@ -41,6 +41,7 @@ class BatchSampler:
         augmentation: of states and examples together; None for none.
         dropout: rates at which a prompt's text and its example are left out.
         horizon: steps of the windows that each batch carries; 0 for none.
+        before: steps of the windows before their transition, on top.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class BatchSampler:
         augmentation: AugmentationConfig | None = None,
         dropout: tuple[float, float] = (0.0, 0.0),
         horizon: int = 0,
+        before: int = 0,
     ) -> None:
         check_batch(batch_size, prompts)
         self._dataset, self._encoder, self._device = dataset, encoder, device
-        self._horizon = horizon
+        self._horizon, self._before = horizon, before
         self._returns = dataset.returns_to_go() if horizon else None
         self._embeddings = None if embeddings is None else embeddings.cpu()
         self._prompts, self._share = prompts, batch_size // prompts
@@ -156,7 +158,7 @@ class BatchSampler:
     def _windows(self, rows: np.ndarray) -> StepWindows:
         dataset = self._dataset
         assert self._returns is not None, "there is a horizon"
-        index, mask = dataset.windows(rows, self._horizon)
+        index, mask = dataset.windows(rows, self._horizon, self._before)
         expert = dataset.expert_actions
         return StepWindows(
             states=torch.from_numpy(dataset.observations[index]),

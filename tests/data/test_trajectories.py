@@ -71,17 +71,21 @@ def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], d
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.integers(1, 8), st.data())
-def test_windows_end_with_their_episode(parts: list[tuple[int, str]], horizon: int, data: st.DataObject) -> None:
+def test_windows_begin_and_end_with_their_episode(
+    parts: list[tuple[int, str]], horizon: int, data: st.DataObject
+) -> None:
     lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
     dataset = numbered(lengths, tasks)
     rows = data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=20))
-    index, mask = dataset.windows(np.array(rows, np.int64), horizon)
-    assert index.shape == mask.shape == (len(rows), horizon)
+    before = data.draw(st.integers(0, 4))
+    index, mask = dataset.windows(np.array(rows, np.int64), horizon, before)
+    assert index.shape == mask.shape == (len(rows), before + horizon)
     for row, steps, real in zip(rows, index, mask, strict=True):
         (episode,), (start,) = dataset.episode_ids([row]), dataset.timesteps([row])
-        expected = [min(start + h, lengths[episode] - 1) for h in range(horizon)]
+        wanted = [start + h for h in range(-before, horizon)]
+        expected = [min(max(t, 0), lengths[episode] - 1) for t in wanted]
         assert dataset.observations[steps].tolist() == [[episode, t] for t in expected]
-        assert real.tolist() == [start + h < lengths[episode] for h in range(horizon)]
+        assert real.tolist() == [0 <= t < lengths[episode] for t in wanted]
 
 
 @settings(max_examples=60, deadline=None)
