@@ -63,11 +63,11 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         own = replace(context, kind="pooled", trajectory=method == "prompt-dt", encoder=encoder)
         return replace(config, training=training, policy=replace(config.policy, context=own))
     if method == "mtdiff":
-        # Published: 20 steps of an episode in a row, a chain of 200, 16 windows a task; ten steps of DDIM walk it here.
+        # Published: 20 steps of an episode in a row, a chain of 200, 16 windows a task; five steps of DDIM walk it here.
         encoder = replace(context.encoder, steps=20, sampling="window")
         own = replace(context, kind="pooled", trajectory=True, encoder=encoder)
         policy = replace(config.policy, context=own, diffusion_steps=200)
         training = replace(config.training, batch_size=16 * config.training.prompts_per_batch)
-        acting = ActingConfig(samples=1, sampler="ddim", steps=10)
+        acting = ActingConfig(samples=1, sampler="ddim", steps=5)
         return replace(config, training=training, policy=policy, acting=acting)
     return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config
