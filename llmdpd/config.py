@@ -11,6 +11,7 @@ from llmdpd.acting import ActingConfig
 from llmdpd.agents.cloning import CloningConfig
 from llmdpd.agents.cql import CQLConfig
 from llmdpd.agents.decision_transformer import DecisionTransformerConfig
+from llmdpd.agents.lamo import LaMoConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.agents.mtdiff import MTDiffConfig
 from llmdpd.agents.state_augmentation import RADConfig, S4RLConfig
@@ -155,6 +156,7 @@ class TrainConfig:
     cql: CQLConfig = field(default_factory=CQLConfig)
     dt: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
     mtdiff: MTDiffConfig = field(default_factory=MTDiffConfig)
+    lamo: LaMoConfig = field(default_factory=LaMoConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

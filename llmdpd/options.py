@@ -50,6 +50,14 @@ METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
         *_READS_EXAMPLE,
     ),
     "mtdiff": ("mtdiff", *_READS_EXAMPLE, *_CHAIN, "policy.plan", "acting.noise_scale"),
+    "lamo": (
+        "lamo",
+        "policy.lora",
+        "policy.sequence.context",
+        "policy.sequence.dropout",
+        "policy.sequence.longest",
+        "policy.context.features",
+    ),
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 

@@ -159,6 +159,38 @@ def tiny_options(data_folder: Path, shared_options: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, seed_of: Callable[[str], int]) -> tuple[Path, Path]:
+    """The folder of a GPT-2 of two layers of 16, and the text that it learned to predict, for a second."""
+    import tokenizers
+    import transformers
+
+    folder = tmp_path_factory.mktemp("language")
+    words = ["the", "puck", "goes", "to", "a", "goal", "and", "stays", "there", "door", "opens", "again"]
+    draw = np.random.default_rng(seed_of("tiny_gpt2"))
+    lines = [str(draw.choice(["the puck goes to a goal and stays there", "the door opens again"])) for _ in range(300)]
+    (folder / "corpus.txt").write_text("\n".join(lines) + "\n")
+    vocabulary = {word: index for index, word in enumerate(["<unk>", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("tiny_gpt2"))
+        sizes = {"vocab_size": len(vocabulary), "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2}
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ends, initializer_range=0.3))
+        tokens = torch.tensor([vocabulary[word] for word in " ".join(lines).split()])
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        for _ in range(80):
+            blocks = tokens[torch.randint(len(tokens) - 24, (16, 1)) + torch.arange(24)]
+            optimizer.zero_grad()
+            model(blocks, labels=blocks).loss.backward()
+            optimizer.step()
+    model.save_pretrained(folder / "gpt2")
+    fast.save_pretrained(folder / "gpt2")
+    return folder / "gpt2", folder / "corpus.txt"
+
+
+@pytest.fixture(scope="session")
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """XDG_CACHE_HOME of this session: text embeddings are computed once and shared."""
     with pytest.MonkeyPatch.context() as patch:

@@ -34,6 +34,7 @@ SIZES = {
     **{"policy.plan.horizon": 4, "policy.plan.layers": 1, "policy.plan.width": 16, "policy.plan.inner": 16},
     **{"acting.steps": 2, "mtdiff.lr": 1e-2},
     **{"td3-bc.critic-hidden": 16, "cql.critic-hidden": 16, "cql.draws": 2, "bc.lr": 1e-2},
+    **{"lamo.lr": 1e-2, "lamo.lm-lr": 1e-2, "lamo.lr-warmup": 1, "lamo.language-block": 8},
 }
 LEFT_OUT = {"diffusion-bc": ("agent.eta", "acting.samples", "acting.steps"), "diffusion-ql": ("acting.steps",)}
 """What the other methods of policy diffusion are given, and this one refuses."""
@@ -44,9 +45,10 @@ READERS = ("prompt-dt", "mtdiff")
 
 
 @pytest.fixture(scope="module")
-def options_of(tiny_options: list[str]) -> Callable[[Method], list[str]]:
+def options_of(tiny_options: list[str], tiny_gpt2: tuple[Path, Path]) -> Callable[[Method], list[str]]:
     def make(method: Method) -> list[str]:
-        sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+        language = dict(zip(("lamo.model", "lamo.corpus"), tiny_gpt2, strict=True))
+        sizes = [word for name, value in (SIZES | language).items() for word in (f"--{name}", str(value))]
         given = split_options([*tiny_options, *sizes])
         own = [o for o in given if has_field(method, o.field) and o.field not in LEFT_OUT.get(method, ())]
         return ["--agent", method, *(word for option in own for word in option.words)]
@@ -114,6 +116,24 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
     run = tmp_path / "run"
     stopped_and_resumed(run, options_of(method), kind, int(rng.integers(1, 39)))
     assert contents(run) == contents(straight)
+
+
+def test_lamo_goes_on_with_the_same_text_alone(
+    baseline: tuple[Method, Path], tiny_gpt2: tuple[Path, Path], train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, run = baseline
+    facts = Policy.load(run).facts.get("language_model")
+    if method != "lamo":
+        assert facts is None
+        return
+    text = tiny_gpt2[1].read_text()
+    assert facts["revision"].startswith("sha256:")
+    tiny_gpt2[1].write_text(f"{text}again\n")
+    try:
+        assert train("--resume", run) == 2
+    finally:
+        tiny_gpt2[1].write_text(text)
+    assert "language model.corpus" in capsys.readouterr().err
 
 
 def test_the_policy_comes_back_and_acts_the_same(

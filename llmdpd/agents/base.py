@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -37,11 +38,19 @@ class Agent(ABC, Generic[Network, Config]):
 
     def __init__(self, policy: Network, config: Config, iterations: int) -> None:
         self.config, self.iterations, self.policy = config, iterations, policy
-        self.ema_policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.ema_policy = self._copy(policy).eval().requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"policy": policy, "ema_policy": self.ema_policy}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._rates: dict[str, float] = {}
-        self._optimise("policy", list(policy.parameters()), config.lr, config.weight_decay)
+        self._optimise_policy()
+
+    def _copy(self, policy: Network) -> Network:
+        """The network that the EMA is kept in."""
+        return copy.deepcopy(policy)
+
+    def _optimise_policy(self) -> None:
+        """Make the policy's optimiser."""
+        self._optimise("policy", list(self.policy.parameters()), self.config.lr, self.config.weight_decay)
 
     def _optimise(self, name: str, parameters: list[nn.Parameter], rate: float, decay: float = 0.0) -> None:
         """Make the optimiser of these parameters, which follows the schedule of rates."""
@@ -81,7 +90,8 @@ class Agent(ABC, Generic[Network, Config]):
         """The EMA's step after the iteration, at its marks."""
         rate = ema_rate(self.config, iteration)
         if rate is not None:
-            lerp(list(self.ema_policy.parameters()), list(self.policy.parameters()), rate)
+            target, source = self.modules["ema_policy"], self.modules["policy"]
+            lerp(list(target.parameters()), list(source.parameters()), rate)
 
     def condition(self, batch: PromptedBatch, following: bool = False, network: Network | None = None) -> Condition:
         """The batch's states, or the ones after them, under its prompts, as `network` (by default the policy) reads."""
@@ -90,14 +100,17 @@ class Agent(ABC, Generic[Network, Config]):
         states = batch.next_observations if following else batch.observations
         return network.condition(states, prompts, None, batch.timesteps + following)
 
-    def step(self, name: str, loss: Tensor) -> Tensor:
-        """One step of an optimiser down a loss; the norm of the gradient before it is cut."""
-        optimizer = self.optimizers[f"{name}_optimizer"]
-        optimizer.zero_grad(set_to_none=True)
+    def step(self, name: str | Sequence[str], loss: Tensor) -> Tensor:
+        """One step of an optimiser, or of several, down a loss; the norm of their gradient before it is cut."""
+        names = (name,) if isinstance(name, str) else name
+        optimizers = [self.optimizers[f"{name}_optimizer"] for name in names]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         norm = clip_gradient(parameters, self.config.grad_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         return norm
 
     def track(self, name: str, rate: float) -> None:

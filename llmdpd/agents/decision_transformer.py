@@ -42,12 +42,17 @@ class SequenceCloning(Agent[DecisionTransformer, DecisionTransformerConfig]):
         return {"loss/cloning": loss.detach(), "grad/policy": norm}
 
     def loss(self, batch: PromptedBatch) -> Tensor:
-        """Mean squared error of the actions of all steps of the windows, those past an episode's end left out."""
-        windows = batch.windows
-        assert windows is not None, "the sampler was made with the model's context"
-        steps = torch.arange(windows.mask.shape[1], device=windows.mask.device)
-        clock = batch.timesteps[:, None] + steps
-        prompts = self.policy.encode(batch.text, batch.tokens, batch.keep) if self.policy.prompted else None
-        found = self.policy(windows.returns, windows.states, windows.actions, clock, prompts)
-        error = (found - windows.actions).square().mean(-1)
-        return (error * windows.mask).sum() / windows.mask.sum()
+        """See `cloning_loss`."""
+        return cloning_loss(self.policy, batch)
+
+
+def cloning_loss(policy: DecisionTransformer, batch: PromptedBatch) -> Tensor:
+    """Mean squared error of the actions of all steps of the windows, those past an episode's end left out."""
+    windows = batch.windows
+    assert windows is not None, "the sampler was made with the model's context"
+    steps = torch.arange(windows.mask.shape[1], device=windows.mask.device)
+    clock = batch.timesteps[:, None] + steps
+    prompts = policy.encode(batch.text, batch.tokens, batch.keep) if policy.prompted else None
+    found = policy(windows.returns, windows.states, windows.actions, clock, prompts)
+    error = (found - windows.actions).square().mean(-1)
+    return (error * windows.mask).sum() / windows.mask.sum()

@@ -8,6 +8,7 @@ from llmdpd.agents.base import Agent
 from llmdpd.agents.cloning import Cloning
 from llmdpd.agents.cql import CQL
 from llmdpd.agents.decision_transformer import SequenceCloning
+from llmdpd.agents.lamo import LaMo, load_language
 from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.agents.mtdiff import MTDiff
 from llmdpd.agents.state_augmentation import RAD, S4RL
@@ -15,6 +16,7 @@ from llmdpd.agents.td3_bc import TD3BC
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
 from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.networks.decision_transformer import DecisionTransformer
+from llmdpd.networks.language_transformer import LanguageDecisionTransformer
 from llmdpd.networks.mtdiff_policy import MTDiffPolicy
 from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.networks.policy_network import ConditionalPolicy, PromptedNetwork
@@ -26,12 +28,18 @@ AnyAgent = LLMDPD | TrajectoryDiffusion | Agent
 
 
 def make_agent(config: TrainConfig, network: PromptedNetwork) -> AnyAgent:
-    """The method's agent, learning with the network that `llmdpd.networks.methods.make_network` made for it."""
+    """The method's agent, learning with the network that `llmdpd.networks.methods.make_network` made for it.
+
+    Raises:
+        InputError: a language model or a corpus that is not there, or does not fit (lamo).
+    """
     method, iterations = config.method, config.training.iterations
     if method == "trajectory-diffusion":
         return TrajectoryDiffusion(cast(PlanPolicy, network), config.planner, iterations)
     if method == "bc":
         return Cloning(cast(GaussianPolicy, network), config.bc, iterations)
+    if isinstance(network, LanguageDecisionTransformer):
+        return LaMo(network, config.lamo, iterations, load_language(config.lamo, network))
     if isinstance(network, DecisionTransformer):
         return SequenceCloning(network, config.dt, iterations)
     if isinstance(network, MTDiffPolicy):

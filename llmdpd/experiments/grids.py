@@ -143,6 +143,16 @@ def _baseline(method: str, label: str, reported: str | None = None) -> Method:
     return Method(method, label, "metaworld", ("--agent", method), reported)
 
 
+def _shares(method: str, label: str) -> tuple[Method, ...]:
+    """The baseline on 1 %, 10 % and all of the episodes."""
+    little = ((1, "0.01"), (10, "0.1"))
+    options = ("--agent", method, "--data.fraction")
+    return (
+        *(Method(f"{method}-{n}", f"{label}, {n} %", "metaworld", (*options, share)) for n, share in little),
+        _baseline(method, label),
+    )
+
+
 def _prompted_by(behaviour: str) -> Variant:
     return _prompts(behaviour, f"examples: {behaviour}", "--prompt-behaviours", behaviour, "--data-root", DATA)
 
@@ -217,9 +227,16 @@ GRIDS: dict[str, Grid] = {
             _baseline("dt", "Decision Transformer"),
             _baseline("prompt-dt", "Prompt Decision Transformer"),
             _baseline("mtdiff", "MTDiff-p", "MTDIFF"),
+            _baseline("lamo", "LaMo"),
         ),
         paper=TABLE_1,
         others=("SAC",),
+    ),
+    "low-data": Grid(
+        "From little data: Decision Transformers with and without a language model",
+        "Each learns from a share of every task's episodes, at least one of each; the smaller shares are part of the "
+        "greater ones. LaMo's own runs are of locomotion, from 0.1 % on.",
+        (*_shares("dt", "Decision Transformer"), *_shares("lamo", "LaMo")),
     ),
     "generalisation": Grid(
         "What makes the context generalise",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from llmdpd.networks.methods import METHODS
 from llmdpd.options import has_field, split_options
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
+from llmdpd.runs.language import check_language
 from llmdpd.train import configuration
 
 
@@ -193,13 +194,20 @@ def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
 
 
 def _absent_model(config: TrainConfig, known: dict[str, str | None]) -> str | None:
-    """Why the text model of a configuration cannot be had here, with the command that fetches it; None where it can."""
+    """Why a configuration's language model cannot be had here, with the command that fetches it; None where it can."""
+    if config.method == "lamo":
+        return _reason(lambda: check_language(config))
     if not config.policy.context.text:
         return None
     if config.llm not in known:
-        try:
-            find_model(config.llm, EmbeddingCache().folder / "fingerprints")
-            known[config.llm] = None
-        except InputError as error:
-            known[config.llm] = "; ".join(part for part in (error.problem, error.hint) if part)
+        known[config.llm] = _reason(lambda: find_model(config.llm, EmbeddingCache().folder / "fingerprints"))
     return known[config.llm]
+
+
+def _reason(check: Callable[[], object]) -> str | None:
+    """Why the check refuses, in words; None where it does not."""
+    try:
+        check()
+    except InputError as error:
+        return "; ".join(part for part in (error.problem, error.hint) if part)
+    return None

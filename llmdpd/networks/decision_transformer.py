@@ -39,11 +39,15 @@ class DecisionTransformer(HistoryPolicy):
         bare = replace(config, context=replace(config.context, trajectory=False))
         super().__init__(state_dim, action_dim, embedding_dim, bare)
         self.config = config
+        self._build(self.context.features.output_dim, action_dim, config)
+
+    def _build(self, feature_dim: int, action_dim: int, config: PolicyConfig) -> None:
+        """Make the networks: steps' embedding, norm of the tokens, transformer, head."""
         sizes = config.sequence
-        self.embed = StepEmbedding(self.context.features.output_dim, action_dim, sizes)
-        self.norm = nn.LayerNorm(sizes.width)
-        self.model = CausalTransformer(sizes)
-        self.head = nn.Linear(sizes.width, action_dim)
+        self.embed: nn.Module = StepEmbedding(feature_dim, action_dim, sizes)
+        self.norm: nn.Module = nn.LayerNorm(sizes.width)
+        self.model = CausalTransformer(sizes.sizes, sizes.dropout)
+        self.head: nn.Module = nn.Linear(sizes.width, action_dim)
 
     @property
     def history(self) -> int:
@@ -78,7 +82,7 @@ class DecisionTransformer(HistoryPolicy):
             mask = torch.cat([given, given.new_ones(count, 3 * steps)], dim=1)
         hidden = self.model(tokens, mask)[:, -3 * steps :]
         # Of each step the state's token, which has not seen the action yet.
-        return self.config.action_bound * torch.tanh(self.head(hidden[:, 1::3]))
+        return self._actions(hidden[:, 1::3])
 
     def check_acting(self, acting: ActingConfig) -> None:
         """Raise `InputError` for ways of acting that a policy without diffusion does not have."""
@@ -93,9 +97,11 @@ class DecisionTransformer(HistoryPolicy):
         actions: Tensor = found.gather(1, present)[:, 0]
         return actions
 
-    def _embedded(
-        self, embed: StepEmbedding, returns: Tensor, states: Tensor, actions: Tensor, clock: Tensor
-    ) -> Tensor:
+    def _actions(self, hidden: Tensor) -> Tensor:
+        """The actions [B, T, A] of the state tokens' outputs [B, T, W]."""
+        return self.config.action_bound * torch.tanh(self.head(hidden))
+
+    def _embedded(self, embed: nn.Module, returns: Tensor, states: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
         tokens: Tensor = embed(returns / self.return_scale, self.context.features(states), actions, clock)
         return tokens
 

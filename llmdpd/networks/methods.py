@@ -8,6 +8,7 @@ from llmdpd.errors import InputError
 from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.networks.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.networks.history_policy import HistoryPolicy
+from llmdpd.networks.language_transformer import LanguageDecisionTransformer
 from llmdpd.networks.mtdiff_policy import MTDiffPolicy
 from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
@@ -25,6 +26,7 @@ Method = Literal[
     "dt",
     "prompt-dt",
     "mtdiff",
+    "lamo",
 ]
 
 _NETWORKS: dict[str, type[PromptedNetwork]] = {
@@ -40,6 +42,7 @@ _NETWORKS: dict[str, type[PromptedNetwork]] = {
     "dt": DecisionTransformer,
     "prompt-dt": PromptDecisionTransformer,
     "mtdiff": MTDiffPolicy,
+    "lamo": LanguageDecisionTransformer,
 }
 METHODS: dict[str, Method] = {name: name for name in get_args(Method)}
 POLICY_DIFFUSION = tuple(name for name, kind in _NETWORKS.items() if kind is ConditionalPolicy)

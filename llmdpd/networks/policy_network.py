@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 
 from llmdpd.context import ALL_KEPT, Condition, ContextConfig, EncodedPrompts, Keep, make_context
@@ -14,7 +16,7 @@ from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.diffusion.schedules import ScheduleName
 from llmdpd.errors import InputError
 from llmdpd.limits import ACTION_NUMBERS
-from llmdpd.networks.sequence_model import SequenceConfig
+from llmdpd.networks.sequence_model import GPT2Sizes, LoRAConfig, SequenceConfig
 from llmdpd.prompts.trajectory import TrajectoryTokens
 
 
@@ -40,6 +42,10 @@ class PolicyConfig:
     """What trajectory diffusion denoises in place of an action, and its network."""
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     """The sequence model of Decision Transformers."""
+    language: Annotated[GPT2Sizes, tyro.conf.Suppress] = field(default_factory=GPT2Sizes)
+    """Sizes of the language model that lamo is made of. No option: they are read from its config.json."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """The adapters of lamo's language model."""
 
     def check(self) -> None:
         """Raise `InputError` for sizes that don't fit each other; each by itself is held to `llmdpd.limits`."""
@@ -48,6 +54,7 @@ class PolicyConfig:
             ("retrieval context", "context.retrieval", self.context.retrieval),
             ("plan denoiser", "plan", self.plan),
             ("sequence model", "sequence", self.sequence),
+            ("language model", "language", self.language),
         ):
             if sizes.width % sizes.heads:
                 raise InputError(

@@ -7,6 +7,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llmdpd.errors import InputError
+
+
+@dataclass(frozen=True)
+class GPT2Sizes:
+    """What GPT-2's layers are built with; defaults are those of the smallest GPT-2."""
+
+    layers: int = 12
+    """Transformer layers."""
+    heads: int = 12
+    """Attention heads."""
+    width: int = 768
+    """Token width."""
+    inner: int = 3072
+    """Width of the feed-forward layers."""
+    activation: str = "gelu_new"
+    """Activation of the feed-forward layers, by its name in transformers."""
+    epsilon: float = 1e-5
+    """Added to the variance by the layer norms."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters of the attention's projections to query, key and value (Hu et al. 2021, arXiv 2106.09685).
+
+    Sizes are LaMo's for its tasks of continuous control.
+    """
+
+    rank: int = 16
+    """Rank of the adapters' product, one for the three projections together."""
+    alpha: float = 32.0
+    """The product is scaled by alpha / rank."""
+    dropout: float = 0.1
+    """Dropout of the adapters' input, probability."""
+
 
 @dataclass(frozen=True)
 class SequenceConfig:
@@ -25,6 +60,11 @@ class SequenceConfig:
     longest: int = 1000
     """Time steps that have an embedding of their own; later ones share the last."""
 
+    @property
+    def sizes(self) -> GPT2Sizes:
+        """Of the layers, where no language model says them."""
+        return GPT2Sizes(self.layers, self.heads, self.width, 4 * self.width, activation="relu")
+
 
 class _NoPositions(nn.Module):
     """In place of GPT-2's embedding of positions: time steps are embedded, not places in the sequence."""
@@ -37,28 +77,41 @@ class CausalTransformer(nn.Module):
     """GPT-2's layers, from random weights: tokens [B, N, W] → [B, N, W], each from itself and those before it.
 
     The model is `transformers.GPT2Model`; its embeddings of words and of positions are left out.
+
+    Args:
+        sizes: of the layers.
+        dropout: probability, inside the layers and of the tokens that come in.
+
+    Raises:
+        InputError: an activation that transformers does not have.
     """
 
-    def __init__(self, config: SequenceConfig) -> None:
+    def __init__(self, sizes: GPT2Sizes, dropout: float) -> None:
         super().__init__()
         # Imported here: it takes seconds, and most methods have no use for it.
         from transformers import GPT2Config, GPT2Model
+        from transformers.activations import ACT2FN
 
-        sizes = GPT2Config(
+        if sizes.activation not in ACT2FN:
+            expected = "a name that transformers has, such as gelu_new or relu"
+            raise InputError("no such activation", field="activation", found=sizes.activation, expected=expected)
+        config = GPT2Config(
             vocab_size=1,
             n_positions=1,
-            n_embd=config.width,
-            n_layer=config.layers,
-            n_head=config.heads,
-            activation_function="relu",
+            n_embd=sizes.width,
+            n_layer=sizes.layers,
+            n_head=sizes.heads,
+            n_inner=sizes.inner,
+            activation_function=sizes.activation,
+            layer_norm_epsilon=sizes.epsilon,
             use_cache=False,
             bos_token_id=0,
             eos_token_id=0,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
         )
-        self.gpt2 = GPT2Model(sizes)
+        self.gpt2 = GPT2Model(config)
         self.gpt2.set_submodule("wte", nn.Identity())
         self.gpt2.set_submodule("wpe", _NoPositions())
 

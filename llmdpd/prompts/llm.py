@@ -83,7 +83,7 @@ class LLMEncoder:
         if self._dim is None:
             from transformers import AutoConfig
 
-            config = _attempt(self.source, AutoConfig.from_pretrained)
+            config = attempt_load(self.source, AutoConfig.from_pretrained)
             if config.is_encoder_decoder:
                 raise InputError(
                     "an encoder-decoder model can't be used",
@@ -177,8 +177,8 @@ class LLMEncoder:
             from transformers import AutoTokenizer
 
             _ = self.dim  # a model that can't be used is refused before gigabytes are read
-            tokenizer = _attempt(self.source, AutoTokenizer.from_pretrained)
-            model = _load_model(self.source, self.dtype, self.device)
+            tokenizer = attempt_load(self.source, AutoTokenizer.from_pretrained)
+            model = load_model(self.source, self.dtype, self.device)
             self._loaded = model, tokenizer, self._limit(model, tokenizer)
         return self._loaded
 
@@ -219,14 +219,14 @@ def _pad_right(tokens: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-def _load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     from transformers import AutoModel
     from transformers.utils import logging
 
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, info = _attempt(
+        model, info = attempt_load(
             source, AutoModel.from_pretrained, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
     finally:
@@ -244,7 +244,7 @@ def _load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -
     return loaded
 
 
-def _attempt(source: ModelSource, load: Any, **options: Any) -> Any:
+def attempt_load(source: ModelSource, load: Any, **options: Any) -> Any:
     """Call one of transformers' loaders on the model's folder, offline and without code from it."""
     try:
         return load(source.folder, local_files_only=True, trust_remote_code=False, **options)

@@ -17,9 +17,16 @@ from llmdpd.training.checkpoint import latest_checkpoint, read_state
 
 
 def input_facts(
-    config: TrainConfig, dataset: TrajectoryDataset, examples: TrajectoryDataset | None, texts: Embeddings
+    config: TrainConfig,
+    dataset: TrajectoryDataset,
+    examples: TrajectoryDataset | None,
+    texts: Embeddings,
+    language: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The settings that decide what is learned, and SHA-256 of training data, evaluation's examples, embeddings."""
+    """The settings that decide what is learned, and SHA-256 of training data, evaluation's examples, embeddings.
+
+    `language`: what says which language model and corpus are learned from, where any are.
+    """
     embedded = hashlib.sha256()
     for text, vector in texts.vectors.items():
         embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
@@ -28,6 +35,7 @@ def input_facts(
         "training data": content_hash(dataset),
         "example data": None if examples is None else content_hash(examples),
         "text embeddings": embedded.hexdigest() if texts.vectors else None,
+        **({} if language is None else {"language model": dict(language)}),
     }
 
 

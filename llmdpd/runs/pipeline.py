@@ -33,6 +33,7 @@ from llmdpd.runs.data import Embeddings, embed_tasks, example_data, training_dat
 from llmdpd.runs.evaluation import evaluate_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
+from llmdpd.runs.language import check_language, language_facts, with_language_sizes
 from llmdpd.runs.latency import acting_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
@@ -63,6 +64,8 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     if both:
         raise InputError("a task is both seen and unseen", field="tasks.unseen", found=", ".join(both))
     config = dataclasses.replace(_with_absolute_paths(config), tasks=tasks)
+    if config.method == "lamo":
+        config = with_language_sizes(config)
     check_values(config)
     return config
 
@@ -90,7 +93,13 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     )
     # The order in which the name is looked up: see llmdpd.prompts.models.
     folder = config.llm not in ("", "minilm") and Path(config.llm).expanduser().is_dir()
-    return dataclasses.replace(config, data=data, llm=absolute(config.llm) if folder else config.llm)
+    llm = absolute(config.llm) if folder else config.llm
+    model, corpus = (
+        absolute(place) if place and Path(place).expanduser().exists() else place
+        for place in (config.lamo.model, config.lamo.corpus)
+    )
+    lamo = dataclasses.replace(config.lamo, model=model, corpus=corpus)
+    return dataclasses.replace(config, data=data, llm=llm, lamo=lamo)
 
 
 def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
@@ -100,6 +109,8 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         StopRequestedError: a stop was asked for; what was done is saved.
         InputError, TrainingDivergedError: see there.
     """
+    if config.method == "lamo":
+        check_language(config)
     _set_up_torch(config)
     tasks = (*config.tasks.seen, *config.tasks.unseen)
     # First what needs the tasks alone: an LLM that is not there is told before minutes of collection.
@@ -110,7 +121,8 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         dataset, words = training_data(config, stop.check)
         examples = example_data(config, stop.check) if config.policy.context.trajectory else None
     stop.check()
-    facts = input_facts(config, dataset, examples, texts)
+    language = language_facts(config) if config.method == "lamo" else None
+    facts = input_facts(config, dataset, examples, texts, language)
     check_inputs(run, facts)
     prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
@@ -119,7 +131,8 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
         targets = dataset.target_returns() if config.method in ASKED else None
 
         def policy(iteration: int) -> Policy:
-            return _snapshot(agent, config, known, _facts(config, words, texts, targets, iteration))
+            own = _facts(config, words, texts, targets, iteration)
+            return _snapshot(agent, config, known, own if language is None else {**own, "language_model": language})
 
         hooks = _hooks(config, run, policy, prompts, pool, stop)
         trained = with_cuda_graph(agent, config.training.cuda_graph, check_device(config.device))
