@@ -13,7 +13,7 @@ from llmdpd.acting import ActingConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.networks.methods import METHODS, SEQUENCE_MODELS, Method
+from llmdpd.networks.methods import METHODS, ONLINE, SEQUENCE_MODELS, Method
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.training.augmentation import AugmentationConfig
 
@@ -70,4 +70,9 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         training = replace(config.training, batch_size=16 * config.training.prompts_per_batch)
         acting = ActingConfig(samples=1, sampler="ddim", steps=5)
         return replace(config, training=training, policy=policy, acting=acting)
+    if method in ONLINE:
+        # stable-baselines3's batch; its networks see observations as they are.
+        training = replace(config.training, batch_size=256, prompts_per_batch=1)
+        own = replace(context, kind="pooled", features="raw")
+        return replace(config, training=training, policy=replace(config.policy, context=own))
     return replace(config, bc=replace(config.bc, clone=clone)) if method == "bc" else config

@@ -8,22 +8,20 @@ same bits as one that never stopped.
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmdpd.config_io import differences
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
+from llmdpd.data.replay_log import ReplayLog
 from llmdpd.envs.locomotion import locomotion_base, normalised_score
 from llmdpd.envs.specs import TaskSpec, canonical_task, task_spec
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_directory, atomic_write_json, atomic_writer, process_lock, read_json
+from llmdpd.files import atomic_directory, atomic_write_json, process_lock, read_json
 from llmdpd.training.checkpoint import latest_checkpoint, read_state
 
 if TYPE_CHECKING:
@@ -185,10 +183,10 @@ class _Run:
                 hint="remove this folder to begin anew, or choose another --out",
             )
         self._trainer: SacTrainer = SacTrainer(
-            spec.task, config.seed, config.steps, max_steps=config.max_steps, goal_visible=config.goal_visible
+            [spec], config.seed, config.steps, max_steps=config.max_steps, goal_visible=config.goal_visible
         )
         self._level: Level | None = None
-        self._marks = [0]  # where the pieces begin and end
+        self._log = ReplayLog(folder)
         if manifest.is_file():
             self._restore()
         else:
@@ -231,36 +229,28 @@ class _Run:
         steps = self._trainer.steps
         if not steps:
             return
-        if steps > self._marks[-1]:
-            piece = self._trainer.transitions(self._marks[-1])
-            with atomic_writer(self._piece(self._marks[-1], steps)) as temporary, temporary.open("wb") as file:
-                np.savez(file, **piece)  # type: ignore[arg-type]
-            self._marks.append(steps)
+        self._log.append(self._trainer.transitions(self._log.steps), steps)
         level = None if self._level is None else [self._level.mean_return, self._level.success]
-        self._trainer.save(self.folder / "checkpoint", {"marks": self._marks, "level": level})
-
-    def _piece(self, start: int, end: int) -> Path:
-        return self.folder / f"steps-{start:09d}-{end:09d}.npz"
+        self._trainer.save(self.folder / "checkpoint", {"level": level})
 
     def _restore(self) -> None:
         from llmdpd.sac import Level
 
         checkpoint = latest_checkpoint(self.folder / "checkpoint")
         if checkpoint is None:
-            return  # killed before its first one
+            self._log.take_up(0)  # killed before its first one
+            return
         try:
             state = read_state(checkpoint)
-            pieces = [_read_piece(self._piece(start, end)) for start, end in pairwise(state["marks"])]
-            joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-            self._trainer.restore(checkpoint, joined)
-        except (OSError, KeyError, IndexError, ValueError, zipfile.BadZipFile) as error:
+            self._trainer.restore(checkpoint, self._log.take_up(state["counters"][0]))
+        except (OSError, KeyError, IndexError, ValueError) as error:
+            told = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise InputError(
                 "the interrupted collection is damaged",
                 path=self.folder,
-                found=f"{type(error).__name__}: {error}"[:200],
+                found=told[:200],
                 hint="remove this folder to begin anew",
             ) from None
-        self._marks = state["marks"]
         self._level = None if state["level"] is None else Level(*state["level"])
 
     def write(self, path: Path, summary: Path) -> SacCollected:
@@ -306,8 +296,3 @@ class _Run:
             goal_visible=self._config.goal_visible if self._spec.has_success else None,
             source=source,
         )
-
-
-def _read_piece(path: Path) -> dict[str, NDArray[np.float32]]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)

@@ -14,6 +14,7 @@ from llmdpd.agents.decision_transformer import DecisionTransformerConfig
 from llmdpd.agents.lamo import LaMoConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.agents.mtdiff import MTDiffConfig
+from llmdpd.agents.sac import SACConfig
 from llmdpd.agents.state_augmentation import RADConfig, S4RLConfig
 from llmdpd.agents.td3_bc import TD3BCConfig
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusionConfig
@@ -88,7 +89,7 @@ class TrainingConfig:
     """The training loop."""
 
     iterations: int = 5000
-    """Iterations of Algorithm 1."""
+    """Iterations of Algorithm 1, or of the method's own; of sac, steps in the environment."""
     batch_size: int = 256
     """Transitions an iteration."""
     prompts_per_batch: int = 1
@@ -139,7 +140,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of networks, batches and noise."""
     device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """cpu, cuda or cuda:N; sac trains on the CPU, and acts on the device."""
     threads: int = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it. The rest, in torch, takes one."""
     llm: str = "minilm"
@@ -157,6 +158,7 @@ class TrainConfig:
     dt: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
     mtdiff: MTDiffConfig = field(default_factory=MTDiffConfig)
     lamo: LaMoConfig = field(default_factory=LaMoConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError
 from llmdpd.metaworld_layout import GOAL, GRIPPER, HAND, OBJECT, SECOND, STATE_DIM, previous
 
-FeatureKind = Literal["normalised", "metaworld", "relative"]
+FeatureKind = Literal["normalised", "metaworld", "relative", "raw"]
 
+_ANY_LAYOUT = ("normalised", "raw")
 _METAWORLD_RELATIVE = 5 * 3
 _METAWORLD_VELOCITY = 2 * 3
 _METAWORLD_OWN = 1 + 4  # gripper, and the heights of hand, both objects and goal
@@ -26,7 +27,8 @@ class StateFeatures(nn.Module):
     numbers, the differences between hand, objects and goal, once in units of 25 cm and once as tanh in units of 4 cm
     (how near is near), and the velocities of hand and object, from the previous frame that the observation carries.
     `relative` is those alone, with the gripper and the heights beside: where on the table something lies, and how it is
-    turned, is left out, and what an observation doesn't have (its three numbers are zero) is at no distance.
+    turned, is left out, and what an observation doesn't have (its three numbers are zero) is at no distance. `raw` is
+    the observation itself.
 
     Raises:
         InputError: `metaworld` features for observations of another size.
@@ -37,7 +39,7 @@ class StateFeatures(nn.Module):
 
     def __init__(self, state_dim: int, kind: FeatureKind = "normalised") -> None:
         super().__init__()
-        if kind != "normalised" and state_dim != STATE_DIM:
+        if kind not in _ANY_LAYOUT and state_dim != STATE_DIM:
             raise InputError(
                 "these features read Meta-World's observation layout",
                 field="features",
@@ -53,7 +55,7 @@ class StateFeatures(nn.Module):
     @property
     def output_dim(self) -> int:
         """F."""
-        if self.kind == "normalised":
+        if self.kind in _ANY_LAYOUT:
             return self.state_dim
         rest = 2 * _METAWORLD_RELATIVE + _METAWORLD_VELOCITY
         return rest + (self.state_dim if self.kind == "metaworld" else _METAWORLD_OWN)
@@ -61,7 +63,7 @@ class StateFeatures(nn.Module):
     @property
     def geometry_dim(self) -> int:
         """G, of `geometry`."""
-        return self.state_dim if self.kind == "normalised" else _METAWORLD_GEOMETRY
+        return self.state_dim if self.kind in _ANY_LAYOUT else _METAWORLD_GEOMETRY
 
     def fit(self, observations: Tensor) -> None:
         """Take mean and std [S] from the training tasks' observations [N, S]."""
@@ -73,6 +75,8 @@ class StateFeatures(nn.Module):
         self.std.copy_(torch.where(constant | (std <= 1e-6), 1.0, std))
 
     def forward(self, state: Tensor) -> Tensor:
+        if self.kind == "raw":
+            return state
         if self.kind == "relative":
             return torch.cat([_own(state), *_metaworld(state, present_only=True)], dim=-1)
         normalised = ((state - self.mean) / self.std).clamp(-10.0, 10.0)
@@ -82,9 +86,9 @@ class StateFeatures(nn.Module):
         """Where things are, as two moments can be compared by: [..., S] → [..., G].
 
         From Meta-World's layout both objects - hand, goal - hand, goal - object in units of 25 cm, and the gripper; of
-        other observations all numbers, normalised.
+        other observations all numbers, normalised or raw.
         """
-        if self.kind == "normalised":
+        if self.kind in _ANY_LAYOUT:
             return self(state)
         return torch.cat([4.0 * _differences(state, present_only=True)[..., : 4 * 3], state[..., GRIPPER]], dim=-1)
 

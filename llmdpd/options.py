@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.errors import InputError
-from llmdpd.networks.methods import Method
+from llmdpd.networks.methods import ONLINE, Method
 
 _CHAIN = ("policy.time_dim", "policy.diffusion_steps", "policy.schedule", "acting.sampler", "acting.steps")
 _CONTEXT = ("policy.context", "training.augmentation")
@@ -33,7 +33,13 @@ _READS_EXAMPLE = (
     "policy.context.encoder.sampling",
     "training.augmentation",
 )
-METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
+_DATA_SET = (
+    *(f"data.{name}" for name in ("path", "prompts", "episodes", "prompt_episodes", "noise", "seed", "keep_failed")),
+    *("data.fraction", "data.sac_steps", "training.prompts_per_batch", "training.cuda_graph"),
+)
+"""Read by the methods that learn from a data set: what it is, and what its batches are like."""
+
+_OWN_FIELDS: dict[Method, tuple[str, ...]] = {
     "llmdpd": _POLICY_DIFFUSION,
     "trajectory-diffusion": ("planner", *_CONTEXT, *_CHAIN, *_PLAN, "acting.samples", "acting.noise_scale"),
     "diffusion-ql": _POLICY_DIFFUSION,
@@ -58,6 +64,10 @@ METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
         "policy.sequence.longest",
         "policy.context.features",
     ),
+    "sac": ("sac", "policy.hidden_dim", "acting.noise_scale"),
+}
+METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
+    method: own if method in ONLINE else (*own, *_DATA_SET) for method, own in _OWN_FIELDS.items()
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 

@@ -47,6 +47,15 @@ def test_a_constant_dimension_keeps_its_scale(rng: np.random.Generator, value: f
     assert float(features(moved)[0, -1]) == pytest.approx(0.5, abs=1e-3)
 
 
+def test_raw_features_are_the_observation(rng: np.random.Generator) -> None:
+    features = StateFeatures(5, "raw")
+    state = torch.from_numpy(rng.normal(0, 100, (4, 5)).astype(np.float32))
+    features.fit(state)
+    assert torch.equal(features(state), state)
+    assert torch.equal(features.geometry(state), state)
+    assert (features.output_dim, features.geometry_dim) == (5, 5)
+
+
 def test_leading_axes_are_kept(rng: np.random.Generator) -> None:
     features = StateFeatures(39, "metaworld")
     state = torch.from_numpy(rng.normal(size=(2, 5, 39)).astype(np.float32))

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from llmdpd.agents.registry import make_agent
+from llmdpd.agents.sac import SAC
 from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
 from llmdpd.data import Trajectory, load_dataset
 from llmdpd.errors import InputError
 from llmdpd.evaluate import main as evaluate
 from llmdpd.networks.history_policy import HistoryPolicy
-from llmdpd.networks.methods import METHODS, Method, make_network
+from llmdpd.networks.methods import METHODS, ONLINE, Method, make_network
 from llmdpd.options import METHOD_FIELDS, has_field, split_options
 from llmdpd.policy import Policy
 from llmdpd.results import read_results
@@ -33,6 +34,8 @@ SIZES = {
     **{"policy.sequence.context": 4, "policy.sequence.layers": 1, "policy.sequence.width": 16, "dt.lr": 1e-2},
     **{"policy.plan.horizon": 4, "policy.plan.layers": 1, "policy.plan.width": 16, "policy.plan.inner": 16},
     **{"acting.steps": 2, "mtdiff.lr": 1e-2},
+    # Episodes of 4 steps: at every mark of the metrics some have ended.
+    **{"sac.learning-starts": 5, "sac.max-steps": 4},
     **{"td3-bc.critic-hidden": 16, "cql.critic-hidden": 16, "cql.draws": 2, "bc.lr": 1e-2},
     **{"lamo.lr": 1e-2, "lamo.lm-lr": 1e-2, "lamo.lr-warmup": 1, "lamo.language-block": 8},
 }
@@ -40,6 +43,11 @@ LEFT_OUT = {"diffusion-bc": ("agent.eta", "acting.samples", "acting.steps"), "di
 """What the other methods of policy diffusion are given, and this one refuses."""
 
 SAMPLERS = {"diffusion-ql": "ddpm", "diffusion-bc": "ddpm", "mtdiff": "ddim"}
+"""The reverse chain that those which walk one begin with."""
+
+NEEDS = {"sac": "stable_baselines3"}
+"""The package of an extra that a method cannot do without."""
+
 READERS = ("prompt-dt", "mtdiff")
 """The baselines that read an example."""
 
@@ -64,6 +72,8 @@ def baseline(
     options_of: Callable[[Method], list[str]],
 ) -> tuple[Method, Path]:
     """A baseline and its tiny run, which was never disturbed."""
+    if request.param in NEEDS:
+        pytest.importorskip(NEEDS[request.param])
     folder = tmp_path_factory.mktemp("runs") / request.param
     assert train("--run-dir", folder, *options_of(request.param)) == 0
     return request.param, folder
@@ -102,6 +112,12 @@ def test_what_is_asked_for_is_the_datas(
         Policy.load(run.parent / f"wrong-{method}")
 
 
+def agent_kind(config: TrainConfig) -> type[Any]:
+    """The class of the method's agent."""
+    network = make_network(config.method, 39, 4, 0, config.policy)
+    return SAC if config.method in ONLINE else type(make_agent(config, network))
+
+
 def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
     baseline: tuple[Method, Path],
     tmp_path: Path,
@@ -111,10 +127,10 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
     rng: np.random.Generator,
 ) -> None:
     method, straight = baseline
-    config = configuration(options_of(method))
-    kind = type(make_agent(config, make_network(method, 39, 4, 0, config.policy)))
     run = tmp_path / "run"
-    stopped_and_resumed(run, options_of(method), kind, int(rng.integers(1, 39)))
+    stopped_and_resumed(
+        run, options_of(method), agent_kind(configuration(options_of(method))), int(rng.integers(1, 39))
+    )
     assert contents(run) == contents(straight)
 
 
@@ -164,7 +180,7 @@ def test_evaluation_refuses_what_the_method_does_not_do(
     for name in refused:
         assert evaluate([str(run), name, str(options[name])]) == 2
         assert name in capsys.readouterr().err
-    by_draws = {name: ["--samples", "--replan"] for name in ("bc", "cql", "mtdiff")}
+    by_draws = {name: ["--samples", "--replan"] for name in ("bc", "cql", "mtdiff", "sac")}
     assert refused == by_draws.get(method, [] if method.startswith("diffusion") else list(options))
 
 
@@ -203,6 +219,8 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "mtdiff", "--mtdiff.return-probability", "1.1"), "mtdiff.return_probability"),
         (("--agent", "trajectory-diffusion", "--policy.plan.guidance", "2"), "--policy.plan.guidance"),
         (("--agent", "mtdiff", "--acting.samples", "2"), "--acting.samples"),
+        (("--agent", "sac", "--data.fraction", "0.5"), "--data.fraction"),
+        (("--agent", "bc", "--sac.lr", "1"), "--bc.lr"),
     ],
 )
 def test_options_that_a_method_does_not_have(words: tuple[str, ...], told: str) -> None:

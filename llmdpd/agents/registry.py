@@ -11,12 +11,15 @@ from llmdpd.agents.decision_transformer import SequenceCloning
 from llmdpd.agents.lamo import LaMo, load_language
 from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.agents.mtdiff import MTDiff
+from llmdpd.agents.sac import SAC
 from llmdpd.agents.state_augmentation import RAD, S4RL
 from llmdpd.agents.td3_bc import TD3BC
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion
-from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.envs.specs import task_spec
+from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SACActor, SquashedGaussianPolicy
 from llmdpd.networks.decision_transformer import DecisionTransformer
 from llmdpd.networks.language_transformer import LanguageDecisionTransformer
+from llmdpd.networks.methods import ONLINE
 from llmdpd.networks.mtdiff_policy import MTDiffPolicy
 from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.networks.policy_network import ConditionalPolicy, PromptedNetwork
@@ -25,15 +28,36 @@ if TYPE_CHECKING:
     from llmdpd.config import TrainConfig
 
 AnyAgent = LLMDPD | TrajectoryDiffusion | Agent
+"""What learns from batches of a data set."""
+
+
+def make_online_agent(config: TrainConfig, network: SACActor) -> SAC:
+    """The agent of a method of `ONLINE`: it learns in the environments of the seen tasks, and acts by the network.
+
+    Raises:
+        InputError: stable-baselines3 is not installed.
+    """
+    return SAC(
+        network,
+        config.sac,
+        [task_spec(task) for task in config.tasks.seen],
+        steps=config.training.iterations,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        goal_visible=config.tasks.goal_visible,
+    )
 
 
 def make_agent(config: TrainConfig, network: PromptedNetwork) -> AnyAgent:
-    """The method's agent, learning with the network that `llmdpd.networks.methods.make_network` made for it.
+    """The agent of a method that learns from a data set, with the network that `make_network` made for it.
 
     Raises:
         InputError: a language model or a corpus that is not there, or does not fit (lamo).
+        ValueError: a method of `ONLINE`.
     """
     method, iterations = config.method, config.training.iterations
+    if method in ONLINE:
+        raise ValueError(f"{method} learns in the environment: make_online_agent")
     if method == "trajectory-diffusion":
         return TrajectoryDiffusion(cast(PlanPolicy, network), config.planner, iterations)
     if method == "bc":

@@ -61,7 +61,8 @@ class ContextConfig:
     trajectory_dropout: float = 0.0
     """Probability in training that a task's example is left out."""
     features: FeatureKind = "normalised"
-    """State features: `normalised`, `metaworld` with relative positions beside, or `relative`, those alone."""
+    """State features: `normalised`, `metaworld` with relative positions beside, `relative`, those alone, or `raw`,
+    observations as they are."""
     encoder: TrajectoryEncoderConfig = field(default_factory=TrajectoryEncoderConfig)
     """The trajectory encoder."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)

@@ -214,7 +214,8 @@ GRIDS: dict[str, Grid] = {
         "The systems that it is compared with",
         "Other methods on the same data, features, environments and episodes, without prompts but for prompt-dt and "
         "mtdiff, with their published settings where they have such: docs/baselines.md. Cloning learns the expert's "
-        "labels of the visited states as the default does, the others the executed actions.",
+        "labels of the visited states as the default does, the others the executed actions. SAC has no data: it learns "
+        "in the environments themselves, an iteration a step there, and is no offline result.",
         (
             _FULL,
             _baseline("bc", "Cloning, Gaussian"),
@@ -228,9 +229,9 @@ GRIDS: dict[str, Grid] = {
             _baseline("prompt-dt", "Prompt Decision Transformer"),
             _baseline("mtdiff", "MTDiff-p", "MTDIFF"),
             _baseline("lamo", "LaMo"),
+            _baseline("sac", "SAC, online", "SAC"),
         ),
         paper=TABLE_1,
-        others=("SAC",),
     ),
     "low-data": Grid(
         "From little data: Decision Transformers with and without a language model",

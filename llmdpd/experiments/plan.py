@@ -13,11 +13,12 @@ from llmdpd.envs import base_name
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
-from llmdpd.networks.methods import METHODS
+from llmdpd.networks.methods import METHODS, ONLINE
 from llmdpd.options import has_field, split_options
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
 from llmdpd.runs.language import check_language
+from llmdpd.sac import require_sac
 from llmdpd.train import configuration
 
 
@@ -42,7 +43,7 @@ class Settings:
 class Plan:
     """An experiment's cells, method by method, seed by seed; `chosen` are the methods to run, by their keys.
 
-    `skipped`: methods that cannot run here (a language model's weights are absent), and why.
+    `skipped`: methods that cannot run here (a language model's weights or a package is absent), and why.
     """
 
     settings: Settings
@@ -89,8 +90,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     absent: dict[str, str | None] = {}
     for method in grid.methods:
         cells = plan.cells[method.key] = _cells_of(plan, method, budget)
-        reason = _absent_model(cells[0].config, absent)
-        # Where all is done, nothing needs the model any more.
+        reason = _absent_package(cells[0].config) or _absent_model(cells[0].config, absent)
+        # Where all is done, nothing needs the model or the package any more.
         if reason is not None and any(cell.state != "done" for cell in cells):
             plan.skipped[method.key] = reason
     return plan
@@ -188,9 +189,19 @@ def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
         ("training.iterations", budget.iterations, config.training.iterations),
         ("data.episodes", budget.data_episodes, config.data.episodes),
     ):
-        if most is not None and value > most:
+        if most is not None and value > most and has_field(config.method, name):
             options += [f"--{name}", str(most)]
     return tuple(options)
+
+
+def _absent_package(config: TrainConfig) -> str | None:
+    """The package that the method cannot be trained without and that is not installed, and how to get it."""
+    try:
+        if config.method in ONLINE:
+            require_sac("method")
+    except InputError as error:
+        return f"{error.problem}; {error.hint}"
+    return None
 
 
 def _absent_model(config: TrainConfig, known: dict[str, str | None]) -> str | None:

@@ -18,6 +18,7 @@ from llmdpd.envs.specs import common_spec
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.files import read_json
+from llmdpd.networks.methods import ONLINE
 from llmdpd.policy import Policy
 from llmdpd.prompts import task_prompt
 from llmdpd.training.metrics import read_metrics
@@ -27,8 +28,8 @@ _STEPS = 100  # of an environment, timed
 _ROWS = 16  # of a batch of actions: of 32 episodes that an evaluation runs at once, half act at a time
 _EXAMPLE_STEPS = 200
 MEASURED_NOW = (
-    f"measured now: {_LOG_EVERY * (_MARKS - 1)} iterations on random data and {_STEPS} steps of an environment, every "
-    "evaluated episode counted to its limit"
+    f"measured now: {_LOG_EVERY * (_MARKS - 1)} iterations on random data (sac: in an environment) and {_STEPS} steps "
+    "of an environment, every evaluated episode counted to its limit"
 )
 
 
@@ -87,6 +88,8 @@ def seconds_left(cell: Cell, rate: Rate) -> float:
 def calibrate(cell: Cell, share: Share) -> Rate:
     """Train the cell's configuration for 30 iterations on random data, and act in one of its environments.
 
+    A method that learns in the environments does so, without its warm-up.
+
     Raises:
         InputError: the training failed.
     """
@@ -116,8 +119,7 @@ def calibrate(cell: Cell, share: Share) -> Rate:
 
 def _words(cell: Cell, folder: Path, tasks: tuple[str, ...], share: Share) -> tuple[str, ...]:
     options = {
-        "data.path": folder / "data",
-        "data.prompts": folder / "data",
+        **_lesson(cell.config, folder / "data"),
         "training.iterations": _LOG_EVERY * _MARKS,
         "training.log-every": _LOG_EVERY,
         "training.select-every": 0,
@@ -129,6 +131,13 @@ def _words(cell: Cell, folder: Path, tasks: tuple[str, ...], share: Share) -> tu
     words = ["llmdpd.train", "--run-dir", str(folder / "run"), "--preset", cell.preset, *cell.options]
     words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return (*words, "--evaluation.no-films", "--tasks.unseen", "--tasks.seen", *tasks)
+
+
+def _lesson(config: TrainConfig, data: Path) -> dict[str, object]:
+    """Options for what is learned from: the random data, or right from the first step."""
+    if config.method in ONLINE:
+        return {"sac.learning-starts": 0}
+    return {"data.path": data, "data.prompts": data}
 
 
 def _random_data(tasks: tuple[str, ...]) -> TrajectoryDataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from llmdpd.errors import InputError
-from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
+from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SACActor, SquashedGaussianPolicy
 from llmdpd.networks.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.networks.history_policy import HistoryPolicy
 from llmdpd.networks.language_transformer import LanguageDecisionTransformer
@@ -27,6 +27,7 @@ Method = Literal[
     "prompt-dt",
     "mtdiff",
     "lamo",
+    "sac",
 ]
 
 _NETWORKS: dict[str, type[PromptedNetwork]] = {
@@ -43,12 +44,15 @@ _NETWORKS: dict[str, type[PromptedNetwork]] = {
     "prompt-dt": PromptDecisionTransformer,
     "mtdiff": MTDiffPolicy,
     "lamo": LanguageDecisionTransformer,
+    "sac": SACActor,
 }
 METHODS: dict[str, Method] = {name: name for name in get_args(Method)}
 POLICY_DIFFUSION = tuple(name for name, kind in _NETWORKS.items() if kind is ConditionalPolicy)
 """The methods whose policy is a diffusion of actions."""
 SEQUENCE_MODELS = tuple(name for name, kind in _NETWORKS.items() if issubclass(kind, DecisionTransformer))
 """The methods that are Decision Transformers."""
+ONLINE = tuple(name for name, kind in _NETWORKS.items() if issubclass(kind, SACActor))
+"""The methods that learn in the environment itself, from no data set."""
 ASKED = tuple(name for name, kind in _NETWORKS.items() if issubclass(kind, HistoryPolicy))
 """The methods whose policy is shown an episode's last steps and asked for a return."""
 

@@ -9,7 +9,7 @@ from llmdpd.envs.specs import TaskSpec, common_spec
 from llmdpd.errors import InputError, located
 from llmdpd.limits import LIMITS, check_limits
 from llmdpd.networks.decision_transformer import check_sequence_policy
-from llmdpd.networks.methods import POLICY_DIFFUSION, SEQUENCE_MODELS
+from llmdpd.networks.methods import ONLINE, POLICY_DIFFUSION, SEQUENCE_MODELS
 from llmdpd.networks.mtdiff_policy import check_mtdiff_policy
 from llmdpd.networks.plan_policy import check_plan_acting, check_plan_chunk
 from llmdpd.training.batches import check_batch
@@ -57,6 +57,8 @@ def check_values(config: TrainConfig) -> None:
         check_plan_acting(config.acting)
     if config.method in SEQUENCE_MODELS:
         check_sequence_policy(config.policy, prompted=config.method == "prompt-dt")
+    if config.method in ONLINE:
+        _check_online(config, spec)
     if config.method in POLICY_DIFFUSION:
         check_chunk(config.policy.chunk, config.agent.eta)
     elif config.policy.chunk != 1:
@@ -94,6 +96,24 @@ def check_max_steps(spec: TaskSpec, max_steps: int, field: str = "evaluation.max
             field=field,
             found=max_steps,
             expected=f"1 to {spec.max_steps}, where {spec.task} ends its episodes",
+        )
+
+
+def _check_online(config: TrainConfig, spec: TaskSpec) -> None:
+    """Refuse what an actor of the environment's own cannot have, and a run that would end before it learns."""
+    if config.sac.max_steps is not None:
+        check_max_steps(spec, config.sac.max_steps, "sac.max_steps")
+    if config.policy.action_bound != 1:
+        found = config.policy.action_bound
+        raise InputError(
+            "the environments' actions lie within ±1", field="policy.action_bound", found=found, expected=1
+        )
+    if config.sac.learning_starts >= config.training.iterations:
+        raise InputError(
+            "the run ends before the first gradient step",
+            field="sac.learning_starts",
+            found=config.sac.learning_starts,
+            expected=f"below {config.training.iterations} (training.iterations)",
         )
 
 

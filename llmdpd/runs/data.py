@@ -148,6 +148,13 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
     return dataset, words + f"; {verb} the {cloned} actions"
 
 
+def online_words(config: TrainConfig) -> str:
+    """What a method learns from that has no data set but the environments: so many steps in them, in words."""
+    steps = f"{config.training.iterations:,} steps in the environments of the tasks that it is trained on"
+    cut = "" if config.sac.max_steps is None else f", episodes cut at {config.sac.max_steps}"
+    return f"online: no data set; {steps}{cut} (SAC by stable-baselines3)"
+
+
 def _fraction(dataset: TrajectoryDataset, share: float, seed: int) -> TrajectoryDataset:
     """A share of each task's episodes, at least one, in the data's order."""
     kept = []

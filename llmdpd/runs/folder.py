@@ -19,7 +19,18 @@ from llmdpd.config_io import differences, from_plain, to_plain
 from llmdpd.errors import InputError
 from llmdpd.files import atomic_write_json, process_lock, read_json, recover_directory
 
-_PACKAGES = ("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors")
+_PACKAGES = (
+    "llmdpd",
+    "torch",
+    "numpy",
+    "transformers",
+    "gymnasium",
+    "metaworld",
+    "mujoco",
+    "minari",
+    "safetensors",
+    "stable-baselines3",
+)
 # Where a resumed run may differ from its start: none of these changes what is learned or chosen. Where collected data
 # is kept may change because what lies there is held against the checkpoint's hash.
 _FREE_ON_RESUME = (
@@ -60,6 +71,11 @@ class RunFolder:
     def prompts(self) -> Path:
         """The example trajectories of the evaluation, as Minari data sets."""
         return self.path / "prompt_data"
+
+    @property
+    def replay(self) -> Path:
+        """The steps of a method that learns in the environment, which its checkpoints go on from."""
+        return self.path / "replay"
 
     def policy(self, checkpoint: str) -> Path:
         """The policy folder of the `last` or the `best` checkpoint."""

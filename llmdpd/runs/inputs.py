@@ -18,21 +18,22 @@ from llmdpd.training.checkpoint import latest_checkpoint, read_state
 
 def input_facts(
     config: TrainConfig,
-    dataset: TrajectoryDataset,
+    dataset: TrajectoryDataset | None,
     examples: TrajectoryDataset | None,
     texts: Embeddings,
     language: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings that decide what is learned, and SHA-256 of training data, evaluation's examples, embeddings.
 
-    `language`: what says which language model and corpus are learned from, where any are.
+    What is not there (a data set, of a method that learns in the environment) is None. `language`: what says which
+    language model and corpus are learned from, where any are.
     """
     embedded = hashlib.sha256()
     for text, vector in texts.vectors.items():
         embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
     return {
         "config": decisive(config),
-        "training data": content_hash(dataset),
+        "training data": None if dataset is None else content_hash(dataset),
         "example data": None if examples is None else content_hash(examples),
         "text embeddings": embedded.hexdigest() if texts.vectors else None,
         **({} if language is None else {"language model": dict(language)}),

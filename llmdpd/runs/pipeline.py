@@ -7,12 +7,13 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from llmdpd.agents.llmdpd import LLMDPD
-from llmdpd.agents.registry import AnyAgent, make_agent
+from llmdpd.agents.registry import AnyAgent, make_agent, make_online_agent
+from llmdpd.agents.sac import SAC, SACSteps
 from llmdpd.config import TrainConfig
 from llmdpd.config_io import to_plain
 from llmdpd.data import TrajectoryDataset
@@ -23,13 +24,15 @@ from llmdpd.envs.locomotion import normalised_score
 from llmdpd.envs.rollout import EnvPool
 from llmdpd.envs.specs import canonical_task, task_spec
 from llmdpd.errors import InputError
+from llmdpd.networks.actor_policy import SACActor
 from llmdpd.networks.history_policy import HistoryPolicy
-from llmdpd.networks.methods import ASKED, SEQUENCE_MODELS, make_network
+from llmdpd.networks.methods import ASKED, ONLINE, SEQUENCE_MODELS, make_network
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
+from llmdpd.progress import console
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.checks import check_values
-from llmdpd.runs.data import Embeddings, embed_tasks, example_data, training_data
+from llmdpd.runs.data import Embeddings, embed_tasks, example_data, online_words, training_data
 from llmdpd.runs.evaluation import evaluate_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
@@ -37,9 +40,10 @@ from llmdpd.runs.language import check_language, language_facts, with_language_s
 from llmdpd.runs.latency import acting_facts
 from llmdpd.runs.prompts import TaskPrompt, keep_prompts
 from llmdpd.runs.scoring import evaluate_run, film_run
+from llmdpd.sac import require_sac
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import check_cuda_graph, describe_cuda_graph, with_cuda_graph
-from llmdpd.training.loop import Hooks, TrainingLoop
+from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
 
 
@@ -112,13 +116,15 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     if config.method == "lamo":
         check_language(config)
     _set_up_torch(config)
-    tasks = (*config.tasks.seen, *config.tasks.unseen)
+    tasks, online = (*config.tasks.seen, *config.tasks.unseen), config.method in ONLINE
+    if online:
+        require_sac("method")
     # First what needs the tasks alone: an LLM that is not there is told before minutes of collection.
     with run.timed("embedding_seconds"):
         texts = embed_tasks(config, tasks)
     stop.check()
     with run.timed("data_seconds"):
-        dataset, words = training_data(config, stop.check)
+        dataset, words = (None, online_words(config)) if online else training_data(config, stop.check)
         examples = example_data(config, stop.check) if config.policy.context.trajectory else None
     stop.check()
     language = language_facts(config) if config.method == "lamo" else None
@@ -126,20 +132,22 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     check_inputs(run, facts)
     prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
     with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
-        agent, sampler = _new_agent(config, dataset, texts), _batch_sampler(config, dataset, texts)
+        agent, sampler = _learner(config, run, dataset, texts)
         known = {text_key(text): vector for text, vector in texts.vectors.items()}
-        targets = dataset.target_returns() if config.method in ASKED else None
+        targets = dataset.target_returns() if dataset is not None and config.method in ASKED else None
 
         def policy(iteration: int) -> Policy:
             own = _facts(config, words, texts, targets, iteration)
             return _snapshot(agent, config, known, own if language is None else {**own, "language_model": language})
 
         hooks = _hooks(config, run, policy, prompts, pool, stop)
-        trained = with_cuda_graph(agent, config.training.cuda_graph, check_device(config.device))
+        graphs, device = config.training.cuda_graph, check_device(config.device)
+        trained = agent if isinstance(agent, SAC) else with_cuda_graph(agent, graphs, device)
         seconds = TrainingLoop(run.path, trained, sampler, config.training, hooks, facts).execute(stop)
     run.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)})
     first = prompts[config.tasks.seen[0]]
-    run.note(acting=acting_facts(policy(config.training.iterations), first, dataset.observations))
+    states = cast(SAC, agent).observations if dataset is None else dataset.observations
+    run.note(acting=acting_facts(policy(config.training.iterations), first, states))
     with run.timed("evaluation_seconds"):
         evaluate_run(
             run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check
@@ -158,6 +166,20 @@ def _set_up_torch(config: TrainConfig) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     use_threads(config.threads)
     torch.manual_seed(config.seed)
+
+
+def _learner(
+    config: TrainConfig, run: RunFolder, dataset: TrajectoryDataset | None, texts: Embeddings
+) -> tuple[AnyAgent | SAC, Sampler]:
+    """What learns, and what it learns from: a data set or, where there is none, the environments."""
+    if dataset is not None:
+        return _new_agent(config, dataset, texts), _batch_sampler(config, dataset, texts)
+    spec = task_spec(config.tasks.seen[0])
+    network = make_network(config.method, spec.state_dim, spec.action_dim, texts.width, config.policy)
+    agent = make_online_agent(config, cast(SACActor, network))
+    if check_device(config.device).type != "cpu":
+        console.print(f"{config.method} trains on the CPU; {config.device} is for its evaluation")
+    return agent, SACSteps(agent, run.replay)
 
 
 def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> AnyAgent:
@@ -211,10 +233,12 @@ def _hooks(
     )
 
 
-def _snapshot(agent: AnyAgent, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]) -> Policy:
+def _snapshot(
+    agent: AnyAgent | SAC, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]
+) -> Policy:
     """The acting policy as it is now: the EMA networks, and the critics where any are trained."""
     critic = copy.deepcopy(agent.critic) if isinstance(agent, LLMDPD) and config.trains_critic else None
-    network = copy.deepcopy(agent.ema_policy)
+    network = copy.deepcopy(agent.ema_policy).to(check_device(config.device))
     return Policy(network, critic, config.acting, llm=config.llm, texts=known, facts=facts)
 
 

@@ -11,11 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmdpd.agents.batch import PromptedBatch
 from llmdpd.config import TrainingConfig
 from llmdpd.errors import TrainingDivergedError
 from llmdpd.progress import ProgressBar, console
-from llmdpd.training.batches import BatchSampler
 from llmdpd.training.checkpoint import (
     Checkpointed,
     latest_checkpoint,
@@ -33,7 +31,23 @@ _TOLD = 8  # numbers of a selection that are printed
 class Agent(Checkpointed, Protocol):
     """What the loop needs of an algorithm."""
 
-    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]: ...
+    def update(self, batch: Any, iteration: int) -> dict[str, Tensor]: ...
+
+
+class Sampler(Protocol):
+    """What an iteration learns from: batches of a data set (`BatchSampler`), or steps in an environment."""
+
+    def next(self) -> Any: ...
+
+    def state(self) -> dict[str, Any]:
+        """What has to be known to go on, as JSON, asked for right before a checkpoint of it.
+
+        Raises:
+            OSError: what it writes beside the checkpoint is refused by the disk.
+        """
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was called; the agent has been brought back before."""
 
 
 @dataclass
@@ -57,7 +71,7 @@ class TrainingLoop:
 
     run: Path
     agent: Agent
-    sampler: BatchSampler
+    sampler: Sampler
     config: TrainingConfig
     hooks: Hooks
     facts: Mapping[str, Any]
@@ -127,7 +141,8 @@ class TrainingLoop:
         if not self._window:
             return {}
         # By one transfer; not every iteration has every metric.
-        numbers = iter(torch.stack([value.float() for m in self._window for value in m.values()]).cpu().tolist())
+        values = [value.float() for m in self._window for value in m.values()]
+        numbers = iter(torch.stack(values).cpu().tolist() if values else ())
         window = [{name: next(numbers) for name in m} for m in self._window]
         self._window = []
         bad = first_not_finite(window, self.iteration - len(window) + 1)
@@ -142,12 +157,17 @@ class TrainingLoop:
             )
         names = dict.fromkeys(name for m in window for name in m)
         means = {name: fmean(m[name] for m in window if name in m) for name in names}
-        metrics.write(self.iteration, means)
+        if means:  # nothing in a warm-up
+            metrics.write(self.iteration, means)
         return means
 
     def _save(self, metrics: MetricsWriter, marks_due: bool = False) -> None:
+        try:
+            position = self.sampler.state()
+        except OSError as error:
+            raise refused_write("what it learns from", self.run, self.run / "checkpoint", error) from error
         state = {
-            "sampler": self.sampler.state(),
+            "sampler": position,
             "best_score": self.best_score,
             "elapsed": metrics.seconds,
             "marks_due": marks_due,
@@ -178,8 +198,11 @@ class TrainingLoop:
 
 
 def _loss_words(values: Mapping[str, float]) -> str:
-    """The first of the losses, that of equation 5 where it is among them."""
-    name = "loss/diffusion" if "loss/diffusion" in values else next(n for n in values if n.startswith("loss/"))
+    """The first of the losses, that of equation 5 where it is among them; nothing in a warm-up, which has none."""
+    losses = [name for name in values if name.startswith("loss/")]
+    if not losses:
+        return ""
+    name = "loss/diffusion" if "loss/diffusion" in losses else losses[0]
     return f"{name.removeprefix('loss/')} loss {values[name]:.4f}"
 
 

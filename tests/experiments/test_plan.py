@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,30 @@ def test_a_model_without_weights_is_skipped_and_told(
     for cell in plan.cells["olmo"]:
         finish(cell, dict.fromkeys(COUNTS, 1))
     assert not make_test_plan(grid).skipped
+
+
+def test_a_method_without_its_package_is_skipped_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    plan = make_plan(Settings("baselines", out=tmp_path))
+    assert list(plan.skipped) == ["sac"]
+    assert "pip install" in plan.skipped["sac"]
+    assert not [cell for cell in plan.runnable if cell.method == "sac"]
+
+
+def test_a_budget_leaves_out_what_a_method_does_not_have(tmp_path: Path) -> None:
+    cells = make_plan(Settings("baselines", out=tmp_path, budget="minutes")).cells
+    assert "--data.episodes" in cells["cql"][0].options
+    assert "--data.episodes" not in cells["sac"][0].options
+    assert cells["sac"][0].config.training.iterations == BUDGETS["minutes"].iterations
+
+
+def test_data_of_ones_own_is_for_those_that_learn_from_data(tmp_path: Path) -> None:
+    settings = Settings("baselines", out=tmp_path, only=("cql", "sac"), options=("--data.path", "x"))
+    with pytest.raises(InputError, match=r"for sac"):
+        make_plan(settings)
+    cells = make_plan(dataclasses.replace(settings, only=("cql",))).cells
+    assert "--data.path" in cells["cql"][0].options
+    assert "--data.path" not in cells["sac"][0].options
 
 
 def test_first_seeds_come_first_and_only_chooses(make_test_plan: MakePlan) -> None:

@@ -63,6 +63,17 @@ def test_a_policy_that_looks_back_can_be_measured(
     assert 1e-5 < calibrate(cell, Share(1)).iteration < 10
 
 
+def test_a_method_without_data_is_measured_in_its_environment(
+    make_test_plan: MakePlan, cache_home: object, torch_settings: None
+) -> None:
+    pytest.importorskip("stable_baselines3")
+    method = Method("sac", "SAC, online", "smoke", ("--agent", "sac", "--policy.hidden-dim", "16"))
+    grid = Grid("a test", "of one method", (method,), protocols=("paper",))
+    cell = make_test_plan(grid, options=()).cells["sac"][0]
+    assert 1e-5 < calibrate(cell, Share(1)).iteration < 10
+    assert cell.state == "missing"
+
+
 def test_what_cannot_be_measured_is_told(make_test_plan: MakePlan) -> None:
     cell = make_test_plan().cells["full"][0]
     wrong = dataclasses.replace(cell, options=(*cell.options, "--llm", "no/such-model"))

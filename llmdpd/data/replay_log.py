@@ -1,0 +1,95 @@
+"""The transitions of a run that goes on, on disk: pieces that are written once, so that saving costs what is new.
+
+    FOLDER/steps-000000000-000000300.npz     arrays by name, of the steps from the first number to before the second
+    FOLDER/steps-000000300-000000450.npz
+
+Which of them count is said elsewhere, by the checkpoint that was written after them.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.errors import InputError
+from llmdpd.files import atomic_writer
+
+_PIECE = re.compile(r"steps-(\d{9,})-(\d{9,})\.npz")
+
+
+class ReplayLog:
+    """The pieces in a folder, each of which begins where the one before it ends.
+
+    Attributes:
+        steps: up to which step they reach.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps = 0
+
+    def append(self, arrays: Mapping[str, NDArray[np.float32]], end: int) -> None:
+        """Write the steps from `self.steps` to before `end`, arrays [end - steps, …] by name; nothing of no steps.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        if end == self.steps:
+            return
+        with atomic_writer(self._piece(self.steps, end)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        self.steps = end
+
+    def take_up(self, steps: int) -> dict[str, NDArray[np.float32]]:
+        """The first `steps` steps, arrays by name (none of 0 steps); `append` goes on after them.
+
+        Later pieces were written by a process that was killed before its checkpoint; they are removed.
+
+        Raises:
+            InputError: a piece that is missing or broken.
+        """
+        found: dict[tuple[int, int], Path] = {}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            match = _PIECE.fullmatch(path.name)
+            if match is not None and int(match[2]) <= steps:
+                found[int(match[1]), int(match[2])] = path
+            elif match is not None or (path.name.startswith(".steps-") and path.name.endswith(".tmp")):
+                path.unlink()
+        self.steps = 0
+        parts = []
+        for (start, end), path in sorted(found.items()):
+            if start != self.steps:
+                break
+            parts.append(_read(path, end - start))
+            self.steps = end
+        if self.steps != steps:
+            raise InputError(
+                "a piece of the recorded steps is missing",
+                path=self.folder,
+                found=f"steps up to {self.steps}",
+                expected=f"steps up to {steps}",
+            )
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def _piece(self, start: int, end: int) -> Path:
+        return self.folder / f"steps-{start:09d}-{end:09d}.npz"
+
+
+def _read(path: Path, count: int) -> dict[str, NDArray[np.float32]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        found = f"{type(error).__name__}: {error}"[:200]
+        raise InputError("a piece of the recorded steps is damaged", path=path, found=found) from None
+    for name, array in arrays.items():
+        if len(array) != count:
+            raise InputError(
+                "a piece of the recorded steps is damaged", path=path, field=name, found=len(array), expected=count
+            )
+    return arrays
