@@ -53,7 +53,7 @@ class Policy:
 
     `Policy.load(path).prompt(text=…, trajectory=…)`, then at each episode's start `.reset()`, then `.act(observation)`.
     One with chunks (`policy.chunk` H above 1) draws H actions at one look and plays the first `replan` of them. A
-    Decision Transformer is told the rewards too: `.act(observation, reward=…)`.
+    Decision Transformer, and MTDiff, is told the rewards too: `.act(observation, reward=…)`.
 
     Args:
         network: encoders and denoising network, of policy or of trajectory diffusion.
@@ -63,7 +63,7 @@ class Policy:
         texts: LLM embeddings [D] of known texts, by `text_key`.
         facts: what it was trained on and how, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which
             revision of the text model embedded its texts, and in which dtype; and `target_returns`, task → the return
-            that a Decision Transformer asks for.
+            that a policy which looks back asks for.
 
     Raises:
         InputError: more actions of a chunk to be played than it has, or critics, which value single actions, with
@@ -192,7 +192,7 @@ class Policy:
     ) -> Policy:
         """Say what to do: a text prompt, and one example (a `Trajectory`, or observations [T, S] and actions [T, A]).
 
-        `target_return` is what a Decision Transformer asks for; by default what the example that it reads has earned,
+        `target_return` is what a policy that looks back asks for; by default what the example that it reads has earned,
         or where it reads none the mean over the tasks that it was trained on. Other policies have no use for it.
 
         Returns the policy itself. The LLM is loaded only for a text that neither the policy nor the embedding cache
@@ -298,8 +298,8 @@ class Policy:
         The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
         chunks, an observation is looked at where a chunk is drawn: after `reset()`, after the last one's `replan`
         actions, and where the clock was set to another step than the next. `reward`, of the last action (a number, or
-        [B]), is taken off the return that a Decision Transformer asks for, which stays as it is without; other policies
-        have no use for it.
+        [B]), is taken off the return that a policy which looks back asks for, and which stays as it is without; other
+        policies have no use for it.
 
         Raises:
             InputError: no prompt yet, or an observation of another width, or that is no finite numbers.

@@ -33,7 +33,7 @@ _DESCRIPTION = f"""Train a policy, told by text and one example trajectory what 
     --agent NAME     the method that learns: {", ".join(METHODS)} (default: the preset's)
 
 Any field of the configuration can be given as an option beside these, except those of another method: agent.* is
-policy diffusion's (llmdpd, diffusion-ql, diffusion-bc), planner.* and policy.plan.* are trajectory-diffusion's."""
+policy diffusion's (llmdpd, diffusion-ql, diffusion-bc), planner.* trajectory-diffusion's, and so on by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ class LoRAConfig:
 
     rank: int = 16
     """Rank of the adapters' product, one for the three projections together."""
-    alpha: float = 32.0
+    alpha: int = 32
     """The product is scaled by alpha / rank."""
     dropout: float = 0.1
     """Dropout of the adapters' input, probability."""

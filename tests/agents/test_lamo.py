@@ -39,7 +39,7 @@ def network(folder: Path, bound: float = 1.0, steps: int = K, dropout: float = 0
         context=ContextConfig(text=False, trajectory=False),
         sequence=SequenceConfig(context=steps, dropout=dropout, longest=40),
         language=find_language_model(str(folder)).sizes,
-        lora=LoRAConfig(rank=3, alpha=7.0, dropout=dropout),
+        lora=LoRAConfig(rank=3, alpha=7, dropout=dropout),
     )
     made = make_network("lamo", S, A, 0, config)
     assert isinstance(made, LanguageDecisionTransformer)
