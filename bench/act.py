@@ -32,8 +32,8 @@ def our_call(
         NoPrecisionError: acting has no such precision in this version.
         ImportError: `llmdpd.policy` can't be imported here.
     """
-    from llmdpd.acting import ActingConfig
     from llmdpd.context import ContextConfig
+    from llmdpd.networks.acting import ActingConfig
     from llmdpd.networks.critic import DoubleQ
     from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
     from llmdpd.policy import Policy

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.config import TrainConfig
 from llmdpd.errors import InputError, nearest_names
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.methods import METHODS, ONLINE, SEQUENCE_MODELS, Method
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.training.augmentation import AugmentationConfig

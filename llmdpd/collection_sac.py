@@ -8,12 +8,13 @@ same bits as one that never stopped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmdpd.config_io import differences
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
@@ -22,7 +23,7 @@ from llmdpd.envs.locomotion import locomotion_base, normalised_score
 from llmdpd.envs.specs import TaskSpec, canonical_task, task_spec
 from llmdpd.errors import InputError
 from llmdpd.files import atomic_directory, atomic_write_json, process_lock, read_json
-from llmdpd.training.checkpoint import latest_checkpoint, read_state
+from llmdpd.training.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 
 if TYPE_CHECKING:
     from llmdpd.sac import Level, SacTrainer
@@ -231,7 +232,7 @@ class _Run:
             return
         self._log.append(self._trainer.transitions(self._log.steps), steps)
         level = None if self._level is None else [self._level.mean_return, self._level.success]
-        self._trainer.save(self.folder / "checkpoint", {"level": level})
+        _save_trainer(self._trainer, self.folder / "checkpoint", {"level": level})
 
     def _restore(self) -> None:
         from llmdpd.sac import Level
@@ -242,7 +243,7 @@ class _Run:
             return
         try:
             state = read_state(checkpoint)
-            self._trainer.restore(checkpoint, self._log.take_up(state["counters"][0]))
+            _restore_trainer(self._trainer, checkpoint, self._log.take_up(state["counters"][0]))
         except (OSError, KeyError, IndexError, ValueError) as error:
             told = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise InputError(
@@ -296,3 +297,25 @@ class _Run:
             goal_visible=self._config.goal_visible if self._spec.has_success else None,
             source=source,
         )
+
+
+def _save_trainer(trainer: SacTrainer, folder: Path, more: Mapping[str, Any]) -> None:
+    """A checkpoint of all but the transitions (see `llmdpd.training.checkpoint`), with `more` in its state.json."""
+    state = trainer.state()
+    del state["random"]["torch"]  # the checkpoint has it
+    with trainer.own_random():
+        save_checkpoint(folder, trainer, trainer.steps, {**state, **more})
+
+
+def _restore_trainer(trainer: SacTrainer, checkpoint: Path, transitions: Mapping[str, NDArray[np.float32]]) -> None:
+    """Go on where `_save_trainer` was called; `transitions` are all steps up to there.
+
+    Raises:
+        InputError: a checkpoint that is broken or does not fit.
+        KeyError, ValueError: as `SacTrainer.load_state`.
+    """
+    state = read_state(checkpoint)
+    with trainer.own_random():
+        load_checkpoint(checkpoint, trainer)
+        torch_state = trainer.state()["random"]["torch"]
+    trainer.load_state({**state, "random": {**state["random"], "torch": torch_state}}, transitions)

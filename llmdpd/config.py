@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.cloning import CloningConfig
 from llmdpd.agents.cql import CQLConfig
 from llmdpd.agents.decision_transformer import DecisionTransformerConfig
@@ -21,6 +20,7 @@ from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusionConfig
 from llmdpd.context import ContextConfig
 from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.envs.names import ML45_TEST, ML45_TRAIN
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.methods import POLICY_DIFFUSION, Method
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig

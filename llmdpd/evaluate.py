@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from llmdpd.acting import ActingConfig
 from llmdpd.cli import results_table, run_command
 from llmdpd.config import EvaluationConfig, TaskConfig, TrainConfig
 from llmdpd.controls import CONTROLS
@@ -21,6 +20,7 @@ from llmdpd.device import check_device, use_threads
 from llmdpd.envs.specs import canonical_task, common_spec
 from llmdpd.errors import InputError
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.options import has_field
 from llmdpd.progress import console
 from llmdpd.report import build_report

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig, draw_actions
 from llmdpd.chunks import ChunkPlayer
 from llmdpd.config_io import from_plain, to_plain
 from llmdpd.context import Condition, EncodedPrompts, RetrievalContext
@@ -22,6 +21,7 @@ from llmdpd.device import check_device
 from llmdpd.errors import InputError, located
 from llmdpd.history import EpisodeMemory, History
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.networks.acting import ActingConfig, draw_actions
 from llmdpd.networks.actor_policy import ActorPolicy
 from llmdpd.networks.critic import DoubleQ
 from llmdpd.networks.history_policy import HistoryPolicy, asked_returns, check_targets

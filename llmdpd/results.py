@@ -84,7 +84,7 @@ class PromptUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ActingUse:
-    """How actions were drawn and chosen: the fields of `llmdpd.acting.ActingConfig`, defaults made plain."""
+    """How actions were drawn and chosen: the fields of `llmdpd.networks.acting.ActingConfig`, defaults made plain."""
 
     samples: int
     selection: str

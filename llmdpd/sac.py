@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ from llmdpd.envs import COLLECTION_SEED_END
 from llmdpd.envs.specs import TaskSpec
 from llmdpd.envs.worker import Environment, EnvironmentCache, make_environment
 from llmdpd.errors import InputError
-from llmdpd.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 
 MakeEnvironment = Callable[[str, bool, bool], Environment]
 """(task, goal_visible, render) → an environment."""
@@ -114,7 +112,7 @@ class SacTrainer:
         self._random: dict[str, Any] | None = None
         self._within = False
         self._callback: Any = None
-        with self._own_random():
+        with self.own_random():
             self._model = SAC(
                 "MlpPolicy", self._venv, buffer_size=capacity, seed=seed, device="cpu", **(settings or {})
             )
@@ -145,7 +143,7 @@ class SacTrainer:
 
     def advance(self, count: int) -> None:
         """Take `count` steps, each followed by a gradient step once the warm-up is over."""
-        with self._own_random():
+        with self.own_random():
             for _ in range(count):
                 self.step()
                 self.learn()
@@ -157,7 +155,7 @@ class SacTrainer:
         """
         model: Any = self._model
         ended = len(self._episodes.successes)
-        with self._own_random():
+        with self.own_random():
             if self._callback is None:
                 _, self._callback = model._setup_learn(model.replay_buffer.buffer_size, reset_num_timesteps=False)
             model.collect_rollouts(
@@ -174,7 +172,7 @@ class SacTrainer:
         model = self._model
         if self.steps <= model.learning_starts:
             return {}
-        with self._own_random():
+        with self.own_random():
             model.train(gradient_steps=1, batch_size=model.batch_size)
         told = model.logger.name_to_value
         return {
@@ -223,7 +221,7 @@ class SacTrainer:
     def state(self) -> dict[str, Any]:
         """What has to be known beside networks, optimisers and transitions to go on, as JSON."""
         model = self._model
-        with self._own_random():
+        with self.own_random():
             random_state = _get_random()
         return {
             "counters": [model.num_timesteps, model._n_updates, model._episode_num],
@@ -260,28 +258,8 @@ class SacTrainer:
         model._last_obs = observation
         model._last_episode_starts = np.zeros(1, bool)
 
-    def save(self, folder: Path, more: Mapping[str, Any]) -> None:
-        """A checkpoint of all but the transitions (see `llmdpd.training.checkpoint`), with `more` in its state.json."""
-        state = self.state()
-        del state["random"]["torch"]  # the checkpoint has it
-        with self._own_random():
-            save_checkpoint(folder, self, self.steps, {**state, **more})
-
-    def restore(self, checkpoint: Path, transitions: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """Go on where `save` was called; `transitions` are all steps up to there.
-
-        Raises:
-            InputError: a checkpoint that is broken or does not fit.
-            KeyError, ValueError: as `load_state`.
-        """
-        state = read_state(checkpoint)
-        with self._own_random():
-            load_checkpoint(checkpoint, self)
-            torch_state = _random_to_json(_get_random())["torch"]
-        self.load_state({**state, "random": {**state["random"], "torch": torch_state}}, transitions)
-
     @contextmanager
-    def _own_random(self) -> Iterator[None]:
+    def own_random(self) -> Iterator[None]:
         """Put this trainer's generators in place of the process's while the block runs, and one thread of torch."""
         if self._within:
             yield

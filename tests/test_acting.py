@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig, _draw_in_torch, draw_actions
 from llmdpd.context import Condition
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig, _draw_in_torch, draw_actions
 from llmdpd.networks.critic import DoubleQ
 from llmdpd.networks.policy_network import PolicyConfig
 

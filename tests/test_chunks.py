@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.chunks import ChunkPlayer
 from llmdpd.context import ContextConfig
 from llmdpd.data import Trajectory
@@ -19,6 +18,7 @@ from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
 from llmdpd.envs.rollout import EpisodeRequest
 from llmdpd.errors import InputError
 from llmdpd.limits import ACTION_NUMBERS
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.critic import DoubleQ
 from llmdpd.networks.methods import make_network
 from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig

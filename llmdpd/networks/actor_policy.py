@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llmdpd.acting import ActingConfig, check_one_draw
 from llmdpd.context import Condition
 from llmdpd.diffusion import philox_normal
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig, check_one_draw
 from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
 
 _INSIDE = 1 - 1e-6

@@ -10,10 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llmdpd.acting import ActingConfig, check_one_draw
 from llmdpd.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.errors import InputError
 from llmdpd.history import History
+from llmdpd.networks.acting import ActingConfig, check_one_draw
 from llmdpd.networks.history_policy import HistoryPolicy
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.networks.sequence_model import CausalTransformer, SequenceConfig

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.context import EncodedPrompts
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.history import History
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llmdpd.acting import ActingConfig
 from llmdpd.context import EncodedPrompts
 from llmdpd.errors import InputError, located
 from llmdpd.history import History
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.decision_transformer import DecisionTransformer
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.networks.sequence_model import CausalTransformer, GPT2Sizes, LoRAConfig

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llmdpd.acting import ActingConfig
 from llmdpd.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.diffusion.plan_denoiser import Before, PlanDenoiser, noise_blocks
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.errors import InputError
 from llmdpd.history import History
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.history_policy import HistoryPolicy
 from llmdpd.networks.plan_policy import check_plan_acting, check_plan_chunk
 from llmdpd.networks.policy_network import PolicyConfig

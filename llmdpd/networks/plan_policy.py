@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.context import Condition
 from llmdpd.diffusion.plan_denoiser import PlanDenoiser, reverse_plan
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
 
 

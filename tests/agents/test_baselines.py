@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.cloning import Cloning
 from llmdpd.agents.cql import CQL
@@ -22,6 +21,7 @@ from llmdpd.baselines import with_method
 from llmdpd.config import TrainConfig
 from llmdpd.context import Condition, ContextConfig
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.actor_policy import DeterministicPolicy, GaussianPolicy, SquashedGaussianPolicy
 from llmdpd.networks.methods import make_network
 from llmdpd.networks.policy_network import PolicyConfig

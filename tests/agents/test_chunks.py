@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.llmdpd import LLMDPD
 from llmdpd.context import Condition
 from llmdpd.diffusion import alphas
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.policy import Policy
 
 A, H = 2, 5

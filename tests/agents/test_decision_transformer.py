@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.decision_transformer import DecisionTransformerConfig, SequenceCloning
 from llmdpd.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
@@ -17,6 +16,7 @@ from llmdpd.data import Trajectory
 from llmdpd.envs.rollout import EpisodeRequest
 from llmdpd.errors import InputError
 from llmdpd.history import EpisodeMemory
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.decision_transformer import DecisionTransformer, PromptDecisionTransformer
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.networks.sequence_model import SequenceConfig
@@ -286,11 +286,7 @@ def test_asked_for_much_it_does_better_than_its_data(world: Any, rng: np.random.
 
     policy = Policy(agent.ema_policy, None, ACTING).prompt(target_return=float(np.quantile(to_go[:, 0], 0.9)))
 
-    def act(state: np.ndarray, step: int) -> np.ndarray:
-        place = np.linalg.norm(state[:, :2] - state[:, 2:], axis=1)
-        return policy.act(state, reward=-place if step else None)
-
-    learned, _ = world.episodes(act, 300)
+    learned, _ = world.episodes(world.told(policy), 300)
     best, _ = world.episodes(lambda state, _: world.right(state), 300)
     print("behaviour, learned, best:", behaviour, learned, best)
     assert learned > behaviour + 0.2 * (best - behaviour)

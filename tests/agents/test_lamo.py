@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.decision_transformer import cloning_loss
 from llmdpd.agents.lamo import LaMo, LaMoConfig, Text, load_language
 from llmdpd.context import ContextConfig
 from llmdpd.errors import InputError
 from llmdpd.language.gpt2 import find_language_model
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.language_transformer import LanguageDecisionTransformer
 from llmdpd.networks.methods import make_network
 from llmdpd.networks.policy_network import PolicyConfig
@@ -335,11 +335,7 @@ def test_asked_for_much_it_does_better_than_its_data(world: Any, tiny_gpt2: Fold
 
     policy = Policy(agent.ema_policy, None, ACTING).prompt(target_return=float(np.quantile(to_go[:, 0], 0.9)))
 
-    def act(state: np.ndarray, step: int) -> np.ndarray:
-        place = np.linalg.norm(state[:, :2] - state[:, 2:], axis=1)
-        return policy.act(state, reward=-place if step else None)
-
-    learned, _ = world.episodes(act, 300)
+    learned, _ = world.episodes(world.told(policy), 300)
     best, _ = world.episodes(lambda state, _: world.right(state), 300)
     print("behaviour, learned, best, language loss:", behaviour, learned, best, float(metrics["loss/language"]))
     assert learned > behaviour + 0.2 * (best - behaviour)

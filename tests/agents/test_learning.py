@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
 from llmdpd.context import ContextConfig
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy
 from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.mtdiff import MTDiff, MTDiffConfig
 from llmdpd.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
@@ -18,6 +17,7 @@ from llmdpd.data import EpisodeRecord, Trajectory, join_episodes
 from llmdpd.diffusion import alphas, philox_normal
 from llmdpd.diffusion.plan_denoiser import PlanConfig
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.mtdiff_policy import MTDiffPolicy
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.policy import Policy
@@ -276,11 +276,7 @@ def test_asked_for_much_it_does_better_than_its_data(world: Any, rng: np.random.
     policy = Policy(agent.ema_policy, None, ACTING)
     policy.prompt(trajectory=data.episode(int(returns.argmax())), target_return=float(np.quantile(returns, 0.9)))
 
-    def act(state: np.ndarray, step: int) -> np.ndarray:
-        place = np.linalg.norm(state[:, :2] - state[:, 2:], axis=1)
-        return policy.act(state, reward=-place if step else None)
-
-    learned, _ = world.episodes(act, 200)
+    learned, _ = world.episodes(world.told(policy), 200)
     best, _ = world.episodes(lambda state, _: world.right(state), 200)
     print("behaviour, learned, best:", behaviour, learned, best)
     assert learned > behaviour + 0.2 * (best - behaviour)

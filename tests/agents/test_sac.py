@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.registry import make_agent
 from llmdpd.agents.sac import SAC, SACConfig, SACSteps
 from llmdpd.config import TrainConfig, TrainingConfig
@@ -24,6 +23,7 @@ from llmdpd.data.replay_log import ReplayLog
 from llmdpd.envs import COLLECTION_SEED_END
 from llmdpd.envs.specs import TaskSpec
 from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.actor_policy import SACActor
 from llmdpd.networks.methods import make_network
 from llmdpd.networks.policy_network import PolicyConfig
@@ -159,7 +159,7 @@ def test_an_iteration_is_stable_baselines3s_own(lab: Lab, tmp_path: Path, rng: n
     seed = int(rng.integers(1000))
     one, other = lab.agent(seed=seed), lab.agent(seed=seed)
     told = advance(one, SACSteps(one, tmp_path), 60)
-    with other.trainer._own_random():
+    with other.trainer.own_random():
         other.trainer._model.learn(60)
     assert_same(tensors(one), tensors(other))
     assert [bool(metrics.keys() & {"loss/critic"}) for metrics in told] == [False] * 20 + [True] * 40

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.acting import ActingConfig
 from llmdpd.agents.batch import PromptedBatch, StepWindows
 from llmdpd.agents.trajectory_diffusion import TrajectoryDiffusion, TrajectoryDiffusionConfig
 from llmdpd.context import Condition, ContextConfig
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes
 from llmdpd.diffusion import alphas
 from llmdpd.diffusion.plan_denoiser import PlanConfig
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.plan_policy import PlanPolicy
 from llmdpd.networks.policy_network import PolicyConfig
 from llmdpd.policy import Policy

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmdpd.acting import ActingConfig, draw_actions
 from llmdpd.context import Condition
 from llmdpd.diffusion import NoiseMLP, packed, reverse_diffusion, sampler_plan
+from llmdpd.networks.acting import ActingConfig, draw_actions
 from llmdpd.networks.critic import DoubleQ
 
 

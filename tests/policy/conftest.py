@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.context import ContextConfig
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.critic import DoubleQ
 from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy

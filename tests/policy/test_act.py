@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.policy import Policy
 
 S, A = 7, 3

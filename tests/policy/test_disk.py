@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.errors import InputError
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.critic import DoubleQ
 from llmdpd.policy import Policy
 

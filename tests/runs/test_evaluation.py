@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.acting import ActingConfig
 from llmdpd.context import ContextConfig
 from llmdpd.data import Trajectory
 from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START, TASKS
 from llmdpd.envs.rollout import EnvPool, EpisodeRequest, EpisodeResult
+from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
