@@ -63,7 +63,7 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         own = replace(context, kind="pooled", trajectory=method == "prompt-dt", encoder=encoder)
         return replace(config, training=training, policy=replace(config.policy, context=own))
     if method == "mtdiff":
-        # Published: 20 steps of an episode in a row, a chain of 200, 16 windows a task. Five steps of DDIM walk it.
+        # Published: 20 steps of an episode in a row, a chain of 200, 16 windows a prompt. Five steps of DDIM walk it.
         encoder = replace(context.encoder, steps=20, sampling="window")
         own = replace(context, kind="pooled", trajectory=True, encoder=encoder)
         policy = replace(config.policy, context=own, diffusion_steps=200)

@@ -26,12 +26,16 @@ _POLICY_DIFFUSION = (
     "acting.replan",
 )
 _PLAN = tuple(f"policy.plan.{name}" for name in ("horizon", "layers", "heads", "width", "inner", "dropout"))
+# All but clock_scale, for those that read no time step of their example.
+_AUGMENTATION = tuple(
+    f"training.augmentation.{name}"
+    for name in ("offset", "offset_probability", "turn", "mirror", "gripper", "example_noise")
+)
 _READS_EXAMPLE = (
     "policy.context.features",
     "policy.context.trajectory_dropout",
     "policy.context.encoder.steps",
     "policy.context.encoder.sampling",
-    "training.augmentation",
 )
 _DATA_SET = (
     *(f"data.{name}" for name in ("path", "prompts", "episodes", "prompt_episodes", "noise", "seed", "keep_failed")),
@@ -54,8 +58,9 @@ _OWN_FIELDS: dict[Method, tuple[str, ...]] = {
         "dt",
         "policy.sequence",
         *_READS_EXAMPLE,
+        "training.augmentation",
     ),
-    "mtdiff": ("mtdiff", *_READS_EXAMPLE, *_CHAIN, "policy.plan", "acting.noise_scale"),
+    "mtdiff": ("mtdiff", *_READS_EXAMPLE, *_AUGMENTATION, *_CHAIN, "policy.plan", "acting.noise_scale"),
     "lamo": (
         "lamo",
         "policy.lora",

@@ -180,6 +180,9 @@ def test_evaluation_refuses_what_the_method_does_not_do(
     for name in refused:
         assert evaluate([str(run), name, str(options[name])]) == 2
         assert name in capsys.readouterr().err
+    if method not in READERS:
+        assert evaluate([str(run), "--prompts", "swapped"]) == 2
+        assert "trained without such prompts" in capsys.readouterr().err
     by_draws = {name: ["--samples", "--replan"] for name in ("bc", "cql", "mtdiff", "sac")}
     assert refused == by_draws.get(method, [] if method.startswith("diffusion") else list(options))
 
@@ -219,6 +222,7 @@ def test_methods_that_do_not_exist_are_named() -> None:
         (("--agent", "mtdiff", "--mtdiff.return-probability", "1.1"), "mtdiff.return_probability"),
         (("--agent", "trajectory-diffusion", "--policy.plan.guidance", "2"), "--policy.plan.guidance"),
         (("--agent", "mtdiff", "--acting.samples", "2"), "--acting.samples"),
+        (("--agent", "mtdiff", "--training.augmentation.clock-scale", "1"), "clock-scale"),
         (("--agent", "sac", "--data.fraction", "0.5"), "--data.fraction"),
         (("--agent", "bc", "--sac.lr", "1"), "--bc.lr"),
     ],

@@ -260,7 +260,7 @@ class TrajectoryDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1]).astype(np.float32)
 
     def target_returns(self, share: float = 0.1) -> dict[str, float]:
-        """Task → the mean return of the best `share` of its episodes: what a Decision Transformer is asked for.
+        """Task → the mean return of the best `share` of its episodes: what a policy is asked for that looks back.
 
         The best are those with the highest returns; where success is recorded, of those that succeeded the shortest:
         episodes go on until they succeed, so that the highest returns there are those of the slowest.

@@ -215,5 +215,11 @@ def _evaluation_share(share: Share) -> tuple[str, ...]:
 
 
 def _compared(config: TrainConfig) -> dict[str, Any]:
-    """What two configurations must agree in; the same cell may have been trained on another kind of device."""
-    return {name: value for name, value in decisive(config).items() if name != "device"}
+    """What two configurations must agree in.
+
+    The same cell may have been trained on another kind of device, and a language model that is no longer here can't say
+    its sizes: `lamo.model` stands for them.
+    """
+    compared = {name: value for name, value in decisive(config).items() if name != "device"}
+    compared["policy"] = {name: value for name, value in compared["policy"].items() if name != "language"}
+    return compared

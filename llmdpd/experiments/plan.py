@@ -191,6 +191,8 @@ def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
     ):
         if most is not None and value > most and has_field(config.method, name):
             options += [f"--{name}", str(most)]
+    if config.method in ONLINE and budget.iterations is not None and config.sac.learning_starts >= budget.iterations:
+        options += ["--sac.learning-starts", str(budget.iterations // 2)]
     return tuple(options)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import itertools
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ _FIELD = "lamo.corpus"
 _LINES = 4096
 _SUFFIXES = (".txt", ".parquet")
 _COLUMN = "text"
+# train-00000-of-00002.parquet, wiki.train.tokens.txt
+_TRAINING = re.compile(r"(^|[._-])train([._-]|$)")
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,24 @@ def find_corpus(spec: str) -> Corpus:
             cache, with a folder of it after a colon. Of files whose names say so the training part alone is read.
 
     Raises:
-        InputError: it is not here (naming the command that fetches it), or holds no such file.
+        InputError: it is not here (naming the command that fetches it), holds no such file, or parquet files, and
+            pyarrow is not installed.
     """
     path = Path(spec).expanduser()
-    if spec and path.exists():
-        return Corpus(spec, _text_files(path))
-    repository, _, folder = spec.partition(":")
-    return Corpus(spec, _text_files(_hub_folder(repository, folder)))
+    if not (spec and path.exists()):
+        repository, _, folder = spec.partition(":")
+        path = _hub_folder(repository, folder)
+    files = _text_files(path)
+    for file in files:
+        if file.suffix == ".parquet":
+            _check_pyarrow(file)
+    return Corpus(spec, files)
 
 
 def _text_files(path: Path) -> tuple[Path, ...]:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if file.suffix in _SUFFIXES]
-    parts = [file for file in files if file.name.startswith("train")]
+    parts = [file for file in files if _TRAINING.search(file.stem)]
     if not files:
         raise InputError(
             "no text to learn from",
@@ -164,7 +172,7 @@ def _texts(corpus: Corpus) -> Iterator[list[str]]:
             raise InputError("not a text file", path=file, field=_FIELD, found=str(error), expected="UTF-8") from None
 
 
-def _rows(file: Path) -> Iterator[list[str]]:
+def _check_pyarrow(file: Path) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
             "parquet files are read with the package pyarrow",
@@ -174,6 +182,9 @@ def _rows(file: Path) -> Iterator[list[str]]:
             expected="pyarrow, or text files",
             hint="pip install 'llmdpd[lamo]'",
         )
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
     import pyarrow
     import pyarrow.parquet
 

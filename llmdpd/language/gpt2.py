@@ -16,6 +16,7 @@ from llmdpd.prompts.cache import default_cache_folder
 from llmdpd.prompts.llm import load_model
 from llmdpd.prompts.models import ModelSource, find_model
 
+_EXPECTED = "the hub id of a GPT-2 in the Hugging Face cache, or the folder of one"
 _WORDS, _POSITIONS = "wte.weight", "wpe.weight"
 # What other GPT-2s do otherwise, and these networks do not.
 _NEEDED = {
@@ -60,7 +61,7 @@ def find_language_model(name: str) -> LanguageModel:
         fetch = f"fetch it with `hf download {name}`, or pass the folder of a copy: --lamo.model DIR"
         hint = fetch if error.hint else None
         raise InputError(
-            error.problem, path=error.path, field="lamo.model", found=error.found, expected=error.expected, hint=hint
+            error.problem, path=error.path, field="lamo.model", found=error.found, expected=_EXPECTED, hint=hint
         ) from None
     with located(field="lamo.model"):
         return _read_sizes(source)

@@ -63,7 +63,7 @@ def check_plan_chunk(config: PolicyConfig) -> None:
     """Raise `InputError` for chunks of actions: the steps of a plan have a number of their own."""
     if config.chunk != 1:
         raise InputError(
-            "trajectory diffusion has no chunks",
+            "plans have no chunks",
             field="policy.chunk",
             found=config.chunk,
             expected=1,
@@ -76,7 +76,7 @@ def check_plan_acting(acting: ActingConfig) -> None:
     for field, found, expected in (("samples", acting.samples, 1), ("precision", acting.precision, "fp32")):
         if found != expected:
             raise InputError(
-                "trajectory diffusion has no such way of acting",
+                "plans have no such way of acting",
                 field=f"acting.{field}",
                 found=found,
                 expected=expected,

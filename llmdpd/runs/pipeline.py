@@ -98,11 +98,13 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     # The order in which the name is looked up: see llmdpd.prompts.models.
     folder = config.llm not in ("", "minilm") and Path(config.llm).expanduser().is_dir()
     llm = absolute(config.llm) if folder else config.llm
-    model, corpus = (
-        absolute(place) if place and Path(place).expanduser().exists() else place
-        for place in (config.lamo.model, config.lamo.corpus)
-    )
-    lamo = dataclasses.replace(config.lamo, model=model, corpus=corpus)
+    lamo = config.lamo
+    if config.method == "lamo":  # of other methods a folder of that name says nothing
+        model, corpus = (
+            absolute(place) if place and Path(place).expanduser().exists() else place
+            for place in (lamo.model, lamo.corpus)
+        )
+        lamo = dataclasses.replace(lamo, model=model, corpus=corpus)
     return dataclasses.replace(config, data=data, llm=llm, lamo=lamo)
 
 

@@ -110,8 +110,10 @@ def _check(choice: PromptChoice, run: RunFolder | None, trained: TrainConfig) ->
     needs += [] if context.text else ["--prompt-text"] if choice.text else []
     if not (context.trajectory or choice.for_control) and choice.which == "no-text":
         needs.append("--prompts no-text")
-    if not context.text and choice.which == "no-trajectory":
+    if not context.text and choice.which == "no-trajectory" and not (context.trajectory and context.trajectory_dropout):
         needs.append("--prompts no-trajectory")
+    if not (context.text or context.trajectory or choice.for_control) and choice.which == "swapped":
+        needs.append("--prompts swapped")
     if needs:
         path = None if run is None else run.path
         raise InputError("this run's policy was trained without such prompts", path=path, field=needs[0])

@@ -264,13 +264,13 @@ def test_asked_for_much_it_does_better_than_its_data(world: Any, rng: np.random.
     parts = (np.stack([step[n] for step in steps], 1).astype(np.float32) for n in range(3))
     records = [EpisodeRecord([*s, s[-1]], list(a), r, "point", success=-1) for s, a, r in zip(*parts, strict=True)]
     data = join_episodes(records, goal_visible=None, source="made up")
-    model = network(bound=1.0, width=32, inner=64)
+    model = network(bound=1.0, width=64, inner=128)
     model.fit(torch.from_numpy(data.observations))
     model.fit_returns(torch.from_numpy(data.returns_to_go()))
-    learning = MTDiffConfig(lr=4e-3, lr_warmup=50, lr_final=0.05, ema_decay=0.98, ema_every=1, ema_start=200)
-    agent = MTDiff(model.train(), learning, 500)
-    sampler = BatchSampler(data, None, ENCODER, 128, 2, 0, torch.device("cpu"), horizon=H, before=L - 1)
-    for iteration in range(500):
+    learning = MTDiffConfig(lr=3e-3, lr_warmup=50, lr_final=0.05, ema_decay=0.98, ema_every=1, ema_start=200)
+    agent = MTDiff(model.train(), learning, 1000)
+    sampler = BatchSampler(data, None, ENCODER, 64, 2, 0, torch.device("cpu"), horizon=H, before=L - 1)
+    for iteration in range(1000):
         agent.update(sampler.next(), iteration)
     returns = data.returns()
     policy = Policy(agent.ema_policy, None, ACTING)

@@ -112,14 +112,18 @@ def test_rows_of_parquet_files_of_the_hub(
         read_tokens(found, model)
 
 
-def test_without_pyarrow_parquet_files_are_refused(
-    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pyarrow_parquet_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pyarrow" else find(name))
     (tmp_path / "train.parquet").write_bytes(b"")
     with pytest.raises(InputError, match=r"llmdpd\[lamo\]"):
-        read_tokens(find_corpus(str(tmp_path / "train.parquet")), model)
+        find_corpus(str(tmp_path / "train.parquet"))
+
+
+def test_of_parts_that_their_names_tell_the_training_part_is_read(tmp_path: Path) -> None:
+    for name in ("wiki.test.txt", "wiki.train.txt", "wiki.valid.txt", "restrain.txt"):
+        (tmp_path / name).write_text("a")
+    assert [file.name for file in find_corpus(str(tmp_path)).files] == ["wiki.train.txt"]
 
 
 def test_a_corpus_that_is_absent_names_the_command(hub: Callable[[], Path]) -> None:

@@ -46,6 +46,7 @@ def test_its_sizes_are_the_configurations(
     monkeypatch.chdir(copies[0].parent)
     again = config_of("--lamo.model", "gpt2", "--lamo.corpus", "corpus.txt")
     assert again.lamo == config.lamo, "places are made absolute"
+    assert configuration(["--agent", "bc"]).lamo.model == "gpt2", "to other methods a folder of that name says nothing"
     with pytest.raises(SystemExit):
         config_of("--policy.language.width", "32")
     settings = json.loads((copies[0] / "config.json").read_text())
