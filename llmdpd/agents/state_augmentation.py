@@ -63,7 +63,15 @@ class RAD(StateAugmentation):
             factor = config.scale_low + (config.scale_high - config.scale_low) * draw
             return [dataclasses.replace(batch, observations=now * factor, next_observations=later * factor)]
         noise = config.sigma * torch.randn_like(now)
-        return [dataclasses.replace(batch, observations=now + noise, next_observations=later + noise)]
+        return [dataclasses.replace(batch, observations=_plus(now, noise), next_observations=_plus(later, noise))]
+
+
+def _plus(states: Tensor, noise: Tensor) -> Tensor:
+    """States with noise where they are not exactly 0: that is how Meta-World's observations say that nothing is there.
+
+    Noise there would have every task show an object that it does not have, and then none when acting.
+    """
+    return states + noise * (states != 0)
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,9 @@ class S4RL(StateAugmentation):
     def _noisy(self, states: Tensor) -> Tensor:
         config = self.config
         if config.kind == "gaussian":
-            return states + config.sigma * torch.randn_like(states)
+            return _plus(states, config.sigma * torch.randn_like(states))
         if config.kind == "uniform":
-            return states + config.width * (2 * torch.rand_like(states) - 1)
+            return _plus(states, config.width * (2 * torch.rand_like(states) - 1))
         rows, width = states.shape
         lost = torch.randint(width, (rows, 1), device=states.device)
         lost = lost.where(torch.rand(rows, 1, device=states.device) < config.dropout, -1)
@@ -121,4 +129,5 @@ class S4RL(StateAugmentation):
     def _adversarial(self, batch: PromptedBatch, value: Value) -> PromptedBatch:
         states = batch.observations.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(value(dataclasses.replace(batch, observations=states)), states)
-        return dataclasses.replace(batch, observations=batch.observations - self.config.step * gradient.sign())
+        step = self.config.step * gradient.sign()
+        return dataclasses.replace(batch, observations=_plus(batch.observations, -step))

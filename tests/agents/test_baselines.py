@@ -398,6 +398,25 @@ def test_s4rl_changes_states(kind: Any) -> None:
         assert not torch.equal(found[0].observations, found[1].observations)
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("rad", "scale"), ("rad", "gaussian"), *(("s4rl", k) for k in ("gaussian", "uniform", "mixup", "adversarial"))],
+)
+@pytest.mark.usefixtures("rng")
+def test_what_an_observation_does_not_have_stays_away(method: Any, kind: Any) -> None:
+    """Meta-World shows an object that is not there as zeros: states and next states, which never have it."""
+    batch = batch_of(50)
+    absent = dict.fromkeys(("observations", "next_observations"))
+    absent = {name: getattr(batch, name).clone() for name in absent}
+    for states in absent.values():
+        states[:, 1:3] = 0
+    agent = agent_of(config_of(method, **{method: {"kind": kind}}))
+    for changed in agent.augmentation.batches(dataclasses.replace(batch, **absent), agent.value):
+        for name in absent:
+            assert not getattr(changed, name)[:, 1:3].any()
+        assert not torch.equal(changed.observations, absent["observations"])
+
+
 @pytest.mark.usefixtures("rng")
 def test_s4rls_critics_learn_the_mean_over_its_batches() -> None:
     agent = agent_of(config_of("s4rl", td3_bc={"policy_noise": 0.0}))
