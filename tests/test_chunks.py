@@ -378,7 +378,7 @@ def test_critics_have_no_say_over_chunks(make_policy: MakePolicy) -> None:
 
 
 def test_trajectory_diffusion_has_no_chunks() -> None:
-    with pytest.raises(InputError, match="trajectory diffusion") as error:
+    with pytest.raises(InputError, match="plans have no chunks") as error:
         make_network("trajectory-diffusion", S, A, D, PolicyConfig(chunk=2, context=CONTEXT))
     assert (error.value.field, error.value.found) == ("policy.chunk", 2)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
 from llmdpd.context import ALL_KEPT, Condition, ContextConfig, EncodedPrompts, Keep, make_context
@@ -42,8 +40,8 @@ class PolicyConfig:
     """What trajectory diffusion denoises in place of an action, and its network."""
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     """The sequence model of Decision Transformers."""
-    language: Annotated[GPT2Sizes, tyro.conf.Suppress] = field(default_factory=GPT2Sizes)
-    """Sizes of the language model that lamo is made of. No option: they are read from its config.json."""
+    language: GPT2Sizes = field(default_factory=GPT2Sizes)
+    """Sizes of the language model that lamo is made of; read from its config.json, options of them are refused."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """The adapters of lamo's language model."""
 

@@ -47,7 +47,7 @@ def test_its_sizes_are_the_configurations(
     again = config_of("--lamo.model", "gpt2", "--lamo.corpus", "corpus.txt")
     assert again.lamo == config.lamo, "places are made absolute"
     assert configuration(["--agent", "bc"]).lamo.model == "gpt2", "to other methods a folder of that name says nothing"
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="no such option"):
         config_of("--policy.language.width", "32")
     settings = json.loads((copies[0] / "config.json").read_text())
     (copies[0] / "config.json").write_text(json.dumps({**settings, "n_layer": 3}))
