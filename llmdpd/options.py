@@ -76,8 +76,8 @@ METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 
-FOUND = ("policy.language",)
-"""Fields that no option sets: they are read from files."""
+READ_FROM_FILES = ("policy.language",)
+"""Fields that no option sets: the sizes of a language model are what its files say."""
 
 ALIASES = {"agent": "method", "data": "data.path", "cuda_graph": "training.cuda_graph"}
 """Fields by the second names that their options have, see `TrainConfig`."""
@@ -112,7 +112,7 @@ def _option(words: Sequence[str]) -> Option:
 
 def has_field(method: Method, field: str) -> bool:
     """Whether the method reads the field; names that are no field's are left to who parses them."""
-    if _within(field, FOUND):
+    if _within(field, READ_FROM_FILES):
         return False
     own = METHOD_FIELDS[method]
     others = [part for parts in METHOD_FIELDS.values() for part in parts]

@@ -144,13 +144,13 @@ def test_examples_are_read_whole_and_alone(rng: np.random.Generator) -> None:
         part[-1] -= 5.0
         assert not torch.equal(changed[:2], both[:2])
         torch.testing.assert_close(changed[2:], both[2:])
-    # An example that is left out is as if there were none.
-    # And it is not taken for the episode's own past.
+    # It is not taken for the episode's own past.
     states, actions = (torch.from_numpy(part)[None] for part in pairs[1])
     earned = torch.from_numpy(rewards[1][::-1].cumsum()[::-1].copy())[None]
     own_past = (earned, states, actions, torch.arange(6)[None])
     joined = model(*(torch.cat([past, now[:1]], 1) for past, now in zip(own_past, parts, strict=True)))[:, 6:]
     assert not torch.allclose(joined, model(*(part[:1] for part in parts), encode([1])), atol=1e-6)
+    # An example that is left out is as if there were none.
     dropped = model(*parts, encode([0, 1], Keep(trajectory=torch.tensor([[0.0], [1.0]]))))
     torch.testing.assert_close(dropped[:2], model(*parts)[:2], rtol=1e-4, atol=1e-5)
 
