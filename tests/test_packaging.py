@@ -129,7 +129,8 @@ def test_plain_install(source: Path, build_dir: str, tmp_path: Path) -> None:
     # transformers looks for a top-level package of that name.
     assert not (packages / "kernels").exists()
     scripts = {path.name for path in (tmp_path / "env" / "bin").glob("llmdpd-*")}
-    assert scripts == {"llmdpd-train", "llmdpd-collect", "llmdpd-evaluate", "llmdpd-report", "llmdpd-experiment"}
+    commands = ("train", "collect", "evaluate", "report", "experiment", "pretrain")
+    assert scripts == {f"llmdpd-{command}" for command in commands}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
 from llmdpd.networks.methods import METHODS, ONLINE
-from llmdpd.options import has_field, split_options
+from llmdpd.options import BASELINE_SECTIONS, has_field, split_options
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
 from llmdpd.runs.language import check_language
@@ -117,7 +117,9 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
             )
         fit = [method.key for method in grid.methods if _is_open(method, option.field)]
         unfit = [key for key in chosen if key not in fit]
-        if unfit:
+        # An option under a baseline's own name is for that baseline, whatever stands beside it in the table.
+        own = option.field.partition(".")[0] in BASELINE_SECTIONS
+        if unfit and not (own and len(unfit) < len(chosen)):
             raise InputError(
                 "an option that a method of the experiment sets itself, or has no use for",
                 field=option.name,

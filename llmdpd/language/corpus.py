@@ -142,7 +142,7 @@ def _tokenize(corpus: Corpus, model: LanguageModel) -> Tensor:
     tokenizer = attempt_load(model.source, AutoTokenizer.from_pretrained)
     parts = [
         np.array([token for text in found for token in text], np.int32)
-        for texts in _texts(corpus)
+        for texts in read_texts(corpus)
         for found in [_encode(tokenizer, texts)]
     ]
     tokens = torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.int32)]))
@@ -158,8 +158,12 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return found
 
 
-def _texts(corpus: Corpus) -> Iterator[list[str]]:
-    """Lines of text files, rows of parquet files, some thousands at a time."""
+def read_texts(corpus: Corpus) -> Iterator[list[str]]:
+    """Lines of text files, rows of parquet files, some thousands at a time.
+
+    Raises:
+        InputError: text that can't be read.
+    """
     for file in corpus.files:
         if file.suffix == ".parquet":
             yield from _rows(file)

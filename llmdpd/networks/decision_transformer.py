@@ -15,7 +15,7 @@ from llmdpd.errors import InputError
 from llmdpd.history import History
 from llmdpd.networks.acting import ActingConfig, check_one_draw
 from llmdpd.networks.history_policy import HistoryPolicy
-from llmdpd.networks.policy_network import PolicyConfig
+from llmdpd.networks.policy_network import PolicyConfig, Window
 from llmdpd.networks.sequence_model import CausalTransformer, SequenceConfig
 from llmdpd.prompts.trajectory import TrajectoryTokens
 
@@ -53,6 +53,11 @@ class DecisionTransformer(HistoryPolicy):
     def history(self) -> int:
         """K, steps of the episode that it sees."""
         return self.config.sequence.context
+
+    @property
+    def window(self) -> Window:
+        """As many steps as it sees."""
+        return Window(self.history)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from llmdpd.history import History
 from llmdpd.networks.acting import ActingConfig
 from llmdpd.networks.history_policy import HistoryPolicy
 from llmdpd.networks.plan_policy import check_plan_acting, check_plan_chunk
-from llmdpd.networks.policy_network import PolicyConfig
+from llmdpd.networks.policy_network import PolicyConfig, Window
 from llmdpd.prompts.trajectory import TrajectoryTokens
 
 
@@ -49,6 +49,11 @@ class MTDiffPolicy(HistoryPolicy):
     def history(self) -> int:
         """States that it is shown, the present one among them."""
         return self.config.plan.history
+
+    @property
+    def window(self) -> Window:
+        """The plan's steps, and the states that it goes on from."""
+        return Window(self.config.plan.horizon, self.history - 1)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Embed the steps of P examples.

@@ -9,7 +9,7 @@ from llmdpd.context import Condition
 from llmdpd.diffusion.plan_denoiser import PlanDenoiser, reverse_plan
 from llmdpd.errors import InputError
 from llmdpd.networks.acting import ActingConfig
-from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
+from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork, Window
 
 
 class PlanPolicy(PromptedNetwork):
@@ -34,6 +34,11 @@ class PlanPolicy(PromptedNetwork):
         )
         self.register_buffer("low", -torch.ones(state_dim))
         self.register_buffer("high", torch.ones(state_dim))
+
+    @property
+    def window(self) -> Window:
+        """The plan's steps."""
+        return Window(self.config.plan.horizon)
 
     def fit(self, observations: Tensor) -> None:
         """Take the statistics of the training tasks' observations [N, S]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +78,16 @@ class PolicyConfig:
             )
 
 
+class Window(NamedTuple):
+    """Steps of an episode that a policy learns from at once: `before` a transition, and `horizon` from it on.
+
+    horizon 0: single transitions.
+    """
+
+    horizon: int = 0
+    before: int = 0
+
+
 class PromptedNetwork(nn.Module):
     """What the networks of all methods share: the encoders (psi, phi), the context, the diffusion chain's schedule.
 
@@ -98,6 +109,11 @@ class PromptedNetwork(nn.Module):
         self.context = make_context(state_dim, action_dim, embedding_dim, config.context)
         bar = np.cumprod(alphas(config.schedule, config.diffusion_steps))
         self.register_buffer("alpha_bar", torch.from_numpy(bar).float(), persistent=False)
+
+    @property
+    def window(self) -> Window:
+        """What its batches carry beside transitions."""
+        return Window()
 
     def fit(self, observations: Tensor) -> None:
         """Take the statistics of the training tasks' observations [N, S]."""
@@ -143,3 +159,8 @@ class ConditionalPolicy(PromptedNetwork):
         self.net = NoiseMLP(
             self.context.state_dim, numbers, self.context.prompt_dim, config.hidden_dim, config.time_dim
         )
+
+    @property
+    def window(self) -> Window:
+        """The steps of a chunk; of single actions none."""
+        return Window(self.config.chunk) if self.config.chunk > 1 else Window()

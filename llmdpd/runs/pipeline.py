@@ -26,7 +26,8 @@ from llmdpd.envs.specs import canonical_task, task_spec
 from llmdpd.errors import InputError
 from llmdpd.networks.actor_policy import SACActor
 from llmdpd.networks.history_policy import HistoryPolicy
-from llmdpd.networks.methods import ASKED, ONLINE, SEQUENCE_MODELS, make_network
+from llmdpd.networks.methods import ASKED, ONLINE, make_network
+from llmdpd.networks.policy_network import Window
 from llmdpd.policy import Policy
 from llmdpd.policy_folder import text_key
 from llmdpd.progress import console
@@ -175,7 +176,8 @@ def _learner(
 ) -> tuple[AnyAgent | SAC, Sampler]:
     """What learns, and what it learns from: a data set or, where there is none, the environments."""
     if dataset is not None:
-        return _new_agent(config, dataset, texts), _batch_sampler(config, dataset, texts)
+        learner = _new_agent(config, dataset, texts)
+        return learner, _batch_sampler(config, dataset, texts, learner.policy.window)
     spec = task_spec(config.tasks.seen[0])
     network = make_network(config.method, spec.state_dim, spec.action_dim, texts.width, config.policy)
     agent = make_online_agent(config, cast(SACActor, network))
@@ -192,7 +194,7 @@ def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embedding
     return make_agent(config, network)
 
 
-def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> BatchSampler:
+def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings, window: Window) -> BatchSampler:
     context = config.policy.context
     rows = [texts.vectors[task_prompt(task).render()] for task in dataset.tasks] if texts.vectors else None
     return BatchSampler(
@@ -205,18 +207,8 @@ def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embed
         check_device(config.device),
         config.training.augmentation if config.training.augmentation.active else None,
         (context.text_dropout, context.trajectory_dropout),
-        _horizon(config),
-        config.policy.plan.history - 1 if config.method == "mtdiff" else 0,
+        *window,
     )
-
-
-def _horizon(config: TrainConfig) -> int:
-    """Steps of the windows that batches carry; 0 where the method learns from single transitions."""
-    if config.method in ("trajectory-diffusion", "mtdiff"):
-        return config.policy.plan.horizon
-    if config.method in SEQUENCE_MODELS:
-        return config.policy.sequence.context
-    return config.policy.chunk if config.policy.chunk > 1 else 0
 
 
 def _hooks(

@@ -188,11 +188,14 @@ def test_methods_that_were_not_asked_for_do_without_what_is_not_theirs_to_take(t
     assert "--agent.lr" not in cells["trajectory-diffusion"][0].options
 
 
-def test_a_baseline_of_a_preset_takes_its_own_options(tmp_path: Path) -> None:
-    settings = Settings("baselines", only=("td3-bc", "rad"), out=tmp_path, options=("--td3-bc.alpha", "1"))
-    assert {cell.config.td3_bc.alpha for key in settings.only for cell in make_plan(settings).cells[key]} == {1.0}
-    with pytest.raises(InputError, match=r"--only .*td3-bc rad"):
-        make_plan(dataclasses.replace(settings, only=("td3-bc", "bc")))
+def test_an_option_under_a_baselines_name_is_for_that_baseline(tmp_path: Path) -> None:
+    settings = Settings("baselines", only=("td3-bc", "rad", "bc"), out=tmp_path, options=("--td3-bc.alpha", "1"))
+    cells = make_plan(settings).cells
+    assert {cell.config.td3_bc.alpha for key in ("td3-bc", "rad") for cell in cells[key]} == {1.0}
+    assert "--td3-bc.alpha" in cells["rad"][0].options
+    assert "--td3-bc.alpha" not in cells["bc"][0].options
+    with pytest.raises(InputError, match=r"--only td3-bc rad s4rl"):
+        make_plan(dataclasses.replace(settings, only=("bc", "dt")))
 
 
 def test_options_need_to_fit_the_chosen_methods_alone(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""A small GPT-2 from a text: it learns, lamo reads it, a seed gives it again; what is refused, nothing half written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.errors import InputError
+from llmdpd.language.corpus import find_corpus, read_tokens
+from llmdpd.language.gpt2 import find_language_model, load_language_model
+from llmdpd.language.pretraining import PretrainConfig, pretrain_gpt2
+from llmdpd.pretrain import main
+
+SIZES = {"layers": 1, "heads": 2, "width": 16, "positions": 12, "vocabulary": 270, "iterations": 60, "batch_size": 8}
+
+
+@pytest.fixture
+def config(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> PretrainConfig:
+    """Text of few words; the cache is the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ["".join(rng.choice(list(string.ascii_lowercase), 3)) for _ in range(6)]
+    lines = [f"{' '.join(rng.choice(words, 8))}\n" for _ in range(200)]
+    (tmp_path / "text.txt").write_text("".join(lines) + "æøå\n")
+    return PretrainConfig(corpus=str(tmp_path / "text.txt"), out=tmp_path / "model", lr=1e-2, **SIZES)
+
+
+def test_it_learns_and_lamo_reads_it(config: PretrainConfig) -> None:
+    done: list[int] = []
+    made = pretrain_gpt2(config, lambda step, total, words: done.append(step))
+    assert done == list(range(1, 61))
+    assert abs(made.loss_before - math.log(270)) < 0.5
+    assert made.loss < 0.6 * made.loss_before
+    model = find_language_model(str(config.out))
+    assert (model.sizes.layers, model.sizes.heads, model.sizes.width, model.positions) == (1, 2, 16, 12)
+    weights, words = load_language_model(model)
+    assert words.tokens.shape == (made.vocabulary, 16)
+    assert sum(w.numel() for w in (*weights.values(), words.tokens, words.positions)) == made.parameters
+
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    tokens = read_tokens(find_corpus(config.corpus), model)
+    assert len(tokens) == made.tokens
+    text = Path(config.corpus).read_text()
+    assert AutoTokenizer.from_pretrained(config.out).decode(tokens) == text
+    held_out = tokens[-(int(0.05 * len(tokens)) // 12 * 12) :].long().view(-1, 12)
+    # The last blocks' beginning differs by less than a block: about the same loss, by transformers' own model.
+    loss = GPT2LMHeadModel.from_pretrained(config.out).eval()(held_out, labels=held_out).loss
+    assert abs(loss.item() - made.loss) < 0.2 * made.loss
+
+
+def test_the_same_seed_gives_the_same_model(config: PretrainConfig) -> None:
+    before = torch.random.get_rng_state()
+    short = dataclasses.replace(config, iterations=5)
+    folders = [config.out.with_name(name) for name in ("one", "two", "other")]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        pretrain_gpt2(dataclasses.replace(short, out=folder, seed=seed))
+    one, two, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == two
+    assert one != other
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"layers": 0}, "layers", "at least 1"),
+        ({"vocabulary": 256}, "vocabulary", "at least 257"),
+        ({"heads": 3}, "heads", "a part of 16"),
+        ({"lr": math.nan}, "lr", "greater than 0"),
+        ({"positions": 100_000}, "corpus", "at least 200,000"),
+    ],
+)
+def test_what_can_not_be(config: PretrainConfig, changes: dict[str, float], field: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        pretrain_gpt2(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+    assert (caught.value.field, caught.value.expected) == (field, expected)
+    assert not config.out.exists()
+
+
+def test_a_folder_that_is_there_is_left(config: PretrainConfig) -> None:
+    config.out.mkdir()
+    (config.out / "mine").write_text("mine")
+    with pytest.raises(InputError, match="something is there already"):
+        pretrain_gpt2(config)
+    assert [file.name for file in config.out.iterdir()] == ["mine"]
+
+
+def test_stopped_it_leaves_nothing(config: PretrainConfig) -> None:
+    def stop(step: int, total: int, words: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_gpt2(config, stop)
+    assert sorted(path.name for path in config.out.parent.iterdir() if path.name != "cache") == ["text.txt"]
+
+
+@pytest.mark.usefixtures("torch_settings")
+def test_the_command(config: PretrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
+    assert main(["--corpus", config.corpus, "--out", str(config.out), *words]) == 0
+    told = capsys.readouterr().out
+    assert "270 words" in told
+    assert "nats a token" in told
+    assert main(["--corpus", config.corpus, "--out", str(config.out), *words]) == 2
+    assert "something is there already" in capsys.readouterr().err
