@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -125,9 +126,15 @@ def _resume(path: Path, preset: str | None, run_dir: str | None, protocol: str |
 
 
 def _parse(words: list[str], default: TrainConfig) -> TrainConfig:
-    config = tyro.cli(TrainConfig, args=words, default=default, prog="python -m llmdpd.train", description=_DESCRIPTION)
+    config = _parse_fields(tuple(words), default)
     check_method_options(words, config.method)
     return prepare_config(dataclasses.replace(config, preset=default.preset))
+
+
+# tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.
+@functools.lru_cache(maxsize=1024)
+def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
+    return tyro.cli(TrainConfig, args=words, default=default, prog="python -m llmdpd.train", description=_DESCRIPTION)
 
 
 if __name__ == "__main__":

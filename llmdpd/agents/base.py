@@ -1,4 +1,4 @@
-"""What the baselines' agents share: an acting policy, its optimiser and EMA, an iteration in three parts."""
+"""What agents share: an acting policy, its optimiser and EMA, an iteration in three parts."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from llmdpd.networks.policy_network import ConditionalPolicy, PromptedNetwork
 if TYPE_CHECKING:
     from llmdpd.config import TrainConfig
 
-AnyAgent = LLMDPD | TrajectoryDiffusion | Agent
+AnyAgent = LLMDPD | Agent
 """What learns from batches of a data set."""
 
 

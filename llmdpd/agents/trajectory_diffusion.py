@@ -6,23 +6,15 @@ encoders are the same. It clones: there is no Q-learning in it, and no guidance 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from llmdpd.agents.base import Agent
 from llmdpd.agents.batch import PromptedBatch, StepWindows
-from llmdpd.agents.optimisation import (
-    OptimisationConfig,
-    clip_gradient,
-    ema_rate,
-    lerp,
-    rate_factor,
-    rate_tensor,
-    set_rate,
-)
+from llmdpd.agents.optimisation import OptimisationConfig
 from llmdpd.context import Condition
 from llmdpd.diffusion.plan_denoiser import with_present
 from llmdpd.networks.plan_policy import PlanPolicy
@@ -40,73 +32,17 @@ class TrajectoryDiffusionConfig(OptimisationConfig):
     """Actions of the plans that are learned: the executed ones, or the expert's clean ones in the visited states."""
 
 
-class TrajectoryDiffusion:
-    """The plan policy, its EMA and optimiser, and one iteration: `schedule`, `learn` (of the device alone), `follow`.
-
-    Args:
-        policy: the networks.
-        config: see `TrajectoryDiffusionConfig`.
-        iterations: length of the run, for the learning-rate schedule.
-    """
-
-    def __init__(self, policy: PlanPolicy, config: TrajectoryDiffusionConfig, iterations: int) -> None:
-        self.config, self.iterations = config, iterations
-        self.policy = policy
-        self.ema_policy = copy.deepcopy(policy).eval().requires_grad_(False)
-        device = next(policy.parameters()).device
-        self.policy_optimizer = torch.optim.AdamW(
-            policy.parameters(),
-            rate_tensor(config.lr, device),
-            weight_decay=config.weight_decay,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
-        self._parameters, self._ema_parameters = list(policy.parameters()), list(self.ema_policy.parameters())
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """Every network by name: with the optimiser, the schema of a checkpoint."""
-        return {"policy": self.policy, "ema_policy": self.ema_policy}
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Every optimiser by name."""
-        return {"policy_optimizer": self.policy_optimizer}
-
-    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
-        """One iteration on one batch, which must have windows; iteration counts from 0.
-
-        Returns:
-            Metrics, scalar tensors on the device: `loss/diffusion`, and of it `loss/first_action`.
-        """
-        self.schedule(iteration)
-        metrics = self.learn(batch)
-        self.follow(iteration)
-        return metrics
-
-    def schedule(self, iteration: int) -> None:
-        """The learning rate of the iteration."""
-        set_rate(self.policy_optimizer, self.config.lr * rate_factor(self.config, iteration, self.iterations))
+class TrajectoryDiffusion(Agent[PlanPolicy, TrajectoryDiffusionConfig]):
+    """Denoising of plans."""
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
-        """The loss and the gradient step; work of the device alone, the same at every iteration."""
+        """One gradient step."""
         assert batch.windows is not None, "the sampler was made with the plan's horizon"
         if not self.policy.training:
             self.policy.train()
-        prompts = self.policy.encode(batch.text, batch.tokens, batch.keep)
-        condition = self.policy.condition(batch.observations, prompts, None, batch.timesteps)
-        loss, first_action = self.diffusion_loss(batch.windows, condition)
-        self.policy_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = clip_gradient(self._parameters, self.config.grad_clip)
-        self.policy_optimizer.step()
+        loss, first_action = self.diffusion_loss(batch.windows, self.condition(batch))
+        norm = self.step("policy", loss)
         return {"loss/diffusion": loss.detach(), "loss/first_action": first_action.detach(), "grad/policy": norm}
-
-    def follow(self, iteration: int) -> None:
-        """The EMA's step after the iteration, at its marks."""
-        rate = ema_rate(self.config, iteration)
-        if rate is not None:
-            lerp(self._ema_parameters, self._parameters, rate)
 
     def diffusion_loss(self, windows: StepWindows, condition: Condition) -> tuple[Tensor, Tensor]:
         """Mean squared error between drawn and predicted noise of plans, k uniform in 1 … K.

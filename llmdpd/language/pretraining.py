@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmdpd.errors import InputError
@@ -174,7 +175,7 @@ def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progr
         starts = torch.randint(len(tokens) - config.positions + 1, (config.batch_size, 1))
         blocks = tokens[starts + torch.arange(config.positions)]
         optimizer.zero_grad()
-        loss = model(blocks, labels=blocks).loss
+        loss = _cross_entropy(model, blocks)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
@@ -188,8 +189,14 @@ def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progr
 def _loss(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig) -> float:
     """Nats a token, over the text cut into blocks; what is left at the end is not counted."""
     model.eval()
-    losses = [model(blocks, labels=blocks).loss for blocks in _blocks(tokens, config.positions)]
+    losses = [_cross_entropy(model, blocks) for blocks in _blocks(tokens, config.positions)]
     return float(torch.stack(losses).mean())
+
+
+def _cross_entropy(model: GPT2LMHeadModel, blocks: Tensor) -> Tensor:
+    """Mean over all tokens of blocks [B, N] but the first, each predicted from those before it."""
+    logits = model(blocks).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
 
 
 def _blocks(tokens: Tensor, positions: int) -> Iterator[Tensor]:

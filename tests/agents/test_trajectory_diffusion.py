@@ -170,7 +170,7 @@ def test_rates_follow_their_schedule(batch: PromptedBatch) -> None:
     rates = []
     for iteration in range(10):
         agent.schedule(iteration)
-        rates.append(float(agent.policy_optimizer.param_groups[0]["lr"]))
+        rates.append(float(agent.optimizers["policy_optimizer"].param_groups[0]["lr"]))
     expected = [0.5 * min(1, (i + 1) / 4) * (0.2 + 0.8 * 0.5 * (1 + np.cos(np.pi * i / 10))) for i in range(10)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
