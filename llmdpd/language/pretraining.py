@@ -19,6 +19,7 @@ from torch import Tensor
 from llmdpd.errors import InputError
 from llmdpd.files import atomic_directory, atomic_write_json
 from llmdpd.language.corpus import Corpus, find_corpus, read_texts
+from llmdpd.prompts.llm import no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -99,7 +100,7 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
         _learn(model, tokens[:-held_out], config, progress)
         after = _loss(model, tokens[-held_out:], config)
     done = Pretrained(config.out, model.num_parameters(), len(tokenizer), len(tokens), before, after)
-    with atomic_directory(config.out) as folder:
+    with atomic_directory(config.out) as folder, no_progress_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         facts = {"corpus_sha256": corpus.sha256(), "iterations": config.iterations, "seed": config.seed}

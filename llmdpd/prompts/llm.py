@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,17 +222,11 @@ def _pad_right(tokens: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     from transformers import AutoModel
-    from transformers.utils import logging
 
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with no_progress_bars():
         model, info = attempt_load(
             source, AutoModel.from_pretrained, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
-    finally:
-        if bar:
-            logging.enable_progress_bar()
     # transformers fills absent weights with random numbers. A pooler is not used here and may be absent.
     absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if absent:
@@ -242,6 +237,20 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
         )
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """While the block runs transformers draws no progress bars of its own."""
+    from transformers.utils import logging
+
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bar:
+            logging.enable_progress_bar()
 
 
 def attempt_load(source: ModelSource, load: Any, **options: Any) -> Any:

@@ -104,8 +104,9 @@ def test_stopped_it_leaves_nothing(config: PretrainConfig) -> None:
 def test_the_command(config: PretrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
     assert main(["--corpus", config.corpus, "--out", str(config.out), *words]) == 0
-    told = capsys.readouterr().out
-    assert "270 words" in told
-    assert "nats a token" in told
+    told = capsys.readouterr()
+    assert "270 words" in told.out
+    assert "nats a token" in told.out
+    assert not told.err
     assert main(["--corpus", config.corpus, "--out", str(config.out), *words]) == 2
     assert "something is there already" in capsys.readouterr().err
