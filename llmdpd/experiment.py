@@ -28,8 +28,8 @@ _DESCRIPTION = f"""Run an experiment: train and evaluate what is missing, and ma
 
 {_EXPERIMENTS}
 
-Runs that are finished are not repeated, interrupted ones go on. Options of llmdpd.train that all of its runs are to get
-stand at the end, after --:  llmdpd.experiment table1 --seeds 1 -- --agent.lr 1e-4
+Runs that are finished are not repeated, interrupted ones go on. Options of llmdpd.train for all of its runs, or for the
+methods that have them, stand at the end, after --:  llmdpd.experiment table1 --seeds 1 -- --agent.lr 1e-4
 What the experiment itself decides, such as --seed and --preset, or a method that it compares, is refused there.
 
 Budgets: {"; ".join(f"{name} ({budget})" for name, budget in BUDGETS.items())}"""

@@ -76,8 +76,9 @@ METHOD_FIELDS: dict[Method, tuple[str, ...]] = {
 }
 """The fields, and parts of the configuration, that not every method reads, under each method that does."""
 
-BASELINE_SECTIONS = {part for parts in METHOD_FIELDS.values() for part in parts if "." not in part} - {"agent"}
-"""Parts of the configuration that are one baseline's own, or a few's: `lamo`, `td3_bc`."""
+METHOD_SECTIONS = {part for parts in METHOD_FIELDS.values() for part in parts if "." not in part} - {"agent"}
+"""Parts of the configuration that one method has, or a few of a kind: `lamo`, `td3_bc`, `planner`. Not `agent`, policy
+diffusion's, whose ablations the tables compare."""
 
 READ_FROM_FILES = ("policy.language",)
 """Fields that no option sets: the sizes of a language model are what its files say."""

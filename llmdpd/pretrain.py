@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pretrain(arguments: Sequence[str] | None) -> None:
     config = tyro.cli(PretrainConfig, prog="python -m llmdpd.pretrain", args=arguments)
+    # Unlike a policy's, these matrix products are large enough to be shared out among torch's threads.
     torch.set_num_threads(usable_cores())
     with StopSignals() as stop, ProgressBar("pre-training", "it") as bar:
 
@@ -35,6 +37,8 @@ def _pretrain(arguments: Sequence[str] | None) -> None:
         f"{made.tokens:,} tokens"
     )
     console.print(f"loss on text that was held out: {made.loss_before:.2f} before, {made.loss:.2f} nats a token after")
+    words = shlex.join(["--lamo.model", str(made.folder), "--lamo.corpus", config.corpus])
+    console.print(f"learn with it: python -m llmdpd.train --agent lamo {words}")
 
 
 if __name__ == "__main__":

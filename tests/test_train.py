@@ -235,6 +235,15 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
     assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
 
 
+def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--agent.lr", f"{np.random.default_rng().uniform(1e-5, 1e-4)}"]
+    first = configuration(words)
+    monkeypatch.setattr("llmdpd.train.tyro.cli", None)
+    assert configuration(words) == first
+    with pytest.raises(TypeError):
+        configuration([*words, "--seed", "1"])
+
+
 @pytest.mark.parametrize("base", ["metaworld", "metaworld-paper"])
 def test_each_ablation_of_table_3_is_its_base_with_one_change(base: str) -> None:
     whole = to_plain(PRESETS[base])

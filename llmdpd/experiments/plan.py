@@ -14,7 +14,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
 from llmdpd.networks.methods import METHODS, ONLINE
-from llmdpd.options import BASELINE_SECTIONS, has_field, split_options
+from llmdpd.options import METHOD_SECTIONS, has_field, split_options
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
 from llmdpd.runs.language import check_language
@@ -67,7 +67,7 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
 
     Raises:
         InputError: an unknown experiment, protocol, budget or method, an impossible number, options that the
-            experiment or a chosen method decides or the method lacks, or that the training command refuses.
+            experiment or a chosen method decides or lacks, or that the training command refuses.
     """
     grid = grids[_known(settings.experiment, grids, "experiment")]
     protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
@@ -117,14 +117,17 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
             )
         fit = [method.key for method in grid.methods if _is_open(method, option.field)]
         unfit = [key for key in chosen if key not in fit]
-        # An option under a baseline's own name is for that baseline, whatever stands beside it in the table.
-        own = option.field.partition(".")[0] in BASELINE_SECTIONS
-        if unfit and not (own and len(unfit) < len(chosen)):
+        if option.field.partition(".")[0] in METHOD_SECTIONS:
+            # For the methods that read it, whatever stands beside them in the table.
+            without = {method.key for method in grid.methods if not _reads(method, option.field)}
+            if not without.issuperset(chosen):
+                unfit = [key for key in unfit if key not in without]
+        if unfit:
             raise InputError(
                 "an option that a method of the experiment sets itself, or has no use for",
                 field=option.name,
                 found=f"{' '.join(option.words)}, after --, for {', '.join(unfit)}",
-                expected="options of llmdpd.train that every chosen method leaves open",
+                expected="options of llmdpd.train that every chosen method leaves open, or that are one method's own",
                 hint=f"leave it out, or run the others: --only {' '.join(fit)}" if fit else "leave it out",
             )
 
@@ -138,8 +141,13 @@ def _is_open(method: Method, field: str) -> bool:
     base = ABLATED.get(method.preset)
     if base is not None:
         own |= {line.split(":")[0] for line in differences(to_plain(PRESETS[base]), to_plain(preset))}
+    return field not in own and _reads(method, field)
+
+
+def _reads(method: Method, field: str) -> bool:
+    """Whether what learns in the method's runs has the field."""
     chosen = dict(zip(method.options, method.options[1:], strict=False)).get("--agent")
-    return field not in own and has_field(METHODS[chosen] if chosen else preset.method, field)
+    return has_field(METHODS[chosen] if chosen else PRESETS[method.preset].method, field)
 
 
 def _cells_of(plan: Plan, method: Method, budget: Budget) -> tuple[Cell, ...]:
@@ -158,7 +166,7 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     words = (*protocol, *method.options)
     # Of an experiment over several environments each has data of its own.
     task = base_name(PRESETS[method.preset].tasks.seen[0])
-    # A method that was not asked for is shown as it is without the options that it does not leave open.
+    # A method is shown without the options that it does not leave open: one that was not asked for, or another's own.
     given = [option for option in split_options(options) if _is_open(method, option.field)]
     own = tuple(word.replace("{task}", task) for option in given for word in option.words)
     config = configuration(("--preset", method.preset, *words, *own))

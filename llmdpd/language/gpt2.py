@@ -58,7 +58,10 @@ def find_language_model(name: str) -> LanguageModel:
         source = find_model(name, default_cache_folder() / "fingerprints")
     except InputError as error:
         # Other language models that would do for prompts are of no use here.
-        fetch = f"fetch it with `hf download {name}`, or pass the folder of a copy: --lamo.model DIR"
+        fetch = (
+            f"fetch it with `hf download {name}`, or pass the folder of a copy: --lamo.model DIR; "
+            "`python -m llmdpd.pretrain` makes a small one from a text"
+        )
         hint = fetch if error.hint else None
         raise InputError(
             error.problem, path=error.path, field="lamo.model", found=error.found, expected=_EXPECTED, hint=hint

@@ -1,13 +1,13 @@
 """A small GPT-2 of one's own, learned from a text: where GPT-2's weights can't be had, or are too large to train with.
 
 Layers, tokenizer and files are those of GPT-2 (Radford et al. 2019) by `transformers`; the byte-level vocabulary is
-learned from the same text.
+learned from all of the same text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.files import atomic_directory, atomic_write_json
-from llmdpd.language.corpus import Corpus, find_corpus, read_texts
+from llmdpd.language.corpus import Corpus, find_corpus, read_texts, tokenize
 from llmdpd.prompts.llm import no_progress_bars
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 _END = "<|endoftext|>"
-_HELD_OUT = 0.05
+_HELD_OUT, _MOST_HELD_OUT = 0.05, 100_000
 _WEIGHT_DECAY, _CLIP, _WARMUP = 0.1, 1.0, 0.05
+_SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What came of it: loss in nats a token on the last 5 % of the text, which were not learned from."""
+    """What came of it: loss in nats a token on the end of the text, which no gradient step saw.
+
+    It is the last 5 % of the tokens, at most 100,000; the vocabulary is of the whole text.
+    """
 
     folder: Path
     parameters: int
@@ -78,13 +82,14 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
         progress: called after every gradient step with steps done, their number, and words; may raise to stop.
 
     Raises:
-        InputError: a number out of range, text that is not here or too short, a folder that exists already.
+        InputError: a number out of range, text that is not here or too short, a folder that exists already or can't be.
+        TrainingDivergedError: a loss that is no number.
     """
     _check(config)
-    corpus = find_corpus(config.corpus)
+    corpus = find_corpus(config.corpus, "corpus")
     tokenizer = _learn_vocabulary(corpus, config.vocabulary)
-    tokens = _encode(tokenizer, corpus)
-    held_out = max(int(len(tokens) * _HELD_OUT), config.positions)
+    tokens = tokenize(corpus, tokenizer)
+    held_out = max(min(int(len(tokens) * _HELD_OUT), _MOST_HELD_OUT), config.positions)
     if len(tokens) < 2 * held_out:
         raise InputError(
             "too little text to learn from",
@@ -99,6 +104,7 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
         before = _loss(model, tokens[-held_out:], config)
         _learn(model, tokens[:-held_out], config, progress)
         after = _loss(model, tokens[-held_out:], config)
+    _check_free(config.out)
     done = Pretrained(config.out, model.num_parameters(), len(tokenizer), len(tokens), before, after)
     with atomic_directory(config.out) as folder, no_progress_bars():
         model.save_pretrained(folder)
@@ -120,9 +126,22 @@ def _check(config: PretrainConfig) -> None:
             "the heads do not divide the width", field="heads", found=config.heads, expected=f"a part of {config.width}"
         )
     if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise InputError("the number is out of range", field="lr", found=config.lr, expected="greater than 0")
-    if config.out.exists():
-        raise InputError("something is there already", path=config.out, field="out", expected="a new folder")
+        raise InputError("the number is out of range", field="lr", found=config.lr, expected="finite, greater than 0")
+    if not 0 <= config.seed < _SEEDS:
+        raise InputError("the number is out of range", field="seed", found=config.seed, expected="0 … 2^63 - 1")
+    _check_free(config.out)
+
+
+def _check_free(out: Path) -> None:
+    """Before the work, which a folder that can't be written would be the end of; and after it, for who came between."""
+    if out.exists():
+        raise InputError("something is there already", path=out, field="out", expected="a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            "a file is where a folder is to be", path=out.parent, field="out", expected="a folder, or nothing yet"
+        ) from None
 
 
 def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
@@ -142,11 +161,6 @@ def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_END, eos_token=_END, unk_token=_END)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> Tensor:
-    found = [token for texts in read_texts(corpus) for text in tokenizer(texts)["input_ids"] for token in text]
-    return torch.tensor(found, dtype=torch.int64)
-
-
 def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -164,25 +178,26 @@ def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
 
 
 def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progress: Progress | None) -> None:
+    from transformers import get_cosine_schedule_with_warmup
+
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
     warmup = max(1, int(_WARMUP * config.iterations))
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / config.iterations))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, config.iterations)
     model.train()
     for step in range(config.iterations):
         starts = torch.randint(len(tokens) - config.positions + 1, (config.batch_size, 1))
-        blocks = tokens[starts + torch.arange(config.positions)]
+        blocks = tokens[starts + torch.arange(config.positions)].long()
         optimizer.zero_grad()
         loss = _cross_entropy(model, blocks)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
         schedule.step()
+        now = loss.item()
+        if not math.isfinite(now):
+            raise TrainingDivergedError(f"the loss is {now} in iteration {step + 1}; nothing is written: a lower --lr")
         if progress is not None:
-            progress(step + 1, config.iterations, f"loss {loss.item():.2f}")
+            progress(step + 1, config.iterations, f"loss {now:.2f}")
     model.eval()
 
 
@@ -190,16 +205,13 @@ def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progr
 def _loss(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig) -> float:
     """Nats a token, over the text cut into blocks; what is left at the end is not counted."""
     model.eval()
-    losses = [_cross_entropy(model, blocks) for blocks in _blocks(tokens, config.positions)]
-    return float(torch.stack(losses).mean())
+    whole = len(tokens) // config.positions * config.positions
+    blocks = tokens[:whole].long().view(-1, config.positions)
+    losses = [len(part) * _cross_entropy(model, part) for part in blocks.split(config.batch_size)]
+    return float(torch.stack(losses).sum() / len(blocks))
 
 
 def _cross_entropy(model: GPT2LMHeadModel, blocks: Tensor) -> Tensor:
     """Mean over all tokens of blocks [B, N] but the first, each predicted from those before it."""
     logits = model(blocks).logits[:, :-1]
     return F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
-
-
-def _blocks(tokens: Tensor, positions: int) -> Iterator[Tensor]:
-    whole = len(tokens) // positions * positions
-    yield from tokens[:whole].view(-1, 1, positions)

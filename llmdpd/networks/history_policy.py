@@ -17,7 +17,7 @@ from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.history import History
 from llmdpd.networks.acting import ActingConfig
-from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork
+from llmdpd.networks.policy_network import PolicyConfig, PromptedNetwork, Window
 
 
 class HistoryPolicy(PromptedNetwork):
@@ -38,6 +38,11 @@ class HistoryPolicy(PromptedNetwork):
     @abstractmethod
     def history(self) -> int:
         """Steps of the episode that it is shown at most, the present one among them."""
+
+    @property
+    @abstractmethod
+    def window(self) -> Window:
+        """The steps that it learns from at once."""
 
     @abstractmethod
     def check_acting(self, acting: ActingConfig) -> None:

@@ -76,7 +76,7 @@ def test_tokens_are_kept_for_the_same_text_and_model(
     file.write_text("the puck goes\n")
     first = read_tokens(find_corpus(str(file)), model)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_tokenize", None)
+        patch.setattr(module, "tokenize", None)
         assert read_tokens(find_corpus(str(file)), model).tolist() == first.tolist()
     before = find_corpus(str(file)).sha256()
     file.write_text("the door opens\n")
@@ -134,6 +134,10 @@ def test_a_corpus_that_is_absent_names_the_command(hub: Callable[[], Path]) -> N
         assert command in str(error.value.hint)
         assert "--lamo.language-weight 0" in str(error.value.hint)
         assert error.value.field == "lamo.corpus"
+        with pytest.raises(InputError) as error:
+            find_corpus(WIKITEXT, "corpus")
+        assert error.value.field == "corpus"
+        assert "lamo" not in str(error.value)
         if not made:
             hub().rmdir()
     with pytest.raises(InputError, match="no such corpus"):
@@ -149,6 +153,7 @@ def test_what_is_no_text_is_refused(model: LanguageModel, tmp_path: Path) -> Non
             find_corpus(str(place))
     for content, told in ((b"\n \n", "no token"), (b"\xff\xfe\xfa", "UTF-8")):
         (tmp_path / "text.txt").write_bytes(content)
-        with pytest.raises(InputError, match=told) as error:
-            read_tokens(find_corpus(str(tmp_path / "text.txt")), model)
-        assert error.value.field == "lamo.corpus"
+        for field in ("lamo.corpus", "corpus"):
+            with pytest.raises(InputError, match=told) as error:
+                read_tokens(find_corpus(str(tmp_path / "text.txt"), field), model)
+            assert error.value.field == field

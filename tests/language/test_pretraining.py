@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.language.corpus import find_corpus, read_tokens
 from llmdpd.language.gpt2 import find_language_model, load_language_model
 from llmdpd.language.pretraining import PretrainConfig, pretrain_gpt2
@@ -48,10 +48,26 @@ def test_it_learns_and_lamo_reads_it(config: PretrainConfig) -> None:
     assert len(tokens) == made.tokens
     text = Path(config.corpus).read_text()
     assert AutoTokenizer.from_pretrained(config.out).decode(tokens) == text
-    held_out = tokens[-(int(0.05 * len(tokens)) // 12 * 12) :].long().view(-1, 12)
-    # The last blocks' beginning differs by less than a block: about the same loss, by transformers' own model.
-    loss = GPT2LMHeadModel.from_pretrained(config.out).eval()(held_out, labels=held_out).loss
-    assert abs(loss.item() - made.loss) < 0.2 * made.loss
+    held_out = int(0.05 * len(tokens))
+    blocks = tokens[len(tokens) - held_out :][: held_out // 12 * 12].long().view(-1, 12)
+    own = GPT2LMHeadModel.from_pretrained(config.out).eval()(blocks, labels=blocks).loss
+    assert made.loss == pytest.approx(own.item(), rel=1e-4)
+
+
+def test_what_is_held_out_is_not_learned_from(config: PretrainConfig, rng: np.random.Generator) -> None:
+    """Its words stand in another order, so that vocabulary and number of tokens stay: neither do the weights change."""
+    path = Path(config.corpus)
+    lines = path.read_text().splitlines(keepends=True)
+    last = [lines[i] for i in rng.permutation(np.arange(len(lines) - 7, len(lines)))]
+    assert last != lines[-7:]
+    losses, weights = [], []
+    for end, out in ((lines[-7:], "one"), (last, "two")):
+        path.write_text("".join([*lines[:-7], *end]))
+        made = pretrain_gpt2(dataclasses.replace(config, out=config.out.with_name(out), iterations=10))
+        losses.append(made.loss)
+        weights.append((made.folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert losses[0] != losses[1]
 
 
 def test_the_same_seed_gives_the_same_model(config: PretrainConfig) -> None:
@@ -72,7 +88,8 @@ def test_the_same_seed_gives_the_same_model(config: PretrainConfig) -> None:
         ({"layers": 0}, "layers", "at least 1"),
         ({"vocabulary": 256}, "vocabulary", "at least 257"),
         ({"heads": 3}, "heads", "a part of 16"),
-        ({"lr": math.nan}, "lr", "greater than 0"),
+        ({"lr": math.inf}, "lr", "finite, greater than 0"),
+        ({"seed": 2**64}, "seed", "0 … 2^63 - 1"),
         ({"positions": 100_000}, "corpus", "at least 200,000"),
     ],
 )
@@ -89,6 +106,29 @@ def test_a_folder_that_is_there_is_left(config: PretrainConfig) -> None:
     with pytest.raises(InputError, match="something is there already"):
         pretrain_gpt2(config)
     assert [file.name for file in config.out.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_can_not_be_is_told_before_the_work(config: PretrainConfig, tmp_path: Path) -> None:
+    def never(step: int, total: int, words: str) -> None:
+        raise AssertionError("it has begun")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a file is where") as caught:
+        pretrain_gpt2(dataclasses.replace(config, out=tmp_path / "file" / "model"), never)
+    assert caught.value.field == "out"
+
+
+def test_text_that_is_not_there_names_the_option(config: PretrainConfig) -> None:
+    with pytest.raises(InputError) as caught:
+        pretrain_gpt2(dataclasses.replace(config, corpus="no/such"))
+    assert caught.value.field == "corpus"
+    assert "lamo" not in str(caught.value)
+
+
+def test_a_diverged_run_is_told_and_writes_nothing(config: PretrainConfig) -> None:
+    with pytest.raises(TrainingDivergedError, match="nothing is written"):
+        pretrain_gpt2(dataclasses.replace(config, lr=1e30))
+    assert not config.out.exists()
 
 
 def test_stopped_it_leaves_nothing(config: PretrainConfig) -> None:
