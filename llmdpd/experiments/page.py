@@ -20,6 +20,7 @@ from llmdpd.reporting.page import drawing_values, facts, measure, render_templat
 from llmdpd.reporting.paper import Reported
 from llmdpd.reporting.run import Run
 from llmdpd.results import SPLITS
+from llmdpd.runs.language import language_words
 
 SCHEMA = 1
 _SPLIT_WORDS = {"seen": "Tasks that were trained on", "unseen": "Tasks that were never trained on"}
@@ -69,7 +70,7 @@ def _values(plan: Plan, rows: Sequence[Row], outcomes: Sequence[Outcome], comman
         "cells": cells,
         "skipped": [(_label(plan, key), reason) for key, reason in plan.skipped.items()],
         "tables": [table for split in reversed(SPLITS) if (table := _table(plan, rows, split))],
-        "facts": [_facts(row) for row in rows],
+        "facts": [_facts(plan, row) for row in rows],
         "machines": machines,
         "versions": versions,
         "command": shlex.join(command),
@@ -82,11 +83,14 @@ def _label(plan: Plan, key: str) -> str:
     return next(method.label for method in plan.grid.methods if method.key == key)
 
 
-def _facts(row: Row) -> tuple[str, dict[str, str]]:
+def _facts(plan: Plan, row: Row) -> tuple[str, dict[str, str]]:
     """What a row's results were obtained with."""
     arm = Arm(row.title, ((Run(Path(row.title), row.records), row.records),))
     told = facts(arm)
     del told["results of"]
+    if row.records[0].method == "lamo":
+        key = next(method.key for method in plan.grid.methods if method.label == row.label)
+        told["language model"] = language_words(plan.cells[key][0].config)
     return f"{row.title}, {row.checkpoint} checkpoint", told
 
 

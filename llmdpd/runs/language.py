@@ -48,6 +48,13 @@ def check_language(config: TrainConfig) -> None:
         find_corpus(config.lamo.corpus)
 
 
+def language_words(config: TrainConfig) -> str:
+    """Which language model a run of lamo is made of, and which text it goes on predicting, for a reader."""
+    sizes = config.policy.language
+    text = config.lamo.corpus if config.lamo.language_weight else "none"
+    return f"{config.lamo.model}, {sizes.layers} layers of {sizes.width}; text: {text}"
+
+
 def language_facts(config: TrainConfig) -> dict[str, Any]:
     """Which language model it is, and SHA-256 of the corpus, None where there is no language loss."""
     source = find_language_model(config.lamo.model).source

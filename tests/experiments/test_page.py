@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.schedule import Outcome
@@ -85,6 +86,20 @@ def test_the_page_says_what_is_missing_failed_and_skipped(plan: Plan) -> None:
     plan.skipped["plain"] = "its weights are absent; fetch them with `x`"
     text = words(write_page(plan, [], COMMAND).read_text())
     assert "w/o prompts: skipped. its weights are absent; fetch them with `x`" in text
+
+
+def test_the_page_says_which_language_model_lamo_is_made_of(
+    make_test_plan: Callable[..., Plan], finish: Callable[..., None], tiny_gpt2: tuple[Path, Path]
+) -> None:
+    folder, text = tiny_gpt2
+    grid = Grid(
+        "", "", (Method("lamo", "LaMo", "smoke", ("--agent", "lamo")), Method("own", "own", "smoke")), ("custom",)
+    )
+    plan = make_test_plan(grid, options=("--lamo.model", str(folder), "--lamo.corpus", str(text)))
+    for method in ("lamo", "own"):
+        finish(plan.cells[method][0], {"reach-v3": 40}, method={"lamo": "lamo"}.get(method, "llmdpd"))
+    facts = [row for row in section(write_page(plan, [], COMMAND), "facts") if row[0] == "language model"]
+    assert facts == [["language model", f"{folder}, 2 layers of 16; text: {text}"]] * 2, "of both checkpoints"
 
 
 def test_the_page_says_what_was_trained_on_and_links_to_the_runs(plan: Plan) -> None:
