@@ -137,7 +137,7 @@ def test_a_corpus_that_is_absent_names_the_command(hub: Callable[[], Path]) -> N
         with pytest.raises(InputError) as error:
             find_corpus(WIKITEXT, "corpus")
         assert error.value.field == "corpus"
-        assert "lamo" not in str(error.value)
+        assert "lamo" not in str(error.value.hint)
         if not made:
             hub().rmdir()
     with pytest.raises(InputError, match="no such corpus"):
