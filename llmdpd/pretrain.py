@@ -33,8 +33,8 @@ def _pretrain(arguments: Sequence[str] | None) -> None:
 
         made = pretrain_gpt2(config, progress)
     console.print(
-        f"{made.folder}: a GPT-2 of {made.parameters:,} parameters, {made.vocabulary:,} words of its own, learned from "
-        f"{made.tokens:,} tokens"
+        f"{made.folder}: a GPT-2 of {made.parameters:,} parameters and a vocabulary of {made.vocabulary:,}, learned "
+        f"from {made.tokens:,} tokens"
     )
     console.print(f"loss on text that was held out: {made.loss_before:.2f} before, {made.loss:.2f} nats a token after")
     words = shlex.join(["--lamo.model", str(made.folder), "--lamo.corpus", config.corpus])

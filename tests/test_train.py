@@ -235,8 +235,8 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
     assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
 
 
-def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--agent.lr", f"{np.random.default_rng().uniform(1e-5, 1e-4)}"]
+def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    words = ["--agent.lr", f"{rng.uniform(1e-5, 1e-4)}"]
     first = configuration(words)
     monkeypatch.setattr("llmdpd.train.tyro.cli", None)
     assert configuration(words) == first

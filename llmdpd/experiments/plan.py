@@ -116,12 +116,12 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
                 hint=DECIDED[option.field],
             )
         fit = [method.key for method in grid.methods if _is_open(method, option.field)]
-        unfit = [key for key in chosen if key not in fit]
+        meant = chosen
         if option.field.partition(".")[0] in METHOD_SECTIONS:
-            # For the methods that read it, whatever stands beside them in the table.
-            without = {method.key for method in grid.methods if not _reads(method, option.field)}
-            if not without.issuperset(chosen):
-                unfit = [key for key in unfit if key not in without]
+            # For the methods that read it, whatever stands beside them in the table; where none does, it is a mistake.
+            readers = [method.key for method in grid.methods if _reads(method, option.field)]
+            meant = [key for key in chosen if key in readers] or chosen
+        unfit = [key for key in meant if key not in fit]
         if unfit:
             raise InputError(
                 "an option that a method of the experiment sets itself, or has no use for",

@@ -19,6 +19,7 @@ from torch import Tensor
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.files import atomic_directory, atomic_write_json
 from llmdpd.language.corpus import Corpus, find_corpus, read_texts, tokenize
+from llmdpd.limits import LIMITS, MOST, Interval, check_limits
 from llmdpd.prompts.llm import no_progress_bars
 
 if TYPE_CHECKING:
@@ -28,7 +29,17 @@ Progress = Callable[[int, int, str], None]
 _END = "<|endoftext|>"
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 100_000
 _WEIGHT_DECAY, _CLIP, _WARMUP = 0.1, 1.0, 0.05
-_SEEDS = 2**63
+_LIMITS: dict[str, Interval] = {
+    "layers": (1, 128),
+    "heads": (1, 16_384),
+    "width": (1, 16_384),
+    "positions": (2, MOST),
+    "vocabulary": (257, MOST),
+    "iterations": (1, MOST),
+    "batch_size": (1, MOST),
+    "lr": (1e-12, MOST),
+    "seed": LIMITS["seed"],
+}
 
 
 @dataclass(frozen=True)
@@ -115,20 +126,11 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
 
 
 def _check(config: PretrainConfig) -> None:
-    least = {"layers": 1, "heads": 1, "width": 1, "positions": 2, "vocabulary": 257, "iterations": 1, "batch_size": 1}
-    for name, number in least.items():
-        if getattr(config, name) < number:
-            raise InputError(
-                "the number is out of range", field=name, found=getattr(config, name), expected=f"at least {number}"
-            )
+    check_limits(config, _LIMITS)
     if config.width % config.heads:
         raise InputError(
             "the heads do not divide the width", field="heads", found=config.heads, expected=f"a part of {config.width}"
         )
-    if not (config.lr > 0 and math.isfinite(config.lr)):
-        raise InputError("the number is out of range", field="lr", found=config.lr, expected="finite, greater than 0")
-    if not 0 <= config.seed < _SEEDS:
-        raise InputError("the number is out of range", field="seed", found=config.seed, expected="0 … 2^63 - 1")
     _check_free(config.out)
 
 

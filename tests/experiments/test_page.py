@@ -96,8 +96,8 @@ def test_the_page_says_which_language_model_lamo_is_made_of(
         "", "", (Method("lamo", "LaMo", "smoke", ("--agent", "lamo")), Method("own", "own", "smoke")), ("custom",)
     )
     plan = make_test_plan(grid, options=("--lamo.model", str(folder), "--lamo.corpus", str(text)))
-    for method in ("lamo", "own"):
-        finish(plan.cells[method][0], {"reach-v3": 40}, method={"lamo": "lamo"}.get(method, "llmdpd"))
+    for key, method in (("lamo", "lamo"), ("own", "llmdpd")):
+        finish(plan.cells[key][0], {"reach-v3": 40}, method=method)
     facts = [row for row in section(write_page(plan, [], COMMAND), "facts") if row[0] == "language model"]
     assert facts == [["language model", f"{folder}, 2 layers of 16; text: {text}"]] * 2, "of both checkpoints"
 
