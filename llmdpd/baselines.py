@@ -54,7 +54,7 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         policy = replace(config.policy, diffusion_steps=PolicyConfig.diffusion_steps)
         return replace(config, agent=agent, policy=policy, acting=ActingConfig())
     if method == "diffusion-bc":
-        acting = replace(preset.acting, samples=1, replan=None)
+        acting = replace(preset.acting, samples=1, replan=None, views=1)
         return replace(config, agent=replace(config.agent, eta=0.0), acting=acting)
     if method in SEQUENCE_MODELS:
         # Published: 64 windows a batch, a prompt of the last 5 steps.

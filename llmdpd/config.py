@@ -71,6 +71,8 @@ class DataConfig:
     """Collected example episodes a task, seen and unseen, for evaluation; never trained on."""
     noise: str = "clean:0.5,gaussian:0.3,bursts:0.2"
     """Mixture of behaviours, with their shares: clean, gaussian, bursts, random, slow … (see llmdpd.collect)."""
+    tail: int = 20
+    """Steps that a collected episode, of the training data or an example, goes on after its first success."""
     seed: int = 0
     """Seed of the collection."""
     keep_failed: bool = False
@@ -231,12 +233,12 @@ _METAWORLD = TrainConfig(
         iterations=15_000,
         batch_size=480,
         prompts_per_batch=12,
-        augmentation=AugmentationConfig(offset=0.04, turn=0.5, mirror=0.5),
+        augmentation=AugmentationConfig(turn=0.5, mirror=0.5),
         checkpoint_every=2500,
         select_every=5000,
         select_episodes=1,
     ),
-    acting=ActingConfig(samples=1, noise_scale=0.3),
+    acting=ActingConfig(samples=1, noise_scale=0.3, views=8),
     evaluation=EvaluationConfig(episodes=25),
 )
 
@@ -278,7 +280,7 @@ def table3(base: TrainConfig, chain: int, denoising_steps: int) -> tuple[TrainCo
     """The ablations of the paper's table 3: a base preset with one change each, named after both.
 
     Trajectory diffusion has a chain of its own length, walked in fewer steps when acting, no critics, and learns from
-    scenes that are shifted and nothing else.
+    scenes as they are.
     """
     policy, context = base.policy, base.policy.context
 
@@ -296,8 +298,8 @@ def table3(base: TrainConfig, chain: int, denoising_steps: int) -> tuple[TrainCo
             method="trajectory-diffusion",
             policy=replace(policy, diffusion_steps=chain),
             # Its plans are scaled to the range of the data, which turned scenes and stretched readings leave.
-            training=replace(base.training, augmentation=AugmentationConfig(offset=base.training.augmentation.offset)),
-            acting=replace(base.acting, samples=1, sampler="ddim", steps=denoising_steps),
+            training=replace(base.training, augmentation=AugmentationConfig()),
+            acting=replace(base.acting, samples=1, views=1, sampler="ddim", steps=denoising_steps),
         ),
     }
     return tuple(replace(variant, preset=f"{base.preset}-{name}") for name, variant in variants.items())

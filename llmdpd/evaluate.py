@@ -70,6 +70,8 @@ class EvaluateConfig:
     """Factor on the sampler's noise; by default the run's."""
     replan: int | None = None
     """Actions of a chunk that are played before the next is drawn; by default the run's."""
+    views: int | None = None
+    """Turned and mirrored views of the scene whose actions' mean is done, 1 for none; by default the run's."""
     max_steps: int | None = None
     """Steps an episode at most; by default the run's."""
     films: bool = False
@@ -93,6 +95,7 @@ _LIMITS = {
     "samples": LIMITS["acting.samples"],
     "noise_scale": LIMITS["acting.noise_scale"],
     "replan": LIMITS["acting.replan"],
+    "views": LIMITS["acting.views"],
     "examples": LIMITS["data.episodes"],
     "workers": LIMITS["data.workers"],
     "threads": LIMITS["threads"],
@@ -146,7 +149,7 @@ def _check_player(config: EvaluateConfig) -> None:
             raise InputError("nothing to evaluate", field="RUN", found="neither a run nor --control", expected="one")
         return
     defaults = {field.name: field.default for field in dataclasses.fields(EvaluateConfig)}
-    for name in ("samples", "noise_scale", "replan", "checkpoint", "prompt_text"):
+    for name in ("samples", "noise_scale", "replan", "views", "checkpoint", "prompt_text"):
         if getattr(config, name) != defaults[name]:
             option = "--" + name.replace("_", "-")
             raise InputError("a control has no use for this", field=option, found=getattr(config, name))

@@ -24,6 +24,7 @@ _POLICY_DIFFUSION = (
     "acting.noise_scale",
     "acting.precision",
     "acting.replan",
+    "acting.views",
 )
 _PLAN = tuple(f"policy.plan.{name}" for name in ("horizon", "layers", "heads", "width", "inner", "dropout"))
 # All but clock_scale, for those that read no time step of their example.
@@ -38,8 +39,8 @@ _READS_EXAMPLE = (
     "policy.context.encoder.sampling",
 )
 _DATA_SET = (
-    *(f"data.{name}" for name in ("path", "prompts", "episodes", "prompt_episodes", "noise", "seed", "keep_failed")),
-    *("data.fraction", "data.sac_steps", "training.prompts_per_batch", "training.cuda_graph"),
+    *(f"data.{name}" for name in ("path", "prompts", "episodes", "prompt_episodes", "noise", "tail", "seed")),
+    *("data.keep_failed", "data.fraction", "data.sac_steps", "training.prompts_per_batch", "training.cuda_graph"),
 )
 """Read by the methods that learn from a data set: what it is, and what its batches are like."""
 

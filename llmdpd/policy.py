@@ -42,6 +42,7 @@ from llmdpd.policy_inputs import Example, read_examples, read_observations, read
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.prompts.trajectory import TrajectoryTokens
+from llmdpd.views import mean_over_views, observations_in_views, seeds_in_views, tokens_in_views
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Policy:
             that a policy which looks back asks for.
 
     Raises:
-        InputError: more actions of a chunk to be played than it has, or critics, which value single actions, with
-            chunks.
+        InputError: more actions of a chunk to be played than it has; critics, which value single actions, with
+            chunks; views of a scene by a policy that would see more than turned scenes in them.
     """
 
     def __init__(
@@ -93,6 +94,14 @@ class Policy:
                 field="policy.chunk",
                 found=network.config.chunk,
                 expected="1, or no critics",
+            )
+        features = network.context.features.kind
+        if acting.views > 1 and not (isinstance(network, ConditionalPolicy) and features == "relative"):
+            raise InputError(
+                "only policy diffusion whose features don't say where and how things are turned can look at views",
+                field="acting.views",
+                found=f"{acting.views}, with {features} features",
+                expected="1, or features 'relative'",
             )
         self._prompts: EncodedPrompts | None = None
         self._memory = self.memory()
@@ -215,11 +224,16 @@ class Policy:
     def encode_prompts(
         self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Example | None]
     ) -> EncodedPrompts:
-        """Read P prompts at once, for `act_many`.
+        """Read P prompts at once, for `act_many`; where it acts by views and examples are given, in each of the views.
 
         Raises:
             InputError: as `prompt`; or a kind of prompt that is given for some of the P and not for others.
         """
+        return self._encode(texts, trajectories, self.acting.views)
+
+    def _encode(
+        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Example | None], views: int
+    ) -> EncodedPrompts:
         config = self.network.config.context
         words = [text for text in texts if text is not None]
         examples = [example for example in trajectories if example is not None]
@@ -231,8 +245,14 @@ class Policy:
                 raise InputError(f"this policy was trained without {name} prompts", field=name, expected="none")
         embeddings = torch.stack([self._embed(text) for text in words]).to(self.device) if words else None
         tokens = self._tokens(examples) if examples else None
+        if tokens is None:
+            views = 1
+        elif views > 1:
+            tokens = tokens_in_views(tokens, views)
+            embeddings = None if embeddings is None else embeddings.repeat(views, 1)
         with torch.no_grad():
-            return self.network.encode(embeddings, tokens)
+            tokens = None if tokens is None else tokens.to(self.device)
+            return dataclasses.replace(self.network.encode(embeddings, tokens), views=views)
 
     @property
     def retrieves(self) -> bool:
@@ -255,11 +275,11 @@ class Policy:
         context = self.network.context
         if not self.retrieves or not isinstance(context, RetrievalContext):
             raise ValueError("this policy retrieves nothing from its example")
-        prompts = self.encode_prompts([text if self.network.config.context.text else None], [trajectory])
+        prompts = self._encode([text if self.network.config.context.text else None], [trajectory], 1)
         with torch.no_grad():
             state = torch.from_numpy(observations).to(self.device)
             weights = context.weights(state, prompts, torch.arange(len(state), device=self.device))
-        return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].cpu().numpy()
+        return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].numpy()
 
     def reset(self) -> None:
         """Start an episode: the clock goes back to 0, and what is left of a chunk is dropped."""
@@ -354,16 +374,20 @@ class Policy:
     ) -> NDArray[np.float32]:
         """Draw a chunk for each of many episodes at once, of several tasks: but for rounding it depends on its own row.
 
-        observations [B, S]; index [B] into the P prompts (None: P = 1); steps [B] within the episodes; seeds [B]
-        → actions [B, H, A], H being 1 where every action is drawn by itself. `llmdpd.chunks.ChunkPlayer` plays them.
-        `history`: what `memory()` shows of each episode, where the policy looks back.
+        observations [B, S]; index [B] into the P prompts (None: the rows lie in P equal groups, one a prompt, in
+        order); steps [B] within the episodes; seeds [B] → actions [B, H, A], H being 1 where every action is drawn by
+        itself. `llmdpd.chunks.ChunkPlayer` plays them. `history`: what `memory()` shows of each episode, where the
+        policy looks back.
 
         Raises:
             ValueError: no history for a policy that looks back.
         """
+        if prompts.views > 1:
+            return self._draw_in_views(observations, prompts, index, steps, seeds)
         place, count = self.device, len(observations)
         # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
-        rows = np.minimum(np.arange(count + -count % _ROWS), count - 1)
+        more = -count % _ROWS if index is not None or len(prompts) == 1 else 0
+        rows = np.minimum(np.arange(count + more), count - 1)
         own = None if index is None else torch.from_numpy(index[rows]).to(place)
         with torch.no_grad():
             if isinstance(self.network, HistoryPolicy):
@@ -377,6 +401,27 @@ class Policy:
             prompt = condition.prompt if condition.prompt.dim() == 1 else condition.prompt[:count]
             keys = torch.from_numpy(seeds).to(place)
             return self._draw(state[:count], Condition(condition.state[:count], prompt), keys).cpu().numpy()
+
+    def _draw_in_views(
+        self,
+        observations: NDArray[np.float32],
+        prompts: EncodedPrompts,
+        index: NDArray[np.int64] | None,
+        steps: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """`draw_many` in V views: the mean of what is drawn in each."""
+        views = prompts.views
+        if index is not None:
+            index = np.concatenate([index + first for first in range(0, len(prompts), len(prompts) // views)])
+        drawn = self.draw_many(
+            observations_in_views(observations, views),
+            dataclasses.replace(prompts, views=1),
+            index,
+            np.tile(steps, views),
+            seeds_in_views(seeds, views),
+        )
+        return mean_over_views(drawn, views)
 
     def _draw(self, state: Tensor, condition: Condition, keys: Tensor) -> Tensor:
         """Actions [B, H, A] in the conditions of states [B, S], by the method's own network."""
@@ -415,7 +460,7 @@ class Policy:
         network = self.network
         rewards = isinstance(network, HistoryPolicy) and network.reads_rewards
         sizes = network.state_dim, network.action_dim
-        return read_examples(examples, *sizes, network.config.context.encoder, rewards).to(self.device)
+        return read_examples(examples, *sizes, network.config.context.encoder, rewards)
 
 
 def _build_network(method: str, sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> PromptedNetwork:

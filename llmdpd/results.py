@@ -94,9 +94,10 @@ class ActingUse:
     steps: int
     precision: str = "fp32"  # of records from before it could be chosen
     replan: int = 1  # of records from before there were chunks
+    views: int = 1  # of records from before there were views
 
     def __post_init__(self) -> None:
-        for name in ("samples", "steps", "replan"):
+        for name in ("samples", "steps", "replan", "views"):
             _check_count(f"acting.{name}", getattr(self, name), 1)
         for name in ("selection", "sampler", "precision"):
             _check_type(f"acting.{name}", getattr(self, name), (str,), "a text")
@@ -108,7 +109,9 @@ class ActingUse:
         drawn = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
         precision = "" if self.precision == "fp32" else f", {self.precision}"
         played = "" if self.replan == 1 else f", {self.replan} actions played a draw"
-        return f"{drawn}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}{precision}{played}"
+        views = "" if self.views == 1 else f", mean of {self.views} views"
+        chain = f"{self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
+        return f"{drawn}, {chain}{precision}{played}{views}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,11 +74,13 @@ class EncodedPrompts:
     """P prompts, read.
 
     pooled [P, Z]: the prompt vectors. memory: what a context that looks things up keeps of the P examples, tensors
-    [P, …] by name; empty for others.
+    [P, …] by name; empty for others. views: V, where the P are V views of P / V prompts, one view after the other
+    (`llmdpd.views`).
     """
 
     pooled: Tensor
     memory: dict[str, Tensor] = field(default_factory=dict)
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.pooled)

@@ -119,10 +119,12 @@ _NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJEC
 
 # The default learns from examples by the first six; cut, overrun and jerky are makers that it never met.
 _BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
-_NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0")
-_NO_CLOCK, _NO_OFFSET = ("--policy.context.retrieval.no-clock",), ("--training.augmentation.offset", "0")
+_NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0", "--acting.views", "1")
+_NO_CLOCK, _OFFSET = ("--policy.context.retrieval.no-clock",), ("--training.augmentation.offset", "0.04")
 _THREE_MAKERS = "clean:0.5,gaussian:0.3,bursts:0.2"
+_ONE_VIEW = _prompts("one-view", "one view of the scene", "--views", "1")
 _FULL_NOISE = _prompts("full-noise", "acting noise not scaled", "--noise-scale", "1")
+_TOLD_OTHERWISE = (_NO_TRAJECTORY, _NO_TEXT, _ONE_VIEW, _FULL_NOISE)
 _NO_DROPOUT = ("--policy.context.text-dropout", "0", "--policy.context.trajectory-dropout", "0")
 # Half of it poor: near-random and often failing, and nothing is left out.
 _MIXED = ("--data.noise", "clean:0.25,gaussian:0.15,bursts:0.1,random:0.5", "--data.keep-failed")
@@ -243,16 +245,14 @@ GRIDS: dict[str, Grid] = {
         "What makes the context generalise",
         "Each part of the retrieval context left out, and the default's policy under other prompts.",
         (
-            replace(
-                _FULL, variants=(*_CONTROLS, _NO_TRAJECTORY, _NO_TEXT, _FULL_NOISE, *map(_prompted_by, _BEHAVIOURS))
-            ),
+            replace(_FULL, variants=(*_CONTROLS, *_TOLD_OTHERWISE, *map(_prompted_by, _BEHAVIOURS))),
             _ablation("pooled", "pooled", "--policy.context.kind", "pooled"),
             _ablation("no-attention", "w/o attention", "--policy.context.retrieval.no-attention"),
             _ablation("no-waypoints", "w/o retrieved waypoints", "--policy.context.retrieval.no-waypoints"),
             _ablation("no-likeness", "w/o likeness of geometry", "--policy.context.retrieval.no-likeness"),
             _ablation("no-clock", "w/o clock", *_NO_CLOCK),
-            _ablation("no-offset", "w/o offset augmentation", *_NO_OFFSET),
-            _ablation("no-clock-no-offset", "w/o clock and offset augmentation", *_NO_CLOCK, *_NO_OFFSET),
+            _ablation("offset", "and scenes' points shifted", *_OFFSET),
+            _ablation("short-tail", "episodes end 5 steps after the success", "--data.tail", "5"),
             _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
             _ablation("no-turn", "w/o turning and mirroring", *_NO_TURN),
             _ablation("gripper", "the gripper's reading stretched", "--training.augmentation.gripper", "0.3"),

@@ -40,6 +40,9 @@ class ActingConfig:
     """Of the hidden layers' matrix products: fp32, or bf16 (faster on CPUs and GPUs that have it)."""
     replan: int | None = None
     """Actions of a chunk that are played before the next is drawn; by default the whole chunk (policy.chunk)."""
+    views: int = 1
+    """Turned and mirrored views of the scene, in each of which an action is drawn; their mean is done. 1: none; else an
+    even number. Under prompts without an example there is one view: scenes are turned in training under one alone."""
 
     def __post_init__(self) -> None:
         check_limits(self, LIMITS, "acting")
@@ -50,6 +53,13 @@ class ActingConfig:
         if self.precision not in get_args(Precision):
             raise InputError(
                 "unknown precision", field="acting.precision", found=self.precision, expected="fp32 or bf16"
+            )
+        if self.views > 1 and self.views % 2:
+            raise InputError(
+                "each turned view comes plain and mirrored",
+                field="acting.views",
+                found=self.views,
+                expected="1, or an even number",
             )
 
     def plan(self, policy: PolicyConfig) -> SamplerPlan:

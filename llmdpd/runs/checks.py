@@ -36,6 +36,7 @@ def check_values(config: TrainConfig) -> None:
             found=features,
             expected="relative, or training.augmentation.turn and training.augmentation.mirror of 0",
         )
+    _check_views(config)
     if not spec.has_success and config.training.augmentation.active:
         raise InputError(
             "only Meta-World's geometry can be augmented",
@@ -115,6 +116,26 @@ def _check_online(config: TrainConfig, spec: TaskSpec) -> None:
             found=config.sac.learning_starts,
             expected=f"below {config.training.iterations} (training.iterations)",
         )
+
+
+def _check_views(config: TrainConfig) -> None:
+    """Refuse views of a scene to a policy that never learned from turned ones, or can't look at them."""
+    views, augmentation = config.acting.views, config.training.augmentation
+    if views == 1:
+        return
+    for field, found, known in (
+        ("method", config.method, config.method in POLICY_DIFFUSION),
+        ("policy.context.features", config.policy.context.features, config.policy.context.features == "relative"),
+        ("training.augmentation.mirror", augmentation.mirror, augmentation.mirror),
+        ("training.augmentation.turn", augmentation.turn, augmentation.turn or views == 2),
+    ):
+        if not known:
+            raise InputError(
+                "turned and mirrored views are for policy diffusion that learns from such scenes",
+                field="acting.views",
+                found=f"{views}, with {field} {found}",
+                expected="1",
+            )
 
 
 def _check_plan_augmentation(config: TrainConfig) -> None:

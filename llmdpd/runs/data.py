@@ -251,6 +251,7 @@ def _collect(
         episodes=episodes,
         noise=noise,
         seed=seed,
+        tail=config.data.tail,
         workers=config.data.workers,
         goal_visible=config.tasks.goal_visible,
     )

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.metaworld_layout import FRAME, GOAL, GRIPPER, HAND, OBJECT, SECOND, previous
-
-_PIVOT = (0.0, 0.6)  # the table's middle: turned about it, places stay on the table
+from llmdpd.metaworld_layout import GOAL, GRIPPER, OBJECT, SECOND, previous
+from llmdpd.scene import turn_matrix, turned, turned_actions
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ class Augmentation:
         self._shift = config.offset * normal(3, 3) * shifted  # of object, second object, goal
         angle = 2 * np.pi * uniform() * (uniform() < config.turn) * told
         side = 1 - 2 * (uniform() < config.mirror).float() * told
-        cos, sin = angle.cos(), angle.sin()
-        # Mirrored first, then turned; [P, 2, 2], applied to row vectors of x and y.
-        self._matrix = torch.stack([torch.stack([side * cos, side * sin], -1), torch.stack([-sin, cos], -1)], -2)
+        self._matrix = turn_matrix(angle, side)
         # Drawn where it is asked for alone: a run from before there was such a thing goes on with the same draws.
         stretch = 2 * uniform(1, 1) - 1 if config.gripper else torch.zeros(prompts, 1, 1)
         self._grip = 1 + config.gripper * stretch * told[:, None, None]
@@ -80,27 +77,20 @@ class Augmentation:
 
     def states(self, states: Tensor) -> Tensor:
         """Observations [P, M, 39], changed."""
-        states = states.clone()
-        pivot = states.new_tensor([*_PIVOT, 0.0])
-        turn = torch.nn.functional.pad(self._matrix, (0, 1, 0, 1))
-        turn[:, 2, 2] = 1
-        for start in (0, FRAME):
-            for number, part in enumerate((HAND, OBJECT, SECOND)):
-                self._move(states[..., start + part.start : start + part.stop], pivot, turn, number - 1)
-        self._move(states[..., GOAL], pivot, turn, 2)
+        shifted = states.clone()
+        for number, part in enumerate((OBJECT, SECOND, GOAL)):
+            for place in (part,) if part == GOAL else (part, previous(part)):
+                points = states[..., place]
+                there = (points != 0).any(-1, keepdim=True)  # what an observation doesn't have stays absent
+                shifted[..., place] = torch.where(there, points + self._shift[:, None, number], points)
+        changed = turned(shifted, self._matrix)
         for part in (GRIPPER, previous(GRIPPER)):
-            states[..., part] = 1 - (1 - states[..., part]) * self._grip
-        return states
-
-    def _move(self, points: Tensor, pivot: Tensor, turn: Tensor, number: int) -> None:
-        """Points [P, M, 3] in place: shifted, turned; what an observation doesn't have (zeros) stays absent."""
-        moved = points if number < 0 else points + self._shift[:, None, number]
-        moved = (moved - pivot) @ turn + pivot
-        points.copy_(torch.where((points != 0).any(-1, keepdim=True), moved, points))
+            changed[..., part] = 1 - (1 - changed[..., part]) * self._grip
+        return changed
 
     def actions(self, actions: Tensor) -> Tensor:
         """Actions [P, M, 4] in the same turned scene, within their bounds."""
-        return torch.cat([(actions[..., :2] @ self._matrix).clamp(-1, 1), actions[..., 2:]], dim=-1)
+        return turned_actions(actions, self._matrix)
 
     def example_actions(self, actions: Tensor) -> Tensor:
         """The example's actions [P, T, 4]: turned, and noisy where that was drawn."""

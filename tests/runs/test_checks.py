@@ -122,7 +122,7 @@ def test_cloning_alone_acts_by_one_sample() -> None:
 @pytest.mark.parametrize(("name", "value"), [("turn", 0.5), ("mirror", 0.5), ("gripper", 0.3)])
 def test_plans_are_not_trained_on_scenes_beyond_the_range_of_the_data(name: str, value: float) -> None:
     preset = PRESETS["metaworld-trajectory-diffusion"]
-    assert preset.training.augmentation.offset, "shifts alone are taken"
+    prepare_config(_changed(preset, "training.augmentation.offset", 0.04))
     with pytest.raises(InputError, match="range of the data") as caught:
         prepare_config(_changed(preset, f"training.augmentation.{name}", value))
     assert caught.value.field == f"training.augmentation.{name}"

@@ -140,6 +140,16 @@ def test_collected_data_is_found_again_and_shares_no_seed_with_the_examples(
     assert "\nexample data: 2 episodes" in output
 
 
+def test_collected_episodes_go_on_after_their_success_as_long_as_asked(tmp_path: Path) -> None:
+    lengths = {}
+    for tail in (0, 3):
+        config = config_of(root=str(tmp_path), episodes=2, prompt_episodes=2, noise="clean", workers=1, tail=tail)
+        data = [training_data(config)[0], example_data(config)]
+        assert all((part.successes == 1).all() for part in data)
+        lengths[tail] = np.concatenate([part.lengths for part in data])
+    np.testing.assert_array_equal(lengths[3], lengths[0] + 3)
+
+
 def test_texts_are_embedded_by_their_wording(cache_home: Path) -> None:
     config = config_of()
     texts = embed_tasks(config, ("reach-v3", "push-v3"))

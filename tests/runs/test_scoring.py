@@ -58,13 +58,14 @@ def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskP
         assert record.wall_seconds > 0
         assert record.max_steps == 8
         assert record.acting == ActingUse(
-            samples=1, selection="soft", temperature=1.0, noise_scale=0.3, sampler="ddpm", steps=5
+            samples=1, selection="soft", temperature=1.0, noise_scale=0.3, sampler="ddpm", steps=5, views=8
         )
         assert record.protocol == "custom", "the paper's tasks are others"
 
 
 def test_records_say_how_was_acted(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
-    changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2, "precision": "bf16"}
+    chain = {"sampler": "ddim", "steps": 2, "precision": "bf16"}
+    changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "views": 2, **chain}
     out = tmp_path / "o.json"
     records = evaluate_run(RunFolder(run_copy), CONFIG, prompts, acting=changes, workers=1, out=out)
     for record in records:
