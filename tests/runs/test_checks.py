@@ -119,6 +119,29 @@ def test_cloning_alone_acts_by_one_sample() -> None:
     check_values(dataclasses.replace(config, acting=dataclasses.replace(config.acting, samples=1)))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("training.augmentation.turn", 0.0), ("training.augmentation.mirror", 0.0), ("method", "bc")]
+)
+def test_views_are_for_policies_that_learn_from_turned_scenes(field: str, value: object) -> None:
+    assert PRESETS["smoke"].acting.views == 8
+    wrong = _changed(PRESETS["smoke"], field, value)
+    with pytest.raises(InputError, match="learns from such scenes") as caught:
+        check_values(wrong)
+    assert caught.value.field == "acting.views"
+    assert field in str(caught.value.found)
+    if field != "method":
+        check_values(_changed(wrong, "acting.views", 1))
+    if field == "training.augmentation.turn":
+        check_values(_changed(wrong, "acting.views", 2))  # mirrored alone
+
+
+def test_views_need_features_that_leave_out_how_things_are_turned() -> None:
+    still = _changed(_changed(PRESETS["smoke"], "training.augmentation.turn", 0.0), "training.augmentation.mirror", 0.0)
+    with pytest.raises(InputError, match="learns from such scenes") as caught:
+        check_values(_changed(still, "policy.context.features", "metaworld"))
+    assert "features metaworld" in str(caught.value.found)
+
+
 @pytest.mark.parametrize(("name", "value"), [("turn", 0.5), ("mirror", 0.5), ("gripper", 0.3)])
 def test_plans_are_not_trained_on_scenes_beyond_the_range_of_the_data(name: str, value: float) -> None:
     preset = PRESETS["metaworld-trajectory-diffusion"]
