@@ -1,8 +1,8 @@
 """Baselines as changes of a preset: the same tasks, data, features and evaluation, learned by another method.
 
 Prompts are left out (but for prompt-dt and mtdiff, which read an example), and with them what is there for their sake:
-augmented scenes, prompt dropout, chunks. Options can put them back. What each method's own settings are from:
-docs/baselines.md.
+augmented scenes, prompt dropout, chunks, views of a scene. Options can put them back. What each method's own settings
+are from: docs/baselines.md.
 """
 
 from __future__ import annotations

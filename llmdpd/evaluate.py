@@ -25,7 +25,7 @@ from llmdpd.options import has_field
 from llmdpd.progress import console
 from llmdpd.report import build_report
 from llmdpd.results import TaskResult, read_results, write_results
-from llmdpd.runs.checks import check_max_steps
+from llmdpd.runs.checks import check_max_steps, check_views
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt
 from llmdpd.runs.scoring import evaluate_control, evaluate_policies, film, film_run
@@ -169,6 +169,16 @@ def _check_acting(config: EvaluateConfig, trained: TrainConfig) -> None:
             raise InputError(
                 "the method has no such way of acting", field=option, found=found, hint=f"leave {option} out"
             )
+    told = trained.policy.context.trajectory and config.prompts != "no-trajectory"
+    if (config.views or 1) > 1 and not told:
+        raise InputError(
+            "without an example there is one view",
+            field="--views",
+            found=config.views,
+            expected="1, or a policy and prompts with an example",
+        )
+    if config.run is not None:
+        check_views(dataclasses.replace(trained, acting=dataclasses.replace(trained.acting, **_changes(config))))
 
 
 def _without_a_run(config: EvaluateConfig) -> TrainConfig:

@@ -5,6 +5,8 @@ position (3) and orientation (4). What a task doesn't have is zeros. Positions a
 """
 
 STATE_DIM = 39
+ACTION_DIM = 4
+"""Of actions: the hand's movement (3) and the gripper's command, all within ±1."""
 FRAME = 18
 """Numbers of a frame: what lies at i now lay at FRAME + i one step before."""
 HAND, GRIPPER, OBJECT, SECOND = slice(0, 3), slice(3, 4), slice(4, 7), slice(11, 14)

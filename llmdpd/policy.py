@@ -21,6 +21,7 @@ from llmdpd.device import check_device
 from llmdpd.errors import InputError, located
 from llmdpd.history import EpisodeMemory, History
 from llmdpd.limits import LIMITS, check_limits
+from llmdpd.metaworld_layout import ACTION_DIM
 from llmdpd.networks.acting import ActingConfig, draw_actions
 from llmdpd.networks.actor_policy import ActorPolicy
 from llmdpd.networks.critic import DoubleQ
@@ -68,7 +69,7 @@ class Policy:
 
     Raises:
         InputError: more actions of a chunk to be played than it has; critics, which value single actions, with
-            chunks; views of a scene by a policy that would see more than turned scenes in them.
+            chunks; views of a scene by a policy that can't look at them.
     """
 
     def __init__(
@@ -95,13 +96,16 @@ class Policy:
                 found=network.config.chunk,
                 expected="1, or no critics",
             )
+        if acting.views > 1 and not isinstance(network, ConditionalPolicy):
+            found = f"{acting.views}, with {method_of(network)}"
+            raise InputError("only policy diffusion looks at views", field="acting.views", found=found, expected=1)
         features = network.context.features.kind
-        if acting.views > 1 and not (isinstance(network, ConditionalPolicy) and features == "relative"):
+        if acting.views > 1 and (features != "relative" or network.action_dim != ACTION_DIM):
             raise InputError(
-                "only policy diffusion whose features don't say where and how things are turned can look at views",
+                "views need Meta-World's actions, and features that leave out where and how things are turned",
                 field="acting.views",
-                found=f"{acting.views}, with {features} features",
-                expected="1, or features 'relative'",
+                found=f"{acting.views}, with {network.action_dim} action numbers and {features} features",
+                expected=f"1, or {ACTION_DIM} action numbers and relative features",
             )
         self._prompts: EncodedPrompts | None = None
         self._memory = self.memory()
@@ -374,14 +378,16 @@ class Policy:
     ) -> NDArray[np.float32]:
         """Draw a chunk for each of many episodes at once, of several tasks: but for rounding it depends on its own row.
 
-        observations [B, S]; index [B] into the P prompts (None: the rows lie in P equal groups, one a prompt, in
-        order); steps [B] within the episodes; seeds [B] → actions [B, H, A], H being 1 where every action is drawn by
-        itself. `llmdpd.chunks.ChunkPlayer` plays them. `history`: what `memory()` shows of each episode, where the
-        policy looks back.
+        observations [B, S]; index [B] into the prompts that were given (None: the rows lie in equal groups, one a
+        prompt, in order; of a policy that looks back, under one prompt); steps [B] within the episodes; seeds [B]
+        → actions [B, H, A], H being 1 where every action is drawn by itself. `llmdpd.chunks.ChunkPlayer` plays them.
+        `history`: what `memory()` shows of each episode, where the policy looks back.
 
         Raises:
-            ValueError: no history for a policy that looks back.
+            ValueError: no history for a policy that looks back; without index rows that don't share out evenly.
         """
+        if index is None and len(observations) * prompts.views % len(prompts):
+            raise ValueError(f"{len(observations)} rows do not share out among {len(prompts) // prompts.views} prompts")
         if prompts.views > 1:
             return self._draw_in_views(observations, prompts, index, steps, seeds)
         place, count = self.device, len(observations)

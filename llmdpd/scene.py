@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ def turn_matrix(angle: Tensor, side: Tensor) -> Tensor:
     return torch.stack([torch.stack([side * cos, side * sin], -1), torch.stack([-sin, cos], -1)], -2)
 
 
+@lru_cache(8)
 def view_matrices(count: int) -> Tensor:
     """Matrices [V, 2, 2] of V views: turns spread evenly, each plain and mirrored; the first changes nothing.
 

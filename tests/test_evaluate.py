@@ -252,6 +252,9 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
     "no replan": (["--replan", 0], ["replan", "found:    0"]),
     "replan": (["--replan", 2], ["acting.replan", "1 to 1 (policy.chunk)"]),
+    "no views": (["--views", 0], ["views", "found:    0"]),
+    "odd views": (["--views", 3], ["acting.views", "found:    3", "even"]),
+    "views of no example": (["--views", 4, "--prompts", "no-trajectory"], ["--views", "found:    4", "one view"]),
     "out": (["--out", "."], ["cannot be written", "a folder"]),
 }
 

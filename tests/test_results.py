@@ -160,6 +160,7 @@ def test_acting_in_words() -> None:
     assert (
         str(replace(ACTING, samples=1, replan=3)) == "1 sample, ddpm in 5 steps, noise scale 1, 3 actions played a draw"
     )
+    assert str(replace(ACTING, samples=1, views=8)).endswith("noise scale 1, mean of 8 views")
     assert str(replace(ACTING, selection="max")) == "best of 50, ddpm in 5 steps, noise scale 1"
     assert str(replace(ACTING, samples=1, noise_scale=0.25)) == "1 sample, ddpm in 5 steps, noise scale 0.25"
 

@@ -136,8 +136,8 @@ def _is_open(method: Method, field: str) -> bool:
     """Whether the user may set the field in the method's runs: the method reads it, and does not stand for a value."""
     preset = PRESETS[method.preset]
     own = {*method.fixed, *(option.field for option in split_options(method.options))}
-    if "data.noise" in own:
-        own.add("data.path")  # data from elsewhere has the noise that it has
+    if own & {"data.noise", "data.tail"}:
+        own.add("data.path")  # data from elsewhere has the noise, and the ends, that it has
     base = ABLATED.get(method.preset)
     if base is not None:
         own |= {line.split(":")[0] for line in differences(to_plain(PRESETS[base]), to_plain(preset))}

@@ -166,14 +166,18 @@ def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig
 
     context = config.policy.context
     text = task_prompt(data.tasks[0]).render() if context.text else None
-    policy.prompt(text, data.episode(0) if context.trajectory else None)
+    example = data.episode(0) if context.trajectory else None
+    policy.prompt(text, example)
+    # Rows of an evaluation are under several prompts, which costs more than one for all.
+    prompts, index = policy.encode_prompts([text] * 2, [example] * 2), np.arange(_ROWS) % 2
+    looks_back = policy.memory() is not None
     env = make_environment(data.tasks[0], config.tasks.goal_visible, render=False)
     observation, acting = env.reset(0), 0.0
     start = time.perf_counter()
     for _ in range(_STEPS):
         begin = time.perf_counter()
         states = np.tile(np.asarray(observation, np.float32), (_ROWS, 1))
-        actions = policy.act(states)
+        actions = policy.act(states) if looks_back else policy.act_many(states, prompts, index, index, index)
         acting += time.perf_counter() - begin
         observation, _, _, over = env.step(actions[0])
         observation = env.reset(0) if over else observation  # a fall

@@ -25,7 +25,7 @@ class ActingConfig:
     """How a trained policy acts. Diffusion-QL draws 50 and takes one by softmax over min Q."""
 
     samples: int = 50
-    """N, actions drawn a state; 1 needs no critic."""
+    """N, actions drawn a state, and a view; 1 needs no critic."""
     selection: Literal["soft", "max"] = "soft"
     """Which of the N is taken: `soft`, by softmax over min(Q_1, Q_2) / temperature, or `max`."""
     temperature: float = 1.0
@@ -41,8 +41,9 @@ class ActingConfig:
     replan: int | None = None
     """Actions of a chunk that are played before the next is drawn; by default the whole chunk (policy.chunk)."""
     views: int = 1
-    """Turned and mirrored views of the scene, in each of which an action is drawn; their mean is done. 1: none; else an
-    even number. Under prompts without an example there is one view: scenes are turned in training under one alone."""
+    """Turned and mirrored views of the scene, in each of which an action is drawn, and chosen of N; their mean is done.
+    1: none; else an even number. Without an example there is one view: scenes are turned in training under one alone.
+    """
 
     def __post_init__(self) -> None:
         check_limits(self, LIMITS, "acting")

@@ -36,7 +36,6 @@ def check_values(config: TrainConfig) -> None:
             found=features,
             expected="relative, or training.augmentation.turn and training.augmentation.mirror of 0",
         )
-    _check_views(config)
     if not spec.has_success and config.training.augmentation.active:
         raise InputError(
             "only Meta-World's geometry can be augmented",
@@ -51,8 +50,10 @@ def check_values(config: TrainConfig) -> None:
     if config.method == "trajectory-diffusion":
         check_plan_chunk(config.policy)
         _check_plan_augmentation(config)
+        check_views(config)
         check_plan_acting(config.acting)
         return
+    check_views(config)
     if config.method == "mtdiff":
         check_mtdiff_policy(config.policy)
         check_plan_acting(config.acting)
@@ -118,23 +119,26 @@ def _check_online(config: TrainConfig, spec: TaskSpec) -> None:
         )
 
 
-def _check_views(config: TrainConfig) -> None:
-    """Refuse views of a scene to a policy that never learned from turned ones, or can't look at them."""
-    views, augmentation = config.acting.views, config.training.augmentation
-    if views == 1:
+def check_views(config: TrainConfig) -> None:
+    """Refuse views of a scene to a policy that never learns from turned ones, or can't look at them.
+
+    Where no example is read nothing is looked at in views, and any number passes.
+    """
+    views, augmentation, features = config.acting.views, config.training.augmentation, config.policy.context.features
+    if views == 1 or not config.policy.context.trajectory:
         return
-    for field, found, known in (
-        ("method", config.method, config.method in POLICY_DIFFUSION),
-        ("policy.context.features", config.policy.context.features, config.policy.context.features == "relative"),
-        ("training.augmentation.mirror", augmentation.mirror, augmentation.mirror),
-        ("training.augmentation.turn", augmentation.turn, augmentation.turn or views == 2),
+    for field, found, needed, fits in (
+        ("method", config.method, f"one of {', '.join(POLICY_DIFFUSION)}", config.method in POLICY_DIFFUSION),
+        ("policy.context.features", features, "relative", features == "relative"),
+        ("training.augmentation.mirror", augmentation.mirror, "above 0", augmentation.mirror > 0),
+        ("training.augmentation.turn", augmentation.turn, "above 0", augmentation.turn > 0 or views == 2),
     ):
-        if not known:
+        if not fits:
             raise InputError(
                 "turned and mirrored views are for policy diffusion that learns from such scenes",
                 field="acting.views",
                 found=f"{views}, with {field} {found}",
-                expected="1",
+                expected=f"1, or {field} {needed}",
             )
 
 

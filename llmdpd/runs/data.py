@@ -14,7 +14,7 @@ import torch
 
 from llmdpd.collection import CollectConfig, Collected, collect_metaworld
 from llmdpd.collection_sac import SacConfig, collect_sac
-from llmdpd.config import TrainConfig
+from llmdpd.config import DataConfig, TrainConfig
 from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
 from llmdpd.envs import is_metaworld
 from llmdpd.envs.locomotion import is_locomotion, locomotion_base
@@ -116,6 +116,8 @@ def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[Tra
         collected = _collect(config, tasks.seen, data.episodes, data.noise, data.seed, "training", check)
         dataset = collected.dataset.select_tasks(tasks.seen)
         words = f"scripted experts, {data.episodes} episodes a task, noise {data.noise}"
+        if data.tail != DataConfig.tail:
+            words += f", {data.tail} steps after the success"
     if not data.keep_failed:
         failed = dataset.successes == 0
         for task in dataset.tasks:

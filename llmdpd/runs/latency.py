@@ -18,8 +18,8 @@ _WARM_UP, _TIMED = 10, 100
 def acting_facts(policy: Policy, prompt: TaskPrompt, observations: NDArray[np.float32]) -> dict[str, Any]:
     """Parameters of what acts (critics too, where they choose), and the time of an action on this machine, busy or not.
 
-    The median of 100, a state at a time; of a policy with chunks, of 100 chunks, each divided by its actions that are
-    played. The prompt is read before.
+    The median of 100, a state at a time, in all of its views; of a policy with chunks, of 100 chunks, each divided by
+    its actions that are played. The prompt is read before.
 
     observations [N, S]: states to act in, taken in turn.
     """

@@ -267,6 +267,7 @@ def _record(
     seconds_a_step: float,
 ) -> TaskResult:
     facts, context, task = policy.facts, policy.network.config.context, episodes[0].request.task
+    told_by_example = bool(context.trajectory and prompt.examples)
     return TaskResult(
         task=task,
         split="seen" if task in facts["trained_on"] else "unseen",
@@ -277,9 +278,9 @@ def _record(
         seed=facts["seed"],
         prompts=PromptUse(
             text=prompt.text_source if context.text and prompt.text is not None else False,
-            trajectory=prompt.example_source if context.trajectory and prompt.examples else False,
+            trajectory=prompt.example_source if told_by_example else False,
         ),
-        acting=_acting_use(policy),
+        acting=_acting_use(policy, told_by_example),
         trained_on=tuple(facts["trained_on"]),
         training_data=facts["training_data"],
         goal_visible=facts["goal_visible"],
@@ -291,11 +292,12 @@ def _record(
     )
 
 
-def _acting_use(policy: Policy) -> ActingUse:
+def _acting_use(policy: Policy, told_by_example: bool) -> ActingUse:
     chain: dict[str, Any] = {"steps": policy.acting.plan(policy.network.config).steps}
     if not policy.network.diffuses:
         chain = {"sampler": "none", "steps": 1}  # there is no chain to walk
-    return ActingUse(**(to_plain(policy.acting) | chain | {"replan": policy.replan}))
+    views = policy.acting.views if told_by_example else 1
+    return ActingUse(**(to_plain(policy.acting) | chain | {"replan": policy.replan, "views": views}))
 
 
 def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from torch import Tensor
 from llmdpd.metaworld_layout import GOAL, GRIPPER, OBJECT, SECOND, previous
 from llmdpd.scene import turn_matrix, turned, turned_actions
 
+_SHIFTED = ((OBJECT, previous(OBJECT)), (SECOND, previous(SECOND)), (GOAL,))
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -78,8 +80,8 @@ class Augmentation:
     def states(self, states: Tensor) -> Tensor:
         """Observations [P, M, 39], changed."""
         shifted = states.clone()
-        for number, part in enumerate((OBJECT, SECOND, GOAL)):
-            for place in (part,) if part == GOAL else (part, previous(part)):
+        for number, places in enumerate(_SHIFTED if self._config.offset else ()):
+            for place in places:
                 points = states[..., place]
                 there = (points != 0).any(-1, keepdim=True)  # what an observation doesn't have stays absent
                 shifted[..., place] = torch.where(there, points + self._shift[:, None, number], points)

@@ -168,6 +168,14 @@ def test_an_option_that_the_experiment_decides_is_refused(
     assert told in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("key", ["short-tail", "three-makers"])
+def test_data_from_elsewhere_does_not_stand_for_a_collection(key: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        make_plan(Settings("generalisation", only=(key,), out=tmp_path, options=("--data", "folder")))
+    assert caught.value.field == "--data"
+    make_plan(Settings("generalisation", only=("no-clock",), out=tmp_path, options=("--data", "folder")))
+
+
 def test_every_word_of_a_cells_own_is_refused_as_an_option(make_test_plan: MakePlan) -> None:
     cell = make_test_plan().cells["full"][0]
     step = cell.next_step(Share(1, cuda=0))

@@ -117,7 +117,34 @@ def test_a_row_depends_on_itself_alone(rng: np.random.Generator, kind: str) -> N
     np.testing.assert_allclose(one, whole[4:5], atol=1e-5)
 
 
-def test_views_draw_noise_of_their_own(rng: np.random.Generator) -> None:
+def test_the_noise_of_each_view_is_its_own(rng: np.random.Generator) -> None:
+    noisy = ActingConfig(samples=1)
+    policy = a_policy(4, noisy)
+    plain = Policy(policy.network, None, noisy, texts=policy.texts)
+    example, now, steps = an_example(rng), scenes(rng, 3), np.zeros(3, np.int64)
+    seeds = rng.integers(-(2**63), 2**63 - 1, size=3)
+    each = []
+    for matrix, own in zip(view_matrices(4), seeds_in_views(seeds, 4).reshape(4, 3), strict=True):
+        again = (seen(example[0], turned, matrix), seen(example[1], turned_actions, matrix))
+        prompts = plain.encode_prompts(TEXTS[:1], [again])
+        done = plain.act_many(seen(now, turned, matrix), prompts, None, steps, own)
+        each.append(seen(done, turned_actions, matrix.T))
+    prompts = policy.encode_prompts(TEXTS[:1], [example])
+    found = policy.act_many(now, prompts, None, steps, seeds)
+    np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
+
+
+def test_rows_that_do_not_share_out_among_the_prompts(rng: np.random.Generator) -> None:
+    policy, three = a_policy(2), np.arange(3)
+    prompts = policy.encode_prompts(TEXTS, [an_example(rng), an_example(rng)])
+    with pytest.raises(ValueError, match="3 rows do not share out among 2 prompts"):
+        policy.act_many(scenes(rng, 3), prompts, None, three, three)
+    four = np.arange(4)
+    grouped = policy.act_many(scenes(rng, 4), prompts, None, four, four)
+    assert grouped.shape == (4, A)
+
+
+def test_seeds_of_views(rng: np.random.Generator) -> None:
     seeds = rng.integers(-(2**63), 2**63 - 1, size=50)
     spread = seeds_in_views(seeds, 8)
     np.testing.assert_array_equal(spread[:50], seeds)
@@ -157,7 +184,14 @@ def test_a_number_of_views_that_there_is_not(views: int) -> None:
 
 
 def test_features_that_say_how_things_are_turned() -> None:
-    with pytest.raises(InputError, match="can look at views") as error:
+    with pytest.raises(InputError, match="leave out where and how things are turned") as error:
         a_policy(features="metaworld")
     assert error.value.field == "acting.views"
-    assert "metaworld" in str(error.value)
+    assert "metaworld features" in str(error.value)
+
+
+def test_actions_that_are_not_meta_worlds() -> None:
+    context = ContextConfig(features="relative", encoder=ENCODER)
+    network = ConditionalPolicy(STATE_DIM, 6, D, PolicyConfig(hidden_dim=24, context=context))
+    with pytest.raises(InputError, match="6 action numbers"):
+        Policy(network, None, dataclasses.replace(MODE, views=2))

@@ -133,6 +133,15 @@ def test_views_are_for_policies_that_learn_from_turned_scenes(field: str, value:
         check_values(_changed(wrong, "acting.views", 1))
     if field == "training.augmentation.turn":
         check_values(_changed(wrong, "acting.views", 2))  # mirrored alone
+        # Nothing is turned where nothing is told by an example: no views either.
+        check_values(_changed(wrong, "policy.context.trajectory", False))
+
+
+def test_trajectory_diffusion_is_told_which_preset_fits() -> None:
+    with pytest.raises(InputError) as caught:
+        check_values(_changed(PRESETS["metaworld"], "method", "trajectory-diffusion"))
+    assert "--preset metaworld-trajectory-diffusion" in str(caught.value.hint)
+    check_values(PRESETS["metaworld-trajectory-diffusion"])
 
 
 def test_views_need_features_that_leave_out_how_things_are_turned() -> None:

@@ -63,6 +63,15 @@ def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskP
         assert record.protocol == "custom", "the paper's tasks are others"
 
 
+def test_a_task_without_an_example_was_seen_in_one_view(
+    run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path
+) -> None:
+    told = {task: dataclasses.replace(prompt, examples=()) for task, prompt in prompts.items()}
+    records = evaluate_run(RunFolder(run_copy), CONFIG, told, checkpoints=("last",), workers=1, out=tmp_path / "o.json")
+    assert {record.acting.views for record in records} == {1}
+    assert {record.prompts.trajectory for record in records} == {False}
+
+
 def test_records_say_how_was_acted(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
     chain = {"sampler": "ddim", "steps": 2, "precision": "bf16"}
     changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "views": 2, **chain}
