@@ -388,12 +388,34 @@ class Policy:
         """
         if index is None and len(observations) * prompts.views % len(prompts):
             raise ValueError(f"{len(observations)} rows do not share out among {len(prompts) // prompts.views} prompts")
-        if prompts.views > 1:
-            return self._draw_in_views(observations, prompts, index, steps, seeds)
+        if prompts.views == 1:
+            return self._draw_rows(observations, prompts, index, steps, seeds, history)
+        views, count = prompts.views, len(observations)
+        if index is not None:
+            rows = _filled(count)
+            observations, steps, seeds = observations[rows], steps[rows], seeds[rows]
+            index = np.concatenate([index[rows] + first for first in range(0, len(prompts), len(prompts) // views)])
+        drawn = self._draw_rows(
+            observations_in_views(observations, views),
+            prompts,
+            index,
+            np.tile(steps, views),
+            seeds_in_views(seeds, views),
+        )
+        return mean_over_views(drawn, views)[:count]
+
+    def _draw_rows(
+        self,
+        observations: NDArray[np.float32],
+        prompts: EncodedPrompts,
+        index: NDArray[np.int64] | None,
+        steps: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        history: History | None = None,
+    ) -> NDArray[np.float32]:
+        """`draw_many` of rows that are what is seen, under rows of prompts that are what is told."""
         place, count = self.device, len(observations)
-        # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
-        more = -count % _ROWS if index is not None or len(prompts) == 1 else 0
-        rows = np.minimum(np.arange(count + more), count - 1)
+        rows = _filled(count) if index is not None or len(prompts) == 1 else np.arange(count)
         own = None if index is None else torch.from_numpy(index[rows]).to(place)
         with torch.no_grad():
             if isinstance(self.network, HistoryPolicy):
@@ -407,27 +429,6 @@ class Policy:
             prompt = condition.prompt if condition.prompt.dim() == 1 else condition.prompt[:count]
             keys = torch.from_numpy(seeds).to(place)
             return self._draw(state[:count], Condition(condition.state[:count], prompt), keys).cpu().numpy()
-
-    def _draw_in_views(
-        self,
-        observations: NDArray[np.float32],
-        prompts: EncodedPrompts,
-        index: NDArray[np.int64] | None,
-        steps: NDArray[np.int64],
-        seeds: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """`draw_many` in V views: the mean of what is drawn in each."""
-        views = prompts.views
-        if index is not None:
-            index = np.concatenate([index + first for first in range(0, len(prompts), len(prompts) // views)])
-        drawn = self.draw_many(
-            observations_in_views(observations, views),
-            dataclasses.replace(prompts, views=1),
-            index,
-            np.tile(steps, views),
-            seeds_in_views(seeds, views),
-        )
-        return mean_over_views(drawn, views)
 
     def _draw(self, state: Tensor, condition: Condition, keys: Tensor) -> Tensor:
         """Actions [B, H, A] in the conditions of states [B, S], by the method's own network."""
@@ -467,6 +468,14 @@ class Policy:
         rewards = isinstance(network, HistoryPolicy) and network.reads_rewards
         sizes = network.state_dim, network.action_dim
         return read_examples(examples, *sizes, network.config.context.encoder, rewards)
+
+
+def _filled(count: int) -> NDArray[np.int64]:
+    """Rows 0 … count - 1, the last one again up to a multiple of eight.
+
+    Many a matrix product rounds a row by how many there are; by multiples of eight less often.
+    """
+    return np.minimum(np.arange(count + -count % _ROWS), count - 1)
 
 
 def _build_network(method: str, sizes: PolicySizes, config: Any, acting: ActingConfig, file: Path) -> PromptedNetwork:

@@ -120,7 +120,7 @@ _NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJEC
 # The default learns from examples by the first six; cut, overrun and jerky are makers that it never met.
 _BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
 _NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0", "--acting.views", "1")
-_NO_CLOCK, _OFFSET = ("--policy.context.retrieval.no-clock",), ("--training.augmentation.offset", "0.04")
+_NO_CLOCK, _NO_OFFSET = ("--policy.context.retrieval.no-clock",), ("--training.augmentation.offset", "0")
 _THREE_MAKERS = "clean:0.5,gaussian:0.3,bursts:0.2"
 _ONE_VIEW = _prompts("one-view", "one view of the scene", "--views", "1")
 _FULL_NOISE = _prompts("full-noise", "acting noise not scaled", "--noise-scale", "1")
@@ -251,7 +251,8 @@ GRIDS: dict[str, Grid] = {
             _ablation("no-waypoints", "w/o retrieved waypoints", "--policy.context.retrieval.no-waypoints"),
             _ablation("no-likeness", "w/o likeness of geometry", "--policy.context.retrieval.no-likeness"),
             _ablation("no-clock", "w/o clock", *_NO_CLOCK),
-            _ablation("offset", "with scenes' points shifted", *_OFFSET),
+            _ablation("no-offset", "w/o offset augmentation", *_NO_OFFSET),
+            _ablation("no-clock-no-offset", "w/o clock and offset augmentation", *_NO_CLOCK, *_NO_OFFSET),
             _ablation("short-tail", "data and examples that end 5 steps after the success", "--data.tail", "5"),
             _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
             _ablation("no-turn", "w/o turning and mirroring", *_NO_TURN),
