@@ -238,7 +238,7 @@ _METAWORLD = TrainConfig(
         select_every=5000,
         select_episodes=1,
     ),
-    acting=ActingConfig(samples=1, noise_scale=0.3, views=8),
+    acting=ActingConfig(samples=1, noise_scale=0.3),
     evaluation=EvaluationConfig(episodes=25),
 )
 
@@ -299,7 +299,7 @@ def table3(base: TrainConfig, chain: int, denoising_steps: int) -> tuple[TrainCo
             policy=replace(policy, diffusion_steps=chain),
             # Its plans are scaled to the range of the data, which turned scenes and stretched readings leave.
             training=replace(base.training, augmentation=AugmentationConfig(offset=base.training.augmentation.offset)),
-            acting=replace(base.acting, samples=1, views=1, sampler="ddim", steps=denoising_steps),
+            acting=replace(base.acting, samples=1, sampler="ddim", steps=denoising_steps),
         ),
     }
     return tuple(replace(variant, preset=f"{base.preset}-{name}") for name, variant in variants.items())

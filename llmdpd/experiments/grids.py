@@ -119,12 +119,12 @@ _NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJEC
 
 # The default learns from examples by the first six; cut, overrun and jerky are makers that it never met.
 _BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
-_NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0", "--acting.views", "1")
+_NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0")
 _NO_CLOCK, _NO_OFFSET = ("--policy.context.retrieval.no-clock",), ("--training.augmentation.offset", "0")
 _THREE_MAKERS = "clean:0.5,gaussian:0.3,bursts:0.2"
-_ONE_VIEW = _prompts("one-view", "one view of the scene", "--views", "1")
+_EIGHT_VIEWS = _prompts("eight-views", "the mean of eight views", "--views", "8")
 _FULL_NOISE = _prompts("full-noise", "acting noise not scaled", "--noise-scale", "1")
-_TOLD_OTHERWISE = (_NO_TRAJECTORY, _NO_TEXT, _ONE_VIEW, _FULL_NOISE)
+_TOLD_OTHERWISE = (_NO_TRAJECTORY, _NO_TEXT, _EIGHT_VIEWS, _FULL_NOISE)
 _NO_DROPOUT = ("--policy.context.text-dropout", "0", "--policy.context.trajectory-dropout", "0")
 # Half of it poor: near-random and often failing, and nothing is left out.
 _MIXED = ("--data.noise", "clean:0.25,gaussian:0.15,bursts:0.1,random:0.5", "--data.keep-failed")

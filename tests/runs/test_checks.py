@@ -123,8 +123,9 @@ def test_cloning_alone_acts_by_one_sample() -> None:
     ("field", "value"), [("training.augmentation.turn", 0.0), ("training.augmentation.mirror", 0.0), ("method", "bc")]
 )
 def test_views_are_for_policies_that_learn_from_turned_scenes(field: str, value: object) -> None:
-    assert PRESETS["smoke"].acting.views == 8
-    wrong = _changed(PRESETS["smoke"], field, value)
+    viewed = _with("acting.views", 8)
+    check_values(viewed)
+    wrong = _changed(viewed, field, value)
     with pytest.raises(InputError, match="learns from such scenes") as caught:
         check_values(wrong)
     assert caught.value.field == "acting.views"
@@ -147,7 +148,7 @@ def test_trajectory_diffusion_is_told_which_preset_fits() -> None:
 def test_views_need_features_that_leave_out_how_things_are_turned() -> None:
     still = _changed(_changed(PRESETS["smoke"], "training.augmentation.turn", 0.0), "training.augmentation.mirror", 0.0)
     with pytest.raises(InputError, match="learns from such scenes") as caught:
-        check_values(_changed(still, "policy.context.features", "metaworld"))
+        check_values(_changed(_changed(still, "policy.context.features", "metaworld"), "acting.views", 8))
     assert "features metaworld" in str(caught.value.found)
 
 

@@ -58,7 +58,7 @@ def test_records_say_what_was_evaluated(run_copy: Path, prompts: dict[str, TaskP
         assert record.wall_seconds > 0
         assert record.max_steps == 8
         assert record.acting == ActingUse(
-            samples=1, selection="soft", temperature=1.0, noise_scale=0.3, sampler="ddpm", steps=5, views=8
+            samples=1, selection="soft", temperature=1.0, noise_scale=0.3, sampler="ddpm", steps=5
         )
         assert record.protocol == "custom", "the paper's tasks are others"
 
@@ -67,9 +67,11 @@ def test_a_task_without_an_example_was_seen_in_one_view(
     run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path
 ) -> None:
     told = {task: dataclasses.replace(prompt, examples=()) for task, prompt in prompts.items()}
-    records = evaluate_run(RunFolder(run_copy), CONFIG, told, checkpoints=("last",), workers=1, out=tmp_path / "o.json")
-    assert {record.acting.views for record in records} == {1}
-    assert {record.prompts.trajectory for record in records} == {False}
+    common: dict[str, Any] = {"checkpoints": ("last",), "acting": {"views": 8}, "workers": 1}
+    for given, views in ((told, 1), (prompts, 8)):
+        records = evaluate_run(RunFolder(run_copy), CONFIG, given, out=tmp_path / f"{views}.json", **common)
+        assert {record.acting.views for record in records} == {views}
+        assert {bool(record.prompts.trajectory) for record in records} == {views == 8}
 
 
 def test_records_say_how_was_acted(run_copy: Path, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
