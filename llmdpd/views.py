@@ -1,7 +1,7 @@
 """A scene seen in several turned and mirrored views at once, and what is done in them brought back to one.
 
 A policy that learned from turned scenes ought to do the same in each, turned. On tasks that it never saw it does not
-quite: some of its mistakes hang on the direction, and these the mean makes smaller.
+quite. By the mean over the views it does; what that is worth: docs/generalisation.md.
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig
     policy.prompt(text, example)
     # Rows of an evaluation are under several prompts, which costs more than one for all.
     prompts, index = policy.encode_prompts([text] * 2, [example] * 2), np.arange(_ROWS) % 2
+    steps = seeds = np.arange(_ROWS)  # any will do
     looks_back = policy.memory() is not None
     env = make_environment(data.tasks[0], config.tasks.goal_visible, render=False)
     observation, acting = env.reset(0), 0.0
@@ -177,7 +178,7 @@ def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig
     for _ in range(_STEPS):
         begin = time.perf_counter()
         states = np.tile(np.asarray(observation, np.float32), (_ROWS, 1))
-        actions = policy.act(states) if looks_back else policy.act_many(states, prompts, index, index, index)
+        actions = policy.act(states) if looks_back else policy.act_many(states, prompts, index, steps, seeds)
         acting += time.perf_counter() - begin
         observation, _, _, over = env.step(actions[0])
         observation = env.reset(0) if over else observation  # a fall
