@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmdpd.diffusion.compiling import constant_when_compiled
 from llmdpd.errors import InputError
 from llmdpd.version import __version__
 
@@ -31,7 +32,7 @@ def _load() -> ModuleType | str:
     return _native
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def available() -> tuple[bool, str | None]:
     """Whether the C++ code can run here, and if not, why and what would mend it."""
     module = _load()

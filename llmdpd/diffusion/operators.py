@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from llmdpd.diffusion import native
+from llmdpd.diffusion.compiling import constant_when_compiled
 
 # Where a tape would be larger the backward pass computes the forward pass again, wave by wave, instead of reading it.
 TAPE_LIMIT = 1 << 30  # bytes
@@ -37,7 +38,7 @@ _library.define(f"mish_mlp({_MLP}, bool keep) -> (Tensor, Tensor)")
 _library.define(f"mish_mlp_backward(Tensor grad, Tensor tape, {_MLP}, bool need_x, bool need_weights) -> Tensor[]")
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _tape_sizes(
     hidden: int, outputs: int, action_dim: int, samples: int, steps: int, bf16: bool
 ) -> tuple[int, int, int]:

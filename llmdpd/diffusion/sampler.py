@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmdpd.diffusion import autograd, native, operators, packed
+from llmdpd.diffusion.compiling import constant_when_compiled
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.philox import philox_normal, signed64
 from llmdpd.diffusion.reference import reverse_diffusion_reference
@@ -158,7 +159,7 @@ def _by_operator(
     return autograd.chain(state, state_weight, init, time_rows, action_weight, trunk, constants, keep)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _plan_tensors(plan: SamplerPlan, device: torch.device) -> tuple[Tensor, Tensor]:
     """The plan's time indices int64 [K] and its table float32 [K, 6] on a device."""
     return _kept_plan_tensors(plan, device)
@@ -202,7 +203,7 @@ def _obstacle(name: str, net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Te
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def triton_obstacle() -> str | None:
     """Why the Triton kernels cannot run here; None where they can."""
     return _kept_triton_obstacle()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmdpd.diffusion import NoiseMLP, SamplerPlan, autograd, native, operators, reverse_diffusion, sampler_plan
 from llmdpd.diffusion import sampler as sampler_module
+from llmdpd.diffusion.compiling import constant_when_compiled
 from llmdpd.diffusion.mish_mlp import mish_mlp, mish_mlp_reference
 
 ACTIONS = {"fp32": 2e-5, "bf16": 2e-2}
@@ -337,6 +338,14 @@ def test_opcheck_of_the_net(rng: np.random.Generator, make_net: Any, keep: bool)
 
 
 @pytest.mark.slow
+def test_the_compilers_mark_is_that_of_torch() -> None:
+    def ours() -> None: ...
+
+    def theirs() -> None: ...
+
+    assert vars(constant_when_compiled(ours)) == vars(torch.compiler.assume_constant_result(theirs)) != {}
+
+
 def test_compiles_without_a_graph_break(rng: np.random.Generator, make_net: Any) -> None:
     net, plan = make_net(3, 2, 4), sampler_plan()
     state, prompt = torch.randn(6, 3), torch.randn(4)

@@ -37,7 +37,7 @@ def check(case: Any, close: Close, tolerance: float, key: torch.Tensor) -> dict[
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
-    ("B", "N", "A", "H"), [(40, 1, 4, 64), (17, 1, 1, 33), (9, 5, 3, 100), (18, 2, 32, 64), (20, 1, 12, 250)]
+    ("B", "N", "A", "H"), [(40, 1, 4, 64), (17, 1, 1, 33), (9, 5, 3, 100), (18, 2, 32, 64), (9, 1, 12, 250)]
 )
 def test_shapes(
     make_case: MakeCase,
@@ -66,7 +66,7 @@ def test_samplers(
     clip: float | None,
     bf16: bool,
 ) -> None:
-    case = make_case(B=40, plan=sampler_plan(name, steps=5, clip=clip), bf16=bf16, scale=0.5)
+    case = make_case(B=20, plan=sampler_plan(name, steps=5, clip=clip), bf16=bf16, scale=0.5)
     check(case, close, tolerances[bf16][1], key)
 
 
@@ -93,9 +93,9 @@ def test_in_several_launches(
 ) -> None:
     from llmdpd.kernels import reverse_diffusion as operation
 
-    case = make_case(B=50, N=2, scale=1.0)
+    case = make_case(B=25, N=2, scale=1.0)
     whole = check(case, close, tolerances[False][1], key)
-    monkeypatch.setattr(operation, "SCRATCH_BYTES", 200_000)  # two tiles of 16 rows at a time, of seven
+    monkeypatch.setattr(operation, "SCRATCH_BYTES", 200_000)  # two tiles of 16 rows at a time, of four
     parts = check(case, close, tolerances[False][1], key)
     assert any(not torch.equal(parts[name], whole[name]) for name in whole)  # summed in another order: it took several
 

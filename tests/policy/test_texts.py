@@ -26,7 +26,7 @@ import numpy as np
 from llmdpd import Policy
 policy = Policy.load(sys.argv[1]).prompt(text=sys.argv[2], trajectory=(np.ones((4, 7)), np.ones((4, 3))))
 policy.act(np.ones(7))
-heavy = ["transformers", "gymnasium", "metaworld", "minari", "h5py", "huggingface_hub"]
+heavy = ["transformers", "gymnasium", "metaworld", "minari", "h5py", "huggingface_hub", "torch._dynamo"]
 print(*[name for name in heavy if name in sys.modules])
 """
 
