@@ -29,7 +29,7 @@ from llmdpd.runs.checks import check_max_steps, check_views
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompts import TaskPrompt
 from llmdpd.runs.scoring import evaluate_control, evaluate_policies, film, film_run
-from llmdpd.runs.variants import PromptChoice, prompt_sets
+from llmdpd.runs.variants import PromptChoice, check_choice, prompt_sets
 from llmdpd.training.stopping import StopSignals
 
 
@@ -105,6 +105,20 @@ _LIMITS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code, 2 for bad input."""
     return run_command(lambda: _evaluate(tyro.cli(EvaluateConfig, args=arguments, prog="python -m llmdpd.evaluate")))
+
+
+def check_evaluation(options: Sequence[str], trained: TrainConfig) -> None:
+    """Refuse options of this command that a run of the configuration could not be evaluated with.
+
+    Raises:
+        InputError: as the command, but for what hangs on files.
+        SystemExit: no such option.
+    """
+    config = tyro.cli(EvaluateConfig, args=("RUN", *options), prog="python -m llmdpd.evaluate")
+    check_limits(config, _LIMITS)
+    _check_player(config)
+    _check_acting(config, trained)
+    check_choice(_choice(config, trained), None, trained)
 
 
 def _evaluate(config: EvaluateConfig) -> None:

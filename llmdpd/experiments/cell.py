@@ -147,7 +147,7 @@ class Cell:
             own_words = ("--run-dir", str(self.folder), "--preset", self.preset, "--seed", str(self.config.seed))
             device = () if share.cuda is None else ("--device", "cuda")
             return Step(
-                "train", ("llmdpd.train", *own_words, *self._free(share), *device, *self._filled_in(self.options))
+                "train", ("llmdpd.train", *own_words, *self._free(share), *device, *self.filled_in(self.options))
             )
         # Someone may have evaluated it half way.
         trained = max((r.iterations for r in self.records() if r.checkpoint == "last"), default=0)
@@ -163,11 +163,11 @@ class Cell:
             file = evaluation.file(self.folder)
             if not self.evaluated(file):
                 words = [str(self.folder), "--out", str(file), *self._episodes()]
-                options = self._filled_in(evaluation.options)
+                options = self.filled_in(evaluation.options)
                 return Step(evaluation.name, ("llmdpd.evaluate", *words, *_evaluation_share(share), *options))
         return None
 
-    def _filled_in(self, options: tuple[str, ...]) -> tuple[str, ...]:
+    def filled_in(self, options: tuple[str, ...]) -> tuple[str, ...]:
         """Options with the names in place of what stands for them."""
         tasks = self.config.tasks
         names = {UNSEEN: tasks.unseen or tasks.seen}

@@ -11,6 +11,7 @@ from llmdpd.config import ABLATED, PRESETS, PROTOCOLS, TrainConfig
 from llmdpd.config_io import differences, to_plain
 from llmdpd.envs import base_name
 from llmdpd.errors import InputError, nearest_names
+from llmdpd.evaluate import check_evaluation
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
 from llmdpd.networks.methods import METHODS, ONLINE
@@ -176,7 +177,7 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     variants = method.variants if settings.variants else ()
     first = [variant.evaluation for variant in variants]
     later = [variant.evaluation for variant in variants if not variant.once]
-    return tuple(
+    cells = tuple(
         Cell(
             method=method.key,
             preset=method.preset,
@@ -190,6 +191,23 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
         )
         for seed in range(settings.seeds)
     )
+    _check_evaluations(cells[0])
+    return cells
+
+
+def _check_evaluations(cell: Cell) -> None:
+    """Refuse, before anything is trained, options that the run could not be evaluated with as the experiment does."""
+    for evaluation in cell.evaluations:
+        try:
+            check_evaluation(cell.filled_in(evaluation.options), cell.config)
+        except InputError as error:
+            raise InputError(
+                f"with these options {cell.method} could not be evaluated as the experiment does: {error.problem}",
+                field=error.field,
+                found=error.found,
+                expected=error.expected,
+                hint="leave the option out, or evaluate nothing beside the runs: --no-variants",
+            ) from None
 
 
 def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:

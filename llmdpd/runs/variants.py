@@ -50,7 +50,7 @@ def prompt_sets(
         InputError: prompts that the policy was trained without; options that contradict each other; an unknown
             behaviour; a task without an example.
     """
-    _check(choice, run, trained)
+    check_choice(choice, None if run is None else run.path, trained)
     tasks = choice.tasks
     text = None if choice.text is None else read_text(choice.text)
     source = "built in" if choice.text is None else str(choice.text)
@@ -82,7 +82,12 @@ def _changed(prompts: dict[str, TaskPrompt], which: str, seen: tuple[str, ...]) 
     return prompts
 
 
-def _check(choice: PromptChoice, run: RunFolder | None, trained: TrainConfig) -> None:
+def check_choice(choice: PromptChoice, run: Path | None, trained: TrainConfig) -> None:
+    """Refuse prompts that the policy was trained without, and options that contradict each other.
+
+    Raises:
+        InputError: as `prompt_sets`, but for examples that turn out not to be there.
+    """
     context = trained.policy.context
     for behaviour in choice.behaviours:
         if behaviour not in BEHAVIOURS:
@@ -115,8 +120,7 @@ def _check(choice: PromptChoice, run: RunFolder | None, trained: TrainConfig) ->
     if not (context.text or context.trajectory or choice.for_control) and choice.which == "swapped":
         needs.append("--prompts swapped")
     if needs:
-        path = None if run is None else run.path
-        raise InputError("this run's policy was trained without such prompts", path=path, field=needs[0])
+        raise InputError("this run's policy was trained without such prompts", path=run, field=needs[0])
 
 
 def _data(choice: PromptChoice, run: RunFolder | None, trained: TrainConfig) -> str | Path | None:

@@ -235,7 +235,9 @@ SHARE = float(os.environ.get("LLMDPD_TEST_EXAMPLES", "1"))
 
 def examples(count: int) -> Any:
     """Fresh examples each run; the blob that a failure prints repeats it."""
-    return settings(max_examples=math.ceil(SHARE * count), deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=math.ceil(SHARE * count), deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+    )
 
 
 ISAS = st.sampled_from(native.module().runnable_isas())

@@ -325,6 +325,18 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
     assert other.state == "partial"
 
 
+def test_options_that_no_further_evaluation_would_fit_are_refused_before_training(tmp_path: Path) -> None:
+    settings = Settings("generalisation", out=tmp_path, options=("--training.augmentation.mirror", "0"))
+    with pytest.raises(InputError, match="full could not be evaluated as the experiment does") as caught:
+        make_plan(dataclasses.replace(settings, only=("full", "no-clock")))
+    assert caught.value.field == "acting.views"
+    assert "--no-variants" in str(caught.value.hint)
+    alone = make_plan(dataclasses.replace(settings, only=("full", "no-clock"), variants=False))
+    assert all(cell.config.training.augmentation.mirror == 0 for cell in alone.runnable)
+    other = make_plan(dataclasses.replace(settings, only=("no-clock",)))
+    assert other.cells["full"][0].config.training.augmentation.mirror > 0, "not asked for: shown as it is"
+
+
 def test_a_run_of_another_configuration_is_told_and_left(make_test_plan: MakePlan, finish: Finish) -> None:
     cell = make_test_plan().cells["full"][0]
     finish(cell, COUNTS)

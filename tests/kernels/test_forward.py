@@ -40,8 +40,7 @@ def test_shapes(
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("steps", [5, 15])
-@pytest.mark.parametrize("clip", [1.0, None])
+@pytest.mark.parametrize(("steps", "clip"), [(5, 1.0), (5, None), (15, 1.0)])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(
     make_case: MakeCase, close: Close, tolerances: Tolerances, key: torch.Tensor, name: Any, steps: int,
