@@ -108,10 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_evaluation(options: Sequence[str], trained: TrainConfig) -> None:
-    """Refuse options of this command that a run of the configuration could not be evaluated with.
+    """Refuse, before there is a run of the configuration, options of this command that it could not be evaluated with.
 
     Raises:
-        InputError: as the command, but for what hangs on files.
+        InputError: as the command of limits, acting and prompts; not of files, nor of what the tasks' environments or
+            the trained network alone can tell.
         SystemExit: no such option.
     """
     config = tyro.cli(EvaluateConfig, args=("RUN", *options), prog="python -m llmdpd.evaluate")

@@ -184,18 +184,26 @@ class Context(nn.Module, ABC):
 
     def _absent(self, which: Literal["text", "trajectory"], other: Tensor | TrajectoryTokens | None) -> Tensor:
         """The zero vector of a prompt that is left out; only a policy trained with prompt dropout knows it."""
-        text = which == "text"
-        if (self.config.text_dropout if text else self.config.trajectory_dropout) == 0:
-            raise InputError(
-                f"this policy was trained with a {which} prompt at every step",
-                field=which,
-                found="no prompt",
-                expected=f"a {which} prompt",
-                hint=f"train with --policy.context.{which}-dropout to leave it out when acting",
-            )
+        check_left_out(self.config, which)
         tensor = other.states if isinstance(other, TrajectoryTokens) else other
-        size = self.config.text_dim if text else self.config.trajectory_dim
+        size = self.config.text_dim if which == "text" else self.config.trajectory_dim
         return torch.zeros(1 if tensor is None else tensor.shape[0], size, device=self.features.mean.device)
+
+
+def check_left_out(config: ContextConfig, which: Literal["text", "trajectory"]) -> None:
+    """Refuse to act without a prompt that the policy was trained with at every step.
+
+    Raises:
+        InputError: no dropout of it in training.
+    """
+    if (config.text_dropout if which == "text" else config.trajectory_dropout) == 0:
+        raise InputError(
+            f"this policy was trained with a {which} prompt at every step",
+            field=which,
+            found="no prompt",
+            expected=f"a {which} prompt",
+            hint=f"train with --policy.context.{which}-dropout to leave it out when acting",
+        )
 
 
 def spread(vectors: Tensor, index: Tensor | None, batch: int) -> Tensor:

@@ -68,7 +68,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
 
     Raises:
         InputError: an unknown experiment, protocol, budget or method, an impossible number, options that the
-            experiment or a chosen method decides or lacks, or that the training command refuses.
+            experiment or a chosen method decides or lacks, that the training command refuses, or under which a chosen
+            method could not be evaluated as the experiment does.
     """
     grid = grids[_known(settings.experiment, grids, "experiment")]
     protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
@@ -91,6 +92,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     absent: dict[str, str | None] = {}
     for method in grid.methods:
         cells = plan.cells[method.key] = _cells_of(plan, method, budget)
+        if method.key in chosen:
+            _check_evaluations(cells[0])
         reason = _absent_package(cells[0].config) or _absent_model(cells[0].config, absent)
         # Where all is done, nothing needs the model or the package any more.
         if reason is not None and any(cell.state != "done" for cell in cells):
@@ -177,7 +180,7 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     variants = method.variants if settings.variants else ()
     first = [variant.evaluation for variant in variants]
     later = [variant.evaluation for variant in variants if not variant.once]
-    cells = tuple(
+    return tuple(
         Cell(
             method=method.key,
             preset=method.preset,
@@ -191,8 +194,6 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
         )
         for seed in range(settings.seeds)
     )
-    _check_evaluations(cells[0])
-    return cells
 
 
 def _check_evaluations(cell: Cell) -> None:
@@ -202,11 +203,12 @@ def _check_evaluations(cell: Cell) -> None:
             check_evaluation(cell.filled_in(evaluation.options), cell.config)
         except InputError as error:
             raise InputError(
-                f"with these options {cell.method} could not be evaluated as the experiment does: {error.problem}",
+                f"with these options {cell.method} could not be evaluated as the experiment does "
+                f"({evaluation.name}): {error.problem}",
                 field=error.field,
                 found=error.found,
                 expected=error.expected,
-                hint="leave the option out, or evaluate nothing beside the runs: --no-variants",
+                hint="leave the option out, run other methods (--only), or no evaluation beside the runs: --no-variants",
             ) from None
 
 

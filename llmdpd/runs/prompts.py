@@ -142,9 +142,26 @@ def swap_prompts(prompts: Mapping[str, TaskPrompt], seen: Sequence[str]) -> dict
     Raises:
         InputError: a task that is alone in its split.
     """
+    others = swap_names(list(prompts), seen)
+    return {
+        task: dataclasses.replace(
+            prompts[others[task]],
+            text_source=f"swapped ({others[task]}'s): {prompts[others[task]].text_source}",
+            example_source=f"swapped ({others[task]}'s): {prompts[others[task]].example_source}",
+        )
+        for task in prompts
+    }
+
+
+def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:
+    """Whose prompts each task is under in `swap_prompts`.
+
+    Raises:
+        InputError: a task that is alone in its split.
+    """
     others: dict[str, str] = {}
     for split in (True, False):
-        names = sorted(task for task in prompts if (task in seen) is split)
+        names = sorted(task for task in tasks if (task in seen) is split)
         if len(names) == 1:
             raise InputError(
                 "no other task to swap prompts with",
@@ -154,14 +171,7 @@ def swap_prompts(prompts: Mapping[str, TaskPrompt], seen: Sequence[str]) -> dict
                 hint="name them with --tasks",
             )
         others |= {name: names[(n + len(names) // 2) % len(names)] for n, name in enumerate(names)}
-    return {
-        task: dataclasses.replace(
-            prompts[others[task]],
-            text_source=f"swapped ({others[task]}'s): {prompts[others[task]].text_source}",
-            example_source=f"swapped ({others[task]}'s): {prompts[others[task]].example_source}",
-        )
-        for task in prompts
-    }
+    return others
 
 
 def _text(task: str, text: str | None) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from llmdpd.config import TrainConfig
+from llmdpd.context.base import check_left_out
 from llmdpd.envs.behaviours import BEHAVIOURS
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.progress import console
 from llmdpd.runs.data import behaviour_examples
 from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.prompts import TaskPrompt, behaviour_prompts, read_text, swap_prompts, task_prompts
+from llmdpd.runs.prompts import TaskPrompt, behaviour_prompts, read_text, swap_names, swap_prompts, task_prompts
 
 _BEHAVIOUR_EXAMPLES = 5
 
@@ -82,7 +83,7 @@ def _changed(prompts: dict[str, TaskPrompt], which: str, seen: tuple[str, ...]) 
     return prompts
 
 
-def check_choice(choice: PromptChoice, run: Path | None, trained: TrainConfig) -> None:
+def check_choice(choice: PromptChoice, path: Path | None, trained: TrainConfig) -> None:
     """Refuse prompts that the policy was trained without, and options that contradict each other.
 
     Raises:
@@ -120,7 +121,13 @@ def check_choice(choice: PromptChoice, run: Path | None, trained: TrainConfig) -
     if not (context.text or context.trajectory or choice.for_control) and choice.which == "swapped":
         needs.append("--prompts swapped")
     if needs:
-        raise InputError("this run's policy was trained without such prompts", path=run, field=needs[0])
+        raise InputError("this run's policy was trained without such prompts", path=path, field=needs[0])
+    if choice.which == "swapped":
+        swap_names(choice.tasks, trained.tasks.seen)
+    if choice.which == "no-text" and context.text:
+        check_left_out(context, "text")
+    if choice.which == "no-trajectory" and context.trajectory:
+        check_left_out(context, "trajectory")
 
 
 def _data(choice: PromptChoice, run: RunFolder | None, trained: TrainConfig) -> str | Path | None:

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import signal
 import sys
@@ -229,15 +228,9 @@ def calls(
     return ENTRIES[entry](rng, **sizes, clipped=clipped)
 
 
-# Under sanitizers, where each example takes ten times as long, fewer.
-SHARE = float(os.environ.get("LLMDPD_TEST_EXAMPLES", "1"))
-
-
 def examples(count: int) -> Any:
     """Fresh examples each run; the blob that a failure prints repeats it."""
-    return settings(
-        max_examples=math.ceil(SHARE * count), deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
-    )
+    return settings(max_examples=count, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 
 
 ISAS = st.sampled_from(native.module().runnable_isas())

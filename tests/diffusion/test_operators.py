@@ -337,7 +337,6 @@ def test_opcheck_of_the_net(rng: np.random.Generator, make_net: Any, keep: bool)
     torch.library.opcheck(torch.ops.llmdpd.mish_mlp, arguments, test_utils=tests if not keep else tests[:3])
 
 
-@pytest.mark.slow
 def test_the_compilers_mark_is_that_of_torch() -> None:
     def ours() -> None: ...
 
@@ -346,6 +345,7 @@ def test_the_compilers_mark_is_that_of_torch() -> None:
     assert vars(constant_when_compiled(ours)) == vars(torch.compiler.assume_constant_result(theirs)) != {}
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break(rng: np.random.Generator, make_net: Any) -> None:
     net, plan = make_net(3, 2, 4), sampler_plan()
     state, prompt = torch.randn(6, 3), torch.randn(4)

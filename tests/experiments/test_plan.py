@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd.config import PRESETS
-from llmdpd.config_io import to_plain
+from llmdpd.config_io import differences, to_plain
 from llmdpd.envs import ML45_TEST, ML45_TRAIN
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import DECIDED, Evaluation, Share
@@ -325,16 +325,29 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
     assert other.state == "partial"
 
 
-def test_options_that_no_further_evaluation_would_fit_are_refused_before_training(tmp_path: Path) -> None:
-    settings = Settings("generalisation", out=tmp_path, options=("--training.augmentation.mirror", "0"))
-    with pytest.raises(InputError, match="full could not be evaluated as the experiment does") as caught:
-        make_plan(dataclasses.replace(settings, only=("full", "no-clock")))
-    assert caught.value.field == "acting.views"
+@pytest.mark.parametrize(
+    ("options", "evaluation", "field"),
+    [
+        (("--training.augmentation.mirror", "0"), "eight-views", "acting.views"),
+        (("--policy.context.text-dropout", "0"), "no-text", "text"),
+        (("--policy.context.trajectory-dropout", "0"), "no-trajectory", "trajectory"),
+        (("--tasks.unseen", "door-lock"), "swapped", "--prompts swapped"),
+    ],
+)
+def test_options_that_a_further_evaluation_would_not_fit_are_refused_before_training(
+    options: tuple[str, ...], evaluation: str, field: str, tmp_path: Path
+) -> None:
+    settings = Settings("generalisation", out=tmp_path, only=("full", "no-clock"), options=options)
+    with pytest.raises(
+        InputError, match=rf"full could not be evaluated as the experiment does \({evaluation}\)"
+    ) as caught:
+        make_plan(settings)
+    assert caught.value.field == field
     assert "--no-variants" in str(caught.value.hint)
-    alone = make_plan(dataclasses.replace(settings, only=("full", "no-clock"), variants=False))
-    assert all(cell.config.training.augmentation.mirror == 0 for cell in alone.runnable)
-    other = make_plan(dataclasses.replace(settings, only=("no-clock",)))
-    assert other.cells["full"][0].config.training.augmentation.mirror > 0, "not asked for: shown as it is"
+    for changed in ({"variants": False}, {"only": ("no-clock",)}):
+        plan = make_plan(dataclasses.replace(settings, **changed))
+        for key in ("full", "no-clock"):
+            assert differences(to_plain(plan.cells[key][0].config), to_plain(PRESETS["metaworld"]))
 
 
 def test_a_run_of_another_configuration_is_told_and_left(make_test_plan: MakePlan, finish: Finish) -> None:

@@ -37,7 +37,7 @@ def check(case: Any, close: Close, tolerance: float, key: torch.Tensor) -> dict[
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
-    ("B", "N", "A", "H"), [(40, 1, 4, 64), (17, 1, 1, 33), (9, 5, 3, 100), (18, 2, 32, 64), (9, 1, 12, 250)]
+    ("B", "N", "A", "H"), [(40, 1, 4, 64), (17, 1, 1, 33), (9, 5, 3, 100), (18, 2, 32, 64), (17, 1, 12, 250)]
 )
 def test_shapes(
     make_case: MakeCase,
@@ -93,9 +93,11 @@ def test_in_several_launches(
 ) -> None:
     from llmdpd.kernels import reverse_diffusion as operation
 
-    case = make_case(B=25, N=2, scale=1.0)
+    case = make_case(B=20, N=2, scale=1.0)
     whole = check(case, close, tolerances[False][1], key)
-    monkeypatch.setattr(operation, "SCRATCH_BYTES", 200_000)  # two tiles of 16 rows at a time, of four
+    monkeypatch.setattr(
+        operation, "SCRATCH_BYTES", 200_000
+    )  # two tiles of 16 rows at a time, of three: the last has none
     parts = check(case, close, tolerances[False][1], key)
     assert any(not torch.equal(parts[name], whole[name]) for name in whole)  # summed in another order: it took several
 

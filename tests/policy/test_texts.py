@@ -32,7 +32,7 @@ print(*[name for name in heavy if name in sys.modules])
 
 
 def test_a_known_text_needs_no_llm(make_policy: MakePolicy, tmp_path: Path) -> None:
-    """Deployment: the policy folder alone, neither the LLM nor an environment is imported."""
+    """Deployment: the policy folder alone, neither the LLM, an environment nor torch.compile is imported."""
     make_policy().save(tmp_path / "p")
     done = subprocess.run(
         [sys.executable, "-c", KNOWN_TEXT, str(tmp_path / "p"), KNOWN], capture_output=True, text=True, timeout=120
