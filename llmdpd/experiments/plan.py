@@ -208,7 +208,7 @@ def _check_evaluations(cell: Cell) -> None:
                 field=error.field,
                 found=error.found,
                 expected=error.expected,
-                hint="leave the option out, run other methods (--only), or no evaluation beside the runs: --no-variants",
+                hint="leave the option out, run other methods (--only), or the runs alone: --no-variants",
             ) from None
 
 
