@@ -13,7 +13,15 @@ from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.pictures import picture, picture_png
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.schedule import Outcome
-from llmdpd.experiments.summary import BOOTSTRAP_DRAWS, BOOTSTRAP_SEED, Estimate, Row, make_rows, reported_figures
+from llmdpd.experiments.summary import (
+    BOOTSTRAP_DRAWS,
+    BOOTSTRAP_SEED,
+    Estimate,
+    Row,
+    make_rows,
+    reported_figures,
+    reported_mean,
+)
 from llmdpd.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
 from llmdpd.reporting.compare import Arm, flatten
 from llmdpd.reporting.page import drawing_values, facts, measure, render_template
@@ -187,9 +195,8 @@ def _only(row: Row, split: str) -> Row:
 
 
 def _paper_mean(figures: dict[str, Reported], tasks: Sequence[str]) -> str:
-    if not tasks or not figures.keys() >= set(tasks):
-        return ""
-    return f"{sum(figures[task].mean for task in tasks) / len(tasks):.1f}"
+    mean = reported_mean(figures, tasks)
+    return "" if mean is None else f"{mean:.1f}"
 
 
 def _to_json(plan: Plan, rows: Sequence[Row], values: dict[str, Any]) -> dict[str, Any]:

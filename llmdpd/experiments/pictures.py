@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from llmdpd.envs import base_name
-from llmdpd.experiments.summary import Estimate, Row
+from llmdpd.experiments.summary import Estimate, Row, reported_mean
 from llmdpd.reporting.figures import LIGHT, PAGE, SERIES, Drawing, Palette, style, to_svg
 from llmdpd.results import SPLITS
 
@@ -122,6 +122,7 @@ def _by_method(rows: Sequence[Row], unit: str, palette: Palette) -> Figure:
     split = next(name for name in reversed(SPLITS) if any(name in row.means for row in rows))
     figure = Figure(figsize=(9, 0.9 + 0.34 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
+    paper = False
     for place, row in enumerate(rows):
         estimate = row.means.get(split)
         if estimate is None:
@@ -129,10 +130,16 @@ def _by_method(rows: Sequence[Row], unit: str, palette: Palette) -> Figure:
         colour = palette.series[1 if row.variant else 0]
         axes.barh(place, estimate.mean, 0.7, color=colour, alpha=0.75, linewidth=0)
         axes.plot(estimate.by_seed, [place] * len(estimate.by_seed), "o", markersize=4, color=palette.ink, alpha=0.7)
+        told = reported_mean(row.reported, sorted({r.task for r in row.records if r.split == split}))
+        if told is not None:
+            paper = True
+            axes.plot(told, place, marker="D", markersize=6, markerfacecolor="none", color=palette.ink)
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(*_limits(axes.get_xlim(), unit))
-    axes.set_xlabel(f"{unit}, mean over the {split} tasks; dots: seeds")
+    marks = f"dots: seeds; diamonds: {_PAPER}" if paper else "dots: seeds"
+    # The labels beside the bars leave little width for it.
+    axes.set_xlabel(f"{unit}, mean over the {split} tasks\n{marks}")
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +110,10 @@ class Row:
 
 
 def make_rows(plan: Plan) -> list[Row]:
-    """The rows that there are results for, method by method, each followed by its further evaluations."""
+    """The rows that there are results for, method by method, each followed by its further evaluations.
+
+    A method whose best policies are its last ones has no second row for them.
+    """
     rows: list[Row] = []
     labels = dict.fromkeys(method.label for method in plan.grid.methods)
     for label in labels:
@@ -118,7 +121,7 @@ def make_rows(plan: Plan) -> list[Row]:
         cells = [cell for method in methods for cell in plan.cells[method.key]]
         records = _records(cells, None)
         figures = reported_figures(plan.grid.paper, methods[0].reported, {record.task for record in records})
-        for checkpoint in CHECKPOINTS:
+        for checkpoint in CHECKPOINTS[:1] if _best_is_last(records) else CHECKPOINTS:
             rows += _row(label, "", checkpoint, records, figures)
         for variant in {variant.label: variant for method in methods for variant in method.variants}.values():
             # A control is nobody's policy.
@@ -130,6 +133,19 @@ def reported_figures(table: PaperTable | None, column: str | None, tasks: Iterab
     """Task → a column's figure in a table of the paper, for the tasks that it has."""
     rows = {task: find_row(table or {}, task) for task in tasks}
     return {task: row.columns[column] for task, row in rows.items() if row is not None and column in row.columns}
+
+
+def reported_mean(figures: Mapping[str, Reported], tasks: Sequence[str]) -> float | None:
+    """The mean of the paper's figures over tasks, where it has one of each."""
+    if not tasks or not figures.keys() >= set(tasks):
+        return None
+    return statistics.fmean(figures[task].mean for task in tasks)
+
+
+def _best_is_last(records: Sequence[TaskResult]) -> bool:
+    """Whether the selection chose the last iteration in every run that has results of both checkpoints."""
+    found = {name: {(r.seed, r.iterations) for r in records if r.checkpoint == name} for name in CHECKPOINTS}
+    return found["best"] <= found["last"]
 
 
 def _records(cells: Iterable[Cell], evaluation: Evaluation | None) -> list[TaskResult]:

@@ -81,13 +81,19 @@ def make_result() -> Callable[..., TaskResult]:
 
 
 def _finish(cell: Any, counts: dict[str, int], **changes: Any) -> None:
-    """Put a finished run into the cell's folder: both checkpoints with these successes of 40 by task."""
+    """Put a finished run into the cell's folder: the checkpoints of 200 (last) and 150 iterations (best), with these
+    successes of 40 by task."""
     config = dataclasses.replace(cell.config, device="cpu")
     atomic_write_json(cell.run.config, to_plain(config))
     split = {task: "seen" if task in config.tasks.seen else "unseen" for task in counts}
     records = [
-        _result(task, split[task], config.seed, **({"successes": count, "checkpoint": checkpoint} | changes))
-        for checkpoint in ("last", "best")
+        _result(
+            task,
+            split[task],
+            config.seed,
+            **({"successes": count, "checkpoint": checkpoint, "iterations": iterations} | changes),
+        )
+        for checkpoint, iterations in (("last", 200), ("best", 150))
         for task, count in counts.items()
     ]
     write_results(cell.run.results, records)

@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrajectoryDataset, T
     """What a run of an experiment's grid learns from, and what its examples are taken from."""
     folder = tmp_path_factory.mktemp("integrity")
     options = ("--tasks.seen", *SEEN, "--tasks.unseen", *UNSEEN, "--data.keep-failed")
-    settings = Settings("table1", "paper", budget="smoke", out=folder / "out", options=options)
+    settings = Settings("table1", "paper", budget="smoke", out=folder / "out", options=options, variants=False)
     config = make_plan(settings).cells["full"][0].config
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(folder / "data"), workers=1))
     return training_data(config)[0], example_data(config)

@@ -63,6 +63,16 @@ def test_rows_are_means_over_seeds_of_the_results(
     }
 
 
+def test_a_best_checkpoint_that_is_the_last_one_has_no_row(
+    make_test_plan: Callable[..., Plan], finish: Callable[..., None]
+) -> None:
+    plan = make_test_plan()
+    finish(plan.cells["full"][0], {"reach-v3": 40}, iterations=200)
+    assert [row.checkpoint for row in make_rows(plan)] == ["last"]
+    finish(plan.cells["full"][1], {"reach-v3": 40})
+    assert [row.checkpoint for row in make_rows(plan)] == ["last", "best"], "of one run it is another"
+
+
 def test_a_seed_that_lacks_a_task_is_not_in_the_mean(
     make_test_plan: Callable[..., Plan], finish: Callable[..., None]
 ) -> None:
