@@ -36,6 +36,12 @@ def pytest_report_header() -> str:
     return f"LLMDPD_TEST_SEED={_RUN_SEED}"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Parallel workers begin with what takes minutes, so that none is left alone with it at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.name != "test_interpreter.py")
+
+
 @pytest.fixture(scope="session")
 def seed_of() -> Callable[[str], int]:
     """The seed of what has this name, in this run."""
