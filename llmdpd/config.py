@@ -199,8 +199,8 @@ _METAWORLD = TrainConfig(
         context=ContextConfig(
             "retrieval",
             # More of it costs where both are given (docs/generalisation.md), less leaves the text alone untaught.
-            text_dropout=0.03,
-            trajectory_dropout=0.03,
+            text_dropout=0.02,
+            trajectory_dropout=0.07,
             features="relative",
             encoder=_SMALL_ENCODER,
         ),
