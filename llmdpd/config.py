@@ -43,7 +43,7 @@ class TaskConfig:
 
 
 DESIGN_TASKS = ("assembly-v3", "basketball-v3", "push-back-v3", "lever-pull-v3", "faucet-open-v3")
-"""The five of ML45's training tasks that the design's choices were made on; ML45's test tasks: docs/generalisation.md."""
+"""The five of ML45's training tasks that designs are chosen on."""
 
 PROTOCOLS: dict[str, TaskConfig] = {
     "paper": TaskConfig(),
@@ -198,7 +198,7 @@ _METAWORLD = TrainConfig(
     policy=PolicyConfig(
         context=ContextConfig(
             "retrieval",
-            # With more of it seeds failed at unseen tasks, with less the text alone is untaught (docs/generalisation.md).
+            # With more of it seeds failed at unseen tasks, with less the text alone is untaught: docs/generalisation.md.
             text_dropout=0.02,
             trajectory_dropout=0.07,
             features="relative",
