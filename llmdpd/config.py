@@ -198,7 +198,7 @@ _METAWORLD = TrainConfig(
     policy=PolicyConfig(
         context=ContextConfig(
             "retrieval",
-            # With more of it seeds failed at unseen tasks, with less the text alone is untaught: docs/generalisation.md.
+            # With more of it seeds failed at unseen tasks, with less the text alone fails: docs/generalisation.md.
             text_dropout=0.02,
             trajectory_dropout=0.07,
             features="relative",
