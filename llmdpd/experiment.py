@@ -42,7 +42,8 @@ class ExperimentConfig:
     experiment: Annotated[str, tyro.conf.Positional]
     """One of the experiments above."""
     protocol: str | None = None
-    """Which tasks are trained on: paper (3 tasks) or ml45 (45). By default the experiment's first."""
+    """Which tasks are trained on: paper (3 tasks), ml45 (45) or design (40 of those); of table2 d4rl. By default the
+    experiment's first."""
     seeds: int = 3
     """Runs of each method, with the seeds 0, 1 …"""
     episodes: int | None = None

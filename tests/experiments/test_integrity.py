@@ -14,12 +14,15 @@ from llmdpd.envs import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SE
 from llmdpd.envs.metaworld import MetaWorldTask, make_task
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.plan import Settings, make_plan
-from llmdpd.runs.data import example_data, training_data
+from llmdpd.metaworld_layout import FRAME
+from llmdpd.runs.data import behaviour_examples, example_data, training_data
 
-# Goals of sweep-into and bin-picking are constant, so their problems differ by the start alone.
-SEEN, UNSEEN = ("sweep-into-v3", "coffee-push-v3"), ("bin-picking-v3",)
+SEEN, UNSEEN = ("sweep-into-v3", "coffee-push-v3"), ("bin-picking-v3", "box-close-v3")
+CONSTANT_GOALS = ("sweep-into-v3", "bin-picking-v3")
 EPISODES = 12
-Problem = tuple[float, ...]
+Part = tuple[float, ...]
+Problem = tuple[Part, Part]
+Data = tuple[TrajectoryDataset, TrajectoryDataset, TrajectoryDataset]
 
 
 def problems(env: MetaWorldTask, seeds: Iterable[int]) -> dict[Problem, int]:
@@ -27,8 +30,15 @@ def problems(env: MetaWorldTask, seeds: Iterable[int]) -> dict[Problem, int]:
     found = {}
     for seed in seeds:
         env.reset(int(seed))
-        found[tuple(np.round(env.start_and_goal(), 4))] = int(seed)
+        numbers = np.round(env.start_and_goal(), 4).tolist()
+        found[tuple(numbers[:FRAME]), tuple(numbers[FRAME:])] = int(seed)
     return found
+
+
+def shared_parts(one: Iterable[Problem], other: Iterable[Problem]) -> tuple[set[Part], set[Part]]:
+    """The starts, and the goals, that are in both."""
+    (starts, goals), (other_starts, other_goals) = (map(set, zip(*group, strict=True)) for group in (one, other))
+    return starts & other_starts, goals & other_goals
 
 
 def seeds_of(dataset: TrajectoryDataset, task: str) -> list[int]:
@@ -36,47 +46,54 @@ def seeds_of(dataset: TrajectoryDataset, task: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrajectoryDataset, TrajectoryDataset]:
-    """What a run of an experiment's grid learns from, and what its examples are taken from."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """What a run of an experiment's grid learns from, what its examples are taken from, and those of another maker."""
     folder = tmp_path_factory.mktemp("integrity")
     options = ("--tasks.seen", *SEEN, "--tasks.unseen", *UNSEEN, "--data.keep-failed")
     settings = Settings("table1", "paper", budget="smoke", out=folder / "out", options=options, variants=False)
     config = make_plan(settings).cells["full"][0].config
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(folder / "data"), workers=1))
-    return training_data(config)[0], example_data(config)
+    return training_data(config)[0], example_data(config), behaviour_examples(config, UNSEEN, "overrun", 1)
 
 
 @pytest.mark.parametrize("task", [*SEEN, *UNSEEN])
-def test_no_evaluated_episode_was_seen(task: str, data: tuple[TrajectoryDataset, TrajectoryDataset]) -> None:
-    training, examples = data
+def test_no_evaluated_episode_was_seen(task: str, data: Data) -> None:
+    training, examples, others = data
     env = make_task(task)
-    learned = problems(env, seeds_of(training, task)) if task in training.tasks else {}
-    shown = problems(env, seeds_of(examples, task))
-    evaluated = problems(env, range(EVALUATION_SEED_START, EVALUATION_SEED_START + EPISODES))
-    selected = problems(env, range(SELECTION_SEED_START, SELECTION_SEED_START + EPISODES))
+    groups = {
+        "shown": problems(env, seeds_of(examples, task)),
+        "evaluated": problems(env, range(EVALUATION_SEED_START, EVALUATION_SEED_START + EPISODES)),
+        "selected": problems(env, range(SELECTION_SEED_START, SELECTION_SEED_START + EPISODES)),
+    }
+    if task in SEEN:
+        groups["learned"] = problems(env, seeds_of(training, task))
+    else:
+        assert task not in training.tasks
     # Every seed is a problem of its own, else sets would hide what they share.
-    assert len(evaluated) == len(selected) == EPISODES
-    assert len(shown) == len(seeds_of(examples, task)) > 0
-    assert (len(learned) > 0) == (task in SEEN)
-    groups = {"learned": learned, "shown": shown, "evaluated": evaluated, "selected": selected}
+    assert len(groups["evaluated"]) == len(groups["selected"]) == EPISODES
+    assert len(groups["shown"]) == len(seeds_of(examples, task)) > 0
     for name, group in groups.items():
         for other in groups.keys() - {name}:
-            assert not group.keys() & groups[other].keys(), f"{name} and {other} share a problem"
-    # That the comparison sees a shared problem: one that is evaluated, once more.
+            starts, goals = shared_parts(group, groups[other])
+            assert not starts, f"{name} and {other} share a start"
+            assert bool(goals) == (task in CONSTANT_GOALS), f"goals of {name} and {other}"
+    if task in UNSEEN:  # another maker's examples are of the same problems as the run's own
+        assert problems(env, seeds_of(others, task)).keys() <= groups["shown"].keys()
+    # That the comparison sees what is shared: a problem that is evaluated, once more.
     again = problems(env, [EVALUATION_SEED_START + 3])
-    assert list(evaluated.keys() & again.keys()) == list(again)
+    assert all(len(part) == 1 for part in shared_parts(groups["evaluated"], again))
 
 
 @pytest.mark.parametrize("task", SEEN)
-def test_recorded_seeds_are_those_of_the_episodes(task: str, data: tuple[TrajectoryDataset, TrajectoryDataset]) -> None:
+def test_recorded_seeds_are_those_of_the_episodes(task: str, data: Data) -> None:
     env = make_task(task)
-    for dataset in data:
+    for dataset in data[:2]:
         for episode in dataset.episodes_of(task):
             example = dataset.episode(int(episode))
             assert np.array_equal(env.reset(int(example.seed)), example.observations[0])
 
 
-def test_seeds_are_apart_by_construction(data: tuple[TrajectoryDataset, TrajectoryDataset]) -> None:
+def test_seeds_are_apart_by_construction(data: Data) -> None:
     for dataset in data:
         assert (dataset.seeds >= 0).all()
         assert (dataset.seeds < COLLECTION_SEED_END).all()
