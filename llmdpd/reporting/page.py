@@ -125,10 +125,11 @@ def _training_sentence(arm: Arm) -> str:
     told = [name for name, use in (("a text", first.prompts.text), ("an example", first.prompts.trajectory)) if use]
     prompts = f"told what to do by {' and '.join(told)}" if told else "given no prompt"
     seeds = f" with {len(arm.seeds)} seeds" if len(arm.seeds) > 1 else ""
-    episodes = _span([record.episodes for record in arm.records])
+    counts = [record.episodes for record in arm.records]
+    episodes = f"{_span(counts)} {'episode' if max(counts) == 1 else 'episodes'}"
     return (
-        f"A policy was trained{seeds} on {tasks} for {iterations} iterations, and evaluated for {episodes} episodes a "
-        f"task, {prompts}."
+        f"A policy was trained{seeds} on {tasks} for {iterations} iterations, and evaluated for {episodes} a task, "
+        f"{prompts}."
     )
 
 
@@ -142,10 +143,10 @@ def _split_words(arm: Arm, split: str, checkpoint: str) -> str:
     if len(cells) == 1:
         return f"{mean.text} % of episodes on the one task {kind} ({next(iter(cells))})"
     low, high = min(cells, key=lambda task: cells[task].mean), max(cells, key=lambda task: cells[task].mean)
-    return (
-        f"{mean.text} % of episodes on average over the {len(cells)} tasks {kind} "
-        f"(from {cells[low].mean:.1f} % on {low} to {cells[high].mean:.1f} % on {high})"
-    )
+    span = f"from {cells[low].mean:.1f} % on {low} to {cells[high].mean:.1f} % on {high}"
+    if cells[low].mean == cells[high].mean:
+        span = "the same on each"
+    return f"{mean.text} % of episodes on average over the {len(cells)} tasks {kind} ({span})"
 
 
 def _score_words(arm: Arm, checkpoint: str) -> str:

@@ -144,6 +144,28 @@ def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_resul
     assert page.row("facts", "acting") == ["1 sample, ddpm in 5 steps, noise scale 1"]
 
 
+@pytest.mark.parametrize(
+    ("successes", "episodes", "counted", "span"),
+    [
+        ((0, 0), 1, "for 1 episode a task", "(the same on each)"),
+        ((0, 5), 25, "for 25 episodes a task", "(from 0.0 % on box-close-v3 to 20.0 % on hand-insert-v3)"),
+    ],
+)
+def test_the_summary_counts_and_spans(
+    make_run: RunMaker,
+    make_result: Callable[..., TaskResult],
+    successes: tuple[int, int],
+    episodes: int,
+    counted: str,
+    span: str,
+) -> None:
+    tasks = zip(("box-close-v3", "hand-insert-v3"), successes, strict=True)
+    records = [make_result(task=task, split="unseen", successes=count, episodes=episodes) for task, count in tasks]
+    text = Page(build_report([make_run(records=records)])).text
+    assert counted in text
+    assert span in text.replace("\u00a0", " ")
+
+
 def test_other_ways_of_evaluating_stand_apart(
     make_run: RunMaker, make_records: Callable[..., list[TaskResult]]
 ) -> None:
