@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def _split_words(arm: Arm, split: str, checkpoint: str) -> str:
         return f"{mean.text} % of episodes on the one task {kind} ({next(iter(cells))})"
     low, high = min(cells, key=lambda task: cells[task].mean), max(cells, key=lambda task: cells[task].mean)
     span = f"from {cells[low].mean:.1f} % on {low} to {cells[high].mean:.1f} % on {high}"
-    if cells[low].mean == cells[high].mean:
+    if math.isclose(cells[low].mean, cells[high].mean):
         span = "the same on each"
     return f"{mean.text} % of episodes on average over the {len(cells)} tasks {kind} ({span})"
 
