@@ -20,7 +20,7 @@ from llmdpd.agents.optimisation import (
     rate_tensor,
     set_rate,
 )
-from llmdpd.context import Condition
+from llmdpd.context import Condition, EncodedPrompts
 from llmdpd.networks.policy_network import PromptedNetwork
 
 Network = TypeVar("Network", bound=PromptedNetwork)
@@ -93,12 +93,23 @@ class Agent(ABC, Generic[Network, Config]):
             target, source = self.modules["ema_policy"], self.modules["policy"]
             lerp(list(target.parameters()), list(source.parameters()), rate)
 
-    def condition(self, batch: PromptedBatch, following: bool = False, network: Network | None = None) -> Condition:
-        """The batch's states, or the ones after them, under its prompts, as `network` (by default the policy) reads."""
-        network = network or self.policy
-        prompts = network.encode(batch.text, batch.tokens, batch.keep)
+    def encode(self, batch: PromptedBatch, network: Network | None = None) -> EncodedPrompts:
+        """One pass of the encoders of `network` (by default the policy) over the batch's prompts.
+
+        In training every pass has its own dropout mask, so that one pass serves all losses of a gradient step.
+        """
+        return (network or self.policy).encode(batch.text, batch.tokens, batch.keep)
+
+    def condition(
+        self,
+        batch: PromptedBatch,
+        prompts: EncodedPrompts,
+        following: bool = False,
+        network: Network | None = None,
+    ) -> Condition:
+        """The batch's states, or the next ones, under prompts that `network` (by default the policy) has encoded."""
         states = batch.next_observations if following else batch.observations
-        return network.condition(states, prompts, None, batch.timesteps + following)
+        return (network or self.policy).condition(states, prompts, None, batch.timesteps + following)
 
     def step(self, name: str | Sequence[str], loss: Tensor) -> Tensor:
         """One step of an optimiser, or of several, down a loss; the norm of their gradient before it is cut."""

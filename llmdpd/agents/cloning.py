@@ -32,7 +32,7 @@ class Cloning(Agent[GaussianPolicy, CloningConfig]):
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
         self.policy.train()
-        loss = self.loss(batch, self.condition(batch))
+        loss = self.loss(batch, self.condition(batch, self.encode(batch)))
         norm = self.step("policy", loss)
         return {"loss/cloning": loss.detach(), "grad/policy": norm}
 

@@ -68,7 +68,7 @@ class CQL(Agent[SquashedGaussianPolicy, CQLConfig]):
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """A step of temperature, actor and critics each, and of the targets."""
         self.policy.train()
-        condition = self.condition(batch)
+        condition = self.condition(batch, self.encode(batch))
         actor_loss, log_probability = self.actor_loss(condition)
         aim = (log_probability.detach() - self.policy.action_dim).mean()
         metrics = {"loss/actor": actor_loss.detach(), "grad/policy": self.step("policy", actor_loss)}
@@ -89,7 +89,8 @@ class CQL(Agent[SquashedGaussianPolicy, CQLConfig]):
         """Squared errors to r + gamma (1 - terminal) min Q̄(s', a'), and the penalty of both critics (equation 4)."""
         config = self.config
         with torch.no_grad():
-            now, following = self.condition(batch), self.condition(batch, following=True)
+            prompts = self.encode(batch)  # anew: the actor's step has changed the encoders
+            now, following = self.condition(batch, prompts), self.condition(batch, prompts, following=True)
             actions = self.policy.sample(following)[0][0]
             value = self.target_critic.minimum(following, actions)
             target = batch.rewards * config.reward_scale + config.gamma * (1 - batch.terminals) * value

@@ -165,11 +165,10 @@ class LLMDPD:
         `prompts` and `condition` are the policy's, of the batch's prompts and observations.
         """
         with torch.no_grad():
-            read = self.ema_policy.encode(batch.text, batch.tokens, batch.keep)
-            acting = self.ema_policy.condition(batch.next_observations, read, None, batch.timesteps + 1)
+            ema_prompts = self.ema_policy.encode(batch.text, batch.tokens, batch.keep)
+            acting = self.ema_policy.condition(batch.next_observations, ema_prompts, None, batch.timesteps + 1)
             actions = self._sample(self.ema_policy, acting)
             # The critics read the policy's own context, old and new state alike; what acts is the average's.
-            prompts = self.policy.encode(batch.text, batch.tokens, batch.keep)
             following = self.policy.condition(batch.next_observations, prompts, None, batch.timesteps + 1)
             next_prompt = self._critic_prompt(condition, len(actions))
             next_value = self.target_critic.minimum(following.state, actions, next_prompt, self.config.precision)

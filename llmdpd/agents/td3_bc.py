@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from llmdpd.agents.base import Agent, detached
 from llmdpd.agents.batch import PromptedBatch
 from llmdpd.agents.optimisation import OptimisationConfig
 from llmdpd.agents.state_augmentation import NoStateAugmentation, StateAugmentation
+from llmdpd.context import EncodedPrompts
 from llmdpd.networks.actor_policy import DeterministicPolicy, TwinQ
 
 
@@ -85,45 +87,49 @@ class TD3BC(Agent[DeterministicPolicy, TD3BCConfig]):
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """A step of the critics, and at its turn one of the actor and of all targets."""
         self.policy.train()
-        batches = self.augmentation.batches(batch, self.value)
-        loss, metrics = self.critic_loss(batches)
+        prompts = self.encode(batch)  # states are augmented, prompts are not
+        batches = self.augmentation.batches(batch, partial(self.value, prompts=prompts))
+        loss, metrics = self.critic_loss(batches, prompts)
         metrics |= {"loss/critic": loss.detach(), "grad/critic": self.step("critic", loss)}
         if (self._iteration + 1) % self.config.policy_every == 0:
-            loss, parts = self.actor_loss(batches[0])
+            loss, parts = self.actor_loss(batches[0], prompts)
             metrics |= parts | {"loss/actor": loss.detach(), "grad/policy": self.step("policy", loss)}
             for name in ("critic", "policy"):
                 self.track(name, self.config.tau)
         return metrics
 
-    def value(self, batch: PromptedBatch) -> Tensor:
+    def value(self, batch: PromptedBatch, prompts: EncodedPrompts) -> Tensor:
         """Sum of Q_1 at the batch's states and the policy's actions there: what adversarial states go against."""
-        condition = self.condition(batch)
+        condition = self.condition(batch, prompts)
         return self.critic(condition, self.policy(condition))[0].sum()
 
-    def critic_loss(self, batches: Sequence[PromptedBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(
+        self, batches: Sequence[PromptedBatch], prompts: EncodedPrompts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared errors of Q_1 and Q_2 to r + gamma (1 - terminal) min Q̄(s', a'), a' = pi̅(s') + clipped noise.
 
         Of several augmented batches, values and targets are means over them (S4RL, equation 3).
         """
         config, first = self.config, batches[0]
         with torch.no_grad():
-            following = torch.stack([self._next_value(batch) for batch in batches]).mean(0)
+            target_prompts = self.encode(first, self.target_policy)
+            following = torch.stack([self._next_value(batch, prompts, target_prompts) for batch in batches]).mean(0)
             target = first.rewards * config.reward_scale + config.gamma * (1 - first.terminals) * following
-        values = [self.critic(detached(self.condition(batch)), batch.actions) for batch in batches]
+        values = [self.critic(detached(self.condition(batch, prompts)), batch.actions) for batch in batches]
         q1, q2 = (torch.stack(part).mean(0) for part in zip(*values, strict=True))
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
         return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
 
-    def _next_value(self, batch: PromptedBatch) -> Tensor:
+    def _next_value(self, batch: PromptedBatch, prompts: EncodedPrompts, target_prompts: EncodedPrompts) -> Tensor:
         bound, config = self.policy.config.action_bound, self.config
-        acting = self.target_policy(self.condition(batch, following=True, network=self.target_policy))
+        acting = self.target_policy(self.condition(batch, target_prompts, following=True, network=self.target_policy))
         noise = (torch.randn_like(acting) * config.policy_noise).clamp(-config.noise_clip, config.noise_clip)
         actions = (acting + bound * noise).clamp(-bound, bound)
-        return self.target_critic.minimum(self.condition(batch, following=True), actions)
+        return self.target_critic.minimum(self.condition(batch, prompts, following=True), actions)
 
-    def actor_loss(self, batch: PromptedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, batch: PromptedBatch, prompts: EncodedPrompts) -> tuple[Tensor, dict[str, Tensor]]:
         """- lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)², lambda = alpha / mean |Q_1|."""
-        condition = self.condition(batch)
+        condition = self.condition(batch, prompts)
         actions = self.policy(condition)
         q = self.critic(detached(condition), actions)[0]
         cloning = F.mse_loss(actions, batch.actions)

@@ -40,7 +40,7 @@ class TrajectoryDiffusion(Agent[PlanPolicy, TrajectoryDiffusionConfig]):
         assert batch.windows is not None, "the sampler was made with the plan's horizon"
         if not self.policy.training:
             self.policy.train()
-        loss, first_action = self.diffusion_loss(batch.windows, self.condition(batch))
+        loss, first_action = self.diffusion_loss(batch.windows, self.condition(batch, self.encode(batch)))
         norm = self.step("policy", loss)
         return {"loss/diffusion": loss.detach(), "loss/first_action": first_action.detach(), "grad/policy": norm}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_cloning_is_maximum_likelihood(clone: str) -> None:
     assert actions is not None
     z = (actions.numpy() - centre) / np.exp(log_std)
     expected = (z**2 / 2 + log_std + np.log(2 * np.pi) / 2).sum(1).mean()
-    assert value_of(agent.loss(batch, agent.condition(batch))) == pytest.approx(expected, rel=1e-4)
+    assert value_of(agent.loss(batch, agent.condition(batch, agent.encode(batch)))) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.usefixtures("rng")
@@ -116,11 +117,11 @@ def test_td3_bc_losses() -> None:
     target = 0.5 * batch.rewards.numpy() + 0.9 * (1 - ends) * np.minimum(*at_next)
     values = [numbers(q, now, batch.actions)[:, 0] for q in (agent.critic.q1, agent.critic.q2)]
     expected = sum(((value - target) ** 2).mean() for value in values)
-    assert value_of(agent.critic_loss([batch])[0]) == pytest.approx(expected, rel=1e-4)
+    assert value_of(agent.critic_loss([batch], agent.encode(batch))[0]) == pytest.approx(expected, rel=1e-4)
     actions = np.tanh(numbers(agent.policy.net, now))
     q = numbers(agent.critic.q1, now, actions)[:, 0]
     expected = ((actions - batch.actions.numpy()) ** 2).mean() - 1.7 * q.mean() / np.abs(q).mean()
-    assert value_of(agent.actor_loss(batch)[0]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert value_of(agent.actor_loss(batch, agent.encode(batch))[0]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.usefixtures("rng")
@@ -134,7 +135,7 @@ def test_td3s_target_noise_is_clipped_twice(monkeypatch: pytest.MonkeyPatch) -> 
         return cast(Tensor, minimum(condition, actions))
 
     monkeypatch.setattr(agent.target_critic, "minimum", watched)
-    agent.critic_loss([batch])
+    agent.critic_loss([batch], agent.encode(batch))
     acting = np.tanh(numbers(agent.target_policy.net, features(agent, batch.next_observations)))
     moved = np.abs(seen[0].numpy() - acting)
     assert moved.max() <= 0.25 + 1e-5
@@ -184,13 +185,18 @@ def test_cql_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert value_of(agent.critic_loss(batch)[0]) == pytest.approx(expected, rel=1e-4)
     least = np.minimum(*(numbers(q, now, drawn[0][0])[:, 0] for q in critics))
     expected = (np.exp(-0.7) * drawn[1][0].numpy() - least).mean()
-    assert value_of(agent.actor_loss(agent.condition(batch))[0]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert value_of(agent.actor_loss(agent.condition(batch, agent.encode(batch)))[0]) == pytest.approx(
+        expected, rel=1e-4, abs=1e-5
+    )
 
 
 @pytest.mark.usefixtures("rng")
 def test_cqls_other_actions_come_with_their_densities() -> None:
     agent, batch = agent_of(config_of("cql", cql={"draws": 300})), batch_of()
-    now, following = agent.condition(batch), agent.condition(batch, following=True)
+    now, following = (
+        agent.condition(batch, agent.encode(batch)),
+        agent.condition(batch, agent.encode(batch), following=True),
+    )
     with torch.no_grad():
         others, density = agent._others(now, following)
     assert others.shape == (900, 5, A)
@@ -268,7 +274,7 @@ def test_under_prompts_the_policy_alone_trains_its_encoders(method: str, rng: np
             assert not any(parameter.requires_grad for parameter in module.parameters())
     if method == "bc":
         return
-    loss = agent.critic_loss(batch if method == "cql" else [batch])[0]
+    loss = (agent.critic_loss(batch) if method == "cql" else agent.critic_loss([batch], agent.encode(batch)))[0]
     agent.optimizers["policy_optimizer"].zero_grad(set_to_none=True)
     loss.backward()
     assert all(parameter.grad is None for parameter in agent.policy.parameters())
@@ -281,7 +287,7 @@ def test_labels_without_noise_do_not_drive_the_gaussian_apart() -> None:
     for iteration in range(400):
         metrics = agent.update(batch, iteration)
     assert float(metrics["grad/policy"]) < 1e4
-    assert float(agent.policy.statistics(agent.condition(batch))[1].detach().min()) >= -3
+    assert float(agent.policy.statistics(agent.condition(batch, agent.encode(batch)))[1].detach().min()) >= -3
 
 
 def test_ways_of_acting_that_it_does_not_have_are_refused() -> None:
@@ -352,7 +358,7 @@ def test_it_does_better_than_its_data(method: str, world: Any, rng: np.random.Ge
 @pytest.mark.usefixtures("rng")
 def test_rad_changes_a_state_and_the_next_alike(kind: Any) -> None:
     agent, batch = agent_of(config_of("rad", rad={"kind": kind, "sigma": 0.1})), batch_of(200)
-    (changed,) = agent.augmentation.batches(batch, agent.value)
+    (changed,) = agent.augmentation.batches(batch, partial(agent.value, prompts=agent.encode(batch)))
     if kind == "scale":
         factors = changed.observations / batch.observations
         torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), rtol=1e-4, atol=0)
@@ -371,7 +377,7 @@ def test_rad_changes_a_state_and_the_next_alike(kind: Any) -> None:
 def test_s4rl_changes_states(kind: Any) -> None:
     own = {"kind": kind, "sigma": 0.1, "width": 0.2, "step": 0.05, "copies": 3}
     agent, batch = agent_of(config_of("s4rl", s4rl=own)), batch_of(200)
-    found = agent.augmentation.batches(batch, agent.value)
+    found = agent.augmentation.batches(batch, partial(agent.value, prompts=agent.encode(batch)))
     assert len(found) == (1 if kind == "adversarial" else 3)
     now, later = ((getattr(found[0], n) - getattr(batch, n)) for n in ("observations", "next_observations"))
     if kind == "gaussian":
@@ -393,7 +399,7 @@ def test_s4rl_changes_states(kind: Any) -> None:
     else:
         torch.testing.assert_close(now.abs(), torch.full_like(now, 0.05), rtol=0, atol=1e-4)
         with torch.no_grad():
-            assert agent.value(found[0]) < agent.value(batch)
+            assert agent.value(found[0], agent.encode(batch)) < agent.value(batch, agent.encode(batch))
     if kind not in ("mixup", "adversarial"):
         assert not torch.equal(found[0].observations, found[1].observations)
 
@@ -411,7 +417,9 @@ def test_what_an_observation_does_not_have_stays_away(method: Any, kind: Any) ->
     for states in absent.values():
         states[:, 1:3] = 0
     agent = agent_of(config_of(method, **{method: {"kind": kind}}))
-    for changed in agent.augmentation.batches(dataclasses.replace(batch, **absent), agent.value):
+    for changed in agent.augmentation.batches(
+        dataclasses.replace(batch, **absent), partial(agent.value, prompts=agent.encode(batch))
+    ):
         for name in absent:
             assert not getattr(changed, name)[:, 1:3].any()
         assert not torch.equal(changed.observations, absent["observations"])
@@ -422,10 +430,11 @@ def test_s4rls_critics_learn_the_mean_over_its_batches() -> None:
     agent = agent_of(config_of("s4rl", td3_bc={"policy_noise": 0.0}))
     one = batch_of()
     two = dataclasses.replace(one, observations=torch.randn(5, S), next_observations=torch.randn(5, S))
+    prompts = agent.encode(one)
     with torch.no_grad():
-        values = [agent.critic(agent.condition(batch), one.actions) for batch in (one, two)]
-        following = torch.stack([agent._next_value(batch) for batch in (one, two)]).mean(0)
+        values = [agent.critic(agent.condition(batch, agent.encode(batch)), one.actions) for batch in (one, two)]
+        following = torch.stack([agent._next_value(batch, prompts, prompts) for batch in (one, two)]).mean(0)
     target = one.rewards + 0.99 * (1 - one.terminals) * following
     expected = sum(((a + b) / 2 - target).square().mean() for a, b in zip(*values, strict=True))
-    torch.testing.assert_close(agent.critic_loss([one, two])[0].detach(), expected)
+    torch.testing.assert_close(agent.critic_loss([one, two], agent.encode(one))[0].detach(), expected)
     assert S4RLConfig().copies == 2
