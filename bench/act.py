@@ -30,15 +30,15 @@ def our_call(
 
     Raises:
         NoPrecisionError: acting has no such precision in this version.
-        ImportError: `llmdpd.policy` can't be imported here.
+        ImportError: `llmdpd.policy.policy` can't be imported here.
     """
-    from llmdpd.context import ContextConfig
-    from llmdpd.networks.acting import ActingConfig
-    from llmdpd.networks.critic import DoubleQ
-    from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
-    from llmdpd.policy import Policy
-    from llmdpd.policy_folder import text_key
-    from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+    from llmdpd.methods.acting import ActingConfig
+    from llmdpd.nn.context import ContextConfig
+    from llmdpd.nn.critic import DoubleQ
+    from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+    from llmdpd.policy.folder import text_key
+    from llmdpd.policy.policy import Policy
+    from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 
     half = sizes.prompt // 2
     encoder = TrajectoryEncoderConfig(layers=1, width=32, inner=32, steps=10)

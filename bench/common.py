@@ -17,8 +17,9 @@ from machine import Limits, Others, describe
 from report import plot_report, print_report, write_report
 from timing import QUICK, Budget, Call, Clock, clock_for, time_alternating
 
-from llmdpd.cores import usable_cores
-from llmdpd.diffusion import BackendUnavailableError, native
+from llmdpd.diffusion import BackendUnavailableError
+from llmdpd.ops import native
+from llmdpd.utils.cores import usable_cores
 
 FORMAT = 1
 PEERS = ("eager", "compile")

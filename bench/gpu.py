@@ -127,7 +127,7 @@ def measure(session: Session) -> None:
     from report import print_report
     from timing import QUICK, Budget
 
-    from llmdpd.cores import usable_cores
+    from llmdpd.utils.cores import usable_cores
 
     arguments, quick = session.arguments, session.arguments.quick
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 import llmdpd
-from llmdpd.build import build_info
-from llmdpd.cores import usable_cores
-from llmdpd.diffusion import native
+from llmdpd.ops import native
+from llmdpd.ops.build_info import build_info
+from llmdpd.utils.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = ("fp32", "bf16")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdpd.files import atomic_write_json, atomic_writer
+from llmdpd.utils.files import atomic_write_json, atomic_writer
 
 Row = dict[str, Any]
 DASH = "—"

@@ -29,7 +29,7 @@ from llmdpd.diffusion import (
     sampler_plan,
 )
 from llmdpd.diffusion.sampler import Backend, Precision
-from llmdpd.networks.critic import DoubleQ
+from llmdpd.nn.critic import DoubleQ
 
 ACTIONS = {"fp32": 2e-5, "bf16": 2e-2}
 GRADIENTS = {"fp32": 1e-4, "bf16": 5e-2}

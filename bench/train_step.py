@@ -33,10 +33,10 @@ from peers import Compiler, Trainer
 from timing import Call
 from workloads import NoPrecisionError, Training, diffusion_ql, gradient_note, metaworld, with_precision
 
-from llmdpd.agents.batch import PromptedBatch
-from llmdpd.agents.llmdpd import LLMDPDConfig
 from llmdpd.diffusion.sampler import Backend
 from llmdpd.errors import InputError
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd.method import LLMDPDConfig
 
 
 def peer_call(sizes: Sizes, batch: PromptedBatch, steps: int, precision: str, compiler: Compiler | None) -> Call:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from counting import Sizes, prompted_train_step, text_head, train_step, trajectory_encoder
 
-from llmdpd.agents.batch import PromptedBatch
-from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
-from llmdpd.context import ContextConfig
 from llmdpd.diffusion import BackendUnavailableError, reverse_diffusion
 from llmdpd.diffusion.sampler import Backend
-from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 ITERATIONS = 1_000_000
 TEXT = 384  # numbers of a MiniLM embedding

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from llmdpd.version import __version__
 
 if TYPE_CHECKING:
-    from llmdpd.build import build_info
     from llmdpd.errors import InputError
-    from llmdpd.policy import Policy
+    from llmdpd.ops.build_info import build_info
+    from llmdpd.policy.policy import Policy
 
 # In a checkout after a plain `pip install .`, Python imports this folder, while the compiled module and the kernels
 # are in site-packages. Both places make up the package; this one comes first.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-_HOMES = {"InputError": "llmdpd.errors", "Policy": "llmdpd.policy", "build_info": "llmdpd.build"}
+_HOMES = {"InputError": "llmdpd.errors", "Policy": "llmdpd.policy.policy", "build_info": "llmdpd.ops.build_info"}
 
 __all__ = ["InputError", "Policy", "__version__", "build_info"]
 

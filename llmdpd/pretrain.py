@@ -1,45 +1,6 @@
-"""The command `python -m llmdpd.pretrain`: a small GPT-2 from a text, for `llmdpd.train --agent lamo`."""
+"""The command `python -m llmdpd.pretrain`: see `llmdpd.cli.pretrain`."""
 
-from __future__ import annotations
-
-import shlex
-import sys
-from collections.abc import Sequence
-
-import torch
-import tyro
-
-from llmdpd.cli import run_command
-from llmdpd.cores import usable_cores
-from llmdpd.language.pretraining import PretrainConfig, pretrain_gpt2
-from llmdpd.progress import ProgressBar, console
-from llmdpd.training.stopping import StopSignals
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
-    return run_command(lambda: _pretrain(arguments))
-
-
-def _pretrain(arguments: Sequence[str] | None) -> None:
-    config = tyro.cli(PretrainConfig, prog="python -m llmdpd.pretrain", args=arguments)
-    # Unlike a policy's, these matrix products are large enough to be shared out among torch's threads.
-    torch.set_num_threads(usable_cores())
-    with StopSignals() as stop, ProgressBar("pre-training", "it") as bar:
-
-        def progress(done: int, total: int, words: str) -> None:
-            bar.update(done, total, words)
-            stop.check()
-
-        made = pretrain_gpt2(config, progress)
-    console.print(
-        f"{made.folder}: a GPT-2 of {made.parameters:,} parameters and a vocabulary of {made.vocabulary:,}, learned "
-        f"from {made.tokens:,} tokens"
-    )
-    console.print(f"loss on text that was held out: {made.loss_before:.2f} before, {made.loss:.2f} nats a token after")
-    words = shlex.join(["--lamo.model", str(made.folder), "--lamo.corpus", config.corpus])
-    console.print(f"learn with it: python -m llmdpd.train --agent lamo {words}")
-
+from llmdpd.cli.pretrain import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

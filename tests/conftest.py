@@ -66,7 +66,7 @@ def rng(fresh_seed: int) -> np.random.Generator:
 @pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each compiled instruction set in turn, the best one again afterwards."""
-    from llmdpd.diffusion import native
+    from llmdpd.ops import native
 
     module = native.module()
     if request.param not in module.runnable_isas():
@@ -209,7 +209,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def torch_settings() -> Iterator[None]:
     """Put back what the training command sets for its whole process."""
-    from llmdpd.diffusion import native
+    from llmdpd.ops import native
 
     threads = torch.get_num_threads()
     yield
@@ -220,8 +220,8 @@ def torch_settings() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def train(cache_home: Path, torch_settings: None) -> Callable[..., int]:
-    """`llmdpd.train.main` on a list of words, in this process."""
-    from llmdpd.train import main
+    """`llmdpd.cli.train.main` on a list of words, in this process."""
+    from llmdpd.cli.train import main
 
     return lambda *words: main([str(word) for word in words])
 

@@ -36,7 +36,7 @@ def test_lazy_attributes() -> None:
         "from llmdpd.errors import InputError\n"
         "assert llmdpd.InputError is InputError and {'InputError', 'Policy', 'build_info'} <= set(dir(llmdpd))\n"
         "assert 'torch' not in sys.modules\n"
-        "from llmdpd.build import build_info\n"
+        "from llmdpd.ops.build_info import build_info\n"
         "assert llmdpd.build_info is build_info\n"
         "try:\n"
         "    llmdpd.no_such_name\n"
@@ -100,7 +100,7 @@ def install(executable: Path, *arguments: str | Path) -> None:
 
 WHERE = """
 import llmdpd, llmdpd.kernels, llmdpd._native, llmdpd.errors
-from llmdpd.diffusion import native
+from llmdpd.ops import native
 assert native.available() == (True, None), native.available()
 assert llmdpd.build_info()["backends"]["cpp"]["available"]
 print(llmdpd.__file__); print(llmdpd.errors.__file__); print(llmdpd._native.__file__); print(llmdpd.kernels.__file__)

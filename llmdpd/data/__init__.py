@@ -15,8 +15,8 @@ from llmdpd.data.trajectories import (
     TrajectoryDataset,
     resolve_task,
 )
-from llmdpd.envs import base_name
 from llmdpd.errors import InputError
+from llmdpd.tasks import base_name
 
 __all__ = [
     "Batch",

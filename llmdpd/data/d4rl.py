@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llmdpd.data.trajectories import TrajectoryDataset, check_finite
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_writer
+from llmdpd.utils.files import atomic_writer
 
 SUFFIXES = (".hdf5", ".h5")
 _REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")

@@ -23,7 +23,7 @@ from minari.storage import get_dataset_path
 from llmdpd.data.assemble import join_episodes
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.files import atomic_directory, read_json
+from llmdpd.utils.files import atomic_directory, read_json
 
 _OURS = "llmdpd_format"
 _FORMAT = 1

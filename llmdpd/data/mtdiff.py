@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from llmdpd.data.assemble import as_column, as_float32, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
-from llmdpd.envs import check_task, is_metaworld
 from llmdpd.errors import InputError
-from llmdpd.metaworld_layout import GOAL, STATE_DIM
+from llmdpd.tasks import check_task, is_metaworld
+from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
 
 SUFFIXES = (".npy", ".npz", ".pkl", ".pickle")
 _FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_writer
+from llmdpd.utils.files import atomic_writer
 
 _PIECE = re.compile(r"steps-(\d{9,})-(\d{9,})\.npz")
 

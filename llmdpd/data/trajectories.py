@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmdpd.envs import base_name
 from llmdpd.errors import InputError, nearest_names
+from llmdpd.tasks import base_name
 
 _ROWS_PER_CHECK = 1 << 16
 _PER_TRANSITION = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
@@ -44,7 +44,7 @@ class Trajectory:
     seed: int = -1  # of the environment at reset; -1 where unknown
     success: int = -1  # 1, 0, or -1 where unknown
     noise_level: float = float("nan")  # of the collecting policy; NaN where unknown
-    behaviour: str = ""  # how it was made (see `llmdpd.envs.behaviours`); empty where unknown
+    behaviour: str = ""  # how it was made (see `llmdpd.tasks.metaworld.behaviours`); empty where unknown
 
     def __len__(self) -> int:
         return len(self.observations)

@@ -1,9 +1,9 @@
 """Diffusion over actions: noise network, sampler plans, and the fused reverse chain with its backends."""
 
 from llmdpd.diffusion.noise_mlp import NoiseMLP
-from llmdpd.diffusion.philox import philox_normal
 from llmdpd.diffusion.sampler import BackendUnavailableError, reverse_diffusion
 from llmdpd.diffusion.schedules import SamplerPlan, alphas, sampler_plan
+from llmdpd.ops.philox import philox_normal
 
 __all__ = [
     "BackendUnavailableError",

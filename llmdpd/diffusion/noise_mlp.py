@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.diffusion.mish_mlp import mish_mlp
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
+from llmdpd.ops.mish_mlp import mish_mlp
 
 
 class SinusoidalTime(nn.Module):

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llmdpd.diffusion import autograd, native, operators, packed
-from llmdpd.diffusion.compiling import constant_when_compiled
 from llmdpd.diffusion.noise_mlp import NoiseMLP
-from llmdpd.diffusion.philox import philox_normal, signed64
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.diffusion.schedules import Precision, SamplerPlan
 from llmdpd.errors import InputError
+from llmdpd.ops import autograd, native, operators, packed
+from llmdpd.ops.compiling import constant_when_compiled
+from llmdpd.ops.philox import philox_normal, signed64
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmdpd.config import EvaluationConfig, TrainConfig
-from llmdpd.config_io import differences
+from llmdpd.config.schema import EvaluationConfig, TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.results import SPLITS, TaskResult, read_results
+from llmdpd.evaluation.results import SPLITS, TaskResult, read_results
 from llmdpd.runs.folder import RunFolder, decisive
-from llmdpd.training.checkpoint import latest_checkpoint
+from llmdpd.utils.checkpoint import latest_checkpoint
+from llmdpd.utils.plain import differences
 
 State = Literal["missing", "partial", "done"]
 DATA, UNSEEN = "{data}", "{unseen}"

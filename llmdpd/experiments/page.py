@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdpd.envs import base_name
 from llmdpd.errors import InputError
+from llmdpd.evaluation.results import SPLITS
 from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.pictures import picture, picture_png
 from llmdpd.experiments.plan import Plan
@@ -22,13 +22,13 @@ from llmdpd.experiments.summary import (
     reported_figures,
     reported_mean,
 )
-from llmdpd.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from llmdpd.methods.lamo.checks import language_words
 from llmdpd.reporting.compare import Arm, flatten
 from llmdpd.reporting.page import drawing_values, facts, measure, render_template
 from llmdpd.reporting.paper import Reported
 from llmdpd.reporting.run import Run
-from llmdpd.results import SPLITS
-from llmdpd.runs.language import language_words
+from llmdpd.tasks import base_name
+from llmdpd.utils.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
 
 SCHEMA = 1
 _SPLIT_WORDS = {"seen": "Tasks that were trained on", "unseen": "Tasks that were never trained on"}

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from llmdpd.envs import base_name
+from llmdpd.evaluation.results import SPLITS
 from llmdpd.experiments.summary import Estimate, Row, reported_mean
 from llmdpd.reporting.figures import LIGHT, PAGE, SERIES, Drawing, Palette, style, to_svg
-from llmdpd.results import SPLITS
+from llmdpd.tasks import base_name
 
 _DOTS_PER_INCH = 150
 _MANY_TASKS = 12

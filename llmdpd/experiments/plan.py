@@ -7,20 +7,20 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmdpd.config import ABLATED, PRESETS, PROTOCOLS, TrainConfig
-from llmdpd.config_io import differences, to_plain
-from llmdpd.envs import base_name
+from llmdpd.cli.evaluate import check_evaluation
+from llmdpd.cli.options import METHOD_SECTIONS, has_field, split_options
+from llmdpd.cli.train import configuration
+from llmdpd.config.schema import ABLATED, PRESETS, PROTOCOLS, TrainConfig
+from llmdpd.data.collecting.sac_trainer import require_sac
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.evaluate import check_evaluation
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
-from llmdpd.networks.methods import METHODS, ONLINE
-from llmdpd.options import METHOD_SECTIONS, has_field, split_options
+from llmdpd.methods.lamo.checks import check_language
+from llmdpd.methods.networks import METHODS, ONLINE
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
-from llmdpd.runs.language import check_language
-from llmdpd.sac import require_sac
-from llmdpd.train import configuration
+from llmdpd.tasks import base_name
+from llmdpd.utils.plain import differences, to_plain
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd.config import EvaluationConfig, TrainConfig
+from llmdpd.config.schema import EvaluationConfig, TrainConfig
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
-from llmdpd.envs.specs import common_spec
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Cell, Share, Step
-from llmdpd.files import read_json
-from llmdpd.networks.methods import ONLINE
-from llmdpd.policy import Policy
+from llmdpd.methods.networks import ONLINE
+from llmdpd.policy.policy import Policy
 from llmdpd.prompts import task_prompt
+from llmdpd.tasks.specs import common_spec
 from llmdpd.training.metrics import read_metrics
+from llmdpd.utils.files import read_json
 
 _LOG_EVERY, _MARKS = 10, 3
 _STEPS = 100  # of an environment, timed
@@ -162,7 +162,7 @@ def _random_data(tasks: tuple[str, ...]) -> TrajectoryDataset:
 
 def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig) -> float:
     """Seconds of an action, one of a batch as an evaluation's, and of an environment's step."""
-    from llmdpd.envs.worker import make_environment
+    from llmdpd.tasks.simulation.worker import make_environment
 
     context = config.policy.context
     text = task_prompt(data.tasks[0]).render() if context.text else None

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from llmdpd.cores import usable_cores
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Cell, Share, Step
-from llmdpd.files import process_lock
-from llmdpd.progress import ProgressBar, console
 from llmdpd.runs.folder import Stopwatch
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.cores import usable_cores
+from llmdpd.utils.files import process_lock
+from llmdpd.utils.progress import ProgressBar, console
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15

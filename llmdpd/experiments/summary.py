@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult, wilson_interval
 from llmdpd.experiments.cell import Cell, Evaluation
 from llmdpd.experiments.plan import Plan
 from llmdpd.reporting.paper import PaperTable, Reported, find_row
-from llmdpd.results import CHECKPOINTS, SPLITS, TaskResult, wilson_interval
 
 BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from llmdpd.envs.locomotion import is_locomotion, locomotion_id
 from llmdpd.prompts.text import TextPrompt
+from llmdpd.tasks.locomotion import is_locomotion, locomotion_id
 
 
 @lru_cache(maxsize=128)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from llmdpd.files import atomic_write_bytes
+from llmdpd.utils.files import atomic_write_bytes
 
 _log = logging.getLogger(__name__)
 _SCHEMA = 1

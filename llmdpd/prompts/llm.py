@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.device import check_device
 from llmdpd.errors import InputError
+from llmdpd.ops.device import check_device
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
 from llmdpd.prompts.models import LLMIdentity, ModelSource, find_model
 

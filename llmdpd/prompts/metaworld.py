@@ -15,8 +15,8 @@ from importlib import resources
 from math import degrees
 from typing import Any, Literal
 
-from llmdpd.envs import base_name, check_task
 from llmdpd.prompts.text import TextPrompt
+from llmdpd.tasks import base_name, check_task
 
 ConditionKind = Literal["near", "below", "above", "joint_above", "joint_near", "inserted", "held"]
 GoalKind = Literal["drawn", "follows", "follows_y", "fixed"]

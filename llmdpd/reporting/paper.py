@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmdpd.envs import base_name
+from llmdpd.tasks import base_name
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd.errors import InputError
-from llmdpd.files import read_json
-from llmdpd.reporting.films import Film, find_films
-from llmdpd.results import TaskResult, read_results
+from llmdpd.evaluation.results import TaskResult, read_results
+from llmdpd.evaluation.videos import Film, find_films
+from llmdpd.utils.files import read_json
 
 # Metric name -> points (iteration, value) in order of iteration.
 Curves = dict[str, list[tuple[int, float]]]

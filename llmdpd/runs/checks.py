@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from llmdpd.agents.llmdpd import check_chunk
-from llmdpd.collection import parse_noise
-from llmdpd.config import TrainConfig
-from llmdpd.envs.specs import TaskSpec, common_spec
+from llmdpd.config.schema import TrainConfig
+from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.errors import InputError, located
-from llmdpd.limits import LIMITS, check_limits
-from llmdpd.networks.decision_transformer import check_sequence_policy
-from llmdpd.networks.methods import ONLINE, POLICY_DIFFUSION, SEQUENCE_MODELS
-from llmdpd.networks.mtdiff_policy import check_mtdiff_policy
-from llmdpd.networks.plan_policy import check_plan_acting, check_plan_chunk
+from llmdpd.methods.decision_transformer.network import check_sequence_policy
+from llmdpd.methods.llmdpd.method import check_chunk
+from llmdpd.methods.mtdiff.network import check_mtdiff_policy
+from llmdpd.methods.networks import ONLINE, POLICY_DIFFUSION, SEQUENCE_MODELS
+from llmdpd.methods.trajectory_diffusion.network import check_plan_acting, check_plan_chunk
+from llmdpd.tasks.specs import TaskSpec, common_spec
 from llmdpd.training.batches import check_batch
+from llmdpd.utils.bounds import LIMITS, check_limits
 
 
 def check_values(config: TrainConfig) -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmdpd.collection import CollectConfig, Collected, collect_metaworld
-from llmdpd.collection_sac import SacConfig, collect_sac
-from llmdpd.config import DataConfig, TrainConfig
+from llmdpd.config.schema import DataConfig, TrainConfig
 from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
-from llmdpd.envs import is_metaworld
-from llmdpd.envs.locomotion import is_locomotion, locomotion_base
-from llmdpd.envs.specs import common_spec
+from llmdpd.data.collecting.replay import SacConfig, collect_sac
+from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld
 from llmdpd.errors import InputError
-from llmdpd.progress import ProgressBar, console
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.runs.folder import Stopwatch
+from llmdpd.tasks import is_metaworld
+from llmdpd.tasks.locomotion import is_locomotion, locomotion_base
+from llmdpd.tasks.specs import common_spec
+from llmdpd.utils.progress import ProgressBar, console
 
 Check = Callable[[], None]
 # The examples of the evaluation are collected apart from the training data, with other goals.

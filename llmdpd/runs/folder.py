@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llmdpd.config import TrainConfig
-from llmdpd.config_io import differences, from_plain, to_plain
+from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.files import atomic_write_json, process_lock, read_json, recover_directory
+from llmdpd.utils.files import atomic_write_json, process_lock, read_json, recover_directory
+from llmdpd.utils.plain import differences, from_plain, to_plain
 
 _PACKAGES = (
     "llmdpd",

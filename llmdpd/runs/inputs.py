@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from llmdpd.collection import content_hash
-from llmdpd.config import TrainConfig
-from llmdpd.config_io import differences, from_plain
+from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset
+from llmdpd.data.collecting.scripted import content_hash
 from llmdpd.errors import InputError
 from llmdpd.runs.data import Embeddings
 from llmdpd.runs.folder import RunFolder, decisive
-from llmdpd.training.checkpoint import latest_checkpoint, read_state
+from llmdpd.utils.checkpoint import latest_checkpoint, read_state
+from llmdpd.utils.plain import differences, from_plain
 
 
 def input_facts(

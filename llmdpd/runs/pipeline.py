@@ -11,41 +11,41 @@ from typing import Any, cast
 
 import torch
 
-from llmdpd.agents.llmdpd import LLMDPD
-from llmdpd.agents.registry import AnyAgent, make_agent, make_online_agent
-from llmdpd.agents.sac import SAC, SACSteps
-from llmdpd.config import TrainConfig
-from llmdpd.config_io import to_plain
+from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset
-from llmdpd.device import check_device, use_threads
-from llmdpd.diffusion import native
-from llmdpd.envs import SELECTION_SEED_START
-from llmdpd.envs.locomotion import normalised_score
-from llmdpd.envs.rollout import EnvPool
-from llmdpd.envs.specs import canonical_task, task_spec
+from llmdpd.data.collecting.sac_trainer import require_sac
 from llmdpd.errors import InputError
-from llmdpd.networks.actor_policy import SACActor
-from llmdpd.networks.history_policy import HistoryPolicy
-from llmdpd.networks.methods import ASKED, ONLINE, make_network
-from llmdpd.networks.policy_network import Window
-from llmdpd.policy import Policy
-from llmdpd.policy_folder import text_key
-from llmdpd.progress import console
+from llmdpd.evaluation.episodes import evaluate_tasks
+from llmdpd.evaluation.latency import acting_facts
+from llmdpd.evaluation.prompts import TaskPrompt, keep_prompts
+from llmdpd.evaluation.scoring import evaluate_run, film_run
+from llmdpd.methods.lamo.checks import check_language, language_facts, with_language_sizes
+from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.networks import ASKED, ONLINE, make_network
+from llmdpd.methods.registry import AnyAgent, make_agent, make_online_agent
+from llmdpd.methods.sac import SAC, SACSteps
+from llmdpd.nn.actor import SACActor
+from llmdpd.nn.history_policy import HistoryPolicy
+from llmdpd.nn.policy_network import Window
+from llmdpd.ops import native
+from llmdpd.ops.device import check_device, use_threads
+from llmdpd.policy.folder import text_key
+from llmdpd.policy.policy import Policy
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import Embeddings, embed_tasks, example_data, online_words, training_data
-from llmdpd.runs.evaluation import evaluate_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
-from llmdpd.runs.language import check_language, language_facts, with_language_sizes
-from llmdpd.runs.latency import acting_facts
-from llmdpd.runs.prompts import TaskPrompt, keep_prompts
-from llmdpd.runs.scoring import evaluate_run, film_run
-from llmdpd.sac import require_sac
+from llmdpd.tasks import SELECTION_SEED_START
+from llmdpd.tasks.locomotion import normalised_score
+from llmdpd.tasks.simulation.rollout import EnvPool
+from llmdpd.tasks.specs import canonical_task, task_spec
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import check_cuda_graph, describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.plain import to_plain
+from llmdpd.utils.progress import console
 
 
 def prepare_config(config: TrainConfig) -> TrainConfig:

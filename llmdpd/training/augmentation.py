@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.metaworld_layout import GOAL, GRIPPER, OBJECT, SECOND, previous
-from llmdpd.scene import turn_matrix, turned, turned_actions
+from llmdpd.tasks.metaworld.layout import GOAL, GRIPPER, OBJECT, SECOND, previous
+from llmdpd.tasks.metaworld.scene import turn_matrix, turned, turned_actions
 
 _SHIFTED = ((OBJECT, previous(OBJECT)), (SECOND, previous(SECOND)), (GOAL,))
 

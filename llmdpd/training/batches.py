@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.agents.batch import PromptedBatch, StepWindows
-from llmdpd.context import Keep
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.methods.batch import PromptedBatch, StepWindows
+from llmdpd.nn.context import Keep
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
 from llmdpd.training.augmentation import Augmentation, AugmentationConfig
 
 # What CUDA's own allocator aligns to: kernels may go by it.

@@ -20,8 +20,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from llmdpd.agents.batch import PromptedBatch
 from llmdpd.errors import InputError
+from llmdpd.methods.batch import PromptedBatch
 
 CudaGraphMode = Literal["auto", "on", "off"]
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmdpd.config import TrainingConfig
+from llmdpd.config.schema import TrainingConfig
 from llmdpd.errors import TrainingDivergedError
-from llmdpd.progress import ProgressBar, console
-from llmdpd.training.checkpoint import (
+from llmdpd.training.metrics import MetricsWriter, first_not_finite
+from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.checkpoint import (
     Checkpointed,
     latest_checkpoint,
     load_checkpoint,
@@ -22,8 +23,7 @@ from llmdpd.training.checkpoint import (
     refused_write,
     save_checkpoint,
 )
-from llmdpd.training.metrics import MetricsWriter, first_not_finite
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.progress import ProgressBar, console
 
 _TOLD = 8  # numbers of a selection that are printed
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmdpd.files import atomic_write_text
-from llmdpd.training.checkpoint import refused_write
+from llmdpd.utils.checkpoint import refused_write
+from llmdpd.utils.files import atomic_write_text
 
 
 class MetricsWriter:

@@ -19,8 +19,8 @@ import torch
 import train_step
 from workloads import diffusion_ql
 
-from llmdpd.diffusion import native
 from llmdpd.errors import InputError
+from llmdpd.ops import native
 
 QUICK = ("--quick", "--threads", "1")
 

@@ -15,7 +15,8 @@ from common import Bench, Deadline, NotHere
 from report import format_seconds, format_table, plot_report, print_report, write_report
 from timing import QUICK, Budget, Call, Clock, Timing
 
-from llmdpd.diffusion import BackendUnavailableError, native
+from llmdpd.diffusion import BackendUnavailableError
+from llmdpd.ops import native
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workloads import Training, diffusion_ql, metaworld
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
-from llmdpd.networks.critic import DoubleQ
+from llmdpd.nn.critic import DoubleQ
 
 CPU = torch.device("cpu")
 SIZES = Sizes(state=7, action=3, prompt=5, hidden=24)

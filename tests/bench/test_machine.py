@@ -13,7 +13,7 @@ import machine
 import pytest
 import torch
 
-from llmdpd.diffusion import native
+from llmdpd.ops import native
 
 CPU = torch.device("cpu")
 

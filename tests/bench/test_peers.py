@@ -15,8 +15,8 @@ from peers import Acting, Compiler, Critic, Diffusion, Trainer, compiled_sample
 from torch import Tensor, nn
 from workloads import diffusion_ql
 
-from llmdpd.agents import llmdpd as agent_module
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.methods.llmdpd import method as agent_module
 
 CPU = torch.device("cpu")
 SIZES = Sizes(state=5, action=3, prompt=4, hidden=16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmdpd.diffusion import native
-from llmdpd.diffusion.philox import philox_normal as oracle_normal
+from llmdpd.ops import native
+from llmdpd.ops.philox import philox_normal as oracle_normal
 
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 PI_KEY = 0x299F31D0_A4093822

@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmdpd.diffusion import NoiseMLP, SamplerPlan, native, philox_normal, reverse_diffusion, sampler_plan
-from llmdpd.diffusion.mish_mlp import mish_mlp, mish_mlp_reference
+from llmdpd.diffusion import NoiseMLP, SamplerPlan, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.ops import native
+from llmdpd.ops.mish_mlp import mish_mlp, mish_mlp_reference
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Any, Inputs], Tensor]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.diffusion import native, packed
 from llmdpd.diffusion.noise_mlp import NoiseMLP
-from llmdpd.diffusion.packed import sample
-from llmdpd.diffusion.philox import philox_normal
 from llmdpd.diffusion.schedules import SamplerPlan, sampler_plan
 from llmdpd.errors import InputError
+from llmdpd.ops import native, packed
+from llmdpd.ops.packed import sample
+from llmdpd.ops.philox import philox_normal
 
 TOLERANCE = 2e-5  # relative L2 of the actions
 

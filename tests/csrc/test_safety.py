@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from llmdpd.diffusion import BackendUnavailableError, NoiseMLP, native, operators, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import BackendUnavailableError, NoiseMLP, reverse_diffusion, sampler_plan
 from llmdpd.errors import InputError
+from llmdpd.ops import native, operators
 
 B, S, A, Z, H, T, K, N = 6, 3, 2, 5, 8, 4, 7, 9
 F32 = np.float32

@@ -15,14 +15,13 @@ from llmdpd.diffusion import (
     BackendUnavailableError,
     NoiseMLP,
     SamplerPlan,
-    native,
-    packed,
     philox_normal,
     reverse_diffusion,
     sampler_plan,
 )
 from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.errors import InputError
+from llmdpd.ops import native, packed
 
 TOLERANCE = 2e-5  # relative L2 of actions in float32
 BACKENDS = ["reference", "cpp"]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from llmdpd.config_io import to_plain
+from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, write_results
 from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.files import atomic_write_json
 from llmdpd.reporting.paper import PaperRow, Reported
-from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
+from llmdpd.utils.files import atomic_write_json
+from llmdpd.utils.plain import to_plain
 
 PAPER = {
     "reach": PaperRow("seen", {"LLMDPD": Reported(90.5, 1.25), "other": Reported(11.0)}, "other"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from llmdpd.data import TrajectoryDataset
-from llmdpd.envs import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
-from llmdpd.envs.metaworld import MetaWorldTask, make_task
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.plan import Settings, make_plan
-from llmdpd.metaworld_layout import FRAME
 from llmdpd.runs.data import behaviour_examples, example_data, training_data
+from llmdpd.tasks import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
+from llmdpd.tasks.metaworld.environment import MetaWorldTask, make_task
+from llmdpd.tasks.metaworld.layout import FRAME
 
 SEEN, UNSEEN = ("sweep-into-v3", "coffee-push-v3"), ("bin-picking-v3", "box-close-v3")
 CONSTANT_GOALS = ("sweep-into-v3", "bin-picking-v3")

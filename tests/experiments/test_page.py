@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from llmdpd.evaluation.results import wilson_interval
 from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.schedule import Outcome
 from llmdpd.experiments.summary import bootstrap_interval
-from llmdpd.results import wilson_interval
 
 COUNTS = {
     ("full", 0): {"reach-v3": 40, "push-v3": 20, "door-lock-v3": 10},

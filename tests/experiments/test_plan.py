@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.config import PRESETS
-from llmdpd.config_io import differences, to_plain
-from llmdpd.envs import ML45_TEST, ML45_TRAIN
+from llmdpd.cli.options import split_options
+from llmdpd.config.schema import PRESETS
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import DECIDED, Evaluation, Share
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Grid, Method, Variant
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.files import atomic_write_json
-from llmdpd.options import split_options
 from llmdpd.runs.folder import RunFolder
+from llmdpd.tasks import ML45_TEST, ML45_TRAIN
+from llmdpd.utils.files import atomic_write_json
+from llmdpd.utils.plain import differences, to_plain
 
 MakePlan = Callable[..., Plan]
 Finish = Callable[..., None]

@@ -15,8 +15,8 @@ from llmdpd.errors import InputError
 from llmdpd.experiments import schedule
 from llmdpd.experiments.cell import Share, Step
 from llmdpd.experiments.schedule import Scheduler, shares
-from llmdpd.files import process_lock
 from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.files import process_lock
 
 PATIENCE = 60.0
 

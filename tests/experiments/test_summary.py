@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from llmdpd.evaluation.results import TaskResult
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.summary import Estimate, bootstrap_interval, make_rows
-from llmdpd.results import TaskResult
 
 
 def test_the_bootstrap_of_few_values_is_the_quantiles_of_all_draws(rng: np.random.Generator) -> None:

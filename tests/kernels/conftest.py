@@ -17,8 +17,8 @@ from torch import Tensor
 
 from llmdpd import kernels
 from llmdpd.diffusion import NoiseMLP, SamplerPlan, sampler_plan
-from llmdpd.diffusion.philox import philox_normal
 from llmdpd.diffusion.reference import reverse_diffusion_reference, walk_chain
+from llmdpd.ops.philox import philox_normal
 
 TOLERANCES = {False: (2e-5, 1e-4), True: (2e-2, 5e-2)}
 """bf16 → relative L2 of the actions, and of each gradient."""

@@ -12,6 +12,7 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 import triton.language as tl  # noqa: E402
+
 from llmdpd.kernels.philox import box_muller  # noqa: E402
 
 MakeCase = Callable[..., Any]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import operators
+from llmdpd.ops import operators
 
 MakeCase = Callable[..., Any]
 Close = Callable[..., None]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.context import ContextConfig
-from llmdpd.networks.acting import ActingConfig
-from llmdpd.networks.critic import DoubleQ
-from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
-from llmdpd.policy import Policy
-from llmdpd.policy_folder import text_key
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+from llmdpd.methods.acting import ActingConfig
+from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.critic import DoubleQ
+from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.policy.folder import text_key
+from llmdpd.policy.policy import Policy
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 
 S, A, D = 7, 3, 10
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.networks.acting import ActingConfig
-from llmdpd.policy import Policy
+from llmdpd.methods.acting import ActingConfig
+from llmdpd.policy.policy import Policy
 
 S, A = 7, 3
 KNOWN = "Task: push the puck."

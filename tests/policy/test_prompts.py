@@ -11,9 +11,9 @@ import pytest
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
-from llmdpd.policy import Policy
+from llmdpd.policy.policy import Policy
 from llmdpd.prompts import TextPrompt
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 
 S, A = 7, 3
 KNOWN = "Task: push the puck."

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.policy import Policy
+from llmdpd.policy.policy import Policy
 from llmdpd.prompts.models import LLMIdentity
 
 D = 10

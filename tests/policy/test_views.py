@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.context import ContextConfig
 from llmdpd.errors import InputError
-from llmdpd.metaworld_layout import FRAME, GOAL, HAND, OBJECT, STATE_DIM
-from llmdpd.networks.acting import ActingConfig
-from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
-from llmdpd.policy import Policy
-from llmdpd.policy_folder import text_key
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
-from llmdpd.scene import turned, turned_actions, view_matrices
-from llmdpd.views import seeds_in_views
+from llmdpd.methods.acting import ActingConfig
+from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.policy.folder import text_key
+from llmdpd.policy.policy import Policy
+from llmdpd.policy.views import seeds_in_views
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
+from llmdpd.tasks.metaworld.layout import FRAME, GOAL, HAND, OBJECT, STATE_DIM
+from llmdpd.tasks.metaworld.scene import turned, turned_actions, view_matrices
 
 A, D = 4, 10
 TEXTS = ("Task: push the puck.", "Task: reach.")

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from llmdpd.networks.methods import METHODS, make_network
-from llmdpd.networks.policy_network import Window
-from llmdpd.train import configuration
+from llmdpd.cli.train import configuration
+from llmdpd.methods.networks import METHODS, make_network
+from llmdpd.nn.policy_network import Window
 
 EXPECTED = {
     "trajectory-diffusion": Window(6),

@@ -16,7 +16,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from llmdpd.policy import Policy  # noqa: E402
+from llmdpd.policy.policy import Policy  # noqa: E402
 from llmdpd.prompts import metaworld_prompt  # noqa: E402
 from llmdpd.prompts.llm import INSTRUCTION, LLMEncoder  # noqa: E402
 

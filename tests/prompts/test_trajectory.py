@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.trajectory import (
+from llmdpd.prompts.demonstration import (
     TrajectoryEncoder,
     TrajectoryEncoderConfig,
     TrajectoryTokens,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmdpd.reporting.films import save_film
-from llmdpd.results import ActingUse, PromptUse, TaskResult, write_results
+from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, write_results
+from llmdpd.evaluation.videos import save_film
 
 SEEN = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
 UNSEEN = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")

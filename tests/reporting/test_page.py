@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from llmdpd.envs import ML45_TRAIN
+from llmdpd.cli.report import build_report, main
 from llmdpd.errors import InputError
-from llmdpd.report import build_report, main
-from llmdpd.results import PromptUse, TaskResult, read_results, wilson_interval
+from llmdpd.evaluation.results import PromptUse, TaskResult, read_results, wilson_interval
+from llmdpd.tasks import ML45_TRAIN
 
 RunMaker = Callable[..., Path]
 VOID = {"meta", "img", "br", "link", "hr", "input", "col"}
@@ -428,7 +428,7 @@ def test_a_page_that_the_disk_refuses_is_told(
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("llmdpd.report.atomic_write_text", full)
+    monkeypatch.setattr("llmdpd.cli.report.atomic_write_text", full)
     assert main([str(make_run()), "--out", str(tmp_path / "page.html")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the disk refuses")
@@ -438,7 +438,7 @@ def test_a_page_that_the_disk_refuses_is_told(
 
 def test_a_report_is_made_without_torch(make_run: RunMaker, tmp_path: Path) -> None:
     code = (
-        "import sys; from llmdpd.report import main; assert main(sys.argv[1:]) == 0; "
+        "import sys; from llmdpd.cli.report import main; assert main(sys.argv[1:]) == 0; "
         "print({'torch', 'gymnasium', 'metaworld', 'transformers'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}", str(make_run())]

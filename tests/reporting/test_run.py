@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.reporting.films import find_films, save_film
+from llmdpd.evaluation.videos import find_films, save_film
 from llmdpd.reporting.run import read_run
 
 RunMaker = Callable[..., Path]

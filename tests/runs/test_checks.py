@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from llmdpd.config import PRESETS, TrainConfig
-from llmdpd.envs.specs import canonical_task
+from llmdpd.config.schema import PRESETS, TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.limits import LIMITS, check_limits
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.pipeline import prepare_config
+from llmdpd.tasks.specs import canonical_task
+from llmdpd.utils.bounds import LIMITS, check_limits
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -162,7 +162,7 @@ def test_plans_are_not_trained_on_scenes_beyond_the_range_of_the_data(name: str,
 
 
 def test_training_on_the_cpu_without_the_compiled_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmdpd.diffusion.native.available", lambda: (False, "no module; pip install ."))
+    monkeypatch.setattr("llmdpd.ops.native.available", lambda: (False, "no module; pip install ."))
     with pytest.raises(InputError, match="C\\+\\+ module") as caught:
         prepare_config(PRESETS["smoke"])
     assert "pip install" in str(caught.value.found)

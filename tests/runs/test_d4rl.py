@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import pytest
 
-from llmdpd.config import PRESETS
+from llmdpd.cli.evaluate import main as evaluate_main
+from llmdpd.config.schema import PRESETS
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
-from llmdpd.envs.locomotion import REFERENCE_RETURNS
 from llmdpd.errors import InputError
-from llmdpd.evaluate import main as evaluate_main
-from llmdpd.results import TaskResult, read_results
+from llmdpd.evaluation.prompts import choose_example
+from llmdpd.evaluation.results import TaskResult, read_results
 from llmdpd.runs.data import load_tasks
-from llmdpd.runs.prompts import choose_example
+from llmdpd.tasks.locomotion import REFERENCE_RETURNS
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.metrics import read_metrics
 

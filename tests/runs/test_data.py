@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.config import PRESETS, DataConfig, TaskConfig, TrainConfig
+from llmdpd.config.schema import PRESETS, DataConfig, TaskConfig, TrainConfig
 from llmdpd.data import TrajectoryDataset, save_d4rl, save_minari
-from llmdpd.envs import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.errors import InputError
 from llmdpd.prompts import metaworld_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import Embeddings, embed_tasks, example_data, load_tasks, training_data
+from llmdpd.tasks import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 
 MakeData = Callable[..., TrajectoryDataset]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.config import PRESETS, TrainConfig
+from llmdpd.config.schema import PRESETS, TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.policy_folder import resolve_policy
+from llmdpd.policy.folder import resolve_policy
 from llmdpd.runs.folder import RunFolder, decisive
 
 CONFIG = PRESETS["smoke"]

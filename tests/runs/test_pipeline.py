@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from llmdpd.config import PRESETS, DataConfig, TrainConfig
-from llmdpd.envs import EVALUATION_SEED_START, SELECTION_SEED_START
-from llmdpd.envs.rollout import EnvPool, EpisodeRequest
-from llmdpd.policy import Policy
-from llmdpd.results import read_results
+from llmdpd.config.schema import PRESETS, DataConfig, TrainConfig
+from llmdpd.evaluation.results import read_results
+from llmdpd.policy.policy import Policy
 from llmdpd.runs.pipeline import prepare_config
+from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
+from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
 
 SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)
 

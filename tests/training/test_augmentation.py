@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.features import StateFeatures
+from llmdpd.nn.features import StateFeatures
 from llmdpd.training.augmentation import Augmentation, AugmentationConfig
 
 P, M = 5, 7

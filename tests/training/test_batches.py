@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.agents.batch import PromptedBatch
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.training.augmentation import AugmentationConfig
 from llmdpd.training.batches import BatchSampler, check_batch, moved
 

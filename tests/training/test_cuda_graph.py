@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd import train
-from llmdpd.agents.batch import PromptedBatch
-from llmdpd.agents.llmdpd import LLMDPD, LLMDPDConfig
-from llmdpd.config import PRESETS
-from llmdpd.context import ContextConfig
+from llmdpd.config.schema import PRESETS
 from llmdpd.errors import InputError
-from llmdpd.networks.policy_network import ConditionalPolicy, PolicyConfig
-from llmdpd.prompts.trajectory import TrajectoryEncoderConfig, make_tokens
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.runs.pipeline import prepare_config
 from llmdpd.training.cuda_graph import (
     CaptureError,

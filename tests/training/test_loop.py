@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmdpd.agents.batch import PromptedBatch
-from llmdpd.config import TrainingConfig
+from llmdpd.config.schema import TrainingConfig
 from llmdpd.data import TrajectoryDataset
 from llmdpd.errors import InputError
+from llmdpd.methods.batch import PromptedBatch
 from llmdpd.training.batches import BatchSampler
-from llmdpd.training.checkpoint import latest_checkpoint
 from llmdpd.training.loop import Hooks, TrainingDivergedError, TrainingLoop, _selection_words
 from llmdpd.training.metrics import read_metrics
 from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.checkpoint import latest_checkpoint
 
 CONFIG = TrainingConfig(
     iterations=40, batch_size=4, prompts_per_batch=2, log_every=4, checkpoint_every=9, select_every=10

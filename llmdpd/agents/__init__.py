@@ -1,1 +1,0 @@
-"""Agents: one file an algorithm, losses and update steps and nothing else."""

@@ -1,0 +1,101 @@
+"""The command `python -m llmdpd.collect`: make a data set, of Meta-World's scripted experts or of a run of SAC."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.table import Table
+
+from llmdpd.cli.common import run_command, take_option
+from llmdpd.data.collecting.replay import SacConfig, collect_sac
+from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
+from llmdpd.errors import InputError
+from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.progress import ProgressBar, console
+
+__all__ = ["CollectConfig", "Collected", "collect_metaworld", "main", "summary_table"]
+
+
+def summary_table(collected: Collected) -> Table:
+    """Tasks in rows; successes by behaviour ("won/episodes") in the last columns."""
+    kinds = list(dict.fromkeys(kind for row in collected.summaries for kind in row.successes))
+    table = Table(box=None, padding=(0, 2, 0, 0), caption="last columns: successes/episodes by behaviour")
+    table.add_column("task", no_wrap=True)
+    for name in ("episodes", "steps", "length", *kinds):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in collected.summaries:
+        counts = [row.successes.get(kind, (0, 0)) for kind in kinds]
+        rates = [f"{won}/{of}" for won, of in counts]
+        episodes = str(row.episodes) if row.kept == row.episodes else f"{row.kept} of {row.episodes}"
+        length = f"{row.mean_length:.0f}"
+        table.add_row(row.task, episodes, f"{row.transitions:,}", length, *rates)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command(lambda: _dispatch(words))
+
+
+def _dispatch(arguments: list[str]) -> None:
+    policy, words = take_option(arguments, "--policy")
+    if policy == "sac":
+        _collect_sac(tyro.cli(SacConfig, prog="python -m llmdpd.collect --policy sac", args=words))
+    elif policy in (None, "scripted"):
+        about = (
+            f"{CollectConfig.__doc__}\n    --policy sac    all steps of a run of SAC instead (see --policy sac --help)"
+        )
+        _collect(tyro.cli(CollectConfig, prog="python -m llmdpd.collect", description=about, args=words))
+    else:
+        raise InputError("unknown policy", field="--policy", found=policy, expected="scripted or sac")
+
+
+def _collect(config: CollectConfig) -> None:
+    with StopSignals() as stop, ProgressBar("collecting", "episodes") as bar:
+
+        def progress(done: int, total: int, steps: int) -> None:
+            bar.update(done, total, f"{steps:,} steps")
+            stop.check()
+
+        try:
+            collected = collect_metaworld(config, progress)
+        except StopRequestedError:
+            console.print(f"finished episodes are kept in {partial_folder(config.out)}")
+            console.print("run the same command again to go on")
+            raise
+    console.print(summary_table(collected))
+    data = collected.dataset
+    how = "was there already" if collected.reused else f"took {collected.seconds:.1f} s"
+    console.print(f"{collected.out}: {data.num_episodes} episodes, {data.num_transitions:,} transitions; {how}")
+    console.print(f"content {collected.content}")
+
+
+def _collect_sac(config: SacConfig) -> None:
+    with StopSignals() as stop, ProgressBar("SAC", "steps") as bar:
+
+        def progress(task: str, done: int, total: int, words: str) -> None:
+            bar.update(done, total, f"{task}: {words}")
+            stop.check()
+
+        try:
+            collections = collect_sac(config, progress)
+        except StopRequestedError:
+            console.print(f"what was done is kept in {config.out}; run the same command again to go on")
+            raise
+    for collected in collections:
+        data = collected.dataset
+        console.print(
+            f"{collected.path}: {data.num_episodes} episodes, {data.num_transitions:,} transitions, level "
+            f"{collected.level:.1f}" + ("; was there already" if collected.reused else "")
+        )
+        if not collected.reached:
+            console.print(
+                f"{collected.task}: the level {config.level:.1f} was not reached; try more --steps, another --out"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Collecting trajectories: scripted experts and SAC."""

@@ -1,0 +1,321 @@
+"""Collecting a medium-replay: all that SAC went through until it was of medium level (`llmdpd.collect --policy sac`).
+
+Each task's SAC run is kept in a hidden folder beside its output, its transitions in pieces that are written once, the
+rest in one file that is replaced; stopped or killed, the same command goes on there. On one machine it ends with the
+same bits as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
+from llmdpd.data.replay_log import ReplayLog
+from llmdpd.errors import InputError
+from llmdpd.tasks.locomotion import locomotion_base, normalised_score
+from llmdpd.tasks.specs import TaskSpec, canonical_task, task_spec
+from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock, read_json
+from llmdpd.utils.plain import differences
+
+if TYPE_CHECKING:
+    from llmdpd.data.collecting.sac_trainer import Level, SacTrainer
+
+MEDIUM = 100.0 / 3
+_FORMAT = 1
+_MANIFEST = "collect.json"
+_SLICE = 100  # steps between two looks at progress and stop signals
+
+OnSteps = Callable[[str, int, int, str], None]
+"""(task, steps so far, most steps, a word on how it goes)."""
+
+
+@dataclass(frozen=True)
+class SacConfig:
+    """Train SAC (stable-baselines3, its defaults) on each task until it is of medium level, and keep all its steps.
+
+    Writes OUT/hopper-medium-replay.hdf5 in D4RL's layout, or OUT/reach-v3-medium-replay, a Minari data set. Stopped at
+    any moment, the same command goes on where it was.
+    """
+
+    tasks: tuple[str, ...] = ("hopper",)
+    """Tasks: hopper, halfcheetah, walker2d, or Meta-World names."""
+    level: float = MEDIUM
+    """Stop at this level, the mean of evaluation episodes: D4RL's normalised score (a third of an expert's is medium),
+    in Meta-World success in percent."""
+    steps: int = 1_000_000
+    """Steps in the environment at most, each with a gradient step; a run that ends here says so."""
+    evaluate_every: int = 5000
+    """Steps from one evaluation, and one checkpoint, to the next."""
+    evaluation_episodes: int = 5
+    """Episodes an evaluation, by the deterministic policy; they are not kept."""
+    max_steps: int | None = None
+    """Steps an episode at most; by default the environment's limit."""
+    out: Path = Path("data/sac")
+    """Folder of the data sets."""
+    seed: int = 0
+    """Decides networks, actions and episodes."""
+    goal_visible: bool = True
+    """Whether Meta-World's observations hold the goal, or zeros in its place."""
+
+
+@dataclass(frozen=True)
+class SacCollected:
+    """A finished collection of one task: where it lies and what it is.
+
+    level: of the last evaluation, in the unit of `SacConfig.level`; reached: whether that is what was asked for.
+    reused: all was there before.
+    """
+
+    task: str
+    path: Path
+    dataset: TrajectoryDataset
+    level: float
+    reached: bool
+    reused: bool = False
+
+
+def collect_sac(config: SacConfig, progress: OnSteps | None = None) -> list[SacCollected]:
+    """Collect every task, or go on with it, or read what is there already. Another process's work is waited for.
+
+    Args:
+        config: what to collect.
+        progress: called every few hundred steps; may raise to stop, after which the run can go on.
+
+    Raises:
+        InputError: a wrong setting; stable-baselines3 is not installed; OUT holds another collection.
+    """
+    _check(config)
+    report = progress or (lambda *_: None)
+    tasks = dict.fromkeys(canonical_task(task) for task in config.tasks)
+    return [_collect_task(config, task_spec(task), report) for task in tasks]
+
+
+def replay_path(out: Path, task: str) -> Path:
+    """Where a task's data lie: a file of D4RL's layout, or a folder with a Minari data set."""
+    base = locomotion_base(task)
+    return out / (f"{canonical_task(task)}-medium-replay" if base is None else f"{base}-medium-replay.hdf5")
+
+
+def _check(config: SacConfig) -> None:
+    if not config.tasks:
+        raise InputError("no tasks to collect", field="tasks", found="none", expected="one or more")
+    least = {"steps": 1, "evaluate_every": 1, "evaluation_episodes": 1, "max_steps": 1, "seed": 0}
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise InputError(f"{name} is too small", field=name, found=value, expected=f"{bound} or more")
+    if not 0 < config.level <= 1000:
+        raise InputError("no such level", field="level", found=config.level, expected="above 0; 100 is an expert's")
+
+
+def _content(config: SacConfig, spec: TaskSpec) -> dict[str, Any]:
+    """What decides the data, as JSON."""
+    return {
+        "format": _FORMAT,
+        "policy": "sac",
+        "task": spec.task,
+        "level": config.level,
+        "steps": config.steps,
+        "evaluate_every": config.evaluate_every,
+        "evaluation_episodes": config.evaluation_episodes,
+        "max_steps": min(config.max_steps or spec.max_steps, spec.max_steps),
+        "seed": config.seed,
+        "goal_visible": config.goal_visible if spec.has_success else None,
+    }
+
+
+def _collect_task(config: SacConfig, spec: TaskSpec, report: OnSteps) -> SacCollected:
+    path, content = replay_path(Path(config.out), spec.task), _content(config, spec)
+    summary = path.with_name(f"{path.name}.json")
+
+    def wait(holder: int | None) -> None:
+        report(spec.task, 0, config.steps, f"waiting for process {holder or '(unknown)'}, which is collecting it")
+
+    with process_lock(path.with_name(f".{path.name}.lock"), wait):
+        partial = path.with_name(f".{path.name}.partial")
+        if path.exists():
+            collected = _read_finished(path, summary, content, spec)
+        else:
+            run = _Run(partial, content, config, spec)
+            run.execute(report)
+            collected = run.write(path, summary)
+        shutil.rmtree(partial, ignore_errors=True)
+        return collected
+
+
+def _read_finished(path: Path, summary: Path, content: dict[str, Any], spec: TaskSpec) -> SacCollected:
+    """Data that are there already; refused where they are not what is asked for."""
+    found = read_json(summary) if summary.is_file() else {}
+    changed = differences(found.get("config", {}), content)
+    if changed:
+        raise InputError(
+            "this is not the collection that is asked for",
+            path=path,
+            found="; ".join(changed) if found else f"no {summary.name} beside it",
+            expected="a collection with these settings",
+            hint="choose another --out, or give the data by its path (--data)",
+        )
+    dataset = load_dataset(path)
+    return SacCollected(spec.task, path, dataset, found["level"], found["reached"], reused=True)
+
+
+class _Run:
+    """One SAC run and its folder: `steps-FROM-TO.npz`, each written once, and `checkpoint`, of all else."""
+
+    def __init__(self, folder: Path, content: dict[str, Any], config: SacConfig, spec: TaskSpec) -> None:
+        from llmdpd.data.collecting.sac_trainer import SacTrainer
+
+        self.folder, self._content, self._config, self._spec = folder, content, config, spec
+        manifest = folder / _MANIFEST
+        changed = differences(read_json(manifest), content) if manifest.is_file() else []
+        if changed:
+            raise InputError(
+                "this folder belongs to a collection with other settings",
+                path=folder,
+                found="; ".join(changed),
+                hint="remove this folder to begin anew, or choose another --out",
+            )
+        self._trainer: SacTrainer = SacTrainer(
+            [spec], config.seed, config.steps, max_steps=config.max_steps, goal_visible=config.goal_visible
+        )
+        self._level: Level | None = None
+        self._log = ReplayLog(folder)
+        if manifest.is_file():
+            self._restore()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(manifest, content)
+
+    @property
+    def level(self) -> float:
+        """Of the last evaluation, in percent of an expert; minus infinity before the first."""
+        if self._level is None:
+            return -np.inf
+        if self._spec.has_success:
+            return 100.0 * self._level.success
+        return normalised_score(self._spec.task, self._level.mean_return)
+
+    def execute(self, report: OnSteps) -> None:
+        """Train until the level is reached or the steps are used up; a checkpoint at every evaluation and at a stop."""
+        total, trainer = self._config.steps, self._trainer
+        while trainer.steps < total and self.level < self._config.level:
+            mark = min((trainer.steps // self._config.evaluate_every + 1) * self._config.evaluate_every, total)
+            try:
+                while trainer.steps < mark:
+                    report(self._spec.task, trainer.steps, total, self._words())
+                    trainer.advance(min(_SLICE, mark - trainer.steps))
+            except BaseException:
+                self._save()  # between two slices everything fits together
+                raise
+            self._level = trainer.evaluate(self._config.evaluation_episodes)
+            self._save()
+        report(self._spec.task, trainer.steps, total, self._words())
+
+    def _words(self) -> str:
+        if self._level is None:
+            return "no evaluation yet"
+        unit = "% success" if self._spec.has_success else "of 100, normalised"
+        return f"level {self.level:.1f} {unit}, aimed at {self._config.level:.1f}"
+
+    def _save(self) -> None:
+        """What came since the last piece, then the state, which says which pieces count."""
+        steps = self._trainer.steps
+        if not steps:
+            return
+        self._log.append(self._trainer.transitions(self._log.steps), steps)
+        level = None if self._level is None else [self._level.mean_return, self._level.success]
+        _save_trainer(self._trainer, self.folder / "checkpoint", {"level": level})
+
+    def _restore(self) -> None:
+        from llmdpd.data.collecting.sac_trainer import Level
+
+        checkpoint = latest_checkpoint(self.folder / "checkpoint")
+        if checkpoint is None:
+            self._log.take_up(0)  # killed before its first one
+            return
+        try:
+            state = read_state(checkpoint)
+            _restore_trainer(self._trainer, checkpoint, self._log.take_up(state["counters"][0]))
+        except (OSError, KeyError, IndexError, ValueError) as error:
+            told = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise InputError(
+                "the interrupted collection is damaged",
+                path=self.folder,
+                found=told[:200],
+                hint="remove this folder to begin anew",
+            ) from None
+        self._level = None if state["level"] is None else Level(*state["level"])
+
+    def write(self, path: Path, summary: Path) -> SacCollected:
+        """The whole replay where it belongs, and its settings beside it."""
+        assert self._level is not None, "the last step is evaluated"
+        dataset, reached = self._dataset(str(path)), self.level >= self._config.level
+        stop = "medium" if self._config.level == MEDIUM else f"level {self._config.level:g}"
+        end = f"stopped at {stop}" if reached else f"{self._trainer.steps} steps, below {stop}"
+        collector = f"stable-baselines3 SAC replay, {end}"
+        attributes: dict[str, str | float] = {"collector": collector, "final_eval_return": self._level.mean_return}
+        told = {"config": self._content, "level": self.level, "reached": reached, **attributes}
+        # First what says what the data are: without it they would be taken for somebody else's.
+        atomic_write_json(summary, told)
+        if self._spec.has_success:
+            with atomic_directory(path) as temporary:
+                save_minari(dataset, temporary, name="sac-v0")
+        else:
+            save_d4rl(dataset, path, **attributes)
+        # Read back, so that whoever collected has what whoever comes later will have.
+        return SacCollected(self._spec.task, path, load_dataset(path), self.level, reached)
+
+    def _dataset(self, source: str) -> TrajectoryDataset:
+        steps = self._trainer.transitions()
+        dones = steps["dones"] != 0
+        ends = np.flatnonzero(dones) + 1
+        offsets = np.unique(np.concatenate([[0], ends, [len(dones)]])).astype(np.int64)
+        episodes = len(offsets) - 1
+        succeeded = np.array(self._trainer.successes[:episodes], np.int8)
+        return TrajectoryDataset(
+            observations=steps["observations"],
+            actions=steps["actions"],
+            rewards=steps["rewards"],
+            next_observations=steps["next_observations"],
+            terminals=dones & (steps["timeouts"] == 0),
+            offsets=offsets,
+            task_ids=np.zeros(episodes, np.int32),
+            tasks=(self._spec.task,),
+            texts=("",),
+            expert_actions=None,
+            noise_levels=np.full(episodes, np.nan, np.float32),
+            successes=succeeded if self._spec.has_success else np.full(episodes, -1, np.int8),
+            seeds=self._trainer.seeds[:episodes],
+            goal_visible=self._config.goal_visible if self._spec.has_success else None,
+            source=source,
+        )
+
+
+def _save_trainer(trainer: SacTrainer, folder: Path, more: Mapping[str, Any]) -> None:
+    """A checkpoint of all but the transitions (see `llmdpd.utils.checkpoint`), with `more` in its state.json."""
+    state = trainer.state()
+    del state["random"]["torch"]  # the checkpoint has it
+    with trainer.own_random():
+        save_checkpoint(folder, trainer, trainer.steps, {**state, **more})
+
+
+def _restore_trainer(trainer: SacTrainer, checkpoint: Path, transitions: Mapping[str, NDArray[np.float32]]) -> None:
+    """Go on where `_save_trainer` was called; `transitions` are all steps up to there.
+
+    Raises:
+        InputError: a checkpoint that is broken or does not fit.
+        KeyError, ValueError: as `SacTrainer.load_state`.
+    """
+    state = read_state(checkpoint)
+    with trainer.own_random():
+        load_checkpoint(checkpoint, trainer)
+        torch_state = trainer.state()["random"]["torch"]
+    trainer.load_state({**state, "random": {**state["random"], "torch": torch_state}}, transitions)

@@ -1,0 +1,370 @@
+"""Soft actor-critic by stable-baselines3, in pieces that can be stopped between any two steps and go on bit for bit.
+
+The one module that imports stable-baselines3 (an optional extra: `pip install 'llmdpd[sac]'`), and only when used.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from llmdpd.errors import InputError
+from llmdpd.tasks import COLLECTION_SEED_END
+from llmdpd.tasks.simulation.worker import Environment, EnvironmentCache, make_environment
+from llmdpd.tasks.specs import TaskSpec
+
+MakeEnvironment = Callable[[str, bool, bool], Environment]
+"""(task, goal_visible, render) → an environment."""
+
+_KEPT_ENVIRONMENTS = 8
+_EVALUATION = 1  # the stream of seeds of evaluation episodes; 0 is the collected ones'
+_COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+@dataclass(frozen=True)
+class Level:
+    """How good the policy is, by its deterministic actions: mean return and share of episodes that succeeded."""
+
+    mean_return: float
+    success: float
+
+
+class EpisodeEnd(NamedTuple):
+    """An episode that is over: its task, undiscounted return, and whether the success flag was up at any step."""
+
+    task: str
+    episode_return: float
+    success: bool
+
+
+def require_sac(field: str = "policy") -> None:
+    """Raise `InputError`, naming the field and saying how to get it, where stable-baselines3 is not installed."""
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "stable-baselines3 is not installed",
+            field=field,
+            found=str(error),
+            expected="its SAC",
+            hint="pip install 'stable-baselines3>=2.4' (the extra `sac` of this package)",
+        ) from None
+
+
+def episode_seed(seed: int, task: str, number: int, stream: int = 0) -> int:
+    """The environment's seed of episode `number`: below `COLLECTION_SEED_END`, so never an evaluated episode's."""
+    sequence = np.random.SeedSequence([seed, zlib.crc32(task.encode()), stream, number])
+    return int(sequence.generate_state(1, np.uint32)[0]) % COLLECTION_SEED_END
+
+
+class SacTrainer:
+    """SAC by stable-baselines3, with its defaults where nothing else is said, on one core.
+
+    Episode n is of task n mod the number of tasks: one policy for all of them.
+
+    Args:
+        specs: the tasks, alike in observations and actions.
+        seed: of networks, actions, batches and episodes.
+        capacity: steps that the replay buffer holds: all there will be, so that nothing is forgotten.
+        max_steps: steps after which an episode is cut; None: the environments' own limit.
+        goal_visible: whether Meta-World's observations hold the goal.
+        settings: arguments of `stable_baselines3.SAC` in place of its defaults.
+        make: what makes the environments.
+
+    Everything random comes from generators that each call swaps in and out: the process's own are left as they were.
+
+    Raises:
+        InputError: stable-baselines3 is not installed.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TaskSpec],
+        seed: int,
+        capacity: int,
+        *,
+        max_steps: int | None,
+        goal_visible: bool,
+        settings: Mapping[str, Any] | None = None,
+        make: MakeEnvironment = make_environment,
+    ) -> None:
+        require_sac()
+        from stable_baselines3 import SAC
+        from stable_baselines3.common.logger import Logger
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        limit = min(spec.max_steps for spec in specs)
+        self.tasks, self.seed = tuple(spec.task for spec in specs), seed
+        self.max_steps = min(max_steps or limit, limit)
+        self._make = lambda task: make(task, goal_visible, False)
+        cache = EnvironmentCache(make, goal_visible=goal_visible, limit=_KEPT_ENVIRONMENTS)
+        self._episodes = _episodes(cache, specs, seed, self.max_steps)
+        self._venv = DummyVecEnv([lambda: self._episodes])
+        self._random: dict[str, Any] | None = None
+        self._within = False
+        self._callback: Any = None
+        with self.own_random():
+            self._model = SAC(
+                "MlpPolicy", self._venv, buffer_size=capacity, seed=seed, device="cpu", **(settings or {})
+            )
+        # Its own logger makes a folder for temporary files at every call of `learn`.
+        self._model.set_logger(Logger(None, []))
+
+    @property
+    def actor(self) -> nn.Module:
+        """stable-baselines3's actor as it is now: `latent_pi`, then `mu` and `log_std`."""
+        actor: nn.Module = self._model.actor
+        return actor
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return int(self._model.num_timesteps)
+
+    @property
+    def seeds(self) -> npt.NDArray[np.int64]:
+        """Seeds of the episodes so far, the present one included."""
+        count = len(self._episodes.successes) + 1
+        return np.array([self._episodes.seed_of(number) for number in range(count)], np.int64)
+
+    @property
+    def successes(self) -> list[bool]:
+        """Whether the success flag was up at any step, of each episode so far, the present one included."""
+        return [*self._episodes.successes, self._episodes.success]
+
+    def advance(self, count: int) -> None:
+        """Take `count` steps, each followed by a gradient step once the warm-up is over."""
+        with self.own_random():
+            for _ in range(count):
+                self.step()
+                self.learn()
+
+    def step(self) -> EpisodeEnd | None:
+        """Take a step in the environment and keep it; the episode that it ended, if it did.
+
+        With `learn` after it, it is an iteration of stable-baselines3's own `learn`.
+        """
+        model: Any = self._model
+        ended = len(self._episodes.successes)
+        with self.own_random():
+            if self._callback is None:
+                _, self._callback = model._setup_learn(model.replay_buffer.buffer_size, reset_num_timesteps=False)
+            model.collect_rollouts(
+                model.env,
+                callback=self._callback,
+                train_freq=model.train_freq,
+                replay_buffer=model.replay_buffer,
+                learning_starts=model.learning_starts,
+            )
+        return self._episodes.last if len(self._episodes.successes) > ended else None
+
+    def learn(self) -> dict[str, float]:
+        """A gradient step of critics, actor and entropy's weight; its losses by name, none in the warm-up."""
+        model = self._model
+        if self.steps <= model.learning_starts:
+            return {}
+        with self.own_random():
+            model.train(gradient_steps=1, batch_size=model.batch_size)
+        told = model.logger.name_to_value
+        return {
+            "loss/critic": float(told["train/critic_loss"]),
+            "loss/actor": float(told["train/actor_loss"]),
+            "loss/temperature": float(told["train/ent_coef_loss"]),
+            "temperature": float(told["train/ent_coef"]),
+        }
+
+    def evaluate(self, episodes: int) -> Level:
+        """Roll out the deterministic policy, so many episodes a task; nothing of the training depends on it."""
+        returns, successes = [], []
+        for task in self.tasks:
+            environment = self._make(task)
+            for number in range(episodes):
+                observation = environment.reset(episode_seed(self.seed, task, number, _EVALUATION))
+                total, success = 0.0, False
+                for _ in range(self.max_steps):
+                    action, _ = self._model.predict(observation, deterministic=True)
+                    observation, reward, flag, over = environment.step(action)
+                    total, success = total + reward, success or flag
+                    if over:
+                        break
+                returns.append(total)
+                successes.append(success)
+        return Level(float(np.mean(returns)), float(np.mean(successes)))
+
+    def transitions(self, start: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+        """The steps from `start` on, as taken: arrays [N, S], [N, A] and [N] by name."""
+        buffer = self._model.replay_buffer
+        return {name: np.asarray(getattr(buffer, name)[start : self.steps, 0], np.float32) for name in _COLUMNS}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network by name, and the entropy's weight: with the optimisers, what a checkpoint holds."""
+        log_alpha: Any = self._model.log_ent_coef
+        return {"policy": self._model.policy, "entropy": nn.ParameterList([nn.Parameter(log_alpha.data)])}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Every optimiser by name."""
+        model: Any = self._model
+        found = (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer)
+        return dict(zip(("actor", "critic", "entropy"), found, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What has to be known beside networks, optimisers and transitions to go on, as JSON."""
+        model = self._model
+        with self.own_random():
+            random_state = _get_random()
+        return {
+            "counters": [model.num_timesteps, model._n_updates, model._episode_num],
+            "successes": self._episodes.successes,
+            "random": _random_to_json(random_state),
+            "actions": model.action_space.np_random.bit_generator.state,
+        }
+
+    def load_state(self, state: Mapping[str, Any], transitions: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Go on where `state` was called; networks and optimisers are back, `transitions` are all steps up to there.
+
+        The present episode is brought back by its seed and its actions, which on one machine gives the same bits.
+
+        Raises:
+            KeyError, ValueError: a state or transitions that do not fit.
+        """
+        model, steps = self._model, int(state["counters"][0])
+        self._random = _random_from_json(state["random"])
+        model.action_space.np_random.bit_generator.state = state["actions"]
+        model.num_timesteps, model._n_updates, model._episode_num = state["counters"]
+        self._episodes.begin(list(state["successes"]))
+        if not steps:
+            return
+        buffer: Any = model.replay_buffer
+        for name in _COLUMNS:
+            if len(transitions[name]) != steps:
+                raise ValueError(f"{len(transitions[name])} transitions for {steps} steps")
+            getattr(buffer, name)[:steps, 0] = transitions[name]
+        buffer.pos, buffer.full = steps % buffer.buffer_size, steps == buffer.buffer_size
+        ends = np.flatnonzero(transitions["dones"])
+        observation: Any = self._venv.reset()
+        for action in transitions["actions"][ends[-1] + 1 if len(ends) else 0 :]:
+            observation, _, _, _ = self._venv.step(model.policy.unscale_action(action[None]))
+        model._last_obs = observation
+        model._last_episode_starts = np.zeros(1, bool)
+
+    @contextmanager
+    def own_random(self) -> Iterator[None]:
+        """Put this trainer's generators in place of the process's while the block runs, and one thread of torch."""
+        if self._within:
+            yield
+            return
+        outside, threads = _get_random(), torch.get_num_threads()
+        torch.set_num_threads(1)  # sums depend on it
+        self._within = True
+        try:
+            if self._random is not None:
+                _set_random(self._random)
+            yield
+        finally:
+            self._within = False
+            self._random = _get_random()
+            _set_random(outside)
+            torch.set_num_threads(threads)
+
+
+def _get_random() -> dict[str, Any]:
+    """The states of torch's, numpy's and Python's global generators, which stable-baselines3 draws from."""
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(legacy=False),
+        "python": random.getstate(),
+    }
+
+
+def _set_random(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+def _random_to_json(state: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {**state["numpy"]["state"], "key": state["numpy"]["state"]["key"].tolist()}
+    return {
+        "torch": state["torch"].numpy().tobytes().hex(),
+        "numpy": {**state["numpy"], "state": numbers},
+        "python": state["python"],
+    }
+
+
+def _random_from_json(state: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {**state["numpy"]["state"], "key": np.array(state["numpy"]["state"]["key"], np.uint32)}
+    version, words, gauss = state["python"]
+    return {
+        "torch": torch.tensor(list(bytes.fromhex(state["torch"])), dtype=torch.uint8),
+        "numpy": {**state["numpy"], "state": numbers},
+        "python": (version, tuple(words), gauss),
+    }
+
+
+def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max_steps: int) -> Any:
+    """A Gymnasium environment around ours, in which episode n has a task and a seed of its own, whatever was before."""
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    class Episodes(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+        observation_space = Box(-np.inf, np.inf, (specs[0].state_dim,), np.float32)
+        action_space = Box(-1.0, 1.0, (specs[0].action_dim,), np.float32)
+        successes: list[bool]
+        last: EpisodeEnd | None = None
+        _present: tuple[str, Environment] | None = None
+
+        def begin(self, successes: list[bool]) -> None:
+            """The next reset starts the episode after those that ended in `successes`."""
+            self.successes, self.success, self._length, self._return = successes, False, 0, 0.0
+
+        def task_of(self, number: int) -> str:
+            return specs[number % len(specs)].task
+
+        def seed_of(self, number: int) -> int:
+            return episode_seed(seed_of_all, self.task_of(number), number)
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+            # stable-baselines3 resets once an episode is over, and once at the start.
+            if self._length:
+                self.last = EpisodeEnd(self.task_of(len(self.successes)), self._return, self.success)
+                self.begin([*self.successes, self.success])
+            number = len(self.successes)
+            return self._of(self.task_of(number)).reset(self.seed_of(number)), {}
+
+        def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+            assert self._present is not None, "there was a reset"
+            environment = self._present[1]
+            observation, reward, flag, over = environment.step(action)
+            self._length += 1
+            self._return += reward
+            self.success = self.success or flag
+            terminated = bool(getattr(environment, "terminated", False))
+            truncated = not terminated and (over or self._length >= max_steps)
+            return observation, reward, terminated, truncated, {}
+
+        def _of(self, task: str) -> Environment:
+            if self._present is not None:
+                cache.release(self._present[0], False, self._present[1])
+            before = _get_random()
+            self._present = task, cache.acquire(task, False)
+            # Which environments are made anew hangs on where a run was resumed; what making one draws must not.
+            _set_random(before)
+            return self._present[1]
+
+    seed_of_all = seed
+    episodes = Episodes()
+    episodes.begin([])
+    return episodes

@@ -1,0 +1,468 @@
+"""Collecting data sets of Meta-World's scripted experts (the command is `llmdpd.collect`).
+
+Each episode depends on its configuration, its task and its number alone, so the content is the same for any number of
+workers, and an interrupted collection goes on where it stopped: finished episodes lie in `OUT.partial` until all are
+there, then Minari data sets appear in OUT at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import math
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.tasks import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
+from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
+from llmdpd.tasks.simulation.processes import map_unordered
+from llmdpd.utils.files import (
+    atomic_directory,
+    atomic_write_json,
+    atomic_writer,
+    process_lock,
+    read_json,
+    recover_directory,
+)
+
+if TYPE_CHECKING:
+    from llmdpd.tasks.metaworld.scripted import ScriptedEpisode, ScriptedRequest
+
+MANIFEST = "collect.json"
+_FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Collect episodes of Meta-World's scripted experts, with a new goal every episode and a mix of noise levels.
+
+    Writes one Minari data set for each task. Stopped at any moment, the same command goes on where it was.
+    """
+
+    tasks: tuple[str, ...] = ("sweep-into",)
+    """Tasks: Meta-World names ("sweep-into", "box-close-v3"), "all" (50), "ml45-train" (45)."""
+    episodes: int = 100
+    """Episodes for each task."""
+    noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
+    """Behaviours and their shares of the episodes, as KIND:SHARE,… Noise on the executed action: clean (the expert
+    itself), gaussian (sigma 0.1 … 0.5 in every step), bursts (one random action held for 5 … 15 steps now and then),
+    random (mostly random actions). Other manners: slow (0.3 … 0.7 of the speed), pauses (stands still now and then),
+    cut (ends with the first success), overrun (goes on for 100 … 200 steps after it), detour (by a random point above
+    the table), jerky (each number of the movement all or nothing). An episode keeps its kind's name and a level, from 0
+    for the expert itself to 1 for random actions."""
+    out: Path = Path("data/metaworld")
+    """Folder of the Minari data sets. Until all is collected, episodes lie in OUT.partial."""
+    seed: int = 0
+    """Decides goals and noise of all episodes."""
+    workers: int | None = None
+    """Worker processes; one a core by default. The content does not depend on it."""
+    tail: int = 20
+    """Steps kept after the first success (cut and overrun have their own); an episode ends there, no terminal."""
+    max_steps: int = 500
+    """Steps after which an episode ends without success (Meta-World's limit is 500)."""
+    goal_visible: bool = True
+    """Whether the observations hold the goal (as in MT1 … MT50) or zeros in its place (as in ML45)."""
+    keep_failed: bool = True
+    """Keep episodes without success, marked as failed. The summary counts them either way."""
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What was collected of one task."""
+
+    task: str
+    episodes: int
+    kept: int
+    transitions: int
+    successes: dict[str, tuple[int, int]]  # behaviour → (successes, episodes)
+    mean_length: float
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A finished collection: the data, where it lies, and a summary.
+
+    `content` is `content_hash(dataset)`; `seconds` is what the call took; `reused` says that all was there before.
+    """
+
+    dataset: TrajectoryDataset
+    out: Path
+    summaries: tuple[TaskSummary, ...]
+    content: str
+    seconds: float
+    reused: bool = False
+
+
+OnEpisode = Callable[[int, int, int], None]
+"""(finished episodes, all episodes, transitions in the finished ones)."""
+
+
+def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """Canonical names of tasks given by name or by group ("all", "ml45-train"), each once, in the order given.
+
+    Raises:
+        InputError: an unknown name, or none at all.
+    """
+    groups = {"all": TASKS, "ml45-train": ML45_TRAIN}
+    tasks = [task for name in names for task in groups.get(name) or (check_task(name),)]
+    if not tasks:
+        raise InputError("no tasks to collect", field="tasks", found="none", expected="one or more Meta-World tasks")
+    return tuple(dict.fromkeys(tasks))
+
+
+def parse_noise(text: str) -> dict[str, float]:
+    """ "clean:1,gaussian:3" → {"clean": 0.25, "gaussian": 0.75}; a kind without a share counts 1.
+
+    Raises:
+        InputError: an unknown or repeated kind, a share that is not a positive number.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        kind, _, number = part.strip().partition(":")
+        if kind not in BEHAVIOURS:
+            hint = "nearest: " + nearest_names(kind, tuple(BEHAVIOURS))
+            raise InputError("unknown behaviour", field="noise", found=part, expected=", ".join(BEHAVIOURS), hint=hint)
+        if kind in shares:
+            raise InputError("a behaviour given twice", field="noise", found=text, expected="each kind once")
+        try:
+            shares[kind] = float(number or 1)
+        except ValueError:
+            shares[kind] = math.nan
+        if not (math.isfinite(shares[kind]) and shares[kind] > 0):
+            raise InputError("a share that is no positive number", field="noise", found=part, expected="KIND:SHARE")
+    total = sum(shares.values())
+    return {kind: share / total for kind, share in shares.items()}
+
+
+def noise_schedule(shares: Mapping[str, float], episodes: int) -> list[str]:
+    """The behaviour of each episode: always the kind that lags most behind its share.
+
+    So any first n episodes hold the mixture as exactly as n allows, and don't depend on how many follow.
+    """
+    counts = dict.fromkeys(shares, 0)
+    kinds = []
+    for number in range(1, episodes + 1):
+        kind = max(shares, key=lambda name: shares[name] * number - counts[name])
+        counts[kind] += 1
+        kinds.append(kind)
+    return kinds
+
+
+def partial_folder(out: Path) -> Path:
+    """Where finished episodes lie until all are there."""
+    return out.with_name(out.name + ".partial")
+
+
+def content_hash(dataset: TrajectoryDataset) -> str:
+    """SHA-256 over all that is learned from in the data set: not where it came from, nor the behaviours' names."""
+    digest = hashlib.sha256(repr((dataset.tasks, dataset.texts, dataset.goal_visible)).encode())
+    for item in dataclasses.fields(dataset):
+        value = getattr(dataset, item.name)
+        if isinstance(value, np.ndarray):
+            digest.update(f"{item.name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) -> Collected:
+    """Collect, or go on with a collection, or read one that is there already.
+
+    Where another process is collecting into OUT, it is waited for, and what it made is read.
+
+    Args:
+        config: what to collect.
+        progress: called after every episode, and once at the start; and while another process is waited for.
+
+    Raises:
+        InputError: a wrong setting; OUT or its partial holds a collection of another configuration.
+    """
+    start = time.perf_counter()
+    content = _content_of(config)
+    out = Path(config.out)
+    if (out / MANIFEST).exists() and not partial_folder(out).exists():
+        return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
+    with process_lock(out.with_name(f".{out.name}.lock"), _Wait(config, progress)):
+        return _collect(config, content, start, progress)
+
+
+class _Wait:
+    """What to do while another process collects the same: say so once, let the caller stop."""
+
+    def __init__(self, config: CollectConfig, progress: OnEpisode | None) -> None:
+        self._config, self._progress, self._told = config, progress, False
+
+    def __call__(self, holder: int | None) -> None:
+        if not self._told:
+            self._told = True
+            _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", self._config.out)
+        if self._progress is not None:
+            self._progress(0, self._config.episodes * len(resolve_tasks(self._config.tasks)), 0)
+
+
+def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode | None) -> Collected:
+    """See `collect_metaworld`; the caller holds the lock."""
+    out = Path(config.out)
+    partial = partial_folder(out)
+    recover_directory(out)
+    if (out / MANIFEST).exists():
+        collected = _read_finished(config, content, start)
+        shutil.rmtree(partial, ignore_errors=True)
+        return collected
+    if out.exists() and any(out.iterdir()):
+        found = ", ".join(sorted(path.name for path in out.iterdir())[:4])
+        raise InputError(
+            "the output folder holds something else", path=out, field="out", found=found, expected="no such folder yet"
+        )
+    if (partial / MANIFEST).exists():
+        hint = "remove this folder to begin anew, or choose another --out"
+        _check_same(read_json(partial / MANIFEST), content, partial, hint)
+    else:
+        atomic_write_json(partial / MANIFEST, content)
+    requests = _requests(config)
+    _collect_missing(config, partial, requests, progress)
+    return _finish(config, content, partial, requests, start)
+
+
+def _content_of(config: CollectConfig) -> dict[str, Any]:
+    """The checked settings that decide the content, as JSON."""
+    bounds = {"episodes": 1, "max_steps": 1, "tail": 0, "seed": 0, "workers": 1}
+    for name, least in bounds.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"{name} is too small", field=name, found=value, expected=f"{least} or more")
+    if config.max_steps > 500:
+        raise InputError("max_steps is too large", field="max_steps", found=config.max_steps, expected="500 or less")
+    return {
+        "format": _FORMAT,
+        "tasks": list(resolve_tasks(config.tasks)),
+        "episodes": config.episodes,
+        "noise": parse_noise(config.noise),
+        "seed": config.seed,
+        "tail": config.tail,
+        "max_steps": config.max_steps,
+        "goal_visible": config.goal_visible,
+        "keep_failed": config.keep_failed,
+    }
+
+
+def _check_same(found: Any, wanted: Mapping[str, Any], path: Path, hint: str) -> None:
+    if not isinstance(found, dict):
+        raise InputError("not the configuration of a collection", path=path / MANIFEST, found=type(found).__name__)
+    for field, value in wanted.items():
+        if found.get(field) != value:
+            raise InputError(
+                "this folder belongs to a collection of another configuration",
+                path=path,
+                field=field,
+                found=found.get(field),
+                expected=value,
+                hint=hint,
+            )
+
+
+def _requests(config: CollectConfig) -> list[ScriptedRequest]:
+    """All episodes, task by task; each is decided by the seed, its task's name and its number."""
+    from llmdpd.tasks.metaworld.scripted import ScriptedRequest
+
+    kinds = noise_schedule(parse_noise(config.noise), config.episodes)
+    requests = []
+    for task in resolve_tasks(config.tasks):
+        for number, kind in enumerate(kinds):
+            # crc32, not hash(): Python salts the hash of a string anew in every process.
+            state = np.random.SeedSequence([config.seed, zlib.crc32(task.encode()), number]).generate_state(
+                3, np.uint32
+            )
+            requests.append(
+                ScriptedRequest(
+                    task=task,
+                    seed=int(state[0]) % COLLECTION_SEED_END,
+                    noise_seed=int(state[1]) << 32 | int(state[2]),
+                    noise=kind,
+                    max_steps=config.max_steps,
+                    tail=config.tail,
+                )
+            )
+    return requests
+
+
+def _episode_path(partial: Path, config: CollectConfig, index: int, request: ScriptedRequest) -> Path:
+    return partial / request.task / f"{index % config.episodes:06d}.npz"
+
+
+def _collect_missing(
+    config: CollectConfig, partial: Path, requests: Sequence[ScriptedRequest], progress: OnEpisode | None
+) -> None:
+    """Run the episodes that `partial` does not hold yet."""
+    paths = [_episode_path(partial, config, index, request) for index, request in enumerate(requests)]
+    lengths = {index: length for index, path in enumerate(paths) if (length := _length_of(path))}
+    missing = [index for index in range(len(paths)) if index not in lengths]
+    transitions = sum(lengths.values())
+
+    def report(finished: int) -> None:
+        if progress is not None:
+            progress(finished, len(paths), transitions)
+
+    report(len(lengths))
+    items = [(requests[index],) for index in missing]
+    episodes = map_unordered(
+        "llmdpd.tasks.metaworld.scripted:ScriptedExpert",
+        (config.goal_visible,),
+        "episode",
+        items,
+        workers=config.workers,
+    )
+    for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
+        _write_episode(paths[missing[position]], episode)
+        transitions += len(episode.actions)
+        report(finished)
+
+
+def _write_episode(path: Path, episode: ScriptedEpisode) -> None:
+    with atomic_writer(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **dataclasses.asdict(episode))
+
+
+def _read_episode(path: Path) -> ScriptedEpisode:
+    from llmdpd.tasks.metaworld.scripted import ScriptedEpisode
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return ScriptedEpisode(
+            observations=arrays["observations"],
+            actions=arrays["actions"],
+            expert_actions=arrays["expert_actions"],
+            rewards=arrays["rewards"],
+            success=bool(arrays["success"]),
+            noise_level=float(arrays["noise_level"]),
+        )
+
+
+def _length_of(path: Path) -> int:
+    """Steps of a finished episode; 0 where it is not there or damaged, so that it is run again."""
+    try:
+        return len(_read_episode(path).actions)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return 0
+
+
+def _finish(
+    config: CollectConfig, content: Mapping[str, Any], partial: Path, requests: Sequence[ScriptedRequest], start: float
+) -> Collected:
+    """Join the episodes, write the data sets and remove the partial."""
+    out = Path(config.out)
+    episodes = [_read_episode(_episode_path(partial, config, index, each)) for index, each in enumerate(requests)]
+    summaries = _summaries(config, requests, episodes)
+    dataset = _join(config, requests, episodes)
+    digest = content_hash(dataset)
+    seconds = time.perf_counter() - start
+    with atomic_directory(out) as temporary:
+        save_minari(dataset, temporary)
+        manifest = {
+            "config": dict(content),
+            "content": digest,
+            "seconds": seconds,
+            "summaries": [dataclasses.asdict(summary) for summary in summaries],
+        }
+        atomic_write_json(temporary / MANIFEST, manifest)
+    shutil.rmtree(partial, ignore_errors=True)
+    return Collected(dataset, out, summaries, digest, seconds)
+
+
+def _join(
+    config: CollectConfig, requests: Sequence[ScriptedRequest], episodes: Sequence[ScriptedEpisode]
+) -> TrajectoryDataset:
+    from llmdpd.prompts.metaworld import metaworld_prompt
+
+    kept = [
+        EpisodeRecord(
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            task=request.task,
+            expert_actions=episode.expert_actions,
+            noise_level=episode.noise_level,
+            success=int(episode.success),
+            seed=request.seed,
+            behaviour=request.noise,
+        )
+        for request, episode in zip(requests, episodes, strict=True)
+        if episode.success or config.keep_failed
+    ]
+    tasks = resolve_tasks(config.tasks)
+    without = [task for task in tasks if task not in {record.task for record in kept}]
+    if without:
+        raise InputError(
+            "no episode of a task succeeded",
+            field="keep_failed",
+            found=", ".join(without),
+            hint="keep failed episodes (--keep-failed), or choose less noise",
+        )
+    return join_episodes(
+        kept,
+        texts={task: metaworld_prompt(task).render() for task in tasks},
+        goal_visible=config.goal_visible,
+        source=str(config.out),
+    )
+
+
+def _summaries(
+    config: CollectConfig, requests: Sequence[ScriptedRequest], episodes: Sequence[ScriptedEpisode]
+) -> tuple[TaskSummary, ...]:
+    summaries = []
+    for number, task in enumerate(resolve_tasks(config.tasks)):
+        rows = slice(number * config.episodes, (number + 1) * config.episodes)
+        mine = list(zip(requests[rows], episodes[rows], strict=True))
+        kept = [episode for _, episode in mine if episode.success or config.keep_failed]
+        successes = {}
+        for kind in parse_noise(config.noise):
+            flags = [episode.success for request, episode in mine if request.noise == kind]
+            if flags:
+                successes[kind] = (sum(flags), len(flags))
+        summaries.append(
+            TaskSummary(
+                task=task,
+                episodes=len(mine),
+                kept=len(kept),
+                transitions=sum(len(episode.actions) for episode in kept),
+                successes=successes,
+                mean_length=float(np.mean([len(episode.actions) for _, episode in mine])),
+            )
+        )
+    return tuple(summaries)
+
+
+def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: float) -> Collected:
+    """A collection that is finished already, in the order in which it was collected."""
+    out = Path(config.out)
+    manifest = read_json(out / MANIFEST)
+    _check_same(manifest.get("config"), content, out, "choose another --out, or remove this folder")
+    tasks = resolve_tasks(config.tasks)
+    loaded = load_dataset(out).select_tasks(tasks)
+    # Files are found by name; training draws by index, so a data set read again must be in the order of a new one.
+    order = np.concatenate([loaded.episodes_of(task) for task in tasks])
+    dataset = dataclasses.replace(loaded.select(order), source=str(out))
+    if content_hash(dataset) != manifest.get("content"):
+        raise InputError(
+            "the data sets in this folder are not those that were collected here",
+            path=out,
+            field="content",
+            found=content_hash(dataset),
+            expected=manifest.get("content"),
+            hint="choose another --out, or remove this folder",
+        )
+    summaries = tuple(
+        TaskSummary(**{**row, "successes": {kind: tuple(counts) for kind, counts in row["successes"].items()}})
+        for row in manifest["summaries"]
+    )
+    return Collected(dataset, out, summaries, manifest["content"], time.perf_counter() - start, reused=True)

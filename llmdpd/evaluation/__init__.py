@@ -1,0 +1,1 @@
+"""Roll-outs, scoring, results, non-learned baselines."""

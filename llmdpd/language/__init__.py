@@ -1,1 +1,0 @@
-"""Language models that learn: their files, their words, and the text that they go on learning from."""

@@ -1,0 +1,1 @@
+"""Decision Transformer and Prompt-DT."""

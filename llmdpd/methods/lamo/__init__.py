@@ -1,0 +1,1 @@
+"""LaMo: a Decision Transformer made of a language model."""

@@ -1,0 +1,175 @@
+"""LaMo: cloning by a language model with low-rank adapters, which goes on predicting text (Shi et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmdpd.errors import InputError
+from llmdpd.methods.base import Agent
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.decision_transformer.method import cloning_loss
+from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
+from llmdpd.methods.lamo.gpt2 import LanguageModel, Words, find_language_model, load_language_model
+from llmdpd.methods.lamo.network import LanguageDecisionTransformer
+from llmdpd.methods.optimisation import OptimisationConfig
+
+
+@dataclass(frozen=True)
+class LaMoConfig(OptimisationConfig):
+    """Learning of LaMo: its published settings for continuous control."""
+
+    model: str = "gpt2"
+    """Language model, a GPT-2: a hub id, or a local folder."""
+    corpus: str = "Salesforce/wikitext:wikitext-103-raw-v1"
+    """What the language loss is taken on: a file or folder of text, or REPOSITORY:FOLDER of a data set on the hub."""
+    language_weight: float = 0.1
+    """Weight of the language loss; 0: there is none, and no corpus is needed."""
+    language_batch: int = 2
+    """Blocks of text an iteration."""
+    language_block: int | None = None
+    """Tokens of a block; by default as many as the language model has positions for (GPT-2: 1024)."""
+    lr: float = 1e-4
+    """Learning rate of embeddings and head."""
+    lm_lr: float = 1e-4
+    """Learning rate of the adapters."""
+    lr_warmup: int = 2500
+    """Iterations of linear warm-up, of every rate."""
+    weight_decay: float = 1e-5
+    """Decoupled weight decay (AdamW)."""
+    grad_clip: float = 0.25
+    """Bound on the norm of the gradient, of both losses together."""
+    ema_decay: float = 0.0
+    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
+    ema_every: int = 1
+    """Iterations from one EMA update to the next."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the language loss is taken on, all of it where the policy is.
+
+    words: of the language model. tokens: int32 [N], the corpus. block: tokens of a block.
+    """
+
+    words: Words
+    tokens: Tensor
+    block: int
+
+    def draw(self, count: int) -> Tensor:
+        """Blocks from anywhere in the corpus, int64 [count, block], by torch's generator of the device."""
+        device = self.tokens.device
+        starts = torch.randint(len(self.tokens) - self.block + 1, (count, 1), device=device)
+        return self.tokens[starts + torch.arange(self.block, device=device)].long()
+
+
+def load_language(config: LaMoConfig, policy: LanguageDecisionTransformer) -> Text | None:
+    """Load the language model's layers into the policy; its words and the corpus, where there is a language loss.
+
+    Raises:
+        InputError: a language model or a corpus that is not there or does not fit, or is shorter than a block.
+    """
+    model = find_language_model(config.model)
+    blocks, words = load_language_model(model)
+    policy.model.load_blocks(blocks, model.source.folder)
+    if config.language_weight == 0:
+        return None
+    corpus = find_corpus(config.corpus)
+    tokens, block = read_tokens(corpus, model), language_block(config, model)
+    highest, known = int(tokens.max()), len(words.tokens)
+    if highest >= known:
+        raise InputError(
+            "the tokenizer has more words than the language model",
+            path=model.source.folder,
+            field="lamo.model",
+            found=f"token {highest}",
+            expected=f"below {known}",
+        )
+    if len(tokens) < block:
+        raise InputError(
+            "the corpus is shorter than a block",
+            path=corpus.files[0],
+            field="lamo.corpus",
+            found=f"{len(tokens)} tokens",
+            expected=f"at least {block} (lamo.language_block)",
+        )
+    device = policy.return_scale.device
+    return Text(Words(words.tokens.to(device), words.positions.to(device)), tokens.to(device), block)
+
+
+def language_block(config: LaMoConfig, model: LanguageModel) -> int:
+    """Tokens of a block.
+
+    Raises:
+        InputError: more than the language model has positions for.
+    """
+    block = model.positions if config.language_block is None else config.language_block
+    if block > model.positions:
+        raise InputError(
+            "the language model has fewer positions than a block has tokens",
+            path=model.source.folder,
+            field="lamo.language_block",
+            found=block,
+            expected=f"at most {model.positions}",
+        )
+    return block
+
+
+class LaMo(Agent[LanguageDecisionTransformer, LaMoConfig]):
+    """Regression of the executed actions, and prediction of text by the same layers.
+
+    Args:
+        policy: with the language model's layers loaded.
+        config: see `LaMoConfig`. iterations: length of the run.
+        text: for the language loss, on the policy's device; None where its weight is 0.
+
+    Raises:
+        InputError: a weight without text, or text without a weight.
+    """
+
+    def __init__(
+        self, policy: LanguageDecisionTransformer, config: LaMoConfig, iterations: int, text: Text | None
+    ) -> None:
+        if (text is None) != (config.language_weight == 0):
+            found = f"{config.language_weight}, and {'no' if text is None else 'a'} corpus"
+            expected = "a corpus where the weight is not 0, and there alone"
+            raise InputError(
+                "the language loss needs a corpus", field="lamo.language_weight", found=found, expected=expected
+            )
+        super().__init__(policy, config, iterations)
+        self.text = text
+        # The language model's own weights are read again from its folder: no checkpoint need hold them.
+        self.modules = {"policy": policy.learned(), "ema_policy": self.ema_policy.learned()}
+
+    def _copy(self, policy: LanguageDecisionTransformer) -> LanguageDecisionTransformer:
+        return policy.sharing_copy()
+
+    def _optimise_policy(self) -> None:
+        learned, config = self.policy.learned(), self.config
+        self._optimise("policy", learned.others(), config.lr, config.weight_decay)
+        self._optimise("adapters", list(learned.adapters), config.lm_lr, config.weight_decay)
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """One gradient step down both losses."""
+        self.policy.train()
+        cloning = cloning_loss(self.policy, batch)
+        metrics, loss = {"loss/cloning": cloning.detach()}, cloning
+        if self.text is not None:
+            language = self.language_loss(self.text.draw(self.config.language_batch))
+            metrics["loss/language"] = language.detach()
+            loss = cloning + self.config.language_weight * language
+        norm = self.step(("policy", "adapters"), loss)
+        return {**metrics, "grad/policy": norm}
+
+    def language_loss(self, blocks: Tensor) -> Tensor:
+        """Mean cross-entropy of each token given those before it in its block, in nats; blocks int64 [B, L]."""
+        assert self.text is not None, "the agent was made with text"
+        words = self.text.words
+        known, following = blocks[:, :-1], blocks[:, 1:]
+        tokens = F.embedding(known, words.tokens) + words.positions[: known.shape[1]]
+        # Output words are the input words: GPT-2 ties them.
+        logits = self.policy.model(tokens) @ words.tokens.T
+        return F.cross_entropy(logits.flatten(0, 1), following.flatten())

@@ -1,0 +1,182 @@
+"""LaMo: a Decision Transformer whose transformer is a language model with low-rank adapters.
+
+Shi et al. 2024 (arXiv 2310.20587). The network is whole in itself: with the language model's layers among its weights
+it is saved and loaded like any other. What the language loss needs beside them, the words, is in `llmdpd.language`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError, located
+from llmdpd.methods.acting import ActingConfig
+from llmdpd.methods.decision_transformer.network import DecisionTransformer
+from llmdpd.nn.context import EncodedPrompts
+from llmdpd.nn.episode_memory import History
+from llmdpd.nn.policy_network import PolicyConfig
+from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes, LoRAConfig
+
+
+def check_peft() -> None:
+    """Raise `InputError` where peft, which makes the adapters, is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(
+            "lamo needs the package peft",
+            field="method",
+            found="not installed",
+            expected="peft",
+            hint="pip install 'llmdpd[lamo]'",
+        )
+
+
+class LanguageDecisionTransformer(DecisionTransformer):
+    """Tokens return-to-go, state, action, each by an MLP of its own → a language model → MLP: the action.
+
+    As the authors' code has it, the time step is added after the tokens' norm, and the head has no bound: actions are
+    cut to the bound when acting. The language model's own weights, random here until `load_blocks`, do not train.
+
+    Raises:
+        InputError: see `check_sequence_policy`; peft is not installed.
+    """
+
+    model: AdaptedTransformer
+
+    def _build(self, feature_dim: int, action_dim: int, config: PolicyConfig) -> None:
+        sizes = config.language
+        self.embed = StepMLPs(feature_dim, action_dim, sizes.width, config.sequence.longest)
+        self.norm = nn.Identity()  # the embedding's own lies before the time step's
+        with located(field="policy.language"):
+            self.model = AdaptedTransformer(sizes, config.sequence.dropout, config.lora)
+        self.head = nn.Sequential(nn.Linear(sizes.width, sizes.width), nn.GELU(), nn.Linear(sizes.width, action_dim))
+
+    def _actions(self, hidden: Tensor) -> Tensor:
+        actions: Tensor = self.head(hidden)
+        return actions
+
+    def draw(
+        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
+    ) -> Tensor:
+        """The action of the present step of B episodes → [B, A], within the bound; there is nothing random in it."""
+        bound = self.config.action_bound
+        return super().draw(history, prompts, index, acting, seeds).clamp(-bound, bound)
+
+    def sharing_copy(self) -> LanguageDecisionTransformer:
+        """A copy whose language model's own weights, which no one changes, are these and not copied."""
+        frozen = {id(weight): weight for weight in self.model.frozen()}
+        return copy.deepcopy(self, frozen)
+
+    def learned(self) -> Learned:
+        """What of it is learned, as a module of the same tensors."""
+        return Learned(self)
+
+
+class AdaptedTransformer(CausalTransformer):
+    """GPT-2's layers with low-rank adapters on the attention's projection to query, key and value; the rest is frozen.
+
+    Args:
+        sizes: of the layers. dropout: see `CausalTransformer`.
+        lora: the adapters, whose product is 0 at first.
+    """
+
+    def __init__(self, sizes: GPT2Sizes, dropout: float, lora: LoRAConfig) -> None:
+        check_peft()
+        super().__init__(sizes, dropout)
+        # Imported here: it takes seconds, and only this method has a use for it.
+        from peft import LoraConfig, inject_adapter_in_model
+
+        adapters = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=["c_attn"],
+            fan_in_fan_out=True,
+            bias="none",
+        )
+        inject_adapter_in_model(adapters, self.gpt2)
+
+    def adapters(self) -> list[nn.Parameter]:
+        """The adapters' weights."""
+        return [weight for name, weight in self.gpt2.named_parameters() if _is_adapter(name)]
+
+    def frozen(self) -> list[nn.Parameter]:
+        """The language model's own weights."""
+        return [weight for name, weight in self.gpt2.named_parameters() if not _is_adapter(name)]
+
+    @torch.no_grad()
+    def load_blocks(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Take over a language model's layers: tensors by their names in `transformers.GPT2Model`, and no more.
+
+        Raises:
+            InputError: a tensor that is missing, left over, or of another shape; `path` is the file or folder to name.
+        """
+        own = {name.replace(".base_layer", ""): weight for name, weight in self.gpt2.named_parameters()}
+        own = {name: weight for name, weight in own.items() if not _is_adapter(name)}
+        for name in sorted(own.keys() | tensors.keys()):
+            found, wanted = (None if t is None else list(t.shape) for t in (tensors.get(name), own.get(name)))
+            if found != wanted:
+                raise InputError(
+                    "the language model's weights do not fit its configuration",
+                    path=path,
+                    field=name,
+                    found=found,
+                    expected=wanted,
+                )
+            own[name].copy_(tensors[name])
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+class Learned(nn.Module):
+    """A network without its language model's own weights: what a checkpoint holds of it and what an EMA follows."""
+
+    def __init__(self, network: LanguageDecisionTransformer) -> None:
+        super().__init__()
+        for name, part in network.named_children():
+            if part is not network.model:
+                self.add_module(name, part)
+        self.register_buffer("return_scale", network.return_scale)
+        self.adapters = nn.ParameterList(network.model.adapters())
+
+    def others(self) -> list[nn.Parameter]:
+        """The learned weights outside the language model."""
+        adapters = {id(weight) for weight in self.adapters}
+        return [weight for weight in self.parameters() if id(weight) not in adapters]
+
+
+class StepMLPs(nn.Module):
+    """Steps as tokens: return-to-go, state features, action by residual MLPs, normed, and the time step's embedding."""
+
+    def __init__(self, feature_dim: int, action_dim: int, width: int, longest: int) -> None:
+        super().__init__()
+        self.returns, self.states = ResidualMLP(1, width), ResidualMLP(feature_dim, width)
+        self.actions = ResidualMLP(action_dim, width)
+        self.norm = nn.LayerNorm(width)
+        self.time = nn.Embedding(longest, width)
+
+    def forward(self, returns: Tensor, features: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+        """Returns [B, T], features [B, T, F], actions [B, T, A], time steps [B, T] → tokens [B, 3 T, W], by step."""
+        time = self.time(clock.long().clamp(0, self.time.num_embeddings - 1))
+        parts = (self.returns(returns[..., None]), self.states(features), self.actions(actions))
+        return (self.norm(torch.stack(parts, dim=2)) + time[:, :, None]).flatten(1, 2)
+
+
+class ResidualMLP(nn.Module):
+    """h = W1 x + b1; h + W2 GELU(h) + b2."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(inputs, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] → [..., width]."""
+        hidden = self.first(x)
+        out: Tensor = hidden + self.second(nn.functional.gelu(hidden))
+        return out

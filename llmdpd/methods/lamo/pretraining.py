@@ -1,0 +1,219 @@
+"""A small GPT-2 of one's own, learned from a text: where GPT-2's weights can't be had, or are too large to train with.
+
+Layers, tokenizer and files are those of GPT-2 (Radford et al. 2019) by `transformers`; the byte-level vocabulary is
+learned from all of the same text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
+from llmdpd.prompts.llm import no_progress_bars
+from llmdpd.utils.bounds import LIMITS, MOST, Interval, check_limits
+from llmdpd.utils.files import atomic_directory, atomic_write_json
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+Progress = Callable[[int, int, str], None]
+_END = "<|endoftext|>"
+_HELD_OUT, _MOST_HELD_OUT = 0.05, 100_000
+_WEIGHT_DECAY, _CLIP, _WARMUP = 0.1, 1.0, 0.05
+_LIMITS: dict[str, Interval] = {
+    "layers": (1, 128),
+    "heads": (1, 16_384),
+    "width": (1, 16_384),
+    "positions": (2, MOST),
+    "vocabulary": (257, MOST),
+    "iterations": (1, MOST),
+    "batch_size": (1, MOST),
+    "lr": (1e-12, MOST),
+    "seed": LIMITS["seed"],
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a small GPT-2 on text, for `llmdpd.train --agent lamo --lamo.model OUT`."""
+
+    corpus: str
+    """Text to learn from: a file or a folder of .txt or .parquet, or the hub id of a data set in the hub's cache."""
+    out: Path
+    """Folder of the model; must not exist."""
+    layers: int = 3
+    """Transformer blocks."""
+    heads: int = 4
+    """Heads of attention; they divide the width."""
+    width: int = 128
+    """Numbers of a token."""
+    positions: int = 256
+    """Tokens of a block of text, the most that the model can look at."""
+    vocabulary: int = 4096
+    """Tokens to tell apart, at least 257: all bytes and the end of a text."""
+    iterations: int = 1000
+    """Gradient steps."""
+    batch_size: int = 16
+    """Blocks of a gradient step."""
+    lr: float = 1e-3
+    """Learning rate of AdamW, after a linear warm-up; it decays by a cosine to 0."""
+    seed: int = 0
+    """Of the first weights and of which blocks are drawn."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What came of it: loss in nats a token on the end of the text, which no gradient step saw.
+
+    It is the last 5 % of the tokens, at most 100,000; the vocabulary is of the whole text.
+    """
+
+    folder: Path
+    parameters: int
+    vocabulary: int
+    tokens: int
+    loss_before: float
+    loss: float
+
+
+def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> Pretrained:
+    """Train a GPT-2 on the CPU and write it, as `transformers` does, to `config.out`: whole, or not at all.
+
+    Args:
+        config: see `PretrainConfig`.
+        progress: called after every gradient step with steps done, their number, and words; may raise to stop.
+
+    Raises:
+        InputError: a number out of range, text that is not here or too short, a folder that exists already or can't be.
+        TrainingDivergedError: a loss that is no number.
+    """
+    _check(config)
+    corpus = find_corpus(config.corpus, "corpus")
+    tokenizer = _learn_vocabulary(corpus, config.vocabulary)
+    tokens = tokenize(corpus, tokenizer)
+    held_out = max(min(int(len(tokens) * _HELD_OUT), _MOST_HELD_OUT), config.positions)
+    if len(tokens) < 2 * held_out:
+        raise InputError(
+            "too little text to learn from",
+            path=corpus.files[0],
+            field="corpus",
+            found=f"{len(tokens):,} tokens",
+            expected=f"at least {2 * held_out:,}",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = _make_model(config, len(tokenizer))
+        before = _loss(model, tokens[-held_out:], config)
+        _learn(model, tokens[:-held_out], config, progress)
+        after = _loss(model, tokens[-held_out:], config)
+    _check_free(config.out)
+    done = Pretrained(config.out, model.num_parameters(), len(tokenizer), len(tokens), before, after)
+    with atomic_directory(config.out) as folder, no_progress_bars():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        facts = {"corpus_sha256": corpus.sha256(), "iterations": config.iterations, "seed": config.seed}
+        atomic_write_json(folder / "pretraining.json", {**facts, "loss_before": before, "loss": after})
+    return done
+
+
+def _check(config: PretrainConfig) -> None:
+    check_limits(config, _LIMITS)
+    if config.width % config.heads:
+        raise InputError(
+            "the heads do not divide the width", field="heads", found=config.heads, expected=f"a part of {config.width}"
+        )
+    _check_free(config.out)
+
+
+def _check_free(out: Path) -> None:
+    """Before the work, which a folder that can't be written would be the end of; and after it, for who came between."""
+    if out.exists():
+        raise InputError("something is there already", path=out, field="out", expected="a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            "a file is where a folder is to be", path=out.parent, field="out", expected="a folder, or nothing yet"
+        ) from None
+
+
+def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(read_texts(corpus), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_END, eos_token=_END, unk_token=_END)
+
+
+def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=config.positions,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progress: Progress | None) -> None:
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
+    warmup = max(1, int(_WARMUP * config.iterations))
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, config.iterations)
+    model.train()
+    for step in range(config.iterations):
+        starts = torch.randint(len(tokens) - config.positions + 1, (config.batch_size, 1))
+        blocks = tokens[starts + torch.arange(config.positions)].long()
+        optimizer.zero_grad()
+        loss = _cross_entropy(model, blocks)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        optimizer.step()
+        schedule.step()
+        now = loss.item()
+        if not math.isfinite(now):
+            raise TrainingDivergedError(f"the loss is {now} in iteration {step + 1}; nothing is written: a lower --lr")
+        if progress is not None:
+            progress(step + 1, config.iterations, f"loss {now:.2f}")
+    model.eval()
+
+
+@torch.no_grad()
+def _loss(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig) -> float:
+    """Nats a token, over the text cut into blocks; what is left at the end is not counted."""
+    model.eval()
+    whole = len(tokens) // config.positions * config.positions
+    blocks = tokens[:whole].long().view(-1, config.positions)
+    losses = [len(part) * _cross_entropy(model, part) for part in blocks.split(config.batch_size)]
+    return float(torch.stack(losses).sum() / len(blocks))
+
+
+def _cross_entropy(model: GPT2LMHeadModel, blocks: Tensor) -> Tensor:
+    """Mean over all tokens of blocks [B, N] but the first, each predicted from those before it."""
+    logits = model(blocks).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())

@@ -1,0 +1,158 @@
+"""MTDiff-p: actions to come by diffusion, from an example, the last states and a return (He et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.diffusion.reference import walk_chain
+from llmdpd.errors import InputError
+from llmdpd.methods.acting import ActingConfig
+from llmdpd.methods.trajectory_diffusion.network import check_plan_acting, check_plan_chunk
+from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
+from llmdpd.nn.episode_memory import History
+from llmdpd.nn.history_policy import HistoryPolicy
+from llmdpd.nn.plan_denoiser import Before, PlanDenoiser, noise_blocks
+from llmdpd.nn.policy_network import PolicyConfig, Window
+from llmdpd.prompts.demonstration import TrajectoryTokens
+
+
+class MTDiffPolicy(HistoryPolicy):
+    """p(a_t … a_{t+H-1} | example, s_{t-1}, s_t, R): a token a step of the example, a state, an action to come.
+
+    The denoiser is the plan's (`PlanDenoiser`), which is not causal; the return is its condition, or that none is
+    given. States are read by the features that all methods have; returns are scaled by the greatest of the data.
+
+    Raises:
+        InputError: see `check_mtdiff_policy`.
+    """
+
+    diffuses = True
+
+    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
+        check_mtdiff_policy(config)
+        # It reads its example itself, step by step: no encoder of the context's.
+        bare = replace(config, context=replace(config.context, trajectory=False))
+        super().__init__(state_dim, action_dim, embedding_dim, bare)
+        self.config = config
+        features, width = self.context.features.output_dim, config.plan.width
+        # The condition: the return and whether one is given; no prompt vector.
+        self.net = PlanDenoiser(action_dim, 2, 0, config.time_dim, config.plan)
+        self.embed_example = _embedding(features + action_dim, width)
+        self.embed_state = _embedding(features, width)
+        self.example_position = nn.Parameter(0.02 * torch.randn(config.context.encoder.steps, width))
+        self.state_position = nn.Parameter(0.02 * torch.randn(config.plan.history, width))
+
+    @property
+    def history(self) -> int:
+        """States that it is shown, the present one among them."""
+        return self.config.plan.history
+
+    @property
+    def window(self) -> Window:
+        """The plan's steps, and the states that it goes on from."""
+        return Window(self.config.plan.horizon, self.history - 1)
+
+    def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
+        """Embed the steps of P examples.
+
+        Raises:
+            InputError: no example, where training left none out.
+        """
+        if tokens is None:
+            if not self.config.context.trajectory_dropout:
+                raise InputError("MTDiff reads an example", field="trajectory", found="none", expected="an example")
+            return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
+        embedded = self.embed_example(torch.cat([self.context.features(tokens.states), tokens.actions], dim=-1))
+        embedded = embedded + self.example_position[: embedded.shape[1]]
+        mask = tokens.mask
+        if keep.trajectory is not None:
+            mask = mask & (keep.trajectory > 0)
+        return EncodedPrompts(embedded.new_zeros(len(embedded), 0), {"tokens": embedded, "mask": mask})
+
+    def before(self, states: Tensor, given: Tensor, prompts: EncodedPrompts, index: Tensor | None) -> Before:
+        """What stands before the plans of B episodes: their example's steps, then their last states.
+
+        Args:
+            states: [B, L, S], the present one last. given: [B, L], False before the episode's start.
+            prompts: P of them. index: [B], which prompt each is under; None: P equal groups in order.
+        """
+        tokens, mask = self.embed_state(self.context.features(states)) + self.state_position, given
+        if prompts.memory:
+            example, there = prompts.memory["tokens"], prompts.memory["mask"]
+            if index is None:
+                example, there = (part.repeat_interleave(len(states) // len(part), 0) for part in (example, there))
+            else:
+                example, there = example[index], there[index]
+            tokens, mask = torch.cat([example, tokens], 1), torch.cat([there, mask], 1)
+        return Before(tokens, mask)
+
+    def asked(self, returns: Tensor, given: Tensor) -> Tensor:
+        """The denoiser's condition [B, W]: returns [B], as they are, and whether they are given, float [B]."""
+        condition: Tensor = self.net.context(
+            torch.stack([returns / self.return_scale * given, given], dim=-1), returns.new_zeros(0)
+        )
+        return condition
+
+    def check_acting(self, acting: ActingConfig) -> None:
+        """Raise `InputError` for a choice among several plans, which there is no critic for, and for bf16."""
+        check_plan_acting(acting)
+
+    def draw(
+        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
+    ) -> Tensor:
+        """The first action of a plan for each of B episodes → [B, A]; guided by the return (classifier-free).
+
+        epsilon = epsilon(no return) + guidance (epsilon(return) - epsilon(no return)).
+        """
+        place = history.lengths[:, None] + torch.arange(-self.history, 0, device=seeds.device)
+        given, rows = place >= 0, torch.arange(len(seeds), device=seeds.device)[:, None]
+        before = self.before(history.states[rows, place.clamp_min(0)], given, prompts, index)
+        returns = history.returns[rows[:, 0], place[:, -1]]
+        plan, guidance = acting.plan(self.config), self.config.plan.guidance
+        time_rows = self.net.time_rows(torch.tensor(plan.timesteps).to(seeds.device))
+        found = []
+        for block, noise in noise_blocks(self.net, plan, seeds, returns):
+            # With the return and without it, in one pass.
+            twice = block.repeat(2)
+            known = Before(before.tokens[twice], before.mask[twice])
+            with_return = (torch.arange(len(twice), device=seeds.device) < len(block)).to(returns.dtype)
+            condition = self.asked(returns[twice], with_return)
+
+            def epsilon(x: Tensor, k: int, condition: Tensor = condition, known: Before = known) -> Tensor:
+                both = self.net.denoise(torch.cat([x, x]), condition, time_rows[k], before=known)
+                asked, free = both.chunk(2)
+                return free + guidance * (asked - free)
+
+            found.append(walk_chain(plan, noise, epsilon)[:, 0])
+        return torch.cat(found)[: len(seeds)]
+
+
+def _embedding(numbers: int, width: int) -> nn.Sequential:
+    """MTDiff's embedding of a step, without the LayerNorm before it: features are normalised, and one would undo it."""
+    return nn.Sequential(
+        nn.Linear(numbers, 2 * width),
+        nn.Mish(),
+        nn.Linear(2 * width, 4 * width),
+        nn.Mish(),
+        nn.Linear(4 * width, width),
+    )
+
+
+def check_mtdiff_policy(config: PolicyConfig) -> None:
+    """Raise `InputError` for chunks, text prompts, another context than pooled, or no example."""
+    check_plan_chunk(config)
+    for field, found, expected in (
+        ("kind", config.context.kind, "pooled"),
+        ("text", config.context.text, False),
+        ("trajectory", config.context.trajectory, True),
+    ):
+        if found != expected:
+            raise InputError(
+                "MTDiff reads an example by itself, and no text",
+                field=f"policy.context.{field}",
+                found=found,
+                expected=expected,
+            )

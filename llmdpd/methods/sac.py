@@ -1,0 +1,178 @@
+"""SAC (Haarnoja et al. 2018) in the environment itself, by stable-baselines3: what a policy reaches that may try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llmdpd.data.collecting.sac_trainer import EpisodeEnd, MakeEnvironment, SacTrainer
+from llmdpd.data.replay_log import ReplayLog
+from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.nn.actor import SACActor
+from llmdpd.tasks.simulation.worker import make_environment
+from llmdpd.tasks.specs import TaskSpec
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """SAC with stable-baselines3's defaults: two hidden layers, Adam, the entropy's weight learned.
+
+    An iteration is a step in the environment, and a gradient step on a batch of all steps so far.
+    """
+
+    lr: float = 3e-4
+    """Learning rate of actor, critics and the entropy's weight."""
+    gamma: float = 0.99
+    """Discount a step."""
+    tau: float = 0.005
+    """Polyak rate of the target critics, an iteration."""
+    learning_starts: int = 100
+    """Steps by uniformly random actions before the first gradient step."""
+    max_steps: int | None = None
+    """Steps an episode of training at most; by default the environment's limit."""
+
+
+class SAC:
+    """The learning half of an iteration; `SACSteps`, which shares its trainer, is the other.
+
+    Args:
+        network: takes the actor's weights when it is asked for (`ema_policy`); it does not learn itself.
+        config: the method's options.
+        specs: the tasks, alike in observations and actions; episodes go round them.
+        steps: in the environment, of the whole run.
+        batch_size: transitions a gradient step.
+        seed: of networks, actions, batches and episodes.
+        goal_visible: whether Meta-World's observations hold the goal.
+        make: what makes the environments.
+
+    Raises:
+        InputError: stable-baselines3 is not installed.
+    """
+
+    def __init__(
+        self,
+        network: SACActor,
+        config: SACConfig,
+        specs: Sequence[TaskSpec],
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        goal_visible: bool = True,
+        make: MakeEnvironment = make_environment,
+    ) -> None:
+        self._network = network.eval().requires_grad_(False)
+        self._has_success = specs[0].has_success
+        settings = {
+            "learning_rate": config.lr,
+            "gamma": config.gamma,
+            "tau": config.tau,
+            "learning_starts": config.learning_starts,
+            "batch_size": batch_size,
+            "policy_kwargs": {"net_arch": [network.config.hidden_dim] * network.layers},
+        }
+        self.trainer = SacTrainer(
+            specs,
+            seed,
+            steps,
+            max_steps=config.max_steps,
+            goal_visible=goal_visible,
+            settings=settings,
+            make=make,
+        )
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Actor, critics with targets, and the entropy's weight."""
+        return self.trainer.modules
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """An optimiser for each."""
+        return self.trainer.optimizers
+
+    @property
+    def ema_policy(self) -> SACActor:
+        """The network that acts, with the actor's weights as they are now."""
+        self._network.copy_actor(self.trainer.actor)
+        return self._network
+
+    @property
+    def observations(self) -> NDArray[np.float32]:
+        """The states that it has been in [N, S]."""
+        return self.trainer.transitions()["observations"]
+
+    def update(self, batch: EpisodeEnd | None, iteration: int) -> dict[str, Tensor]:
+        """A gradient step after the environment's; `batch` is the episode that ended with that, if one did.
+
+        Returns its losses, none in the warm-up; and of an episode that ended its return, in Meta-World success too.
+
+        Raises:
+            TrainingDivergedError: NaN or Inf in the actor's weights.
+        """
+        with _told_divergence(self.trainer, iteration):
+            metrics = self.trainer.learn()
+        if batch is not None:
+            metrics["rollout/return"] = batch.episode_return
+            if self._has_success:
+                metrics["rollout/success"] = float(batch.success)
+        return {name: torch.tensor(value) for name, value in metrics.items()}
+
+
+class SACSteps:
+    """What SAC learns from, in a sampler's place: steps in the environments, kept in `folder` (see `ReplayLog`)."""
+
+    def __init__(self, agent: SAC, folder: Path) -> None:
+        self._trainer, self._log = agent.trainer, ReplayLog(folder)
+
+    def next(self) -> EpisodeEnd | None:
+        """Take a step; the episode that it ended, if it did.
+
+        Raises:
+            TrainingDivergedError: NaN or Inf in the actor's weights.
+        """
+        if not self._trainer.steps:
+            self._log.take_up(0)  # what a process that was killed before its first checkpoint has left
+        with _told_divergence(self._trainer, self._trainer.steps):
+            return self._trainer.step()
+
+    def state(self) -> dict[str, Any]:
+        """What has to be known to go on, as JSON; the steps that are new are written first."""
+        self._log.append(self._trainer.transitions(self._log.steps), self._trainer.steps)
+        return self._trainer.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was called; the agent has its networks and optimisers back already.
+
+        Raises:
+            InputError: steps that are missing or damaged, a state that does not fit.
+        """
+        try:
+            self._trainer.load_state(state, self._log.take_up(int(state["counters"][0])))
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            found = f"{type(error).__name__}: {error}"[:200]
+            raise InputError("the recorded steps do not fit", path=self._log.folder, found=found) from None
+
+
+@contextmanager
+def _told_divergence(trainer: SacTrainer, iteration: int) -> Iterator[None]:
+    """stable-baselines3's distributions refuse NaN by a ValueError that says nothing of the training."""
+    try:
+        yield
+    except ValueError as error:
+        if all(bool(parameter.isfinite().all()) for parameter in trainer.actor.parameters()):
+            raise
+        raise TrainingDivergedError(
+            f"the actor's weights became NaN or Inf before iteration {iteration + 1}; training stopped.\n"
+            "  Try a lower --sac.lr."
+        ) from error

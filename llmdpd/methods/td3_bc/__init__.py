@@ -1,0 +1,1 @@
+"""TD3+BC, and under RAD and S4RL."""

@@ -1,0 +1,1 @@
+"""Trajectory diffusion, the paper's ablation w/o-DP."""

@@ -1,0 +1,76 @@
+"""Trajectory diffusion under prompts: the paper's ablation «w/o-DP» (table 3), policy diffusion put out of action.
+
+What is denoised is a plan of H steps, states and actions, as MTDiff does it, in place of one action; prompts and their
+encoders are the same. It clones: there is no Q-learning in it, and no guidance by return.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llmdpd.methods.base import Agent
+from llmdpd.methods.batch import PromptedBatch, StepWindows
+from llmdpd.methods.optimisation import OptimisationConfig
+from llmdpd.methods.trajectory_diffusion.network import PlanPolicy
+from llmdpd.nn.context import Condition
+from llmdpd.nn.plan_denoiser import with_present
+
+
+@dataclass(frozen=True)
+class TrajectoryDiffusionConfig(OptimisationConfig):
+    """Learning by trajectory diffusion. Defaults are MTDiff's; of its EMA, Diffusion-QL's."""
+
+    lr: float = 2e-4
+    """Learning rate of denoiser and encoders."""
+    first_action_weight: float = 10.0
+    """Weight in the loss of a plan's first action, the one that is executed; all else has 1."""
+    clone: Literal["executed", "expert"] = "executed"
+    """Actions of the plans that are learned: the executed ones, or the expert's clean ones in the visited states."""
+
+
+class TrajectoryDiffusion(Agent[PlanPolicy, TrajectoryDiffusionConfig]):
+    """Denoising of plans."""
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """One gradient step."""
+        assert batch.windows is not None, "the sampler was made with the plan's horizon"
+        if not self.policy.training:
+            self.policy.train()
+        loss, first_action = self.diffusion_loss(batch.windows, self.condition(batch, self.encode(batch)))
+        norm = self.step("policy", loss)
+        return {"loss/diffusion": loss.detach(), "loss/first_action": first_action.detach(), "grad/policy": norm}
+
+    def diffusion_loss(self, windows: StepWindows, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Mean squared error between drawn and predicted noise of plans, k uniform in 1 … K.
+
+        It is the noise that is predicted, and not the plan: the sampler's tables take the noise, and so does the
+        paper's equation 5, from which this then differs by what is denoised alone. The present state is put into the
+        noisy plan as it is when acting, and counts nothing; neither do steps after the episode's end.
+
+        Returns:
+            The weighted mean over the numbers of all plans, and the plain mean over the first actions'.
+        """
+        policy = self.policy
+        clean, weight = self._plans(windows)
+        timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
+        noise = torch.randn_like(clean)
+        level = policy.alpha_bar[timesteps, None, None]
+        noisy = with_present(level.sqrt() * clean + (1 - level).sqrt() * noise, clean[:, 0, : policy.state_dim])
+        predicted = policy.net(noisy, timesteps, condition.state, condition.prompt, windows.mask)
+        error = (predicted - noise).square()
+        return (weight * error).sum() / weight.sum(), error[:, 0, policy.state_dim :].mean()
+
+    def _plans(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
+        """The plans that are learned [B, H, S + A], and the weights of their numbers."""
+        actions = windows.expert_actions if self.config.clone == "expert" else windows.actions
+        assert actions is not None, "checked when the training data is prepared"
+        real = windows.mask[..., None]
+        clean = torch.where(real, torch.cat([self.policy.scaled(windows.states), actions], dim=-1), 0.0)
+        weight = real.to(clean.dtype).expand_as(clean).clone()
+        weight[:, 0, : self.policy.state_dim] = 0.0
+        weight[:, 0, self.policy.state_dim :] *= self.config.first_action_weight
+        return clean, weight

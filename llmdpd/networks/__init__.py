@@ -1,1 +1,0 @@
-"""The networks that policies are made of, by method (`methods`)."""

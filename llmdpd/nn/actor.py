@@ -1,0 +1,187 @@
+"""Policies that name their action at once, without diffusion: prompts + state → context → MLP → action.
+
+They are what the baselines act with. Encoders, context and features are those of all methods.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.diffusion import philox_normal
+from llmdpd.errors import InputError
+from llmdpd.methods.acting import ActingConfig, check_one_draw
+from llmdpd.nn.context import Condition
+from llmdpd.nn.policy_network import PolicyConfig, PromptedNetwork
+
+_INSIDE = 1 - 1e-6
+
+
+def relu_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    widths = (inputs, *hidden)
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+
+class TwinQ(nn.Module):
+    """Q_1 and Q_2 (s, a) or (s, a, z), each an MLP with ReLU: the critics of TD3 and SAC.
+
+    Args:
+        state_dim: size of the state features. action_dim: A. prompt_dim: size of the prompt vector, 0 for none.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, prompt_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        inputs = state_dim + action_dim + prompt_dim
+        self.q1, self.q2 = (relu_mlp(inputs, hidden, 1) for _ in range(2))
+
+    def forward(self, condition: Condition, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The condition of B states, actions [B, A] → two times [B]."""
+        joined = torch.cat([joined_condition(condition), action], dim=-1)
+        return self.q1(joined).squeeze(-1), self.q2(joined).squeeze(-1)
+
+    def minimum(self, condition: Condition, action: Tensor) -> Tensor:
+        """min(Q_1, Q_2) [B]."""
+        return torch.minimum(*self(condition, action))
+
+
+def _normal(mean: Tensor, log_std: Tensor) -> torch.distributions.Normal:
+    # Unchecked: a check would wait for the device.
+    return torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+
+
+def joined_condition(condition: Condition) -> Tensor:
+    """State features and prompt vectors side by side [B, F + Z]."""
+    return torch.cat([condition.state, condition.prompt.expand(len(condition.state), -1)], dim=-1)
+
+
+class ActorPolicy(PromptedNetwork):
+    """Encoders, context, and an MLP of `hidden` layers on state features and prompt vectors.
+
+    Raises:
+        InputError: chunks, which these policies don't have.
+    """
+
+    outputs = 1
+    """Numbers of the network's output for each of the action's."""
+    layers = 2
+    """Hidden layers, `policy.hidden_dim` wide."""
+
+    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
+        if config.chunk != 1:
+            raise InputError("only policy diffusion has chunks", field="policy.chunk", found=config.chunk, expected=1)
+        super().__init__(state_dim, action_dim, embedding_dim, config)
+        inputs = self.context.state_dim + self.context.prompt_dim
+        self.net = relu_mlp(inputs, (config.hidden_dim,) * self.layers, self.outputs * action_dim)
+
+    def draw(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+        """An action a state [B, A], the noise of each hanging on its own seed, int64 [B], alone.
+
+        Raises:
+            InputError: a way of acting that these policies don't have.
+        """
+        check_one_draw(acting)
+        return self._drawn(condition, acting, seeds)
+
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class DeterministicPolicy(ActorPolicy):
+    """a = bound tanh(MLP(s, z)): the actor of TD3 (Fujimoto et al. 2018)."""
+
+    def forward(self, condition: Condition) -> Tensor:
+        """The condition of B states → actions [B, A]."""
+        return self.config.action_bound * torch.tanh(self.net(joined_condition(condition)))
+
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+        """The action; it has no noise, whatever `acting.noise_scale` says."""
+        actions: Tensor = self(condition)
+        return actions
+
+
+class GaussianPolicy(ActorPolicy):
+    """a ~ N(bound tanh(m), s²), m and log s by an MLP: a Gaussian on the actions themselves.
+
+    Experts' actions often lie on the bound, where a squashed Gaussian has no density.
+    """
+
+    outputs = 2
+    log_std = (-3.0, 2.0)
+    """Bounds of log s. Labels without noise have no greatest likelihood: s would go to 0, and the training apart."""
+
+    def statistics(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """m and log s [B, A], the latter within `log_std`."""
+        mean, log_std = self.net(joined_condition(condition)).chunk(2, dim=-1)
+        return mean, log_std.clamp(*self.log_std)
+
+    def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:
+        """Of actions [B, A] → [B], summed over the action's numbers."""
+        mean, log_std = self.statistics(condition)
+        centre = self.config.action_bound * torch.tanh(mean)
+        return _normal(centre, log_std).log_prob(actions).sum(-1)
+
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+        """The mean and `acting.noise_scale` times the noise, clipped to the bound; 0 is the mode."""
+        mean, log_std = self.statistics(condition)
+        bound, noise = self.config.action_bound, self._noise(mean, seeds)
+        return (bound * torch.tanh(mean) + acting.noise_scale * log_std.exp() * noise).clamp(-bound, bound)
+
+    def _noise(self, like: Tensor, seeds: Tensor) -> Tensor:
+        return philox_normal(seeds, len(like), 1, 1, like.shape[1], like.device)[0, :, 0].to(like.dtype)
+
+
+class SquashedGaussianPolicy(GaussianPolicy):
+    """a = bound tanh(u), u ~ N(m, s²): the actor of SAC (Haarnoja et al. 2018), three hidden layers as in CQL's."""
+
+    layers = 3
+    log_std = (-20.0, 2.0)
+    """As in SAC's reference implementation."""
+
+    def sample(self, condition: Condition, draws: int = 1) -> tuple[Tensor, Tensor]:
+        """Actions [N, B, A] that the gradient goes through, and their log-probabilities [N, B]."""
+        mean, log_std = self.statistics(condition)
+        normal = _normal(mean, log_std)
+        raw = normal.rsample((draws,))
+        return self.config.action_bound * torch.tanh(raw), self._log_probability(normal, raw)
+
+    def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:
+        """Of actions [B, A] → [B]; those on the bound are taken a little within."""
+        mean, log_std = self.statistics(condition)
+        unit = (actions / self.config.action_bound).clamp(-_INSIDE, _INSIDE)
+        return self._log_probability(_normal(mean, log_std), torch.atanh(unit))
+
+    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+        """bound tanh(m + `acting.noise_scale` s noise); 0 is the median."""
+        mean, log_std = self.statistics(condition)
+        noise = acting.noise_scale * log_std.exp() * self._noise(mean, seeds)
+        return self.config.action_bound * torch.tanh(mean + noise)
+
+    def _log_probability(self, normal: torch.distributions.Normal, raw: Tensor) -> Tensor:
+        # log(1 - tanh(u)²) = 2 (log 2 - u - softplus(-2 u)), exact where tanh has rounded to 1.
+        slope = 2 * (torch.log(torch.tensor(2.0)) - raw - nn.functional.softplus(-2 * raw))
+        bound = torch.log(torch.tensor(self.config.action_bound))
+        return (normal.log_prob(raw) - slope - bound).sum(-1)
+
+
+class SACActor(SquashedGaussianPolicy):
+    """The actor of stable-baselines3's SAC (Raffin et al. 2021): two hidden layers, on observations as they are."""
+
+    layers = 2
+
+    @torch.no_grad()
+    def copy_actor(self, actor: nn.Module) -> None:
+        """Take the weights of stable-baselines3's actor: `latent_pi`, and for m and log s a layer each."""
+        hidden, mean, log_std = (actor.get_submodule(name) for name in ("latent_pi", "mu", "log_std"))
+        layers = [module for module in hidden if isinstance(module, nn.Linear)]  # type: ignore[attr-defined]
+        *own, last = (module for module in self.net if isinstance(module, nn.Linear))
+        for target, source in zip(own, layers, strict=True):
+            target.weight.copy_(source.weight)
+            target.bias.copy_(source.bias)
+        for name in ("weight", "bias"):
+            getattr(last, name).copy_(torch.cat([getattr(mean, name), getattr(log_std, name)]))

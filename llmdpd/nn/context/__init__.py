@@ -1,0 +1,24 @@
+"""Contexts: how prompts and state become the noise network's condition."""
+
+from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, EncodedPrompts, Keep, RetrievalConfig
+from llmdpd.nn.context.pooled import PooledContext
+from llmdpd.nn.context.retrieval import RetrievalContext
+
+__all__ = [
+    "ALL_KEPT",
+    "Condition",
+    "Context",
+    "ContextConfig",
+    "EncodedPrompts",
+    "Keep",
+    "PooledContext",
+    "RetrievalConfig",
+    "RetrievalContext",
+    "make_context",
+]
+
+
+def make_context(state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> Context:
+    """The context that the config names."""
+    kinds: dict[str, type[Context]] = {"pooled": PooledContext, "retrieval": RetrievalContext}
+    return kinds[config.kind](state_dim, action_dim, embedding_dim, config)

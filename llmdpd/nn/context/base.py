@@ -1,0 +1,211 @@
+"""The context: what joins prompts and state into the noise network's condition.
+
+One interface, `Context`: `encode` reads prompts once, `condition` turns states into the pair (state part, prompt part)
+that the sampler takes. Nothing of it depends on the diffusion step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError
+from llmdpd.nn.features import FeatureKind, StateFeatures
+from llmdpd.prompts.demonstration import TrajectoryEncoder, TrajectoryEncoderConfig, TrajectoryTokens
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """The four parts of the retrieval context that can be switched, and their sizes."""
+
+    attention: bool = True
+    """Attention from the state to the encoded steps of the example."""
+    waypoints: bool = True
+    """Attention whose values are raw: the example's action, and how far the state is from where the example went."""
+    likeness: bool = True
+    """Waypoints are looked for by how alike the geometry is, too, each number of it at a scale that a head learns."""
+    clock: bool = True
+    """The time step, for the state and for every step of the example."""
+    layers: int = 2
+    """Attention layers, each with a feed-forward of twice the width."""
+    heads: int = 4
+    """Heads of each attention layer, and of the waypoints' retrieval."""
+    width: int = 128
+    """Width of the attention layers."""
+    lookahead: tuple[int, ...] = (0, 2)
+    """Steps of the (subsampled) example after the retrieved one whose geometry is looked up too."""
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """How prompts and state become the condition."""
+
+    kind: Literal["pooled", "retrieval"] = "pooled"
+    """`pooled` is the paper's: each prompt becomes one vector. `retrieval` also looks things up in the example."""
+    text: bool = True
+    """Use the text prompt (off: the paper's ablation w/o-z_text)."""
+    trajectory: bool = True
+    """Use the trajectory prompt (off: the paper's ablation w/o-z_tau)."""
+    text_dim: int = 128
+    """Size of z_text."""
+    text_hidden: int = 512
+    """Hidden width of the text head, three layers with ReLU (the paper's)."""
+    trajectory_dim: int = 128
+    """Size of z_traj."""
+    text_dropout: float = 0.0
+    """Probability in training that a task's text is left out (a zero vector)."""
+    trajectory_dropout: float = 0.0
+    """Probability in training that a task's example is left out."""
+    features: FeatureKind = "normalised"
+    """State features: `normalised`, `metaworld` with relative positions beside, `relative`, those alone, or `raw`,
+    observations as they are."""
+    encoder: TrajectoryEncoderConfig = field(default_factory=TrajectoryEncoderConfig)
+    """The trajectory encoder."""
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """The retrieval context's own parts."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """P prompts, read.
+
+    pooled [P, Z]: the prompt vectors. memory: what a context that looks things up keeps of the P examples, tensors
+    [P, …] by name; empty for others. views: V, where the P are V views of P / V prompts, one view after the other
+    (`llmdpd.policy.views`).
+    """
+
+    pooled: Tensor
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    views: int = 1
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+
+class Condition(NamedTuple):
+    """The noise network's condition: state part [B, F]; prompt part [Z] where one prompt serves all, else [B, Z]."""
+
+    state: Tensor
+    prompt: Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which of P prompts are given, float [P, 1] of zeros and ones: prompt dropout; None where all are."""
+
+    text: Tensor | None = None
+    trajectory: Tensor | None = None
+
+
+ALL_KEPT = Keep()
+
+
+class Context(nn.Module, ABC):
+    """Joins prompts and state. `state_dim` and `prompt_dim` are the sizes of the condition's two parts.
+
+    Every context reads the text by equation 1 and pools the example by equation 3; what else it does with the example
+    is its own.
+
+    Args:
+        state_dim: S, of the observations.
+        action_dim: A.
+        embedding_dim: D, of the LLM's embeddings.
+        config: sizes and switches.
+    """
+
+    state_dim: int
+    prompt_dim: int
+
+    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = StateFeatures(state_dim, config.features)
+        self.prompt_dim = config.text * config.text_dim + config.trajectory * config.trajectory_dim
+        self.text_head: nn.Module | None = None
+        self.trajectory_encoder: TrajectoryEncoder | None = None
+        if config.text:
+            hidden = config.text_hidden
+            self.text_head = nn.Sequential(
+                nn.Linear(embedding_dim, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, config.text_dim),
+            )
+        if config.trajectory:
+            self.trajectory_encoder = TrajectoryEncoder(
+                self.features.output_dim, action_dim, config.trajectory_dim, config.encoder
+            )
+
+    def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
+        """Read P prompts: LLM embeddings [P, D], trajectory tokens of P prompts; None where there is none.
+
+        Returns them encoded, `pooled` of it [P, Z]; Z is `prompt_dim`.
+
+        Raises:
+            InputError: a prompt missing that the policy has learned to rely on.
+        """
+        parts: list[Tensor] = []
+        steps = None
+        if self.text_head is not None:
+            vector = self._absent("text", tokens) if text is None else self.text_head(text)
+            parts.append(vector if keep.text is None else vector * keep.text)
+        if self.trajectory_encoder is not None:
+            if tokens is None:
+                parts.append(self._absent("trajectory", text))
+            else:
+                steps = self.trajectory_encoder.encode_steps(self.features(tokens.states), tokens)
+                vector = self.trajectory_encoder.pool(steps, tokens.mask)
+                parts.append(vector if keep.trajectory is None else vector * keep.trajectory)
+        pooled = torch.cat(parts, dim=-1) if parts else torch.zeros(1, 0, device=self.features.mean.device)
+        return EncodedPrompts(pooled, self.remember(pooled, steps, tokens, keep.trajectory))
+
+    @abstractmethod
+    def remember(
+        self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What `condition` needs of the examples beside their vectors, computed once a prompt.
+
+        pooled [P, Z]; steps [P, T, W] encoded and tokens raw, None without examples; given [P, 1], see `Keep`.
+        """
+
+    @abstractmethod
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
+        """Observations [B, S] under prompts → the condition.
+
+        index [B] says which prompt each state is under; None: the states lie in P equal groups, one a prompt, in
+        order. clock [B] is the time step within the episode. F of the condition's state part is `state_dim`, Z of its
+        prompt part `prompt_dim`.
+        """
+
+    def _absent(self, which: Literal["text", "trajectory"], other: Tensor | TrajectoryTokens | None) -> Tensor:
+        """The zero vector of a prompt that is left out; only a policy trained with prompt dropout knows it."""
+        check_left_out(self.config, which)
+        tensor = other.states if isinstance(other, TrajectoryTokens) else other
+        size = self.config.text_dim if which == "text" else self.config.trajectory_dim
+        return torch.zeros(1 if tensor is None else tensor.shape[0], size, device=self.features.mean.device)
+
+
+def check_left_out(config: ContextConfig, which: Literal["text", "trajectory"]) -> None:
+    """Refuse to act without a prompt that the policy was trained with at every step.
+
+    Raises:
+        InputError: no dropout of it in training.
+    """
+    if (config.text_dropout if which == "text" else config.trajectory_dropout) == 0:
+        raise InputError(
+            f"this policy was trained with a {which} prompt at every step",
+            field=which,
+            found="no prompt",
+            expected=f"a {which} prompt",
+            hint=f"train with --policy.context.{which}-dropout to leave it out when acting",
+        )
+
+
+def spread(vectors: Tensor, index: Tensor | None, batch: int) -> Tensor:
+    """Each prompt's vector [P, Z] for each of its states [B, Z]; see `Context.condition` for `index`."""
+    return vectors.repeat_interleave(batch // len(vectors), 0) if index is None else vectors[index]

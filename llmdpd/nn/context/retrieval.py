@@ -1,0 +1,235 @@
+"""A context that looks things up in the example, step by step, instead of reading it as one vector.
+
+Four parts beside the paper's vectors, each a switch of `RetrievalConfig`: attention from the state to the encoded steps
+of the example; retrieved waypoints, an attention whose values are raw (what was done at the moment of the example that
+is like now, and how far the state is from where the example went); a clock; and, in training, augmentation of the
+geometry (`llmdpd.training.augmentation`), which makes reading the example the only way to know what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPrompts, spread
+from llmdpd.prompts.demonstration import TrajectoryTokens
+
+_CLOCK_PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
+"""Periods of the clock's waves, in time steps: from the length of a grasp to that of an episode."""
+_CLOCK_UNIT = 50.0
+_NEARNESS = 6.0
+_LIKENESS = (-1.0, 3.0)
+"""Logarithms of the scales, a square of 25 cm, that the first and the last head start with."""
+
+
+class RetrievalContext(Context):
+    """Pooled prompt vectors, attention to the example's steps, retrieved waypoints, clock; see `Context`."""
+
+    periods: Tensor
+
+    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
+        super().__init__(state_dim, action_dim, embedding_dim, config)
+        sizes = config.retrieval
+        self.sizes, self.action_dim = sizes, action_dim
+        self.register_buffer("periods", torch.tensor(_CLOCK_PERIODS), persistent=False)
+        features = self.features.output_dim
+        clock = 2 * len(_CLOCK_PERIODS) if sizes.clock else 0
+        self.state_dim = features + clock
+        self.reads = config.trajectory and (sizes.attention or sizes.waypoints)
+        if not self.reads:
+            return
+        width = sizes.width
+        text = config.text_dim if config.text else 0
+        self.query = nn.Linear(features + clock + text, width)
+        self.step = nn.Linear(config.encoder.width + clock, width)
+        # What is attended to where no example is given, and where none of its steps says anything.
+        self.nothing = nn.Parameter(torch.zeros(width))
+        depth = sizes.layers if sizes.attention else 0
+        self.layers: Iterable[AttentionLayer] = nn.ModuleList(  # type: ignore[assignment]
+            AttentionLayer(width, sizes.heads) for _ in range(depth)
+        )
+        if sizes.attention:
+            self.norm = nn.LayerNorm(width)
+            self.state_dim += width
+        if sizes.waypoints:
+            self.waypoint_query = nn.Linear(width, width)
+            self.waypoint_key = nn.Linear(width, width)
+            if sizes.likeness:
+                compared = self.features.geometry_dim + sizes.clock
+                # Heads begin with scales of their own, so that they are no copies of each other.
+                start = torch.linspace(*_LIKENESS, sizes.heads)[:, None].expand(-1, compared)
+                self.likeness = nn.Parameter(start.clone())
+            geometry = self.features.geometry_dim * len(sizes.lookahead)
+            self.state_dim += sizes.heads * (action_dim + 2 * geometry)
+
+    def remember(
+        self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Keys and values of every attention, [P, heads, T + 1, ·]; the last step is the one that says nothing."""
+        if not self.reads:
+            return {}
+        sizes, prompts = self.sizes, len(pooled)
+        memory: dict[str, Tensor] = {}
+        if steps is None or tokens is None:
+            embedded = self.nothing.expand(prompts, 1, -1)
+            mask = torch.ones(prompts, 1, dtype=torch.bool, device=pooled.device)
+        else:
+            streams = [steps, self._clock(tokens.times)] if sizes.clock else [steps]
+            embedded = self.step(torch.cat(streams, dim=-1))
+            embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
+            usable = tokens.mask if given is None else tokens.mask & (given > 0)
+            mask = F.pad(usable, (0, 1), value=True)
+        memory["bias"] = _bias(mask)
+        for number, layer in enumerate(self.layers):
+            memory[f"key{number}"], memory[f"value{number}"] = layer.read(embedded)
+        if sizes.waypoints:
+            memory |= self._waypoint_memory(embedded, tokens, mask)
+        return memory
+
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
+        """See `Context.condition`."""
+        batch, single = len(state), len(prompts) == 1
+        prompt = prompts.pooled[0] if single else spread(prompts.pooled, index, batch)
+        own, streams = self._streams(state, prompt, clock)
+        if not self.reads:
+            return Condition(own, prompt)
+        # Groups [G, M, ·] of states that share a prompt; where they don't lie in groups, each is one by itself.
+        grouped = single or index is None
+        groups = len(prompts) if grouped else batch
+        memory = prompts.memory if grouped else {name: part[index] for name, part in prompts.memory.items()}
+        hidden = self._attend(streams, groups, memory)
+        parts = [own]
+        if self.sizes.attention:
+            parts.append(self.norm(hidden).flatten(0, 1))
+        if self.sizes.waypoints:
+            here = self._place(self.features.geometry(state), clock).unflatten(0, (groups, -1))
+            parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
+        return Condition(torch.cat(parts, dim=-1), prompt)
+
+    def weights(self, state: Tensor, prompts: EncodedPrompts, clock: Tensor) -> Tensor:
+        """Where in the one example states look: the waypoint heads' weights [B, heads, T + 1], the last for nowhere.
+
+        Raises:
+            ValueError: a context without waypoints.
+        """
+        if not (self.reads and self.sizes.waypoints):
+            raise ValueError("this context retrieves no waypoints")
+        streams = self._streams(state, prompts.pooled[0], clock)[1]
+        hidden = self._attend(streams, 1, prompts.memory)
+        here = self._place(self.features.geometry(state), clock)[None]
+        return self._waypoint_weights(hidden, here, prompts.memory)[0].transpose(0, 1)
+
+    def _streams(self, state: Tensor, prompt: Tensor, clock: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees of a state by itself [B, ·], and with its text beside: what queries are made of."""
+        features = self.features(state)
+        own = torch.cat([features, self._clock(clock)], dim=-1) if self.sizes.clock else features
+        if not self.config.text:
+            return own, own
+        return own, torch.cat([own, prompt[..., : self.config.text_dim].expand(len(own), -1)], dim=-1)
+
+    def _attend(self, streams: Tensor, groups: int, memory: dict[str, Tensor]) -> Tensor:
+        """Queries [G, M, W] of the states, after they have looked at the example."""
+        hidden: Tensor = self.query(streams).unflatten(0, (groups, -1))
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, memory[f"key{number}"], memory[f"value{number}"], memory["bias"])
+        return hidden
+
+    def _clock(self, steps: Tensor) -> Tensor:
+        """Time steps [...] → [..., 2 waves a period]."""
+        angle = 2 * math.pi * steps[..., None].to(self.periods.dtype) / self.periods
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+    def _place(self, geometry: Tensor, clock: Tensor) -> Tensor:
+        """What moments are compared by: geometry [..., G], with the time beside where there is a clock."""
+        return torch.cat([geometry, clock[..., None] / _CLOCK_UNIT], dim=-1) if self.sizes.clock else geometry
+
+    def _waypoint_memory(self, embedded: Tensor, tokens: TrajectoryTokens | None, mask: Tensor) -> dict[str, Tensor]:
+        """Keys, places, raw values of the waypoints' retrieval, and which steps there are."""
+        given = mask[:, :-1].any(1, keepdim=True)
+        # The last step is for prompts without an example alone: heads that may look nowhere end up looking nowhere.
+        memory = {
+            "waypoint_key": _heads(self.waypoint_key(embedded), self.sizes.heads),
+            "waypoint_bias": _bias(torch.cat([mask[:, :-1], ~given], dim=1)),
+            "waypoints": self._waypoints(tokens, len(mask)),
+        }
+        if self.sizes.likeness and tokens is not None:
+            there = self._place(self.features.geometry(tokens.states), tokens.times)
+            memory["there"] = F.pad(there, (0, 0, 0, 1))
+        return memory
+
+    def _waypoints(self, tokens: TrajectoryTokens | None, prompts: int) -> Tensor:
+        """The raw values [P, 1, T + 1, A + L G]: action, geometry at every lookahead; zeros in the last step."""
+        width = self.action_dim + self.features.geometry_dim * len(self.sizes.lookahead)
+        if tokens is None:
+            return self.nothing.new_zeros(prompts, 1, 1, width)
+        geometry = self.features.geometry(tokens.states)
+        # Past the example's end its last step stands: it is where the example went.
+        last = (tokens.mask.sum(1, keepdim=True) - 1).clamp_min(0)
+        place = torch.arange(tokens.states.shape[1], device=geometry.device)
+        parts = [tokens.actions]
+        for ahead in self.sizes.lookahead:
+            later = torch.minimum(place + ahead, last)[..., None].expand(-1, -1, geometry.shape[-1])
+            parts.append(geometry.gather(1, later))
+        return F.pad(torch.cat(parts, dim=-1), (0, 0, 0, 1))[:, None]
+
+    def _waypoint_weights(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """Queries [G, M, W] of states at places [G, M, ·] → weights [G, heads, M, T + 1]."""
+        query, key = _heads(self.waypoint_query(hidden), self.sizes.heads), memory["waypoint_key"]
+        score = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + memory["waypoint_bias"]
+        if "there" in memory:
+            # -sum of w (here - there)^2. As differences: multiplied out, its terms would be far greater than their sum.
+            away = (here[:, :, None] - memory["there"][:, None]).square() @ self.likeness.exp().T
+            score = score - away.permute(0, 3, 1, 2)
+        return score.softmax(-1)
+
+    def _retrieve(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """What the waypoint heads find, and how far the state is from it: [G, M, heads (A + 2 L G)]."""
+        weight = self._waypoint_weights(hidden, here, memory)
+        found = weight @ memory["waypoints"]
+        action, there = found.split([self.action_dim, found.shape[-1] - self.action_dim], dim=-1)
+        # Weighted like the sum that it is taken from: the step that says nothing is at no distance.
+        seen = 1 - weight[..., -1:]
+        here = here[..., : self.features.geometry_dim]
+        away = there - seen * here.repeat(1, 1, len(self.sizes.lookahead))[:, None]
+        parts = torch.cat([action, away, torch.tanh(_NEARNESS * away)], dim=-1)
+        return parts.transpose(1, 2).flatten(2)
+
+
+class AttentionLayer(nn.Module):
+    """Attention of queries to a memory, then a feed-forward of twice the width; both normalised first and added."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_norm, self.memory_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.forward_norm = nn.LayerNorm(width)
+        self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [P, heads, T, W / heads] of a memory [P, T, W]."""
+        memory = self.memory_norm(memory)
+        return _heads(self.key(memory), self.heads), _heads(self.value(memory), self.heads)
+
+    def forward(self, hidden: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Queries [G, M, W] of G groups, each to its own keys and values; bias [G, 1, 1, T]: -inf for no step."""
+        query = _heads(self.query(self.query_norm(hidden)), self.heads)
+        score = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1]) + bias
+        found = (score.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        hidden = hidden + self.out(found)
+        return hidden + self.narrow(F.gelu(self.widen(self.forward_norm(hidden))))
+
+
+def _bias(mask: Tensor) -> Tensor:
+    """0 where the mask [P, T] holds and -inf elsewhere, [P, 1, 1, T]."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)[:, None, None]
+
+
+def _heads(vectors: Tensor, heads: int) -> Tensor:
+    """[G, M, W] → [G, heads, M, W / heads]."""
+    return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""How the fused operations are computed: registered operators, C++, Triton, packing."""

@@ -1,0 +1,71 @@
+"""The three-layer Mish net, out = W4 mish(W3 mish(W2 mish(W1 x + init) + b2) + b3) + b4: noise network and critics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdpd.diffusion.schedules import Precision
+from llmdpd.ops import autograd, native, operators
+
+
+def mish_mlp(
+    x: Tensor, input_weight: Tensor, init: Tensor, layers: Sequence[nn.Linear], precision: Precision = "fp32"
+) -> Tensor:
+    """The net on a batch of inputs; differentiable in all.
+
+    Device and dtype alone decide what computes it: the C++ code for float32 on the CPU; PyTorch on another device, in
+    another dtype, and under autocast, which the C++ code would not heed.
+
+    Args:
+        x: [..., I].
+        input_weight: W1 [H, I]; a slice of columns of a larger matrix will do.
+        init: what is added to W1 x: the bias [H], or a row for each input, [..., H].
+        layers: the three that follow: [H, H], [H, H], [O, H].
+        precision: `bf16` runs the products of these three in bfloat16, summed in float32.
+
+    Returns:
+        [..., O].
+
+    Raises:
+        RuntimeError: float32 on the CPU, and the C++ module is not there; says why and what would mend it.
+    """
+    trunk = [part for layer in layers for part in (layer.weight, layer.bias)]
+    tensors = [x, input_weight, init, *trunk]
+    if not _native(tensors):
+        if precision == "fp32":
+            return mish_mlp_reference(x, input_weight, init, trunk)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return mish_mlp_reference(x, input_weight, init, trunk).to(x.dtype)
+    rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
+    inits = init if init.ndim == 1 else init.expand(*x.shape[:-1], -1).flatten(0, -2)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    outputs, hidden = trunk[4].shape
+    bf16 = precision == "bf16"
+    keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, bf16))
+    out = autograd.mlp(rows, input_weight, inits, trunk, bf16, keep)
+    return out.reshape(*x.shape[:-1], outputs)
+
+
+def mish_mlp_reference(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor]) -> Tensor:
+    """The same in plain PyTorch, on any device and in any dtype: the oracle for the fused one."""
+    w2, b2, w3, b3, w4, b4 = trunk
+    hidden = F.mish(F.linear(x, input_weight) + init)
+    return F.linear(F.mish(F.linear(F.mish(F.linear(hidden, w2, b2)), w3, b3)), w4, b4)
+
+
+def _native(tensors: Sequence[Tensor]) -> bool:
+    """Whether the C++ code computes these; it must be there then."""
+    if not all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors):
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    # Not `native.module()`, which a compiler can't see through.
+    there, reason = native.available()
+    if not there:
+        # PyTorch would do, but slower and with other last bits, which a run is not to get unasked.
+        raise RuntimeError(reason)
+    return True

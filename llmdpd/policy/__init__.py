@@ -1,0 +1,1 @@
+"""A trained policy: load, prompt, act, save."""

@@ -1,0 +1,190 @@
+"""The policy on disk: what deployment needs, as safetensors and JSON, each file held to its checksum.
+
+policy/
+  policy.json            format version, method, sizes, configuration, what it was trained on, the others' SHA-256
+  model.safetensors      encoders and denoising network (the EMA of training)
+  critic.safetensors     the critics, where there are any
+  texts.safetensors      LLM embeddings of the known text prompts, by the SHA-256 of the text
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.utils.bounds import ACTION_NUMBERS, LIMITS
+from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
+
+FORMAT = 1
+DESCRIPTION = "policy.json"
+_PARTS = {
+    **{"format": int, "method": str, "sizes": dict, "policy": dict, "acting": dict},
+    **{"llm": str, "facts": dict, "sha256": dict},
+}
+# Absent from the policies of earlier versions, which are all LLMDPD's.
+_OPTIONAL = {"method"}
+_STEMS = {"model", "critic", "texts"}
+
+
+@dataclass(frozen=True)
+class PolicySizes:
+    """What the networks must be built with, beside their configuration."""
+
+    state_dim: int
+    action_dim: int
+    embedding_dim: int
+    critic_hidden: int | None
+    critic_sees_prompts: bool
+
+
+SIZE_LIMITS = {
+    "sizes.state_dim": (1, 65_536),
+    "sizes.action_dim": ACTION_NUMBERS,
+    "sizes.embedding_dim": (0, 65_536),
+    "sizes.critic_hidden": LIMITS["agent.critic_hidden"],
+}
+
+
+def text_key(text: str) -> str:
+    """The key of a text prompt's stored embedding."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_policy_folder(
+    path: Path, description: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Write a policy folder, whole or not at all; `tensors` maps a file's stem to its tensors."""
+    with atomic_directory(path) as folder:
+        sums = {}
+        for stem, content in tensors.items():
+            file = folder / f"{stem}.safetensors"
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}
+            # Serialised here and written plainly: a full disk then raises OSError like any other write.
+            file.write_bytes(safetensors.torch.save(whole))
+            sums[file.name] = file_sha256(file)
+        atomic_write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "sha256": sums})
+
+
+def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read a policy folder: its description, and tensors by file stem.
+
+    Raises:
+        InputError: not a policy folder, another format version, a description with missing, unknown or wrong fields,
+            a missing file, a file altered since it was written.
+    """
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise InputError(
+            "not a policy folder", path=path, found=_listing(path), expected=f"a folder with {DESCRIPTION}"
+        )
+    description = read_json(file)
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            "a policy of another format version",
+            path=file,
+            field="format",
+            found=found,
+            expected=FORMAT,
+            hint="load it with the version of llmdpd that wrote it",
+        )
+    _check_description(description, file)
+    tensors = {}
+    for name, expected in description["sha256"].items():
+        part = path / name
+        if not part.is_file():
+            raise InputError(
+                "a file of the policy is missing", path=part, found="no such file", expected=f"SHA-256 {expected}"
+            )
+        found = file_sha256(part)
+        if found != expected:
+            raise InputError(
+                "a file of the policy was altered",
+                path=part,
+                field="SHA-256",
+                found=found,
+                expected=expected,
+            )
+        tensors[part.stem] = safetensors.torch.load_file(part)
+    return description, tensors
+
+
+def _check_description(description: dict[str, Any], file: Path) -> None:
+    """Raise `InputError` for fields of the description that are missing, unknown or of another type."""
+    for name in sorted(_PARTS.keys() | description.keys()):
+        found = description.get(name)
+        if name in _OPTIONAL and name not in description:
+            continue
+        if name not in _PARTS:
+            hint = f"nearest names: {nearest_names(name, _PARTS)}"
+            raise InputError("unknown field in the policy's description", path=file, field=name, hint=hint)
+        if not isinstance(found, _PARTS[name]):
+            kind = type(found).__name__ if name in description else "no such field"
+            expected = _PARTS[name].__name__
+            raise InputError("a field of the policy is wrong", path=file, field=name, found=kind, expected=expected)
+    stems = {name.removesuffix(".safetensors") for name in description["sha256"]}
+    if not {"model", "texts"} <= stems <= _STEMS:
+        found = ", ".join(description["sha256"]) or "none"
+        expected = "model.safetensors, texts.safetensors, and critic.safetensors where there are critics"
+        raise InputError("other files than a policy's", path=file, field="sha256", found=found, expected=expected)
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module, all of them and nothing else.
+
+    Raises:
+        InputError: a name or a shape that does not fit.
+    """
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        have, want = tensors.get(name), expected.get(name)
+        if have is None or want is None or have.shape != want.shape:
+            found, wanted = (None if t is None else list(t.shape) for t in (have, want))
+            raise InputError(
+                "a tensor does not fit the configuration", path=path, field=name, found=found, expected=wanted
+            )
+    module.load_state_dict(tensors)
+
+
+def resolve_policy(source: str | os.PathLike[str]) -> Path:
+    """A policy folder, a run folder (its `policy/`), or a Hugging Face hub id of either, fetched → the policy folder.
+
+    Raises:
+        InputError: neither a folder nor a repository that can be had.
+    """
+    path = Path(source)
+    for folder in (path, path / "policy"):
+        recover_directory(folder)
+    if path.is_dir():
+        return _within(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    # Of a run's repository not the checkpoints, which are many times the policy.
+    names = [DESCRIPTION, *(f"{stem}.safetensors" for stem in sorted(_STEMS))]
+    try:
+        return _within(Path(snapshot_download(str(source), allow_patterns=[*names, "policy/*"])))
+    except (HFValidationError, OSError, RuntimeError) as error:
+        raise InputError(
+            "no such policy",
+            path=str(source),
+            found=f"no folder of this name, and the hub said: {error}".splitlines()[0],
+            expected="a policy folder, a run folder, or a Hugging Face hub id",
+        ) from None
+
+
+def _within(path: Path) -> Path:
+    return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
+
+
+def _listing(path: Path) -> str:
+    return ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "an empty folder" if path.is_dir() else "no folder"

@@ -1,0 +1,91 @@
+"""What users give a policy, as arrays that fit it: observations, rewards, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llmdpd.data import Trajectory
+from llmdpd.errors import InputError
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+
+Example = Trajectory | tuple[ArrayLike, ArrayLike]
+"""A `Trajectory`, or observations [T, S] and actions [T, A]."""
+
+
+def read_observations(observation: ArrayLike, width: int) -> NDArray[np.float32]:
+    """Observations [S] or [B, S], S being `width`.
+
+    Raises:
+        InputError: of another width, or no finite numbers.
+    """
+    try:
+        # A copy, since torch takes no arrays that run backwards or can't be written.
+        state = np.array(observation, np.float32, order="C")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "the observation is no array of numbers",
+            field="observation",
+            found=str(error),
+            expected="[S] or [B, S]",
+        ) from None
+    if state.ndim not in (1, 2) or state.shape[-1] != width:
+        raise InputError(
+            "wrong observation", field="observation", found=state.shape, expected=f"[{width}] or [B, {width}]"
+        )
+    if not np.isfinite(state).all():
+        raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
+    return state
+
+
+def read_rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
+    """Rewards [B] of the last actions, from one number or B of them; zeros where none were given.
+
+    Raises:
+        InputError: another number of them, or no finite numbers.
+    """
+    expected = f"a finite number, or {count} of them"
+    try:
+        given = np.zeros(count, np.float32) if reward is None else np.asarray(reward, np.float32)
+    except (TypeError, ValueError):
+        raise InputError("wrong rewards", field="reward", found=repr(reward), expected=expected) from None
+    if given.shape not in ((), (count,)) or not np.isfinite(given).all():
+        found = str(given.tolist()) if given.ndim == 0 else f"shape {given.shape}"
+        found += "" if np.isfinite(given).all() else ", NaN or Inf among them"
+        raise InputError("wrong rewards", field="reward", found=found, expected=expected)
+    return np.broadcast_to(given, (count,))
+
+
+def read_examples(
+    examples: Sequence[Example], state_dim: int, action_dim: int, encoder: TrajectoryEncoderConfig, rewards: bool
+) -> TrajectoryTokens:
+    """Examples as tokens, with their rewards where those are read and every example has them.
+
+    Raises:
+        InputError: no numbers, of another width, or too long.
+    """
+    pairs = []
+    for example in examples:
+        parts = (example.observations, example.actions) if isinstance(example, Trajectory) else example
+        try:
+            observations, actions = (np.asarray(part, np.float32) for part in parts)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "the trajectory prompt is not a pair of number arrays",
+                field="trajectory",
+                found=str(error),
+                expected="observations [T, S] and actions [T, A]",
+            ) from None
+        widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
+        if widths != (state_dim, action_dim):
+            raise InputError(
+                "the trajectory prompt has another width than the policy",
+                field="trajectory",
+                found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
+                expected=f"{state_dim} and {action_dim}",
+            )
+        pairs.append((observations, actions))
+    earned = [np.asarray(one.rewards, np.float32) for one in examples if isinstance(one, Trajectory)]
+    return make_tokens(pairs, encoder, rewards=earned if rewards and len(earned) == len(examples) else None)

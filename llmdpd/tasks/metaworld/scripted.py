@@ -1,0 +1,89 @@
+"""Episodes made from Meta-World's scripted experts by one behaviour or another; runs inside worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmdpd.tasks.metaworld.behaviours import Behaviour
+from llmdpd.tasks.metaworld.environment import FloatArray, MetaWorldTask, make_task
+
+
+@dataclass(frozen=True)
+class ScriptedRequest:
+    """One episode to collect; its content depends on these fields alone.
+
+    Args:
+        task: Meta-World task.
+        seed: of the environment: start and goal.
+        noise_seed: of the behaviour's draws.
+        noise: the behaviour, a name in `BEHAVIOURS`.
+        max_steps: the episode ends here at the latest.
+        tail: steps kept after the first success, unless the behaviour knows better; the episode ends there (a
+            truncation, not a terminal).
+    """
+
+    task: str
+    seed: int
+    noise_seed: int
+    noise: str
+    max_steps: int
+    tail: int
+
+
+@dataclass(frozen=True)
+class ScriptedEpisode:
+    """A collected episode of T steps."""
+
+    observations: FloatArray  # [T + 1, 39], the one after the last action included
+    actions: FloatArray  # [T, 4], as executed
+    expert_actions: FloatArray  # [T, 4], the expert's clean action in the visited state
+    rewards: FloatArray  # [T]
+    success: bool
+    noise_level: float
+
+
+class ScriptedExpert:
+    """Runs episodes; keeps the environment of the last task, since neighbouring requests are of one task mostly."""
+
+    def __init__(self, goal_visible: bool) -> None:
+        self._goal_visible = goal_visible
+        self._task: MetaWorldTask | None = None
+
+    def episode(self, request: ScriptedRequest) -> ScriptedEpisode:
+        """Run one episode. Raises InputError where the task is unknown."""
+        if self._task is None or self._task.task != request.task:
+            self._task = make_task(request.task, goal_visible=self._goal_visible)
+        return run_episode(self._task, request)
+
+
+def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisode:
+    """Roll out `request` on `task`."""
+    behaviour = Behaviour(request.noise, np.random.default_rng(request.noise_seed))
+    observations = [task.reset(request.seed)]
+    actions: list[FloatArray] = []
+    experts: list[FloatArray] = []
+    rewards: list[float] = []
+    last = request.max_steps
+    success = over = False
+    while not over and len(actions) < last:
+        expert = task.expert_action(observations[-1])
+        action = behaviour(expert, observations[-1][:3])
+        observation, reward, now, over = task.step(action)
+        observations.append(observation)
+        actions.append(action)
+        experts.append(expert)
+        rewards.append(reward)
+        if now:
+            success = True
+            # The first success decides: later ones are further on.
+            last = min(last, len(actions) + behaviour.tail(request.tail))
+    return ScriptedEpisode(
+        observations=np.stack(observations),
+        actions=np.stack(actions),
+        expert_actions=np.stack(experts),
+        rewards=np.array(rewards, np.float32),
+        success=success,
+        noise_level=behaviour.level,
+    )

@@ -1,0 +1,230 @@
+"""What runs inside a worker process: a loop that answers method calls, and the host of several environments.
+
+A worker is a fresh interpreter (see `llmdpd.tasks.simulation.processes`), so this module must stay light: no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmdpd.errors import InputError
+from llmdpd.tasks.metaworld.names import is_metaworld
+
+FloatArray = npt.NDArray[np.float32]
+Frame = npt.NDArray[np.uint8]
+
+PARENT_POLL_SECONDS = 5.0
+
+
+def resolve(name: str) -> Any:
+    """The object called "package.module:attribute"."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def serve(connection: Connection, parent: int) -> None:
+    """Build the handler that the first message asks for, then answer method calls until the parent is gone.
+
+    Messages: (factory, args), then (method, args); answers: ("ok", value) or ("error", exception | None, traceback).
+    """
+    handler: Any = None
+    try:
+        while True:
+            # The end of the pipe is not enough: a process forked by the parent may hold it open after the parent died.
+            while not connection.poll(PARENT_POLL_SECONDS):
+                if os.getppid() != parent:
+                    return
+            name, arguments = connection.recv()
+            try:
+                if handler is None:
+                    handler = resolve(name)(*arguments)
+                    continue
+                answer: tuple[Any, ...] = ("ok", getattr(handler, name)(*arguments))
+            except Exception as error:
+                # InputError is known to travel; others may hold what can't be pickled, so their text goes alone.
+                answer = ("error", error if isinstance(error, InputError) else None, traceback.format_exc())
+            connection.send(answer)
+    except (EOFError, OSError):
+        return
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Entry point of a worker process; `descriptor` is its end of a socket pair."""
+    # Ctrl-C reaches the whole process group; the parent decides what happens to its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(descriptor), parent)
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One episode to roll out.
+
+    Args:
+        task: a Meta-World task in any spelling, or a locomotion environment ("hopper", "Hopper-v5").
+        seed: of the environment's reset; decides start and goal.
+        max_steps: the episode ends here at the latest.
+        stop_on_success: end at the first step whose success flag is up.
+        record: return rendered frames (needs an off-screen renderer, see `llmdpd.tasks.simulation.render`).
+        record_every: steps from one frame to the next; the first and the last state are always among them.
+    """
+
+    task: str
+    seed: int
+    max_steps: int = 500
+    stop_on_success: bool = True
+    record: bool = False
+    record_every: int = 4
+
+
+class Environment(Protocol):
+    """What the host needs of an environment."""
+
+    def reset(self, seed: int) -> FloatArray:
+        """Start the episode of `seed` and return its first observation f32 [S]."""
+
+    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
+        """Execute one action; returns (observation, reward, success, over)."""
+
+    def render(self) -> Frame:
+        """The present state as a picture, uint8 [H, W, 3]."""
+
+
+def make_environment(task: str, goal_visible: bool, render: bool) -> Environment:
+    """The environment of a task name: Meta-World or locomotion.
+
+    Raises:
+        InputError: the name is neither.
+    """
+    if is_metaworld(task):
+        from llmdpd.tasks.metaworld.environment import make_task
+
+        return make_task(task, goal_visible=goal_visible, render=render)
+    from llmdpd.tasks.locomotion import make_locomotion
+
+    return make_locomotion(task, render=render)
+
+
+class EnvironmentCache:
+    """Environments kept for reuse: making one costs 0.1 to 0.3 s and up to 55 MB.
+
+    Args:
+        make: (task, goal_visible, render) → environment.
+        limit: environments alive at once beyond which idle ones are dropped, the longest unused first.
+    """
+
+    def __init__(self, make: Callable[[str, bool, bool], Environment], *, goal_visible: bool, limit: int) -> None:
+        self._make = make
+        self._goal_visible = goal_visible
+        self._limit = limit
+        self._idle: OrderedDict[int, tuple[tuple[str, bool], Environment]] = OrderedDict()
+        self._busy = 0
+        self._released = 0
+
+    def acquire(self, task: str, render: bool) -> Environment:
+        """An environment of `task` that nobody else uses."""
+        self._busy += 1
+        wanted = (task, render)
+        for key in reversed(self._idle):
+            if self._idle[key][0] == wanted:
+                return self._idle.pop(key)[1]
+        while self._idle and self._busy + len(self._idle) > self._limit:
+            self._idle.popitem(last=False)
+        return self._make(task, self._goal_visible, render)
+
+    def release(self, task: str, render: bool, environment: Environment) -> None:
+        """Give an environment back."""
+        self._busy -= 1
+        self._released += 1
+        self._idle[self._released] = ((task, render), environment)
+
+
+class Outcome(NamedTuple):
+    """What the parent is told of one episode after a start or a step."""
+
+    slot: int
+    observation: FloatArray
+    reward: float
+    success: bool
+    over: bool
+    frames: list[Frame] | None
+
+
+class _Episode:
+    """A running episode: its environment, its step count and its frames."""
+
+    def __init__(self, slot: int, request: EpisodeRequest, environment: Environment) -> None:
+        self.slot = slot
+        self.request = request
+        self.environment = environment
+        self.steps = 0
+        self.frames: list[Frame] | None = [] if request.record else None
+
+    def start(self) -> Outcome:
+        observation = self.environment.reset(self.request.seed)
+        self._film(last=False)
+        return Outcome(self.slot, observation, 0.0, False, False, None)
+
+    def step(self, action: FloatArray) -> Outcome:
+        observation, reward, success, over = self.environment.step(action)
+        self.steps += 1
+        over = over or self.steps >= self.request.max_steps or (success and self.request.stop_on_success)
+        self._film(last=over)
+        return Outcome(self.slot, observation, reward, success, over, self.frames if over else None)
+
+    def _film(self, last: bool) -> None:
+        if self.frames is not None and (last or self.steps % self.request.record_every == 0):
+            self.frames.append(self.environment.render())
+
+
+class EpisodeHost:
+    """Several environments in one process, stepped together; each running episode sits in a slot that the parent names.
+
+    Args:
+        make: name ("module:function") of the factory of environments, called with (task, goal_visible, render).
+        goal_visible: passed on to it.
+        limit: environments kept alive at most, as long as not more than that are in use.
+    """
+
+    def __init__(self, make: str, goal_visible: bool, limit: int) -> None:
+        self._cache = EnvironmentCache(resolve(make), goal_visible=goal_visible, limit=limit)
+        self._episodes: dict[int, _Episode] = {}
+
+    def advance(
+        self, starts: list[tuple[int, EpisodeRequest]], slots: list[int], actions: FloatArray | None
+    ) -> list[Outcome]:
+        """Step the episodes in `slots` by `actions` [len(slots), A], then start new ones; one outcome for each."""
+        outcomes = []
+        for row, slot in enumerate(slots):
+            assert actions is not None
+            outcomes.append(self._settle(self._episodes[slot].step(actions[row])))
+        return outcomes + [self._begin(slot, request).start() for slot, request in starts]
+
+    def replay(self, slot: int, request: EpisodeRequest, actions: FloatArray | None) -> list[Outcome]:
+        """Redo an episode of a worker that died: start it and repeat `actions` [T, A]; only the last outcome counts."""
+        episode = self._begin(slot, request)
+        outcome = episode.start()
+        for action in actions if actions is not None else ():
+            outcome = episode.step(action)
+        return [self._settle(outcome)]
+
+    def _begin(self, slot: int, request: EpisodeRequest) -> _Episode:
+        environment = self._cache.acquire(request.task, request.record)
+        self._episodes[slot] = _Episode(slot, request, environment)
+        return self._episodes[slot]
+
+    def _settle(self, outcome: Outcome) -> Outcome:
+        if outcome.over:
+            episode = self._episodes.pop(outcome.slot)
+            self._cache.release(episode.request.task, episode.request.record, episode.environment)
+        return outcome

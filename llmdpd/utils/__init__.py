@@ -1,0 +1,1 @@
+"""Files, plain values, progress, cores."""

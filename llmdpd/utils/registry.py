@@ -1,0 +1,71 @@
+"""Things that are found by name: methods, task suites, file formats, text models, this package's own and others'."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from llmdpd.errors import InputError, nearest_names
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A mapping from names to things, each of which is imported when it is first looked up.
+
+    Besides this package's own entries it has those that installed packages declare as entry points of `group`, and
+    those that were added by `register`.
+
+    Args:
+        kind: what an entry is, in messages, as "method".
+        group: the entry-point group, as "llmdpd.methods".
+        own: this package's own entries, name → "module:attribute".
+
+    Raises:
+        InputError: on the look-up of a name that nothing has; the nearest names are offered.
+    """
+
+    def __init__(self, kind: str, group: str, own: Mapping[str, str]) -> None:
+        self.kind, self.group = kind, group
+        self._places, self._loaded = dict(own), dict[str, T]()
+
+    @cached_property
+    def _foreign(self) -> dict[str, Any]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def register(self, name: str, value: T) -> None:
+        """Add an entry, or replace one."""
+        self._loaded[name] = value
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._loaded:
+            if name in self._places:
+                module, _, attribute = self._places[name].partition(":")
+                self._loaded[name] = getattr(importlib.import_module(module), attribute)
+            elif name in self._foreign:
+                self._loaded[name] = self._foreign[name].load()
+            else:
+                raise self.unknown(name)
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded or name in self._places or name in self._foreign
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._places, *self._foreign, *self._loaded)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def unknown(self, name: str, field: str | None = None) -> InputError:
+        """The error for a name that nothing has."""
+        return InputError(
+            f"unknown {self.kind}",
+            field=field or self.kind,
+            found=name,
+            expected=", ".join(self),
+            hint=f"nearest names: {nearest_names(name, list(self))}",
+        )

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmdpd.cli.collect import main
+
+SMALL = ["--tasks", "reach", "--episodes", "3", "--max-steps", "5", "--workers", "1"]
+
+MEDIUM = ["--tasks", "reach", "--episodes", "12", "--max-steps", "100", "--workers", "2", "--seed", "5"]
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    code = f"import sys; sys.path[:] = {sys.path!r}; from llmdpd.cli.collect import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for words in (
+        "--tasks",
+        "ml45-train",
+        "--noise",
+        "OUT.partial",
+        "--workers",
+        "--no-keep-failed",
+        "--no-goal-visible",
+    ):
+        assert words in text
+
+
+def test_the_command_writes_data_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "out"), *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert "collecting: 3 of 3" in text
+    assert "reach-v3" in text
+    assert "clean" in text
+    content = json.loads((tmp_path / "out" / "collect.json").read_text())["content"]
+    assert content in text
+    assert main(["--out", str(tmp_path / "out"), *SMALL]) == 0
+    assert "was there already" in capsys.readouterr().out
+
+
+def test_a_wrong_input_is_one_message_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "out"), "--tasks", "reech"]) == 2
+    captured = capsys.readouterr()
+    assert "reach-v3" in captured.err
+    assert "Traceback" not in captured.err + captured.out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The content of a collection that nothing stopped."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert main(["--out", str(out), *MEDIUM]) == 0
+    return str(json.loads((out / "collect.json").read_text())["content"])
+
+
+def wait_for_episodes(process: subprocess.Popen[str], partial: Path, count: int) -> None:
+    end = time.monotonic() + 60
+    while len(list(partial.rglob("0*.npz"))) < count:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_stopped_collection_goes_on_to_the_same_content(
+    tmp_path: Path, undisturbed: str, number: int, code: int
+) -> None:
+    partial = tmp_path / "out.partial"
+    with start(tmp_path / "out", *MEDIUM) as process:
+        wait_for_episodes(process, partial, 2)
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not (tmp_path / "out").exists()
+    kept = len(list(partial.rglob("0*.npz")))
+    assert 2 <= kept < 12
+    if number != signal.SIGKILL:
+        assert str(partial) in text
+        assert "run the same command again" in text
+        assert "Traceback" not in text
+    assert main(["--out", str(tmp_path / "out"), *MEDIUM]) == 0
+    assert json.loads((tmp_path / "out" / "collect.json").read_text())["content"] == undisturbed
+    assert not partial.exists()

@@ -1,0 +1,383 @@
+"""The training command: what a run leaves, and that wrong input leaves no trace (resuming: test_resume.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from llmdpd.cli.report import build_report
+from llmdpd.cli.train import configuration
+from llmdpd.config.schema import PRESETS, PROTOCOLS
+from llmdpd.data import save_d4rl, save_minari
+from llmdpd.errors import InputError
+from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.policy.policy import Policy
+from llmdpd.runs.data import training_data
+from llmdpd.runs.pipeline import prepare_config
+from llmdpd.training.metrics import read_metrics
+from llmdpd.utils.plain import differences, to_plain
+
+Train = Callable[..., int]
+Contents = Callable[[Path], dict[str, Any]]
+
+
+def test_the_seed_decides_the_run(
+    straight_run: Path, tmp_path: Path, train: Train, tiny_options: list[str], contents: Contents
+) -> None:
+    assert train("--run-dir", tmp_path / "again", *tiny_options) == 0
+    assert contents(tmp_path / "again") == contents(straight_run)
+    short = [*tiny_options, "--training.iterations", 10, "--training.select-every", 0, "--evaluation.episodes", 1]
+    for seed in (0, 1):
+        assert train("--run-dir", tmp_path / f"seed{seed}", *short, "--seed", seed) == 0
+    first, second = (
+        safetensors.torch.load_file(tmp_path / f"seed{seed}" / "policy" / "model.safetensors") for seed in (0, 1)
+    )
+    differ = [name for name in first if not torch.equal(first[name], second[name])]
+    assert set(first) - set(differ) == {"context.features.mean", "context.features.std"}
+
+
+def test_the_run_folder_is_whole(straight_run: Path, data_folder: Path) -> None:
+    meta = json.loads((straight_run / "meta.json").read_text())
+    assert meta["command"]["argv"][:3] == ["python", "-m", "llmdpd.train"]
+    assert str(data_folder / "train") in meta["command"]["argv"]
+    assert {"data_seconds", "embedding_seconds", "training_seconds", "evaluation_seconds"} <= meta["times"].keys()
+    assert {"torch", "metaworld", "python"} <= meta["versions"].keys()
+    page = (straight_run / "report.html").read_text()
+    for task in ("reach", "push", "door-lock"):
+        assert task in page
+    assert "llmdpd.train --run-dir" in page
+    records = json.loads((straight_run / "results.json").read_text())["records"]
+    told = [(r["task"], r["split"], r["checkpoint"]) for r in records]
+    tasks = [("reach-v3", "seen"), ("push-v3", "seen"), ("door-lock-v3", "unseen")]
+    assert told == [(*task, checkpoint) for checkpoint in ("last", "best") for task in tasks]
+    assert {r["training_data"] for r in records} == {f"{data_folder / 'train'}, 6 episodes; clones the expert actions"}
+    assert {tuple(r["trained_on"]) for r in records} == {("reach-v3", "push-v3")}
+    assert records[0]["iterations"] == 200
+    assert records[0]["prompts"] == {"text": "built in", "trajectory": str(straight_run / "prompt_data")}
+    assert build_report([straight_run], straight_run.parent / "other.html").is_file()
+
+
+def test_selection_scores_are_recorded_and_choose_the_best(straight_run: Path) -> None:
+    records = [r for r in read_metrics(straight_run / "metrics.jsonl") if "eval/seen_success" in r]
+    assert [r["iteration"] for r in records] == [50, 100, 150, 200]
+    best = max(records, key=lambda r: (r["eval/seen_success"], r["iteration"]))
+    assert Policy.load(straight_run / "policy_best").facts["iterations"] == best["iteration"]
+    assert all(r["eval/seen_success"] == (r["eval/reach-v3"] + r["eval/push-v3"]) / 2 for r in records)
+
+
+def test_the_policy_is_the_ema(straight_run: Path) -> None:
+    (checkpoint,) = (straight_run / "checkpoint").iterdir()
+    networks = safetensors.torch.load_file(checkpoint / "networks.safetensors")
+    policy = safetensors.torch.load_file(straight_run / "policy" / "model.safetensors")
+    assert policy.keys() == {n.removeprefix("ema_policy/") for n in networks if n.startswith("ema_policy/")}
+    assert all(torch.equal(policy[name], networks[f"ema_policy/{name}"]) for name in policy)
+    assert any(not torch.equal(policy[name], networks[f"policy/{name}"]) for name in policy)
+
+
+def _poison(at: int, action: Callable[[LLMDPD], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    update = LLMDPD.update
+
+    def poisoned(self: LLMDPD, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
+        if iteration == at:
+            action(self)
+        return update(self, batch, iteration)
+
+    monkeypatch.setattr(LLMDPD, "update", poisoned)
+
+
+def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        _poison(83, lambda agent: agent.policy.net.layers[0].weight.data.fill_(float("nan")), patch)
+        assert train("--run-dir", run, *tiny_options) == 1
+    error = capsys.readouterr().err
+    assert "loss/critic" not in error, "the critics came first and were whole"
+    assert "became nan at iteration 84" in error
+    assert f"last good checkpoint is {run / 'checkpoint' / 'step-00000075'}" in error
+    assert all(r["iteration"] <= 80 for r in read_metrics(run / "metrics.jsonl"))
+    assert Policy.load(run).facts["iterations"] == 75
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+
+
+def test_a_rate_that_is_too_high_diverges_without_traceback(
+    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--run-dir", tmp_path / "run", *tiny_options, "--agent.critic-lr", 1e30) == 1
+    error = capsys.readouterr().err
+    assert "There was no checkpoint yet" in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_whole(
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(agent: LLMDPD) -> None:
+        size = (run / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 20_000), hard))
+
+    try:
+        with monkeypatch.context() as patch:
+            _poison(60, fill, patch)
+            code = train("--run-dir", run, *tiny_options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert "could not be written" in error
+    assert "File too large" in error
+    assert f"{run / 'checkpoint' / 'step-00000050'} is whole" in error
+    assert f"--resume {run}" in error
+    assert not list(run.rglob("*.tmp"))
+    assert Policy.load(run).facts["iterations"] == 50
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+
+
+def test_ctrl_c_while_collecting_is_heeded_at_once(
+    tmp_path: Path,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from llmdpd.runs import data
+
+    finished = []
+
+    def collect(config: object, progress: Callable[[int, int, int], None]) -> None:
+        for done in range(1, 10):
+            finished.append(done)
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            progress(done, 10, 100 * done)
+
+    monkeypatch.setattr(data, "collect_metaworld", collect)
+    assert train("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data") == 130
+    assert finished == [1, 2, 3]
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_a_missing_llm_is_told_before_anything_is_collected(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmdpd.runs import data
+
+    monkeypatch.setattr(data, "collect_metaworld", lambda *arguments: pytest.fail("collects"))
+    assert train("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data", "--llm", "no-such-model") == 2
+    assert "no-such-model" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_early_takes_away_only_what_it_made(
+    tmp_path: Path, train: Train, tiny_options: list[str], metaworld_data: Callable[..., Any]
+) -> None:
+    """Collected data may lie in the run's folder."""
+    run = tmp_path / "run"
+
+    def fail(*arguments: object) -> None:
+        save_minari(metaworld_data(("reach-v3",)), run / "data" / "training")
+        raise InputError("unfit data")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmdpd.runs.pipeline.training_data", fail)
+        assert train("--run-dir", run, *tiny_options, "--data.root", run / "data") == 2
+    assert [path.name for path in run.iterdir()] == ["data"]
+    assert (run / "data" / "training" / "metaworld").is_dir()
+
+
+def test_presets_are_what_they_are_named() -> None:
+    assert list(PRESETS) == [config.preset for config in PRESETS.values()]
+    assert {"metaworld", "metaworld-paper", "smoke"} <= PRESETS.keys()
+    paper = PRESETS["metaworld-paper"]
+    assert paper.agent.clone == "executed"
+    assert not paper.agent.critic_sees_prompts
+    assert paper.training.prompts_per_batch == 1
+
+
+def test_a_protocol_is_a_choice_of_tasks() -> None:
+    ml45, paper, design = (PROTOCOLS[name] for name in ("ml45", "paper", "design"))
+    assert configuration([]).tasks == ml45, "the default"
+    assert configuration(["--protocol", "paper"]).tasks == configuration(["--preset", "metaworld-paper"]).tasks == paper
+    words = ["--protocol", "design", "--preset", "metaworld-paper"]
+    assert configuration(words) == dataclasses.replace(configuration(["--preset", "metaworld-paper"]), tasks=design)
+    # The design's choices were made without the tasks that either protocol tests on.
+    assert set(design.unseen) <= set(ml45.seen)
+    assert set(design.seen) == set(ml45.seen) - set(design.unseen)
+    assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
+
+
+def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    words = ["--agent.lr", f"{rng.uniform(1e-5, 1e-4)}"]
+    first = configuration(words)
+    monkeypatch.setattr("llmdpd.cli.train.tyro.cli", None)
+    assert configuration(words) == first
+    with pytest.raises(TypeError):
+        configuration([*words, "--seed", "1"])
+
+
+@pytest.mark.parametrize("base", ["metaworld", "metaworld-paper"])
+def test_each_ablation_of_table_3_is_its_base_with_one_change(base: str) -> None:
+    whole = to_plain(PRESETS[base])
+    changed = {}
+    for name in ("no-prompts", "no-text", "no-trajectory", "olmo-1b", "trajectory-diffusion"):
+        config = PRESETS[f"{base}-{name}"]
+        changed[name] = {line.split(":")[0] for line in differences(whole, to_plain(config))} - {"preset"}
+        prepare_config(config)
+    assert changed["no-prompts"] == {"policy.context.text", "policy.context.trajectory"}
+    assert changed["no-text"] == {"policy.context.text"}
+    assert changed["no-trajectory"] == {"policy.context.trajectory"}
+    assert changed["olmo-1b"] == {"llm"}
+    own = {"acting.sampler", "acting.steps", "acting.samples", "policy.diffusion_steps"}
+    assert "method" in changed["trajectory-diffusion"]
+    turned = {f"training.augmentation.{change}" for change in ("turn", "mirror", "gripper")}
+    assert changed["trajectory-diffusion"] <= {"method", *own, *turned}
+    plan = PRESETS[f"{base}-trajectory-diffusion"]
+    assert plan.method == "trajectory-diffusion"
+    assert plan.acting.plan(plan.policy).steps < plan.policy.diffusion_steps
+
+
+WRONG: dict[str, tuple[list[object], list[str]]] = {
+    "preset": (["--preset", "smoak"], ["unknown preset", "smoak", "nearest names: smoke"]),
+    "protocol": (["--protocol", "ml46"], ["unknown protocol", "ml46", "paper, ml45, design"]),
+    "task": (["--tasks.seen", "sweep-in"], ["unknown Meta-World task", "sweep-into-v3"]),
+    "seen and unseen": (["--tasks.unseen", "reach-v2"], ["both seen and unseen", "reach-v3"]),
+    "no task": (["--tasks.seen"], ["no task to train on", "tasks.seen"]),
+    "cuda": (["--device", "cuda:77"], ["GPU", "cuda:77", "--device cpu"]),
+    "device": (["--device", "abacus"], ["no such device", "abacus"]),
+    "batch": (["--training.batch-size", 15], ["shared out evenly", "training.batch_size", "15", "multiple of 2"]),
+    "prompts a batch": (["--training.prompts-per-batch", 3], ["prompts_per_batch", "3"]),
+    "iterations": (["--training.iterations", 0], ["training.iterations", "0", "at least 1"]),
+    "log": (["--training.log-every", 0], ["training.log_every"]),
+    "checkpoints": (["--training.checkpoint-every", 0], ["training.checkpoint_every"]),
+    "selection": (["--training.select-episodes", 0], ["training.select_episodes"]),
+    "episodes": (["--evaluation.episodes", 0], ["evaluation.episodes"]),
+    "workers": (["--data.workers", 0], ["data.workers"]),
+    "threads": (["--threads", -1], ["threads", "-1"]),
+    "heads": (["--policy.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
+    "samples": (["--agent.eta", 0, "--acting.samples", 5], ["no critic", "acting.samples"]),
+    "sampler": (["--acting.steps", 3], ["ddpm walks every training step"]),
+    "data": (["--data.path", "no/such/data"], ["no such file or folder", "no/such/data", "Minari"]),
+    "prompts": (["--data.prompts", "no/such/data"], ["no such file or folder", "no/such/data"]),
+    "llm": (["--llm", "no-such-model-anywhere"], ["no-such-model-anywhere"]),
+    "option without value": (["--run-dir"], ["an option without its value", "--run-dir"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_settings_are_told_and_leave_no_run(
+    case: str, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, parts = WRONG[case]
+    place = [] if case == "option without value" else ["--run-dir", tmp_path / "run"]
+    assert train(*place, *tiny_options, *words) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+    assert error.count("error:") == 1
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("which", "data", "options", "parts"),
+    [
+        ("path", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers", "39 numbers"]),
+        ("path", {"expert": False}, [], ["no expert actions", "agent.clone", "--agent.clone executed"]),
+        ("path", {"success": 0}, [], ["every episode of a task failed", "reach-v3", "3 failed episodes"]),
+        ("path", {"success": 0}, ["--data.keep-failed"], ["no episode", "reach-v3"]),
+        ("path", {"goal_visible": False}, [], ["goal is visible", "tasks.goal_visible"]),
+        ("path", {"tasks": ("reach-v3",)}, [], ["no such task", "push-v3"]),
+        ("prompts", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers"]),
+        ("prompts", {"success": 0}, [], ["no episode", "reach-v3"]),
+        ("prompts", {"goal_visible": False}, [], ["goal is visible"]),
+        ("prompts", {"first_seed": 1_000_000_000}, [], ["no episode", "0 of 3 episodes", "not evaluated"]),
+        ("prompts", {"tasks": ("reach-v3", "push-v3")}, [], ["no such task", "door-lock-v3"]),
+    ],
+)
+def test_unfit_data_is_told_and_leaves_no_run(
+    which: str,
+    data: dict[str, Any],
+    options: list[str],
+    parts: list[str],
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    metaworld_data: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    every = ("reach-v3", "push-v3", "door-lock-v3")
+    save_minari(metaworld_data(**({"tasks": every} | data)), tmp_path / "data")
+    words = [*tiny_options, f"--data.{which}", tmp_path / "data", *options]
+    assert train("--run-dir", tmp_path / "run", *words) == 2
+    error = capsys.readouterr().err
+    for part in [*parts, str(tmp_path / "data")]:
+        assert part in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_data_set_is_told(
+    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "reach-v2.npy", np.array([], dtype=object), allow_pickle=True)
+    assert train("--run-dir", tmp_path / "run", *tiny_options, "--data.path", tmp_path / "data") == 2
+    assert "empty" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_plain_hdf5_file_trains_the_one_task_that_is_seen(
+    tmp_path: Path, tiny_options: list[str], metaworld_data: Callable[..., Any]
+) -> None:
+    task = dataclasses.replace(PRESETS["metaworld"].tasks, seen=("reach-v3",))
+    save_d4rl(dataclasses.replace(metaworld_data(("reach-v3",)), tasks=("my-replay",)), tmp_path / "replay.hdf5")
+    config = dataclasses.replace(
+        PRESETS["metaworld-paper"],
+        tasks=task,
+        data=dataclasses.replace(PRESETS["metaworld"].data, path=str(tmp_path / "replay.hdf5")),
+    )
+    dataset, words = training_data(config)
+    assert dataset.tasks == ("reach-v3",)
+    assert dataset.num_episodes == 3
+    assert words == f"{tmp_path / 'replay.hdf5'}, 3 episodes; clones the executed actions"
+
+
+def test_a_run_folder_in_use_is_refused(
+    run_copy: Path, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--run-dir", run_copy, *tiny_options) == 2
+    error = capsys.readouterr().err
+    assert "not empty" in error
+    assert f"--resume {run_copy}" in error
+    assert train("--run-dir", run_copy / "config.json", *tiny_options) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (run_copy / "results.json").is_file()

@@ -1,0 +1,252 @@
+"""SAC's medium-replays: what is in them, and that a stopped or killed collection ends as one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from llmdpd.cli.collect import main
+from llmdpd.data import TrajectoryDataset, load_dataset
+from llmdpd.data.collecting.replay import SacConfig, collect_sac, replay_path
+from llmdpd.errors import InputError
+from llmdpd.tasks import COLLECTION_SEED_END
+from llmdpd.tasks.locomotion import make_locomotion, normalised_score
+from llmdpd.tasks.metaworld.environment import make_task
+from llmdpd.utils.checkpoint import latest_checkpoint
+
+pytest.importorskip("stable_baselines3")
+
+PATIENCE = 120.0
+HOPPER = {"steps": 300, "evaluate_every": 150, "evaluation_episodes": 2}
+WORDS = ["--policy", "sac", "--tasks", "hopper", "--steps", "300", "--evaluate-every", "150"]
+WORDS += ["--evaluation-episodes", "2"]
+
+
+class StopNowError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a collection that was never disturbed."""
+    out = tmp_path_factory.mktemp("sac")
+    collect_sac(SacConfig(out=out, **HOPPER))
+    return replay_path(out, "hopper")
+
+
+def same(a: Path, b: Path) -> bool:
+    with h5py.File(a) as one, h5py.File(b) as two:
+        attributes = dict(one.attrs) == dict(two.attrs)
+        return attributes and set(one) == set(two) and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_the_file_is_the_whole_replay_in_d4rls_layout(straight: Path) -> None:
+    with h5py.File(straight) as file:
+        assert {name: file[name].shape for name in file} == {
+            "observations": (300, 11),
+            "next_observations": (300, 11),
+            "actions": (300, 3),
+            "rewards": (300,),
+            "terminals": (300,),
+            "timeouts": (300,),
+        }
+        about = dict(file.attrs)
+        assert file["timeouts"][-1] or file["terminals"][-1], "the last episode is closed"
+    assert about["environment"] == "Hopper-v4"
+    assert about["collector"] == "stable-baselines3 SAC replay, 300 steps, below medium"
+    summary = json.loads(straight.with_name(f"{straight.name}.json").read_text())
+    assert summary["level"] == normalised_score("hopper", about["final_eval_return"])
+    assert summary["reached"] is False
+    assert sorted(path.name for path in straight.parent.iterdir()) == [straight.name, f"{straight.name}.json"]
+
+
+def test_the_transitions_are_the_environments(straight: Path) -> None:
+    """A recorded episode's actions, driven again from its seed, give its observations, rewards and end."""
+    from llmdpd.data.collecting.sac_trainer import episode_seed
+
+    data = load_dataset(straight)
+    environment = make_locomotion("Hopper-v4")
+    for number in (0, 3):
+        episode = data.episode(number)
+        observation = environment.reset(episode_seed(0, "Hopper-v4", number))
+        for step, action in enumerate(episode.actions):
+            np.testing.assert_allclose(observation, episode.observations[step], atol=1e-4)
+            observation, reward, _, over = environment.step(action)
+            assert reward == pytest.approx(episode.rewards[step], abs=1e-3)
+        assert over, "the episode ends where the environment ends it"
+        assert environment.terminated == data.terminals[data.offsets[number + 1] - 1]
+
+
+def test_stopped_at_any_slice_it_ends_in_the_same_bits(straight: Path, tmp_path: Path) -> None:
+    for stop_at in (0, 100, 150, 250):
+        calls: list[int] = []
+
+        def stop(task: str, done: int, total: int, words: str, at: int = stop_at, calls: list[int] = calls) -> None:
+            calls.append(done)
+            if done >= at:
+                raise StopNowError
+
+        with pytest.raises(StopNowError):
+            collect_sac(SacConfig(out=tmp_path, **HOPPER), stop)
+        assert not replay_path(tmp_path, "hopper").exists()
+    seen: list[int] = []
+    (collected,) = collect_sac(SacConfig(out=tmp_path, **HOPPER), lambda task, done, total, words: seen.append(done))
+    assert seen[0] == 250, "it goes on where it was"
+    assert same(collected.path, straight)
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is left over"
+
+
+def test_a_killed_command_goes_on_and_ends_in_the_same_bits(straight: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmdpd.collect", *WORDS, "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    checkpoints = tmp_path / ".hopper-medium-replay.hdf5.partial" / "checkpoint"
+    deadline = time.monotonic() + PATIENCE
+    while latest_checkpoint(checkpoints) is None:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / straight.name).exists()
+    assert main([*WORDS, "--out", str(tmp_path)]) == 0
+    assert same(tmp_path / straight.name, straight)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmdpd.collect", *WORDS, "--out", str(tmp_path), "--steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    partial = tmp_path / ".hopper-medium-replay.hdf5.partial"
+    deadline = time.monotonic() + PATIENCE
+    while latest_checkpoint(partial / "checkpoint") is None:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert "run the same command again" in said
+    assert not list(partial.rglob(".*tmp*"))
+
+
+def test_what_is_there_is_taken_and_another_collection_is_refused(straight: Path) -> None:
+    (again,) = collect_sac(SacConfig(out=straight.parent, **HOPPER))
+    assert again.reused
+    assert again.dataset.num_transitions == 300
+    with pytest.raises(InputError, match="not the collection") as caught:
+        collect_sac(SacConfig(out=straight.parent, **(HOPPER | {"seed": 1})))
+    assert "seed: 0 → 1" in str(caught.value.found)
+
+
+def test_somebody_elses_file_is_never_replaced(tmp_path: Path) -> None:
+    path = replay_path(tmp_path, "hopper")
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match="not the collection"):
+        collect_sac(SacConfig(out=tmp_path, **HOPPER))
+    assert path.read_bytes() == b"mine"
+
+
+def test_an_interrupted_collection_with_other_settings_or_damage_is_refused(tmp_path: Path) -> None:
+    def stop(task: str, done: int, total: int, words: str) -> None:
+        if done:
+            raise StopNowError
+
+    with pytest.raises(StopNowError):
+        collect_sac(SacConfig(out=tmp_path, **HOPPER), stop)
+    with pytest.raises(InputError, match="other settings"):
+        collect_sac(SacConfig(out=tmp_path, **(HOPPER | {"steps": 301})))
+    (piece,) = (tmp_path / ".hopper-medium-replay.hdf5.partial").glob("steps-*.npz")
+    piece.write_bytes(piece.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        collect_sac(SacConfig(out=tmp_path, **HOPPER))
+
+
+def test_it_stops_at_the_level(tmp_path: Path) -> None:
+    (collected,) = collect_sac(SacConfig(out=tmp_path, level=0.01, **(HOPPER | {"evaluate_every": 120})))
+    assert collected.dataset.num_transitions in (120, 240, 300)
+    assert collected.reached == (collected.level >= 0.01)
+    with h5py.File(collected.path) as file:
+        collector = file.attrs["collector"]
+    assert collector.endswith("stopped at level 0.01" if collected.reached else "300 steps, below level 0.01")
+
+
+def metaworld(tmp_path: Path) -> TrajectoryDataset:
+    config = SacConfig(("reach",), level=100, out=tmp_path, max_steps=25, **(HOPPER | {"steps": 160}))
+    return collect_sac(config)[0].dataset
+
+
+def test_metaworld_becomes_minari_with_seeds_and_successes(tmp_path: Path) -> None:
+    data = metaworld(tmp_path)
+    assert data.tasks == ("reach-v3",)
+    assert data.goal_visible is True
+    assert data.lengths.tolist() == [25] * 6 + [10]
+    assert not data.terminals.any()
+    assert set(data.successes.tolist()) <= {0, 1}
+    assert len(set(data.seeds.tolist())) == 7
+    assert (data.seeds >= 0).all()
+    assert (data.seeds < COLLECTION_SEED_END).all()
+    environment = make_task("reach")
+    observation, success = environment.reset(int(data.seeds[2])), False
+    episode = data.episode(2)
+    for step, action in enumerate(episode.actions):
+        np.testing.assert_allclose(observation, episode.observations[step], atol=1e-4)
+        observation, _, flag, _ = environment.step(action)
+        success = success or flag
+    assert success == bool(episode.success)
+    assert load_dataset(tmp_path, tasks=["reach"]).num_episodes == 7
+
+
+def test_the_process_keeps_its_own_random_numbers(tmp_path: Path) -> None:
+    import random
+
+    import torch
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    expected = draw()
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    metaworld(tmp_path)
+    assert draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"tasks": ()}, "tasks"),
+        ({"tasks": ("hoper",)}, "task"),
+        ({"steps": 0}, "steps"),
+        ({"level": 0.0}, "level"),
+        ({"level": float("nan")}, "level"),
+        ({"evaluate_every": 0}, "evaluate_every"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_settings_are_named(change: dict[str, Any], field: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        collect_sac(SacConfig(out=tmp_path, **change))
+    assert caught.value.field == field
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_package_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(InputError, match="not installed") as caught:
+        collect_sac(SacConfig(out=tmp_path))
+    assert "pip install" in str(caught.value.hint)
+
+
+def test_an_unknown_policy_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--policy", "ppo"]) == 2
+    assert "scripted or sac" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""What learns nothing: open-loop replay and the tracker, on made-up examples and in a real task."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmdpd.data import Trajectory
+from llmdpd.errors import InputError
+from llmdpd.evaluation.non_learned import CONTROLS, replay, tracker
+from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.tasks.metaworld.environment import make_task
+from llmdpd.tasks.metaworld.scripted import ScriptedRequest, run_episode
+from llmdpd.tasks.simulation.rollout import EpisodeRequest
+
+LENGTH = 60
+NONE = np.zeros(1, np.float32)  # a reward that no control looks at
+START, THING, GOAL = np.array([0.0, 0.6, 0.2]), np.array([0.1, 0.7, 0.02]), np.array([-0.1, 0.8, 0.1])
+
+
+def example(rng: np.random.Generator) -> Trajectory:
+    """The hand goes to the thing in 30 steps, closes, and carries it to the goal in 30 more."""
+    share = np.linspace(0, 1, LENGTH // 2)[:, None]
+    hand = np.concatenate([START + share * (THING - START), THING + share * (GOAL - THING)])
+    things = np.concatenate([np.tile(THING, (LENGTH // 2, 1)), THING + share * (GOAL - THING)])
+    observations = np.zeros((LENGTH, 39), np.float32)
+    observations[:, :3], observations[:, 4:7], observations[:, 36:39] = hand, things, GOAL
+    actions = rng.uniform(-1, 1, (LENGTH, 4)).astype(np.float32)
+    actions[:, 3] = np.repeat([-1.0, 1.0], LENGTH // 2)
+    return Trajectory(observations, actions, np.zeros(LENGTH, np.float32), "push-v3")
+
+
+def prompted(*examples: Trajectory) -> dict[str, TaskPrompt]:
+    return {"push-v3": TaskPrompt("push", "built in", examples, "made up")}
+
+
+def test_a_replay_does_what_was_done_and_then_stands_still(rng: np.random.Generator) -> None:
+    one, two = example(rng), example(rng)
+    act = replay(prompted(one, two), [EpisodeRequest("push-v3", seed) for seed in range(3)])
+    for step in (0, 7, LENGTH - 1):
+        actions = np.asarray(
+            act(rng.normal(size=(3, 39)).astype(np.float32), np.arange(3), np.full(3, step), np.zeros(3))
+        )
+        np.testing.assert_array_equal(actions, [one.actions[step], two.actions[step], one.actions[step]])
+    late = np.asarray(act(np.zeros((1, 39), np.float32), np.array([1]), np.array([LENGTH]), NONE))
+    np.testing.assert_array_equal(late, [[0, 0, 0, two.actions[-1, 3]]])
+
+
+def test_the_tracker_goes_to_the_thing_and_on_to_the_goal_where_they_are_now(rng: np.random.Generator) -> None:
+    request = EpisodeRequest("push-v3", 1)
+    act = tracker(prompted(example(rng)), [request, request])
+    thing, goal = THING + rng.uniform(-0.1, 0.1, 3), GOAL + rng.uniform(-0.1, 0.1, 3)
+    hand, held, nearest = START.copy(), False, np.inf
+    for step in range(400):
+        observation = np.zeros((1, 39), np.float32)
+        observation[0, :3], observation[0, 4:7], observation[0, 36:39] = hand, thing, goal
+        # The other request's walk must not be mixed up with this one's.
+        act(rng.normal(size=(1, 39)).astype(np.float32), np.array([1]), np.array([step]), NONE)
+        action = np.asarray(act(observation, np.array([0]), np.array([step]), NONE))[0]
+        assert np.abs(action).max() <= 1
+        hand = hand + 0.01 * action[:3]
+        nearest = min(nearest, float(np.linalg.norm(hand - thing)))
+        held = held or (action[3] > 0 and np.linalg.norm(hand - thing) < 0.03)
+        thing = hand.copy() if held else thing
+    assert nearest < 0.03
+    assert held
+    assert np.linalg.norm(thing - goal) < 0.03
+
+
+def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:
+    task = make_task("door-unlock")
+    shown = run_episode(task, ScriptedRequest("door-unlock-v3", 3, 4, "clean", 300, 20))
+    assert shown.success
+    one = Trajectory(shown.observations[:-1], shown.actions, shown.rewards, "door-unlock-v3")
+    prompts = {"door-unlock-v3": TaskPrompt(None, "none", (one,), "shown")}
+    won = 0
+    for seed in range(3):
+        act = tracker(prompts, [EpisodeRequest("door-unlock-v3", seed)])
+        observation, success, step = task.reset(1_000_000_000 + seed), False, 0
+        while not success and step < 300:
+            observation, _, success, _ = task.step(
+                np.asarray(act(observation[None], np.array([0]), np.array([step]), NONE))[0]
+            )
+            step += 1
+        won += success
+    assert won >= 2
+
+
+@pytest.mark.parametrize("name", sorted(CONTROLS))
+def test_a_control_needs_an_example(name: str) -> None:
+    with pytest.raises(InputError, match="follows an example"):
+        CONTROLS[name](prompted(), [EpisodeRequest("push-v3", 0)])

@@ -1,0 +1,286 @@
+"""results.json: intervals against published values, records to JSON and back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmdpd.errors import InputError
+from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, read_results, wilson_interval, write_results
+
+ACTING = ActingUse(samples=50, selection="soft", temperature=0.5, noise_scale=1.0, sampler="ddpm", steps=5)
+RECORD = TaskResult(
+    task="sweep-into-v3",
+    split="seen",
+    protocol="paper",
+    episodes=25,
+    max_steps=500,
+    seed=3,
+    prompts=PromptUse(text=True, trajectory="held-out expert episodes"),
+    acting=ACTING,
+    trained_on=("sweep-into-v3", "coffee-push-v3"),
+    training_data="scripted experts",
+    goal_visible=True,
+    checkpoint="last",
+    context="pooled",
+    iterations=1000,
+    wall_seconds=4.5,
+    successes=20,
+)
+LOCOMOTION = replace(
+    RECORD,
+    task="hopper-v5",
+    goal_visible=None,
+    successes=None,
+    returns_mean=-12.5,
+    returns_std=3.0,
+    normalised_score=0.24,
+)
+
+names = st.text(min_size=1, max_size=12)
+finite = st.floats(-1e6, 1e6)
+records = st.builds(
+    lambda task, episodes, fraction, **values: TaskResult(
+        task=task, episodes=episodes, successes=round(fraction * episodes), context="pooled", **values
+    ),
+    task=names,
+    episodes=st.integers(1, 2000),
+    fraction=st.floats(0, 1),
+    split=st.sampled_from(["seen", "unseen"]),
+    protocol=names,
+    seed=st.integers(-(2**40), 2**40),
+    max_steps=st.integers(1, 1000),
+    acting=st.builds(
+        ActingUse,
+        samples=st.integers(1, 99),
+        selection=names,
+        temperature=finite,
+        noise_scale=finite,
+        sampler=names,
+        steps=st.integers(1, 99),
+    ),
+    prompts=st.builds(PromptUse, st.booleans() | names, st.booleans() | names),
+    trained_on=st.lists(names, max_size=4).map(tuple),
+    training_data=st.text(max_size=20),
+    goal_visible=st.sampled_from([True, False, None]),
+    checkpoint=st.sampled_from(["last", "best"]),
+    iterations=st.integers(0, 10**9),
+    wall_seconds=finite,
+)
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    # 81/263, 15/148, 0/20, 1/29: Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3. 8/10 and 0/25
+    # as commonly quoted; 25/25 mirrors 0/25.
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (8, 10, 0.4902, 0.9433),
+        (0, 25, 0.0, 0.1332),
+        (25, 25, 0.8668, 1.0),
+    ],
+)
+def test_wilson_interval_equals_published_values(successes: int, episodes: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
+
+
+@given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.5, 0.999))
+def test_wilson_interval_holds_the_rate_and_stays_a_probability(episodes: int, part: float, confidence: float) -> None:
+    successes = round(part * episodes)
+    low, high = wilson_interval(successes, episodes, confidence)
+    assert 0.0 <= low <= successes / episodes <= high <= 1.0
+    assert low < high
+    mirrored = wilson_interval(episodes - successes, episodes, confidence)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_wilson_interval_is_wider_for_more_confidence_and_fewer_episodes() -> None:
+    def width(successes: int, episodes: int, confidence: float = 0.95) -> float:
+        low, high = wilson_interval(successes, episodes, confidence)
+        return high - low
+
+    assert width(8, 10, 0.9) < width(8, 10, 0.95) < width(8, 10, 0.99)
+    assert width(400, 500) < width(8, 10)
+
+
+@pytest.mark.parametrize("arguments", [(1, 0), (-1, 5), (6, 5), (1, 5, 0.0), (1, 5, 1.0)])
+def test_wilson_interval_refuses_impossible_counts(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError):
+        wilson_interval(*arguments)
+
+
+@given(records)
+def test_a_record_comes_back_from_json_as_it_was(record: TaskResult) -> None:
+    assert TaskResult.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+
+
+def test_the_file_holds_what_the_design_promises(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, [RECORD, LOCOMOTION])
+    value = json.loads(path.read_text())
+    assert value["schema"] == 2
+    success, locomotion = value["records"]
+    assert success["success_rate"] == 0.8
+    assert success["ci95"] == pytest.approx([0.6087, 0.9114], abs=1e-4)
+    assert success["prompts"] == {"text": True, "trajectory": "held-out expert episodes"}
+    assert success["trained_on"] == ["sweep-into-v3", "coffee-push-v3"]
+    assert "returns_mean" not in success
+    assert locomotion["normalised_score"] == 0.24
+    assert locomotion["goal_visible"] is None
+    assert "successes" not in locomotion
+    assert "ci95" not in locomotion
+    assert read_results(path) == [RECORD, LOCOMOTION]
+
+
+def test_two_results_of_one_identity_are_refused(tmp_path: Path) -> None:
+    again = replace(RECORD, successes=21)
+    with pytest.raises(InputError, match="two results") as caught:
+        write_results(tmp_path / "results.json", [RECORD, again])
+    assert caught.value.field == "records[1]"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 150}, {"acting": replace(ACTING, samples=1)}])
+def test_how_it_was_evaluated_tells_results_apart(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_results(tmp_path / "results.json", [RECORD, replace(RECORD, **change)])
+    assert read_results(tmp_path / "results.json")[1] == replace(RECORD, **change)
+
+
+def test_acting_in_words() -> None:
+    assert str(ACTING) == "soft choice (temperature 0.5) of 50, ddpm in 5 steps, noise scale 1"
+    assert (
+        str(replace(ACTING, samples=1, replan=3)) == "1 sample, ddpm in 5 steps, noise scale 1, 3 actions played a draw"
+    )
+    assert str(replace(ACTING, samples=1, views=8)).endswith("noise scale 1, mean of 8 views")
+    assert str(replace(ACTING, selection="max")) == "best of 50, ddpm in 5 steps, noise scale 1"
+    assert str(replace(ACTING, samples=1, noise_scale=0.25)) == "1 sample, ddpm in 5 steps, noise scale 0.25"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"task": ""}, "task"),
+        ({"task": 3}, "task"),
+        ({"split": "test"}, "split"),
+        ({"checkpoint": "final"}, "checkpoint"),
+        ({"episodes": 0}, "episodes"),
+        ({"episodes": 25.0}, "episodes"),
+        ({"episodes": True}, "episodes"),
+        ({"iterations": -1}, "iterations"),
+        ({"seed": "0"}, "seed"),
+        ({"prompts": True}, "prompts"),
+        ({"prompts": {"text": True}}, "prompts"),
+        ({"prompts": {"text": None, "trajectory": True}}, "prompts.text"),
+        ({"prompts": {"text": True, "trajectory": ""}}, "prompts.trajectory"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"acting": "ddpm"}, "acting."),
+        ({"acting": asdict(ACTING) | {"samples": 0}}, "acting.samples"),
+        ({"acting": asdict(ACTING) | {"noise_scale": float("nan")}}, "acting.noise_scale"),
+        ({"acting": asdict(ACTING) | {"more": 1}}, "acting.more"),
+        ({"acting": {"samples": 1}}, "acting.selection"),
+        ({"trained_on": "sweep-into-v3"}, "trained_on"),
+        ({"trained_on": [1]}, "trained_on"),
+        ({"goal_visible": 1}, "goal_visible"),
+        ({"wall_seconds": float("nan")}, "wall_seconds"),
+        ({"wall_seconds": 10**400}, "wall_seconds"),
+        ({"successes": 26}, "successes"),
+        ({"successes": -1}, "successes"),
+        ({"successes": None}, "successes"),
+        ({"returns_mean": 1.0}, "successes"),
+        ({"normalised_score": float("inf")}, "normalised_score"),
+        ({"success_rate": 0.9}, "success_rate"),
+        ({"success_rate": None}, "success_rate"),
+        ({"ci95": [0.5, 0.9]}, "ci95"),
+        ({"ci95": "0.6 to 0.9"}, "ci95"),
+        ({"mean": 1.0}, "mean"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+    path = tmp_path / "results.json"
+    broken = RECORD.to_json() | changes
+    path.write_text(json.dumps({"schema": 2, "records": [LOCOMOTION.to_json(), broken]}))
+    with pytest.raises(InputError) as caught:
+        read_results(path)
+    assert caught.value.field == f"records[1].{field}"
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(RECORD.to_json()) - {"successes", "method"}))
+def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "results.json"
+    value = RECORD.to_json()
+    del value[name]
+    path.write_text(json.dumps({"schema": 2, "records": [value]}))
+    with pytest.raises(InputError) as caught:
+        read_results(path)
+    assert caught.value.field == f"records[0].{name}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"schema": 2}',
+        '{"schema": 1, "records": []}',
+        '{"records": []}',
+        '{"schema": 2, "records": [3]}',
+    ],
+)
+def test_a_file_that_is_no_results_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_results(path)
+    assert caught.value.path == str(path)
+
+
+def test_results_of_the_first_schema_are_told_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"schema": 1, "records": [RECORD.to_json()]}))
+    with pytest.raises(InputError, match="another version") as caught:
+        read_results(path)
+    assert (caught.value.field, caught.value.found, caught.value.expected) == ("schema", "1", 2)
+    assert "llmdpd.evaluate" in str(caught.value.hint)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"results\.json"):
+        read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "trajectory", "kind"),
+    [
+        ("built in", "runs/a/prompt_data", "own"),
+        (True, True, "own"),
+        ("built in", False, "text alone"),
+        (False, "minari:some/data-v0", "example alone"),
+        (False, False, "no prompts"),
+        ("built in", "slow: 5 examples from data/x", "slow"),
+        (False, "slow: 5 examples from data/x", "example alone, slow"),
+        ("swapped (push-v3's): built in", "swapped (push-v3's): data", "swapped"),
+        ("swapped (push-v3's): built in", "swapped (push-v3's): cut: 5 examples from data", "swapped, cut"),
+        ("built in", "C: 5 examples", "own"),
+    ],
+)
+def test_prompts_tell_their_kind(text: bool | str, trajectory: bool | str, kind: str) -> None:
+    assert PromptUse(text, trajectory).kind == kind
+
+
+def test_records_from_before_there_were_other_methods_can_be_read(tmp_path: Path) -> None:
+    value = RECORD.to_json()
+    assert value.pop("method") == "llmdpd"
+    assert TaskResult.from_json(value) == RECORD
+    assert replace(RECORD, method="bc").identity != RECORD.identity

@@ -1,0 +1,300 @@
+"""`learn` is work of the device alone: it reads nothing back, and has nothing of the host's in it.
+
+Shown twice: on the CPU by forbidding the operations that read values, and on `meta`, a device whose values can't be
+read at all, by forbidding tensors of the CPU. The tests at the end need a GPU and capture it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd import method as module
+from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.training.cuda_graph import CaptureError, CudaGraphs, GraphedUpdate, with_cuda_graph
+
+aten = torch.ops.aten
+# Each needs the values of its input to know its result, or that result's shape.
+READS = {
+    *(aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten.allclose),
+    *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.is_nonzero, aten.item, aten.nonzero_numpy),
+}
+CONFIGS = pytest.mark.parametrize(
+    "changes",
+    [{}, {"critic_sees_prompts": True, "grad_clip": 1.0, "clone": "expert"}, {"eta": 0.0}],
+    ids=["paper", "metaworld", "cloning"],
+)
+PROMPTS = pytest.mark.parametrize("P", [1, 3])
+
+
+class DeviceWork(TorchDispatchMode):
+    """Fails on operations that read values, and, where `host` is false, on tensors of the CPU."""
+
+    def __init__(self, host: bool) -> None:
+        super().__init__()
+        self.host = host
+        self.seen: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.overloadpacket)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        assert func.overloadpacket not in READS, f"{func} reads values"
+        if func.overloadpacket in (aten.repeat_interleave, aten.index, aten.index_put, aten.index_put_):
+            assert not any(t.dtype == torch.bool for t in given[1:]), f"{func} by a mask: its shape hangs on values"
+            assert func is not aten.repeat_interleave.Tensor, f"{func} reads its counts"
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        assert self.host or all(t.device.type != "cpu" for t in given + made), f"{func} has a tensor of the host"
+        return result
+
+
+@pytest.fixture
+def sampler_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the sampler, which has tests of its own: differentiable, and clean."""
+
+    def draw(net: Any, state: Tensor, prompt: Tensor, plan: Any, precision: str) -> Tensor:
+        noise = torch.randn(len(state), net.action_dim, device=state.device, dtype=state.dtype)
+        first = torch.zeros(len(state), dtype=torch.int64, device=state.device)
+        return net(noise, first, state, prompt).clamp(-1, 1)
+
+    monkeypatch.setattr(module, "reverse_diffusion", draw)
+
+
+DROPOUT = {"text_dropout": 0.2, "trajectory_dropout": 0.2}
+
+
+def on(device: str, agent: LLMDPD) -> LLMDPD:
+    """The agent with its networks on another device, and optimisers for it."""
+    other = LLMDPD(copy.deepcopy(agent.policy).to(device), agent.config, agent.iterations)
+    if device != "meta":
+        for name, network in agent.modules.items():
+            other.modules[name].load_state_dict(network.state_dict())
+    return other
+
+
+def moved(batch: PromptedBatch, device: str) -> PromptedBatch:
+    return batch.with_tensors({name: tensor.to(device) for name, tensor in batch.tensors().items()})
+
+
+class Descent:
+    """An optimiser for `meta`, which torch's fused ones refuse; that those can be captured is torch's word."""
+
+    def __init__(self, parameters: Iterable[Tensor], rate: Tensor, **options: Any) -> None:
+        self.param_groups = [{"params": list(parameters), "lr": rate}]
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(parameter.grad * self.param_groups[0]["lr"])
+
+
+def on_meta(monkeypatch: pytest.MonkeyPatch, agent: LLMDPD) -> LLMDPD:
+    with monkeypatch.context() as patch:
+        for name in ("Adam", "AdamW"):
+            patch.setattr(torch.optim, name, Descent)
+        return on("meta", agent)
+
+
+@PROMPTS
+@CONFIGS
+def test_learning_reads_no_value(
+    make_agent: Any, make_batch: Any, sampler_of_the_device: None, P: int, changes: dict[str, Any]
+) -> None:
+    agent, batch = make_agent(context=DROPOUT, **changes), make_batch(6, P)
+    agent.choose_on_host = False
+    agent.schedule(0)
+    agent.learn(batch)  # what is made once, as the optimisers' state
+    with DeviceWork(host=True) as mode:
+        metrics = agent.learn(batch)
+    assert {aten.mse_loss, aten.mse_loss_backward, aten.native_layer_norm_backward} <= mode.seen
+    assert all(torch.isfinite(m) for m in metrics.values())
+
+
+@PROMPTS
+@CONFIGS
+def test_learning_has_nothing_of_the_host(
+    make_agent: Any,
+    make_batch: Any,
+    sampler_of_the_device: None,
+    monkeypatch: pytest.MonkeyPatch,
+    P: int,
+    changes: dict[str, Any],
+) -> None:
+    agent = on_meta(monkeypatch, make_agent(context=DROPOUT, **changes))
+    batch = moved(make_batch(6, P), "meta")
+    assert not agent.choose_on_host
+    drawn = torch.get_rng_state()
+    with DeviceWork(host=False) as mode:
+        metrics = agent.learn(batch)
+    assert {aten.mse_loss, aten.mse_loss_backward, aten.native_layer_norm_backward} <= mode.seen
+    assert {m.device.type for m in metrics.values()} == {"meta"}
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "why"),
+    [
+        (lambda x: x.sum().item(), AssertionError, "reads values"),
+        (lambda x: bool((x > 0).all()), AssertionError, "reads values"),
+        (lambda x: x[x > 0], AssertionError, "by a mask"),
+        (lambda x: torch.rand(()) < 0.5, AssertionError, "tensor of the host"),
+        (lambda x: x + torch.tensor([1.0, 2.0]).to(x.device), AssertionError, "tensor of the host"),
+        # The device itself refuses this one.
+        (lambda x: x.cpu(), NotImplementedError, "copy out of meta"),
+    ],
+)
+def test_the_check_sees_what_it_forbids(wrong: Callable[[Tensor], object], error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=why), DeviceWork(host=False):
+        wrong(torch.zeros(2, device="meta"))
+
+
+def test_the_check_sees_reads_on_the_cpu() -> None:
+    for wrong in (lambda x: x.sum().item(), lambda x: bool((x > 0).all()), lambda x: x[x > 0]):
+        with pytest.raises(AssertionError), DeviceWork(host=True):
+            wrong(torch.zeros(2))
+
+
+@pytest.mark.parametrize("P", [1, 3])
+def test_the_devices_choice_of_critic_is_the_hosts(make_agent: Any, make_batch: Any, P: int) -> None:
+    """Values and gradients: the critic that was not chosen adds exact zeros."""
+    agent, batches = make_agent(), [make_batch(6, P) for _ in range(8)]
+    other = on("cpu", agent)
+    other.choose_on_host = False
+    results = []
+    for one in (agent, other):
+        torch.manual_seed(5)
+        results.append([one.update(batch, number) for number, batch in enumerate(batches)])
+    for one, two in zip(*results, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    for name, network in agent.modules.items():
+        theirs = other.modules[name].state_dict()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in network.state_dict().items())
+
+
+def test_rates_stay_the_same_tensors(make_agent: Any, make_batch: Any) -> None:
+    """What a graph reads must be where it was, also after an optimiser's state was loaded."""
+    agent, batch = make_agent(10, lr=1e-2, lr_warmup=4, lr_final=0.1), make_batch()
+    groups = [group for optimizer in agent.optimizers.values() for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
+    seen = set()
+    for iteration in range(10):
+        agent.update(batch, iteration)
+        seen.add(float(rates[0]))
+        assert all(group["lr"] is rate for group, rate in zip(groups, rates, strict=True))
+    assert len(seen) > 6
+    for optimizer in agent.optimizers.values():
+        optimizer.load_state_dict(optimizer.state_dict())
+    agent.schedule(0)
+    assert float(agent.policy_optimizer.param_groups[0]["lr"]) == pytest.approx(1e-2 / 4)
+
+
+# On a GPU
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+# What it needs of the sampler: that it draws its key on the device, and keeps its tables there.
+
+
+def run(agent: Any, batches: list[PromptedBatch], first: int = 0) -> list[dict[str, Tensor]]:
+    return [agent.update(batch, first + number) for number, batch in enumerate(batches)]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    for name, network in one.modules.items():
+        theirs = other.modules[name].state_dict()
+        for key, tensor in network.state_dict().items():
+            assert torch.equal(tensor, theirs[key]), f"{name}.{key}"
+
+
+@GPU
+@PROMPTS
+@CONFIGS
+def test_on_a_gpu_captured_iterations_are_eager_ones_bit_for_bit(
+    make_agent: Any, make_batch: Any, P: int, changes: dict[str, Any]
+) -> None:
+    agent = make_agent(context=DROPOUT, lr_warmup=4, ema_every=2, ema_start=6, **changes)
+    batches = [moved(make_batch(6, P), "cuda") for _ in range(3)] * 6
+    plain, other = on("cuda", agent), on("cuda", agent)
+    graphed = with_cuda_graph(other, "on", torch.device("cuda"))
+    assert isinstance(graphed, GraphedUpdate)
+    results, ends = [], []
+    for one in (plain, graphed):
+        torch.manual_seed(5)
+        results.append(run(one, batches))
+        ends.append(torch.cuda.get_rng_state())
+    assert graphed.captured >= 1
+    assert torch.equal(*ends)
+    for number, (one, two) in enumerate(zip(*results, strict=True)):
+        assert list(one) == list(two)
+        assert all(torch.equal(one[name], two[name]) for name in one), f"iteration {number}"
+    assert len({float(metrics["loss/diffusion"]) for metrics in results[1]}) == len(batches), "the noise is new"
+    assert_same(plain, graphed)
+
+
+@GPU
+def test_on_a_gpu_a_loaded_state_is_taken_up(make_agent: Any, make_batch: Any) -> None:
+    agent, batches = on("cuda", make_agent()), [moved(make_batch(), "cuda")] * 8
+    graphed = with_cuda_graph(agent, "on", torch.device("cuda"))
+    run(graphed, batches)
+    plain = on("cuda", agent)
+    for name, optimizer in plain.optimizers.items():
+        optimizer.load_state_dict(copy.deepcopy(agent.optimizers[name].state_dict()))
+    for optimizer in agent.optimizers.values():
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in (plain, graphed):
+        torch.manual_seed(6)
+        run(one, batches, 8)
+    assert_same(plain, graphed)
+
+
+@GPU
+def test_on_a_gpu_what_waits_is_found_before_the_capture(make_agent: Any, make_batch: Any) -> None:
+    agent, batch = on("cuda", make_agent()), moved(make_batch(), "cuda")
+    learn = agent.learn
+
+    def waits(batch: PromptedBatch) -> dict[str, Tensor]:
+        metrics = learn(batch)
+        float(metrics["loss/actor"])
+        return metrics
+
+    agent.learn = waits  # type: ignore[method-assign]
+    graphed = with_cuda_graph(agent, "auto", torch.device("cuda"))
+    assert isinstance(graphed, GraphedUpdate)
+    run(graphed, [batch] * 6)
+    assert graphed.captured == 0
+    assert graphed.obstacle is not None
+    assert "waits for the device" in graphed.obstacle
+
+
+@GPU
+def test_on_a_gpu_a_capture_that_breaks_off_leaves_all_as_it_was() -> None:
+    graphs = CudaGraphs(torch.device("cuda"))
+    value = torch.zeros((), device="cuda")
+    stream, random = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+
+    def broken() -> Tensor:
+        value.add_(torch.rand((), device="cuda"))
+        value.item()
+        return value
+
+    with pytest.raises(CaptureError):
+        graphs.capture(broken)
+    assert torch.cuda.current_stream() == stream
+    assert float(value) == 0
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    torch.rand((), device="cuda")
+    replay, output = graphs.capture(lambda: value.add_(1).clone())
+    replay()
+    replay()
+    assert float(output) == 2

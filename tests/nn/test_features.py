@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.errors import InputError
+from llmdpd.nn.features import StateFeatures
+
+
+def test_normalised_by_the_given_data_alone(rng: np.random.Generator) -> None:
+    features = StateFeatures(3)
+    data = torch.from_numpy(rng.normal([5, -2, 0.1], [3, 0.5, 1e-3], (400, 3)).astype(np.float32))
+    features.fit(data)
+    np.testing.assert_allclose(features.mean, data.double().mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features.std, data.double().numpy().std(0), rtol=1e-3)
+    before = features.mean.clone(), features.std.clone()
+    other = features(torch.from_numpy(rng.normal(50, 1, (7, 3)).astype(np.float32)))  # another task's states
+    assert torch.equal(features.mean, before[0])
+    assert torch.equal(features.std, before[1])
+    assert other.abs().max() == 10  # held at ten standard deviations
+    normal = features(data)
+    assert float(normal.mean(0).abs().max()) < 1e-2
+    np.testing.assert_allclose(normal.std(0), 1, rtol=1e-2)
+
+
+def test_before_a_fit_observations_pass() -> None:
+    state = torch.tensor([[0.5, -3.0, 9.0]])
+    assert torch.equal(StateFeatures(3)(state), state)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("count", [7, 1000, 200_003])
+@pytest.mark.parametrize("value", [0.0, 0.6, -123.456, 3333.3, 5e5])
+def test_a_constant_dimension_keeps_its_scale(rng: np.random.Generator, value: float, count: int, width: int) -> None:
+    """Also where float32 cannot compute the mean of equal numbers exactly, which then look as if they varied."""
+    data = torch.from_numpy(rng.normal(0, 2, (count, width)).astype(np.float32))
+    data[:, -1] = value
+    features = StateFeatures(width)
+    features.fit(data)
+    assert float(features.std[-1]) == 1
+    assert float(features.mean[-1]) == float(data[0, -1])
+    expected = data.double().std(0, correction=0)[:-1]
+    np.testing.assert_allclose(features.std[:-1], expected, rtol=1e-3)  # the others are not widened
+    moved = data[:1].clone()
+    moved[0, -1] += 0.5
+    assert float(features(moved)[0, -1]) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_raw_features_are_the_observation(rng: np.random.Generator) -> None:
+    features = StateFeatures(5, "raw")
+    state = torch.from_numpy(rng.normal(0, 100, (4, 5)).astype(np.float32))
+    features.fit(state)
+    assert torch.equal(features(state), state)
+    assert torch.equal(features.geometry(state), state)
+    assert (features.output_dim, features.geometry_dim) == (5, 5)
+
+
+def test_leading_axes_are_kept(rng: np.random.Generator) -> None:
+    features = StateFeatures(39, "metaworld")
+    state = torch.from_numpy(rng.normal(size=(2, 5, 39)).astype(np.float32))
+    assert features.output_dim == 39 + 36
+    assert features(state).shape == (2, 5, 75)
+    torch.testing.assert_close(features(state)[1, 3], features(state[1, 3]))
+
+
+def test_metaworld_numbers_by_hand() -> None:
+    """One made observation: hand, gripper, object, second object, the previous frame, the goal."""
+    state = torch.zeros(39)
+    state[0:3] = torch.tensor([0.1, 0.6, 0.2])  # hand
+    state[3] = 0.9  # gripper
+    state[4:7] = torch.tensor([0.15, 0.7, 0.02])  # object
+    state[7:11] = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    state[11:14] = torch.tensor([-0.1, 0.8, 0.04])  # second object
+    state[18:21] = torch.tensor([0.09, 0.6, 0.21])  # hand, one step before
+    state[22:25] = torch.tensor([0.15, 0.69, 0.02])  # object, one step before
+    state[36:39] = torch.tensor([0.0, 0.9, 0.3])  # goal
+    out = StateFeatures(39, "metaworld")(state)
+    relative = [
+        *(0.05, 0.1, -0.18),  # object - hand
+        *(-0.2, 0.2, -0.16),  # second - hand
+        *(-0.1, 0.3, 0.1),  # goal - hand
+        *(-0.15, 0.2, 0.28),  # goal - object
+        *(-0.25, 0.1, 0.02),  # second - object
+    ]
+    velocity = [1.0, 0.0, -1.0, 0.0, 1.0, 0.0]  # hundredths
+    assert torch.equal(out[:39], state)
+    np.testing.assert_allclose(out[39:54], 4 * np.array(relative), atol=1e-6)
+    np.testing.assert_allclose(out[54:69], np.tanh(25 * np.array(relative)), atol=1e-5)
+    np.testing.assert_allclose(out[69:], velocity, atol=1e-4)
+
+
+def test_metaworld_needs_its_layout() -> None:
+    with pytest.raises(InputError, match="layout") as error:
+        StateFeatures(11, "metaworld")
+    assert "11" in str(error.value)
+    assert error.value.expected == 39
+    assert "normalised" in str(error.value.hint)
+
+
+def test_statistics_are_saved(rng: np.random.Generator) -> None:
+    features, other = StateFeatures(4), StateFeatures(4)
+    features.fit(torch.from_numpy(rng.normal(3, 2, (50, 4)).astype(np.float32)))
+    other.load_state_dict(features.state_dict())
+    assert torch.equal(other.mean, features.mean)
+    assert torch.equal(other.std, features.std)

@@ -1,0 +1,252 @@
+"""The retrieval context: its parts, its grouping, what it reads from the example and what it must not read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.errors import InputError
+from llmdpd.nn.context import ContextConfig, EncodedPrompts, Keep, RetrievalConfig, RetrievalContext, make_context
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+
+S, A, D, W, HEADS, AHEAD = 39, 4, 9, 16, 2, (0, 3)
+ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=10, dropout=0.0)
+SIZES = RetrievalConfig(layers=2, heads=HEADS, width=W, lookahead=AHEAD)
+CONFIG = ContextConfig(
+    "retrieval", text_dim=5, text_hidden=16, trajectory_dim=3, features="relative", encoder=ENCODER, retrieval=SIZES
+)
+FEATURES, GEOMETRY, CLOCK = 41, 13, 12
+
+
+def make(sizes: dict[str, Any] | None = None, **changes: Any) -> RetrievalContext:
+    config = dataclasses.replace(CONFIG, retrieval=dataclasses.replace(SIZES, **(sizes or {})), **changes)
+    context = make_context(S, A, D, config)
+    assert isinstance(context, RetrievalContext)
+    with torch.no_grad():
+        for parameter in context.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return context.eval()
+
+
+def pair(rng: np.random.Generator, length: int) -> tuple[Any, Any]:
+    return rng.normal(size=(length, S)).astype(np.float32), rng.normal(size=(length, A)).astype(np.float32)
+
+
+def states(rng: np.random.Generator, count: int) -> torch.Tensor:
+    return torch.from_numpy(rng.normal(size=(count, S)).astype(np.float32))
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("waypoints", [True, False])
+@pytest.mark.parametrize("clock", [True, False])
+def test_each_part_can_be_switched(
+    rng: np.random.Generator, text: bool, attention: bool, waypoints: bool, clock: bool
+) -> None:
+    context = make({"attention": attention, "waypoints": waypoints, "clock": clock}, text=text)
+    expected = FEATURES + clock * CLOCK + attention * W + waypoints * HEADS * (A + 2 * len(AHEAD) * GEOMETRY)
+    assert context.state_dim == expected
+    tokens = make_tokens([pair(rng, 4), pair(rng, 30)], ENCODER)
+    prompts = context.encode(torch.randn(2, D), tokens)
+    time = torch.arange(6)
+    state, prompt = context.condition(states(rng, 6), prompts, None, time)
+    assert state.shape == (6, expected)
+    assert prompt.shape == (6, 3 + 5 * text)
+
+
+def test_without_the_clock_time_says_nothing(rng: np.random.Generator) -> None:
+    tokens, text, state = make_tokens([pair(rng, 9)], ENCODER), torch.randn(1, D), states(rng, 5)
+    for clock in (False, True):
+        context = make({"clock": clock})
+        early = context.condition(state, context.encode(text, tokens), None, torch.zeros(5))
+        slower = dataclasses.replace(tokens, times=2 * tokens.times)
+        late = context.condition(state, context.encode(text, slower), None, torch.full((5,), 40.0))
+        assert torch.equal(early.state, late.state) != clock
+
+
+@torch.no_grad()
+def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -> None:
+    context, text = make(), torch.randn(3, D)
+    # Random states lie metres apart: at the scales of real ones their scores would be in the thousands, and rounded so.
+    context.likeness -= 5
+    pairs = [pair(rng, n) for n in (2, 30, 7)]
+    together = context.encode(text, make_tokens(pairs, ENCODER))
+    state, time = states(rng, 12), torch.from_numpy(rng.integers(0, 400, 12))
+    grouped = context.condition(state, together, None, time)
+    index = torch.arange(3).repeat_interleave(4)
+    order = torch.from_numpy(rng.permutation(12))
+    shuffled = context.condition(state[order], together, index[order], time[order])
+    torch.testing.assert_close(shuffled.state, grouped.state[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shuffled.prompt, grouped.prompt[order])
+    for number in range(3):
+        own = index == number
+        alone = context.encode(text[number : number + 1], make_tokens(pairs[number : number + 1], ENCODER))
+        single = context.condition(state[own], alone, None, time[own])
+        torch.testing.assert_close(single.state, grouped.state[own], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(single.prompt.expand(4, -1), grouped.prompt[own], rtol=1e-4, atol=1e-5)
+
+
+def sharp(context: RetrievalContext, prompts: EncodedPrompts, step: int) -> None:
+    """Make every waypoint head look at one step alone."""
+    key = torch.zeros_like(prompts.memory["waypoint_key"])
+    key[:, :, step] = 1.0
+    prompts.memory["waypoint_key"] = key
+    torch.nn.init.zeros_(context.waypoint_query.weight)
+    torch.nn.init.constant_(context.waypoint_query.bias, 1e4)
+    # Random states lie so far from one another that their likeness would outweigh the query.
+    torch.nn.init.constant_(context.likeness, -math.inf)
+
+
+@torch.no_grad()
+def test_waypoints_are_the_examples_action_and_the_way_to_where_it_went(rng: np.random.Generator) -> None:
+    context = make()
+    observations, actions = pair(rng, 8)
+    prompts = context.encode(torch.randn(1, D), make_tokens([(observations, actions)], ENCODER))
+    state, step = states(rng, 5), 6
+    sharp(context, prompts, step)
+    parts = context.condition(state, prompts, None, torch.zeros(5)).state[:, FEATURES + CLOCK + W :]
+    heads = parts.unflatten(1, (HEADS, -1))
+    for head in range(HEADS):
+        torch.testing.assert_close(heads[:, head, :A], torch.from_numpy(actions[step]).expand(5, -1))
+        there = torch.from_numpy(observations[[step, 7]])  # three steps on is past the end: where it ended
+        away = context.features.geometry(there)[None] - context.features.geometry(state)[:, None]
+        away = away.flatten(1)
+        torch.testing.assert_close(heads[:, head, A:], torch.cat([away, torch.tanh(6 * away)], 1), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_with_an_example_waypoints_never_look_nowhere(rng: np.random.Generator) -> None:
+    context = make(trajectory_dropout=0.1)
+    prompts = context.encode(torch.randn(1, D), make_tokens([pair(rng, 8)], ENCODER))
+    assert (context.weights(states(rng, 5), prompts, torch.zeros(5))[..., -1] == 0).all()
+    none = context.encode(torch.randn(1, D), None)
+    parts = context.condition(states(rng, 5), none, None, torch.zeros(5)).state[:, FEATURES + CLOCK + W :]
+    assert (parts == 0).all(), "and without one they find nothing, at no distance"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clock", [True, False])
+def test_likeness_is_minus_the_scaled_squared_distance(rng: np.random.Generator, clock: bool) -> None:
+    context = make({"clock": clock})
+    torch.nn.init.zeros_(context.waypoint_query.weight)
+    torch.nn.init.zeros_(context.waypoint_query.bias)
+    observations, actions = pair(rng, 7)
+    context.likeness.copy_(0.3 * torch.randn_like(context.likeness) - 4)
+    prompts = context.encode(torch.randn(1, D), make_tokens([(observations, actions)], ENCODER))
+    state, time = states(rng, 5), torch.from_numpy(rng.integers(0, 400, 5))
+    here, there = context.features.geometry(state), context.features.geometry(torch.from_numpy(observations))
+    away = here[:, None] - there
+    if clock:
+        away = torch.cat([away, (time[:, None, None] - torch.arange(7)[:, None]) / 50], -1)
+    expected = -(context.likeness.exp()[:, None, None] * away.square()).sum(-1)
+    torch.testing.assert_close(
+        context.weights(state, prompts, time)[..., :-1].transpose(0, 1), expected.softmax(-1), rtol=1e-4, atol=1e-6
+    )
+
+
+@torch.no_grad()
+def test_likeness_does_not_cancel_far_from_the_origin(rng: np.random.Generator) -> None:
+    """Multiplied out, w here^2 and its like are 8e5 here, and a float32 knows them to 0.06."""
+    context = make()
+    torch.nn.init.zeros_(context.waypoint_query.weight)
+    torch.nn.init.zeros_(context.waypoint_query.bias)
+    context.likeness.fill_(3.0)
+    observations, actions = pair(rng, 7)
+    observations = observations[:1] + 0.01 * observations  # near each other: all of them are looked at
+    tokens = make_tokens([(observations, actions)], ENCODER)
+    state = torch.from_numpy(observations[3:4])
+    late = 10_000
+    tokens = dataclasses.replace(tokens, times=tokens.times + late)
+    found = context.weights(state, context.encode(torch.randn(1, D), tokens), torch.tensor([late + 3]))[0, 0]
+    geometry = context.features.geometry(torch.from_numpy(observations)).double()
+    away = (geometry - geometry[3]).square().sum(-1) + ((torch.arange(7) - 3) / 50.0).double().square()
+    expected = (-(torch.tensor(3.0).exp().double()) * away).softmax(-1)
+    torch.testing.assert_close(found[:-1].double(), expected, rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_an_example_that_is_left_out_leaves_no_trace(rng: np.random.Generator) -> None:
+    context = make(text_dropout=0.1, trajectory_dropout=0.1)
+    text, state, time = torch.randn(2, D), states(rng, 6), torch.arange(6)
+    keep = Keep(trajectory=torch.tensor([[0.0], [1.0]]))
+    first, second = (
+        context.condition(state, context.encode(text, make_tokens([pair(rng, 9), given], ENCODER), keep), None, time)
+        for given in [pair(rng, 10)] * 2
+    )
+    assert torch.equal(first.state, second.state), "the first prompt's example differs, and is left out"
+    other = context.condition(
+        state, context.encode(text, make_tokens([pair(rng, 9), pair(rng, 10)], ENCODER), keep), None, time
+    )
+    assert (other.state[3:] != first.state[3:]).any(1).all()
+    # Acting without an example is the same.
+    alone = context.condition(state[:3], context.encode(text[:1], None), None, time[:3])
+    torch.testing.assert_close(alone.state, first.state[:3], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.prompt.expand(3, -1), first.prompt[:3])
+
+
+def test_a_missing_example_is_an_error_where_none_was_ever_left_out() -> None:
+    with pytest.raises(InputError, match="trajectory prompt") as error:
+        make().encode(torch.randn(1, D), None)
+    assert "trajectory-dropout" in str(error.value.hint)
+
+
+@torch.no_grad()
+def test_padding_is_never_looked_at(rng: np.random.Generator) -> None:
+    context, text = make(), torch.randn(2, D)
+    tokens = make_tokens([pair(rng, 3), pair(rng, 10)], ENCODER)
+    state, time = states(rng, 6), torch.arange(6)
+    before = context.condition(state, context.encode(text, tokens), None, time).state
+    junk = {
+        name: torch.where(tokens.mask.view(2, 10, *[1] * (part.dim() - 2)), part, torch.full_like(part, 1e3))
+        for name, part in (("states", tokens.states), ("actions", tokens.actions), ("times", tokens.times))
+    }
+    after = context.condition(state, context.encode(text, dataclasses.replace(tokens, **junk)), None, time).state
+    torch.testing.assert_close(after, before)
+
+
+@torch.no_grad()
+def test_weights_are_those_of_the_retrieval(rng: np.random.Generator) -> None:
+    context = make()
+    observations, actions = pair(rng, 7)
+    prompts = context.encode(torch.randn(1, D), make_tokens([(observations, actions)], ENCODER))
+    state, time = states(rng, 5), torch.arange(5)
+    weights = context.weights(state, prompts, time)
+    assert weights.shape == (5, HEADS, 8)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(5, HEADS))
+    parts = context.condition(state, prompts, None, time).state[:, FEATURES + CLOCK + W :].unflatten(1, (HEADS, -1))
+    expected = weights[..., :-1] @ torch.from_numpy(actions)
+    torch.testing.assert_close(parts[..., :A], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="waypoints"):
+        make({"waypoints": False}).weights(state, prompts, time)
+
+
+def test_gradients_reach_every_parameter(rng: np.random.Generator) -> None:
+    context = make().train()
+    tokens = make_tokens([pair(rng, 4), pair(rng, 10)], ENCODER)
+    condition = context.condition(states(rng, 6), context.encode(torch.randn(2, D), tokens), None, torch.arange(6))
+    (condition.state.square().sum() + condition.prompt.square().sum()).backward()
+    for name, parameter in context.named_parameters():
+        assert parameter.grad is not None, name
+        # A key's bias moves all scores alike, and a softmax does not see that.
+        if not name.endswith("key.bias"):
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_bias_excludes(rng: np.random.Generator) -> None:
+    context = make()
+    prompts = context.encode(torch.randn(2, D), make_tokens([pair(rng, 3), pair(rng, 10)], ENCODER))
+    bias = prompts.memory["bias"][:, 0, 0]
+    assert bias.shape == (2, 11)
+    assert (bias[0] == 0).tolist() == [True] * 3 + [False] * 7 + [True]
+    assert bias[0, 3] == -math.inf
+
+
+def test_tokens_know_their_time(rng: np.random.Generator) -> None:
+    tokens: TrajectoryTokens = make_tokens([pair(rng, 28), pair(rng, 4)], ENCODER)
+    assert tokens.times[0].tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
+    assert tokens.times[1, :4].tolist() == [0, 1, 2, 3]

@@ -1,0 +1,242 @@
+"""The policy on disk: whole, checked, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.utils import filter_repo_objects
+from torch import Tensor, nn
+
+from llmdpd.errors import InputError
+from llmdpd.policy.folder import (
+    load_tensors,
+    read_policy_folder,
+    resolve_policy,
+    text_key,
+    write_policy_folder,
+)
+
+DESCRIPTION: dict[str, Any] = {
+    "sizes": {"state_dim": 3},
+    "policy": {},
+    "acting": {},
+    "llm": "minilm",
+    "facts": {"trained_on": ["a"]},
+}
+
+
+@pytest.fixture
+def tensors(rng: np.random.Generator) -> dict[str, dict[str, Tensor]]:
+    embeddings = torch.randn(3, 7)
+    return {
+        "model": {"a.weight": torch.randn(4, 3).t(), "b": torch.randn(())},  # not contiguous, and a scalar
+        "texts": {text_key(str(i)): embeddings[i] for i in range(3)},  # views of one tensor
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tensors: dict[str, dict[str, Tensor]]) -> Path:
+    write_policy_folder(tmp_path / "policy", DESCRIPTION, tensors)
+    return tmp_path / "policy"
+
+
+def change(folder: Path, **fields: Any) -> None:
+    """Write fields of policy.json anew; None takes one out."""
+    file = folder / "policy.json"
+    content = {**json.loads(file.read_text()), **fields}
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def test_comes_back_bit_for_bit(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
+    description, found = read_policy_folder(folder)
+    assert {name: description[name] for name in DESCRIPTION} == DESCRIPTION
+    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "policy.json", "texts.safetensors"]
+    assert found.keys() == tensors.keys()
+    for stem, content in tensors.items():
+        assert found[stem].keys() == content.keys()
+        for name, tensor in content.items():
+            assert torch.equal(found[stem][name], tensor)
+
+
+def test_no_texts_and_critics(tmp_path: Path, rng: np.random.Generator) -> None:
+    parts = {"model": {"a": torch.randn(2)}, "texts": {}, "critic": {"q": torch.randn(3)}}
+    write_policy_folder(tmp_path / "p", DESCRIPTION, parts)
+    _, found = read_policy_folder(tmp_path / "p")
+    assert found["texts"] == {}
+    assert torch.equal(found["critic"]["q"], parts["critic"]["q"])
+
+
+def test_texts_are_known_by_their_exact_words() -> None:
+    assert text_key("Task: push.") != text_key("Task: push. ")
+    assert text_key("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "texts.safetensors"])
+def test_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(InputError, match="missing") as error:
+        read_policy_folder(folder)
+    assert error.value.path == str(folder / name)
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_altered_file(folder: Path, position: int) -> None:
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="altered") as error:
+        read_policy_folder(folder)
+    assert error.value.path == str(file)
+    assert error.value.found != error.value.expected
+
+
+def test_truncated_file(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(InputError, match="altered"):
+        read_policy_folder(folder)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version(folder: Path, version: Any) -> None:
+    change(folder, format=version)
+    with pytest.raises(InputError, match="another format version") as error:
+        read_policy_folder(folder)
+    assert (error.value.found, error.value.expected) == (version, 1)
+
+
+@pytest.mark.parametrize("name", ["sizes", "policy", "acting", "llm", "facts", "sha256"])
+@pytest.mark.parametrize("value", [None, 3])
+def test_description_with_a_field_missing_or_of_another_type(folder: Path, name: str, value: Any) -> None:
+    change(folder, **{name: value})
+    with pytest.raises(InputError, match="field of the policy") as error:
+        read_policy_folder(folder)
+    assert error.value.field == name
+    assert error.value.path == str(folder / "policy.json")
+
+
+def test_unknown_field(folder: Path) -> None:
+    change(folder, actign={})
+    with pytest.raises(InputError, match="unknown field") as error:
+        read_policy_folder(folder)
+    assert error.value.field == "actign"
+    assert "acting" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("names", [{}, {"model.safetensors": "0"}, {"../x": "0"}])
+def test_other_files_than_a_policys(folder: Path, names: dict[str, str]) -> None:
+    sums = json.loads((folder / "policy.json").read_text())["sha256"] if "../x" in names else {}
+    change(folder, sha256=sums | names)
+    with pytest.raises(InputError, match="other files") as error:
+        read_policy_folder(folder)
+    assert error.value.field == "sha256"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"x"'])
+def test_broken_description(folder: Path, content: str) -> None:
+    (folder / "policy.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        read_policy_folder(folder)
+    assert error.value.path == str(folder / "policy.json")
+
+
+def test_not_a_policy_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hi")
+    with pytest.raises(InputError, match="not a policy folder") as error:
+        read_policy_folder(tmp_path)
+    assert error.value.found == "notes.txt"
+    with pytest.raises(InputError, match="not a policy folder") as error:
+        read_policy_folder(tmp_path / "nothing")
+    assert error.value.found == "no folder"
+
+
+def test_a_write_that_fails_keeps_the_old_policy(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
+    bad: dict[str, dict[str, Any]] = {"model": tensors["model"], "texts": {"x": "no tensor"}}
+    with pytest.raises(AttributeError):
+        write_policy_folder(folder, DESCRIPTION, bad)
+    _, found = read_policy_folder(folder)
+    assert torch.equal(found["model"]["b"], tensors["model"]["b"])
+    assert [p.name for p in folder.parent.iterdir()] == ["policy"]
+
+
+def test_tensors_must_fit_all(rng: np.random.Generator) -> None:
+    module = nn.Linear(3, 2)
+    weight, bias = torch.randn(2, 3), torch.randn(2)
+    load_tensors(module, {"weight": weight, "bias": bias}, Path("m"))
+    assert torch.equal(module.weight, weight)
+    cases: list[tuple[dict[str, Tensor], str]] = [
+        ({"weight": weight}, "bias"),
+        ({"weight": weight, "bias": bias, "more": bias}, "more"),
+        ({"weight": weight.t(), "bias": bias}, "weight"),
+    ]
+    for tensors, name in cases:
+        with pytest.raises(InputError, match="does not fit") as error:
+            load_tensors(module, tensors, Path("m"))
+        assert error.value.field == name
+        assert error.value.path == "m"
+
+
+def test_a_run_folder_leads_to_its_policy(folder: Path) -> None:
+    assert resolve_policy(folder) == folder
+    assert resolve_policy(str(folder.parent)) == folder
+
+
+def test_a_repository_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched is the policy's files alone, wherever they lie."""
+    import huggingface_hub
+
+    for snapshot in (folder, folder.parent):
+
+        def download(repository: str, allow_patterns: list[str], snapshot: Path = snapshot) -> str:
+            assert repository == "someone/policy"
+            files = [
+                "policy.json",
+                "model.safetensors",
+                "critic.safetensors",
+                "policy/policy.json",
+                "policy/texts.safetensors",
+            ]
+            others = ["checkpoint/step-1/networks.safetensors", "results.json", "films/x.mp4"]
+            kept = filter_repo_objects([*files, *others], allow_patterns=allow_patterns)
+            assert list(kept) == files
+            return str(snapshot)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert resolve_policy("someone/policy") == folder
+
+
+OFFLINE = """
+import sys
+from llmdpd.errors import InputError
+from llmdpd.policy.policy import Policy
+try:
+    Policy.load(sys.argv[1])
+except InputError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize("source", ["someone/no-such-policy", "no/such/folder/here", "nothing here!"])
+def test_a_hub_id_that_cannot_be_had(source: str) -> None:
+    """Offline there is no waiting for a network: one clear error."""
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, source],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no such policy" in done.stdout
+    assert source in done.stdout
+    assert "a policy folder, a run folder, or a Hugging Face hub id" in done.stdout

@@ -1,0 +1,292 @@
+"""Resuming: interrupted at any moment a run ends as if it had never stopped; what does not fit is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from llmdpd.data import save_minari
+from llmdpd.policy.policy import Policy
+from llmdpd.runs import pipeline
+from llmdpd.training.metrics import read_metrics
+from llmdpd.utils.checkpoint import latest_checkpoint
+
+Train = Callable[..., int]
+Contents = Callable[[Path], dict[str, Any]]
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def started(cache_home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the real command in a process of its own; the run folder is tmp_path/run."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llmdpd.train", *options]
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.005)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read_metrics(run / "metrics.jsonl")]
+
+
+def test_a_killed_run_resumed_is_the_straight_run_bit_for_bit(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
+    delay = random.SystemRandom().uniform(0, 1)
+    print(f"killed {delay:.3f} s after the first checkpoint")
+    time.sleep(delay)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    first = latest_checkpoint(run / "checkpoint")
+    assert first is not None
+    assert first.name < "step-00000200"
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+    assert metrics_of(run) == metrics_of(straight_run)
+    assert not list(run.rglob(".*.tmp"))
+
+
+def test_a_live_run_is_not_resumed_by_another_process(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    capsys: pytest.CaptureFixture[str],
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
+    (run / ".policy.0123abcd.tmp").mkdir()  # as if it were writing it just now
+    assert train("--resume", run) == 2
+    assert f"process {process.pid}" in capsys.readouterr().err
+    assert (run / ".policy.0123abcd.tmp").is_dir()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert contents(run) == contents(straight_run)
+    assert not (run / ".lock").exists()
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_straight_run(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
+    process.terminate()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, output
+    assert "saved; go on with: python -m llmdpd.train --resume run" in output
+    assert "stopped by SIGTERM" in output
+    assert "Traceback" not in output
+    checkpoint = latest_checkpoint(run / "checkpoint")
+    assert checkpoint is not None
+    policy = Policy.load(run)
+    assert policy.facts["iterations"] == json.loads((checkpoint / "state.json").read_text())["iteration"]
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+
+
+def test_ctrl_c_in_a_selection_saves_and_the_resumed_run_makes_it(
+    started: Callable[..., subprocess.Popen[str]],
+    tiny_options: list[str],
+    tmp_path: Path,
+    train: Train,
+    straight_run: Path,
+    contents: Contents,
+) -> None:
+    run = tmp_path / "run"
+    process = started("--run-dir", "run", *tiny_options)
+    wait_until(lambda: any(r["iteration"] == 50 for r in read_metrics(run / "metrics.jsonl")), process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, output
+    assert "stopped by SIGINT" in output
+    checkpoint = latest_checkpoint(run / "checkpoint")
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["iteration"] == 50
+    assert state["marks_due"], "the signal came after the selection"
+    assert not (run / "policy_best").exists()
+    assert train("--resume", run) == 0
+    assert contents(run) == contents(straight_run)
+    assert metrics_of(run) == metrics_of(straight_run)
+
+
+def test_a_finished_run_resumed_evaluates_again(run_copy: Path, train: Train, contents: Contents) -> None:
+    before = contents(run_copy)
+    (run_copy / "results.json").unlink()
+    command = json.loads((run_copy / "meta.json").read_text())["command"]
+    assert train("--resume", run_copy, "--evaluation.episodes", 1) == 0
+    after = contents(run_copy)
+    assert [record["episodes"] for record in after["results"]] == [1] * len(before["results"])
+    assert after["config"]["evaluation"]["episodes"] == 1
+    assert json.loads((run_copy / "meta.json").read_text())["command"] == command
+    assert train("--resume", run_copy, "--evaluation.episodes", 2) == 0
+    assert contents(run_copy) == before
+
+
+def test_a_run_is_resumed_from_another_directory(
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    data_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(data_folder)
+    short = ["--training.iterations", 2, "--training.select-every", 0, "--evaluation.max-steps", 2]
+    places = ["--data.path", "train", "--data.prompts", "prompts"]
+    assert train("--run-dir", tmp_path / "run", *tiny_options, *short, *places) == 0
+    times = json.loads((tmp_path / "run" / "meta.json").read_text())["times"]
+    monkeypatch.chdir(tmp_path)
+    assert train("--resume", "run") == 0, capsys.readouterr().err
+    after = json.loads((tmp_path / "run" / "meta.json").read_text())["times"]
+    for name in ("total_seconds", "data_seconds", "evaluation_seconds"):
+        assert after[name] > times[name]
+
+
+def test_what_a_resume_may_not_do(
+    run_copy: Path, tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str], contents: Contents
+) -> None:
+    before = contents(run_copy)
+    wrong: list[tuple[list[object], list[str]]] = [
+        (["--resume", tmp_path / "nowhere"], ["not a run folder", "nowhere"]),
+        (["--resume", run_copy, "--preset", "smoke"], ["own configuration", "--preset", "smoke"]),
+        (["--resume", run_copy, "--run-dir", "x"], ["own configuration and folder", "--run-dir"]),
+        (
+            ["--resume", run_copy, "--agent.lr", 1, "--training.iterations", 300, "--evaluation.episodes", 1],
+            ["another configuration", "agent.lr: 0.0006 → 1.0", "training.iterations: 200 → 300"],
+        ),
+    ]
+    for words, parts in wrong:
+        assert train(*words) == 2
+        error = capsys.readouterr().err
+        for part in parts:
+            assert part in error
+        assert "evaluation.episodes" not in error
+        assert "Traceback" not in error
+    assert contents(run_copy) == before
+
+
+def test_a_configuration_edited_by_hand_is_told(
+    run_copy: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options agree with config.json then; the checkpoint knows better."""
+    config = json.loads((run_copy / "config.json").read_text())
+    config["agent"]["lr"] = 0.5
+    config["evaluation"]["max_steps"] = 16
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert train("--resume", run_copy) == 2
+    error = capsys.readouterr().err
+    assert "config.agent.lr: 0.0006 → 0.5" in error
+    assert "config.evaluation.max_steps: 15 → 16" in error
+    assert "training data" not in error
+
+
+@pytest.mark.parametrize("which", ["training data", "example data", "text embeddings"])
+def test_other_inputs_than_the_checkpoints_are_told(
+    which: str,
+    tmp_path: Path,
+    train: Train,
+    tiny_options: list[str],
+    metaworld_data: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, every = tmp_path / "run", ("reach-v3", "push-v3", "door-lock-v3")
+    for name in ("path", "prompts"):
+        save_minari(metaworld_data(every), tmp_path / name)
+    short = ["--training.iterations", 2, "--training.select-every", 0, "--evaluation.max-steps", 2]
+    places = ["--data.path", tmp_path / "path", "--data.prompts", tmp_path / "prompts"]
+    assert train("--run-dir", run, *tiny_options, *short, *places) == 0
+    prompts = (run / "prompts.json").read_bytes()
+    capsys.readouterr()
+    if which == "text embeddings":
+        embed = pipeline.embed_tasks
+
+        def other(*arguments: Any) -> Any:
+            texts = embed(*arguments)
+            return dataclasses.replace(texts, vectors={text: v + 1e-6 for text, v in texts.vectors.items()})
+
+        monkeypatch.setattr(pipeline, "embed_tasks", other)
+    else:
+        name = "path" if which == "training data" else "prompts"
+        save_minari(metaworld_data(every, seed=9, first_seed=50), tmp_path / name)
+    assert train("--resume", run) == 2
+    error = capsys.readouterr().err
+    assert "not what its checkpoint learned from" in error
+    told = ("training data", "example data", "text embeddings", "config.")
+    assert [part for part in told if part in error] == [which]
+    assert (run / "prompts.json").read_bytes() == prompts
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "format", "other sizes"])
+def test_a_damaged_checkpoint_is_told(
+    damage: str, run_copy: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint,) = (run_copy / "checkpoint").iterdir()
+    file = checkpoint / "networks.safetensors"
+    if damage == "missing":
+        file.unlink()
+        parts = ["missing", str(file)]
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-10])
+        parts = ["broken", str(file)]
+    elif damage == "format":
+        state = json.loads((checkpoint / "state.json").read_text())
+        (checkpoint / "state.json").write_text(json.dumps({**state, "format": 99}))
+        parts = ["another format version", "99", "expected: 1"]
+    else:
+        tensors = safetensors.torch.load_file(file)
+        tensors["critic/q1.0.weight"] = torch.zeros(3, 3)
+        safetensors.torch.save_file(tensors, file)
+        parts = ["does not fit", "q1.0.weight", "[3, 3]"]
+    assert train("--resume", run_copy) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+    assert run_copy.is_dir()

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from llmdpd import tasks as envs
+from llmdpd.errors import InputError
+from llmdpd.tasks import ML45_TEST, ML45_TRAIN, TASKS, base_name, check_task, is_metaworld
+
+
+def test_static_names_are_metaworlds_own() -> None:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS, ML45_V3
+    from metaworld.policies import ENV_POLICY_MAP
+
+    assert set(TASKS) == set(ALL_V3_ENVIRONMENTS) == set(ENV_POLICY_MAP)
+    assert len(TASKS) == 50
+    assert set(ML45_TEST) == set(ML45_V3["test"])
+    assert set(ML45_TRAIN) == set(ML45_V3["train"])
+    assert len(ML45_TRAIN) == 45
+
+
+@pytest.mark.parametrize("name", ["sweep-into", "sweep-into-v1", "sweep-into-v2", "sweep-into-v3", " sweep-into "])
+def test_check_task_accepts_every_spelling(name: str) -> None:
+    assert check_task(name) == "sweep-into-v3"
+    assert is_metaworld(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("push-v3", "push"), ("hopper-v5", "hopper"), ("push", "push"), ("x-v2-v10", "x-v2"), ("a-v", "a-v")],
+)
+def test_a_name_without_its_version(name: str, base: str) -> None:
+    assert base_name(name) == base
+
+
+def test_check_task_offers_the_nearest_names() -> None:
+    assert not is_metaworld("box-clse")
+    with pytest.raises(InputError, match=r"unknown Meta-World task 'box-clse'") as caught:
+        check_task("box-clse")
+    assert caught.value.hint is not None
+    assert "box-close-v3" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "hopper", "sweep-into-v4", "Sweep-Into"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(InputError):
+        check_task(name)
+
+
+def test_seed_ranges_are_disjoint_and_ordered() -> None:
+    assert 0 < envs.COLLECTION_SEED_END <= envs.EVALUATION_SEED_START < envs.SELECTION_SEED_START
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, llmdpd.tasks, llmdpd.tasks.simulation.worker; "
+        "import llmdpd.tasks.simulation.rollout, llmdpd.tasks.simulation.render; "
+        "print(sorted({'torch', 'metaworld', 'gymnasium', 'mujoco'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.tasks.simulation.processes import Death, Worker, WorkerDiedError, WorkerError, map_unordered
+from llmdpd.utils.cores import usable_cores
+
+IsRunning = Callable[[int], bool]
+
+
+@pytest.fixture
+def wait_until_gone(is_running: IsRunning) -> IsRunning:
+    def wait(pid: int) -> bool:
+        end = time.monotonic() + 20.0
+        while is_running(pid) and time.monotonic() < end:
+            time.sleep(0.02)
+        return not is_running(pid)
+
+    return wait
+
+
+def ask(worker: Worker, method: str, *arguments: object) -> object:
+    worker.call("tag", method, *arguments)
+    tag, value = worker.receive()
+    assert tag == "tag"
+    return value
+
+
+@pytest.fixture
+def worker(toys: str):  # type: ignore[no-untyped-def]
+    worker = Worker(0, f"{toys}:Probe", ("a", 1))
+    yield worker
+    worker.stop()
+
+
+def test_a_worker_answers_in_order(worker: Worker) -> None:
+    for number in range(5):
+        worker.call(number, "square", number)
+    assert [worker.receive() for _ in range(5)] == [(n, (("a", 1), n * n)) for n in range(5)]
+    assert not worker.pending
+
+
+def test_a_worker_has_one_thread_no_torch_and_the_parents_import_path(worker: Worker) -> None:
+    assert ask(worker, "environment", "OMP_NUM_THREADS") == "1"
+    assert ask(worker, "modules", "torch") == []
+    assert "llmdpd.tasks.simulation.worker" in ask(worker, "modules", "llmdpd")  # type: ignore[operator]
+    assert ask(worker, "pid") == worker.pid != os.getpid()
+
+
+def test_a_worker_ignores_ctrl_c(worker: Worker) -> None:
+    assert ask(worker, "interrupt_self") == "alive"
+
+
+def test_an_exception_comes_home_once_with_its_traceback(worker: Worker) -> None:
+    worker.call(1, "fail", "other")
+    worker.call(2, "square", 3)
+    with pytest.raises(WorkerError, match=r"(?s)worker 0.*Traceback.*in fail.*ArithmeticError: broken probe"):
+        worker.receive()
+    assert worker.receive() == (2, (("a", 1), 9))
+
+
+def test_an_input_error_comes_home_as_itself(worker: Worker) -> None:
+    worker.call(1, "fail", "input")
+    with pytest.raises(InputError) as caught:
+        worker.receive()
+    assert caught.value.field == "x"
+
+
+def test_a_dead_worker_is_noticed_and_replaced(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    pid = worker.pid
+    worker.call("first", "square", 2)
+    assert worker.receive()[0] == "first"
+    worker.call("second", "sleep", 60)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError):
+        worker.receive()
+    assert list(worker.pending) == ["second"]
+    with caplog.at_level(logging.WARNING):
+        death = worker.replace()
+    assert death == Death(0, pid, -signal.SIGKILL)
+    assert "signal 9" in caplog.text
+    assert ask(worker, "pid") == worker.pid != pid
+
+
+def test_calls_to_a_dead_worker_do_not_raise(worker: Worker, wait_until_gone: IsRunning) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+    assert wait_until_gone(worker.pid)
+    worker.call("late", "square", 1)
+    with pytest.raises(WorkerDiedError):
+        worker.receive()
+    assert list(worker.pending) == ["late"]
+
+
+def test_stop_ends_a_busy_worker(toys: str, is_running: IsRunning) -> None:
+    worker = Worker(0, f"{toys}:Probe", ())
+    worker.call(0, "sleep", 60)
+    worker.stop()
+    assert not is_running(worker.pid)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_workers_leave_when_their_parent_is_killed(
+    toys: str, busy: bool, is_running: IsRunning, wait_until_gone: IsRunning
+) -> None:
+    code = f"""
+import sys, time
+sys.path[:] = {sys.path!r}
+from llmdpd.tasks.simulation.processes import Worker
+workers = [Worker(n, "{toys}:Probe", ()) for n in range(2)]
+for worker in workers:
+    worker.call(0, "pid")
+    print(worker.receive()[1], flush=True)
+    if {busy}:
+        worker.call(0, "sleep", 0.5)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(is_running(pid) for pid in pids)
+        parent.kill()
+    assert all(wait_until_gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_map_unordered_gives_every_result(toys: str, workers: int) -> None:
+    results = dict(map_unordered(f"{toys}:Probe", (), "square", [(n,) for n in range(20)], workers=workers))
+    assert results == {n: ((), n * n) for n in range(20)}
+
+
+def test_map_unordered_of_nothing_starts_nothing(toys: str) -> None:
+    assert list(map_unordered("no.such.module:thing", (), "square", [])) == []
+
+
+def test_map_unordered_redoes_what_a_dead_worker_owed(toys: str, tmp_path: Path) -> None:
+    items = [(str(tmp_path / f"flag{n % 3 == 0 and n}"), n) for n in range(7)]
+    deaths: list[Death] = []
+    results = dict(map_unordered(f"{toys}:Probe", (), "once", items, workers=1, deaths=deaths))
+    assert results == {n: n for n in range(7)}
+    # Items 0 and all not divisible by 3 share a flag ("flagFalse"; 0 has "flag0"): flags 0, False, 3, 6.
+    assert [death.exit_code for death in deaths] == [7] * 4
+
+
+def test_map_unordered_gives_up_on_a_deadly_item(toys: str) -> None:
+    deaths: list[Death] = []
+    with pytest.raises(RuntimeError, match=r"3 workers died of .*exit code 9"):
+        list(map_unordered(f"{toys}:Probe", (), "always", [()], workers=1, deaths=deaths))
+    assert len(deaths) == 3
+
+
+def test_map_unordered_raises_a_workers_exception(toys: str) -> None:
+    with pytest.raises(WorkerError, match="broken probe"):
+        list(map_unordered(f"{toys}:Probe", (), "fail", [("other",)] * 5, workers=2))
+
+
+def test_map_unordered_stops_its_workers_when_left_early(toys: str, is_running: IsRunning) -> None:
+    results = map_unordered(f"{toys}:Probe", (), "pid", [()] * 50, workers=2)
+    pids = {next(results)[1] for _ in range(5)}
+    results.close()  # type: ignore[attr-defined]
+    assert all(not is_running(pid) for pid in pids)
+
+
+def test_a_factory_that_fails_is_reported() -> None:
+    with pytest.raises(WorkerError, match="no_such_module"):
+        list(map_unordered("no_such_module:thing", (), "square", [(1,)], workers=1))
+
+
+def test_usable_cores_are_those_of_the_process() -> None:
+    assert usable_cores() == len(os.sched_getaffinity(0))

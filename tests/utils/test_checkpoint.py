@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from llmdpd.errors import InputError
+from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+
+
+class Kill(BaseException):
+    """SIGKILL: nothing runs after it."""
+
+
+@dataclass
+class Toy:
+    """Two networks and two optimisers of different kinds, one of them without any state yet."""
+
+    width: int = 3
+    modules: dict[str, nn.Module] = field(init=False)
+    optimizers: dict[str, torch.optim.Optimizer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = {"one": nn.Linear(2, self.width), "two": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))}
+        self.optimizers = {
+            "adam": torch.optim.AdamW(self.modules["one"].parameters(), 0.1, fused=True),
+            "sgd": torch.optim.SGD(self.modules["two"].parameters(), 0.1, momentum=0.9),
+        }
+
+    def step(self, names: tuple[str, ...] = ("adam", "sgd")) -> None:
+        loss = sum(module(torch.randn(4, 2)).square().sum() for module in self.modules.values())
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        for name in names:
+            self.optimizers[name].step()
+
+    def flat(self) -> list[torch.Tensor]:
+        return [t.detach().clone() for module in self.modules.values() for t in module.state_dict().values()]
+
+
+@pytest.fixture
+def toy(rng: np.random.Generator) -> Toy:
+    toy = Toy()
+    toy.step(("adam",))
+    return toy
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Files can't grow beyond `limit` bytes: a write beyond is an OSError, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_everything_comes_back_bit_for_bit(toy: Toy, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, toy, 7, {"sampler": {"a": 2**100}, "best_score": None})
+    toy.step()
+    toy.step()
+    after, draws = toy.flat(), torch.rand(5)
+    other = Toy()
+    for _ in range(3):
+        other.step()
+    assert path == latest_checkpoint(tmp_path)
+    load_checkpoint(path, other)
+    state = read_state(path)
+    assert (state["iteration"], state["sampler"], state["best_score"]) == (7, {"a": 2**100}, None)
+    assert not other.optimizers["sgd"].state_dict()["state"], "an optimiser that had no state has none again"
+    other.step()
+    other.step()
+    assert all(torch.equal(a, b) for a, b in zip(other.flat(), after, strict=True))
+    assert torch.equal(torch.rand(5), draws)
+
+
+def test_there_is_one_checkpoint_the_newest(toy: Toy, tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "none") is None
+    for iteration in (5, 100, 1000):
+        save_checkpoint(tmp_path, toy, iteration, {})
+        assert [p.name for p in tmp_path.iterdir()] == [f"step-{iteration:08d}"]
+    save_checkpoint(tmp_path, toy, 1000, {"again": True})
+    assert read_state(tmp_path / "step-00001000")["again"]
+
+
+def test_what_a_kill_leaves_is_no_checkpoint(toy: Toy, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, toy, 5, {})
+    (tmp_path / ".step-00000010.abc.tmp").mkdir()
+    assert latest_checkpoint(tmp_path) == path
+
+
+def test_a_kill_while_the_same_iteration_is_saved_again_loses_nothing(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run that is stopped before its first step writes the checkpoint that it came from."""
+    path = save_checkpoint(tmp_path, toy, 5, {"marks_due": True})
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    real = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        real(source, target)
+        if str(target).endswith(".old"):
+            raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmdpd.utils.files.os.replace", killed)
+        patch.setattr("llmdpd.utils.files.recover_directory", lambda path: None)
+        patch.setattr("llmdpd.utils.files.shutil.rmtree", lambda *arguments, **options: None)
+        with pytest.raises(Kill):
+            save_checkpoint(tmp_path, toy, 5, {"marks_due": True})
+    assert not path.exists()
+    assert latest_checkpoint(tmp_path) == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+@pytest.mark.parametrize("limit", [0, 100, 400, 1500])
+def test_a_full_disk_leaves_the_old_one_whole(toy: Toy, tmp_path: Path, limit: int) -> None:
+    path = save_checkpoint(tmp_path, toy, 5, {})
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert limit < max(map(len, before.values()))
+    with full_disk(limit), pytest.raises(InputError) as error:
+        save_checkpoint(tmp_path, toy, 10, {})
+    assert "File too large" in str(error.value)
+    assert f"{path} is whole" in str(error.value)
+    assert f"--resume {tmp_path.parent}" in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    load_checkpoint(path, Toy())
+
+
+def test_a_full_disk_at_the_first_checkpoint(toy: Toy, tmp_path: Path) -> None:
+    with full_disk(10), pytest.raises(InputError, match="there is no older checkpoint"):
+        save_checkpoint(tmp_path, toy, 10, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_disk_at_the_rename(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_checkpoint(tmp_path, toy, 5, {})
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmdpd.utils.files.os.replace", refuse)
+        with pytest.raises(InputError, match="No space left"):
+            save_checkpoint(tmp_path, toy, 10, {})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["networks", "optimizers", "random"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "empty"])
+def test_a_damaged_file_is_named(toy: Toy, tmp_path: Path, name: str, damage: str) -> None:
+    path = save_checkpoint(tmp_path, toy, 5, {})
+    file = path / f"{name}.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(content[:-3] if damage == "cut off" else b"")
+    with pytest.raises(InputError) as error:
+        load_checkpoint(path, Toy())
+    assert error.value.path == str(file)
+    assert ("missing" if damage == "missing" else "broken") in error.value.problem
+
+
+def test_another_network_does_not_fit(toy: Toy, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, toy, 5, {})
+    with pytest.raises(InputError) as error:
+        load_checkpoint(path, Toy(width=4))
+    assert error.value.field == "bias"
+    assert (error.value.found, error.value.expected) == ([3], [4])
+
+
+@pytest.mark.parametrize("content", ['{"format": 2}', "[]", '{"iteration": 3}', "{", None])
+def test_state_of_another_format_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "state.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        read_state(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_state_is_plain_json(toy: Toy, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, toy, 5, {"best_score": 0.25})
+    assert json.loads((path / "state.json").read_text()) == {"format": 1, "iteration": 5, "best_score": 0.25}

@@ -1,0 +1,406 @@
+"""Writing whole or not at all: exceptions, a disk that is full, a kill between the two renames."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.utils import files
+from llmdpd.utils.files import (
+    atomic_directory,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    atomic_writer,
+    file_sha256,
+    process_lock,
+    read_json,
+    recover_directory,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "a.txt"
+    atomic_write_text(path, "grüße\n")
+    assert path.read_bytes() == "grüße\n".encode()
+    atomic_write_bytes(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    atomic_write_json(path, {"b": [1, None, "ä"]})
+    assert read_json(path) == {"b": [1, None, "ä"]}
+    assert path.read_text().endswith("\n")
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_result_is_as_readable_as_any_file_and_folder(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic_write_text(tmp_path / "a", "")
+        with atomic_directory(tmp_path / "b"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_keeps_the_old_file(tmp_path: Path, failure: type[BaseException]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def half_written() -> None:
+        with atomic_writer(path) as temporary:
+            temporary.write_text("half of the n")
+            assert path.read_text() == "old"
+            raise failure
+
+    with pytest.raises(failure):
+        half_written()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [1, float("-inf")]}, {"a": object()}])
+def test_what_is_not_json_is_refused_before_the_file_is_touched(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises((ValueError, TypeError)):
+        atomic_write_json(path, value)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def no_space(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_no_space_at_any_step_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, step, no_space)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write_text(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    from pathlib import Path
+    from llmdpd.utils.files import atomic_directory, atomic_write_bytes
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the write fails with EFBIG
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    folder = Path(sys.argv[1])
+    for number in range(2):
+        try:
+            if number:
+                with atomic_directory(folder / "run") as temporary:
+                    (temporary / "small").write_bytes(b"new")
+                    (temporary / "large").write_bytes(bytes(200_000))
+            else:
+                atomic_write_bytes(folder / "a.bin", bytes(200_000))
+        except OSError as error:
+            print("refused", error.errno)
+"""
+
+
+def test_a_write_that_the_system_cuts_short_keeps_the_old_ones(tmp_path: Path) -> None:
+    """A real limit of the operating system: the data is written in part, then the write fails."""
+    (tmp_path / "a.bin").write_bytes(b"old")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "small").write_bytes(b"old")
+    script = textwrap.dedent(FULL_DISK)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split("\n")[:2] == [f"refused {errno.EFBIG}"] * 2
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert names(tmp_path / "run") == ["small"]
+    assert (tmp_path / "run" / "small").read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin", "run"]
+
+
+def test_a_folder_is_written_and_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.v1"
+    with atomic_directory(path) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a").write_text("1")
+        assert not path.exists()
+    assert (path / "sub" / "a").read_text() == "1"
+    with atomic_directory(path) as temporary:
+        (temporary / "b").write_text("2")
+        assert (path / "sub" / "a").read_text() == "1"
+    assert names(path) == ["b"]
+    assert names(path.parent) == ["run.v1"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_keeps_the_old_folder(tmp_path: Path, failure: type[BaseException]) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "a").write_text("old")
+
+    def half_written() -> None:
+        with atomic_directory(path) as temporary:
+            (temporary / "a").write_text("new")
+            raise failure
+
+    with pytest.raises(failure):
+        half_written()
+    assert (path / "a").read_text() == "old"
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_rename_that_fails_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    """Also the second one, when the old folder is already out of the way."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "a").write_text("old")
+    real, calls = os.replace, iter(range(10))
+
+    def replace(source: Any, target: Any) -> None:
+        if next(calls) == which:
+            no_space()
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with pytest.raises(OSError, match="No space"), atomic_directory(path) as temporary:
+        (temporary / "a").write_text("new")
+    monkeypatch.undo()
+    assert (path / "a").read_text() == "old"
+    assert names(tmp_path) == ["run"]
+
+
+KILLED = """
+    import os, sys
+    from llmdpd.utils import files
+
+    real, calls = os.replace, iter(range(10))
+    def replace(source, target):
+        if next(calls) == 1:
+            os._exit(9)  # between the two renames
+        real(source, target)
+    files.os.replace = replace
+    with files.atomic_directory(sys.argv[1]) as temporary:
+        (temporary / "a").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("name", ["run", "run.v1", "run[1]*?"])
+def test_a_kill_between_the_renames_is_recovered(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.mkdir()
+    (path / "a").write_text("old")
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(path)], timeout=60)
+    assert done.returncode == 9
+    assert not path.exists()
+    recover_directory(path)
+    assert (path / "a").read_text() == "old"
+    recover_directory(path)  # nothing more to do
+    assert (path / "a").read_text() == "old"
+
+
+SLOW_WRITER = """
+    import os, sys, time
+    from llmdpd.utils import files
+
+    real, calls = os.replace, iter(range(10))
+    def replace(source, target):
+        if next(calls) == 1:
+            print("between", flush=True)
+            time.sleep(0.5)
+        real(source, target)
+    files.os.replace = replace
+    with files.atomic_directory(sys.argv[1]) as temporary:
+        (temporary / "a").write_text("new")
+"""
+
+
+def test_a_writer_between_the_renames_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "a").write_text("old")
+    script = textwrap.dedent(SLOW_WRITER)
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "between\n"
+        recover_directory(path)
+        assert (path / "a").read_text() == "new"
+        assert writer.wait(60) == 0
+    assert names(tmp_path) == ["run"]
+
+
+def test_the_next_write_recovers_too(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "a").write_text("old")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(path)], timeout=60)
+    with atomic_directory(path) as temporary:
+        assert (path / "a").read_text() == "old"
+        (temporary / "b").write_text("new")
+    assert names(path) == ["b"]
+    assert not list(tmp_path.glob(".run.*.old"))
+
+
+def test_recovery_keeps_out_of_folders_of_longer_names(tmp_path: Path) -> None:
+    """`run.best` that a kill left under its temporary name is neither `run`'s to delete nor to take."""
+    left = tmp_path / ".run.best.abcd1234.old"
+    left.mkdir()
+    (left / "a").write_text("best")
+    recover_directory(tmp_path / "run")
+    assert names(tmp_path) == [left.name]
+    with atomic_directory(tmp_path / "run") as temporary:
+        (temporary / "a").write_text("run")
+    assert (left / "a").read_text() == "best"
+    recover_directory(tmp_path / "run.best")
+    assert (tmp_path / "run.best" / "a").read_text() == "best"
+
+
+def test_a_file_where_a_folder_should_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="folder") as error, atomic_directory(path):
+        pass
+    assert error.value.path == str(path)
+    assert path.read_text() == "mine"
+    assert names(tmp_path) == ["run"]
+
+
+def test_read_json_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(InputError, match="not found") as error:
+        read_json(path)
+    assert error.value.path == str(path)
+    for broken in (b'{"a": 1', b"\xff\xfe\x00", b""):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="not a JSON file") as error:
+            read_json(path)
+        assert error.value.path == str(path)
+    path.write_text(json.dumps([1, 2]))
+    assert read_json(path) == [1, 2]
+
+
+def test_read_json_of_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read") as error:
+        read_json(tmp_path)
+    assert error.value.path == str(tmp_path)
+
+
+HOLDER = """
+    import sys, time
+    from llmdpd.utils.files import process_lock
+
+    def busy(holder):
+        raise SystemExit(f"held by {holder}")
+    with process_lock(sys.argv[1], busy):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(path: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(path), str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_keeps_others_out_and_names_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lock"
+    holder = hold(path, 0.5)
+    seen: list[int | None] = []
+    with process_lock(path, seen.append):
+        assert holder.wait(60) == 0, "the lock came before it was free"
+        assert int(path.read_text()) == os.getpid()
+    holder.communicate()
+    assert holder.pid in seen
+    assert set(seen) <= {holder.pid, None}
+    assert names(tmp_path / "deep") == []
+
+
+def test_a_lock_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "lock", 600)
+    holder.kill()
+    holder.communicate()
+    assert names(tmp_path) == ["lock"]
+    with process_lock(tmp_path / "lock", lambda pid: pytest.fail(f"held by {pid}")):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_whoever_waits_may_give_up(tmp_path: Path) -> None:
+    def give_up(pid: int | None) -> None:
+        raise InputError("busy", found=pid)
+
+    with process_lock(tmp_path / "lock", give_up):
+        with pytest.raises(InputError) as error, process_lock(tmp_path / "lock", give_up):
+            pass
+        assert error.value.found == os.getpid()
+        assert names(tmp_path) == ["lock"]
+
+
+CROWD = """
+    import sys
+    from pathlib import Path
+    from llmdpd.utils.files import process_lock
+
+    lock, counter = Path(sys.argv[1]) / "lock", Path(sys.argv[1]) / "counter"
+    for _ in range(100):
+        with process_lock(lock, lambda pid: None):
+            value = int(counter.read_text())
+            counter.write_text(str(value + 1))
+"""
+
+
+def test_no_two_hold_a_lock_that_is_removed_and_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    command = [sys.executable, "-c", textwrap.dedent(CROWD).replace("import sys", QUICK), str(tmp_path)]
+    crowd = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(60) for process in crowd] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "300"
+    assert names(tmp_path) == ["counter"]
+
+
+QUICK = "import sys; from llmdpd import files; files._LOCK_POLL_SECONDS = 0.0001"
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with process_lock(tmp_path / "lock", lambda pid: None):
+        pass
+    assert "no locks" in caplog.text
+    with atomic_directory(tmp_path / "folder"):
+        pass
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 22, (1 << 22) + 7])
+def test_the_hash_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "f").write_bytes(content)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
