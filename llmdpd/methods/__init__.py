@@ -1,1 +1,32 @@
-"""One file or folder for each method: configuration, network, losses, preset, checks, registration."""
+"""One file or folder for each method: configuration, network, losses, preset, checks; found by name in `METHODS`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmdpd.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from llmdpd.methods.base import Learner
+
+METHODS: Registry[type[Learner]] = Registry(
+    "method",
+    "llmdpd.methods",
+    {
+        "llmdpd": "llmdpd.methods.llmdpd.method:LLMDPD",
+        "trajectory-diffusion": "llmdpd.methods.trajectory_diffusion.method:TrajectoryDiffusion",
+        "diffusion-ql": "llmdpd.methods.diffusion_ql:DiffusionQL",
+        "diffusion-bc": "llmdpd.methods.diffusion_bc:DiffusionBC",
+        "bc": "llmdpd.methods.bc:BC",
+        "td3-bc": "llmdpd.methods.td3_bc.method:TD3BC",
+        "rad": "llmdpd.methods.td3_bc.method:RAD",
+        "s4rl": "llmdpd.methods.td3_bc.method:S4RL",
+        "cql": "llmdpd.methods.cql:CQL",
+        "dt": "llmdpd.methods.decision_transformer.method:DT",
+        "prompt-dt": "llmdpd.methods.decision_transformer.method:PromptDT",
+        "mtdiff": "llmdpd.methods.mtdiff.method:MTDiff",
+        "lamo": "llmdpd.methods.lamo.method:LaMo",
+        "sac": "llmdpd.methods.sac:SAC",
+    },
+)
+"""The methods by name; an installed package adds its own by an entry point of this group, or by `register`."""

@@ -1,15 +1,27 @@
-"""What agents share: an acting policy, its optimiser and EMA, an iteration in three parts."""
+"""`Method`: what learns, by which losses, and the configuration and the network that belong to it.
+
+A method has one home: a module or folder of `llmdpd.methods` with its configuration (`Method.Config`), its network
+(`Method.build_network`), its losses (`Method.learn`), what it makes of a preset (`MethodConfig.from_preset`) and its
+checks. `llmdpd.methods.METHODS` finds it by name.
+
+An iteration is three parts: `schedule` and `follow` decide by the iteration's number, on the host; `learn` is the work
+of the device, the same at every iteration, so that a CUDA graph can hold it.
+"""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from llmdpd.data.augmentation import AugmentationConfig
+from llmdpd.errors import InputError, located
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.optimisation import (
     OptimisationConfig,
@@ -20,64 +32,225 @@ from llmdpd.methods.optimisation import (
     rate_tensor,
     set_rate,
 )
-from llmdpd.nn.context import Condition, EncodedPrompts
-from llmdpd.nn.policy_network import PromptedNetwork
+from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
+from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces
+from llmdpd.tasks.specs import TaskSpec
+from llmdpd.utils.bounds import Count
+from llmdpd.utils.plain import Named
 
-Network = TypeVar("Network", bound=PromptedNetwork)
-Config = TypeVar("Config", bound=OptimisationConfig)
+Network = TypeVar("Network", bound=PolicyNetwork)
+Config = TypeVar("Config", bound="OfflineConfig")
+Clone = Literal["executed", "expert"]
 
 
-class Agent(ABC, Generic[Network, Config]):
-    """A policy that learns; one file a method says by which losses (`learn`).
+@dataclass(frozen=True)
+class Start:
+    """What a preset gives to whichever method starts from it.
+
+    diffusion: its configuration of policy diffusion, an `LLMDPDConfig`. trajectory_diffusion: likewise.
+    """
+
+    diffusion: Any
+    trajectory_diffusion: Any
+
+    @property
+    def promptless(self) -> ContextConfig:
+        """The preset's context without prompts."""
+        context: ContextConfig = self.diffusion.network.context
+        return replace(context, text=False, trajectory=False, text_dropout=0.0, trajectory_dropout=0.0)
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """The preset's batches."""
+        return {name: getattr(self.diffusion, name) for name in ("batch_size", "prompts_per_batch")}
+
+
+@dataclass(frozen=True)
+class MethodConfig(Named):
+    """The configuration of a method: its network, how its policy acts, and how it learns."""
+
+    network: NetworkConfig
+    """The policy's network."""
+    acting: ActingConfig
+    """How the trained policy acts."""
+    batch_size: Count = 256
+    """Transitions an iteration."""
+
+    @classmethod
+    def by_name(cls, name: str) -> type[Named]:
+        from llmdpd.methods import METHODS
+
+        return METHODS[name].Config
+
+    @classmethod
+    @abstractmethod
+    def from_preset(cls, start: Start) -> MethodConfig:
+        """The configuration with which the method starts from a preset."""
+
+    @property
+    def cloned(self) -> Clone:
+        """The actions that are cloned: the executed ones, or the expert's in the visited states."""
+        return "executed"
+
+    @property
+    def choosing_critic(self) -> bool:
+        """Whether critics are trained that can choose among several samples."""
+        return False
+
+    def check(self) -> None:
+        """Raise `InputError` for fields that do not fit each other."""
+        with located(field="acting"):
+            self.acting.check_network(self.network)
+
+    def check_run(self, spec: TaskSpec, iterations: int) -> None:
+        """Raise `InputError` for what does not fit the tasks, which are alike, or the length of the run."""
+
+    def resolved(self) -> MethodConfig:
+        """The configuration with what depends on this machine made explicit, such as absolute paths."""
+        return self
+
+    def require(self) -> None:
+        """Raise `InputError` for a package or a file that the method needs and that is not here."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What it learns from beside the training data, as JSON: a resumed run must find the same."""
+        return {}
+
+
+@dataclass(frozen=True)
+class OfflineConfig(OptimisationConfig, MethodConfig):
+    """What methods have that learn from a data set."""
+
+    prompts_per_batch: Count = 1
+    """Prompts in a batch, each of one task and over its own share of the transitions; Algorithm 1 takes 1."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Random changes of states and demonstration together; Meta-World's layout alone."""
+
+    def check(self) -> None:
+        super().check()
+        if self.batch_size % self.prompts_per_batch:
+            raise InputError(
+                "the batch cannot be shared out evenly",
+                field="batch_size",
+                found=self.batch_size,
+                expected=f"a multiple of {self.prompts_per_batch} (prompts_per_batch)",
+                hint=f"for example {max(round(self.batch_size / self.prompts_per_batch), 1) * self.prompts_per_batch}",
+            )
+
+    def check_run(self, spec: TaskSpec, iterations: int) -> None:
+        augmentation, features = self.augmentation, self.network.context_config().features
+        if augmentation.active and not spec.has_success:
+            raise InputError(
+                "only Meta-World's geometry can be augmented",
+                field="augmentation",
+                found=f"{augmentation} for {spec.task}",
+                expected="no augmentation in locomotion",
+            )
+        if (augmentation.rotate or augmentation.mirror) and features != "relative":
+            raise InputError(
+                "rotated and mirrored scenes need features that are independent of orientation",
+                field="network.context.features",
+                found=features,
+                expected="relative, or augmentation.rotate and augmentation.mirror of 0",
+            )
+
+
+class Learner(ABC):
+    """What the training loop trains, and what a checkpoint holds of it."""
+
+    Config: ClassVar[type[MethodConfig]]
+    online: ClassVar[bool] = False
+    """Whether it learns in the environments themselves, from no data set."""
+
+    @property
+    @abstractmethod
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Every network by name: with the optimisers, the schema of a checkpoint."""
+
+    @property
+    @abstractmethod
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Every optimiser by name."""
+
+    @property
+    @abstractmethod
+    def acting_network(self) -> PolicyNetwork:
+        """The network that acts, as it is now."""
+
+    @property
+    def acting_critic(self) -> nn.Module | None:
+        """The critics that choose among several samples; None where there are none."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def build_network(cls, spaces: Spaces, config: Any) -> PolicyNetwork:
+        """The policy's network.
+
+        Args:
+            spaces: what it is built for. config: its configuration, as `Config.network`.
+        """
+
+    @classmethod
+    def network_config(cls) -> type[NetworkConfig]:
+        """The class of the network's configuration."""
+        kind: type[NetworkConfig] = get_type_hints(cls.Config)["network"]
+        return kind
+
+    @classmethod
+    def acting_config(cls) -> type[ActingConfig]:
+        """The class of the acting's configuration."""
+        kind: type[ActingConfig] = get_type_hints(cls.Config)["acting"]
+        return kind
+
+    @abstractmethod
+    def update(self, batch: Any, iteration: int) -> dict[str, Tensor]:
+        """One iteration, counted from 0. Returns metrics, scalar tensors on the device."""
+
+
+class Method(Learner, Generic[Network, Config]):
+    """A method that learns from a data set; one file says by which losses (`learn`).
 
     Args:
-        policy: the networks.
+        network: the policy's.
         config: the method's options.
         iterations: length of the run, for the learning-rate schedule.
     """
 
-    def __init__(self, policy: Network, config: Config, iterations: int) -> None:
-        self.config, self.iterations, self.policy = config, iterations, policy
-        self.ema_policy = self._copy(policy).eval().requires_grad_(False)
-        self.modules: dict[str, nn.Module] = {"policy": policy, "ema_policy": self.ema_policy}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+    same_work = True
+    """Whether `learn` does the same at every iteration, so that a CUDA graph can hold it."""
+
+    def __init__(self, network: Network, config: Config, iterations: int) -> None:
+        self.config, self.iterations, self.policy = config, iterations, network
+        self.ema_policy = self._copy(network).eval().requires_grad_(False)
+        self._modules: dict[str, nn.Module] = {"policy": network, "ema_policy": self.ema_policy}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._rates: dict[str, float] = {}
+        # Kept: walking through the modules costs the host a tenth of an iteration.
+        self._parameters: dict[str, list[nn.Parameter]] = {}
         self._optimise_policy()
 
-    def _copy(self, policy: Network) -> Network:
-        """The network that the EMA is kept in."""
-        return copy.deepcopy(policy)
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return self._modules
 
-    def _optimise_policy(self) -> None:
-        """Make the policy's optimiser."""
-        self._optimise("policy", list(self.policy.parameters()), self.config.lr, self.config.weight_decay)
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return self._optimizers
 
-    def _optimise(self, name: str, parameters: list[nn.Parameter], rate: float, decay: float = 0.0) -> None:
-        """Make the optimiser of these parameters, which follows the schedule of rates."""
-        device = parameters[0].device
-        self._rates[f"{name}_optimizer"] = rate
-        self.optimizers[f"{name}_optimizer"] = torch.optim.AdamW(
-            parameters, rate_tensor(rate, device), weight_decay=decay, fused=True, capturable=device.type == "cuda"
-        )
-
-    def _add(self, name: str, module: nn.Module, rate: float) -> None:
-        """A further network that learns, `name`, with a target of its own, `target_NAME`."""
-        self.modules[name] = module
-        self._add_target(name, module)
-        self._optimise(name, list(module.parameters()), rate)
-
-    def _add_target(self, name: str, module: nn.Module) -> None:
-        self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
+    @property
+    def acting_network(self) -> Network:
+        return self.ema_policy
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
-        """One iteration on one batch; iteration counts from 0. Returns metrics, scalar tensors on the device."""
         self.schedule(iteration)
         metrics = self.learn(batch)
         self.follow(iteration)
         return metrics
 
     def schedule(self, iteration: int) -> None:
-        """The learning rates of the iteration."""
+        """Write the learning rates of the iteration where the optimisers read them."""
         factor = rate_factor(self.config, iteration, self.iterations)
         for name, optimizer in self.optimizers.items():
             set_rate(optimizer, self._rates[name] * factor)
@@ -87,11 +260,10 @@ class Agent(ABC, Generic[Network, Config]):
         """Every loss and gradient step: the work of the device."""
 
     def follow(self, iteration: int) -> None:
-        """The EMA's step after the iteration, at its marks."""
+        """The EMA's step after the iteration, at its marks: a copy before `ema_start`, then an average."""
         rate = ema_rate(self.config, iteration)
         if rate is not None:
-            target, source = self.modules["ema_policy"], self.modules["policy"]
-            lerp(list(target.parameters()), list(source.parameters()), rate)
+            self._lerp("ema_policy", "policy", rate)
 
     def encode(self, batch: PromptedBatch, network: Network | None = None) -> EncodedPrompts:
         """One pass of the encoders of `network` (by default the policy) over the batch's prompts.
@@ -118,16 +290,61 @@ class Agent(ABC, Generic[Network, Config]):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        norm = clip_gradient(parameters, self.config.grad_clip)
+        norm = clip_gradient(
+            [p for name in names for p in self._parameters[f"{name}_optimizer"]], self.config.grad_clip
+        )
         for optimizer in optimizers:
             optimizer.step()
         return norm
 
     def track(self, name: str, rate: float) -> None:
         """target ← target + rate (network - target), of the network `name`."""
-        target, source = self.modules[f"target_{name}"], self.modules[name]
-        lerp(list(target.parameters()), list(source.parameters()), rate)
+        self._lerp(f"target_{name}", name, rate)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """While the block runs, the network `name` has no gradient."""
+        parameters = self._of(name)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def _copy(self, network: Network) -> Network:
+        """The network that the EMA is kept in."""
+        return copy.deepcopy(network)
+
+    def _optimise_policy(self) -> None:
+        """Make the policy's optimiser."""
+        self._optimise("policy", list(self.policy.parameters()), self.config.lr, self.config.weight_decay)
+
+    def _optimise(self, name: str, parameters: list[nn.Parameter], rate: float, decay: float = 0.0) -> None:
+        """Make the optimiser of these parameters, which follows the schedule of rates."""
+        device, name = parameters[0].device, f"{name}_optimizer"
+        self._rates[name], self._parameters[name] = rate, parameters
+        self.optimizers[name] = torch.optim.AdamW(
+            parameters, rate_tensor(rate, device), weight_decay=decay, fused=True, capturable=device.type == "cuda"
+        )
+
+    def _add(self, name: str, module: nn.Module, rate: float) -> None:
+        """A further network that learns, `name`, with a target of its own, `target_NAME`."""
+        self.modules[name] = module
+        self._add_target(name, module)
+        self._optimise(name, list(module.parameters()), rate)
+
+    def _add_target(self, name: str, module: nn.Module) -> None:
+        self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
+
+    def _of(self, name: str) -> list[nn.Parameter]:
+        if name not in self._parameters:
+            self._parameters[name] = list(self.modules[name].parameters())
+        return self._parameters[name]
+
+    def _lerp(self, target: str, source: str, rate: float) -> None:
+        lerp(self._of(target), self._of(source), rate)
 
 
 def detached(condition: Condition) -> Condition:

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from llmdpd.methods.base import Agent
+from llmdpd.methods.base import Clone, Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.optimisation import OptimisationConfig
-from llmdpd.nn.actor import GaussianPolicy
+from llmdpd.nn.acting import NoisyActing
+from llmdpd.nn.actor import ActorNetworkConfig, GaussianPolicy
 from llmdpd.nn.context import Condition
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import Count, Fraction
 
 
 @dataclass(frozen=True)
-class CloningConfig(OptimisationConfig):
+class BCConfig(OfflineConfig):
     """Cloning by maximum likelihood. The policy acts as it is: no average of it."""
 
-    ema_decay: float = 0.0
+    name = "bc"
+
+    network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
+    acting: NoisyActing = field(default_factory=NoisyActing)
+    ema_decay: Fraction = 0.0
     """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: int = 1
+    ema_every: Count = 1
     """Iterations from one EMA update to the next."""
-    clone: Literal["executed", "expert"] = "executed"
+    clone: Clone = "executed"
     """The executed actions, or the expert's clean ones in the visited states."""
 
+    @classmethod
+    def from_preset(cls, start: Start) -> BCConfig:
+        return cls(network=ActorNetworkConfig.from_preset(start), clone=start.diffusion.clone, **start.batches)
 
-class Cloning(Agent[GaussianPolicy, CloningConfig]):
+    @property
+    def cloned(self) -> Clone:
+        return self.clone
+
+
+class BC(Method[GaussianPolicy, BCConfig]):
     """Maximum likelihood of the data's actions."""
+
+    Config = BCConfig
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: ActorNetworkConfig) -> GaussianPolicy:
+        return GaussianPolicy(spaces, config)
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""

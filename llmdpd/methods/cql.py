@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.methods.base import Agent, detached
+from llmdpd.methods.base import Method, OfflineConfig, Start, detached
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.optimisation import OptimisationConfig
-from llmdpd.nn.actor import SquashedGaussianPolicy, TwinQ
+from llmdpd.nn.acting import NoisyActing
+from llmdpd.nn.actor import ActorNetworkConfig, SquashedGaussianPolicy, TwinQ
 from llmdpd.nn.context import Condition
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, Width
 
 
 @dataclass(frozen=True)
-class CQLConfig(OptimisationConfig):
+class CQLConfig(OfflineConfig):
     """CQL(H) with a fixed weight of its penalty. Defaults are those of its code for locomotion."""
 
-    lr: float = 1e-4
+    name = "cql"
+
+    network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
+    acting: NoisyActing = field(default_factory=NoisyActing)
+    lr: NonNegative = 1e-4
     """Learning rate of policy and encoders."""
-    ema_decay: float = 0.0
+    ema_decay: Fraction = 0.0
     """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: int = 1
+    ema_every: Count = 1
     """Iterations from one EMA update to the next."""
-    critic_lr: float = 3e-4
+    critic_lr: NonNegative = 3e-4
     """Learning rate of the critics."""
-    critic_hidden: int = 256
+    critic_hidden: Width = 256
     """Width of the critics' three hidden layers."""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Discount a step."""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target critics, an iteration."""
-    penalty: float = 10.0
+    penalty: NonNegative = 10.0
     """Weight of the conservative term."""
-    draws: int = 10
+    draws: Annotated[int, Bounds(1, 1000)] = 10
     """Actions by which log Σ exp Q is estimated: so many uniform ones, the policy's, and its in the next state."""
-    temperature_lr: float = 1e-4
+    temperature_lr: NonNegative = 1e-4
     """Learning rate of the entropy's temperature."""
-    reward_scale: float = 1.0
+    reward_scale: NonNegative = 1.0
     """Factor on rewards in the critics' targets."""
+
+    @classmethod
+    def from_preset(cls, start: Start) -> CQLConfig:
+        return cls(network=ActorNetworkConfig.from_preset(start), **start.batches)
 
 
 class Temperature(nn.Module):
@@ -51,17 +62,23 @@ class Temperature(nn.Module):
         self.log = nn.Parameter(torch.zeros(()))
 
 
-class CQL(Agent[SquashedGaussianPolicy, CQLConfig]):
+class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
     """Actor, critics with targets, and the temperature; the entropy aimed at is - A."""
 
-    def __init__(self, policy: SquashedGaussianPolicy, config: CQLConfig, iterations: int) -> None:
-        super().__init__(policy, config, iterations)
-        device = next(policy.parameters()).device
+    Config = CQLConfig
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: ActorNetworkConfig) -> SquashedGaussianPolicy:
+        return SquashedGaussianPolicy(spaces, config)
+
+    def __init__(self, network: SquashedGaussianPolicy, config: CQLConfig, iterations: int) -> None:
+        super().__init__(network, config, iterations)
         widths = (config.critic_hidden,) * 3
-        self.critic = TwinQ(policy.context.state_dim, policy.action_dim, policy.context.prompt_dim, widths).to(device)
+        self.critic = TwinQ(network.context.state_dim, network.action_dim, network.context.prompt_dim, widths)
+        self.critic.to(network.device)
         self._add("critic", self.critic, config.critic_lr)
         self.target_critic: TwinQ = self.modules["target_critic"]  # type: ignore[assignment]
-        self.temperature = Temperature().to(device)
+        self.temperature = Temperature().to(network.device)
         self.modules["temperature"] = self.temperature
         self._optimise("temperature", [self.temperature.log], config.temperature_lr)
 

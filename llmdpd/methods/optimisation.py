@@ -1,4 +1,4 @@
-"""What the agents' updates share: their options, learning rates as tensors, gradient norms, the EMA."""
+"""What the updates of methods share: their options, learning rates as tensors, gradient norms, the EMA."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
+
 
 @dataclass(frozen=True)
 class OptimisationConfig:
@@ -16,21 +18,21 @@ class OptimisationConfig:
     A method's own config inherits it, and declares a field again where its literature has another default.
     """
 
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """Learning rate of policy and encoders."""
-    lr_warmup: int = 0
+    lr_warmup: WholeNumber = 0
     """Iterations of linear warm-up, of every rate."""
-    lr_final: float = 1.0
+    lr_final: Fraction = 1.0
     """Fraction of the rates that is left at the end of a cosine decay per iteration; 1 keeps them constant."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay (AdamW) of policy and encoders."""
-    grad_clip: float = 0.0
+    grad_clip: NonNegative = 0.0
     """Bound on the norm of each optimiser's gradient; 0 for none."""
-    ema_decay: float = 0.995
-    """Decay of the EMA of the policy, which acts, and draws target actions where critics learn."""
-    ema_every: int = 5
+    ema_decay: Fraction = 0.995
+    """Decay of the EMA of the policy, which acts, and samples target actions where critics learn."""
+    ema_every: Count = 5
     """Iterations from one EMA update to the next."""
-    ema_start: int = 1000
+    ema_start: WholeNumber = 1000
     """Iteration from which the EMA averages; before it copies."""
 
 

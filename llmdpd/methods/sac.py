@@ -4,51 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmdpd.data.collecting.sac_trainer import EpisodeEnd, MakeEnvironment, SacTrainer
+from llmdpd.data.collecting.sac_trainer import EpisodeEnd, MakeEnvironment, SacTrainer, require_sac
 from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.methods.base import Learner, MethodConfig, Start
+from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.actor import SACActor
+from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.policy_network import NetworkConfig, Spaces
 from llmdpd.tasks.simulation.worker import make_environment
 from llmdpd.tasks.specs import TaskSpec
+from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, WholeNumber, Width
 
 
 @dataclass(frozen=True)
-class SACConfig:
+class SACNetworkConfig(NetworkConfig):
+    """SAC's actor, which sees observations as they are."""
+
+    hidden_dim: Width = 256
+    """Width of the two hidden layers."""
+
+    def context_config(self) -> ContextConfig:
+        return ContextConfig("pooled", text=False, trajectory=False, features="raw")
+
+
+@dataclass(frozen=True)
+class SACConfig(MethodConfig):
     """SAC with stable-baselines3's defaults: two hidden layers, Adam, the entropy's weight learned.
 
     An iteration is a step in the environment, and a gradient step on a batch of all steps so far.
     """
 
-    lr: float = 3e-4
+    name = "sac"
+
+    network: SACNetworkConfig = field(default_factory=SACNetworkConfig)
+    acting: NoisyActing = field(default_factory=NoisyActing)
+    lr: NonNegative = 3e-4
     """Learning rate of actor, critics and the entropy's weight."""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Discount a step."""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target critics, an iteration."""
-    learning_starts: int = 100
+    learning_starts: WholeNumber = 100
     """Steps by uniformly random actions before the first gradient step."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Bounds(1)] = None
     """Steps an episode of training at most; by default the environment's limit."""
 
+    @classmethod
+    def from_preset(cls, start: Start) -> SACConfig:
+        return cls(network=SACNetworkConfig(hidden_dim=start.diffusion.network.hidden_dim))
 
-class SAC:
+    def check_run(self, spec: TaskSpec, iterations: int) -> None:
+        if self.max_steps is not None:
+            spec.check_max_steps(self.max_steps, "max_steps")
+        if self.network.action_bound != 1:
+            found = self.network.action_bound
+            raise InputError(
+                "the environments' actions lie within ±1", field="network.action_bound", found=found, expected=1
+            )
+        if self.learning_starts >= iterations:
+            raise InputError(
+                "the run ends before the first gradient step",
+                field="learning_starts",
+                found=self.learning_starts,
+                expected=f"below {iterations} (training.iterations)",
+            )
+
+    def require(self) -> None:
+        require_sac("method")
+
+
+class SAC(Learner):
     """The learning half of an iteration; `SACSteps`, which shares its trainer, is the other.
 
     Args:
-        network: takes the actor's weights when it is asked for (`ema_policy`); it does not learn itself.
+        network: takes the actor's weights when it is asked for (`acting_network`); it does not learn itself.
         config: the method's options.
         specs: the tasks, alike in observations and actions; episodes go round them.
         steps: in the environment, of the whole run.
-        batch_size: transitions a gradient step.
         seed: of networks, actions, batches and episodes.
         goal_visible: whether Meta-World's observations hold the goal.
         make: what makes the environments.
@@ -57,6 +99,13 @@ class SAC:
         InputError: stable-baselines3 is not installed.
     """
 
+    Config = SACConfig
+    online = True
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: SACNetworkConfig) -> SACActor:
+        return SACActor(spaces, config)
+
     def __init__(
         self,
         network: SACActor,
@@ -64,7 +113,6 @@ class SAC:
         specs: Sequence[TaskSpec],
         *,
         steps: int,
-        batch_size: int,
         seed: int,
         goal_visible: bool = True,
         make: MakeEnvironment = make_environment,
@@ -76,8 +124,8 @@ class SAC:
             "gamma": config.gamma,
             "tau": config.tau,
             "learning_starts": config.learning_starts,
-            "batch_size": batch_size,
-            "policy_kwargs": {"net_arch": [network.config.hidden_dim] * network.layers},
+            "batch_size": config.batch_size,
+            "policy_kwargs": {"net_arch": [config.network.hidden_dim] * network.layers},
         }
         self.trainer = SacTrainer(
             specs,
@@ -100,7 +148,7 @@ class SAC:
         return self.trainer.optimizers
 
     @property
-    def ema_policy(self) -> SACActor:
+    def acting_network(self) -> SACActor:
         """The network that acts, with the actor's weights as they are now."""
         self._network.copy_actor(self.trainer.actor)
         return self._network
@@ -174,5 +222,5 @@ def _told_divergence(trainer: SacTrainer, iteration: int) -> Iterator[None]:
             raise
         raise TrainingDivergedError(
             f"the actor's weights became NaN or Inf before iteration {iteration + 1}; training stopped.\n"
-            "  Try a lower --sac.lr."
+            "  Try a lower --method.lr."
         ) from error

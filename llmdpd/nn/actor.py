@@ -1,4 +1,4 @@
-"""Policies that name their action at once, without diffusion: prompts + state → context → MLP → action.
+"""Policies that name their action, or its distribution, without diffusion: prompts + state → context → MLP → action.
 
 They are what the baselines act with. Encoders, context and features are those of all methods.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.diffusion import philox_normal
-from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig, check_one_draw
-from llmdpd.nn.context import Condition
-from llmdpd.nn.policy_network import PolicyConfig, PromptedNetwork
+from llmdpd.nn.acting import ActingConfig, NoisyActing
+from llmdpd.nn.context import Condition, ContextConfig
+from llmdpd.nn.policy_network import ConditionedNetwork, ContextNetworkConfig, Spaces
+from llmdpd.utils.bounds import Width
 
 _INSIDE = 1 - 1e-6
 
@@ -60,35 +62,41 @@ def joined_condition(condition: Condition) -> Tensor:
     return torch.cat([condition.state, condition.prompt.expand(len(condition.state), -1)], dim=-1)
 
 
-class ActorPolicy(PromptedNetwork):
-    """Encoders, context, and an MLP of `hidden` layers on state features and prompt vectors.
+@dataclass(frozen=True)
+class ActorNetworkConfig(ContextNetworkConfig):
+    """An MLP on state features and prompt vectors."""
 
-    Raises:
-        InputError: chunks, which these policies don't have.
-    """
+    hidden_dim: Width = 256
+    """Width of the hidden layers."""
 
+    @classmethod
+    def from_preset(cls, start: Any) -> ActorNetworkConfig:
+        """The sizes of a preset's policy diffusion, without prompts; `start`: see `llmdpd.methods.base.Start`."""
+        network = start.diffusion.network
+        return cls(network.action_bound, start.promptless, network.hidden_dim)
+
+
+class ActorPolicy(ConditionedNetwork):
+    """Encoders, context, and an MLP of `layers` hidden layers on state features and prompt vectors."""
+
+    config: Any
     outputs = 1
     """Numbers of the network's output for each of the action's."""
     layers = 2
-    """Hidden layers, `policy.hidden_dim` wide."""
+    """Hidden layers, `hidden_dim` wide."""
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        if config.chunk != 1:
-            raise InputError("only policy diffusion has chunks", field="policy.chunk", found=config.chunk, expected=1)
-        super().__init__(state_dim, action_dim, embedding_dim, config)
+    def __init__(self, spaces: Spaces, config: Any, context: ContextConfig | None = None) -> None:
+        super().__init__(spaces, config, context)
         inputs = self.context.state_dim + self.context.prompt_dim
-        self.net = relu_mlp(inputs, (config.hidden_dim,) * self.layers, self.outputs * action_dim)
+        self.net = relu_mlp(inputs, (config.hidden_dim,) * self.layers, self.outputs * spaces.action_dim)
 
-    def draw(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
-        """An action a state [B, A], the noise of each hanging on its own seed, int64 [B], alone.
+    def sample_conditioned(
+        self, observations: Tensor, condition: Condition, acting: ActingConfig, seeds: Tensor, critic: Any
+    ) -> Tensor:
+        return self.action(condition, acting, seeds)[:, None]
 
-        Raises:
-            InputError: a way of acting that these policies don't have.
-        """
-        check_one_draw(acting)
-        return self._drawn(condition, acting, seeds)
-
-    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+    def action(self, condition: Condition, acting: Any, seeds: Tensor) -> Tensor:
+        """An action for each of B states [B, A]; the noise of each depends on its own seed, int64 [B]."""
         raise NotImplementedError
 
 
@@ -99,8 +107,8 @@ class DeterministicPolicy(ActorPolicy):
         """The condition of B states → actions [B, A]."""
         return self.config.action_bound * torch.tanh(self.net(joined_condition(condition)))
 
-    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
-        """The action; it has no noise, whatever `acting.noise_scale` says."""
+    def action(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+        """The action, which has no noise."""
         actions: Tensor = self(condition)
         return actions
 
@@ -126,7 +134,7 @@ class GaussianPolicy(ActorPolicy):
         centre = self.config.action_bound * torch.tanh(mean)
         return _normal(centre, log_std).log_prob(actions).sum(-1)
 
-    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+    def action(self, condition: Condition, acting: NoisyActing, seeds: Tensor) -> Tensor:
         """The mean and `acting.noise_scale` times the noise, clipped to the bound; 0 is the mode."""
         mean, log_std = self.statistics(condition)
         bound, noise = self.config.action_bound, self._noise(mean, seeds)
@@ -156,7 +164,7 @@ class SquashedGaussianPolicy(GaussianPolicy):
         unit = (actions / self.config.action_bound).clamp(-_INSIDE, _INSIDE)
         return self._log_probability(_normal(mean, log_std), torch.atanh(unit))
 
-    def _drawn(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
+    def action(self, condition: Condition, acting: NoisyActing, seeds: Tensor) -> Tensor:
         """bound tanh(m + `acting.noise_scale` s noise); 0 is the median."""
         mean, log_std = self.statistics(condition)
         noise = acting.noise_scale * log_std.exp() * self._noise(mean, seeds)

@@ -27,6 +27,11 @@ class DoubleQ(nn.Module):
         inputs = state_dim + action_dim + prompt_dim
         self.q1, self.q2 = _q_network(inputs, hidden_dim), _q_network(inputs, hidden_dim)
 
+    @property
+    def sizes(self) -> dict[str, int | bool]:
+        """What `DiffusionPolicy.make_critic` builds these critics with."""
+        return {"hidden": self.hidden_dim, "sees_prompts": bool(self.prompt_dim)}
+
     def forward(
         self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32"
     ) -> tuple[Tensor, Tensor]:

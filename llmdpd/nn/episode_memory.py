@@ -28,10 +28,9 @@ class History:
     clock: Tensor
     lengths: Tensor
 
-    def take(self, rows: IntArray) -> History:
-        """The histories of these of the B episodes."""
-        index = torch.from_numpy(rows)
-        return History(*(part[index] for part in (self.states, self.actions, self.returns, self.clock, self.lengths)))
+    def take(self, rows: Tensor) -> History:
+        """The histories of these of the B episodes, rows int64 [b]."""
+        return History(*(part[rows] for part in (self.states, self.actions, self.returns, self.clock, self.lengths)))
 
     def to(self, device: torch.device | str) -> History:
         """The same on another device."""

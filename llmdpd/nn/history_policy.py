@@ -1,10 +1,9 @@
-"""Policies that are shown the last steps of an episode and asked for a return."""
+"""Policies that are conditioned on the last steps of an episode and on the return that is asked for."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,56 +13,51 @@ from torch import Tensor
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig
-from llmdpd.nn.context import EncodedPrompts
+from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
-from llmdpd.nn.policy_network import PolicyConfig, PromptedNetwork, Window
+from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, States, padded_rows
 
 
-class HistoryPolicy(PromptedNetwork):
-    """What such policies share: returns are scaled by the greatest of the training data.
-
-    Args: see `PromptedNetwork`.
-    """
+class HistoryPolicy(PolicyNetwork):
+    """A policy network that is conditioned on history; returns are scaled by the greatest of the training data."""
 
     return_scale: Tensor
-    reads_rewards = False
-    """Whether an example's rewards are read too."""
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        super().__init__(state_dim, action_dim, embedding_dim, config)
+    def __init__(self, spaces: Spaces, config: NetworkConfig, context: ContextConfig | None = None) -> None:
+        super().__init__(spaces, config, context)
         self.register_buffer("return_scale", torch.ones(()))
 
-    @property
-    @abstractmethod
-    def history(self) -> int:
-        """Steps of the episode that it is shown at most, the present one among them."""
+    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
+        super().fit(observations, returns)
+        self.return_scale.copy_(returns().abs().max().clamp_min(1e-6))
 
-    @property
-    @abstractmethod
-    def window(self) -> Window:
-        """The steps that it learns from at once."""
+    def sample(self, states: States, prompts: EncodedPrompts, acting: Any, seeds: Tensor, critic: Any = None) -> Tensor:
+        """See `PolicyNetwork.sample`.
 
-    @abstractmethod
-    def check_acting(self, acting: ActingConfig) -> None:
-        """Raise `InputError` for ways of acting that it does not have."""
+        Raises:
+            ValueError: no history.
+        """
+        if states.history is None:
+            raise ValueError("this policy is conditioned on history: it needs what an episode memory recalls")
+        count = len(states.observations)
+        alone = states.index is None and len(prompts) > 1
+        rows = torch.arange(count) if alone else padded_rows(count)
+        rows = rows.to(self.device)
+        index = None if states.index is None else states.index[rows]
+        return self.action(states.history.take(rows), prompts, index, acting, seeds[rows])[:count, None]
 
-    @abstractmethod
-    def draw(
-        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
+    def action(
+        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: Any, seeds: Tensor
     ) -> Tensor:
-        """The action of the present step of B episodes → [B, A].
+        """The action of the present step of B episodes, [B, A].
 
         Args:
             history: of B episodes.
             prompts: P of them. index: [B], which prompt each episode is under; None: P = 1.
-            acting: how actions are drawn.
+            acting: the method's `ActingConfig`.
             seeds: int64 [B], of what is random in it.
         """
-
-    def fit_returns(self, returns: Tensor) -> None:
-        """Take the scale of the training data's returns-to-go [N]."""
-        self.return_scale.copy_(returns.abs().max().clamp_min(1e-6))
+        raise NotImplementedError
 
 
 def asked_returns(

@@ -18,6 +18,7 @@ from llmdpd.diffusion.noise_mlp import SinusoidalTime
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.diffusion.schedules import SamplerPlan
 from llmdpd.ops.philox import philox_normal
+from llmdpd.utils.bounds import Fraction, Layers, Steps, Width, check_heads
 
 # Plans are drawn so many at a time, always: a matrix product of another number of rows can round in another way, and a
 # plan would hang on the batch that it is drawn in.
@@ -28,22 +29,22 @@ _BLOCK = 8
 class PlanConfig:
     """The plan and the transformer that denoises it. Defaults are MTDiff's."""
 
-    horizon: int = 32
+    horizon: Steps = 32
     """H, steps of a plan; the first of its actions is executed."""
-    layers: int = 4
+    layers: Layers = 4
     """Transformer layers."""
-    heads: int = 2
+    heads: Width = 2
     """Attention heads."""
-    width: int = 256
+    width: Width = 256
     """Token width."""
-    inner: int = 1024
+    inner: Width = 1024
     """Width of the feed-forward layers."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Dropout inside the transformer, probability."""
-    history: int = 2
-    """States that a plan goes on from, the present one among them (mtdiff)."""
-    guidance: float = 1.2
-    """How far the noise goes from what it is without a return towards what it is with the one asked for (mtdiff)."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly."""
+        check_heads(self.width, self.heads)
 
 
 class Before(NamedTuple):

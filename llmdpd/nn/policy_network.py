@@ -1,81 +1,88 @@
-"""The policies' networks: prompts + state → context → reverse diffusion → action."""
+"""What the networks of all methods share: encoders and context, and the interface by which a policy acts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmdpd.diffusion import NoiseMLP, SamplerPlan, alphas, sampler_plan
+from llmdpd.diffusion import SamplerPlan, alphas, sampler_plan
 from llmdpd.diffusion.schedules import ScheduleName
 from llmdpd.errors import InputError
+from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import ALL_KEPT, Condition, ContextConfig, EncodedPrompts, Keep, make_context
-from llmdpd.nn.plan_denoiser import PlanConfig
-from llmdpd.nn.sequence_model import GPT2Sizes, LoRAConfig, SequenceConfig
+from llmdpd.nn.episode_memory import EpisodeMemory, History
 from llmdpd.prompts.demonstration import TrajectoryTokens
-from llmdpd.utils.bounds import ACTION_NUMBERS
+from llmdpd.utils.bounds import Bounds
+
+# Many a matrix product rounds a row by how many there are; by multiples of eight less often.
+_ROWS = 8
+
+
+class Spaces(NamedTuple):
+    """What networks are built for: S numbers of an observation, A of an action, D of the LLM's embeddings."""
+
+    state_dim: int
+    action_dim: int
+    embedding_dim: int
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """The policy's networks. Defaults are Diffusion-QL's."""
+class NetworkConfig(ABC):
+    """What the networks of a method's policy are built with, beside `Spaces`."""
 
-    hidden_dim: int = 256
-    """Width of the noise network's three hidden layers (policy diffusion)."""
-    time_dim: int = 16
-    """Size of the time embedding."""
-    diffusion_steps: int = 5
+    action_bound: Annotated[float, Bounds(1e-6)] = 1.0
+    """Actions lie in ±this."""
+
+    @abstractmethod
+    def context_config(self) -> ContextConfig:
+        """Which prompts the policy reads, and how."""
+
+
+@dataclass(frozen=True)
+class ContextNetworkConfig(NetworkConfig):
+    """Networks that read both kinds of prompts by a context of their own."""
+
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """How prompts and state become the condition."""
+
+    def context_config(self) -> ContextConfig:
+        return self.context
+
+
+@dataclass(frozen=True)
+class ChainConfig(NetworkConfig):
+    """A diffusion chain. Defaults are Diffusion-QL's."""
+
+    time_dim: Annotated[int, Bounds(2, 16_384)] = 16
+    """Size of the timestep embedding."""
+    diffusion_steps: Annotated[int, Bounds(1, 10_000)] = 5
     """K, steps of the diffusion chain."""
     schedule: ScheduleName = "vp"
     """Variance schedule of the forward process."""
-    action_bound: float = 1.0
-    """Actions lie in ±this; x0 is clipped to it at every step."""
-    chunk: int = 1
-    """H, actions that the noise network denoises together (policy diffusion): the present one and those that follow."""
-    context: ContextConfig = field(default_factory=ContextConfig)
-    """How prompts and state become the condition."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
-    """What trajectory diffusion denoises in place of an action, and its network."""
-    sequence: SequenceConfig = field(default_factory=SequenceConfig)
-    """The sequence model of Decision Transformers."""
-    language: GPT2Sizes = field(default_factory=GPT2Sizes)
-    """Sizes of the language model that lamo is made of; read from its config.json, options of them are refused."""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """The adapters of lamo's language model."""
 
     def check(self) -> None:
-        """Raise `InputError` for sizes that don't fit each other; each by itself is held to `llmdpd.utils.bounds`."""
-        for whose, part, sizes in (
-            ("trajectory encoder", "context.encoder", self.context.encoder),
-            ("retrieval context", "context.retrieval", self.context.retrieval),
-            ("plan denoiser", "plan", self.plan),
-            ("sequence model", "sequence", self.sequence),
-            ("language model", "language", self.language),
-        ):
-            if sizes.width % sizes.heads:
-                raise InputError(
-                    f"the {whose}'s width cannot be shared out among its heads",
-                    field=f"{part}.heads",
-                    found=sizes.heads,
-                    expected=f"a divisor of {sizes.width} (policy.{part}.width)",
-                )
-        if not self.context.retrieval.lookahead or min(self.context.retrieval.lookahead) < 0:
-            raise InputError(
-                "the retrieval context looks ahead",
-                field="context.retrieval.lookahead",
-                found=self.context.retrieval.lookahead,
-                expected="one or more numbers of steps, none below 0",
-            )
+        """Raise `InputError` for an odd timestep embedding."""
         if self.time_dim % 2:
             raise InputError(
-                "the time embedding is sine and cosine pairs",
+                "the timestep embedding is made of sine and cosine pairs",
                 field="time_dim",
                 found=self.time_dim,
                 expected="an even number",
             )
+
+    def alpha_bar(self) -> Tensor:
+        """Products of alpha_1 … alpha_k for k = 1 … K, float32 [K]."""
+        return torch.from_numpy(np.cumprod(alphas(self.schedule, self.diffusion_steps))).float()
+
+    def training_sampler(self) -> SamplerPlan:
+        """The sampler of training: DDPM over the K steps of the chain."""
+        return sampler_plan("ddpm", self.diffusion_steps, self.schedule, self.action_bound)
 
 
 class Window(NamedTuple):
@@ -88,79 +95,108 @@ class Window(NamedTuple):
     before: int = 0
 
 
-class PromptedNetwork(nn.Module):
-    """What the networks of all methods share: the encoders (psi, phi), the context, the diffusion chain's schedule.
+class States(NamedTuple):
+    """The present states of B episodes, and what a policy may know of them beside.
 
-    Args:
-        state_dim: S. action_dim: A. embedding_dim: D, of the LLM's embeddings.
-        config: see `PolicyConfig`.
+    observations [B, S]; index int64 [B], which prompt each is under (None: equal groups, one a prompt, in order); steps
+    int64 [B], time steps within the episodes; history: the last steps of each, where the policy is conditioned on them.
     """
 
-    alpha_bar: Tensor
-    method: str = ""
-    """What it was made for, see `llmdpd.methods.networks`."""
-    diffuses = False
-    """Whether it draws by walking a reverse chain."""
+    observations: Tensor
+    index: Tensor | None
+    steps: Tensor
+    history: History | None = None
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
+
+class PolicyNetwork(nn.Module, ABC):
+    """The network of a policy: encoders (psi, phi), context, and what names an action.
+
+    Args:
+        spaces: see `Spaces`.
+        config: the network's configuration; `context_config()` of it says which prompts are read.
+        context: another context than that of the configuration.
+    """
+
+    memory_length = 0
+    """Steps of an episode that the policy is shown, the present one among them; 0: the present state alone."""
+    reads_rewards = False
+    """Whether a demonstration's rewards are read too."""
+
+    def __init__(self, spaces: Spaces, config: NetworkConfig, context: ContextConfig | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.state_dim, self.action_dim, self.embedding_dim = state_dim, action_dim, embedding_dim
-        self.context = make_context(state_dim, action_dim, embedding_dim, config.context)
-        bar = np.cumprod(alphas(config.schedule, config.diffusion_steps))
-        self.register_buffer("alpha_bar", torch.from_numpy(bar).float(), persistent=False)
+        self.config, self.spaces = config, spaces
+        self.state_dim, self.action_dim, self.embedding_dim = spaces
+        self.reads = config.context_config()
+        self.context = make_context(*spaces, context or self.reads)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.context.features.mean.device
 
     @property
     def window(self) -> Window:
-        """What its batches carry beside transitions."""
+        """The steps that its batches carry beside transitions."""
         return Window()
 
-    def fit(self, observations: Tensor) -> None:
-        """Take the statistics of the training tasks' observations [N, S]."""
+    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
+        """Take the statistics of the training tasks' observations [N, S]; `returns()`: returns-to-go [N]."""
         self.context.features.fit(observations)
-
-    @property
-    def plan(self) -> SamplerPlan:
-        """The sampler of training: DDPM over the K steps of the chain."""
-        config = self.config
-        return sampler_plan("ddpm", config.diffusion_steps, config.schedule, config.action_bound)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Read P prompts (equations 1 and 3): LLM embeddings [P, D], trajectory tokens."""
         return self.context.encode(text, tokens, keep)
 
-    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
-        """Observations [B, S] under prompts, `index` [B] says which → the noise network's condition."""
-        return self.context.condition(state, prompts, index, clock)
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, steps: Tensor) -> Condition:
+        """The condition of observations [B, S] under prompts; index and steps as in `States`."""
+        return self.context.condition(state, prompts, index, steps)
+
+    def episode_memory(self) -> EpisodeMemory | None:
+        """A new memory of episodes for `States.history`; None where the policy is not conditioned on history."""
+        return EpisodeMemory(self.memory_length, self.action_dim) if self.memory_length else None
+
+    def make_critic(self, **sizes: Any) -> nn.Module:
+        """Critics that choose among several samples, built with what `critic_sizes` of them gives.
+
+        Raises:
+            InputError: the method's policies have none.
+        """
+        raise InputError("this method's policies have no critics", field="critic", expected="null")
+
+    @abstractmethod
+    def sample(self, states: States, prompts: EncodedPrompts, acting: Any, seeds: Tensor, critic: Any = None) -> Tensor:
+        """Sample the actions of B episodes from their present states on, [B, H, A]; H is 1 without action chunks.
+
+        Args:
+            states: of B episodes. prompts: P of them, encoded.
+            acting: the method's `ActingConfig`.
+            seeds: int64 [B]; each episode's noise depends on its own seed alone, not on the batch that it is in.
+            critic: what chooses among several samples, where the method has any.
+        """
 
 
-class ConditionalPolicy(PromptedNetwork):
-    """pi(a | s, z_text, z_traj): encoders (psi, phi) and noise network (theta) of the paper's section 3.2.
+class ConditionedNetwork(PolicyNetwork):
+    """A policy network that acts by the condition of the present state alone."""
 
-    With `config.chunk` H above 1 it is pi(a_t … a_{t+H-1} | s_t, z_text, z_traj): to the noise network a chunk is one
-    action of H A numbers, step after step (action chunking: Zhao et al. 2023, ACT; Chi et al. 2023, Diffusion Policy).
+    def sample(
+        self, states: States, prompts: EncodedPrompts, acting: ActingConfig, seeds: Tensor, critic: Any = None
+    ) -> Tensor:
+        count = len(states.observations)
+        alone = states.index is None and len(prompts) > 1
+        rows = torch.arange(count) if alone else padded_rows(count)
+        rows = rows.to(self.device)
+        index = None if states.index is None else states.index[rows]
+        state, prompt = self.condition(states.observations[rows], prompts, index, states.steps[rows])
+        condition = Condition(state[:count], prompt if prompt.dim() == 1 else prompt[:count])
+        return self.sample_conditioned(states.observations, condition, acting, seeds, critic)
 
-    Raises:
-        InputError: chunks of more numbers than the samplers take.
-    """
+    @abstractmethod
+    def sample_conditioned(
+        self, observations: Tensor, condition: Condition, acting: Any, seeds: Tensor, critic: Any
+    ) -> Tensor:
+        """Sample actions [B, H, A] in the condition of B states; see `PolicyNetwork.sample`."""
 
-    diffuses = True
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        numbers = config.chunk * action_dim
-        if numbers > ACTION_NUMBERS[1]:
-            raise InputError(
-                "a chunk has more numbers than the samplers take",
-                field="policy.chunk",
-                found=f"{config.chunk} actions of {action_dim} numbers: {numbers}",
-                expected=f"{ACTION_NUMBERS[1]} numbers at most",
-            )
-        super().__init__(state_dim, action_dim, embedding_dim, config)
-        self.net = NoiseMLP(
-            self.context.state_dim, numbers, self.context.prompt_dim, config.hidden_dim, config.time_dim
-        )
-
-    @property
-    def window(self) -> Window:
-        """The steps of a chunk; of single actions none."""
-        return Window(self.config.chunk) if self.config.chunk > 1 else Window()
+def padded_rows(count: int) -> Tensor:
+    """Rows 0 … count - 1, the last one repeated up to a multiple of eight."""
+    return torch.arange(count + -count % _ROWS).clamp_max(count - 1)

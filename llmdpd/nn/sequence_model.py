@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, Steps, WholeNumber, Width, check_heads
 
 
 @dataclass(frozen=True)
 class GPT2Sizes:
     """What GPT-2's layers are built with; defaults are those of the smallest GPT-2."""
 
-    layers: int = 12
+    layers: Layers = 12
     """Transformer layers."""
-    heads: int = 12
+    heads: Width = 12
     """Attention heads."""
-    width: int = 768
+    width: Width = 768
     """Token width."""
-    inner: int = 3072
+    inner: Annotated[int, Bounds(1, 65_536)] = 3072
     """Width of the feed-forward layers."""
     activation: str = "gelu_new"
     """Activation of the feed-forward layers, by its name in transformers."""
-    epsilon: float = 1e-5
+    epsilon: NonNegative = 1e-5
     """Added to the variance by the layer norms."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly."""
+        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,11 @@ class LoRAConfig:
     Sizes are LaMo's for its tasks of continuous control.
     """
 
-    rank: int = 16
+    rank: Width = 16
     """Rank of the adapters' product, one for the three projections together."""
-    alpha: int = 32
+    alpha: WholeNumber = 32
     """The product is scaled by alpha / rank."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Dropout of the adapters' input, probability."""
 
 
@@ -47,18 +53,22 @@ class LoRAConfig:
 class SequenceConfig:
     """The sequence model of Decision Transformers. Sizes are Decision Transformer's for Gym."""
 
-    context: int = 20
+    context: Steps = 20
     """K, steps that are seen: the present one and those before it."""
-    layers: int = 3
+    layers: Layers = 3
     """Transformer layers."""
-    heads: int = 1
+    heads: Width = 1
     """Attention heads."""
-    width: int = 128
+    width: Width = 128
     """Token width; the feed-forward layers are four times as wide."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Dropout inside the transformer, probability."""
-    longest: int = 1000
+    longest: Annotated[int, Bounds(1, 1_000_000)] = 1000
     """Time steps that have an embedding of their own; later ones share the last."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly."""
+        check_heads(self.width, self.heads)
 
     @property
     def sizes(self) -> GPT2Sizes:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.utils.bounds import Count, Fraction, Layers, Width, check_heads
 
 StepSampling = Literal["even", "window", "last", "all"]
 _POSITION_FREQUENCIES = 6
@@ -20,21 +21,25 @@ _POSITION_FREQUENCIES = 6
 class TrajectoryEncoderConfig:
     """The trajectory encoder g (paper, equation 3). Sizes are MTDiff's: GPT-2 style, not causal here."""
 
-    layers: int = 4
+    layers: Layers = 4
     """Transformer layers."""
-    heads: int = 2
+    heads: Width = 2
     """Attention heads."""
-    width: int = 256
+    width: Width = 256
     """Token width."""
-    inner: int = 1024
+    inner: Width = 1024
     """Width of the feed-forward layers."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Dropout inside the transformer, probability."""
-    steps: int = 50
+    steps: Count = 50
     """Steps of the example that are read; also the encoder's limit."""
     sampling: StepSampling = "even"
     """How a longer example is cut: `even` over the episode; steps in a row, `window` (MTDiff's: anywhere in training),
     `last` (Prompt-DT's); `all`: it is an error."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly."""
+        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,16 @@ class TaskSpec:
         """Whether episodes succeed or fail; else their return counts."""
         return self.family == "Meta-World"
 
+    def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
+        """Raise `InputError` where episodes are to be longer than the environment lets them be."""
+        if max_steps > self.max_steps:
+            raise InputError(
+                "the number is out of range",
+                field=field,
+                found=max_steps,
+                expected=f"1 to {self.max_steps}, where {self.task} ends its episodes",
+            )
+
 
 def canonical_task(name: str) -> str:
     """ "sweep-into" → "sweep-into-v3"; "hopper", "hopper-medium-replay-v2" → "Hopper-v4", Gymnasium's id.

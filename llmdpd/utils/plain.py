@@ -5,17 +5,33 @@ from __future__ import annotations
 import dataclasses
 import types
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.errors import InputError, located, nearest_names
 
 T = TypeVar("T")
+
+
+class Named:
+    """A dataclass that stands for several kinds, of which `name` in its plain form says which one it is."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def by_name(cls, name: str) -> type[Named]:
+        """The dataclass of this name.
+
+        Raises:
+            InputError: there is none.
+        """
+        raise NotImplementedError
 
 
 def to_plain(value: Any) -> Any:
     """Dataclasses to dicts, tuples to lists, paths to strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        name = {"name": value.name} if isinstance(value, Named) else {}
+        return name | {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -30,6 +46,10 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
     """
     if not isinstance(value, dict):
         raise InputError("wrong configuration", path=path, field=field or None, found=value, expected="an object")
+    if issubclass(kind, Named):
+        value = dict(value)
+        with located(path=path, field=f"{field}name"):
+            kind = kind.by_name(str(value.pop("name", None)))  # type: ignore[assignment]
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     needed = [f.name for f in dataclasses.fields(kind) if _has_no_default(f)]  # type: ignore[arg-type]

@@ -2,48 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmdpd.methods.base import Agent
+from llmdpd.methods.base import Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.decision_transformer.network import DecisionTransformer
-from llmdpd.methods.optimisation import OptimisationConfig
+from llmdpd.methods.decision_transformer.network import (
+    DecisionTransformer,
+    DecisionTransformerConfig,
+    PromptDecisionTransformer,
+    PromptDecisionTransformerConfig,
+)
+from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
 
 @dataclass(frozen=True)
-class DecisionTransformerConfig(OptimisationConfig):
+class DTConfig(OfflineConfig):
     """Learning of Decision Transformers: its published settings for Gym, with a shorter warm-up."""
 
-    lr: float = 1e-4
+    name = "dt"
+
+    network: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    batch_size: Count = 64
+    """Windows an iteration."""
+    prompts_per_batch: Count = 8
+    """Tasks in a batch, each with its own share of the windows."""
+    lr: NonNegative = 1e-4
     """Learning rate."""
-    lr_warmup: int = 500
+    lr_warmup: WholeNumber = 500
     """Iterations of linear warm-up."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """Decoupled weight decay (AdamW)."""
-    grad_clip: float = 0.25
+    grad_clip: NonNegative = 0.25
     """Bound on the norm of the gradient."""
-    ema_decay: float = 0.0
+    ema_decay: Fraction = 0.0
     """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: int = 1
+    ema_every: Count = 1
     """Iterations from one EMA update to the next."""
 
+    @classmethod
+    def from_preset(cls, start: Start) -> DTConfig:
+        network = start.diffusion.network
+        return cls(network=DecisionTransformerConfig(network.action_bound, network.context.features))
 
-class SequenceCloning(Agent[DecisionTransformer, DecisionTransformerConfig]):
+
+@dataclass(frozen=True)
+class PromptDTConfig(DTConfig):
+    """Prompt-DT: the same with a demonstration's last five steps before the episode's."""
+
+    name = "prompt-dt"
+
+    network: PromptDecisionTransformerConfig = field(default_factory=PromptDecisionTransformerConfig)
+
+    @classmethod
+    def from_preset(cls, start: Start) -> PromptDTConfig:
+        network = start.diffusion.network
+        return cls(network=PromptDecisionTransformerConfig(network.action_bound, network.context.features))
+
+
+class DT(Method[DecisionTransformer, DTConfig]):
     """Regression of the executed actions on returns-to-go, states and the actions before."""
+
+    Config = DTConfig
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: Any) -> DecisionTransformer:
+        return DecisionTransformer(spaces, config)
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
         self.policy.train()
-        loss = self.loss(batch)
+        loss = cloning_loss(self.policy, batch)
         norm = self.step("policy", loss)
         return {"loss/cloning": loss.detach(), "grad/policy": norm}
 
-    def loss(self, batch: PromptedBatch) -> Tensor:
-        """See `cloning_loss`."""
-        return cloning_loss(self.policy, batch)
+
+class PromptDT(DT):
+    """The same, read after a demonstration."""
+
+    Config = PromptDTConfig
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: Any) -> PromptDecisionTransformer:
+        return PromptDecisionTransformer(spaces, config)
 
 
 def cloning_loss(policy: DecisionTransformer, batch: PromptedBatch) -> Tensor:

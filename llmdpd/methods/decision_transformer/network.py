@@ -5,19 +5,63 @@ Chen et al. 2021 (arXiv 2106.01345); with a trajectory prompt before it, Xu et a
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig, check_one_draw
-from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
+from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
 from llmdpd.nn.episode_memory import History
+from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import HistoryPolicy
-from llmdpd.nn.policy_network import PolicyConfig, Window
+from llmdpd.nn.policy_network import NetworkConfig, Spaces, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
-from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens
+from llmdpd.utils.bounds import Count, Fraction
+
+
+@dataclass(frozen=True)
+class DecisionTransformerConfig(NetworkConfig):
+    """A Decision Transformer, which reads no prompts."""
+
+    features: FeatureKind = "normalised"
+    """State features; see the context of policy diffusion."""
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    """The sequence model."""
+
+    def context_config(self) -> ContextConfig:
+        return ContextConfig("pooled", text=False, trajectory=False, features=self.features)
+
+
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    """How a demonstration is cut that is read step by step."""
+
+    steps: Count = 5
+    """Steps of the demonstration that are read."""
+    sampling: StepSampling = "last"
+    """Which steps of a longer one: `even` over the episode, `window` (steps in a row, anywhere in training), `last`."""
+
+    def context(self, features: FeatureKind, dropout: float) -> ContextConfig:
+        """As a context that reads a demonstration and no text."""
+        encoder = TrajectoryEncoderConfig(steps=self.steps, sampling=self.sampling)
+        return ContextConfig("pooled", text=False, trajectory_dropout=dropout, features=features, encoder=encoder)
+
+
+@dataclass(frozen=True)
+class PromptDecisionTransformerConfig(DecisionTransformerConfig):
+    """A Decision Transformer that reads a demonstration."""
+
+    demonstration: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    """How the demonstration is cut."""
+    trajectory_dropout: Fraction = 0.0
+    """Probability in training that a task's demonstration is left out."""
+
+    def context_config(self) -> ContextConfig:
+        return self.demonstration.context(self.features, self.trajectory_dropout)
 
 
 class DecisionTransformer(HistoryPolicy):
@@ -25,23 +69,18 @@ class DecisionTransformer(HistoryPolicy):
 
     Time steps are embedded and added to all three tokens of a step. States are read by the features that all methods
     have; returns are scaled by the greatest of the training data.
-
-    Raises:
-        InputError: see `check_sequence_policy`.
     """
 
+    config: Any
     prompted = False
-    """Whether it reads an example."""
+    """Whether it reads a demonstration."""
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        check_sequence_policy(config, self.prompted)
-        # It reads its example itself, step by step: no encoder of the context's.
-        bare = replace(config, context=replace(config.context, trajectory=False))
-        super().__init__(state_dim, action_dim, embedding_dim, bare)
-        self.config = config
-        self._build(self.context.features.output_dim, action_dim, config)
+    def __init__(self, spaces: Spaces, config: DecisionTransformerConfig) -> None:
+        # It reads its demonstration itself, step by step: no encoder of the context's.
+        super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
+        self._build(self.context.features.output_dim, spaces.action_dim, config)
 
-    def _build(self, feature_dim: int, action_dim: int, config: PolicyConfig) -> None:
+    def _build(self, feature_dim: int, action_dim: int, config: Any) -> None:
         """Make the networks: steps' embedding, norm of the tokens, transformer, head."""
         sizes = config.sequence
         self.embed: nn.Module = StepEmbedding(feature_dim, action_dim, sizes)
@@ -50,14 +89,15 @@ class DecisionTransformer(HistoryPolicy):
         self.head: nn.Module = nn.Linear(sizes.width, action_dim)
 
     @property
-    def history(self) -> int:
+    def memory_length(self) -> int:  # type: ignore[override]
         """K, steps of the episode that it sees."""
-        return self.config.sequence.context
+        length: int = self.config.sequence.context
+        return length
 
     @property
     def window(self) -> Window:
         """As many steps as it sees."""
-        return Window(self.history)
+        return Window(self.memory_length)
 
     def forward(
         self,
@@ -89,14 +129,10 @@ class DecisionTransformer(HistoryPolicy):
         # Of each step the state's token, which has not seen the action yet.
         return self._actions(hidden[:, 1::3])
 
-    def check_acting(self, acting: ActingConfig) -> None:
-        """Raise `InputError` for ways of acting that a policy without diffusion does not have."""
-        check_one_draw(acting)
-
-    def draw(
+    def action(
         self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
     ) -> Tensor:
-        """The action of the present step of B episodes → [B, A]; there is nothing random in it."""
+        """The action of the present step of B episodes, [B, A]; there is nothing random in it."""
         found = self(history.returns, history.states, history.actions, history.clock, prompts, index)
         present = (history.lengths - 1)[:, None, None].expand(-1, 1, found.shape[-1])
         actions: Tensor = found.gather(1, present)[:, 0]
@@ -133,9 +169,9 @@ class PromptDecisionTransformer(DecisionTransformer):
     prompted = True
     reads_rewards = True
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        super().__init__(state_dim, action_dim, embedding_dim, config)
-        self.embed_prompt = StepEmbedding(self.context.features.output_dim, action_dim, config.sequence)
+    def __init__(self, spaces: Spaces, config: PromptDecisionTransformerConfig) -> None:
+        super().__init__(spaces, config)
+        self.embed_prompt = StepEmbedding(self.context.features.output_dim, spaces.action_dim, config.sequence)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Embed the steps of P examples.
@@ -144,7 +180,7 @@ class PromptDecisionTransformer(DecisionTransformer):
             InputError: one without rewards, since its returns-to-go are part of what is read; or none, where training
                 left none out.
         """
-        if tokens is None and self.config.context.trajectory_dropout > 0:
+        if tokens is None and self.reads.trajectory_dropout > 0:
             return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
         if tokens is None or tokens.returns is None:
             raise InputError(
@@ -152,7 +188,7 @@ class PromptDecisionTransformer(DecisionTransformer):
                 field="trajectory",
                 found="no example" if tokens is None else "observations and actions alone",
                 expected="an example with rewards (llmdpd.data.Trajectory)",
-                hint="train with --policy.context.trajectory-dropout to leave it out when acting",
+                hint="train with --method.network.trajectory-dropout to leave it out when acting",
             )
         embedded = self._embedded(self.embed_prompt, tokens.returns, tokens.states, tokens.actions, tokens.times)
         mask = tokens.mask.repeat_interleave(3, dim=1)
@@ -160,23 +196,3 @@ class PromptDecisionTransformer(DecisionTransformer):
             mask = mask & (keep.trajectory > 0)
         pooled = embedded.new_zeros(len(embedded), 0)
         return EncodedPrompts(pooled, {"tokens": embedded, "mask": mask})
-
-
-def check_sequence_policy(config: PolicyConfig, prompted: bool) -> None:
-    """Raise `InputError` for chunks, text prompts, another context than pooled; for an example to `dt`, or none."""
-    if config.context.kind != "pooled":
-        found = config.context.kind
-        raise InputError(
-            "sequence models look things up by themselves", field="policy.context.kind", found=found, expected="pooled"
-        )
-    if config.chunk != 1:
-        raise InputError("only policy diffusion has chunks", field="policy.chunk", found=config.chunk, expected=1)
-    if config.context.text:
-        raise InputError("Decision Transformers read no text", field="policy.context.text", found=True, expected=False)
-    if config.context.trajectory is not prompted:
-        raise InputError(
-            "prompt-dt reads an example, dt none",
-            field="policy.context.trajectory",
-            found=config.context.trajectory,
-            expected=prompted,
-        )

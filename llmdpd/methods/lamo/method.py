@@ -2,50 +2,113 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from llmdpd.errors import InputError
-from llmdpd.methods.base import Agent
+from llmdpd.methods.base import Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.decision_transformer.method import cloning_loss
 from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
 from llmdpd.methods.lamo.gpt2 import LanguageModel, Words, find_language_model, load_language_model
-from llmdpd.methods.lamo.network import LanguageDecisionTransformer
-from llmdpd.methods.optimisation import OptimisationConfig
+from llmdpd.methods.lamo.network import LaMoNetworkConfig, LanguageDecisionTransformer, check_peft
+from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, WholeNumber
 
 
 @dataclass(frozen=True)
-class LaMoConfig(OptimisationConfig):
+class LaMoConfig(OfflineConfig):
     """Learning of LaMo: its published settings for continuous control."""
 
+    name = "lamo"
+
+    network: LaMoNetworkConfig = field(default_factory=LaMoNetworkConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    batch_size: Count = 64
+    """Windows an iteration."""
+    prompts_per_batch: Count = 8
+    """Tasks in a batch, each with its own share of the windows."""
     model: str = "gpt2"
     """Language model, a GPT-2: a hub id, or a local folder."""
     corpus: str = "Salesforce/wikitext:wikitext-103-raw-v1"
     """What the language loss is taken on: a file or folder of text, or REPOSITORY:FOLDER of a data set on the hub."""
-    language_weight: float = 0.1
+    language_weight: NonNegative = 0.1
     """Weight of the language loss; 0: there is none, and no corpus is needed."""
-    language_batch: int = 2
+    language_batch: Count = 2
     """Blocks of text an iteration."""
-    language_block: int | None = None
+    language_block: Annotated[int | None, Bounds(2)] = None
     """Tokens of a block; by default as many as the language model has positions for (GPT-2: 1024)."""
-    lr: float = 1e-4
+    lr: NonNegative = 1e-4
     """Learning rate of embeddings and head."""
-    lm_lr: float = 1e-4
+    lm_lr: NonNegative = 1e-4
     """Learning rate of the adapters."""
-    lr_warmup: int = 2500
+    lr_warmup: WholeNumber = 2500
     """Iterations of linear warm-up, of every rate."""
-    weight_decay: float = 1e-5
+    weight_decay: NonNegative = 1e-5
     """Decoupled weight decay (AdamW)."""
-    grad_clip: float = 0.25
+    grad_clip: NonNegative = 0.25
     """Bound on the norm of the gradient, of both losses together."""
-    ema_decay: float = 0.0
+    ema_decay: Fraction = 0.0
     """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: int = 1
+    ema_every: Count = 1
     """Iterations from one EMA update to the next."""
+
+    @classmethod
+    def from_preset(cls, start: Start) -> LaMoConfig:
+        network = start.diffusion.network
+        return cls(network=LaMoNetworkConfig(network.action_bound, network.context.features))
+
+    def resolved(self) -> LaMoConfig:
+        """With absolute paths, and the sizes of the language model, which a policy is built by without it.
+
+        Where the model can't be had the sizes are left as they are: an experiment can be planned without it, and a run
+        begins with `require`.
+        """
+        model, corpus = (
+            os.path.abspath(os.path.expanduser(place)) if place and Path(place).expanduser().exists() else place
+            for place in (self.model, self.corpus)
+        )
+        config = dataclasses.replace(self, model=model, corpus=corpus)
+        try:
+            sizes = find_language_model(config.model).sizes
+        except InputError:
+            return config
+        return dataclasses.replace(config, network=dataclasses.replace(config.network, language=sizes))
+
+    def require(self) -> None:
+        """What the method needs is here.
+
+        Raises:
+            InputError: model or corpus are not on this machine (naming the command that fetches them), or don't fit;
+                peft is not installed; the model has other sizes than the configuration.
+        """
+        check_peft()
+        model = find_language_model(self.model)
+        if model.sizes != self.network.language:
+            raise InputError(
+                "the language model has other sizes than the run's",
+                path=model.source.folder,
+                field="method.model",
+                found=model.sizes,
+                expected=self.network.language,
+            )
+        if self.language_weight:
+            language_block(self, model)
+            find_corpus(self.corpus)
+
+    def inputs(self) -> dict[str, Any]:
+        """Which language model it is, and SHA-256 of the corpus, None where there is no language loss."""
+        source = find_language_model(self.model).source
+        corpus = find_corpus(self.corpus).sha256() if self.language_weight else None
+        return {"language model": {"model": source.model_id, "revision": source.revision, "corpus": corpus}}
 
 
 @dataclass(frozen=True)
@@ -84,7 +147,7 @@ def load_language(config: LaMoConfig, policy: LanguageDecisionTransformer) -> Te
         raise InputError(
             "the tokenizer has more words than the language model",
             path=model.source.folder,
-            field="lamo.model",
+            field="method.model",
             found=f"token {highest}",
             expected=f"below {known}",
         )
@@ -92,11 +155,11 @@ def load_language(config: LaMoConfig, policy: LanguageDecisionTransformer) -> Te
         raise InputError(
             "the corpus is shorter than a block",
             path=corpus.files[0],
-            field="lamo.corpus",
+            field="method.corpus",
             found=f"{len(tokens)} tokens",
-            expected=f"at least {block} (lamo.language_block)",
+            expected=f"at least {block} (method.language_block)",
         )
-    device = policy.return_scale.device
+    device = policy.device
     return Text(Words(words.tokens.to(device), words.positions.to(device)), tokens.to(device), block)
 
 
@@ -111,41 +174,36 @@ def language_block(config: LaMoConfig, model: LanguageModel) -> int:
         raise InputError(
             "the language model has fewer positions than a block has tokens",
             path=model.source.folder,
-            field="lamo.language_block",
+            field="method.language_block",
             found=block,
             expected=f"at most {model.positions}",
         )
     return block
 
 
-class LaMo(Agent[LanguageDecisionTransformer, LaMoConfig]):
+class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
     """Regression of the executed actions, and prediction of text by the same layers.
 
-    Args:
-        policy: with the language model's layers loaded.
-        config: see `LaMoConfig`. iterations: length of the run.
-        text: for the language loss, on the policy's device; None where its weight is 0.
+    Args: see `Method`.
 
     Raises:
-        InputError: a weight without text, or text without a weight.
+        InputError: a language model or a corpus that is not there, or does not fit.
     """
 
-    def __init__(
-        self, policy: LanguageDecisionTransformer, config: LaMoConfig, iterations: int, text: Text | None
-    ) -> None:
-        if (text is None) != (config.language_weight == 0):
-            found = f"{config.language_weight}, and {'no' if text is None else 'a'} corpus"
-            expected = "a corpus where the weight is not 0, and there alone"
-            raise InputError(
-                "the language loss needs a corpus", field="lamo.language_weight", found=found, expected=expected
-            )
-        super().__init__(policy, config, iterations)
-        self.text = text
-        # The language model's own weights are read again from its folder: no checkpoint need hold them.
-        self.modules = {"policy": policy.learned(), "ema_policy": self.ema_policy.learned()}
+    Config = LaMoConfig
 
-    def _copy(self, policy: LanguageDecisionTransformer) -> LanguageDecisionTransformer:
-        return policy.sharing_copy()
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: LaMoNetworkConfig) -> LanguageDecisionTransformer:
+        return LanguageDecisionTransformer(spaces, config)
+
+    def __init__(self, network: LanguageDecisionTransformer, config: LaMoConfig, iterations: int) -> None:
+        self.text = load_language(config, network)
+        super().__init__(network, config, iterations)
+        # The language model's own weights are read again from its folder: no checkpoint need hold them.
+        self.modules |= {"policy": network.learned(), "ema_policy": self.ema_policy.learned()}
+
+    def _copy(self, network: LanguageDecisionTransformer) -> LanguageDecisionTransformer:
+        return network.sharing_copy()
 
     def _optimise_policy(self) -> None:
         learned, config = self.policy.learned(), self.config
@@ -166,7 +224,7 @@ class LaMo(Agent[LanguageDecisionTransformer, LaMoConfig]):
 
     def language_loss(self, blocks: Tensor) -> Tensor:
         """Mean cross-entropy of each token given those before it in its block, in nats; blocks int64 [B, L]."""
-        assert self.text is not None, "the agent was made with text"
+        assert self.text is not None, "the method was made with text"
         words = self.text.words
         known, following = blocks[:, :-1], blocks[:, 1:]
         tokens = F.embedding(known, words.tokens) + words.positions[: known.shape[1]]

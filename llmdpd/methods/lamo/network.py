@@ -1,7 +1,7 @@
 """LaMo: a Decision Transformer whose transformer is a language model with low-rank adapters.
 
 Shi et al. 2024 (arXiv 2310.20587). The network is whole in itself: with the language model's layers among its weights
-it is saved and loaded like any other. What the language loss needs beside them, the words, is in `llmdpd.language`.
+it is saved and loaded like any other. What the language loss needs beside them, the words, is in `llmdpd.methods.lamo.gpt2`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, located
-from llmdpd.methods.acting import ActingConfig
 from llmdpd.methods.decision_transformer.network import DecisionTransformer
-from llmdpd.nn.context import EncodedPrompts
+from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
-from llmdpd.nn.policy_network import PolicyConfig
+from llmdpd.nn.features import FeatureKind
+from llmdpd.nn.policy_network import NetworkConfig
 from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes, LoRAConfig
+from llmdpd.utils.bounds import Bounds, Fraction, Steps
 
 
 def check_peft() -> None:
@@ -35,6 +40,35 @@ def check_peft() -> None:
         )
 
 
+@dataclass(frozen=True)
+class LanguageSequenceConfig:
+    """What the language model is shown of an episode."""
+
+    context: Steps = 20
+    """K, steps that are seen: the present one and those before it."""
+    dropout: Fraction = 0.1
+    """Dropout inside the transformer, probability."""
+    longest: Annotated[int, Bounds(1, 1_000_000)] = 1000
+    """Time steps that have an embedding of their own; later ones share the last."""
+
+
+@dataclass(frozen=True)
+class LaMoNetworkConfig(NetworkConfig):
+    """A Decision Transformer that is made of a language model."""
+
+    features: FeatureKind = "normalised"
+    """State features; see the context of policy diffusion."""
+    sequence: LanguageSequenceConfig = field(default_factory=LanguageSequenceConfig)
+    """What the language model is shown of an episode."""
+    language: Annotated[GPT2Sizes, tyro.conf.Suppress] = field(default_factory=GPT2Sizes)
+    """Sizes of the language model; read from its config.json."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """The adapters of the language model."""
+
+    def context_config(self) -> ContextConfig:
+        return ContextConfig("pooled", text=False, trajectory=False, features=self.features)
+
+
 class LanguageDecisionTransformer(DecisionTransformer):
     """Tokens return-to-go, state, action, each by an MLP of its own → a language model → MLP: the action.
 
@@ -42,16 +76,16 @@ class LanguageDecisionTransformer(DecisionTransformer):
     cut to the bound when acting. The language model's own weights, random here until `load_blocks`, do not train.
 
     Raises:
-        InputError: see `check_sequence_policy`; peft is not installed.
+        InputError: peft is not installed.
     """
 
     model: AdaptedTransformer
 
-    def _build(self, feature_dim: int, action_dim: int, config: PolicyConfig) -> None:
+    def _build(self, feature_dim: int, action_dim: int, config: LaMoNetworkConfig) -> None:
         sizes = config.language
         self.embed = StepMLPs(feature_dim, action_dim, sizes.width, config.sequence.longest)
         self.norm = nn.Identity()  # the embedding's own lies before the time step's
-        with located(field="policy.language"):
+        with located(field="network.language"):
             self.model = AdaptedTransformer(sizes, config.sequence.dropout, config.lora)
         self.head = nn.Sequential(nn.Linear(sizes.width, sizes.width), nn.GELU(), nn.Linear(sizes.width, action_dim))
 
@@ -59,12 +93,12 @@ class LanguageDecisionTransformer(DecisionTransformer):
         actions: Tensor = self.head(hidden)
         return actions
 
-    def draw(
+    def action(
         self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
     ) -> Tensor:
-        """The action of the present step of B episodes → [B, A], within the bound; there is nothing random in it."""
+        """The action of the present step of B episodes, [B, A], within the bound; there is nothing random in it."""
         bound = self.config.action_bound
-        return super().draw(history, prompts, index, acting, seeds).clamp(-bound, bound)
+        return super().action(history, prompts, index, acting, seeds).clamp(-bound, bound)
 
     def sharing_copy(self) -> LanguageDecisionTransformer:
         """A copy whose language model's own weights, which no one changes, are these and not copied."""

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.methods.base import Agent
+from llmdpd.methods.base import Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.mtdiff.network import MTDiffPolicy
-from llmdpd.methods.optimisation import OptimisationConfig
+from llmdpd.methods.mtdiff.network import MTDiffNetworkConfig, MTDiffPlanConfig, MTDiffPolicy
+from llmdpd.nn.acting import ChainActing
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
 
 @dataclass(frozen=True)
-class MTDiffConfig(OptimisationConfig):
-    """Learning of MTDiff-p: its published settings."""
+class MTDiffConfig(OfflineConfig):
+    """Learning of MTDiff-p: its published settings. Five steps of DDIM walk its chain."""
 
-    lr: float = 2e-4
+    name = "mtdiff"
+
+    network: MTDiffNetworkConfig = field(default_factory=MTDiffNetworkConfig)
+    acting: ChainActing = field(default_factory=lambda: ChainActing(sampler="ddim", steps=5))
+    lr: NonNegative = 2e-4
     """Learning rate."""
-    ema_every: int = 10
+    ema_every: Count = 10
     """Iterations from one EMA update to the next."""
-    ema_start: int = 2000
+    ema_start: WholeNumber = 2000
     """Iteration from which the EMA averages; before it copies."""
-    first_action_weight: float = 10.0
-    """Weight in the loss of a plan's first action, the one that is executed; the others have 1."""
-    return_probability: float = 0.8
-    """Probability in training that a plan is told its return; without it learns what guidance goes away from."""
+    first_action_weight: NonNegative = 10.0
+    """Weight in the loss of the first of the actions to come, the one that is executed; the others have 1."""
+    return_probability: Fraction = 0.8
+    """Probability in training that the return is given; without it the network learns what guidance goes away from."""
+
+    @classmethod
+    def from_preset(cls, start: Start) -> MTDiffConfig:
+        preset, sizes = start.diffusion, start.trajectory_diffusion.network.plan
+        network = MTDiffNetworkConfig(
+            action_bound=preset.network.action_bound,
+            time_dim=preset.network.time_dim,
+            schedule=preset.network.schedule,
+            features=preset.network.context.features,
+            plan=MTDiffPlanConfig(**{field.name: getattr(sizes, field.name) for field in fields(sizes)}),
+        )
+        # Published: 16 windows a prompt.
+        prompts = preset.prompts_per_batch
+        return cls(network=network, batch_size=16 * prompts, prompts_per_batch=prompts)
 
 
-class MTDiff(Agent[MTDiffPolicy, MTDiffConfig]):
+class MTDiff(Method[MTDiffPolicy, MTDiffConfig]):
     """Denoising of the executed actions to come."""
+
+    Config = MTDiffConfig
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: MTDiffNetworkConfig) -> MTDiffPolicy:
+        return MTDiffPolicy(spaces, config)
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
@@ -51,7 +77,7 @@ class MTDiff(Agent[MTDiffPolicy, MTDiffConfig]):
         """
         windows, policy = batch.windows, self.policy
         assert windows is not None, "the sampler was made with the plan's horizon"
-        shown = policy.history
+        shown = policy.memory_length
         clean, mask = windows.actions[:, shown - 1 :], windows.mask[:, shown - 1 :]
         prompts = policy.encode(batch.text, batch.tokens, batch.keep)
         before = policy.before(windows.states[:, :shown], windows.mask[:, :shown], prompts, None)

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig
-from llmdpd.methods.trajectory_diffusion.network import check_plan_acting, check_plan_chunk
-from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
+from llmdpd.methods.decision_transformer.network import DemonstrationConfig
+from llmdpd.nn.acting import ChainActing
+from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
 from llmdpd.nn.episode_memory import History
+from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import HistoryPolicy
-from llmdpd.nn.plan_denoiser import Before, PlanDenoiser, noise_blocks
-from llmdpd.nn.policy_network import PolicyConfig, Window
+from llmdpd.nn.plan_denoiser import Before, PlanConfig, PlanDenoiser, noise_blocks
+from llmdpd.nn.policy_network import ChainConfig, Spaces, Window
 from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, Steps
+
+
+@dataclass(frozen=True)
+class MTDiffPlanConfig(PlanConfig):
+    """The sequence of actions to come and the transformer that denoises it."""
+
+    history: Steps = 2
+    """States that it goes on from, the present one among them."""
+    guidance: NonNegative = 1.2
+    """How far the noise goes from what it is without a return towards what it is with the one asked for."""
+
+
+@dataclass(frozen=True)
+class MTDiffNetworkConfig(ChainConfig):
+    """MTDiff-p's networks, and a chain of 200 steps."""
+
+    diffusion_steps: Annotated[int, Bounds(1, 10_000)] = 200
+    """K, steps of the diffusion chain."""
+    features: FeatureKind = "normalised"
+    """State features; see the context of policy diffusion."""
+    demonstration: DemonstrationConfig = field(default_factory=lambda: DemonstrationConfig(20, "window"))
+    """How the demonstration is cut."""
+    trajectory_dropout: Fraction = 0.0
+    """Probability in training that a task's demonstration is left out."""
+    plan: MTDiffPlanConfig = field(default_factory=MTDiffPlanConfig)
+    """What is denoised in place of an action, and the transformer that does it."""
+
+    def context_config(self) -> ContextConfig:
+        return self.demonstration.context(self.features, self.trajectory_dropout)
 
 
 class MTDiffPolicy(HistoryPolicy):
@@ -24,36 +56,33 @@ class MTDiffPolicy(HistoryPolicy):
 
     The denoiser is the plan's (`PlanDenoiser`), which is not causal; the return is its condition, or that none is
     given. States are read by the features that all methods have; returns are scaled by the greatest of the data.
-
-    Raises:
-        InputError: see `check_mtdiff_policy`.
     """
 
-    diffuses = True
+    config: MTDiffNetworkConfig
+    alpha_bar: Tensor
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        check_mtdiff_policy(config)
-        # It reads its example itself, step by step: no encoder of the context's.
-        bare = replace(config, context=replace(config.context, trajectory=False))
-        super().__init__(state_dim, action_dim, embedding_dim, bare)
-        self.config = config
+    def __init__(self, spaces: Spaces, config: MTDiffNetworkConfig) -> None:
+        # It reads its demonstration itself, step by step: no encoder of the context's.
+        super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
+        self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
+        action_dim = spaces.action_dim
         features, width = self.context.features.output_dim, config.plan.width
         # The condition: the return and whether one is given; no prompt vector.
         self.net = PlanDenoiser(action_dim, 2, 0, config.time_dim, config.plan)
         self.embed_example = _embedding(features + action_dim, width)
         self.embed_state = _embedding(features, width)
-        self.example_position = nn.Parameter(0.02 * torch.randn(config.context.encoder.steps, width))
+        self.example_position = nn.Parameter(0.02 * torch.randn(config.demonstration.steps, width))
         self.state_position = nn.Parameter(0.02 * torch.randn(config.plan.history, width))
 
     @property
-    def history(self) -> int:
+    def memory_length(self) -> int:  # type: ignore[override]
         """States that it is shown, the present one among them."""
         return self.config.plan.history
 
     @property
     def window(self) -> Window:
         """The plan's steps, and the states that it goes on from."""
-        return Window(self.config.plan.horizon, self.history - 1)
+        return Window(self.config.plan.horizon, self.memory_length - 1)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Embed the steps of P examples.
@@ -62,7 +91,7 @@ class MTDiffPolicy(HistoryPolicy):
             InputError: no example, where training left none out.
         """
         if tokens is None:
-            if not self.config.context.trajectory_dropout:
+            if not self.config.trajectory_dropout:
                 raise InputError("MTDiff reads an example", field="trajectory", found="none", expected="an example")
             return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
         embedded = self.embed_example(torch.cat([self.context.features(tokens.states), tokens.actions], dim=-1))
@@ -96,22 +125,18 @@ class MTDiffPolicy(HistoryPolicy):
         )
         return condition
 
-    def check_acting(self, acting: ActingConfig) -> None:
-        """Raise `InputError` for a choice among several plans, which there is no critic for, and for bf16."""
-        check_plan_acting(acting)
-
-    def draw(
-        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
+    def action(
+        self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ChainActing, seeds: Tensor
     ) -> Tensor:
-        """The first action of a plan for each of B episodes → [B, A]; guided by the return (classifier-free).
+        """The first of the actions to come for each of B episodes, [B, A]; guided by the return (classifier-free).
 
         epsilon = epsilon(no return) + guidance (epsilon(return) - epsilon(no return)).
         """
-        place = history.lengths[:, None] + torch.arange(-self.history, 0, device=seeds.device)
+        place = history.lengths[:, None] + torch.arange(-self.memory_length, 0, device=seeds.device)
         given, rows = place >= 0, torch.arange(len(seeds), device=seeds.device)[:, None]
         before = self.before(history.states[rows, place.clamp_min(0)], given, prompts, index)
         returns = history.returns[rows[:, 0], place[:, -1]]
-        plan, guidance = acting.plan(self.config), self.config.plan.guidance
+        plan, guidance = acting.coefficients(self.config), self.config.plan.guidance
         time_rows = self.net.time_rows(torch.tensor(plan.timesteps).to(seeds.device))
         found = []
         for block, noise in noise_blocks(self.net, plan, seeds, returns):
@@ -139,20 +164,3 @@ def _embedding(numbers: int, width: int) -> nn.Sequential:
         nn.Mish(),
         nn.Linear(4 * width, width),
     )
-
-
-def check_mtdiff_policy(config: PolicyConfig) -> None:
-    """Raise `InputError` for chunks, text prompts, another context than pooled, or no example."""
-    check_plan_chunk(config)
-    for field, found, expected in (
-        ("kind", config.context.kind, "pooled"),
-        ("text", config.context.text, False),
-        ("trajectory", config.context.trajectory, True),
-    ):
-        if found != expected:
-            raise InputError(
-                "MTDiff reads an example by itself, and no text",
-                field=f"policy.context.{field}",
-                found=found,
-                expected=expected,
-            )

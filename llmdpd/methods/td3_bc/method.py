@@ -7,77 +7,108 @@ iteration the actor follows lambda Q - (pi(s) - a)², lambda = alpha / mean |Q|.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.methods.base import Agent, detached
+from llmdpd.methods.base import Method, OfflineConfig, Start, detached
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.optimisation import OptimisationConfig
-from llmdpd.methods.td3_bc.state_augmentation import NoStateAugmentation, StateAugmentation
-from llmdpd.nn.actor import DeterministicPolicy, TwinQ
+from llmdpd.methods.td3_bc.state_augmentation import (
+    RADAugmentation,
+    S4RLAugmentation,
+    StateAugmentation,
+)
+from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.actor import ActorNetworkConfig, DeterministicPolicy, TwinQ
 from llmdpd.nn.context import EncodedPrompts
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
 
 
 @dataclass(frozen=True)
-class TD3BCConfig(OptimisationConfig):
+class TD3BCConfig(OfflineConfig):
     """TD3+BC. Defaults are its paper's, and its code's."""
 
-    ema_decay: float = 0.0
+    name = "td3-bc"
+
+    network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    ema_decay: Fraction = 0.0
     """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: int = 1
+    ema_every: Count = 1
     """Iterations from one EMA update to the next."""
-    critic_lr: float = 3e-4
+    critic_lr: NonNegative = 3e-4
     """Learning rate of the critics."""
-    critic_hidden: int = 256
+    critic_hidden: Width = 256
     """Width of the critics' two hidden layers."""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Discount a step."""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target networks, at each of the actor's steps."""
-    alpha: float = 2.5
+    alpha: NonNegative = 2.5
     """Weight of Q against cloning."""
-    policy_noise: float = 0.2
+    policy_noise: NonNegative = 0.2
     """Standard deviation of the target actions' noise, of the action bound."""
-    noise_clip: float = 0.5
+    noise_clip: NonNegative = 0.5
     """Where that noise is cut, of the action bound."""
-    policy_every: int = 2
+    policy_every: Count = 2
     """Critic steps from one step of the actor to the next."""
-    reward_scale: float = 1.0
+    reward_scale: NonNegative = 1.0
     """Factor on rewards in the critics' targets."""
 
+    @classmethod
+    def from_preset(cls, start: Start) -> TD3BCConfig:
+        return cls(network=ActorNetworkConfig.from_preset(start), **start.batches)
 
-class TD3BC(Agent[DeterministicPolicy, TD3BCConfig]):
-    """Actor, critics, and the targets of both.
 
-    Args:
-        policy, config, iterations: as of every agent.
-        augmentation: what RAD or S4RL do to the states that the critics, and the actor, learn in.
-    """
+@dataclass(frozen=True)
+class RADConfig(TD3BCConfig):
+    """TD3+BC on states that RAD changes."""
 
-    by_iteration = True
-    """`learn` is not the same at every iteration, so no CUDA graph can hold it."""
+    name = "rad"
 
-    def __init__(
-        self,
-        policy: DeterministicPolicy,
-        config: TD3BCConfig,
-        iterations: int,
-        augmentation: StateAugmentation | None = None,
-    ) -> None:
-        super().__init__(policy, config, iterations)
-        self.augmentation = augmentation or NoStateAugmentation()
-        device = next(policy.parameters()).device
+    states: RADAugmentation = field(default_factory=RADAugmentation)
+    """How states are changed."""
+
+
+@dataclass(frozen=True)
+class S4RLConfig(TD3BCConfig):
+    """TD3+BC on states that S4RL changes."""
+
+    name = "s4rl"
+
+    states: S4RLAugmentation = field(default_factory=S4RLAugmentation)
+    """How states are changed."""
+
+
+class TD3BC(Method[DeterministicPolicy, TD3BCConfig]):
+    """Actor, critics, and the targets of both."""
+
+    Config = TD3BCConfig
+    same_work = False  # the actor learns at every second iteration
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: ActorNetworkConfig) -> DeterministicPolicy:
+        return DeterministicPolicy(spaces, config)
+
+    def __init__(self, network: DeterministicPolicy, config: TD3BCConfig, iterations: int) -> None:
+        super().__init__(network, config, iterations)
         widths = (config.critic_hidden, config.critic_hidden)
-        self.critic = TwinQ(policy.context.state_dim, policy.action_dim, policy.context.prompt_dim, widths).to(device)
+        self.critic = TwinQ(network.context.state_dim, network.action_dim, network.context.prompt_dim, widths)
+        self.critic.to(network.device)
         self._add("critic", self.critic, config.critic_lr)
         self.target_critic: TwinQ = self.modules["target_critic"]  # type: ignore[assignment]
-        self._add_target("policy", policy)
+        self._add_target("policy", network)
         self.target_policy: DeterministicPolicy = self.modules["target_policy"]  # type: ignore[assignment]
         self._iteration = 0
+
+    @property
+    def augmentation(self) -> StateAugmentation:
+        """What changes the states that are learned in."""
+        return StateAugmentation()
 
     def schedule(self, iteration: int) -> None:
         """The learning rates, and whether it is the actor's turn."""
@@ -135,3 +166,25 @@ class TD3BC(Agent[DeterministicPolicy, TD3BCConfig]):
         cloning = F.mse_loss(actions, batch.actions)
         weight = self.config.alpha / q.detach().abs().mean().clamp_min(1e-6)
         return cloning - weight * q.mean(), {"loss/cloning": cloning.detach()}
+
+
+class RAD(TD3BC):
+    """TD3+BC on states under random amplitude scaling, or noise (Laskin et al. 2020)."""
+
+    Config = RADConfig
+    config: RADConfig
+
+    @property
+    def augmentation(self) -> RADAugmentation:
+        return self.config.states
+
+
+class S4RL(TD3BC):
+    """TD3+BC on states under S4RL's augmentations (Sinha et al. 2021)."""
+
+    Config = S4RLConfig
+    config: S4RLConfig
+
+    @property
+    def augmentation(self) -> S4RLAugmentation:
+        return self.config.states

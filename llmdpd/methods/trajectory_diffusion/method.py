@@ -6,34 +6,66 @@ encoders are the same. It clones: there is no Q-learning in it, and no guidance 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from llmdpd.methods.base import Agent
+from llmdpd.errors import InputError
+from llmdpd.methods.base import Clone, Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows
-from llmdpd.methods.optimisation import OptimisationConfig
-from llmdpd.methods.trajectory_diffusion.network import PlanPolicy
+from llmdpd.methods.trajectory_diffusion.network import PlanPolicy, TrajectoryNetworkConfig
+from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import Condition
 from llmdpd.nn.plan_denoiser import with_present
+from llmdpd.nn.policy_network import Spaces
+from llmdpd.utils.bounds import NonNegative
 
 
 @dataclass(frozen=True)
-class TrajectoryDiffusionConfig(OptimisationConfig):
+class TrajectoryDiffusionConfig(OfflineConfig):
     """Learning by trajectory diffusion. Defaults are MTDiff's; of its EMA, Diffusion-QL's."""
 
-    lr: float = 2e-4
+    name = "trajectory-diffusion"
+
+    network: TrajectoryNetworkConfig = field(default_factory=TrajectoryNetworkConfig)
+    acting: ChainActing = field(default_factory=ChainActing)
+    lr: NonNegative = 2e-4
     """Learning rate of denoiser and encoders."""
-    first_action_weight: float = 10.0
-    """Weight in the loss of a plan's first action, the one that is executed; all else has 1."""
-    clone: Literal["executed", "expert"] = "executed"
-    """Actions of the plans that are learned: the executed ones, or the expert's clean ones in the visited states."""
+    first_action_weight: NonNegative = 10.0
+    """Weight in the loss of a trajectory's first action, the one that is executed; all else has 1."""
+    clone: Clone = "executed"
+    """Actions that are learned: the executed ones, or the expert's clean ones in the visited states."""
+
+    @classmethod
+    def from_preset(cls, start: Start) -> TrajectoryDiffusionConfig:
+        own: TrajectoryDiffusionConfig = start.trajectory_diffusion
+        return own
+
+    @property
+    def cloned(self) -> Clone:
+        return self.clone
+
+    def check(self) -> None:
+        super().check()
+        for name in ("rotate", "mirror"):
+            if getattr(self.augmentation, name):
+                raise InputError(
+                    "trajectories are scaled to the range of the data, which this augmentation leaves",
+                    field=f"augmentation.{name}",
+                    found=getattr(self.augmentation, name),
+                    expected="0 with trajectory diffusion",
+                )
 
 
-class TrajectoryDiffusion(Agent[PlanPolicy, TrajectoryDiffusionConfig]):
-    """Denoising of plans."""
+class TrajectoryDiffusion(Method[PlanPolicy, TrajectoryDiffusionConfig]):
+    """Denoising of trajectories."""
+
+    Config = TrajectoryDiffusionConfig
+
+    @classmethod
+    def build_network(cls, spaces: Spaces, config: TrajectoryNetworkConfig) -> PlanPolicy:
+        return PlanPolicy(spaces, config)
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""

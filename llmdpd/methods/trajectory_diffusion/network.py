@@ -1,48 +1,60 @@
-"""The plan policy: prompts + state → context → reverse diffusion of a plan of states and actions → its first action."""
+"""The policy of trajectory diffusion: reverse diffusion of a trajectory of states and actions → its first action."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig
+from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import Condition
-from llmdpd.nn.plan_denoiser import PlanDenoiser, reverse_plan
-from llmdpd.nn.policy_network import PolicyConfig, PromptedNetwork, Window
+from llmdpd.nn.plan_denoiser import PlanConfig, PlanDenoiser, reverse_plan
+from llmdpd.nn.policy_network import ChainConfig, ConditionedNetwork, ContextNetworkConfig, Spaces, Window
 
 
-class PlanPolicy(PromptedNetwork):
+@dataclass(frozen=True)
+class TrajectoryNetworkConfig(ContextNetworkConfig, ChainConfig):
+    """The denoiser of trajectories and its diffusion chain."""
+
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    """What is denoised in place of an action, and the transformer that does it."""
+
+
+class PlanPolicy(ConditionedNetwork):
     """p(s_t, a_t … s_{t+H-1}, a_{t+H-1} | s_t, z_text, z_traj): encoders and the denoiser of a plan.
 
     The states of a plan are scaled to ± the action bound by the least and the greatest that the training tasks have, so
     that the sampler's clip fits states and actions alike.
-
-    Raises:
-        InputError: chunks, which plans don't have.
     """
 
-    diffuses = True
+    config: TrajectoryNetworkConfig
+    alpha_bar: Tensor
     low: Tensor
     high: Tensor
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: PolicyConfig) -> None:
-        check_plan_chunk(config)
-        super().__init__(state_dim, action_dim, embedding_dim, config)
+    def __init__(self, spaces: Spaces, config: TrajectoryNetworkConfig) -> None:
+        super().__init__(spaces, config)
+        self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         self.net = PlanDenoiser(
-            state_dim + action_dim, self.context.state_dim, self.context.prompt_dim, config.time_dim, config.plan
+            spaces.state_dim + spaces.action_dim,
+            self.context.state_dim,
+            self.context.prompt_dim,
+            config.time_dim,
+            config.plan,
         )
-        self.register_buffer("low", -torch.ones(state_dim))
-        self.register_buffer("high", torch.ones(state_dim))
+        self.register_buffer("low", -torch.ones(spaces.state_dim))
+        self.register_buffer("high", torch.ones(spaces.state_dim))
 
     @property
     def window(self) -> Window:
         """The plan's steps."""
         return Window(self.config.plan.horizon)
 
-    def fit(self, observations: Tensor) -> None:
-        """Take the statistics of the training tasks' observations [N, S]."""
-        super().fit(observations)
+    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
+        super().fit(observations, returns)
         self.low.copy_(observations.amin(0))
         self.high.copy_(observations.amax(0))
 
@@ -52,37 +64,13 @@ class PlanPolicy(PromptedNetwork):
         unit = torch.where(span > 0, (states - self.low) / span.clamp_min(1e-12) * 2 - 1, 0.0)
         return self.config.action_bound * unit.clamp(-1.0, 1.0)
 
-    def draw(self, states: Tensor, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
-        """A plan a state: observations [B, S], their condition, seeds int64 [B] → actions [B, H, A].
+    def sample_conditioned(
+        self, observations: Tensor, condition: Condition, acting: ChainActing, seeds: Tensor, critic: Any
+    ) -> Tensor:
+        """The first action of a trajectory for each state, [B, 1, A]: it is sampled anew at every step."""
+        return self.trajectories(observations, condition, acting, seeds)[:, :1, self.state_dim :]
 
-        Raises:
-            InputError: a way of acting that plans don't have.
-        """
-        check_plan_acting(acting)
-        present = self.scaled(states)
-        plans = reverse_plan(self.net, present, *condition, acting.plan(self.config), seeds)
-        return plans[..., self.state_dim :]
-
-
-def check_plan_chunk(config: PolicyConfig) -> None:
-    """Raise `InputError` for chunks of actions: the steps of a plan have a number of their own."""
-    if config.chunk != 1:
-        raise InputError(
-            "plans have no chunks",
-            field="policy.chunk",
-            found=config.chunk,
-            expected=1,
-            hint="policy.plan.horizon says how many steps a plan has; its first action is executed",
-        )
-
-
-def check_plan_acting(acting: ActingConfig) -> None:
-    """Raise `InputError` for a choice among several plans, which there is no critic for, and for bf16."""
-    for field, found, expected in (("samples", acting.samples, 1), ("precision", acting.precision, "fp32")):
-        if found != expected:
-            raise InputError(
-                "plans have no such way of acting",
-                field=f"acting.{field}",
-                found=found,
-                expected=expected,
-            )
+    def trajectories(self, observations: Tensor, condition: Condition, acting: ChainActing, seeds: Tensor) -> Tensor:
+        """Trajectories [B, H, S + A] from observations [B, S] on, in their condition; seeds int64 [B]."""
+        present = self.scaled(observations)
+        return reverse_plan(self.net, present, *condition, acting.coefficients(self.config), seeds)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError
 from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.prompts.demonstration import TrajectoryEncoder, TrajectoryEncoderConfig, TrajectoryTokens
+from llmdpd.utils.bounds import Fraction, Layers, Width, check_heads
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,25 @@ class RetrievalConfig:
     """Waypoints are looked for by how alike the geometry is, too, each number of it at a scale that a head learns."""
     clock: bool = True
     """The time step, for the state and for every step of the example."""
-    layers: int = 2
+    layers: Layers = 2
     """Attention layers, each with a feed-forward of twice the width."""
-    heads: int = 4
+    heads: Width = 4
     """Heads of each attention layer, and of the waypoints' retrieval."""
-    width: int = 128
+    width: Width = 128
     """Width of the attention layers."""
     lookahead: tuple[int, ...] = (0, 2)
     """Steps of the (subsampled) example after the retrieved one whose geometry is looked up too."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly, and for no step to look up."""
+        check_heads(self.width, self.heads)
+        if not self.lookahead or min(self.lookahead) < 0:
+            raise InputError(
+                "the retrieval context looks ahead",
+                field="lookahead",
+                found=self.lookahead,
+                expected="one or more numbers of steps, none below 0",
+            )
 
 
 @dataclass(frozen=True)
@@ -50,15 +62,15 @@ class ContextConfig:
     """Use the text prompt (off: the paper's ablation w/o-z_text)."""
     trajectory: bool = True
     """Use the trajectory prompt (off: the paper's ablation w/o-z_tau)."""
-    text_dim: int = 128
+    text_dim: Width = 128
     """Size of z_text."""
-    text_hidden: int = 512
+    text_hidden: Width = 512
     """Hidden width of the text head, three layers with ReLU (the paper's)."""
-    trajectory_dim: int = 128
+    trajectory_dim: Width = 128
     """Size of z_traj."""
-    text_dropout: float = 0.0
+    text_dropout: Fraction = 0.0
     """Probability in training that a task's text is left out (a zero vector)."""
-    trajectory_dropout: float = 0.0
+    trajectory_dropout: Fraction = 0.0
     """Probability in training that a task's example is left out."""
     features: FeatureKind = "normalised"
     """State features: `normalised`, `metaworld` with relative positions beside, `relative`, those alone, or `raw`,
@@ -73,14 +85,12 @@ class ContextConfig:
 class EncodedPrompts:
     """P prompts, read.
 
-    pooled [P, Z]: the prompt vectors. memory: what a context that looks things up keeps of the P examples, tensors
-    [P, …] by name; empty for others. views: V, where the P are V views of P / V prompts, one view after the other
-    (`llmdpd.policy.views`).
+    pooled [P, Z]: the prompt vectors. memory: what a context that looks things up keeps of the P demonstrations, tensors
+    [P, …] by name; empty for others.
     """
 
     pooled: Tensor
     memory: dict[str, Tensor] = field(default_factory=dict)
-    views: int = 1
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -202,7 +212,7 @@ def check_left_out(config: ContextConfig, which: Literal["text", "trajectory"]) 
             field=which,
             found="no prompt",
             expected=f"a {which} prompt",
-            hint=f"train with --policy.context.{which}-dropout to leave it out when acting",
+            hint=f"train with --method.network.context.{which}-dropout to leave it out when acting",
         )
 
 

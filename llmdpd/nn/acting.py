@@ -1,0 +1,126 @@
+"""How trained policies act: the options that a method's policy has for sampling an action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from llmdpd.diffusion import SamplerPlan, sampler_plan
+from llmdpd.diffusion.schedules import Precision, SamplerName
+from llmdpd.errors import InputError
+from llmdpd.utils.bounds import Bounds, Count, NonNegative
+
+if TYPE_CHECKING:
+    from llmdpd.nn.policy_network import ChainConfig
+
+
+@dataclass(frozen=True)
+class ActingConfig:
+    """Acting without any choice: what a deterministic policy has."""
+
+    def check_network(self, network: Any) -> None:
+        """Raise `InputError` for a way of acting that does not fit the network's configuration."""
+
+    def horizon(self, network: Any) -> int:
+        """Actions of each sampled chunk that are executed before the next is sampled."""
+        return 1
+
+    def describe(self, network: Any) -> dict[str, Any]:
+        """How actions are sampled, as results record it; what has no meaning for the policy is 1, 0 or "none"."""
+        return {
+            **{"samples": 1, "selection": "soft", "temperature": 1.0, "noise_scale": 0.0, "sampler": "none"},
+            **{"steps": 1, "precision": "fp32", "replan": self.horizon(network)},
+        }
+
+
+@dataclass(frozen=True)
+class NoisyActing(ActingConfig):
+    """Acting by a stochastic policy that names its distribution."""
+
+    noise_scale: NonNegative = 0.0
+    """Factor on the standard deviation; 0: the distribution's mode."""
+
+    def describe(self, network: Any) -> dict[str, Any]:
+        return super().describe(network) | {"noise_scale": self.noise_scale}
+
+
+@dataclass(frozen=True)
+class ChainActing(NoisyActing):
+    """Acting by one walk of a reverse diffusion chain."""
+
+    noise_scale: NonNegative = 1.0
+    """Factor on the sampler's noise; below 1 actions come from nearer to the mode."""
+    sampler: SamplerName = "ddpm"
+    """Sampler of the chain: ddpm, ddim or dpm++2m."""
+    steps: Annotated[int | None, Bounds(1)] = None
+    """Denoising steps; by default those of training (ddpm needs those)."""
+
+    def coefficients(self, network: ChainConfig) -> SamplerPlan:
+        """The sampler's coefficients for a network.
+
+        Raises:
+            InputError: a sampler that does not exist, or a number of steps that it cannot take.
+        """
+        total = network.diffusion_steps
+        return sampler_plan(
+            self.sampler,
+            total if self.steps is None else self.steps,
+            network.schedule,
+            network.action_bound,
+            train_steps=total,
+            noise_scale=self.noise_scale,
+        )
+
+    def check_network(self, network: ChainConfig) -> None:
+        self.coefficients(network)
+
+    def describe(self, network: ChainConfig) -> dict[str, Any]:
+        chain = {"sampler": self.sampler, "steps": self.coefficients(network).steps}
+        return super().describe(network) | chain
+
+
+@dataclass(frozen=True)
+class BestOfN(ChainActing):
+    """Acting by N samples of a diffusion policy, of which the critics choose one. Diffusion-QL takes 50."""
+
+    samples: Count = 50
+    """N, actions sampled for a state; 1 needs no critic."""
+    selection: Literal["soft", "max"] = "soft"
+    """Which of the N is taken: `soft`, by softmax over min(Q_1, Q_2) / temperature, or `max`."""
+    temperature: Annotated[float, Bounds(1e-9)] = 1.0
+    """Temperature of the softmax, in units of Q; above 0, the limit of which is `max`."""
+    precision: Precision = "fp32"
+    """Precision of the hidden layers' matrix products: fp32, or bf16 (faster on CPUs and GPUs that have it)."""
+    action_horizon: Annotated[int | None, Bounds(1)] = None
+    """Actions of a chunk that are executed before the next is sampled; by default the whole chunk."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a selection or a precision that does not exist."""
+        for name, choices in (("selection", ("soft", "max")), ("precision", get_args(Precision))):
+            if getattr(self, name) not in choices:
+                expected = " or ".join(choices)
+                raise InputError(f"unknown {name}", field=name, found=getattr(self, name), expected=expected)
+
+    def check_network(self, network: Any) -> None:
+        super().check_network(network)
+        self.horizon(network)
+
+    def horizon(self, network: Any) -> int:
+        """Actions of each chunk that are executed, 1 … H: the action horizon of Diffusion Policy (Chi et al. 2023).
+
+        Raises:
+            InputError: more than a chunk has.
+        """
+        chunk: int = network.chunk
+        if self.action_horizon is not None and self.action_horizon > chunk:
+            raise InputError(
+                "more actions are to be executed than a chunk has",
+                field="action_horizon",
+                found=self.action_horizon,
+                expected=f"1 to {chunk} (chunk)",
+            )
+        return chunk if self.action_horizon is None else self.action_horizon
+
+    def describe(self, network: Any) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("samples", "selection", "temperature", "precision")}
+        return super().describe(network) | own
