@@ -17,8 +17,7 @@ from llmdpd.data.collecting.sac_trainer import EpisodeEnd, MakeEnvironment, SacT
 from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.nn.actor import SACActor
-from llmdpd.tasks.simulation.worker import make_environment
-from llmdpd.tasks.specs import TaskSpec
+from llmdpd.tasks.specs import TaskSpec, make_environment
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from llmdpd.policy.folder import (
     DESCRIPTION,
     SIZE_LIMITS,
     PolicySizes,
-    load_tensors,
     read_policy_folder,
     resolve_policy,
     text_key,
@@ -44,6 +43,7 @@ from llmdpd.prompts.models import LLMIdentity
 from llmdpd.tasks.metaworld.layout import ACTION_DIM
 from llmdpd.utils.bounds import LIMITS, check_limits
 from llmdpd.utils.plain import from_plain, to_plain
+from llmdpd.utils.tensors import load_tensors
 
 _log = logging.getLogger(__name__)
 
