@@ -8,21 +8,20 @@ from functools import partial
 from pathlib import Path
 
 from llmdpd.data.assemble import join_datasets, join_episodes
-from llmdpd.data.trajectories import (
-    Batch,
-    EpisodeRecord,
-    Trajectory,
-    TrajectoryDataset,
-    resolve_task,
-)
+from llmdpd.data.formats import DataFormat
+from llmdpd.data.trajectories import Batch, EpisodeRecord, Trajectory, TrajectoryDataset, resolve_task
 from llmdpd.errors import InputError
 from llmdpd.tasks import base_name
+from llmdpd.utils.registry import Registry
 
 __all__ = [
+    "FORMATS",
     "Batch",
+    "DataFormat",
     "EpisodeRecord",
     "Trajectory",
     "TrajectoryDataset",
+    "is_named",
     "join_datasets",
     "join_episodes",
     "load_dataset",
@@ -30,12 +29,16 @@ __all__ = [
     "save_minari",
 ]
 
-READABLE = (
-    "a Minari data set or a folder of them, an .hdf5 file of D4RL's layout, "
-    "an .npy/.npz/.pkl file of MTDiff's, a folder of such files, minari:ID, d4rl:NAME"
+FORMATS: Registry[DataFormat] = Registry(
+    "file format",
+    "llmdpd.formats",
+    {
+        "minari": "llmdpd.data.formats:MINARI",
+        "d4rl": "llmdpd.data.formats:D4RL_HDF5",
+        "mtdiff": "llmdpd.data.formats:MTDIFF",
+    },
 )
-_HDF5 = (".hdf5", ".h5")
-_MTDIFF = (".npy", ".npz", ".pkl", ".pickle")
+"""File formats by name, each a `llmdpd.data.formats.DataFormat`; packages add theirs as entry points."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,17 @@ class _Source:
 
 
 def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> TrajectoryDataset:
-    """Read trajectories from whatever `spec` names, all of them or those of `tasks` alone (in that order).
+    """Read the trajectories that `spec` names, all of them or those of `tasks` alone (in that order).
 
-    `spec` is the path of a Minari data set, of a file in D4RL's or MTDiff's layout, or of a folder that holds any of
-    these at any depth (hidden ones are left out), which are joined; or `minari:ID` or `d4rl:NAME`. No code from a file
-    is run.
+    `spec` is the path of a data set in one of `FORMATS`, or of a folder that holds such data sets at any depth (hidden
+    ones are left out), which are joined; or `minari:ID` or `d4rl:NAME`. No code from a file is run.
 
     Raises:
         InputError: nothing there, nothing that can be read, a damaged file, an unknown task (nearest names are given),
             parts that don't fit together.
     """
     text = str(spec)
-    sources = _named(text) if text.startswith(("minari:", "d4rl:")) else _find(Path(spec).expanduser())
+    sources = [_named(text)] if is_named(text) else _find(Path(spec).expanduser())
     if tasks is not None:
         known = list(dict.fromkeys(source.task for source in sources if source.task is not None))
         if all(source.task is not None for source in sources):
@@ -66,6 +68,12 @@ def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> Tra
         sources = [s for s in sources if s.task is None or base_name(s.task) in wanted] or sources
     dataset = join_datasets([source.load() for source in sources])
     return dataset if tasks is None else dataset.select_tasks(tasks)
+
+
+def is_named(spec: str) -> bool:
+    """Whether `spec` names a data set by a scheme, such as `minari:ID`, and is no path."""
+    scheme, colon, _ = spec.partition(":")
+    return bool(colon) and any(scheme == each.scheme for each in FORMATS.values())
 
 
 def save_minari(
@@ -84,48 +92,32 @@ def save_d4rl(dataset: TrajectoryDataset, path: str | Path, **attributes: str | 
     return d4rl.save_d4rl(dataset, path, attributes=attributes)
 
 
-def _named(spec: str) -> list[_Source]:
-    kind, _, name = spec.partition(":")
+def _readable() -> str:
+    return ", ".join([*(each.readable for each in FORMATS.values()), "a folder of such files"])
+
+
+def _named(spec: str) -> _Source:
+    scheme, _, name = spec.partition(":")
     if not name:
-        raise InputError("no name given", field="data", found=spec, expected=READABLE)
-    if kind == "minari":
-        from llmdpd.data.minari import load_minari_id
-
-        return [_Source(None, partial(load_minari_id, name))]
-    from llmdpd.data.d4rl import load_d4rl_by_name
-
-    return [_Source(None, partial(load_d4rl_by_name, name))]
+        raise InputError("no name given", field="data", found=spec, expected=_readable())
+    return _Source(None, partial(next(each for each in FORMATS.values() if each.scheme == scheme).load_named, name))
 
 
 def _find(path: Path) -> list[_Source]:
     if not path.exists():
-        raise InputError("no such file or folder", path=path, expected=READABLE)
-    sources = _file(path) if path.is_file() else _folder(path)
+        raise InputError("no such file or folder", path=path, expected=_readable())
+    sources = _search(path)
     if not sources:
         found = f"a file ending in {path.suffix!r}" if path.is_file() else "a folder without any of these"
-        raise InputError("nothing here that can be read", path=path, found=found, expected=READABLE)
+        raise InputError("nothing here that can be read", path=path, found=found, expected=_readable())
     return sources
 
 
-def _file(path: Path) -> list[_Source]:
-    suffix = path.suffix.lower()
-    if suffix in _HDF5:
-        from llmdpd.data.d4rl import load_d4rl
-
-        return [_Source(None, partial(load_d4rl, path))]
-    if suffix in _MTDIFF:
-        from llmdpd.data.mtdiff import load_mtdiff
-
-        return [_Source(None, partial(load_mtdiff, path))]
-    return []
-
-
-def _folder(folder: Path) -> list[_Source]:
-    # A Minari data set is a folder with this file, and its inside is not looked at for files of other formats.
-    if (folder / "metadata.json").is_file():
-        from llmdpd.data.minari import is_minari, load_minari, minari_task
-
-        if is_minari(folder):
-            return [_Source(minari_task(folder), partial(load_minari, folder))]
-    inner = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    return [source for child in inner for source in (_folder(child) if child.is_dir() else _file(child))]
+def _search(path: Path) -> list[_Source]:
+    for each in FORMATS.values():
+        if each.reads(path):
+            return [_Source(each.task(path), partial(each.load, path))]
+    if not path.is_dir():
+        return []
+    inner = sorted(child for child in path.iterdir() if not child.name.startswith("."))
+    return [source for child in inner for source in _search(child)]

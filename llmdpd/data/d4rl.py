@@ -21,7 +21,6 @@ from llmdpd.data.trajectories import TrajectoryDataset, check_finite
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_writer
 
-SUFFIXES = (".hdf5", ".h5")
 _REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
 _LAYOUT = ", ".join(_REQUIRED)
 _FILES = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"

@@ -29,7 +29,6 @@ from llmdpd.errors import InputError
 from llmdpd.tasks import check_task, is_metaworld
 from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
 
-SUFFIXES = (".npy", ".npz", ".pkl", ".pickle")
 _FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")
 _WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from llmdpd.data import Trajectory, TrajectoryDataset, save_minari
+from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.prompts import TextPrompt, task_prompt
-from llmdpd.runs.data import load_tasks
 from llmdpd.runs.folder import RunFolder
 from llmdpd.tasks import COLLECTION_SEED_END
 from llmdpd.utils.files import atomic_write_json

@@ -162,7 +162,7 @@ def _random_data(tasks: tuple[str, ...]) -> TrajectoryDataset:
 
 def _seconds_a_step(policy: Policy, data: TrajectoryDataset, config: TrainConfig) -> float:
     """Seconds of an action, one of a batch as an evaluation's, and of an environment's step."""
-    from llmdpd.tasks.simulation.worker import make_environment
+    from llmdpd.tasks.specs import make_environment
 
     context = config.policy.context
     text = task_prompt(data.tasks[0]).render() if context.text else None

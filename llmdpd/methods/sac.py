@@ -21,8 +21,7 @@ from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.actor import SACActor
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import NetworkConfig, Spaces
-from llmdpd.tasks.simulation.worker import make_environment
-from llmdpd.tasks.specs import TaskSpec
+from llmdpd.tasks.specs import TaskSpec, make_environment
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, WholeNumber, Width
 
 

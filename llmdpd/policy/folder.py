@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.utils.bounds import ACTION_NUMBERS, LIMITS
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
+from llmdpd.utils.tensors import write_tensors
 
 FORMAT = 1
 DESCRIPTION = "policy.json"
@@ -67,9 +67,7 @@ def write_policy_folder(
         sums = {}
         for stem, content in tensors.items():
             file = folder / f"{stem}.safetensors"
-            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}
-            # Serialised here and written plainly: a full disk then raises OSError like any other write.
-            file.write_bytes(safetensors.torch.save(whole))
+            write_tensors(file, content)
             sums[file.name] = file_sha256(file)
         atomic_write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "sha256": sums})
 
@@ -136,23 +134,6 @@ def _check_description(description: dict[str, Any], file: Path) -> None:
         found = ", ".join(description["sha256"]) or "none"
         expected = "model.safetensors, texts.safetensors, and critic.safetensors where there are critics"
         raise InputError("other files than a policy's", path=file, field="sha256", found=found, expected=expected)
-
-
-def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load tensors into a module, all of them and nothing else.
-
-    Raises:
-        InputError: a name or a shape that does not fit.
-    """
-    expected = module.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        have, want = tensors.get(name), expected.get(name)
-        if have is None or want is None or have.shape != want.shape:
-            found, wanted = (None if t is None else list(t.shape) for t in (have, want))
-            raise InputError(
-                "a tensor does not fit the configuration", path=path, field=name, found=found, expected=wanted
-            )
-    module.load_state_dict(tensors)
 
 
 def resolve_policy(source: str | os.PathLike[str]) -> Path:

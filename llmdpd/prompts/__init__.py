@@ -1,4 +1,4 @@
-"""Prompts: structured text, its embedding by a frozen LLM, and the example trajectory.
+"""Prompts: structured text, its embedding by a frozen LLM, and the demonstration.
 
 Names are imported when first used, so that this package needs neither transformers nor an environment.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from llmdpd.utils.registry import Registry
+
 if TYPE_CHECKING:
     from llmdpd.prompts.builtin import task_prompt
     from llmdpd.prompts.gymnasium_docs import environment_prompt
     from llmdpd.prompts.llm import LLMEncoder
     from llmdpd.prompts.metaworld import metaworld_prompt
+    from llmdpd.prompts.models import TextModel
     from llmdpd.prompts.text import TextPrompt
 
 _HOMES = {
@@ -23,7 +26,18 @@ _HOMES = {
     "task_prompt": "llmdpd.prompts.builtin",
 }
 
-__all__ = ["LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt", "task_prompt"]
+TEXT_MODELS: Registry[TextModel] = Registry(
+    "language model",
+    "llmdpd.text_models",
+    {
+        "minilm": "llmdpd.prompts.models:MINILM",
+        "llama-3-8b": "llmdpd.prompts.models:LLAMA_3_8B",
+        "olmo-1b": "llmdpd.prompts.models:OLMO_1B",
+    },
+)
+"""Language models by name, each a `llmdpd.prompts.models.TextModel`; packages add theirs as entry points."""
+
+__all__ = ["TEXT_MODELS", "LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt", "task_prompt"]
 
 
 def __getattr__(name: str) -> object:

@@ -8,13 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmdpd.errors import InputError
 from llmdpd.utils.bounds import Count, Fraction, Layers, Width, check_heads
 
 StepSampling = Literal["even", "window", "last", "all"]
-_POSITION_FREQUENCIES = 6
 
 
 @dataclass(frozen=True)
@@ -153,57 +152,3 @@ def make_tokens(
             left = np.cumsum(earned[::-1], dtype=np.float64)[::-1]
             returns[row, : len(index)] = torch.from_numpy(left[index].astype(np.float32))
     return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], not mask.all(), returns)
-
-
-class TrajectoryEncoder(nn.Module):
-    """Tokens (s_t, a_t) → transformer → mean over the real steps → MLP head (paper, equation 3).
-
-    Args:
-        feature_dim: size of the state features of a step.
-        action_dim: A.
-        output_dim: size of z_traj.
-        config: the transformer's sizes.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, feature_dim: int, action_dim: int, output_dim: int, config: TrajectoryEncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed = nn.Linear(feature_dim + action_dim, config.width)
-        self.position = nn.Linear(2 * _POSITION_FREQUENCIES, config.width, bias=False)
-        layer = nn.TransformerEncoderLayer(
-            config.width, config.heads, config.inner, config.dropout, "gelu", batch_first=True, norm_first=True
-        )
-        self.transformer = nn.TransformerEncoder(
-            layer, config.layers, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
-        )
-        self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, output_dim))
-        frequencies = torch.pi * 2.0 ** torch.arange(_POSITION_FREQUENCIES)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def encode_steps(self, features: Tensor, tokens: TrajectoryTokens) -> Tensor:
-        """Encoded steps [P, T, width] from state features [P, T, F]; padded steps hold meaningless values.
-
-        Raises:
-            InputError: more steps than the encoder's limit.
-        """
-        if features.shape[1] > self.config.steps:
-            found = f"{features.shape[1]} steps"
-            raise InputError(
-                "the trajectory prompt is longer than the encoder's limit",
-                field="trajectory",
-                found=found,
-                expected=f"at most {self.config.steps}",
-            )
-        angle = tokens.phase[..., None] * self.frequencies
-        position = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        embedded = self.embed(torch.cat([features, tokens.actions], dim=-1)) + self.position(position)
-        # A mask is passed only where something is padded: the unmasked attention is the faster one.
-        padding = ~tokens.mask if tokens.padded else None
-        return self.transformer(embedded, src_key_padding_mask=padding)
-
-    def pool(self, steps: Tensor, mask: Tensor) -> Tensor:
-        """z_traj [P, Z]: mean of the encoded steps [P, T, width] where the mask [P, T] holds, then the head."""
-        weight = mask.to(steps.dtype)[..., None]
-        return self.head((steps * weight).sum(1) / weight.sum(1))

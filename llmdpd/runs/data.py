@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +12,15 @@ import numpy as np
 import torch
 
 from llmdpd.config.schema import DataConfig, TrainConfig
-from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
+from llmdpd.data import TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.replay import SacConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld
+from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.runs.folder import Stopwatch
-from llmdpd.tasks import is_metaworld
-from llmdpd.tasks.locomotion import is_locomotion, locomotion_base
-from llmdpd.tasks.specs import common_spec
+from llmdpd.tasks.locomotion import is_locomotion
 from llmdpd.utils.progress import ProgressBar, console
 
 Check = Callable[[], None]
@@ -30,72 +28,6 @@ Check = Callable[[], None]
 _EXAMPLE_SEED = 500_000
 # The worst behaviours still succeed in every third episode of most tasks.
 _EPISODES_AN_EXAMPLE = 3
-
-
-def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> TrajectoryDataset:
-    """Data of these tasks from whatever `spec` names; its `tasks` are exactly those asked for.
-
-    A file with one task that it has no name for (a plain HDF5 file is called by its own name) is taken for the task
-    where one is asked for. A locomotion task's data may bear any name of its environment ("hopper-medium-replay-v2").
-
-    Raises:
-        InputError: a task that is not there, another shape than the environment's, a goal that is hidden in the data
-            and visible in evaluation or the other way round; and as `load_dataset`.
-    """
-    dataset = _load_locomotion(spec, tasks) if is_locomotion(tasks[0]) else _load_metaworld(spec, tasks)
-    expected = common_spec(tasks)
-    name = expected.family if expected.has_success else expected.task
-    dataset.check_matches(expected.state_dim, expected.action_dim, name)
-    if expected.has_success and dataset.goal_visible not in (None, goal_visible):
-        raise InputError(
-            "data and evaluation differ in whether the goal is visible",
-            path=dataset.source,
-            field="tasks.goal_visible",
-            found=f"data: {dataset.goal_visible}",
-            expected=goal_visible,
-        )
-    return dataset
-
-
-def _load_locomotion(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
-    whole = load_dataset(spec)
-    wanted = {locomotion_base(task): number for number, task in enumerate(tasks)}
-    numbers = [wanted.get(locomotion_base(name), -1) for name in whole.tasks]
-    known = any(is_locomotion(name) or is_metaworld(name) for name in whole.tasks)
-    if len(whole.tasks) == len(tasks) == 1 and not known:
-        numbers = [0]
-    missing = [task for number, task in enumerate(tasks) if number not in numbers]
-    if missing:
-        raise InputError(
-            "the data set has no such task",
-            path=whole.source,
-            field="task",
-            found=", ".join(whole.tasks),
-            expected=", ".join(missing),
-        )
-    ids = np.array(numbers, np.int32)[whole.task_ids]
-    part = whole.select(ids >= 0)
-    return dataclasses.replace(part, tasks=tuple(tasks), texts=("",) * len(tasks), task_ids=ids[ids >= 0])
-
-
-def _load_metaworld(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
-    try:
-        dataset = load_dataset(spec, tasks=tasks)
-    except InputError as error:
-        whole = load_dataset(spec) if error.field == "task" else None
-        if whole is None or len(whole.tasks) > 1 or is_metaworld(whole.tasks[0]) or is_locomotion(whole.tasks[0]):
-            raise
-        if len(tasks) > 1:
-            raise InputError(
-                "the data has no task name, and several tasks are asked for",
-                path=whole.source,
-                field="task",
-                found=f"{whole.tasks[0]!r}, which is no Meta-World task",
-                expected=", ".join(tasks),
-                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
-            ) from None
-        dataset = whole
-    return dataclasses.replace(dataset, tasks=tuple(tasks))
 
 
 def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[TrajectoryDataset, str]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from llmdpd.config.schema import TrainConfig
-from llmdpd.data import TrajectoryDataset
+from llmdpd.data import TrajectoryDataset, is_named
 from llmdpd.data.collecting.sac_trainer import require_sac
 from llmdpd.errors import InputError
 from llmdpd.evaluation.episodes import evaluate_tasks
@@ -31,7 +31,7 @@ from llmdpd.ops import native
 from llmdpd.ops.device import check_device, use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
-from llmdpd.prompts import task_prompt
+from llmdpd.prompts import TEXT_MODELS, task_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import Embeddings, embed_tasks, example_data, online_words, training_data
 from llmdpd.runs.folder import RunFolder
@@ -88,7 +88,7 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Folders and files made absolute, so that a run can be resumed from any directory; other names as they are."""
 
     def absolute(place: str) -> str:
-        return place if place.startswith(("minari:", "d4rl:")) else os.path.abspath(os.path.expanduser(place))
+        return place if is_named(place) else os.path.abspath(os.path.expanduser(place))
 
     data = dataclasses.replace(
         config.data,
@@ -97,7 +97,7 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
         root=absolute(config.data.root),
     )
     # The order in which the name is looked up: see llmdpd.prompts.models.
-    folder = config.llm not in ("", "minilm") and Path(config.llm).expanduser().is_dir()
+    folder = config.llm not in ("", *TEXT_MODELS) and Path(config.llm).expanduser().is_dir()
     llm = absolute(config.llm) if folder else config.llm
     lamo = config.lamo
     if config.method == "lamo":  # of other methods a folder of that name says nothing

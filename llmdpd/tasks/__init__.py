@@ -1,21 +1,24 @@
 """Environments: Meta-World and MuJoCo locomotion, scripted experts, roll-outs in worker processes.
 
 Importing this package imports neither metaworld nor gymnasium nor torch.
-
-Three disjoint ranges of seeds keep an episode that was learned from, or that served as a trajectory prompt, from ever
-being an evaluated one.
 """
 
 from __future__ import annotations
 
+from llmdpd.tasks.base import TaskSuite
 from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, base_name, check_task, is_metaworld
+from llmdpd.tasks.seeds import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
+from llmdpd.utils.registry import Registry
 
-COLLECTION_SEED_END = 1_000_000_000
-"""Seeds of collected episodes (and so of trajectory prompts) lie in [0, COLLECTION_SEED_END)."""
-EVALUATION_SEED_START = 1_000_000_000
-"""Seeds of evaluation episodes start here."""
-SELECTION_SEED_START = 1_500_000_000
-"""Seeds of the episodes that choose the best checkpoint start here, apart from those that report it."""
+SUITES: Registry[TaskSuite] = Registry(
+    "task suite",
+    "llmdpd.suites",
+    {"metaworld": "llmdpd.tasks.metaworld.suite:SUITE", "locomotion": "llmdpd.tasks.locomotion:SUITE"},
+)
+"""Task suites by name, each a `llmdpd.tasks.base.TaskSuite`; packages add theirs as entry points.
+
+Worker processes look a suite up anew, so one that was only added by `SUITES.register` is not known there.
+"""
 
 __all__ = [
     "COLLECTION_SEED_END",
@@ -23,7 +26,9 @@ __all__ = [
     "ML45_TEST",
     "ML45_TRAIN",
     "SELECTION_SEED_START",
+    "SUITES",
     "TASKS",
+    "TaskSuite",
     "base_name",
     "check_task",
     "is_metaworld",

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmdpd.errors import InputError, nearest_names
-
-FloatArray = npt.NDArray[np.float32]
+from llmdpd.tasks.base import Environment, FloatArray, TaskSpec, TaskSuite
 
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -140,10 +139,25 @@ class LocomotionTask:
         self._env.close()
 
 
-def make_locomotion(name: str, *, render: bool = False) -> LocomotionTask:
-    """A `LocomotionTask`.
+class LocomotionSuite(TaskSuite):
+    """Hopper, HalfCheetah and Walker2d: no success, the return counts."""
 
-    Raises:
-        InputError: the name is unknown.
-    """
-    return LocomotionTask(name, render=render)
+    name = "locomotion"
+    tasks = tuple(REFERENCE_RETURNS)
+
+    def knows(self, task: str) -> bool:
+        return is_locomotion(task)
+
+    def canonical(self, task: str) -> str:
+        return locomotion_id(task)
+
+    def spec(self, task: str) -> TaskSpec:
+        made = LocomotionTask(task)
+        made.close()
+        return TaskSpec(task, made.state_dim, made.action_dim, made.max_steps, self.name, has_success=False)
+
+    def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
+        return LocomotionTask(task, render=render)
+
+
+SUITE = LocomotionSuite()

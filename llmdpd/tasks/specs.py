@@ -1,36 +1,39 @@
-"""What a run needs to know of a task before any environment steps: its name, widths, time limit, how it is counted."""
+"""From a task's name to its suite, its canonical name, its spec and its environment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
-from llmdpd.errors import InputError
-from llmdpd.tasks.locomotion import is_locomotion, locomotion_id, make_locomotion
-from llmdpd.tasks.metaworld.names import check_task
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.tasks import SUITES
+from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
 
-METAWORLD_WIDTHS = (39, 4)
-METAWORLD_STEPS = 500
+__all__ = ["TaskSpec", "canonical_task", "common_spec", "find_suite", "make_environment", "suite_of", "task_spec"]
 
 
-@dataclass(frozen=True)
-class TaskSpec:
-    """A task: its canonical name, S, A, the environment's own limit of steps, success or return as what counts.
+def find_suite(task: str) -> TaskSuite | None:
+    """The first suite that knows a task, in any spelling; None where none does."""
+    return next((suite for suite in SUITES.values() if suite.knows(task)), None)
 
-    `family` is "Meta-World" or "locomotion": the tasks of one run are of one family.
+
+def suite_of(task: str) -> TaskSuite:
+    """The first suite that knows a task.
+
+    Raises:
+        InputError: no suite knows it; the nearest names are offered.
     """
-
-    task: str
-    state_dim: int
-    action_dim: int
-    max_steps: int
-    family: str
-
-    @property
-    def has_success(self) -> bool:
-        """Whether episodes succeed or fail; else their return counts."""
-        return self.family == "Meta-World"
+    suite = find_suite(task)
+    if suite is None:
+        known = [name for suite in SUITES.values() for name in suite.tasks]
+        raise InputError(
+            f"unknown task {task!r}",
+            field="task",
+            found=task,
+            expected=f"a task of one of the suites {', '.join(SUITES)}",
+            hint="nearest: " + nearest_names(task.strip(), known),
+        )
+    return suite
 
     def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
         """Raise `InputError` where episodes are to be longer than the environment lets them be."""
@@ -47,9 +50,9 @@ def canonical_task(name: str) -> str:
     """ "sweep-into" → "sweep-into-v3"; "hopper", "hopper-medium-replay-v2" → "Hopper-v4", Gymnasium's id.
 
     Raises:
-        InputError: no Meta-World task and no locomotion environment.
+        InputError: no suite knows the task.
     """
-    return locomotion_id(name) if is_locomotion(name) else check_task(name)
+    return suite_of(name).canonical(name)
 
 
 @lru_cache(maxsize=128)
@@ -59,18 +62,21 @@ def task_spec(task: str) -> TaskSpec:
     Raises:
         InputError: as `canonical_task`.
     """
-    name = canonical_task(task)
-    if not is_locomotion(name):
-        return TaskSpec(name, *METAWORLD_WIDTHS, METAWORLD_STEPS, "Meta-World")
-    environment = make_locomotion(name)
-    try:
-        return TaskSpec(name, environment.state_dim, environment.action_dim, environment.max_steps, "locomotion")
-    finally:
-        environment.close()
+    suite = suite_of(task)
+    return suite.spec(suite.canonical(task))
+
+
+def make_environment(task: str, goal_visible: bool, render: bool) -> Environment:
+    """The environment of a task in any spelling.
+
+    Raises:
+        InputError: as `canonical_task`.
+    """
+    return suite_of(task).make(task, goal_visible=goal_visible, render=render)
 
 
 def common_spec(tasks: Sequence[str]) -> TaskSpec:
-    """The spec of the first task, which the others must be like.
+    """The spec of the first task, which the others must match.
 
     Raises:
         InputError: tasks of different families or widths: one network cannot serve them.

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.policy.folder import load_tensors
 from llmdpd.utils.files import atomic_directory, atomic_write_json, read_json, recover_directory
+from llmdpd.utils.tensors import load_tensors, write_tensors
 
 FORMAT = 1
 _PREFIX = "step-"
@@ -50,9 +50,9 @@ def save_checkpoint(folder: Path, agent: Checkpointed, iteration: int, state: Ma
     target = folder / f"{_PREFIX}{iteration:08d}"
     try:
         with atomic_directory(target) as temporary:
-            _write(temporary / "networks.safetensors", _network_tensors(agent))
-            _write(temporary / "optimizers.safetensors", _optimizer_tensors(agent))
-            _write(temporary / "random.safetensors", _random_tensors())
+            write_tensors(temporary / "networks.safetensors", _network_tensors(agent))
+            write_tensors(temporary / "optimizers.safetensors", _optimizer_tensors(agent))
+            write_tensors(temporary / "random.safetensors", _random_tensors())
             atomic_write_json(temporary / "state.json", {"format": FORMAT, "iteration": iteration, **state})
     except OSError as error:
         raise refused_write("the checkpoint", target, folder, error) from error
@@ -143,11 +143,6 @@ def _random_tensors() -> dict[str, Tensor]:
     if torch.cuda.is_initialized():
         states |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     return states
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Serialised here and written plainly: a full disk then raises OSError, not an error of the serialiser's own.
-    path.write_bytes(safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in tensors.items()}))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

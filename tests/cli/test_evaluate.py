@@ -181,7 +181,7 @@ def test_a_plain_hdf5_file_is_the_example_of_the_task_asked_for(
     assert {r.task for r in read_results(out)} == {"box-close-v3"}
     assert evaluate(run_copy, "--prompt-data", path) == 2
     error = capsys.readouterr().err
-    assert "'some-replay', which is no Meta-World task" in error
+    assert "'some-replay', which no task suite knows" in error
     assert "ask for one task alone" in error
 
 

@@ -19,7 +19,7 @@ from llmdpd.data import TrajectoryDataset, load_dataset
 from llmdpd.data.collecting.replay import SacConfig, collect_sac, replay_path
 from llmdpd.errors import InputError
 from llmdpd.tasks import COLLECTION_SEED_END
-from llmdpd.tasks.locomotion import make_locomotion, normalised_score
+from llmdpd.tasks.locomotion import LocomotionTask, normalised_score
 from llmdpd.tasks.metaworld.environment import make_task
 from llmdpd.utils.checkpoint import latest_checkpoint
 
@@ -74,7 +74,7 @@ def test_the_transitions_are_the_environments(straight: Path) -> None:
     from llmdpd.data.collecting.sac_trainer import episode_seed
 
     data = load_dataset(straight)
-    environment = make_locomotion("Hopper-v4")
+    environment = LocomotionTask("Hopper-v4")
     for number in (0, 3):
         episode = data.episode(number)
         observation = environment.reset(episode_seed(0, "Hopper-v4", number))

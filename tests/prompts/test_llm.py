@@ -14,8 +14,9 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from llmdpd.errors import InputError  # noqa: E402
 from llmdpd.prompts import metaworld_prompt  # noqa: E402
-from llmdpd.prompts.llm import INSTRUCTION, LLMEncoder, masked_mean  # noqa: E402
+from llmdpd.prompts.llm import INSTRUCTION, LLMEncoder  # noqa: E402
 from llmdpd.prompts.metaworld import all_task_facts  # noqa: E402
+from llmdpd.prompts.transformer import TransformerEmbedder, masked_mean  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -144,7 +145,7 @@ def test_cached_texts_never_load_the_model(
     folders: dict[str, Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded = LLMEncoder(folders["bert"], cache_dir=cache_dir).encode(TEXTS)
-    monkeypatch.setattr(LLMEncoder, "_load", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(TransformerEmbedder, "_load", lambda self: pytest.fail("the model was loaded"))
     again = LLMEncoder(folders["bert"], cache_dir=cache_dir).encode([TEXTS[2], TEXTS[0], TEXTS[2]])
     assert torch.equal(again, embedded[[2, 0, 2]])
 
@@ -154,10 +155,10 @@ def test_only_new_texts_are_embedded_and_each_once(
 ) -> None:
     encoder = LLMEncoder(folders["bert"], cache_dir=cache_dir)
     encoder.encode(TEXTS[:2])
-    embed, seen = encoder._embed, []
-    monkeypatch.setattr(encoder, "_embed", lambda texts: seen.extend(texts) or embed(texts))
+    embed, seen = encoder._embedder.embed, []
+    monkeypatch.setattr(encoder._embedder, "embed", lambda prompts: seen.extend(prompts) or embed(prompts))
     encoder.encode([TEXTS[2], TEXTS[0], TEXTS[2]])
-    assert seen == [TEXTS[2]]
+    assert seen == [f"{INSTRUCTION}\n{TEXTS[2]}"]
     encoder.release()
     assert encoder.encode(["goal"]).shape == (1, 24)
 
@@ -318,10 +319,11 @@ def test_encoder_decoders_are_refused(folders: dict[str, Path], tmp_path: Path, 
 def test_minilm_reads_all_50_prompts(cache_dir: Path) -> None:
     encoder = LLMEncoder(cache_dir=cache_dir)
     assert encoder.dim == 384
-    _, tokenizer, limit = encoder._load()
+    embedder = encoder._embedder
+    _, tokenizer, limit = embedder._load()
     assert limit == 512
     prompts = [metaworld_prompt(name).render() for name in all_task_facts()]
-    lengths = [len(encoder._tokenize(tokenizer, prompt, limit)) for prompt in prompts]
+    lengths = [len(embedder._tokenize(tokenizer, f"{INSTRUCTION}\n{prompt}", limit)) for prompt in prompts]
     assert max(lengths) <= 256  # what MiniLM's sentence configuration would read
     assert min(lengths) > 130  # and its tokenizer file's own truncation to 128 is off
     embedded = encoder.encode([prompts[0], prompts[1], prompts[0]])
@@ -334,14 +336,15 @@ def test_minilm_reads_the_prompts_of_gymnasiums_environments(cache_dir: Path) ->
     from llmdpd.prompts import environment_prompt
 
     encoder = LLMEncoder(cache_dir=cache_dir)
-    _, tokenizer, limit = encoder._load()
+    embedder = encoder._embedder
+    _, tokenizer, limit = embedder._load()
     read = 0
     for env_id in gymnasium.registry:
         try:
             prompt = environment_prompt(env_id)
         except InputError:
             continue  # an extra of Gymnasium that is not installed, or a version that left it
-        encoder._tokenize(tokenizer, prompt.render(), limit)
+        embedder._tokenize(tokenizer, f"{INSTRUCTION}\n{prompt.render()}", limit)
         read += 1
     assert read >= 10
 

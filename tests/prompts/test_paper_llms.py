@@ -162,7 +162,7 @@ def test_padding_counts_nothing(made: dict[str, Made], cache_dir: Path, name: st
 @NAMES
 def test_in_bfloat16_as_the_weights_are_stored(made: dict[str, Made], cache_dir: Path, name: str) -> None:
     encoder = LLMEncoder(name, cache_dir=cache_dir, dtype="bfloat16")
-    model, *_ = encoder._load()
+    model, *_ = encoder._embedder._load()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     embedded = encoder.encode(TEXTS[1:2])
     assert embedded.dtype == torch.float32

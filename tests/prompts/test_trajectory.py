@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.demonstration import (
-    TrajectoryEncoder,
-    TrajectoryEncoderConfig,
-    TrajectoryTokens,
-    choose_steps,
-    make_tokens,
-)
+from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, choose_steps, make_tokens
 
 SMALL = TrajectoryEncoderConfig(layers=2, heads=2, width=16, inner=24, dropout=0.3, steps=12)
 

@@ -8,9 +8,9 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.tasks.locomotion import (
     REFERENCE_RETURNS,
+    LocomotionTask,
     is_locomotion,
     locomotion_id,
-    make_locomotion,
     normalised_score,
 )
 
@@ -38,7 +38,7 @@ def test_names_of_d4rl_and_gymnasium(name: str, expected: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     assert not is_locomotion(name)
     with pytest.raises(InputError, match="unknown environment"):
-        make_locomotion(name)
+        LocomotionTask(name)
     with pytest.raises(InputError, match="no reference returns"):
         normalised_score(name, 0.0)
 
@@ -62,7 +62,7 @@ def test_normalised_score_of_a_return_of_1000(name: str, score: float) -> None:
 def test_episodes_are_reproducible_and_without_success(name: str, width: int, fresh_seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        task = make_locomotion(name)
+        task = LocomotionTask(name)
     actions = np.random.default_rng(fresh_seed).uniform(-2, 2, (40, task.action_dim))
 
     def run() -> tuple[np.ndarray, float, int]:
@@ -87,7 +87,7 @@ def test_episodes_are_reproducible_and_without_success(name: str, width: int, fr
 
 
 def test_a_fall_is_a_terminal_state() -> None:
-    task = make_locomotion("hopper")
+    task = LocomotionTask("hopper")
     task.reset(0)
     over = False
     for _ in range(1000):

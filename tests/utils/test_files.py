@@ -381,7 +381,7 @@ def test_no_two_hold_a_lock_that_is_removed_and_made_anew(tmp_path: Path) -> Non
     assert names(tmp_path) == ["counter"]
 
 
-QUICK = "import sys; from llmdpd import files; files._LOCK_POLL_SECONDS = 0.0001"
+QUICK = "import sys; from llmdpd.utils import files; files._LOCK_POLL_SECONDS = 0.0001"
 
 
 def test_a_file_system_without_locks_is_told(

@@ -19,8 +19,9 @@ from torch import nn
 
 from llmdpd.errors import InputError
 from llmdpd.tasks import COLLECTION_SEED_END
-from llmdpd.tasks.simulation.worker import Environment, EnvironmentCache, make_environment
-from llmdpd.tasks.specs import TaskSpec
+from llmdpd.tasks.base import Environment
+from llmdpd.tasks.simulation.worker import EnvironmentCache
+from llmdpd.tasks.specs import TaskSpec, make_environment
 
 MakeEnvironment = Callable[[str, bool, bool], Environment]
 """(task, goal_visible, render) → an environment."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from llmdpd.errors import InputError, located
 from llmdpd.nn.sequence_model import GPT2Sizes
 from llmdpd.prompts.cache import default_cache_folder
-from llmdpd.prompts.llm import load_model
 from llmdpd.prompts.models import ModelSource, find_model
+from llmdpd.prompts.transformer import load_model
 from llmdpd.utils.files import read_json
 
 _EXPECTED = "the hub id of a GPT-2 in the Hugging Face cache, or the folder of one"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
-from llmdpd.prompts.llm import no_progress_bars
+from llmdpd.prompts.transformer import no_progress_bars
 from llmdpd.utils.bounds import LIMITS, MOST, Interval, check_limits
 from llmdpd.utils.files import atomic_directory, atomic_write_json
 

@@ -18,7 +18,7 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import Spaces
-from llmdpd.ops.device import matmul_precision
+from llmdpd.utils.device import matmul_precision
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.nn.features import FeatureKind, StateFeatures
-from llmdpd.prompts.demonstration import TrajectoryEncoder, TrajectoryEncoderConfig, TrajectoryTokens
+from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
 from llmdpd.utils.bounds import Fraction, Layers, Width, check_heads
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmdpd.tasks.locomotion import is_locomotion
-from llmdpd.tasks.metaworld.names import check_task, is_metaworld
+from llmdpd.tasks.base import FloatArray, Frame
 from llmdpd.tasks.simulation.processes import MAX_DEATHS, Death, Worker, WorkerDiedError
-from llmdpd.tasks.simulation.worker import EpisodeRequest, FloatArray, Frame, Outcome
+from llmdpd.tasks.simulation.worker import EpisodeRequest, Outcome
+from llmdpd.tasks.specs import suite_of
 from llmdpd.utils.cores import usable_cores
 
 __all__ = ["Act", "EnvPool", "EpisodeRequest", "EpisodeResult"]
@@ -24,7 +24,7 @@ Act = Callable[[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.int64], FloatA
 """(observations f32 [B, S], request index int64 [B], step within its episode int64 [B], rewards f32 [B] of the last
 steps, 0 at the first) → actions [B, A]."""
 
-MAKE_ENVIRONMENT = "llmdpd.tasks.simulation.worker:make_environment"
+MAKE_ENVIRONMENT = "llmdpd.tasks.specs:make_environment"
 _GROUPS = 2
 _SPARE_ENVIRONMENTS = 8
 
@@ -167,8 +167,8 @@ class EnvPool:
 
     def _check(self, requests: Sequence[EpisodeRequest]) -> None:
         for request in requests:
-            if self._checks_names and not is_metaworld(request.task) and not is_locomotion(request.task):
-                check_task(request.task)
+            if self._checks_names:
+                suite_of(request.task)
             if request.max_steps < 1 or request.record_every < 1:
                 raise ValueError(f"max_steps and record_every must be positive: {request}")
             if request.record and not self._render:

@@ -13,16 +13,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.metaworld.names import is_metaworld
-
-FloatArray = npt.NDArray[np.float32]
-Frame = npt.NDArray[np.uint8]
+from llmdpd.tasks.base import Environment, FloatArray, Frame
 
 PARENT_POLL_SECONDS = 5.0
 
@@ -85,34 +79,6 @@ class EpisodeRequest:
     stop_on_success: bool = True
     record: bool = False
     record_every: int = 4
-
-
-class Environment(Protocol):
-    """What the host needs of an environment."""
-
-    def reset(self, seed: int) -> FloatArray:
-        """Start the episode of `seed` and return its first observation f32 [S]."""
-
-    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
-        """Execute one action; returns (observation, reward, success, over)."""
-
-    def render(self) -> Frame:
-        """The present state as a picture, uint8 [H, W, 3]."""
-
-
-def make_environment(task: str, goal_visible: bool, render: bool) -> Environment:
-    """The environment of a task name: Meta-World or locomotion.
-
-    Raises:
-        InputError: the name is neither.
-    """
-    if is_metaworld(task):
-        from llmdpd.tasks.metaworld.environment import make_task
-
-        return make_task(task, goal_visible=goal_visible, render=render)
-    from llmdpd.tasks.locomotion import make_locomotion
-
-    return make_locomotion(task, render=render)
 
 
 class EnvironmentCache:

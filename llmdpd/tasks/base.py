@@ -1,0 +1,88 @@
+"""What a task suite provides: the tasks' names, sizes and environments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Frame = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a run needs to know of a task before any environment steps.
+
+    Args:
+        task: canonical name.
+        state_dim: S, numbers of an observation.
+        action_dim: A, numbers of an action.
+        max_steps: the environment's own limit of steps.
+        family: name of the suite; the tasks of one run are of one family.
+        has_success: whether episodes succeed or fail; otherwise their return counts.
+    """
+
+    task: str
+    state_dim: int
+    action_dim: int
+    max_steps: int
+    family: str
+    has_success: bool = True
+
+
+class Environment(Protocol):
+    """One task's environment, as roll-outs and collecting use it."""
+
+    def reset(self, seed: int) -> FloatArray:
+        """Start the episode of `seed` and return its first observation f32 [S]."""
+
+    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
+        """Execute one action [A]; returns (observation f32 [S], reward, success, over)."""
+
+    def render(self) -> Frame:
+        """The present state as a picture, uint8 [H, W, 3]."""
+
+
+class TaskSuite:
+    """A family of tasks: a value of `llmdpd.tasks.SUITES`.
+
+    A suite is looked up in the process of the run and again in each worker process, so its module should import its
+    simulator only in `spec` and `make`.
+
+    Attributes:
+        name: the suite's name, as in messages.
+        tasks: names that are offered where a task is unknown.
+    """
+
+    name: str
+    tasks: Sequence[str] = ()
+
+    def knows(self, task: str) -> bool:
+        """Whether `task` is one of the suite's tasks, in any spelling."""
+        raise NotImplementedError
+
+    def canonical(self, task: str) -> str:
+        """The one name of a task that the suite knows."""
+        return task
+
+    def spec(self, task: str) -> TaskSpec:
+        """The spec of a task given by its canonical name."""
+        raise NotImplementedError
+
+    def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
+        """The task's environment.
+
+        Args:
+            task: the task, in any spelling that the suite knows.
+            goal_visible: whether observations hold the goal, where the suite can hide it.
+            render: whether `render()` will be called.
+        """
+        raise NotImplementedError
+
+    def description(self, task: str) -> str:
+        """The text prompt of a task that nobody gave one; its name unless the suite knows more."""
+        return f"{self.name} {task}."

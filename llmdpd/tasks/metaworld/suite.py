@@ -1,0 +1,33 @@
+"""Meta-World as a task suite."""
+
+from __future__ import annotations
+
+from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
+from llmdpd.tasks.metaworld.layout import ACTION_DIM, STATE_DIM
+from llmdpd.tasks.metaworld.names import TASKS, check_task, is_metaworld
+
+MAX_STEPS = 500
+
+
+class MetaWorldSuite(TaskSuite):
+    """The 50 tasks of Meta-World, with one layout of observations and actions."""
+
+    name = "Meta-World"
+    tasks = TASKS
+
+    def knows(self, task: str) -> bool:
+        return is_metaworld(task)
+
+    def canonical(self, task: str) -> str:
+        return check_task(task)
+
+    def spec(self, task: str) -> TaskSpec:
+        return TaskSpec(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name)
+
+    def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
+        from llmdpd.tasks.metaworld.environment import MetaWorldTask
+
+        return MetaWorldTask(task, goal_visible=goal_visible, render=render)
+
+
+SUITE = MetaWorldSuite()

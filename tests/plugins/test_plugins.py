@@ -1,0 +1,100 @@
+"""A package outside llmdpd adds a file format, a task suite and a language model by entry points alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmdpd.data import FORMATS, load_dataset
+from llmdpd.data.task_data import load_tasks
+from llmdpd.errors import InputError
+from llmdpd.prompts import TEXT_MODELS, LLMEncoder, task_prompt
+from llmdpd.prompts.llm import INSTRUCTION
+from llmdpd.tasks import SUITES
+from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
+from llmdpd.tasks.specs import canonical_task, common_spec, task_spec
+from llmdpd.utils.registry import Registry
+
+REGISTRIES = (FORMATS, SUITES, TEXT_MODELS)
+
+
+def forget() -> None:
+    for registry in REGISTRIES:
+        registry.__dict__.pop("_foreign", None)
+        registry._loaded.clear()
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example package as if it were installed: its folder, with its metadata, is on the import path."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    forget()
+    yield
+    forget()
+
+
+def write_csv(path: Path) -> Path:
+    path.write_text("0,1,-0.1,1\n-0.1,1,-0.1,2\n-0.2,1,-0.1,3\n")
+    return path
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_file_format(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv")
+    dataset = load_dataset(tmp_path)
+    assert dataset.tasks == ("point-left",)
+    assert dataset.rewards.tolist() == [1, 2, 3]
+    assert load_tasks(tmp_path / "a.csv", ("point-left",), goal_visible=True).action_dim == 1
+    (tmp_path / "a.csv").rename(tmp_path / "a.tsv")
+    with pytest.raises(InputError, match=r"a \.csv file"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_task_suite() -> None:
+    assert canonical_task("Point-Left") == "point-left"
+    assert (task_spec("Point-Left").state_dim, task_spec("Point-Left").family) == (2, "points")
+    assert task_prompt("point-left").objective == "move it to the left."
+    with pytest.raises(InputError, match="one policy cannot serve"):
+        common_spec(["point-left", "push"])
+    requests = [EpisodeRequest("Point-Left", seed=seed, max_steps=40) for seed in range(3)]
+    with EnvPool(workers=1) as pool:
+        results = pool.run(requests, lambda observations, *_: np.full((len(observations), 1), -0.1))
+    assert all(result.success and result.length < 40 for result in results)
+    assert all(result.final_observation[0] < -1 for result in results)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_language_model(tmp_path: Path) -> None:
+    encoder = LLMEncoder("hashed", cache_dir=tmp_path)
+    embedded = encoder.encode(["push", "pull"])
+    assert embedded.shape == (2, encoder.dim)
+    expected = TEXT_MODELS["hashed"].open().embed([f"{INSTRUCTION}\npush"])  # type: ignore[call-arg]
+    assert torch.equal(embedded[:1], torch.from_numpy(expected))
+    assert encoder.identity.model == "hashed"
+
+
+def test_without_the_package_its_names_are_unknown() -> None:
+    with pytest.raises(InputError, match="unknown task"):
+        canonical_task("point-left")
+    for registry, name in zip(REGISTRIES, ("csv", "points", "hashed"), strict=True):
+        assert name not in registry
+        with pytest.raises(InputError, match=f"unknown {registry.kind}"):
+            registry[name]
+
+
+def test_an_entry_is_imported_when_it_is_looked_up() -> None:
+    registry: Registry[object] = Registry("thing", "llmdpd.no_such_group", {"pi": "math:pi", "none": "no_module:x"})
+    assert list(registry) == ["pi", "none"]
+    assert registry["pi"] == pytest.approx(3.14159, abs=1e-5)
+    registry.register("e", 2.7)
+    assert (len(registry), registry["e"], "e" in registry) == (3, 2.7, True)
+    with pytest.raises(ModuleNotFoundError):
+        registry["none"]
+    with pytest.raises(InputError, match="unknown thing") as caught:
+        registry["pie"]
+    assert "pi" in str(caught.value.hint)
