@@ -70,6 +70,9 @@ class Start:
 class MethodConfig(Named):
     """The configuration of a method: its network, how its policy acts, and how it learns."""
 
+    legacy: ClassVar[Mapping[str, str]] = {}
+    """Version 0.1's sections that were the method's own, and where they are now."""
+
     network: NetworkConfig
     """The policy's network."""
     acting: ActingConfig
@@ -102,6 +105,11 @@ class MethodConfig(Named):
         """Raise `InputError` for fields that do not fit each other."""
         with located(field="acting"):
             self.acting.check_network(self.network)
+
+    def check_for(self, spec: TaskSpec, iterations: int) -> None:
+        """As `check_run`, naming fields as a run's configuration does."""
+        with located(field="method"):
+            self.check_run(spec, iterations)
 
     def check_run(self, spec: TaskSpec, iterations: int) -> None:
         """Raise `InputError` for what does not fit the tasks, which are alike, or the length of the run."""

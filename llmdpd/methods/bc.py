@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +22,7 @@ class BCConfig(OfflineConfig):
     """Cloning by maximum likelihood. The policy acts as it is: no average of it."""
 
     name = "bc"
+    legacy: ClassVar[Mapping[str, str]] = {"bc": "method."}
 
     network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
     acting: NoisyActing = field(default_factory=NoisyActing)

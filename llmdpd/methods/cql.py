@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ class CQLConfig(OfflineConfig):
     """CQL(H) with a fixed weight of its penalty. Defaults are those of its code for locomotion."""
 
     name = "cql"
+    legacy: ClassVar[Mapping[str, str]] = {"cql": "method."}
 
     network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
     acting: NoisyActing = field(default_factory=NoisyActing)

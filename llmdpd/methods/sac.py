@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class SACConfig(MethodConfig):
     """
 
     name = "sac"
+    legacy: ClassVar[Mapping[str, str]] = {"sac": "method."}
 
     network: SACNetworkConfig = field(default_factory=SACNetworkConfig)
     acting: NoisyActing = field(default_factory=NoisyActing)

@@ -1,7 +1,7 @@
 """The policy on disk: what deployment needs, as safetensors and JSON, each file held to its checksum.
 
 policy/
-  policy.json            format version, method, sizes, configuration, what it was trained on, the others' SHA-256
+  policy.json            format version, method, spaces, configuration, what it was trained on, the others' SHA-256
   model.safetensors      encoders and denoising network (the EMA of training)
   critic.safetensors     the critics, where there are any
   texts.safetensors      LLM embeddings of the known text prompts, by the SHA-256 of the text
@@ -11,47 +11,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from llmdpd.errors import InputError, nearest_names
-from llmdpd.utils.bounds import ACTION_NUMBERS, LIMITS
+from llmdpd.errors import InputError, located, nearest_names
+from llmdpd.utils.bounds import ACTION_NUMBERS, Bounds
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
 from llmdpd.utils.tensors import write_tensors
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "policy.json"
-_PARTS = {
-    **{"format": int, "method": str, "sizes": dict, "policy": dict, "acting": dict},
-    **{"llm": str, "facts": dict, "sha256": dict},
+_PARTS: dict[str, tuple[type[Any], ...]] = {
+    **{"format": (int,), "method": (str,), "spaces": (dict,), "network": (dict,), "critic": (dict, type(None))},
+    **{"acting": (dict,), "llm": (str,), "facts": (dict,), "sha256": (dict,)},
 }
-# Absent from the policies of earlier versions, which are all LLMDPD's.
-_OPTIONAL = {"method"}
+_FORMAT_1: dict[str, tuple[type[Any], ...]] = {
+    **{"format": (int,), "method": (str,), "sizes": (dict,), "policy": (dict,), "acting": (dict,)},
+    **{"llm": (str,), "facts": (dict,), "sha256": (dict,)},
+}
+_SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
+_CRITIC = {"hidden": Bounds(1, 16_384), "sees_prompts": Bounds(0, 1)}
 _STEMS = {"model", "critic", "texts"}
-
-
-@dataclass(frozen=True)
-class PolicySizes:
-    """What the networks must be built with, beside their configuration."""
-
-    state_dim: int
-    action_dim: int
-    embedding_dim: int
-    critic_hidden: int | None
-    critic_sees_prompts: bool
-
-
-SIZE_LIMITS = {
-    "sizes.state_dim": (1, 65_536),
-    "sizes.action_dim": ACTION_NUMBERS,
-    "sizes.embedding_dim": (0, 65_536),
-    "sizes.critic_hidden": LIMITS["agent.critic_hidden"],
-}
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""The description of an earlier format → that of this one."""
 
 
 def text_key(text: str) -> str:
@@ -72,8 +58,8 @@ def write_policy_folder(
         atomic_write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "sha256": sums})
 
 
-def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Read a policy folder: its description, and tensors by file stem.
+def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read a policy folder: its description, and tensors by file stem; one of format 1 is upgraded.
 
     Raises:
         InputError: not a policy folder, another format version, a description with missing, unknown or wrong fields,
@@ -86,7 +72,11 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
         )
     description = read_json(file)
     found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
+    if found == 1:
+        _check_description(description, file, _FORMAT_1)
+        with located(path=file):
+            description = upgrade(description) | {"format": FORMAT}
+    elif found != FORMAT:
         raise InputError(
             "a policy of another format version",
             path=file,
@@ -95,7 +85,8 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
             expected=FORMAT,
             hint="load it with the version of llmdpd that wrote it",
         )
-    _check_description(description, file)
+    _check_description(description, file, _PARTS)
+    _check_sizes(description, file)
     tensors = {}
     for name, expected in description["sha256"].items():
         part = path / name
@@ -116,24 +107,36 @@ def read_policy_folder(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
     return description, tensors
 
 
-def _check_description(description: dict[str, Any], file: Path) -> None:
+def _check_description(description: dict[str, Any], file: Path, parts: Mapping[str, tuple[type[Any], ...]]) -> None:
     """Raise `InputError` for fields of the description that are missing, unknown or of another type."""
-    for name in sorted(_PARTS.keys() | description.keys()):
-        found = description.get(name)
-        if name in _OPTIONAL and name not in description:
-            continue
-        if name not in _PARTS:
-            hint = f"nearest names: {nearest_names(name, _PARTS)}"
+    for name in sorted(parts.keys() | description.keys()):
+        if name not in parts:
+            hint = f"nearest names: {nearest_names(name, parts)}"
             raise InputError("unknown field in the policy's description", path=file, field=name, hint=hint)
-        if not isinstance(found, _PARTS[name]):
+        found = description.get(name)
+        if name not in description or not isinstance(found, parts[name]):
             kind = type(found).__name__ if name in description else "no such field"
-            expected = _PARTS[name].__name__
+            expected = " or ".join(part.__name__ for part in parts[name])
             raise InputError("a field of the policy is wrong", path=file, field=name, found=kind, expected=expected)
     stems = {name.removesuffix(".safetensors") for name in description["sha256"]}
     if not {"model", "texts"} <= stems <= _STEMS:
         found = ", ".join(description["sha256"]) or "none"
         expected = "model.safetensors, texts.safetensors, and critic.safetensors where there are critics"
         raise InputError("other files than a policy's", path=file, field="sha256", found=found, expected=expected)
+
+
+def _check_sizes(description: dict[str, Any], file: Path) -> None:
+    """Raise `InputError` for sizes that are missing, unknown, no integers or out of bounds."""
+    for part, bounds in (("spaces", _SPACES), ("critic", _CRITIC)):
+        sizes = description[part]
+        for name in sorted(bounds.keys() | sizes.keys()) if sizes is not None else ():
+            found = sizes.get(name, "no such field")
+            if name not in bounds or not isinstance(found, int):
+                expected = "an integer" if name in bounds else f"one of {', '.join(bounds)}"
+                raise InputError(
+                    "a field of the policy is wrong", path=file, field=f"{part}.{name}", found=found, expected=expected
+                )
+            bounds[name].check(found, f"{part}.{name}", file)
 
 
 def resolve_policy(source: str | os.PathLike[str]) -> Path:

@@ -28,6 +28,7 @@ from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
+from llmdpd.utils.legacy import upgraded
 from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.tensors import load_tensors
 
@@ -105,7 +106,7 @@ class Policy:
         """
         place = check_device(device)
         path = resolve_policy(source)
-        description, tensors = read_policy_folder(path)
+        description, tensors = read_policy_folder(path, _upgraded)
         file = path / DESCRIPTION
         with located(path=file):
             kind = METHODS[description["method"]]
@@ -152,9 +153,7 @@ class Policy:
     def with_acting(self, **changes: Any) -> Policy:
         """The same policy acting in another way: fields of its `ActingConfig`."""
         acting = dataclasses.replace(self.acting, **changes)
-        return Policy(
-            self.method, self.network, self.critic, acting, llm=self.llm, texts=self.texts, facts=self.facts
-        )
+        return Policy(self.method, self.network, self.critic, acting, llm=self.llm, texts=self.texts, facts=self.facts)
 
     def prompt(
         self,
@@ -313,3 +312,16 @@ class Policy:
         return read_examples(
             examples, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
         )
+
+
+def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1's description of a policy as this version's."""
+    sizes, config = description["sizes"], METHODS[description["method"]].Config()
+    default = {"method": {"network": to_plain(config.network), "acting": to_plain(config.acting)}}
+    plain = {"policy": description["policy"], "acting": description["acting"]}
+    moved = upgraded(plain, config.legacy, default)["method"]
+    hidden = sizes.get("critic_hidden")
+    critic = None if hidden is None else {"hidden": hidden, "sees_prompts": sizes.get("critic_sees_prompts")}
+    kept = {name: value for name, value in description.items() if name not in ("sizes", *plain)}
+    spaces = {name: value for name, value in sizes.items() if not name.startswith("critic")}
+    return {**kept, **moved, "spaces": spaces, "critic": critic}

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from llmdpd.errors import InputError
+
 FloatArray = npt.NDArray[np.float32]
 Frame = npt.NDArray[np.uint8]
 
@@ -32,6 +34,16 @@ class TaskSpec:
     max_steps: int
     family: str
     has_success: bool = True
+
+    def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
+        """Raise `InputError` where episodes are to be longer than the environment lets them be."""
+        if max_steps > self.max_steps:
+            raise InputError(
+                "the number is out of range",
+                field=field,
+                found=max_steps,
+                expected=f"1 to {self.max_steps}, where {self.task} ends its episodes",
+            )
 
 
 class Environment(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class DTConfig(OfflineConfig):
     """Learning of Decision Transformers: its published settings for Gym, with a shorter warm-up."""
 
     name = "dt"
+    legacy: ClassVar[Mapping[str, str]] = {"dt": "method."}
 
     network: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class LaMoConfig(OfflineConfig):
     """Learning of LaMo: its published settings for continuous control."""
 
     name = "lamo"
+    legacy: ClassVar[Mapping[str, str]] = {"lamo": "method."}
 
     network: LaMoNetworkConfig = field(default_factory=LaMoNetworkConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)

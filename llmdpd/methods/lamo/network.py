@@ -1,7 +1,8 @@
 """LaMo: a Decision Transformer whose transformer is a language model with low-rank adapters.
 
 Shi et al. 2024 (arXiv 2310.20587). The network is whole in itself: with the language model's layers among its weights
-it is saved and loaded like any other. What the language loss needs beside them, the words, is in `llmdpd.methods.lamo.gpt2`.
+it is saved and loaded like any other. What the language loss needs beside them, the words, is in
+`llmdpd.methods.lamo.gpt2`.
 """
 
 from __future__ import annotations

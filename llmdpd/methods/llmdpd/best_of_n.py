@@ -25,7 +25,7 @@ def sample_actions(
 ) -> Tensor:
     """One action a state, to which a chunk is one of H A numbers: B states' condition, seeds int64 [B] → [B, A].
 
-    Each state's noise depends on its own seed alone, so that an action doesn't depend on the batch that it is sampled in.
+    Each state's noise depends on its own seed alone: an action doesn't depend on the batch that it is sampled in.
 
     Raises:
         InputError: several samples and no critic to choose by.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,8 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import Spaces
-from llmdpd.utils.device import matmul_precision
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
+from llmdpd.utils.device import matmul_precision
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class LLMDPDConfig(OfflineConfig):
     """Algorithm 1. Where the paper is silent the values are Diffusion-QL's, the framework that it builds on."""
 
     name = "llmdpd"
+    legacy: ClassVar[Mapping[str, str]] = {"agent": "method."}
 
     network: DiffusionNetworkConfig = field(default_factory=DiffusionNetworkConfig)
     acting: BestOfN = field(default_factory=BestOfN)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ class MTDiffConfig(OfflineConfig):
     """Learning of MTDiff-p: its published settings. Five steps of DDIM walk its chain."""
 
     name = "mtdiff"
+    legacy: ClassVar[Mapping[str, str]] = {"mtdiff": "method."}
 
     network: MTDiffNetworkConfig = field(default_factory=MTDiffNetworkConfig)
     acting: ChainActing = field(default_factory=lambda: ChainActing(sampler="ddim", steps=5))

@@ -6,9 +6,10 @@ iteration the actor follows lambda Q - (pi(s) - a)², lambda = alpha / mean |Q|.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ class TD3BCConfig(OfflineConfig):
     """TD3+BC. Defaults are its paper's, and its code's."""
 
     name = "td3-bc"
+    legacy: ClassVar[Mapping[str, str]] = {"td3_bc": "method."}
 
     network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
@@ -69,6 +71,7 @@ class RADConfig(TD3BCConfig):
     """TD3+BC on states that RAD changes."""
 
     name = "rad"
+    legacy: ClassVar[Mapping[str, str]] = {"td3_bc": "method.", "rad": "method.states."}
 
     states: RADAugmentation = field(default_factory=RADAugmentation)
     """How states are changed."""
@@ -79,6 +82,7 @@ class S4RLConfig(TD3BCConfig):
     """TD3+BC on states that S4RL changes."""
 
     name = "s4rl"
+    legacy: ClassVar[Mapping[str, str]] = {"td3_bc": "method.", "s4rl": "method.states."}
 
     states: S4RLAugmentation = field(default_factory=S4RLAugmentation)
     """How states are changed."""

@@ -6,7 +6,9 @@ encoders are the same. It clones: there is no Q-learning in it, and no guidance 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ class TrajectoryDiffusionConfig(OfflineConfig):
     """Learning by trajectory diffusion. Defaults are MTDiff's; of its EMA, Diffusion-QL's."""
 
     name = "trajectory-diffusion"
+    legacy: ClassVar[Mapping[str, str]] = {"planner": "method."}
 
     network: TrajectoryNetworkConfig = field(default_factory=TrajectoryNetworkConfig)
     acting: ChainActing = field(default_factory=ChainActing)

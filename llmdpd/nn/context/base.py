@@ -86,8 +86,8 @@ class ContextConfig:
 class EncodedPrompts:
     """P prompts, read.
 
-    pooled [P, Z]: the prompt vectors. memory: what a context that looks things up keeps of the P demonstrations, tensors
-    [P, …] by name; empty for others.
+    pooled [P, Z]: the prompt vectors. memory: what a context that looks things up keeps of the P demonstrations,
+    tensors [P, …] by name; empty for others.
     """
 
     pooled: Tensor

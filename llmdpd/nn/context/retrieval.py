@@ -110,13 +110,18 @@ class RetrievalContext(Context):
             parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
         return Condition(torch.cat(parts, dim=-1), prompt)
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether it retrieves waypoints from its demonstration, so that `weights` can tell where."""
+        return self.reads and self.sizes.waypoints
+
     def weights(self, state: Tensor, prompts: EncodedPrompts, clock: Tensor) -> Tensor:
         """Where in the one example states look: the waypoint heads' weights [B, heads, T + 1], the last for nowhere.
 
         Raises:
             ValueError: a context without waypoints.
         """
-        if not (self.reads and self.sizes.waypoints):
+        if not self.retrieves:
             raise ValueError("this context retrieves no waypoints")
         streams = self._streams(state, prompts.pooled[0], clock)[1]
         hidden = self._attend(streams, 1, prompts.memory)

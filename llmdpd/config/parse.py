@@ -1,0 +1,177 @@
+"""From the words of a command line to the configuration of a new run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llmdpd.config.presets import PRESETS, find_preset, with_method
+from llmdpd.config.schema import TrainConfig
+from llmdpd.errors import InputError
+from llmdpd.methods import METHODS
+from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.utils.command_line import option_lines, parse, take_option
+from llmdpd.utils.legacy import is_old, leaves, renamed_field
+from llmdpd.utils.plain import to_plain
+from llmdpd.utils.progress import error_console
+
+PROG = "llmdpd train"
+ALIASES = {
+    "--data": "data.path",
+    "--iterations": "training.iterations",
+    "--tasks": "tasks.seen",
+    "--lr": "method.lr",
+    "--batch-size": "method.batch_size",
+    "--cuda-graph": "training.cuda_graph",
+}
+"""Short spellings of options that are typed often, and the fields that they set."""
+
+DESCRIPTION = f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
+
+    --preset NAME    start from a named configuration: {", ".join(PRESETS)} (default: metaworld)
+    --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
+    --method NAME    the method that learns: {", ".join(METHODS)} (default: the preset's)
+    --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
+    --resume RUN     go on with an interrupted run, as if it had never stopped
+    --gpu            short for --device cuda
+    {", ".join(f"{short} for --{field.replace('_', '-')}" for short, field in ALIASES.items())}
+    --help-all       every option with its whole description
+
+The options of a method are those under method; --method NAME --help shows another method's."""
+
+
+class Option(NamedTuple):
+    """An option as it was given: its name ("--method.critic-lr"), its field ("method.critic_lr"), all of its words."""
+
+    name: str
+    field: str
+    words: tuple[str, ...]
+
+
+def split_options(words: Sequence[str]) -> list[Option]:
+    """The options of a command line with their values; words before the first one are an option without a name."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return [_option(group) for group in groups]
+
+
+def _option(words: Sequence[str]) -> Option:
+    name = words[0].split("=", 1)[0] if words[0].startswith("--") else ""
+    if name.replace("_", "-") in ALIASES:
+        return Option(name, ALIASES[name.replace("_", "-")], tuple(words))
+    *parts, last = name.removeprefix("--").replace("-", "_").split(".")
+    # A switch is turned off by --part.no-field; no field's own name begins so.
+    return Option(name, ".".join((*parts, last.removeprefix("no_"))), tuple(words))
+
+
+def parse_train(words: Sequence[str]) -> TrainConfig:
+    """The configuration of a new run: --preset, --protocol, --method and any field, as `llmdpd train` takes them.
+
+    Raises:
+        InputError: an unknown preset, protocol or method, an option that does not exist or that the method does not
+            have, or what `TrainConfig.resolved` refuses.
+    """
+    preset, rest = take_option(words, "--preset")
+    protocol, rest = take_option(rest, "--protocol")
+    method, rest = take_option(rest, "--method")
+    old, rest = take_option(rest, "--agent")
+    if old is not None:
+        error_console.print("--agent is now --method; the old spelling goes in the next version", markup=False)
+        if method not in (None, old):
+            raise InputError("two methods", field="--method", found=f"{method}, and --agent {old}", expected="one")
+    start = find_preset(preset or "metaworld")
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise InputError("unknown protocol", field="--protocol", found=protocol, expected=", ".join(PROTOCOLS))
+        tasks = dataclasses.replace(PROTOCOLS[protocol], goal_visible=start.tasks.goal_visible)
+        start = dataclasses.replace(start, tasks=tasks)
+    chosen = method or old
+    return change(start if chosen is None else with_method(start, chosen), rest)
+
+
+def change(start: TrainConfig, words: Sequence[str]) -> TrainConfig:
+    """The configuration with fields changed by a command line's options, checked.
+
+    Raises:
+        InputError: an option that does not exist or that the method does not have; and as `TrainConfig.resolved`.
+    """
+    if "--help" in words or "-h" in words:
+        print("\n".join([f"usage: {PROG} [OPTIONS]", "", DESCRIPTION, "", *_help(start)]))
+        raise SystemExit(0)
+    current = [word for option in split_options(words) for word in _current(option, start)]
+    config = _parse_fields(tuple(current), start)
+    return dataclasses.replace(config, preset=start.preset).resolved()
+
+
+def has_field(config: TrainConfig, field: str) -> bool:
+    """Whether the configuration has an option for this field, or for fields within it."""
+    return any(name == field or name.startswith(f"{field}.") for name in field_names(config))
+
+
+def field_names(config: TrainConfig) -> list[str]:
+    """Dotted names of the fields that options set."""
+    hidden = ("preset", "method.name", "method.network.language")
+    return [name for name, _ in leaves(to_plain(config)) if not name.startswith(hidden)]
+
+
+def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
+    """The words of an option in this version's spelling, short ones written out."""
+    if option.name == "--gpu":
+        return ("--device", "cuda", *option.words[1:])
+    if not option.name or option.name == "--help-all":
+        return ("--help", *option.words[1:]) if option.name else option.words
+    method, field = start.method.name, option.field
+    sections = {section for name in METHODS for section in METHODS[name].Config.legacy}
+    if is_old(field, sections) and not has_field(start, field):
+        now = renamed_field(field, start.method.legacy, field_names(start))
+        if now is None:
+            raise InputError(
+                "the method has no such option",
+                field=option.name,
+                found=f"{' '.join(option.words)}, with --method {method}",
+                hint=f"{PROG} --method {method} --help lists its options",
+            )
+        spelling = _spelling(now, option)
+        error_console.print(
+            f"{option.name} is now {spelling}; the old spelling goes in the next version", markup=False, soft_wrap=True
+        )
+        field = now
+    elif field.startswith("method.") and not has_field(start, field) and _somewhere(field):
+        raise InputError(
+            "the method has no such option",
+            field=option.name,
+            found=f"{' '.join(option.words)}, with --method {method}",
+            hint=f"it is an option of {', '.join(_somewhere(field))}",
+        )
+    _, sign, value = option.words[0].partition("=")
+    return (f"{_spelling(field, option)}{sign}{value}", *option.words[1:])
+
+
+def _spelling(field: str, option: Option) -> str:
+    """A field as an option, turned off where the option was."""
+    *parts, last = field.replace("_", "-").split(".")
+    off = option.name.rpartition(".")[2].removeprefix("--").replace("_", "-").startswith("no-")
+    return "--" + ".".join((*parts, f"no-{last}" if off and not last.startswith("no-") else last))
+
+
+def _somewhere(field: str) -> list[str]:
+    """The methods that have an option for a field."""
+    plain = {name: {"method": to_plain(METHODS[name].Config())} for name in METHODS}
+    return [name for name, config in plain.items() if field in dict(leaves(config))]
+
+
+# tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.
+@functools.lru_cache(maxsize=1024)
+def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
+    return parse(TrainConfig, words, PROG, default, DESCRIPTION, known=(*ALIASES, "--preset", "--protocol", "--method"))
+
+
+def _help(config: TrainConfig) -> list[str]:
+    lines = option_lines(config, hidden=("preset", "method.network.language"))
+    return [f"options of {config.method.name}, with their defaults:", *lines]
