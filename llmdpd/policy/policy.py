@@ -24,7 +24,6 @@ from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.episode_memory import EpisodeMemory, History
 from llmdpd.nn.history_policy import HistoryPolicy, asked_returns, check_targets
 from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig, PromptedNetwork
-from llmdpd.ops.device import check_device
 from llmdpd.policy.action_chunks import ChunkPlayer
 from llmdpd.policy.folder import (
     DESCRIPTION,
@@ -43,6 +42,7 @@ from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.models import LLMIdentity
 from llmdpd.tasks.metaworld.layout import ACTION_DIM
 from llmdpd.utils.bounds import LIMITS, check_limits
+from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import from_plain, to_plain
 
 _log = logging.getLogger(__name__)

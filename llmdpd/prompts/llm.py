@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.ops.device import check_device
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
 from llmdpd.prompts.models import LLMIdentity, ModelSource, find_model
+from llmdpd.utils.device import check_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -28,7 +28,7 @@ from llmdpd.methods.optimisation import (
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import ConditionalPolicy
-from llmdpd.ops.device import matmul_precision
+from llmdpd.utils.device import matmul_precision
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,23 @@
-"""Where things run: the CPU and how many of its cores, or a CUDA device that is there."""
+"""Devices by name, and the precision of torch's own matrix products."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
-from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
-from llmdpd.ops import native
-from llmdpd.utils.cores import usable_cores
-
-
-def use_threads(count: int) -> None:
-    """Take `count` CPU threads from here on for the C++ kernels (0: one a core), and one for torch.
-
-    torch's second thread would save little of these small operations, and on a busy machine costs many times what they
-    take: it waits for its partner at each of them.
-    """
-    torch.set_num_threads(1)
-    native.set_threads(count or usable_cores())
 
 
 @contextmanager
-def matmul_precision(precision: Precision) -> Iterator[None]:
-    """While the block runs, allow torch's own float32 matrix products bfloat16 operands, where `bf16`.
+def matmul_precision(precision: Literal["fp32", "bf16"]) -> Iterator[None]:
+    """With `bf16`, allow bfloat16 operands in torch's own float32 matrix products while the block runs.
 
-    Allowed, not made: what a product does with it is its library's choice. On the CPUs that were tried they come out in
-    float32 all the same, and several times as fast, since torch asks another library for them.
+    The library that computes a product may use them or not. On the CPUs that were tried the results are in float32 all
+    the same, and several times as fast, since torch calls another library.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if precision == "bf16" else before)

@@ -1,0 +1,315 @@
+"""Sampling and acting on the CPU without gradients, with networks packed once for as long as their weights last.
+
+Packing half a megabyte of weights costs more than an action. A packed network is used again exactly as long as every
+parameter is the same object, in the same memory, at the same version (the counter that autograd keeps of in-place
+changes: optimisers, `load_state_dict`, `copy_`, `lerp_`). Writes through `.data` escape that counter, so a sample of
+the weights (every 256th number) is compared as well: a copy or an average through `.data` is detected, a write to one
+single element through `.data` may not be. Inference tensors and parametrised layers have no versions: those networks
+are packed at every call.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llmdpd.ops import native
+from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_shapes
+
+_MASK64 = (1 << 64) - 1
+_MAX_SAMPLERS = 32  # bound to one network at a time
+
+
+class _Watch:
+    """Sees whether a module's weights are still what they were when this was made."""
+
+    def __init__(self, module: nn.Module, layers: Sequence[nn.Linear]) -> None:
+        self.parameters = list(module.parameters())
+        # Keeps the memory from being given to another tensor: the same address is then the same memory.
+        self._alive = [tensor.detach() for tensor in (*self.parameters, *module.buffers())]
+        self._native = native.module()
+        self._isa = self._native.active_isa()
+        self._watched = _watched(module, layers)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a change can be seen; if not, what was made of the weights must not be kept."""
+        return self._watched is not None
+
+    def unchanged(self) -> bool:
+        return (
+            self._watched is not None
+            and self._native.active_isa() == self._isa
+            and self._native.all_unchanged(self._watched)
+        )
+
+
+def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any, ...], ...] | None:
+    """What must not change, for `_native.all_unchanged`; None where a change of the weights would not be seen.
+
+    Tuples (dict, name, module), and (dict, name, tensor, version, pointer) for parameters and buffers.
+    """
+    watched: list[tuple[Any, ...]] = []
+    for part in module.modules():
+        watched += [(part._modules, name, child) for name, child in part._modules.items()]
+        for name, parameter in part._parameters.items():
+            if parameter is None or parameter.is_inference():
+                return None
+            if not (parameter.is_contiguous() and native.aligned(parameter)):
+                return None  # a copy of it was packed, which is gone by now: it can't be compared with
+            watched.append((part._parameters, name, parameter, parameter._version, parameter.data_ptr()))
+        for name, buffer in part._buffers.items():
+            if buffer is None or buffer.is_inference():
+                return None
+            watched.append((part._buffers, name, buffer, buffer._version, buffer.data_ptr()))
+    # Two a linear layer; one that computes its weight from other parameters has others.
+    plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}
+    found = {id(item[2]) for item in watched if isinstance(item[2], nn.Parameter)}
+    return tuple(watched) if found == plain else None
+
+
+class PackedNet:
+    """A noise network's weights in the C++ code's layout, and the samplers that were bound to them."""
+
+    def __init__(self, net: NoiseNetwork, bf16: bool) -> None:
+        first, *rest = net.linears
+        layers = [*net.linears, *(part for part in net.time_mlp if isinstance(part, nn.Linear))]
+        self.watch = _Watch(cast("nn.Module", net), layers)
+        self.action_dim = net.action_dim
+        self._time_mlp = net.time_mlp  # not the network itself, which must be free to go
+        weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
+        self._packed = native.module().PackedNet(
+            net.action_dim, net.time_dim, weight, bias, _trunk_arrays(rest), net.state_dim, bf16
+        )
+        self._samplers: dict[SamplerCoefficients, Any] = {}
+
+    def is_current(self) -> bool:
+        """Whether the network still has the weights that were packed."""
+        return self.watch.unchanged() and bool(self._packed.unchanged())
+
+    def learns(self) -> bool:
+        """Whether a parameter asks for a gradient."""
+        return any(parameter.requires_grad for parameter in self.watch.parameters)
+
+    def sampler(self, coefficients: SamplerCoefficients) -> Any:
+        """The coefficients bound to these weights, with the time rows computed."""
+        sampler = self._samplers.get(coefficients)
+        if sampler is None:
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                embedding = self._time_mlp(torch.tensor(coefficients.timesteps, device="cpu"))
+            time = native.array(embedding, "time embedding")
+            table, start, clip = coefficients.table(), coefficients.start, coefficients.bound
+            sampler = native.module().Sampler(self._packed, table, time, start, clip)
+            if len(self._samplers) >= _MAX_SAMPLERS:
+                self._samplers.clear()
+            self._samplers[coefficients] = sampler
+        return sampler
+
+    def run(
+        self,
+        coefficients: SamplerCoefficients,
+        states: NDArray[np.float32],
+        prompts: NDArray[np.float32],
+        samples: int,
+        keys: NDArray[np.uint64],
+        noise: NDArray[np.float32] | None,
+    ) -> Tensor:
+        """a_0 [B, A] where samples is 1, else [B, N, A], of states [B, S] and prompts [Z] or [B, Z]."""
+        actions = np.empty((len(states) * samples, self.action_dim), dtype=np.float32)
+        self.sampler(coefficients).run(states, prompts, samples, keys, noise, actions, native.threads())
+        result = torch.from_numpy(actions)
+        return result if samples == 1 else result.view(len(states), samples, self.action_dim)
+
+
+class PackedCritic:
+    """A critic's weights in the C++ code's layout."""
+
+    def __init__(self, network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> None:
+        first, *rest = layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+        self.watch = _Watch(network, layers)
+        self.packed = native.module().PackedCritic(
+            state_dim, action_dim, native.array(first.weight), native.array(first.bias), _trunk_arrays(rest), bf16
+        )
+
+    def is_current(self) -> bool:
+        """Whether the critic still has the weights that were packed."""
+        return self.watch.unchanged() and bool(self.packed.unchanged())
+
+
+def _trunk_arrays(layers: Sequence[nn.Linear]) -> list[np.ndarray]:
+    return [
+        native.array(tensor, f"layers[{i}].{part}")
+        for i, layer in enumerate(layers, start=1)
+        for part, tensor in (("weight", layer.weight), ("bias", layer.bias))
+    ]
+
+
+Kept = tuple[weakref.WeakKeyDictionary[nn.Module, Any], weakref.WeakKeyDictionary[nn.Module, Any]]
+_nets: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
+_critics: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
+
+
+def packed(net: NoiseNetwork, bf16: bool) -> PackedNet:
+    """The network packed, from an earlier call where its weights have not changed since."""
+    module = cast("nn.Module", net)
+    entry: PackedNet | None = _nets[bf16].get(module)
+    if entry is None or not entry.is_current():
+        entry = PackedNet(net, bf16)
+        _keep(_nets[bf16], module, entry)
+    return entry
+
+
+def packed_critic(network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> PackedCritic:
+    """The critic packed, from an earlier call where its weights have not changed since."""
+    entry: PackedCritic | None = _critics[bf16].get(network)
+    if entry is None or not entry.is_current():
+        entry = PackedCritic(network, state_dim, action_dim, bf16)
+        _keep(_critics[bf16], network, entry)
+    return entry
+
+
+def _keep(kept: weakref.WeakKeyDictionary[nn.Module, Any], module: nn.Module, entry: PackedNet | PackedCritic) -> None:
+    if entry.watch.lasting:
+        kept[module] = entry
+    else:
+        kept.pop(module, None)
+
+
+def sample(
+    net: NoiseNetwork,
+    coefficients: SamplerCoefficients,
+    state: Tensor,
+    prompt: Tensor,
+    samples: int,
+    seed: int | Tensor | None,
+    noise: Tensor | None,
+    bf16: bool,
+) -> Tensor:
+    """a_0 by the reverse chain in C++, of arguments that were checked. Seed: an int, or int64 [B]."""
+    if noise is None:
+        keys, given = _keys(_random_seed() if seed is None else seed), None
+    else:
+        keys = np.zeros(1, dtype=np.uint64)
+        given = native.array(noise, "noise").reshape(coefficients.steps + 1, -1, net.action_dim)
+    states, prompts = native.array(state, "state"), native.array(prompt, "prompt")
+    return packed(net, bf16).run(coefficients, states, prompts, samples, keys, given)
+
+
+def sample_again(
+    net: NoiseNetwork,
+    coefficients: SamplerCoefficients,
+    state: Tensor,
+    prompt: Tensor,
+    samples: int,
+    seed: int | None,
+    bf16: bool,
+) -> Tensor | None:
+    """`sample` for the most frequent call, with only the checks that it needs; None where it is another one.
+
+    That is: a network that was packed before and has not changed, no gradient, dense float32 tensors on the CPU, one
+    prompt for all. A call for one state takes 15 microseconds in C++, as much as careful checks take in Python.
+    """
+    entry: PackedNet | None = _nets[bf16].get(net)  # type: ignore[call-overload]
+    if (
+        entry is None
+        or type(state) is not Tensor
+        or type(prompt) is not Tensor
+        or state.dtype is not torch.float32
+        or prompt.dtype is not torch.float32
+        or not (state.layout is torch.strided is prompt.layout and state.is_cpu and prompt.is_cpu)
+        or not (state.is_contiguous() and prompt.is_contiguous())
+        or not (native.aligned(state) and native.aligned(prompt))
+        or type(samples) is not int
+        or (torch.is_grad_enabled() and (state.requires_grad or prompt.requires_grad or entry.learns()))
+        or not entry.is_current()
+    ):
+        return None
+    shape = state.shape
+    if len(shape) != 2 or shape[1] != net.state_dim or prompt.shape != (net.prompt_dim,):
+        return None
+    if not 1 <= samples <= MAX_SAMPLES or shape[0] * samples > MAX_ROWS:
+        return None
+    keys = _keys(_random_seed() if seed is None else seed)
+    return entry.run(coefficients, state.detach().numpy(), prompt.detach().numpy(), samples, keys, None)
+
+
+def best_of_n(
+    net: NoiseNetwork,
+    critics: Sequence[nn.Module],
+    coefficients: SamplerCoefficients,
+    state: Tensor,
+    prompt: Tensor,
+    seeds: Tensor,
+    *,
+    samples: int,
+    temperature: float | None,
+    bf16: bool,
+) -> Tensor | None:
+    """One action for each state, selected among N samples of the reverse chain by the two critics, in one C++ call.
+
+    Args:
+        net: the noise network.
+        critics: Q_1 and Q_2, each four linear layers with Mish on [s, a], or [s, a, z].
+        coefficients: the sampler's.
+        state: [B, S].
+        prompt: [Z] or [B, Z].
+        seeds: int64 [B]; the noise of a state depends on its own seed only.
+        samples: N.
+        temperature: of the softmax over min(Q_1, Q_2) that an action is sampled from; None: the maximum is selected.
+        bf16: whether the hidden layers' matrix products are computed in bfloat16.
+
+    Returns:
+        [B, A]; None where the C++ code cannot run: it takes float32 on the CPU.
+
+    Raises:
+        InputError: a shape that does not fit the network.
+    """
+    if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
+        return None
+    batch = check_shapes(net, state, prompt, samples)
+    actor = _actor(net, critics, coefficients, samples, temperature, bf16)
+    actions = np.empty((batch, net.action_dim), np.float32)
+    actor.act(native.array(state), native.array(prompt), native.keys(seeds), actions, native.threads())
+    return torch.from_numpy(actions)
+
+
+def _actor(
+    net: NoiseNetwork,
+    critics: Sequence[nn.Module],
+    coefficients: SamplerCoefficients,
+    samples: int,
+    temperature: float | None,
+    bf16: bool,
+) -> Any:
+    """The C++ actor of these networks as they are now; the last one where nothing has changed, as in an episode."""
+    q1, q2 = (packed_critic(critic, net.state_dim, net.action_dim, bf16) for critic in critics)
+    sampler = packed(net, bf16).sampler(coefficients)
+    made_of = (sampler, q1, q2, samples, temperature)
+    module = cast("nn.Module", net)
+    kept = _actors.get(module)
+    if kept is None or kept[0] != made_of:
+        soft = temperature is not None
+        kept = made_of, native.module().Actor(sampler, q1.packed, q2.packed, samples, soft, temperature or 1.0)
+        _actors[module] = kept
+    return kept[1]
+
+
+_actors: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
+
+
+def _random_seed() -> int:
+    """From torch's global generator, which `torch.manual_seed` governs."""
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+
+
+def _keys(seed: int | Tensor) -> NDArray[np.uint64]:
+    """Noise keys: [1] for one seed, [B] for a seed of each state."""
+    if isinstance(seed, Tensor):
+        return native.keys(seed)
+    return np.array([int(seed) & _MASK64], dtype=np.uint64)  # int(): numpy's integers too
