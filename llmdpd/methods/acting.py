@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import PolicyConfig
-from llmdpd.ops import native
-from llmdpd.ops.packed import check_inputs, noise_keys, packed, packed_critic
+from llmdpd.ops.packing import best_of_n
 from llmdpd.utils.bounds import LIMITS, check_limits
 
 
@@ -114,40 +111,21 @@ def draw_actions(
     Raises:
         InputError: several samples and no critic to choose by.
     """
-    native_actor = (
-        None if critic is None or acting.samples == 1 else _native_actor(net, critic, condition, plan, acting)
-    )
-    if native_actor is not None:
-        batch = check_inputs(net, condition.state, condition.prompt, acting.samples)
-        actions = np.empty((batch, net.action_dim), np.float32)
-        state, prompt = native.array(condition.state), native.array(condition.prompt)
-        native_actor.act(state, prompt, noise_keys(seeds, batch), actions, native.threads())
-        return torch.from_numpy(actions)
+    if critic is not None and acting.samples > 1:
+        actions = best_of_n(
+            net,
+            (critic.q1, critic.q2),
+            plan,
+            condition.state,
+            condition.prompt,
+            seeds,
+            samples=acting.samples,
+            temperature=acting.temperature if acting.selection == "soft" else None,
+            bf16=acting.precision == "bf16",
+        )
+        if actions is not None:
+            return actions
     return _draw_in_torch(net, critic, condition, plan, acting, seeds)
-
-
-def _native_actor(
-    net: NoiseMLP, critic: DoubleQ, condition: Condition, plan: SamplerPlan, acting: ActingConfig
-) -> Any | None:
-    """The C++ actor of these networks as they are now; None where it can't run."""
-    tensors = (condition.state, condition.prompt, net.layers[0].bias, critic.q1[0].bias)
-    if not native.available()[0] or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
-        return None
-    bf16 = acting.precision == "bf16"
-    critics = [packed_critic(q, net.state_dim, net.action_dim, bf16) for q in (critic.q1, critic.q2)]
-    sampler = packed(net, bf16).sampler(plan)
-    # What the last one was made of: in an episode it is always the same.
-    key = (sampler, *critics, acting)
-    kept = _actors.get(net)
-    if kept is None or any(one is not other for one, other in zip(kept[0], key, strict=True)):
-        q1, q2 = (one.packed for one in critics)
-        soft = acting.selection == "soft"
-        kept = key, native.module().Actor(sampler, q1, q2, acting.samples, soft, acting.temperature)
-        _actors[net] = kept
-    return kept[1]
-
-
-_actors: weakref.WeakKeyDictionary[NoiseMLP, tuple[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
 
 def _draw_in_torch(
