@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import statistics
 import subprocess
+import sys
+import sysconfig
+import tempfile
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 import llmdpd
-from llmdpd.ops import native
 from llmdpd.ops.build_info import build_info
 from llmdpd.utils.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = ("fp32", "bf16")
 _GPU_MATRIX = {"fp32": 4096, "bf16": 8192}
+_PEAK_RATE = ROOT / "bench" / "peak_rate"
+_BUILT = ROOT / "build" / f"_peak_rate{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -79,6 +86,46 @@ def _commit() -> str | None:
         return None
 
 
+@lru_cache(maxsize=1)
+def peak_rate_module() -> ModuleType | str:
+    """The module of bench/peak_rate, which is in no wheel: built at the first use and after a change. Or why it is absent.
+
+    By hand: `cmake -S . -B build/bench -DLLMDPD_BENCHMARKS=ON -DSKBUILD_PROJECT_VERSION=0
+    -Dpybind11_DIR=$(python -m pybind11 --cmakedir)`, `cmake --build build/bench --target _peak_rate`, and copy
+    the module to build/.
+    """
+    try:
+        newest = max(path.stat().st_mtime for path in _PEAK_RATE.iterdir())
+        if not _BUILT.exists() or _BUILT.stat().st_mtime < newest:
+            _build_peak_rate()
+        spec = importlib.util.spec_from_file_location("_peak_rate", _BUILT)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except (OSError, ImportError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        return f"bench/peak_rate can't be built; it needs cmake, pybind11 and a C++ compiler ({said[-300:]})"
+
+
+def _build_peak_rate() -> None:
+    def run(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.strip()
+
+    with tempfile.TemporaryDirectory() as folder:
+        pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir")
+        settings = {"LLMDPD_BENCHMARKS": "ON", "SKBUILD_PROJECT_VERSION": "0", "CMAKE_BUILD_TYPE": "Release"}
+        settings |= {"pybind11_DIR": pybind11, "Python_EXECUTABLE": sys.executable}
+        run("cmake", "-S", str(ROOT), "-B", folder, *(f"-D{name}={value}" for name, value in settings.items()))
+        run("cmake", "--build", folder, "--target", "_peak_rate")
+        (made,) = Path(folder).glob("bench/peak_rate/_peak_rate*")
+        _BUILT.parent.mkdir(exist_ok=True)
+        own = _BUILT.with_name(f"{_BUILT.name}.{os.getpid()}")
+        own.write_bytes(made.read_bytes())
+        own.replace(_BUILT)  # at once, whoever else builds it
+
+
 def measure_limit(device: torch.device, precision: str, windows: int = 5, seconds: float = 0.05) -> float | None:
     """Operations a second that this machine can do at most; None where it has no instruction for the precision.
 
@@ -87,10 +134,10 @@ def measure_limit(device: torch.device, precision: str, windows: int = 5, second
     """
     if device.type == "cuda":
         return _gpu_matrix_rate(device, precision)
-    if not native.available()[0]:
+    module = peak_rate_module()
+    if isinstance(module, str):
         return None
-    peak_rate, threads = native.module().peak_rate, torch.get_num_threads()
-    rates = [peak_rate(precision, threads, seconds) for _ in range(windows)]
+    rates = [module.peak_rate(precision, torch.get_num_threads(), seconds) for _ in range(windows)]
     return max((rate for rate in rates if rate is not None), default=None)
 
 
@@ -99,8 +146,9 @@ def how_limit(device: torch.device, precision: str) -> str:
     if device.type == "cuda":
         size = _GPU_MATRIX[precision]
         return f"torch matrix product of {size}³ in {precision}, random data, no TF32"
-    if not native.available()[0]:
-        return str(native.available()[1])
+    module = peak_rate_module()
+    if isinstance(module, str):
+        return module
     instruction = "multiply-adds" if precision == "fp32" else "AVX-512 BF16 dot products; none on another CPU"
     return f"register-only {instruction}, {torch.get_num_threads()} threads"
 

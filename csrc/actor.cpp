@@ -64,26 +64,26 @@ void Actor::act(std::ptrdiff_t states, const float* state, const float* prompt, 
   thread_local Arena arena;
   const NetDims& dims = sampler_->net().dims;
   const std::ptrdiff_t rows = states * samples_;
-  float *drawn, *values[2], *contexts[2];
+  float *sampled, *values[2], *u[2];
   double* weights;
   lay_out(arena, [&](Allocator& memory) {
-    drawn = memory.take(rows * dims.action);
+    sampled = memory.take(rows * dims.action);
     for (int q = 0; q < 2; ++q) {
       values[q] = memory.take(rows);
-      contexts[q] = memory.take(states * critics_[q]->trunk.hidden_padded);
+      u[q] = memory.take(states * critics_[q]->trunk.hidden_padded);
     }
     weights = reinterpret_cast<double*>(memory.take(std::size_t{2} * samples_));
   });
-  sampler_->run({states, samples_, state, prompt, prompt_per_state, {nullptr, keys, true}}, threads, drawn);
+  sampler_->run({states, samples_, state, prompt, prompt_per_state, {nullptr, keys, true}}, threads, sampled);
   for (int q = 0; q < 2; ++q) {
     const PackedCritic& critic = *critics_[q];
-    state_rows(critic, states, state, prompt, prompt_per_state, contexts[q]);
+    state_rows(critic, states, state, prompt, prompt_per_state, u[q]);
     Mlp mlp{};
     mlp.trunk = critic.trunk;
     mlp.first.input = critic.action;
-    mlp.first.x = drawn;
+    mlp.first.x = sampled;
     mlp.first.x_stride = mlp.first.inputs = critic.action_dim;
-    mlp.first.init = contexts[q];
+    mlp.first.init = u[q];
     mlp.first.init_stride = critic.trunk.hidden_padded;
     mlp.first.init_share = samples_;
     mlp.rows = rows;
@@ -95,12 +95,12 @@ void Actor::act(std::ptrdiff_t states, const float* state, const float* prompt, 
     for (int i = 0; i < samples_; ++i) value[i] = std::min(value[i], values[1][s * samples_ + i]);
     std::ptrdiff_t choice = std::max_element(value, value + samples_) - value;
     if (selection_.soft) {
-      // Its draw lies past the sampler's steps + 1.
+      // Its normal number lies past the sampler's steps + 1.
       float normal;
       sampler_->net().kernels.normals({keys, true, 1, 1}, s, 1, sampler_->steps() + 1, 1, &normal);
       choice = choose_softly(value, samples_, selection_.temperature, uniform_of(normal), weights);
     }
-    std::copy_n(drawn + (s * samples_ + choice) * dims.action, dims.action, actions + s * dims.action);
+    std::copy_n(sampled + (s * samples_ + choice) * dims.action, dims.action, actions + s * dims.action);
   }
 }
 

@@ -1,4 +1,4 @@
-// Acting: N draws a state from the sampler, one taken by what two critics say of them.
+// Best-of-N acting: N actions are sampled for each state, and one of them is selected by its value.
 #pragma once
 
 #include <cstddef>

@@ -77,7 +77,8 @@ void run(const Sampler& sampler, const Floats& state, const Floats& prompt, std:
 }
 
 std::shared_ptr<llmdpd::PackedCritic> make_critic(int state_dim, int action_dim, const Floats& first_weight,
-                                                  const Floats& first_bias, const std::vector<Floats>& trunk, bool bf16) {
+                                                  const Floats& first_bias, const std::vector<Floats>& trunk,
+                                                  bool bf16) {
   const llmdpd::TrunkWeights weights = trunk_of(trunk);
   if (first_weight.ndim() != 2) throw std::invalid_argument("wrong shape: first weight");
   const int inputs = small(first_weight.shape(1), "first weight"), prompt_dim = inputs - state_dim - action_dim;
@@ -108,12 +109,14 @@ std::shared_ptr<llmdpd::Actor> make_actor(std::shared_ptr<Sampler> sampler, std:
 void act(const llmdpd::Actor& actor, const Floats& state, const Floats& prompt, const Keys& keys, Floats& actions,
          int threads) {
   const NetDims& dims = actor.sampler().net().dims;
-  if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2) throw std::invalid_argument("wrong shape: state or prompt");
+  if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2)
+    throw std::invalid_argument("wrong shape: state or prompt");
   if (threads < 1) throw std::invalid_argument("threads start at 1");
   const py::ssize_t states = state.shape(0);
   require_shape(state, {states, dims.state}, "state");
   const bool per_state = prompt.ndim() == 2;
-  require_shape(prompt, per_state ? std::vector<py::ssize_t>{states, dims.prompt} : std::vector<py::ssize_t>{dims.prompt},
+  require_shape(prompt,
+                per_state ? std::vector<py::ssize_t>{states, dims.prompt} : std::vector<py::ssize_t>{dims.prompt},
                 "prompt");
   require_shape(keys, {states}, "keys");
   require_shape(actions, {states, dims.action}, "actions");

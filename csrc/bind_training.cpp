@@ -24,28 +24,29 @@ bool per_row(const Floats& array, py::ssize_t rows, py::ssize_t columns, const c
   return false;
 }
 
+// In the order of `llmdpd.ops.arguments.ChainArguments`.
 struct ChainArguments {
+  Strided state, W_s;
+  Floats u_z, tau;
+  Strided W_a;
   std::vector<Floats> trunk;
-  Strided state_weight, action_weight;
-  Floats init, time_rows;
-  Strided state;
   Floats table;
-  float start, clip;
-  int samples;
   Keys keys;
   std::optional<Floats> noise;
+  float start, clip;
+  int samples;
   bool bf16;
   int threads;
 
   ChainCall call() const {
     ChainCall call{};
     call.trunk = trunk_of(trunk);
-    call.state_weight = matrix_of(state_weight, "state weight");
-    call.action_weight = matrix_of(action_weight, "action weight");
+    call.W_s = matrix_of(W_s, "state weight");
+    call.W_a = matrix_of(W_a, "action weight");
     const llmdpd::Matrix states = matrix_of(state, "state");
     const int hidden = call.trunk.hidden;
-    if (call.state_weight.outputs != hidden || call.action_weight.outputs != hidden ||
-        call.action_weight.inputs != call.trunk.outputs || states.inputs != call.state_weight.inputs) {
+    if (call.W_s.outputs != hidden || call.W_a.outputs != hidden || call.W_a.inputs != call.trunk.outputs ||
+        states.inputs != call.W_s.inputs) {
       throw std::invalid_argument("wrong shape: state, its weight or the actions' weight");
     }
     if (samples < 1 || threads < 1) throw std::invalid_argument("samples and threads start at 1");
@@ -53,14 +54,15 @@ struct ChainArguments {
     call.samples = samples;
     call.state = states.data;
     call.state_stride = states.stride;
-    call.init = init.data();
-    call.init_per_state = per_row(init, call.states, hidden, "init");
-    const py::ssize_t steps = time_rows.ndim() == 2 ? time_rows.shape(0) : 0;
-    require_shape(time_rows, {steps, hidden}, "time rows");
+    call.u_z = u_z.data();
+    call.u_z_per_state = per_row(u_z, call.states, hidden, "u_z");
+    const py::ssize_t steps = tau.ndim() == 2 ? tau.shape(0) : 0;
+    require_shape(tau, {steps, hidden}, "tau");
     require_shape(table, {steps, 6}, "table");
     if (steps < 1) throw std::invalid_argument("wrong shape: a chain needs a step");
-    call.time_rows = time_rows.data();
-    call.schedule = {small(steps, "table"), reinterpret_cast<const llmdpd::StepCoefficients*>(table.data()), start, clip};
+    call.tau = tau.data();
+    const auto* rows_of_table = reinterpret_cast<const llmdpd::StepCoefficients*>(table.data());
+    call.schedule = {small(steps, "table"), rows_of_table, start, clip};
     const py::ssize_t rows = call.states * samples;
     if (noise) require_shape(*noise, {steps + 1, rows, call.trunk.outputs}, "noise");
     const bool key_per_state = keys.ndim() != 1 || keys.shape(0) != 1 || call.states == 1;
@@ -70,20 +72,21 @@ struct ChainArguments {
   }
 };
 
-// What the size of a tape is reckoned from: rows of a wave, floats a row, floats more a wave. A function of these and of
-// the number of rows, so that it can be reckoned where the batch is but a symbol.
+// What the size of a tape is computed from: rows of a row block, floats a row, floats more a row block. A function of
+// these and of the number of rows, so that it can be computed where the batch is but a symbol.
 std::array<py::ssize_t, 3> tape_sizes(int hidden, int outputs, int action_dim, int samples, int steps, bool bf16) {
   if (hidden < 1 || outputs < 1 || action_dim < 0 || samples < 1 || steps < 1) {
     throw std::invalid_argument("sizes of a tape start at 1");
   }
-  const llmdpd::Waves::Sizes sizes = llmdpd::Waves::sizes(hidden, outputs, {0, samples, steps, action_dim},
+  const llmdpd::RowBlocks::Sizes sizes = llmdpd::RowBlocks::sizes(hidden, outputs, {0, samples, steps, action_dim},
                                                          llmdpd::active_kernels(bf16));
-  return {sizes.wave_rows, static_cast<py::ssize_t>(sizes.row_floats), static_cast<py::ssize_t>(sizes.wave_floats)};
+  return {sizes.block_rows, static_cast<py::ssize_t>(sizes.row_floats), static_cast<py::ssize_t>(sizes.block_floats)};
 }
 
 // Memory to keep a tape in, large enough for this instruction set and precision; empty: none.
 void require_tape(const Floats& tape, std::size_t floats) {
-  if (tape.ndim() != 1 || static_cast<std::size_t>(tape.size()) < floats) throw std::invalid_argument("wrong shape: tape");
+  if (tape.ndim() != 1 || static_cast<std::size_t>(tape.size()) < floats)
+    throw std::invalid_argument("wrong shape: tape");
   require_shape(tape, {tape.size()}, "tape");  // aligned, that is
 }
 float* tape_of(Floats& tape, std::size_t floats) {
@@ -131,24 +134,24 @@ void trunk_targets(std::vector<Floats>& arrays, int hidden, int outputs, Gradien
 }
 
 void chain_backward(const ChainArguments& arguments, const Floats& grad_actions, const Floats& tape,
-                    std::vector<Floats> trunk, Floats& state_weight, std::optional<Floats> state, Floats& init,
-                    Floats& action_weight, Floats& time_rows) {
+                    std::optional<Floats> state, Floats& W_s, Floats& u_z, Floats& tau, Floats& W_a,
+                    std::vector<Floats> trunk) {
   const ChainCall call = arguments.call();
   const int hidden = call.trunk.hidden, action_dim = call.trunk.outputs;
   require_shape(grad_actions, {call.states * call.samples, action_dim}, "actions' gradient");
   GradientTargets targets{};
   trunk_targets(trunk, hidden, action_dim, targets);
-  require_shape(state_weight, {hidden, call.state_weight.inputs}, "state weight's gradient");
-  if (state) require_shape(*state, {call.states, call.state_weight.inputs}, "state's gradient");
-  targets.init_per_state = per_row(init, call.states, hidden, "init's gradient");
-  if (targets.init_per_state != call.init_per_state) throw std::invalid_argument("wrong shape: init's gradient");
-  require_shape(action_weight, {hidden, action_dim}, "action weight's gradient");
-  require_shape(time_rows, {call.schedule.steps, hidden}, "time rows' gradient");
-  targets.input_weight = state_weight.mutable_data();
+  require_shape(W_s, {hidden, call.W_s.inputs}, "state weight's gradient");
+  if (state) require_shape(*state, {call.states, call.W_s.inputs}, "state's gradient");
+  targets.init_per_state = per_row(u_z, call.states, hidden, "u_z's gradient");
+  if (targets.init_per_state != call.u_z_per_state) throw std::invalid_argument("wrong shape: u_z's gradient");
+  require_shape(W_a, {hidden, action_dim}, "action weight's gradient");
+  require_shape(tau, {call.schedule.steps, hidden}, "tau's gradient");
+  targets.input_weight = W_s.mutable_data();
   targets.x = state ? state->mutable_data() : nullptr;
-  targets.init = init.mutable_data();
-  targets.action_weight = action_weight.mutable_data();
-  targets.time_rows = time_rows.mutable_data();
+  targets.init = u_z.mutable_data();
+  targets.W_a = W_a.mutable_data();
+  targets.tau = tau.mutable_data();
   const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
   const float* kept = tape_of(tape, llmdpd::chain_tape_floats(call, kernels));
   const float* grad = grad_actions.data();
@@ -157,10 +160,9 @@ void chain_backward(const ChainArguments& arguments, const Floats& grad_actions,
 }
 
 struct MlpArguments {
-  std::vector<Floats> trunk;
-  Strided input_weight;
+  Strided x, input_weight;
   Floats init;
-  Strided x;
+  std::vector<Floats> trunk;
   bool bf16;
   int threads;
 
@@ -192,8 +194,8 @@ void mlp_forward(const MlpArguments& arguments, Floats& out, Floats& tape) {
   llmdpd::mlp_forward(call, kernels, arguments.threads, to, kept);
 }
 
-void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const Floats& tape, std::vector<Floats> trunk,
-                  Floats& input_weight, std::optional<Floats> x, Floats& init) {
+void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const Floats& tape, std::optional<Floats> x,
+                  Floats& input_weight, Floats& init, std::vector<Floats> trunk) {
   const MlpCall call = arguments.call();
   const int hidden = call.trunk.hidden;
   require_shape(grad_out, {call.rows, call.trunk.outputs}, "outputs' gradient");
@@ -221,33 +223,33 @@ void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const F
 
 void bind_training(py::module_& module) {
   py::class_<ChainArguments>(module, "ChainArguments", "A call of the chain; see reverse_diffusion.h.")
-      .def(py::init([](std::vector<Floats> trunk, Strided state_weight, Strided action_weight, Floats init,
-                       Floats time_rows, Strided state, Floats table, float start, float clip, int samples, Keys keys,
-                       std::optional<Floats> noise, bool bf16, int threads) {
-             return ChainArguments{std::move(trunk), state_weight, action_weight, init, time_rows, state, table,
-                                   start,            clip,         samples,       keys, noise,     bf16,  threads};
+      .def(py::init([](Strided state, Strided W_s, Floats u_z, Floats tau, Strided W_a, std::vector<Floats> trunk,
+                       Floats table, Keys keys, std::optional<Floats> noise, float start, float clip, int samples,
+                       bool bf16, int threads) {
+             return ChainArguments{state, W_s,   u_z,   tau,  W_a,     std::move(trunk), table, keys,
+                                   noise, start, clip, samples, bf16, threads};
            }),
-           py::arg("trunk").noconvert(), py::arg("state_weight").noconvert(), py::arg("action_weight").noconvert(),
-           py::arg("init").noconvert(), py::arg("time_rows").noconvert(), py::arg("state").noconvert(),
-           py::arg("table").noconvert(), py::arg("start"), py::arg("clip"), py::arg("samples"),
-           py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("bf16"), py::arg("threads"));
+           py::arg("state").noconvert(), py::arg("W_s").noconvert(), py::arg("u_z").noconvert(),
+           py::arg("tau").noconvert(), py::arg("W_a").noconvert(), py::arg("trunk").noconvert(),
+           py::arg("table").noconvert(), py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("start"),
+           py::arg("clip"), py::arg("samples"), py::arg("bf16"), py::arg("threads"));
   py::class_<MlpArguments>(module, "MlpArguments", "A call of the three-layer net; see mish_mlp.h.")
-      .def(py::init([](std::vector<Floats> trunk, Strided input_weight, Floats init, Strided x, bool bf16, int threads) {
-             return MlpArguments{std::move(trunk), input_weight, init, x, bf16, threads};
-           }),
-           py::arg("trunk").noconvert(), py::arg("input_weight").noconvert(), py::arg("init").noconvert(),
-           py::arg("x").noconvert(), py::arg("bf16"), py::arg("threads"));
+      .def(py::init([](Strided x, Strided input_weight, Floats init, std::vector<Floats> trunk, bool bf16,
+                       int threads) { return MlpArguments{x, input_weight, init, std::move(trunk), bf16, threads}; }),
+           py::arg("x").noconvert(), py::arg("input_weight").noconvert(), py::arg("init").noconvert(),
+           py::arg("trunk").noconvert(), py::arg("bf16"), py::arg("threads"));
   module.def("pooled_buffer", &pooled_buffer, py::arg("floats"), "float32 [floats], not initialised.");
   module.def("tape_sizes", &tape_sizes, py::arg("hidden"), py::arg("outputs"), py::arg("action_dim"),
              py::arg("samples"), py::arg("steps"), py::arg("bf16"));
   module.def("chain_forward", &chain_forward, py::arg("arguments"), py::arg("actions").noconvert(),
              py::arg("tape").noconvert());
   module.def("chain_backward", &chain_backward, py::arg("arguments"), py::arg("grad_actions").noconvert(),
-             py::arg("tape").noconvert(), py::arg("trunk").noconvert(), py::arg("state_weight").noconvert(),
-             py::arg("state").noconvert(), py::arg("init").noconvert(), py::arg("action_weight").noconvert(),
-             py::arg("time_rows").noconvert());
-  module.def("mlp_forward", &mlp_forward, py::arg("arguments"), py::arg("out").noconvert(), py::arg("tape").noconvert());
+             py::arg("tape").noconvert(), py::arg("state").noconvert(), py::arg("W_s").noconvert(),
+             py::arg("u_z").noconvert(), py::arg("tau").noconvert(), py::arg("W_a").noconvert(),
+             py::arg("trunk").noconvert());
+  module.def("mlp_forward", &mlp_forward, py::arg("arguments"), py::arg("out").noconvert(),
+             py::arg("tape").noconvert());
   module.def("mlp_backward", &mlp_backward, py::arg("arguments"), py::arg("grad_out").noconvert(),
-             py::arg("tape").noconvert(), py::arg("trunk").noconvert(), py::arg("input_weight").noconvert(),
-             py::arg("x").noconvert(), py::arg("init").noconvert());
+             py::arg("tape").noconvert(), py::arg("x").noconvert(), py::arg("input_weight").noconvert(),
+             py::arg("init").noconvert(), py::arg("trunk").noconvert());
 }

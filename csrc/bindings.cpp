@@ -25,7 +25,8 @@ void require_shape(const py::array& array, const std::vector<py::ssize_t>& shape
 }
 
 int small(py::ssize_t size, const char* name) {
-  if (size < 0 || size > std::numeric_limits<int>::max()) throw std::invalid_argument(std::string("too large: ") + name);
+  if (size < 0 || size > std::numeric_limits<int>::max())
+    throw std::invalid_argument(std::string("too large: ") + name);
   return static_cast<int>(size);
 }
 
@@ -80,5 +81,4 @@ PYBIND11_MODULE(_native, module) {
              "Standard normals [draws, rows, action_dim].");
   bind_sampler(module);
   bind_training(module);
-  bind_peak_rate(module);
 }

@@ -20,7 +20,7 @@ using Strided = py::array_t<float, 0>;
 using Floats = py::array_t<float, py::array::c_style>;
 using Keys = py::array_t<std::uint64_t, py::array::c_style>;
 
-// llmdpd/diffusion/native.py gives users the readable errors; these keep a wrong call from reading elsewhere.
+// llmdpd/diffusion/sampler.py gives users the readable errors; these keep a wrong call from reading elsewhere.
 void require_shape(const py::array& array, const std::vector<py::ssize_t>& shape, const char* name);
 // A matrix whose rows are contiguous, at any distance from each other.
 llmdpd::Matrix matrix_of(const Strided& array, const char* name);
@@ -31,4 +31,3 @@ int small(py::ssize_t size, const char* name);
 
 void bind_sampler(py::module_& module);
 void bind_training(py::module_& module);
-void bind_peak_rate(py::module_& module);

@@ -25,7 +25,8 @@ class BufferPool {
     // The smallest that is large enough, if it is not more than twice as large.
     auto best = free_.end();
     for (auto it = free_.begin(); it != free_.end(); ++it) {
-      if (it->floats >= floats && it->floats / 2 <= floats && (best == free_.end() || it->floats < best->floats)) best = it;
+      if (it->floats >= floats && it->floats / 2 <= floats && (best == free_.end() || it->floats < best->floats))
+        best = it;
     }
     Buffer found{};
     if (best != free_.end()) {

@@ -37,7 +37,7 @@ std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels) {
   Trunk3 trunk{};
   trunk.hidden_padded = padded(call.trunk.hidden, kernels.width);
   trunk.outputs_padded = padded(call.trunk.outputs, kernels.width);
-  return Waves(shape_of(call.rows), trunk, kernels).tape_floats();
+  return RowBlocks(shape_of(call.rows), trunk, kernels).tape_floats();
 }
 
 void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape) {
@@ -48,8 +48,8 @@ void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, f
   forward_pass(pass_of(mlp, kernels, threads), tape);
 }
 
-void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out, const float* tape,
-                  const GradientTargets& targets) {
+void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out,
+                  const float* tape, const GradientTargets& targets) {
   thread_local Arena arena;
   Mlp mlp;
   lay_out(arena, [&](Allocator& memory) {

@@ -23,8 +23,8 @@ std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels);
 
 // out: [rows, outputs]; `tape` as for the chain.
 void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape);
-void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out, const float* tape,
-                  const GradientTargets& targets);
+void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out,
+                  const float* tape, const GradientTargets& targets);
 
 // Runs a prepared net, without a tape.
 void run_mlp(const Mlp& mlp, const TileKernels& kernels, int threads);

@@ -6,19 +6,19 @@
 namespace llmdpd {
 namespace {
 
-PackedLayer pack(const Matrix& matrix, bool transposed, bool in_words, const float* bias, const TileKernels& kernels,
+PackedLayer pack(const Matrix& matrix, bool transposed, bool in_lanes, const float* bias, const TileKernels& kernels,
                  Allocator& memory) {
-  const int per_word = in_words ? kernels.per_word : 1;
+  const int per_lane = in_lanes ? kernels.per_lane : 1;
   const int outputs = transposed ? matrix.inputs : matrix.outputs;
   const int inputs = transposed ? matrix.outputs : matrix.inputs;
   const int outputs_padded = padded(outputs, kernels.width);
-  const std::ptrdiff_t words = (inputs + per_word - 1) / per_word;
-  float* panels = memory.take(words * outputs_padded);
+  const std::ptrdiff_t lanes = (inputs + per_lane - 1) / per_lane;
+  float* packed_tiles = memory.take(lanes * outputs_padded);
   if (!memory.counting()) {
-    if (outputs == 0) std::fill(panels, panels + words * outputs_padded, 0.0f);
-    kernels.pack(matrix.data, matrix.stride, matrix.outputs, matrix.inputs, transposed, in_words, panels);
+    if (outputs == 0) std::fill(packed_tiles, packed_tiles + lanes * outputs_padded, 0.0f);
+    kernels.pack(matrix.data, matrix.stride, matrix.outputs, matrix.inputs, transposed, in_lanes, packed_tiles);
   }
-  return {panels, bias, words, outputs_padded};
+  return {packed_tiles, bias, lanes, outputs_padded};
 }
 
 }  // namespace
@@ -59,7 +59,8 @@ const float* copy_rows_padded(const float* from, int rows, int count, const Tile
   for (int r = 0; !memory.counting() && r < rows; ++r) {
     std::copy(from + static_cast<std::ptrdiff_t>(r) * count, from + static_cast<std::ptrdiff_t>(r + 1) * count,
               to + static_cast<std::ptrdiff_t>(r) * width);
-    std::fill(to + static_cast<std::ptrdiff_t>(r) * width + count, to + static_cast<std::ptrdiff_t>(r + 1) * width, 0.0f);
+    std::fill(to + static_cast<std::ptrdiff_t>(r) * width + count, to + static_cast<std::ptrdiff_t>(r + 1) * width,
+              0.0f);
   }
   return to;
 }

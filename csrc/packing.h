@@ -1,4 +1,4 @@
-// From weights as torch keeps them to the panels that tiles read.
+// From weights as torch keeps them to the packed tiles that tiles read.
 #pragma once
 
 #include <array>

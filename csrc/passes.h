@@ -1,10 +1,10 @@
-// Forward and backward passes of a batch over tiles and waves: the same for the chain and for the three-layer net.
+// Forward and backward passes of a batch over tiles and row blocks: the same for the chain and for the three-layer net.
 #pragma once
 
 #include <memory>
 
 #include "thread_pool.h"
-#include "waves.h"
+#include "row_blocks.h"
 #include "weight_gradients.h"
 
 namespace llmdpd {
@@ -41,9 +41,9 @@ void forward_rows(const Pass<Problem>& pass, std::ptrdiff_t first, std::ptrdiff_
 }
 
 template <class Problem>
-void forward_wave(const Pass<Problem>& pass, const Waves& waves, std::ptrdiff_t wave, const Tape& tape) {
-  waves.clear_padding(wave, tape);
-  forward_rows(pass, waves.first(wave), waves.rows(wave), &tape);
+void forward_block(const Pass<Problem>& pass, const RowBlocks& blocks, std::ptrdiff_t block, const Tape& tape) {
+  blocks.clear_padding(block, tape);
+  forward_rows(pass, blocks.first(block), blocks.rows(block), &tape);
 }
 
 // `tape`: memory for what the backward pass reads, or null.
@@ -51,35 +51,35 @@ template <class Problem>
 void forward_pass(const Pass<Problem>& pass, float* tape) {
   if (pass.shape.rows == 0) return;
   if (!tape) return forward_rows(pass, 0, pass.shape.rows, nullptr);
-  const Waves waves(pass.shape, pass.problem.trunk, pass.kernels);
-  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    forward_wave(pass, waves, wave, waves.tape_in(wave, tape));
+  const RowBlocks blocks(pass.shape, pass.problem.trunk, pass.kernels);
+  for (std::ptrdiff_t block = 0; block < blocks.count(); ++block) {
+    forward_block(pass, blocks, block, blocks.tape_in(block, tape));
   }
 }
 
-// Without a tape the forward pass is computed again, wave by wave; its results go where the problem says.
+// Without a tape the forward pass is computed again, row block by row block; its results go where the problem says.
 template <class Problem>
 void backward_pass(const Pass<Problem>& pass, const float* grad, const float* tape, const GradientTargets& targets) {
-  thread_local Arena gradient_arena, wave_arena;
+  thread_local Arena gradient_arena, block_arena;
   // Declared out here: `add` works on what the second laying out made.
   std::unique_ptr<WeightGradients> sums;
   lay_out(gradient_arena, [&](Allocator& memory) {
     sums = std::make_unique<WeightGradients>(pass.problem.trunk, pass.problem.first, pass.shape, targets, pass.kernels,
                                              memory);
   });
-  const Waves waves(pass.shape, pass.problem.trunk, pass.kernels);
-  for (std::ptrdiff_t wave = 0; wave < waves.count(); ++wave) {
-    const std::ptrdiff_t first = waves.first(wave), rows = waves.rows(wave);
+  const RowBlocks blocks(pass.shape, pass.problem.trunk, pass.kernels);
+  for (std::ptrdiff_t block = 0; block < blocks.count(); ++block) {
+    const std::ptrdiff_t first = blocks.first(block), rows = blocks.rows(block);
     Tape kept{};
     TapeGradients gradients{};
-    lay_out(wave_arena, [&](Allocator& memory) {
-      gradients = waves.gradients(wave, memory);
-      if (!tape) kept = waves.tape(wave, memory);
+    lay_out(block_arena, [&](Allocator& memory) {
+      gradients = blocks.gradients(block, memory);
+      if (!tape) kept = blocks.tape(block, memory);
     });
     if (tape) {
-      kept = waves.tape_in(wave, const_cast<float*>(tape));  // read only
+      kept = blocks.tape_in(block, const_cast<float*>(tape));  // read only
     } else {
-      forward_wave(pass, waves, wave, kept);
+      forward_block(pass, blocks, block, kept);
     }
     for_tiles(pass, first, rows, [&](std::ptrdiff_t row, int count, float* scratch) {
       pass.backward(pass.problem, grad, row, count, kept, gradients, first, scratch);

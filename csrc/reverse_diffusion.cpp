@@ -9,20 +9,20 @@ Chain prepare(const ChainCall& call, Passes passes, const TileKernels& kernels, 
   const int hidden = call.trunk.hidden;
   Chain chain{};
   chain.trunk = pack_trunk(call.trunk, passes, kernels, memory);
-  chain.first.input = pack_single(call.state_weight, false, kernels, memory);
-  chain.action = pack_single(call.action_weight, false, kernels, memory);
+  chain.first.input = pack_single(call.W_s, false, kernels, memory);
+  chain.action = pack_single(call.W_a, false, kernels, memory);
   if (passes.backward) {
-    chain.first.input_transposed = pack_single(call.state_weight, true, kernels, memory);
-    chain.action_transposed = pack_single(call.action_weight, true, kernels, memory);
+    chain.first.input_transposed = pack_single(call.W_s, true, kernels, memory);
+    chain.action_transposed = pack_single(call.W_a, true, kernels, memory);
   }
   chain.first.x = call.state;
   chain.first.x_stride = call.state_stride;
-  chain.first.inputs = call.state_weight.inputs;
-  chain.first.init = call.init_per_state ? call.init : copy_padded(call.init, hidden, kernels, memory);
-  chain.first.init_stride = call.init_per_state ? hidden : 0;
+  chain.first.inputs = call.W_s.inputs;
+  chain.first.init = call.u_z_per_state ? call.u_z : copy_padded(call.u_z, hidden, kernels, memory);
+  chain.first.init_stride = call.u_z_per_state ? hidden : 0;
   chain.first.init_share = 1;
-  chain.time_rows = copy_rows_padded(call.time_rows, call.schedule.steps, hidden, kernels, memory);
-  chain.action_dim = call.action_weight.inputs;
+  chain.tau = copy_rows_padded(call.tau, call.schedule.steps, hidden, kernels, memory);
+  chain.action_dim = call.W_a.inputs;
   chain.steps = call.schedule.steps;
   chain.table = call.schedule.table;
   chain.start = call.schedule.start;
@@ -49,8 +49,8 @@ std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels)
   Trunk3 trunk{};
   trunk.hidden_padded = padded(call.trunk.hidden, kernels.width);
   trunk.outputs_padded = padded(call.trunk.outputs, kernels.width);
-  const RowShape shape{call.states * call.samples, call.samples, call.schedule.steps, call.action_weight.inputs};
-  return Waves(shape, trunk, kernels).tape_floats();
+  const RowShape shape{call.states * call.samples, call.samples, call.schedule.steps, call.W_a.inputs};
+  return RowBlocks(shape, trunk, kernels).tape_floats();
 }
 
 void chain_forward(const ChainCall& call, const TileKernels& kernels, int threads, float* actions, float* tape) {

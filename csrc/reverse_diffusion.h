@@ -1,4 +1,7 @@
-// The reverse-diffusion chain over a batch, forward and backward: packing, tiles over threads, waves.
+// The reverse-diffusion chain over a batch, forward and backward: packing, tiles over threads, row blocks.
+//
+//   u = W_s s + u_z, u_z = W_z z + b1;  h1 = mish(u + tau_k + W_a a_k);  epsilon = trunk(h1)
+//   x0 = clip(p_k a_k + e_k epsilon);  a_{k-1} = A_k a_k + B_k x0 + C_k x0_previous + S_k xi_k
 #pragma once
 
 #include <cstddef>
@@ -24,13 +27,13 @@ struct Noise {
 // A call as torch has it.
 struct ChainCall {
   TrunkWeights trunk;
-  Matrix state_weight, action_weight;  // W_s [H, F], W_a [H, A]
-  const float* init;                   // [H], or [states, H]
-  bool init_per_state;
-  const float* time_rows;  // [steps, H]
+  Matrix W_s, W_a;   // [H, S], [H, A]
+  const float* u_z;  // W_z z + b1: [H], or [states, H]
+  bool u_z_per_state;
+  const float* tau;  // W_t time(k): [steps, H]
   std::ptrdiff_t states;
   int samples;
-  const float* state;  // [states, F]
+  const float* state;  // [states, S]
   std::ptrdiff_t state_stride;
   Schedule schedule;
   Noise noise;
@@ -39,7 +42,7 @@ struct ChainCall {
 // Floats of what a forward pass keeps for its backward pass.
 std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels);
 
-// actions: [states * samples, A]. A row's result depends on nothing but its own state, init and noise. `tape` is null
+// actions: [states * samples, A]. A row's result depends on nothing but its own state, u_z and noise. `tape` is null
 // where no gradient will be asked for, or where its backward pass is to compute the chain again.
 void chain_forward(const ChainCall& call, const TileKernels& kernels, int threads, float* actions, float* tape);
 

@@ -31,8 +31,8 @@ Sampler::Sampler(std::shared_ptr<const PackedNet> net, std::vector<StepCoefficie
     : net_(std::move(net)), table_(std::move(table)), start_(start), clip_(clip) {
   const int width = net_->trunk.hidden_padded;
   const std::vector<float> zeros(width, 0.0f);
-  time_rows_.resize(table_.size() * width);
-  net_->kernels.dense(net_->time, time_embedding, net_->dims.time, zeros.data(), 0, time_rows_.data(), width,
+  tau_.resize(table_.size() * width);
+  net_->kernels.dense(net_->time, time_embedding, net_->dims.time, zeros.data(), 0, tau_.data(), width,
                       static_cast<std::ptrdiff_t>(table_.size()));
 }
 
@@ -72,7 +72,7 @@ void Sampler::run(const SamplerBatch& batch, int threads, float* actions) const 
   chain.samples = batch.samples;
   chain.start = start_;
   chain.clip = clip_;
-  chain.time_rows = time_rows_.data();
+  chain.tau = tau_.data();
   chain.table = table_.data();
   chain.noise = batch.noise.given;
   chain.keys = {batch.noise.keys, batch.noise.key_per_state, batch.samples, chain.action_dim};

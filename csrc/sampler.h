@@ -1,4 +1,4 @@
-// Sampling without gradients: a network packed once for many calls, and a sampler's plan bound to it.
+// Sampling without gradients: a network packed once for many calls, and a sampler's coefficients bound to it.
 #pragma once
 
 #include <cstddef>
@@ -66,7 +66,7 @@ class Sampler {
 
   std::shared_ptr<const PackedNet> net_;
   std::vector<StepCoefficients> table_;
-  std::vector<float> time_rows_;
+  std::vector<float> tau_;
   float start_, clip_;
   mutable std::shared_ptr<const PromptBase> last_;  // read and written atomically
 };

@@ -10,12 +10,12 @@
 namespace llmdpd {
 namespace {
 
-float word_of_ones(int per_word) {
-  if (per_word == 1) return 1.0f;
+float lane_of_ones(int per_lane) {
+  if (per_lane == 1) return 1.0f;
   const std::uint32_t bits = 0x3f803f80;  // two times 1 in bfloat16
-  float word;
-  std::memcpy(&word, &bits, sizeof word);
-  return word;
+  float lane;
+  std::memcpy(&lane, &bits, sizeof lane);
+  return lane;
 }
 
 void copy_matrix(const float* from, std::ptrdiff_t stride, int rows, int columns, float* to) {
@@ -46,9 +46,9 @@ WeightGradients::WeightGradients(const Trunk3& trunk, const FirstLayer& first, c
       shape_(shape),
       targets_(targets),
       kernels_(kernels),
-      ones_(word_of_ones(kernels.per_word)) {
+      ones_(lane_of_ones(kernels.per_lane)) {
   const int hidden = trunk.hidden;
-  const std::ptrdiff_t states = Waves(shape, trunk, kernels).rows(0) / shape.samples;
+  const std::ptrdiff_t states = RowBlocks(shape, trunk, kernels).rows(0) / shape.samples;
   x_rows_ = memory.take(targets.x ? states * padded(first.inputs, kernels.width) : 0);
   zeros_ = memory.take(padded(first.inputs, kernels.width));
   if (!memory.counting()) std::fill_n(zeros_, padded(first.inputs, kernels.width), 0.0f);
@@ -62,8 +62,8 @@ WeightGradients::WeightGradients(const Trunk3& trunk, const FirstLayer& first, c
   input_transposed_ = sum_for(nullptr, first.inputs, hidden, memory);
   init_ = sum_for(targets.init_per_state ? nullptr : targets.init, 1, hidden, memory);
   action_transposed_ = sum_for(nullptr, shape.action_dim, hidden, memory);
-  time_rows_ = shape.action_dim ? sum_for(targets.time_rows, shape.steps, hidden, memory) : Sum{nullptr, 0};
-  context_rows_ = memory.take(states * trunk.hidden_padded);
+  tau_ = shape.action_dim ? sum_for(targets.tau, shape.steps, hidden, memory) : Sum{nullptr, 0};
+  u_rows_ = memory.take(states * trunk.hidden_padded);
 }
 
 void WeightGradients::add(const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t first_row,
@@ -78,23 +78,24 @@ void WeightGradients::add(const Tape& tape, const TapeGradients& gradients, std:
 
 void WeightGradients::add_trunk(const Tape& tape, const TapeGradients& gradients, int threads) {
   const int width = kernels_.width, hidden = trunk_.hidden;
-  const std::ptrdiff_t words = tape.positions / kernels_.per_word;  // of the trunk's panels
-  const std::ptrdiff_t panel = words * width, single_panel = tape.positions * width;
+  const std::ptrdiff_t lanes = tape.positions / kernels_.per_lane;  // of the trunk's packed tiles
+  const std::ptrdiff_t packed_tile = lanes * width, single_packed_tile = tape.positions * width;
   const float one = 1.0f;
   std::vector<OuterProduct> products = {
-      {gradients.hidden3, width, panel, hidden, tape.hidden[1], panel, words, w3_.data, w3_.stride, true},
-      {gradients.hidden2, width, panel, hidden, tape.hidden[0], panel, words, w2_.data, w2_.stride, true},
-      {gradients.output, width, panel, trunk_.outputs, tape.hidden[2], panel, words, w4_.data, w4_.stride, true},
-      {&ones_, 0, 0, 1, gradients.hidden3, panel, words, b3_.data, b3_.stride, true},
-      {&ones_, 0, 0, 1, gradients.hidden2, panel, words, b2_.data, b2_.stride, true},
+      {gradients.hidden3, width, packed_tile, hidden, tape.hidden[1], packed_tile, lanes, w3_.data, w3_.stride, true},
+      {gradients.hidden2, width, packed_tile, hidden, tape.hidden[0], packed_tile, lanes, w2_.data, w2_.stride, true},
+      {gradients.output, width, packed_tile, trunk_.outputs, tape.hidden[2], packed_tile, lanes, w4_.data, w4_.stride,
+       true},
+      {&ones_, 0, 0, 1, gradients.hidden3, packed_tile, lanes, b3_.data, b3_.stride, true},
+      {&ones_, 0, 0, 1, gradients.hidden2, packed_tile, lanes, b2_.data, b2_.stride, true},
   };
   if (shape_.action_dim) {
-    products.push_back({tape.actions, shape_.action_dim, 0, shape_.action_dim, gradients.hidden1, single_panel,
+    products.push_back({tape.actions, shape_.action_dim, 0, shape_.action_dim, gradients.hidden1, single_packed_tile,
                         tape.positions, action_transposed_.data, action_transposed_.stride, false});
     for (int k = 0; k < shape_.steps; ++k) {
       const std::ptrdiff_t n = k * tape.rows_padded;
-      products.push_back({&one, 0, 0, 1, gradients.hidden1 + n * width, single_panel, tape.rows_padded,
-                          time_rows_.data + k * time_rows_.stride, time_rows_.stride, false});
+      products.push_back({&one, 0, 0, 1, gradients.hidden1 + n * width, single_packed_tile, tape.rows_padded,
+                          tau_.data + k * tau_.stride, tau_.stride, false});
     }
   }
   struct Task {
@@ -102,13 +103,14 @@ void WeightGradients::add_trunk(const Tape& tape, const TapeGradients& gradients
     int first, count;
   };
   std::vector<Task> tasks;
-  const int panels = trunk_.hidden_padded / width;
+  const int packed_tiles = trunk_.hidden_padded / width;
   for (const OuterProduct& product : products) {
-    // Two panels of a matrix are a task; a sum of rows is small enough to be one whole.
-    const int group = product.rows == 1 ? panels : 2;
-    for (int first = 0; first < panels; first += group) tasks.push_back({&product, first, std::min(group, panels - first)});
+    // Two packed tiles of a matrix are a task; a sum of rows is small enough to be one whole.
+    const int group = product.rows == 1 ? packed_tiles : 2;
+    for (int first = 0; first < packed_tiles; first += group)
+      tasks.push_back({&product, first, std::min(group, packed_tiles - first)});
   }
-  const OuterProduct b4{&ones_, 0, 0, 1, gradients.output, panel, words, b4_.data, b4_.stride, true};
+  const OuterProduct b4{&ones_, 0, 0, 1, gradients.output, packed_tile, lanes, b4_.data, b4_.stride, true};
   tasks.push_back({&b4, 0, trunk_.outputs_padded / width});
   parallel_for(static_cast<int>(tasks.size()), threads, [&](int i) {
     kernels_.outer_product(*tasks[i].product, tasks[i].first, tasks[i].count);
@@ -119,7 +121,7 @@ void WeightGradients::add_trunk(const Tape& tape, const TapeGradients& gradients
 void WeightGradients::sum_over_samples(const TapeGradients& gradients, std::ptrdiff_t rows) const {
   const int hidden_padded = trunk_.hidden_padded;
   for (std::ptrdiff_t state = 0; shape_.samples > 1 && state < rows / shape_.samples; ++state) {
-    float* sum = gradients.context + state * shape_.samples * hidden_padded;
+    float* sum = gradients.u + state * shape_.samples * hidden_padded;
     for (int sample = 1; sample < shape_.samples; ++sample) {
       for (int h = 0; h < hidden_padded; ++h) sum[h] += sum[static_cast<std::ptrdiff_t>(sample) * hidden_padded + h];
     }
@@ -132,22 +134,22 @@ void WeightGradients::add_first_layer(const TapeGradients& gradients, std::ptrdi
   const std::ptrdiff_t states = rows / shape_.samples, first_state = first_row / shape_.samples;
   const std::ptrdiff_t state_stride = static_cast<std::ptrdiff_t>(shape_.samples) * hidden_padded;
   const float one = 1.0f;
-  const OuterProduct input{first_.x + first_state * first_.x_stride, first_.x_stride, 0, first_.inputs, context_rows_,
+  const OuterProduct input{first_.x + first_state * first_.x_stride, first_.x_stride, 0, first_.inputs, u_rows_,
                            states * width, states, input_transposed_.data, input_transposed_.stride, false};
-  const OuterProduct bias{&one, 0, 0, 1, context_rows_, states * width, states, init_.data, init_.stride, false};
-  const int panels = hidden_padded / width, tasks = (panels + 1) / 2;
+  const OuterProduct bias{&one, 0, 0, 1, u_rows_, states * width, states, init_.data, init_.stride, false};
+  const int packed_tiles = hidden_padded / width, tasks = (packed_tiles + 1) / 2;
   parallel_for(tasks, threads, [&](int task) {
-    const int first = 2 * task, count = std::min(2, panels - first);
+    const int first = 2 * task, count = std::min(2, packed_tiles - first);
     for (int p = first; p < first + count; ++p) {
       for (std::ptrdiff_t s = 0; s < states; ++s) {
-        std::copy_n(gradients.context + s * state_stride + p * width, width, context_rows_ + (p * states + s) * width);
+        std::copy_n(gradients.u + s * state_stride + p * width, width, u_rows_ + (p * states + s) * width);
       }
     }
     kernels_.outer_product(input, first, count);
     kernels_.outer_product(bias, first, count);
   });
   for (std::ptrdiff_t s = 0; targets_.init_per_state && s < states; ++s) {
-    std::copy_n(gradients.context + s * state_stride, hidden, targets_.init + (first_state + s) * hidden);
+    std::copy_n(gradients.u + s * state_stride, hidden, targets_.init + (first_state + s) * hidden);
   }
 }
 
@@ -160,7 +162,7 @@ void WeightGradients::write_x(const TapeGradients& gradients, std::ptrdiff_t fir
   parallel_for(parts.count(), threads, [&](int i) {
     const Part part = parts[i];
     float* to = x_rows_ + part.first * inputs_padded;
-    kernels_.dense(first_.input_transposed, gradients.context + part.first * state_stride, state_stride, zeros_, 0, to,
+    kernels_.dense(first_.input_transposed, gradients.u + part.first * state_stride, state_stride, zeros_, 0, to,
                    inputs_padded, part.rows);
     copy_matrix(to, inputs_padded, part.rows, first_.inputs, targets_.x + (first_state + part.first) * first_.inputs);
   });
@@ -181,9 +183,9 @@ void WeightGradients::finish() const {
   copy_transposed(input_transposed_.data, input_transposed_.stride, first_.inputs, hidden, targets_.input_weight);
   if (!targets_.init_per_state) write(init_, 1, hidden, targets_.init);
   if (shape_.action_dim) {
-    write(time_rows_, shape_.steps, hidden, targets_.time_rows);
+    write(tau_, shape_.steps, hidden, targets_.tau);
     copy_transposed(action_transposed_.data, action_transposed_.stride, shape_.action_dim, hidden,
-                    targets_.action_weight);
+                    targets_.W_a);
   }
 }
 

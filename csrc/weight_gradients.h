@@ -1,9 +1,9 @@
-// What follows the backward tiles of a wave: sums over the batch, and the first layer's gradients.
+// What follows the backward tiles of a row block: sums over the batch, and the first layer's gradients.
 #pragma once
 
 #include "memory.h"
 #include "tile/tile_kernels.h"
-#include "waves.h"
+#include "row_blocks.h"
 
 namespace llmdpd {
 
@@ -15,8 +15,8 @@ struct GradientTargets {
   float* x;             // [states, inputs], or null
   float* init;          // [H], or [states, H]
   bool init_per_state;
-  float* action_weight;  // [H, A], chain only
-  float* time_rows;      // [steps, H], chain only
+  float* W_a;  // [H, A], chain only
+  float* tau;      // [steps, H], chain only
 };
 
 class WeightGradients {
@@ -24,8 +24,9 @@ class WeightGradients {
   WeightGradients(const Trunk3& trunk, const FirstLayer& first, const RowShape& shape, const GradientTargets& targets,
                   const TileKernels& kernels, Allocator& memory);
 
-  // Adds a wave that begins at row first_row and has `rows` rows.
-  void add(const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t first_row, std::ptrdiff_t rows, int threads);
+  // Adds a row block that begins at row first_row and has `rows` rows.
+  void add(const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t first_row, std::ptrdiff_t rows,
+           int threads);
   // Writes what was summed elsewhere to the targets.
   void finish() const;
 
@@ -45,10 +46,11 @@ class WeightGradients {
   RowShape shape_;
   GradientTargets targets_;
   const TileKernels& kernels_;
-  Sum w2_{}, b2_{}, w3_{}, b3_{}, w4_{}, b4_{}, time_rows_{}, action_transposed_{}, input_transposed_{}, init_{};
-  float ones_;           // a word of ones
-  float* context_rows_ = nullptr;  // u's gradient summed over a state's samples: panels [hidden_padded / width][states][width]
-  float* x_rows_;        // [max states of a wave, padded inputs]
+  Sum w2_{}, b2_{}, w3_{}, b3_{}, w4_{}, b4_{}, tau_{}, action_transposed_{}, input_transposed_{}, init_{};
+  float ones_;           // a lane of ones
+  float* u_rows_ =
+      nullptr;  // u's gradient summed over a state's samples: packed tiles [hidden_padded / width][states][width]
+  float* x_rows_;        // [max states of a row block, padded inputs]
   float* zeros_;
 };
 

@@ -15,20 +15,20 @@ CAPABILITY_FROM = (8, 0)
 
 
 def availability() -> tuple[bool, str | None]:
-    """Whether the Triton sampler can run here, and if not, why and what would mend it. Imports torch, but never triton.
+    """Whether the Triton sampler can run here, and if not, why and what would help. Imports torch, but never triton.
 
     It can on a CUDA device, and with TRITON_INTERPRET=1 (set before triton is imported) on CPU tensors, far slower.
     """
-    obstacle = _triton_obstacle() or _torch_obstacle()
-    return obstacle is None, obstacle
+    reason = _triton_unavailable() or _torch_unavailable()
+    return reason is None, reason
 
 
 def interpreted() -> bool:
-    """Whether triton is told to interpret kernels on the CPU."""
+    """Whether triton interprets kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def _triton_obstacle() -> str | None:
+def _triton_unavailable() -> str | None:
     try:
         found = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -41,7 +41,7 @@ def _triton_obstacle() -> str | None:
     return None
 
 
-def _torch_obstacle() -> str | None:
+def _torch_unavailable() -> str | None:
     try:
         import torch
     except ImportError as error:

@@ -1,9 +1,8 @@
 """Rounding and products as tensor cores do them, on a device and in triton's interpreter.
 
-The interpreter (triton 3.6 to 3.9) cuts bfloat16's bits off where hardware rounds to nearest, and multiplies the bit
-patterns
-of bfloat16 operands as if they were integers. Here it is told to do what hardware does, so that its tests test the
-kernels.
+The interpreter (triton 3.6 to 3.9) truncates bfloat16's bits where hardware rounds to nearest, and multiplies the bit
+patterns of bfloat16 operands as if they were integers. Here it computes what hardware computes, so that its tests test
+the kernels.
 """
 
 # mypy: disable-error-code="no-untyped-def"

@@ -19,10 +19,10 @@ from .layers import columns, first_layer, narrow, output_layer, straight, transp
 
 @triton.jit
 def _recompute(
-    a, context, time_row, action_weight, w2, b2, w3, b3, w4, b4, hidden, slopes, layer, state, live,
+    a, u, tau_k, W_a, w2, b2, w3, b3, w4, b4, hidden, slopes, layer, state, live,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE:
-    tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: of layer 1, the tile's first row."""
     zero = fresh_zero()
@@ -32,7 +32,7 @@ def _recompute(
     # To whole blocks of BN: what `_propagate` reads back must have been written, padding too.
     for begin in range(0, (H + BN - 1) // BN * BN, BK):
         inner = begin + tl.arange(0, BK)
-        z1 = first_layer(context, time_row, action_weight, state, live, a, parts, inner, H, A, HP, AP, ACTION)
+        z1 = first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, ACTION)
         h1, slope = mish_and_slope(z1)
         tl.store(hidden + own + inner[None, :], rounded(h1, COMPUTE))
         tl.store(slopes + own + inner[None, :], rounded(slope, COMPUTE))
@@ -59,10 +59,10 @@ def _recompute(
 
 @triton.jit
 def _propagate(
-    d_epsilon, action_weight, w2, w3, w4, slopes, layer,
+    d_epsilon, W_a, w2, w3, w4, slopes, layer,
     H: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE:
-    tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """W_a^T dz1 [BM, AP]; dz takes the place of mish'."""
     zero = fresh_zero()
@@ -90,13 +90,13 @@ def _propagate(
         part = slopes + own + outer[:, None]
         dz1 = rounded(d_h1 * tl.load(part).to(tl.float32), COMPUTE)
         tl.store(part, dz1)
-        d_a = product(rounded(straight(action_weight, column, outer, HP), COMPUTE), dz1, d_a)
+        d_a = product(rounded(straight(W_a, column, outer, HP), COMPUTE), dz1, d_a)
     return tl.trans(d_a)
 
 
 @triton.jit(do_not_specialize=["rows", "begin", "padded", "steps"])
 def backward_kernel(
-    grad_actions, context, time_rows, action_weight, w2, b2, w3, b3, w4, b4, table, chain,
+    grad_actions, u, tau, W_a, w2, b2, w3, b3, w4, b4, table, chain,
     hidden, slopes, taken, d_out,
     rows, begin, padded, steps, clip,
     SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
@@ -114,7 +114,7 @@ def backward_kernel(
     held = live[:, None] & (column < A)[None, :]
     place, count = local[:, None] * A + column[None, :], rows.to(tl.int64) * A
     grad_actions, chain = grad_actions + row * A, chain + row * A
-    state, context = ((row % SAMPLES).to(tl.int32) + local) // SAMPLES, context + (row // SAMPLES) * H
+    state, u = ((row % SAMPLES).to(tl.int32) + local) // SAMPLES, u + (row // SAMPLES) * H
     layer = padded.to(tl.int64) * HP * steps
 
     g = tl.load(grad_actions + place, mask=held, other=0.0)
@@ -122,23 +122,24 @@ def backward_kernel(
     carry = tl.zeros([BM, AP], tl.float32)
     for back in range(steps):
         step = steps - 1 - back
-        p, e = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
-        to_a, to_x0 = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
+        p_k, e_k = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
+        A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         a = tl.load(chain + count * step + fresh_zero() + place, mask=held, other=0.0)
         at = here + padded.to(tl.int64) * step
         epsilon = _recompute(
-            a, context, time_rows + step * H, action_weight, w2, b2, w3, b3, w4, b4,
+            a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4,
             hidden + at * HP, slopes + at * HP, layer, state, live,
             H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
-        d_pre = tl.where(tl.abs(p * a + e * epsilon) <= clip, to_x0 * g + carry, 0.0)
-        carry = tl.load(table + step * 6 + 4) * g
-        d_epsilon = e * d_pre
+        d_pre = tl.where(tl.abs(p_k * a + e_k * epsilon) <= clip, B_k * g + carry, 0.0)
+        C_k = tl.load(table + step * 6 + 4)
+        carry = C_k * g
+        d_epsilon = e_k * d_pre
         small = (fresh_zero() + local)[:, None] * AP + column[None, :]
         tl.store(taken + at * AP + small, rounded(a, COMPUTE))
         tl.store(d_out + at * AP + small, rounded(d_epsilon, COMPUTE))
         d_a = _propagate(
-            rounded(d_epsilon, COMPUTE), action_weight, w2, w3, w4, slopes + at * HP, layer,
+            rounded(d_epsilon, COMPUTE), W_a, w2, w3, w4, slopes + at * HP, layer,
             H, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
-        g = to_a * g + p * d_pre + d_a
+        g = A_k * g + p_k * d_pre + d_a

@@ -15,10 +15,10 @@ from .philox import normals
 
 @triton.jit
 def _epsilon(
-    a, context, time_row, action_weight, w2, b2, w3, b3, w4, b4, exchange, state, live,
+    a, u, tau_k, W_a, w2, b2, w3, b3, w4, b4, exchange, state, live,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr, COMPUTE:
-    tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
     zero = fresh_zero()
@@ -27,7 +27,7 @@ def _epsilon(
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
-        h = mish(first_layer(context, time_row, action_weight, state, live, a, parts, inner, H, A, HP, AP, ACTION))
+        h = mish(first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, ACTION))
         z = product(rounded(h, COMPUTE), transposed(w2, inner, wide, HP), z)
     h2 = rounded(mish(z), COMPUTE)
     if not WHOLE:
@@ -45,11 +45,11 @@ def _epsilon(
 
 
 @triton.jit
-def _draw(
+def _xi(
     noise, key, counter, state, live, number, place, held, count,
     BM: tl.constexpr, AP: tl.constexpr, KEYED: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """Draw `number`, [BM, AP]: read where noise is given, else made."""
+    """xi number `number` of the chain, [BM, AP]: read where noise is given, else generated."""
     zero = fresh_zero()
     if GIVEN:
         return tl.load(noise + count * number + place + zero, mask=held, other=0.0)
@@ -64,7 +64,7 @@ def _draw(
 
 @triton.jit(do_not_specialize=["rows", "steps"])
 def forward_kernel(
-    context, time_rows, action_weight, w2, b2, w3, b3, w4, b4, table, key, noise, actions, chain, scratch,
+    u, tau, W_a, w2, b2, w3, b3, w4, b4, table, key, noise, actions, chain, scratch,
     rows, steps, start, clip,
     SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     KEYED: tl.constexpr, GIVEN: tl.constexpr, KEEP: tl.constexpr,
@@ -80,32 +80,31 @@ def forward_kernel(
     place, count = local[:, None] * A + column[None, :], rows.to(tl.int64) * A
     noise, actions, chain = noise + begin * A if GIVEN else noise, actions + begin * A, chain + begin * A
     first, sample = begin // SAMPLES, (begin % SAMPLES).to(tl.int32) + local
-    state, context, exchange = sample // SAMPLES, context + first * H, scratch + begin * HP
+    state, u, exchange = sample // SAMPLES, u + first * H, scratch + begin * HP
     key = key + first if KEYED else key
     counter = sample % SAMPLES if KEYED else begin.to(tl.int32) + local
 
-    a = start * _draw(noise, key, counter, state, live, 0, place, held, count, BM, AP, KEYED, GIVEN)
+    a = start * _xi(noise, key, counter, state, live, 0, place, held, count, BM, AP, KEYED, GIVEN)
     tl.store(actions + place, tl.zeros([BM, AP], tl.float32), mask=held)
     if KEEP:
         tl.store(chain + place, a, mask=held)
     for step in range(steps):
-        p, e = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
-        to_a, to_x0 = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
+        p_k, e_k = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
+        A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         epsilon = _epsilon(
-            a, context, time_rows + step * H, action_weight, w2, b2, w3, b3, w4, b4, exchange, state, live,
+            a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4, exchange, state, live,
             H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
         )  # fmt: skip
-        x0 = bounded(p * a + e * epsilon, clip)
+        x0 = bounded(p_k * a + e_k * epsilon, clip)
         # The x0 before this one waits in memory: a tile of 64 rows has no register to spare meanwhile.
         tl.debug_barrier()
         x0_previous = tl.load(actions + fresh_zero() + place, mask=held, other=0.0)
-        a = to_a * a + to_x0 * x0 + tl.load(table + step * 6 + 4) * x0_previous
+        C_k = tl.load(table + step * 6 + 4)
+        a = A_k * a + B_k * x0 + C_k * x0_previous
         tl.store(actions + fresh_zero() + place, x0, mask=held)
-        spread = tl.load(table + step * 6 + 5)
-        if spread != 0.0:
-            a += spread * _draw(
-                noise, key, counter, state, live, step + 1, place, held, count, BM, AP, KEYED, GIVEN
-            )  # fmt: skip
+        S_k = tl.load(table + step * 6 + 5)
+        if S_k != 0.0:
+            a += S_k * _xi(noise, key, counter, state, live, step + 1, place, held, count, BM, AP, KEYED, GIVEN)
         if KEEP:
             tl.store(chain + count * (step + 1) + fresh_zero() + place, a, mask=held)
     tl.store(actions + place, bounded(a, clip), mask=held)

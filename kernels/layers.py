@@ -1,8 +1,7 @@
 """The two shapes of a hidden layer's product, and the first layer: what forward and backward are made of.
 
-A product of two H x H layers in a row goes once with its input cut in blocks of columns and its output whole
-(`widen`), and
-once with its input whole and its output cut (`narrow`): so that neither needs to cut up a tensor that is in registers.
+Of two H x H layers in a row the first takes its input in blocks of columns and computes its whole output; the second
+takes its whole input and computes its output in blocks (`narrow`). So neither has to cut a tensor that is in registers.
 Weights are packed (see `pack.py`): [HP, HP], padded with zeros.
 """
 
@@ -30,22 +29,22 @@ def columns(a, A: tl.constexpr, AP: tl.constexpr):
 
 @triton.jit
 def first_layer(
-    context, time_row, action_weight, state, live, a, parts, inner,
+    u, tau_k, W_a, state, live, a, parts, inner,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr, ACTION: tl.constexpr,
 ):  # fmt: skip
-    """u + tau + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP], and its `columns`.
+    """u + tau_k + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP], and its `columns`.
 
-    action_weight is packed: W_a^T, [AP, HP].
+    W_a is packed: its transpose, [AP, HP].
     """
     held = inner < H
-    u = tl.load(context + state[:, None] * H + inner[None, :], mask=live[:, None] & held[None, :], other=0.0)
-    z = u + tl.load(time_row + inner, mask=held, other=0.0)[None, :]
+    z = tl.load(u + state[:, None] * H + inner[None, :], mask=live[:, None] & held[None, :], other=0.0)
+    z = z + tl.load(tau_k + inner, mask=held, other=0.0)[None, :]
     if A <= FEW:
         for j in tl.static_range(A):
-            z += parts[j][:, None] * tl.load(action_weight + j * HP + inner)[None, :]
+            z += parts[j][:, None] * tl.load(W_a + j * HP + inner)[None, :]
         return z
     else:
-        weight = tl.load(action_weight + tl.arange(0, AP)[:, None] * HP + inner[None, :])
+        weight = tl.load(W_a + tl.arange(0, AP)[:, None] * HP + inner[None, :])
         return tl.dot(a, weight, z, input_precision=ACTION)
 
 

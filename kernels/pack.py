@@ -12,12 +12,11 @@ from .arithmetic import rounded
 
 @triton.jit(do_not_specialize=["wa_rows", "wa_columns", "w2_rows", "w3_rows", "w4_rows"])
 def pack_kernel(
-    action_weight, w2, w3, w4, packed, packed_actions,
+    W_a, w2, w3, w4, packed, packed_actions,
     wa_rows, wa_columns, w2_rows, w3_rows, w4_rows,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
 ):  # fmt: skip
-    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]) and of W_a (`packed_actions`: W_a^T, [AP,
-    HP]).
+    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]), and of W_a (transposed: [AP, HP]).
 
     The `…_rows` are row strides; `wa_columns` is W_a's other one.
     """
@@ -31,7 +30,7 @@ def pack_kernel(
     last = rounded(tl.load(w4 + r * w4_rows + wide, mask=(wide < H) & (row < A), other=0.0), kind)
     tl.store(packed + (2 * HP + r) * HP + wide, last, mask=row < AP)
     first = tl.load(
-        action_weight + r * wa_rows + column * wa_columns,
+        W_a + r * wa_rows + column * wa_columns,
         mask=(column < A) & (r + tl.zeros([AP], tl.int64) < H),
         other=0.0,
     )

@@ -1,9 +1,8 @@
 """Counter-based noise in the kernel: Philox4x32-10 (Salmon et al. 2011) and Box-Muller, in float32.
 
-`llmdpd.ops.philox` is the definition; this holds its numbers to 2e-6. The hardware's logarithm and sine are
-good to
-about 2^-21 absolute, which is nothing near a radius of 5 but everything near log(1), so both are written out here:
-exact reductions in integers, then short series.
+`llmdpd.ops.philox` is the definition; these numbers differ from it by at most 2e-6. The hardware's logarithm and sine
+are accurate to about 2^-21 absolute, which is little near a radius of 5 but everything near log(1), so both are
+computed here: exact reductions in integers, then short series.
 """
 
 # mypy: disable-error-code="no-untyped-def"

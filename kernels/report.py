@@ -19,6 +19,8 @@ import torch
 import triton
 from torch import Tensor
 
+from llmdpd.ops.arguments import ChainArguments
+
 from . import reverse_diffusion as operation
 from .launch import Launch
 
@@ -42,18 +44,17 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: int, steps: int = 5) -> Launch:
     """The launch of a direction (`forward`, which keeps its chain, or `backward`), on tensors without memory."""
-    _, packed, packed_actions = operation.pack(_meta(H, A), _meta(H, H), _meta(H, H), _meta(A, H), bf16)
-    network = (_meta(rows, H), _meta(steps, H), packed_actions, packed, _meta(H), _meta(H), _meta(A), _meta(steps, 6))
+    u, key = _meta(rows, H), _meta(1, dtype=torch.int64)
+    trunk = [_meta(*shape) for shape in ((H, H), (H,), (H, H), (H,), (A, H), (A,))]
+    chain = ChainArguments(
+        _meta(rows, 1), _meta(H, 1), _meta(H), _meta(steps, H), _meta(H, A), trunk, _meta(steps, 6), key, None,
+        start=1.0, clip=1.0, samples=1, bf16=bf16,
+    )  # fmt: skip
+    packed = operation.pack(chain)
     if direction == "forward":
-        key = _meta(1, dtype=torch.int64)
-        return operation.forward_launch(
-            *network, key, None, start=1.0, clip=1.0, samples=1, bf16=bf16, keep=True, capability=capability
-        )[0]
-    chain = _meta(steps + 1, rows, 1, A)
-    launches, _ = operation.backward_launches(
-        _meta(rows, 1, A), *network, chain, clip=1.0, samples=1, bf16=bf16, capability=capability
-    )
-    return next(launches)[1]
+        return operation.forward_launch(u, packed, chain, True, capability)[0]
+    tape = _meta(steps + 1, rows, 1, A)
+    return next(operation.backward_launches(_meta(rows, 1, A), u, packed, chain, tape, capability)[0])[1]
 
 
 def usage(launch: Launch, capability: int) -> Usage:

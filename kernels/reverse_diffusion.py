@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -20,6 +20,9 @@ from .launch import Launch
 from .pack import pack_kernel
 from .products import gradients
 from .tiles import Tile, backward_tile, forward_tile, padded_actions, padded_width
+
+if TYPE_CHECKING:
+    from llmdpd.ops.arguments import ChainArguments
 
 SCRATCH_BYTES = 512 << 20
 """Bound on what the backward pass keeps for the weight gradients at a time; larger batches go in several launches."""
@@ -42,68 +45,81 @@ def _precisions(bf16: bool) -> dict[str, Any]:
     return {"ACTION": "tf32x3" if bf16 else "ieee", "COMPUTE": tl.bfloat16 if bf16 else tl.float32}
 
 
-def pack(action_weight: Tensor, w2: Tensor, w3: Tensor, w4: Tensor, bf16: bool) -> tuple[Launch, Tensor, Tensor]:
-    """The launch that fills the two packed tensors: w2, w3, w4 as [2 HP + AP, HP], and W_a^T as [AP, HP] in float32."""
-    H, A = action_weight.shape
+class Packed(NamedTuple):
+    """Weights as the kernels read them, and the launch that fills them."""
+
+    launch: Launch
+    trunk: Tensor
+    """w2, w3, w4 in the compute precision: [2 HP + AP, HP]."""
+    W_a: Tensor
+    """W_a^T in float32: [AP, HP]."""
+
+    def arguments(self, chain: ChainArguments) -> dict[str, Tensor]:
+        """The network's weights by the names of the kernels' arguments."""
+        HP = self.trunk.shape[1]
+        _, b2, _, b3, _, b4 = chain.trunk
+        return {
+            "W_a": self.W_a, "w2": self.trunk, "b2": b2, "w3": self.trunk[HP:], "b3": b3,
+            "w4": self.trunk[2 * HP :], "b4": b4,
+        }  # fmt: skip
+
+
+def pack(chain: ChainArguments) -> Packed:
+    """Memory for the packed weights."""
+    W_a, (w2, _, w3, _, w4, _) = chain.W_a, chain.trunk
+    H, A = W_a.shape
     HP, AP = padded_width(H), padded_actions(A)
-    packed = torch.empty(2 * HP + AP, HP, dtype=_compute(bf16), device=w2.device)
+    trunk = torch.empty(2 * HP + AP, HP, dtype=_compute(chain.bf16), device=w2.device)
     packed_actions = torch.empty(AP, HP, dtype=torch.float32, device=w2.device)
     w2, w3, w4 = (w if w.stride(1) == 1 else w.contiguous() for w in (w2, w3, w4))
     arguments = {
-        "action_weight": action_weight, "w2": w2, "w3": w3, "w4": w4, "packed": packed,
-        "packed_actions": packed_actions, "wa_rows": action_weight.stride(0), "wa_columns": action_weight.stride(1),
+        "W_a": W_a, "w2": w2, "w3": w3, "w4": w4, "packed": trunk, "packed_actions": packed_actions,
+        "wa_rows": W_a.stride(0), "wa_columns": W_a.stride(1),
         "w2_rows": w2.stride(0), "w3_rows": w3.stride(0), "w4_rows": w4.stride(0),
     }  # fmt: skip
     constants = {"H": H, "A": A, "HP": HP, "AP": AP}
-    return Launch(pack_kernel, HP, arguments, constants, 4, 1), packed, packed_actions
+    return Packed(Launch(pack_kernel, HP, arguments, constants, 4, 1), trunk, packed_actions)
+
+
+def _contiguous(chain: ChainArguments) -> ChainArguments:
+    """All that the kernels read in place; weights are packed."""
+    trunk = [part if part.ndim == 2 else part.contiguous() for part in chain.trunk]
+    noise = None if chain.noise is None else chain.noise.contiguous()
+    tau, table, key = (x.contiguous() for x in (chain.tau, chain.table, chain.key))
+    return chain._replace(tau=tau, trunk=trunk, table=table, key=key, noise=noise)
 
 
 def forward_launch(
-    context: Tensor, time_rows: Tensor, packed_actions: Tensor, packed: Tensor, b2: Tensor, b3: Tensor, b4: Tensor,
-    table: Tensor, key: Tensor, noise: Tensor | None, *, start: float, clip: float, samples: int, bf16: bool,
-    keep: bool,
-    capability: int | None = None,
-) -> tuple[Launch, Tensor, Tensor]:  # fmt: skip
-    """The forward launch, and the tensors that it fills: actions [B, N, A], chain [K + 1, B, N, A] (or empty)."""
-    (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
+    u: Tensor, packed: Packed, chain: ChainArguments, keep: bool, capability: int | None = None
+) -> tuple[Launch, Tensor, Tensor]:
+    """The forward launch, and the tensors that it fills: actions [B, N, A], tape [K + 1, B, N, A] (or empty)."""
+    (B, H), K, A, samples, bf16 = u.shape, chain.tau.shape[0], chain.W_a.shape[1], chain.samples, chain.bf16
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = forward_tile(rows, H, A, bf16, capability or capability_of(context.device))
+    tile = forward_tile(rows, H, A, bf16, capability or capability_of(u.device))
     programs = -(-rows // tile.BM)
-    new = context.new_empty
-    actions, chain = new(B, samples, A), new((K + 1, B, samples, A) if keep else (0,))
-    scratch = new((0,) if tile.WHOLE else (programs * tile.BM, HP), dtype=_compute(bf16))
+    actions, tape = u.new_empty(B, samples, A), u.new_empty((K + 1, B, samples, A) if keep else (0,))
+    scratch = u.new_empty((0,) if tile.WHOLE else (programs * tile.BM, HP), dtype=_compute(bf16))
     arguments = {
-        "context": context, "time_rows": time_rows, "action_weight": packed_actions, "w2": packed, "b2": b2,
-        "w3": packed[HP:], "b3": b3, "w4": packed[2 * HP :], "b4": b4, "table": table, "key": key, "noise": noise,
-        "actions": actions, "chain": chain, "scratch": scratch, "rows": rows, "steps": K, "start": float(start),
-        "clip": float(clip),
+        "u": u, "tau": chain.tau, **packed.arguments(chain), "table": chain.table, "key": chain.key,
+        "noise": chain.noise, "actions": actions, "chain": tape, "scratch": scratch, "rows": rows, "steps": K,
+        "start": float(chain.start), "clip": float(chain.clip),
     }  # fmt: skip
     constants = {
         "SAMPLES": samples, "H": H, "A": A, "HP": HP, "AP": AP,
-        "KEYED": key.shape[0] != 1 or B == 1, "GIVEN": noise is not None, "KEEP": keep,
+        "KEYED": chain.key.shape[0] != 1 or B == 1, "GIVEN": chain.noise is not None, "KEEP": keep,
         "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE,
         **_precisions(bf16),
     }  # fmt: skip
-    return Launch(forward_kernel, programs, arguments, constants, tile.warps, tile.stages), actions, chain
+    return Launch(forward_kernel, programs, arguments, constants, tile.warps, tile.stages), actions, tape
 
 
-def forward(
-    context: Tensor, time_rows: Tensor, action_weight: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor,
-    w4: Tensor,
-    b4: Tensor, table: Tensor, key: Tensor, noise: Tensor | None, *,
-    start: float, clip: float, samples: int, bf16: bool, keep: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Walk the chain."""
-    context, time_rows, b2, b3, b4, table, key = (x.contiguous() for x in (context, time_rows, b2, b3, b4, table, key))
-    noise = None if noise is None else noise.contiguous()
-    packing, packed, packed_actions = pack(action_weight, w2, w3, w4, bf16)
-    packing.run()
-    launch, actions, chain = forward_launch(
-        context, time_rows, packed_actions, packed, b2, b3, b4, table, key, noise,
-        start=start, clip=clip, samples=samples, bf16=bf16, keep=keep,
-    )  # fmt: skip
+def forward(u: Tensor, chain: ChainArguments, keep: bool) -> tuple[Tensor, Tensor]:
+    """a_0 [B, N, A] from the context u [B, H]; where `keep`, the tape: a_K … a_0 before its bound, [K + 1, B, N, A]."""
+    chain, packed = _contiguous(chain), pack(chain)
+    packed.launch.run()
+    launch, actions, tape = forward_launch(u.contiguous(), packed, chain, keep)
     launch.run()
-    return actions, chain
+    return actions, tape
 
 
 @dataclass
@@ -135,15 +151,13 @@ def _kept(rows: int, K: int, H: int, A: int, tile: Tile, bf16: bool, device: tor
 
 
 def backward_launches(
-    grad_actions: Tensor, context: Tensor, time_rows: Tensor, packed_actions: Tensor, packed: Tensor, b2: Tensor,
-    b3: Tensor, b4: Tensor, table: Tensor, chain: Tensor, *, clip: float, samples: int, bf16: bool,
-    capability: int | None = None,
-) -> tuple[Iterator[tuple[int, Launch]], Kept]:  # fmt: skip
+    grad_actions: Tensor, u: Tensor, packed: Packed, chain: ChainArguments, tape: Tensor, capability: int | None = None
+) -> tuple[Iterator[tuple[int, Launch]], Kept]:
     """The backward launches with their first rows, one after another on the same buffers, and the buffers."""
-    (B, H), K, A = context.shape, time_rows.shape[0], b4.shape[0]
+    (B, H), K, A, samples, bf16 = u.shape, chain.tau.shape[0], chain.W_a.shape[1], chain.samples, chain.bf16
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = backward_tile(rows, H, bf16, capability or capability_of(context.device))
-    kept = _kept(rows, K, H, A, tile, bf16, context.device)
+    tile = backward_tile(rows, H, bf16, capability or capability_of(u.device))
+    kept = _kept(rows, K, H, A, tile, bf16, u.device)
     padded = kept.taken.shape[1]
     constants = {
         "SAMPLES": samples, "H": H, "A": A, "HP": HP, "AP": AP,
@@ -152,10 +166,9 @@ def backward_launches(
 
     def launch(begin: int) -> Launch:
         arguments = {
-            "grad_actions": grad_actions, "context": context, "time_rows": time_rows, "action_weight": packed_actions,
-            "w2": packed, "b2": b2, "w3": packed[HP:], "b3": b3, "w4": packed[2 * HP :], "b4": b4, "table": table,
-            "chain": chain, **vars(kept), "rows": rows, "begin": begin, "padded": padded, "steps": K,
-            "clip": float(clip),
+            "grad_actions": grad_actions, "u": u, "tau": chain.tau, **packed.arguments(chain), "table": chain.table,
+            "chain": tape, **vars(kept), "rows": rows, "begin": begin, "padded": padded, "steps": K,
+            "clip": float(chain.clip),
         }  # fmt: skip
         # A launch's last tiles may have no row: they write zeros, so that every row of the buffers is a number.
         return Launch(backward_kernel, padded // tile.BM, arguments, constants, tile.warps, tile.stages)
@@ -163,35 +176,23 @@ def backward_launches(
     return ((begin, launch(begin)) for begin in range(0, rows, padded)), kept
 
 
-def backward(
-    grad_actions: Tensor, context: Tensor, time_rows: Tensor, action_weight: Tensor, w2: Tensor, b2: Tensor, w3: Tensor,
-    b3: Tensor, w4: Tensor, b4: Tensor, table: Tensor, chain: Tensor, *, clip: float, samples: int, bf16: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients."""
-    H, A = action_weight.shape
-    K, B = time_rows.shape[0], context.shape[0]
-    rows = B * samples
-    grad_actions, context, time_rows, b2, b3, b4, table, chain = (
-        x.contiguous() for x in (grad_actions, context, time_rows, b2, b3, b4, table, chain)
-    )
+def backward(grad_actions: Tensor, u: Tensor, chain: ChainArguments, tape: Tensor) -> list[Tensor]:
+    """The gradients of u [B, H], tau, W_a, W2, b2, W3, b3, W4, b4 from that of a_0 [B, N, A]."""
+    (H, A), B, samples = chain.W_a.shape, u.shape[0], chain.samples
     if B == 0:
-        shapes = ((0, H), (K, H), (H, A), (H, H), (H,), (H, H), (H,), (A, H), (A,))
-        return tuple(context.new_zeros(shape) for shape in shapes)
-    packing, packed, packed_actions = pack(action_weight, w2, w3, w4, bf16)
-    packing.run()
-    launches, kept = backward_launches(
-        grad_actions, context, time_rows, packed_actions, packed, b2, b3, b4, table, chain,
-        clip=clip, samples=samples, bf16=bf16,
-    )  # fmt: skip
+        return [u.new_zeros(0, H), *(torch.zeros_like(part) for part in (chain.tau, chain.W_a, *chain.trunk))]
+    chain, packed = _contiguous(chain), pack(chain)
+    packed.launch.run()
+    grad_actions, u, tape = (x.contiguous() for x in (grad_actions, u, tape))
+    launches, kept = backward_launches(grad_actions, u, packed, chain, tape)
     total: list[Tensor] = []
-    d_context = []
+    slopes = []
     for begin, launch in launches:
         launch.run()
-        d_context.append(kept.slopes[0, :, : rows - begin, :H].sum(0, dtype=torch.float32))
+        slopes.append(kept.slopes[0, :, : B * samples - begin, :H].sum(0, dtype=torch.float32))
         part = gradients(kept.hidden, kept.slopes, kept.taken, kept.d_out, H, A)
         total = [x + y for x, y in zip(total, part, strict=True)] if total else part
-    d_state = d_context[0] if len(d_context) == 1 else torch.cat(d_context)
+    d_u = slopes[0] if len(slopes) == 1 else torch.cat(slopes)
     if samples > 1:
-        d_state = d_state.view(B, samples, H).sum(1)
-    d_time_rows, d_action_weight, dw2, db2, dw3, db3, dw4, db4 = total
-    return d_state, d_time_rows, d_action_weight, dw2, db2, dw3, db3, dw4, db4
+        d_u = d_u.view(B, samples, H).sum(1)
+    return [d_u, *total]

@@ -6,6 +6,7 @@ is made of the run's and its name, so that it repeats alone, in any order and on
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
@@ -14,13 +15,16 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
+
+if TYPE_CHECKING:
+    from llmdpd.diffusion import NoiseMLP, SamplerCoefficients
 
 MakeMetaworldData = Callable[..., TrajectoryDataset]
 SEEN, UNSEEN = ("reach-v3", "push-v3"), ("door-lock-v3",)
@@ -74,6 +78,35 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     module.set_isa(request.param)
     yield request.param
     module.set_isa("")
+
+
+@pytest.fixture
+def make_net(rng: np.random.Generator) -> Callable[..., NoiseMLP]:
+    """Makes a noise network (S, A, Z, H, T, dtype) in which every weight and bias is random and none is zero."""
+    from llmdpd.diffusion import NoiseMLP
+
+    def make(S: int, A: int, Z: int, H: int = 33, T: int = 8, dtype: torch.dtype = torch.float32) -> NoiseMLP:
+        net = NoiseMLP(S, A, Z, H, T)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.copy_(torch.from_numpy(rng.normal(size=parameter.shape) * 1.3 / np.sqrt(parameter.shape[-1])))
+        return net.to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def random_coefficients(rng: np.random.Generator) -> Callable[..., SamplerCoefficients]:
+    """Makes sampler coefficients (steps, clip) none of which is zero or one, so that each must be used correctly."""
+    from llmdpd.diffusion import sampler_plan
+
+    def make(steps: int = 5, clip: float | None = 0.9) -> SamplerCoefficients:
+        table = {name: rng.uniform(0.2, 0.8, steps) * rng.choice([-1, 1], steps) for name in "peABCS"}
+        table["S"] = np.abs(table["S"])
+        start = float(rng.uniform(0.5, 1.5))
+        return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, start=start, **table)
+
+    return make
 
 
 def _metaworld_data(

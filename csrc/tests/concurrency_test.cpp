@@ -110,8 +110,8 @@ Call make_sampler(Random& random) {
     for (const Floats& prompt : in->prompts) {
       Floats actions(in->sizes.rows() * in->sizes.action);
       const Sizes& sizes = in->sizes;
-      in->sampler->run({sizes.states, sizes.samples, in->state.data(), prompt.data(), false, in->schedule.noise}, threads,
-                       actions.data());
+      in->sampler->run({sizes.states, sizes.samples, in->state.data(), prompt.data(), false, in->schedule.noise},
+                       threads, actions.data());
       out.insert(out.end(), actions.begin(), actions.end());
     }
     CHECK(in->sampler->net().unchanged());
@@ -146,7 +146,7 @@ Call make_chain(Random& random) {
     Sizes sizes;
     Weights weights;
     Schedule schedule;
-    Floats state, state_weight, action_weight, init, time_rows, grad;
+    Floats state, W_s, W_a, init, tau, grad;
     llmdpd::ChainCall call;
   };
   const Sizes z(random);
@@ -162,10 +162,10 @@ Call make_chain(Random& random) {
                                             {}});
   llmdpd::ChainCall& call = in->call;
   call.trunk = in->weights.trunk;
-  call.state_weight = {in->state_weight.data(), z.state, z.hidden, z.state};
-  call.action_weight = {in->action_weight.data(), z.action, z.hidden, z.action};
-  call.init = in->init.data(), call.init_per_state = own_init;
-  call.time_rows = in->time_rows.data();
+  call.W_s = {in->W_s.data(), z.state, z.hidden, z.state};
+  call.W_a = {in->W_a.data(), z.action, z.hidden, z.action};
+  call.u_z = in->init.data(), call.u_z_per_state = own_init;
+  call.tau = in->tau.data();
   call.states = z.states, call.samples = z.samples;
   call.state = in->state.data(), call.state_stride = z.state;
   call.schedule = in->schedule.schedule, call.noise = in->schedule.noise;
@@ -180,10 +180,10 @@ Call make_chain(Random& random) {
       llmdpd::GradientTargets to = written.trunk(hidden, z.action);
       to.input_weight = written.make(hidden * z.state);
       to.x = written.make(std::size_t(z.states) * z.state);
-      to.init = written.make(in->call.init_per_state ? z.states * hidden : hidden);
-      to.init_per_state = in->call.init_per_state;
-      to.action_weight = written.make(hidden * z.action);
-      to.time_rows = written.make(hidden * z.steps);
+      to.init = written.make(in->call.u_z_per_state ? z.states * hidden : hidden);
+      to.init_per_state = in->call.u_z_per_state;
+      to.W_a = written.make(hidden * z.action);
+      to.tau = written.make(hidden * z.steps);
       llmdpd::chain_backward(in->call, tile, threads, in->grad.data(), kept, to);
     }
     return written.all();

@@ -1,18 +1,18 @@
 // The micro-kernel: sums of products of a few rows with a few vectors of outputs, all accumulators in registers.
 #pragma once
 
-#include "words.h"
+#include "lanes.h"
 
 namespace {
 
-constexpr int kMaxPanels = 4;
+constexpr int kMaxPackedTiles = 4;
 
-// Few rows leave few accumulators, so they take more panels at once, to hide the latency of a multiply-add. One row
-// streams all weights from the second-level cache, which four panels at once keep as busy as it can be; eight are more
-// streams than prefetching follows (measured: 10 % slower).
-constexpr int panels_at_once(int rows) { return rows <= 3 ? kMaxPanels : 2; }
+// Few rows leave few accumulators, so they take more packed tiles at once, to hide the latency of a multiply-add. One
+// row streams all weights from the second-level cache, which four packed tiles at once keep as busy as it can be; eight
+// are more streams than prefetching follows (measured: 10 % slower).
+constexpr int packed_tiles_at_once(int rows) { return rows <= 3 ? kMaxPackedTiles : 2; }
 
-// Left operands: word k of row r. A row is contiguous in k …
+// Left operands: lane k of row r. A row is contiguous in k …
 struct RowInput {
   const float* x;
   std::ptrdiff_t stride;
@@ -27,11 +27,11 @@ struct ColumnInput {
   ColumnInput from(int r) const { return {x + r, step}; }
 };
 
-// Right operands, in panels [panel][words][kWidth].
-struct Panels {
-  const float* words;
-  std::ptrdiff_t panel_words;  // from one panel to the next
-  std::ptrdiff_t count;        // words along k
+// Right operands, in packed tiles [packed tile][lanes][kWidth].
+struct PackedTiles {
+  const float* lanes;
+  std::ptrdiff_t packed_tile_lanes;  // from one packed tile to the next
+  std::ptrdiff_t count;        // lanes along k
 };
 
 // What a sum starts from; stride 0 shares one row.
@@ -41,7 +41,7 @@ struct Init {
   Init from(int r) const { return {rows + r * stride, stride}; }
 };
 
-// Where results go: as floats, or through Mish as words of a following product.
+// Where results go: as floats, or through Mish as lanes of a following product.
 struct StoreFloat {
   float* rows;
   std::ptrdiff_t stride;
@@ -54,46 +54,46 @@ struct StoreMish {
   float* rows;
   std::ptrdiff_t stride;
   inline __attribute__((always_inline)) void operator()(int r, std::ptrdiff_t column, Vec sum) const {
-    Trunk::store_words(rows + r * stride, column, mish(sum));
+    Trunk::store_lanes(rows + r * stride, column, mish(sum));
   }
   StoreMish from(int r) const { return {rows + r * stride, stride}; }
 };
 
-// result = init + left · right. Each output is one sum in the order of k, whatever the block's shape: that is what makes
-// a row's result independent of its neighbours.
-template <class Op, int rows, int panels, class Input, class Output>
-inline __attribute__((always_inline)) void block(const Panels& right, const Input& left, const Init& init,
+// result = init + left · right. Each output is one sum in the order of k, whatever the block's shape: that is what
+// makes a row's result independent of its neighbours.
+template <class Op, int rows, int packed_tiles, class Input, class Output>
+inline __attribute__((always_inline)) void block(const PackedTiles& right, const Input& left, const Init& init,
                                                  const Output& output, std::ptrdiff_t column) {
-  Vec sum[rows][panels];
+  Vec sum[rows][packed_tiles];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int p = 0; p < panels; ++p) sum[r][p] = load(init.rows + r * init.stride + column + p * kWidth);
+    for (int p = 0; p < packed_tiles; ++p) sum[r][p] = load(init.rows + r * init.stride + column + p * kWidth);
   }
   for (std::ptrdiff_t k = 0; k < right.count; ++k) {
-    Vec w[panels];
+    Vec w[packed_tiles];
 #pragma GCC unroll 8
-    for (int p = 0; p < panels; ++p) w[p] = load(right.words + p * right.panel_words + k * kWidth);
+    for (int p = 0; p < packed_tiles; ++p) w[p] = load(right.lanes + p * right.packed_tile_lanes + k * kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const float x = left.at(r, k);
 #pragma GCC unroll 8
-      for (int p = 0; p < panels; ++p) sum[r][p] = Op::multiply_add(x, w[p], sum[r][p]);
+      for (int p = 0; p < packed_tiles; ++p) sum[r][p] = Op::multiply_add(x, w[p], sum[r][p]);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int p = 0; p < panels; ++p) output(r, column + p * kWidth, sum[r][p]);
+    for (int p = 0; p < packed_tiles; ++p) output(r, column + p * kWidth, sum[r][p]);
   }
 }
 
 constexpr int kNarrowRows = 6;
 
-// A layer of one panel of outputs: a sum in four parts, k modulo 4, since one row alone has too few sums to hide the
-// latency of a multiply-add. Always in four, so that this too does not depend on the block's shape.
+// A layer of one packed tile of outputs: a sum in four parts, k modulo 4, since one row alone has too few sums to hide
+// the latency of a multiply-add. Always in four, so that this too does not depend on the block's shape.
 template <class Op, int rows, class Input, class Output>
-inline __attribute__((always_inline)) void narrow_block(const Panels& right, const Input& left, const Init& init,
+inline __attribute__((always_inline)) void narrow_block(const PackedTiles& right, const Input& left, const Init& init,
                                                         const Output& output) {
   Vec sum[4][rows];
 #pragma GCC unroll 8
@@ -105,13 +105,13 @@ inline __attribute__((always_inline)) void narrow_block(const Panels& right, con
   for (; k + 4 <= right.count; k += 4) {
 #pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) {
-      const Vec w = load(right.words + (k + part) * kWidth);
+      const Vec w = load(right.lanes + (k + part) * kWidth);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) sum[part][r] = Op::multiply_add(left.at(r, k + part), w, sum[part][r]);
     }
   }
   for (; k < right.count; ++k) {
-    const Vec w = load(right.words + k * kWidth);
+    const Vec w = load(right.lanes + k * kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) sum[0][r] = Op::multiply_add(left.at(r, k), w, sum[0][r]);
   }
@@ -120,7 +120,7 @@ inline __attribute__((always_inline)) void narrow_block(const Panels& right, con
 }
 
 template <class Op, int candidate = kNarrowRows, class Input, class Output>
-void narrow(const Panels& right, const Input& left, const Init& init, const Output& output, int rows) {
+void narrow(const PackedTiles& right, const Input& left, const Init& init, const Output& output, int rows) {
   if (rows >= candidate) {
     narrow_block<Op, candidate>(right, left, init, output);
     if (rows > candidate) {
@@ -131,26 +131,28 @@ void narrow(const Panels& right, const Input& left, const Init& init, const Outp
   }
 }
 
-// `rows` rows by `panels` panels.
+// `rows` rows by `packed tiles` packed tiles.
 template <class Op, int rows, class Input, class Output>
-void dense_rows(Panels right, const Input& left, const Init& init, const Output& output, int panels) {
-  constexpr int group = panels_at_once(rows);
+void dense_rows(PackedTiles right, const Input& left, const Init& init, const Output& output, int packed_tiles) {
+  constexpr int group = packed_tiles_at_once(rows);
   std::ptrdiff_t column = 0;
-  for (; panels >= group; panels -= group, column += group * kWidth, right.words += group * right.panel_words) {
+  for (; packed_tiles >= group;
+       packed_tiles -= group, column += group * kWidth, right.lanes += group * right.packed_tile_lanes) {
     block<Op, rows, group>(right, left, init, output, column);
   }
-  for (; panels > 0; --panels, column += kWidth, right.words += right.panel_words) {
+  for (; packed_tiles > 0; --packed_tiles, column += kWidth, right.lanes += right.packed_tile_lanes) {
     block<Op, rows, 1>(right, left, init, output, column);
   }
 }
 
 // `rows` <= `candidate` rows, by the instance that is made for their number.
 template <class Op, int candidate, class Input, class Output>
-void dense(const Panels& right, const Input& left, const Init& init, const Output& output, int rows, int panels) {
+void dense(const PackedTiles& right, const Input& left, const Init& init, const Output& output, int rows,
+           int packed_tiles) {
   if (rows == candidate) {
-    dense_rows<Op, candidate>(right, left, init, output, panels);
+    dense_rows<Op, candidate>(right, left, init, output, packed_tiles);
   } else if constexpr (candidate > 1) {
-    dense<Op, candidate - 1>(right, left, init, output, rows, panels);
+    dense<Op, candidate - 1>(right, left, init, output, rows, packed_tiles);
   }
 }
 

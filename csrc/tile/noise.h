@@ -135,7 +135,8 @@ void normals(const NoiseKeys& keys, std::ptrdiff_t first_row, int rows, int firs
     float numbers[4][kWidth];
     for (int pair = 0; pair < 2; ++pair) {
       const Vec n = __builtin_convertvector((IntVec)(loaded[2 * pair] >> 8) + 1, Vec);
-      const Vec v = __builtin_convertvector((IntVec)(loaded[2 * pair + 1] >> 8), Vec) * broadcast(5.9604644775390625e-8f);
+      const Vec v =
+          __builtin_convertvector((IntVec)(loaded[2 * pair + 1] >> 8), Vec) * broadcast(5.9604644775390625e-8f);
       const Vec radius = square_root(broadcast(-2.0f) * log_of_uniform(n));
       Vec cosine, sine;
       cos_sin_of_turns(v, cosine, sine);

@@ -40,15 +40,15 @@ void predict_noise(const Tile& tile, int k) {
   const Chain& chain = tile.chain;
   const Scratch& scratch = tile.scratch;
   const std::ptrdiff_t first_state = tile.first_row / chain.samples;
-  const float* time_row = chain.time_rows + static_cast<std::ptrdiff_t>(k) * chain.trunk.hidden_padded;
+  const float* tau_k = chain.tau + static_cast<std::ptrdiff_t>(k) * chain.trunk.hidden_padded;
   for (int r = 0; r < tile.rows; ++r) {
-    const float* context = scratch.context + ((tile.first_row + r) / chain.samples - first_state) * scratch.stride;
+    const float* u = scratch.u + ((tile.first_row + r) / chain.samples - first_state) * scratch.stride;
     for (int h = 0; h < chain.trunk.hidden_padded; h += kWidth) {
-      store(scratch.z + r * scratch.stride + h, load(context + h) + load(time_row + h));
+      store(scratch.z + r * scratch.stride + h, load(u + h) + load(tau_k + h));
     }
   }
   hidden_layer<Single>(chain.action, {tile.actions, chain.action_dim}, {scratch.z, scratch.stride}, chain.trunk,
-                       tile.rows, scratch, scratch.words, tile.tape, 0, tile.position(k));
+                       tile.rows, scratch, scratch.lanes, tile.tape, 0, tile.position(k));
   trunk_forward(chain.trunk, tile.rows, scratch, tile.tape, tile.position(k));
 }
 
@@ -77,9 +77,9 @@ void update_actions(Tile& tile, int k) {
   }
 }
 
-void chain_forward(const Chain& chain, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t wave_first,
+void chain_forward(const Chain& chain, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t block_first,
                    float* memory) {
-  Tile tile{chain, first_row, rows, tape, first_row - wave_first, Scratch(chain.trunk, chain.action_dim, memory),
+  Tile tile{chain, first_row, rows, tape, first_row - block_first, Scratch(chain.trunk, chain.action_dim, memory),
             chain.actions + first_row * chain.action_dim};
   const Scratch& scratch = tile.scratch;
   const std::ptrdiff_t first_state = first_row / chain.samples;
@@ -125,9 +125,9 @@ void update_backward(const Tile& tile, int k) {
 }
 
 void chain_backward(const Chain& chain, const float* grad_actions, std::ptrdiff_t first_row, int rows, const Tape& tape,
-                    const TapeGradients& gradients, std::ptrdiff_t wave_first, float* memory) {
-  const Tile tile{chain, first_row, rows, &tape, first_row - wave_first, Scratch(chain.trunk, chain.action_dim, memory),
-                  nullptr};
+                    const TapeGradients& gradients, std::ptrdiff_t block_first, float* memory) {
+  const Tile tile{
+      chain, first_row, rows, &tape, first_row - block_first, Scratch(chain.trunk, chain.action_dim, memory), nullptr};
   const Scratch& scratch = tile.scratch;
   const int width = chain.trunk.hidden_padded, action_padded = padded(chain.action_dim, kWidth);
   for (int i = 0; i < rows * chain.action_dim; ++i) {
@@ -136,21 +136,21 @@ void chain_backward(const Chain& chain, const float* grad_actions, std::ptrdiff_
     scratch.carry[i] = 0.0f;
   }
   for (int r = 0; r < rows; ++r) {
-    for (int h = 0; h < width; h += kWidth) store(gradients.context + (tile.tape_row + r) * width + h, Vec{});
+    for (int h = 0; h < width; h += kWidth) store(gradients.u + (tile.tape_row + r) * width + h, Vec{});
   }
   for (int k = chain.steps - 1; k >= 0; --k) {
     update_backward(tile, k);
     trunk_backward(chain.trunk, rows, scratch, tape, gradients, tile.position(k));
     for (int r = 0; r < rows; ++r) {
-      float* context = gradients.context + (tile.tape_row + r) * width;
+      float* u = gradients.u + (tile.tape_row + r) * width;
       for (int h = 0; h < width; h += kWidth) {
-        store(context + h, load(context + h) + load(scratch.other_words + r * scratch.stride + h));
+        store(u + h, load(u + h) + load(scratch.other_lanes + r * scratch.stride + h));
       }
       for (int i = 0; i < action_padded; ++i) {
         scratch.padded[r * action_padded + i] = i < chain.action_dim ? scratch.action[r * chain.action_dim + i] : 0.0f;
       }
     }
-    dense<Single, kMaxBlock>(panels_of(chain.action_transposed), RowInput{scratch.other_words, scratch.stride},
+    dense<Single, kMaxBlock>(packed_tiles_of(chain.action_transposed), RowInput{scratch.other_lanes, scratch.stride},
                              Init{scratch.padded, action_padded}, StoreFloat{scratch.padded, action_padded}, rows,
                              action_padded / kWidth);
     for (int r = 0; r < rows; ++r) {
@@ -161,22 +161,22 @@ void chain_backward(const Chain& chain, const float* grad_actions, std::ptrdiff_
   }
 }
 
-void mlp_forward(const Mlp& mlp, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t wave_first,
+void mlp_forward(const Mlp& mlp, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t block_first,
                  float* memory) {
   const Scratch scratch(mlp.trunk, 0, memory);
-  const std::ptrdiff_t n = first_row - wave_first;
+  const std::ptrdiff_t n = first_row - block_first;
   first_layer(mlp.first, mlp.trunk, first_row, rows, scratch);
   for (int r = 0; r < rows; ++r) {
     for (int h = 0; h < mlp.trunk.hidden_padded; h += kWidth) {
-      const Vec z = load(scratch.context + r * scratch.stride + h);
+      const Vec z = load(scratch.u + r * scratch.stride + h);
       if (tape) {
         store(scratch.z + r * scratch.stride + h, z);
       } else {
-        Trunk::store_words(scratch.words + r * scratch.stride, h, mish(z));
+        Trunk::store_lanes(scratch.lanes + r * scratch.stride, h, mish(z));
       }
     }
   }
-  if (tape) activate_onto_tape(mlp.trunk, rows, scratch, scratch.words, *tape, 0, n);
+  if (tape) activate_onto_tape(mlp.trunk, rows, scratch, scratch.lanes, *tape, 0, n);
   trunk_forward(mlp.trunk, rows, scratch, tape, n);
   for (int r = 0; r < rows; ++r) {
     for (int o = 0; o < mlp.trunk.outputs; ++o) {
@@ -186,10 +186,10 @@ void mlp_forward(const Mlp& mlp, std::ptrdiff_t first_row, int rows, const Tape*
 }
 
 void mlp_backward(const Mlp& mlp, const float* grad_out, std::ptrdiff_t first_row, int rows, const Tape& tape,
-                  const TapeGradients& gradients, std::ptrdiff_t wave_first, float* memory) {
+                  const TapeGradients& gradients, std::ptrdiff_t block_first, float* memory) {
   const Scratch scratch(mlp.trunk, 0, memory);
   const int outputs = mlp.trunk.outputs, width = mlp.trunk.hidden_padded;
-  const std::ptrdiff_t n = first_row - wave_first;
+  const std::ptrdiff_t n = first_row - block_first;
   for (int r = 0; r < rows; ++r) {
     float* d_out = scratch.outputs + r * mlp.trunk.outputs_padded;
     for (int o = 0; o < mlp.trunk.outputs_padded; ++o) {
@@ -199,7 +199,7 @@ void mlp_backward(const Mlp& mlp, const float* grad_out, std::ptrdiff_t first_ro
   trunk_backward(mlp.trunk, rows, scratch, tape, gradients, n);
   for (int r = 0; r < rows; ++r) {
     for (int h = 0; h < width; h += kWidth) {
-      store(gradients.context + (n + r) * width + h, load(scratch.other_words + r * scratch.stride + h));
+      store(gradients.u + (n + r) * width + h, load(scratch.other_lanes + r * scratch.stride + h));
     }
   }
 }
@@ -208,47 +208,49 @@ void dense_any(const PackedLayer& layer, const float* x, std::ptrdiff_t x_stride
                std::ptrdiff_t init_stride, float* out, std::ptrdiff_t out_stride, std::ptrdiff_t rows) {
   for (std::ptrdiff_t first = 0; first < rows; first += kMaxBlock) {
     const int count = static_cast<int>(rows - first < kMaxBlock ? rows - first : kMaxBlock);
-    ::dense<Single, kMaxBlock>(panels_of(layer), RowInput{x + first * x_stride, x_stride},
+    ::dense<Single, kMaxBlock>(packed_tiles_of(layer), RowInput{x + first * x_stride, x_stride},
                                Init{init + first * init_stride, init_stride},
                                StoreFloat{out + first * out_stride, out_stride}, count, layer.outputs_padded / kWidth);
   }
 }
 
-// Half a panel of rows by two panels of columns are accumulators enough, and the rows of a block lie in one panel.
+// Half a packed tile of rows by two packed tiles of columns are accumulators enough, and the rows of a block lie in one
+// packed tile.
 constexpr int kOuterRows = kWidth >= 8 ? kWidth / 2 : kWidth;
-// Words along k at once: two panels of them and one of rows stay in the first-level cache.
-constexpr std::ptrdiff_t kOuterWords = 256;
+// Lanes along k at once: two packed tiles of them and one of rows stay in the first-level cache.
+constexpr std::ptrdiff_t kOuterLanes = 256;
 
 template <class Op>
 void outer_product_in(const OuterProduct& product, int first, int count) {
-  const int group = product.rows == 1 ? kMaxPanels : 2;
-  for (int panel = first; panel < first + count; panel += group) {
-    const int panels = first + count - panel < group ? first + count - panel : group;
-    float* out = product.out + panel * kWidth;
-    for (std::ptrdiff_t k = 0; k < product.words; k += kOuterWords) {
-      const std::ptrdiff_t words = product.words - k < kOuterWords ? product.words - k : kOuterWords;
-      const Panels right{product.right + panel * product.right_panel + k * kWidth, product.right_panel, words};
+  const int group = product.rows == 1 ? kMaxPackedTiles : 2;
+  for (int packed_tile = first; packed_tile < first + count; packed_tile += group) {
+    const int packed_tiles = first + count - packed_tile < group ? first + count - packed_tile : group;
+    float* out = product.out + packed_tile * kWidth;
+    for (std::ptrdiff_t k = 0; k < product.lanes; k += kOuterLanes) {
+      const std::ptrdiff_t lanes = product.lanes - k < kOuterLanes ? product.lanes - k : kOuterLanes;
+      const PackedTiles right{product.right + packed_tile * product.right_packed_tile + k * kWidth,
+                              product.right_packed_tile, lanes};
       for (int row = 0; row < product.rows; row += kOuterRows) {
         const int rows = product.rows - row < kOuterRows ? product.rows - row : kOuterRows;
         const float* left = product.left + k * product.left_step +
-                            (product.left_panel ? row / kWidth * product.left_panel + row % kWidth : row);
+                            (product.left_packed_tile ? row / kWidth * product.left_packed_tile + row % kWidth : row);
         float* to = out + row * product.out_stride;
         ::dense<Op, kOuterRows>(right, ColumnInput{left, product.left_step}, Init{to, product.out_stride},
-                                StoreFloat{to, product.out_stride}, rows, panels);
+                                StoreFloat{to, product.out_stride}, rows, packed_tiles);
       }
     }
   }
 }
 
 void outer_product(const OuterProduct& product, int first, int count) {
-  (product.in_words ? outer_product_in<Trunk> : outer_product_in<Single>)(product, first, count);
+  (product.in_lanes ? outer_product_in<Trunk> : outer_product_in<Single>)(product, first, count);
 }
 
 }  // namespace
 
 extern const TileKernels kernels;
 // Constants alone: nothing of this object may run on a CPU that lacks its instructions, not even to initialise it.
-const TileKernels kernels = {kWidth,         kMaxBlock,     Trunk::kPerWord, pack,        dense_any,    normals,
+const TileKernels kernels = {kWidth,         kMaxBlock,     Trunk::kPerLane, pack,        dense_any,    normals,
                              scratch_floats, chain_forward, chain_backward,  mlp_forward, mlp_backward, outer_product};
 
 }  // namespace llmdpd::LLMDPD_ISA

@@ -1,6 +1,6 @@
 // What an object of one instruction set and precision offers, and the structures that it shares with its callers. All
-// numbers are float32; matrices are row-major. "Words" are 32 bits that hold one operand of the trunk, or two bfloat16
-// (words.h); "panels" are [panel][k][width] words, width the vector's.
+// numbers are float32; matrices are row-major. "Lanes" are 32 bits that hold one operand of the trunk, or two bfloat16
+// (lanes.h); "packed tiles" are [packed tile][k][width] lanes, width the vector's.
 //
 // The trunk is what follows a first layer's pre-activation z1 [H]: h1 = mish(z1), h2 = mish(W2 h1 + b2),
 // h3 = mish(W3 h2 + b3), out = W4 h3 + b4. The noise network and both critics are trunks.
@@ -11,11 +11,11 @@
 
 namespace llmdpd {
 
-// A weight matrix [outputs, inputs] in panels over its outputs, zero beyond them; `words` along the inputs.
+// A weight matrix [outputs, inputs] in packed tiles over its outputs, zero beyond them; `lanes` along the inputs.
 struct PackedLayer {
-  const float* panels;
+  const float* packed_tiles;
   const float* bias;  // [padded outputs], or null
-  std::ptrdiff_t words;
+  std::ptrdiff_t lanes;
   int outputs_padded;
 };
 
@@ -46,7 +46,7 @@ struct FirstLayer {
   const float* x;                // [states, inputs]
   std::ptrdiff_t x_stride;
   int inputs;
-  PackedLayer prompt;    // W_z where each state has a prompt of its own (then init is b1), else no panels
+  PackedLayer prompt;    // W_z where each state has a prompt of its own (then init is b1), else no packed tiles
   const float* prompts;  // [states, Z] or null
   int prompt_dim;
   const float* init;           // [padded hidden], or [states / init_share, H]
@@ -54,25 +54,25 @@ struct FirstLayer {
   int init_share;              // states that share a row of init
 };
 
-// What the forward pass keeps for the backward pass of a wave of rows: position n = step * rows_padded + row, rows_padded
-// even, padding zero. Panels [hidden_padded / width][n][width].
+// What the forward pass keeps for the backward pass of a row block of rows: position n = step * rows_padded + row,
+// rows_padded even, padding zero. Packed tiles [hidden_padded / width][n][width].
 struct Tape {
   std::ptrdiff_t rows_padded;
   std::ptrdiff_t positions;  // steps * rows_padded
-  float* hidden[3];          // h1, h2, h3: panels in words
+  float* hidden[3];          // h1, h2, h3: packed tiles in lanes
   float* slope[3];           // mish'(z): [positions, padded hidden]
   float* actions;            // chain only: a_k, [positions, A]
   float* unclipped;          // chain only: 1 where x0 was within the bound, [positions, A]
   float* final_unclipped;    // chain only: 1 where a_0 was within the bound, [rows_padded, A]
 };
 
-// What the backward pass of a wave leaves for its weight gradients, beside the tape.
+// What the backward pass of a row block leaves for its weight gradients, beside the tape.
 struct TapeGradients {
-  float* output;   // of the trunk's outputs: panels in words over padded outputs
-  float* hidden3;  // of z3, z2: panels in words
+  float* output;   // of the trunk's outputs: packed tiles in lanes over padded outputs
+  float* hidden3;  // of z3, z2: packed tiles in lanes
   float* hidden2;
-  float* hidden1;  // of z1: panels in fp32
-  float* context;  // of u, summed over the steps: [rows_padded, padded hidden]
+  float* hidden1;  // of z1: packed tiles in fp32
+  float* u;        // of u, summed over the steps: [rows_padded, padded hidden]
 };
 
 // A chain over the rows state * samples + sample. Prepared once a call.
@@ -86,7 +86,7 @@ struct Chain {
   float clip;   // infinity where there is none
   PackedLayer action;             // W_a, fp32
   PackedLayer action_transposed;  // for gradients
-  const float* time_rows;         // [steps, padded hidden]
+  const float* tau;         // [steps, padded hidden]
   const StepCoefficients* table;
   const float* noise;             // [steps + 1, rows, A], or null: drawn from `keys`
   NoiseKeys keys;
@@ -105,26 +105,26 @@ struct Mlp {
 // out[rows, columns] += sum over k of left[k][row] right[k][column]: a weight gradient.
 struct OuterProduct {
   const float* left;
-  std::ptrdiff_t left_step;   // words from one k to the next; 0 repeats
-  std::ptrdiff_t left_panel;  // words from one panel of rows to the next; 0 where all rows lie in one
+  std::ptrdiff_t left_step;   // lanes from one k to the next; 0 repeats
+  std::ptrdiff_t left_packed_tile;  // lanes from one packed tile of rows to the next; 0 where all rows lie in one
   int rows;
-  const float* right;  // panels
-  std::ptrdiff_t right_panel;
-  std::ptrdiff_t words;  // along k
+  const float* right;  // packed tiles
+  std::ptrdiff_t right_packed_tile;
+  std::ptrdiff_t lanes;  // along k
   float* out;
   std::ptrdiff_t out_stride;
-  bool in_words;  // of the trunk's precision; else fp32
+  bool in_lanes;  // of the trunk's precision; else fp32
 };
 
 struct TileKernels {
   int width;     // floats in a vector: outputs are padded to a multiple of it
   int max_rows;  // rows that a tile may have
-  int per_word;  // numbers in a word of the trunk
+  int per_lane;  // numbers in a lane of the trunk
 
-  // panels[ceil(outputs / width)][inputs][width] of weights [outputs, inputs], `stride` floats from row to row; in the
-  // trunk's words where asked. `transposed` packs its transpose, [ceil(inputs / width)][outputs][width].
-  void (*pack)(const float* weights, std::ptrdiff_t stride, int outputs, int inputs, bool transposed, bool in_words,
-               float* panels);
+  // packed tiles[ceil(outputs / width)][inputs][width] of weights [outputs, inputs], `stride` floats from row to row;
+  // in the trunk's lanes where asked. `transposed` packs its transpose, [ceil(inputs / width)][outputs][width].
+  void (*pack)(const float* weights, std::ptrdiff_t stride, int outputs, int inputs, bool transposed, bool in_lanes,
+               float* packed_tiles);
   // out[r] = init[r] + W x[r] in fp32, without activation; init_stride 0 shares one row. Rows up to any number.
   void (*dense)(const PackedLayer& layer, const float* x, std::ptrdiff_t x_stride, const float* init,
                 std::ptrdiff_t init_stride, float* out, std::ptrdiff_t out_stride, std::ptrdiff_t rows);
@@ -134,17 +134,17 @@ struct TileKernels {
 
   // Scratch of one thread, in floats; its base is aligned to 64 bytes.
   std::size_t (*scratch_floats)(const Trunk3& trunk, int action_dim);
-  // Rows first_row … first_row + rows - 1, rows <= max_rows. With a tape: of a wave that begins at row wave_first;
-  // first_row - wave_first is even, and rows too unless the wave ends with them.
+  // Rows first_row … first_row + rows - 1, rows <= max_rows. With a tape: of a row block that begins at row
+  // block_first; first_row - block_first is even, and rows too unless the row block ends with them.
   void (*chain_forward)(const Chain& chain, std::ptrdiff_t first_row, int rows, const Tape* tape,
-                        std::ptrdiff_t wave_first, float* scratch);
+                        std::ptrdiff_t block_first, float* scratch);
   void (*chain_backward)(const Chain& chain, const float* grad_actions, std::ptrdiff_t first_row, int rows,
-                         const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t wave_first, float* scratch);
-  void (*mlp_forward)(const Mlp& mlp, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t wave_first,
+                         const Tape& tape, const TapeGradients& gradients, std::ptrdiff_t block_first, float* scratch);
+  void (*mlp_forward)(const Mlp& mlp, std::ptrdiff_t first_row, int rows, const Tape* tape, std::ptrdiff_t block_first,
                       float* scratch);
   void (*mlp_backward)(const Mlp& mlp, const float* grad_out, std::ptrdiff_t first_row, int rows, const Tape& tape,
-                       const TapeGradients& gradients, std::ptrdiff_t wave_first, float* scratch);
-  // Panels first … first + count - 1 of the outer product's columns.
+                       const TapeGradients& gradients, std::ptrdiff_t block_first, float* scratch);
+  // Packed tiles first … first + count - 1 of the outer product's columns.
   void (*outer_product)(const OuterProduct& product, int first, int count);
 };
 

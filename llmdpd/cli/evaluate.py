@@ -23,13 +23,14 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import TaskResult, read_results, write_results
 from llmdpd.evaluation.scoring import evaluate_control, evaluate_policies, film, film_run
 from llmdpd.methods.acting import ActingConfig
-from llmdpd.ops.device import check_device, use_threads
+from llmdpd.ops.native import use_threads
 from llmdpd.runs.checks import check_max_steps, check_views
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import PromptChoice, check_choice, prompt_sets
 from llmdpd.tasks.specs import canonical_task, common_spec
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.bounds import LIMITS, check_limits
+from llmdpd.utils.device import check_device
 from llmdpd.utils.progress import console
 
 

@@ -1,14 +1,16 @@
-"""Diffusion over actions: noise network, sampler plans, and the fused reverse chain with its backends."""
+"""Diffusion over actions: noise network, samplers, and the reverse chain with its backends."""
 
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.sampler import BackendUnavailableError, reverse_diffusion
-from llmdpd.diffusion.schedules import SamplerPlan, alphas, sampler_plan
+from llmdpd.diffusion.schedules import alphas, sampler_plan
+from llmdpd.ops.arguments import SamplerCoefficients
 from llmdpd.ops.philox import philox_normal
 
 __all__ = [
     "BackendUnavailableError",
     "NoiseMLP",
-    "SamplerPlan",
+    "SamplerCoefficients",
+    "SamplerCoefficients",
     "alphas",
     "philox_normal",
     "reverse_diffusion",

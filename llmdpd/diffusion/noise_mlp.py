@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
+from llmdpd.ops.arguments import Precision
 from llmdpd.ops.mish_mlp import mish_mlp
 
 
@@ -36,8 +36,8 @@ class SinusoidalTime(nn.Module):
 class NoiseMLP(nn.Module):
     """epsilon(a_k, s, z, k): the noise in an action, given state, prompt vector and diffusion step (paper, equation 5).
 
-    The first layer is linear in [a_k, time, state, prompt], so its state and prompt parts are computed once a call
-    (`context`) and not once a step; `forward` and the sampler both use that split.
+    The first layer is linear in [a_k, time, state, prompt], so its state and prompt parts are computed once for
+    each call (`context`) and not once for each step; `forward` and the sampler both use that split.
 
     Args:
         state_dim: S, of the state (features) [B, S].
@@ -81,16 +81,16 @@ class NoiseMLP(nn.Module):
 
     def context(self, state: Tensor, prompt: Tensor) -> Tensor:
         """u = W_s s + W_z z + b1: state [B, S], prompt [Z] or [B, Z] -> [B, H]. A prompt [Z] is multiplied once."""
-        _, _, state_weight, prompt_weight, bias = self.first_layer()
-        return F.linear(state, state_weight) + F.linear(prompt, prompt_weight, bias)
+        _, _, W_s, W_z, b1 = self.first_layer()
+        return F.linear(state, W_s) + F.linear(prompt, W_z, b1)
 
-    def denoise(self, actions: Tensor, context: Tensor, time_rows: Tensor) -> Tensor:
-        """epsilon from a_k [..., A], u [..., H] and W_t time(k) [..., H] (broadcast together)."""
-        action_weight = self.first_layer()[0]
-        hidden = F.mish(F.linear(actions, action_weight) + context + time_rows)
+    def denoise(self, a: Tensor, u: Tensor, tau: Tensor) -> Tensor:
+        """epsilon from a_k [..., A], u [..., H] and tau_k = W_t time(k) [..., H] (broadcast together)."""
+        W_a = self.first_layer()[0]
+        h = F.mish(F.linear(a, W_a) + u + tau)
         for layer in self.layers[1:-1]:
-            hidden = F.mish(layer(hidden))
-        return self.layers[-1](hidden)
+            h = F.mish(layer(h))
+        return self.layers[-1](h)
 
     def time_rows(self, timesteps: Tensor) -> Tensor:
         """tau_k = W_t time(k): int64 [K] -> [K, H]."""

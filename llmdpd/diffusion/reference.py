@@ -8,45 +8,45 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion.noise_mlp import NoiseMLP
-from llmdpd.diffusion.schedules import SamplerPlan
+from llmdpd.ops.arguments import SamplerCoefficients
 
 
 def reverse_diffusion_reference(
-    net: NoiseMLP, state: Tensor, prompt: Tensor, plan: SamplerPlan, noise: Tensor, precision: str = "fp32"
+    net: NoiseMLP, state: Tensor, prompt: Tensor, plan: SamplerCoefficients, noise: Tensor, precision: str = "fp32"
 ) -> Tensor:
-    """Walk the chain from a_K to a_0 (paper, equation 4; the recurrence of `llmdpd.diffusion.schedules`).
+    """Compute a_0 by the reverse chain (paper, equation 4; the recurrence of `llmdpd.diffusion.schedules`).
 
     state [B, S], prompt [Z] or [B, Z], noise [K + 1, B, N, A] -> [B, N, A]. `bf16` runs the net's matrix products in
     bfloat16 and keeps the chain itself in the state's dtype.
     """
     low = precision == "bf16"
     with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):
-        context = net.context(state, prompt)[:, None, :]
-        time_rows = net.time_rows(torch.tensor(plan.timesteps).to(state.device))
+        u = net.context(state, prompt)[:, None, :]
+        tau = net.time_rows(torch.tensor(plan.timesteps).to(state.device))
 
     def epsilon(actions: Tensor, k: int) -> Tensor:
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):
-            return net.denoise(actions, context, time_rows[k])
+            return net.denoise(actions, u, tau[k])
 
     return walk_chain(plan, noise, epsilon)
 
 
 def walk_chain(
-    plan: SamplerPlan,
+    plan: SamplerCoefficients,
     noise: Tensor,
     epsilon: Callable[[Tensor, int], Tensor],
     hold: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """The recurrence of `llmdpd.diffusion.schedules`, whatever it is that is denoised.
+    """The recurrence of `llmdpd.diffusion.schedules` for actions, trajectories or anything else that is denoised.
 
     Args:
-        plan: the sampler's table.
-        noise: [K + 1, …], the start first, then one draw a step; a plan that draws at no step needs the start alone.
+        plan: the sampler's coefficients.
+        noise: [K + 1, …], the start first, then one for each step; without stochastic steps the start suffices.
         epsilon: the predicted noise of x […] at row k of the table.
-        hold: puts what is known into x, before every step and at the end (inpainting); by default nothing is.
+        hold: writes what is known into x, before every step and at the end (inpainting); by default nothing.
 
     Returns:
-        x after the last step, of the shape of one draw.
+        x after the last step […].
     """
     x = hold(plan.start * noise[0])
     x0_previous = torch.zeros_like(x)

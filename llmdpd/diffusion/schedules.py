@@ -1,16 +1,15 @@
-"""Variance schedules, and sampler plans: a sampler is a table of coefficients.
+"""Variance schedules and samplers: a sampler is a table of coefficients.
 
-Every sampler here is the same recurrence, with one row of coefficients a step (k = K first):
+Every sampler here is the same recurrence, with one row of coefficients for each step (k = K first):
 
-    x0      = clip(p_k a_k + e_k eps)
+    x0      = clip(p_k a_k + e_k epsilon)
     a_{k-1} = A_k a_k + B_k x0 + C_k x0_previous + S_k xi_k
 
-so that no kernel knows a sampler's or a schedule's name. `sampler_plan` builds the table in float64.
+so that no kernel knows a sampler's or a schedule's name. `sampler_plan` computes the table in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -18,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
+from llmdpd.ops.arguments import Precision as Precision
+from llmdpd.ops.arguments import SamplerCoefficients
 
 ScheduleName = Literal["vp", "linear", "cosine"]
 SamplerName = Literal["ddpm", "ddim", "dpm++2m"]
-Precision = Literal["fp32", "bf16"]
 Array = NDArray[np.float64]
 
 
@@ -30,7 +30,7 @@ def alphas(schedule: ScheduleName, steps: int) -> Array:
 
     `vp`: alpha_i = exp(-b0/T - (b1 - b0)(2i - 1)/(2 T^2)), b0 = 0.1, b1 = 10 (Diffusion-QL). `linear`: DDPM's betas
     1e-4 … 2e-2 of 1000 steps, scaled by 1000/T so that the last step is noise for any T. `cosine`: Nichol & Dhariwal
-    2021, offset 0.008. Betas are held below 0.999.
+    2021, offset 0.008. Betas are at most 0.999.
     """
     if steps < 1:
         raise InputError(
@@ -48,35 +48,6 @@ def alphas(schedule: ScheduleName, steps: int) -> Array:
     raise InputError("unknown variance schedule", field="schedule", found=schedule, expected=get_args(ScheduleName))
 
 
-@dataclass(frozen=True, eq=False)
-class SamplerPlan:
-    """The coefficients of a reverse chain, one row a step in the order that they are used (k = K first).
-
-    `timesteps` [K] int64 are the network's time indices (0 … train_steps - 1); `p, e, A, B, C, S` [K] float64 are the
-    coefficients of the module's recurrence; `clip` bounds x0 at every step and a_0 (None: no bound). The chain starts
-    at `start` times the first draw; `start` and S carry the noise scale. `sampler_plan` shares plans among all who ask
-    for the same one, so its arrays are read-only.
-    """
-
-    name: SamplerName
-    schedule: ScheduleName
-    train_steps: int
-    clip: float | None
-    start: float
-    timesteps: NDArray[np.int64]
-    p: Array
-    e: Array
-    A: Array
-    B: Array
-    C: Array
-    S: Array
-
-    @property
-    def steps(self) -> int:
-        """Number of denoising steps K."""
-        return len(self.timesteps)
-
-
 @lru_cache(maxsize=64)
 def sampler_plan(
     name: SamplerName = "ddpm",
@@ -87,17 +58,17 @@ def sampler_plan(
     train_steps: int | None = None,
     eta: float = 0.0,
     noise_scale: float = 1.0,
-) -> SamplerPlan:
-    """The plan of a sampler.
+) -> SamplerCoefficients:
+    """The coefficients of a sampler. Callers with the same arguments share one object.
 
     Args:
         name: `ddpm` (Ho et al. 2020: the paper's equation 4 where nothing is clipped), `ddim` (Song et al. 2021, with
             `eta`), or `dpm++2m` (DPM-Solver++(2M), Lu et al. 2022, data prediction).
-        steps: denoising steps K.
-        schedule: variance schedule that the network was trained on.
+        steps: number of denoising steps K.
+        schedule: variance schedule that the network was trained with.
         clip: bound on x0 at every step, and on the action; None for none.
         train_steps: length T of the training schedule; by default `steps`. `ddpm` needs `steps == train_steps`.
-        noise_scale: factor on every noise draw, the start's included; below 1 actions come from nearer to the mode.
+        noise_scale: factor on all noise, the start's included; below 1, actions lie nearer to the mode.
         eta: DDIM's noise, 0 (deterministic) to 1 (DDPM's posterior variance).
 
     Raises:
@@ -114,7 +85,7 @@ def sampler_plan(
     rows = (1 / np.sqrt(now), -np.sqrt(1 / now - 1), a, b, c, s * noise_scale)
     for array in (index, *rows):
         array.flags.writeable = False
-    return SamplerPlan(name, schedule, total, clip, noise_scale, index, *rows)
+    return SamplerCoefficients(name, schedule, total, clip, noise_scale, index, *rows)
 
 
 def _check_arguments(name: str, steps: int, total: int, clip: float | None, eta: float, noise_scale: float) -> None:
@@ -141,7 +112,7 @@ def _check_arguments(name: str, steps: int, total: int, clip: float | None, eta:
 def _timesteps(name: SamplerName, bar: Array, steps: int) -> NDArray[np.int64]:
     """Time indices from T-1 down, the last training step always first: the chain starts at N(0, I).
 
-    Evenly spread; for `dpm++2m` evenly in log-SNR, as its authors do. It extrapolates from one step to the next, and
+    Evenly spaced; for `dpm++2m` evenly in log-SNR, as its authors do. It extrapolates from one step to the next, and
     where the next is much longer (which even time steps are at the end of a chain) its error exceeds first order's.
     """
     if name != "dpm++2m":
@@ -185,3 +156,6 @@ def _dpm_solver_2m(now: Array, after: Array, eta: float) -> Rows:
     if len(h) > 2:
         r[1:-1] = 0.5 * h[1:-1] / h[:-2]  # 1 / (2 r) of the paper, r = h_previous / h
     return ratio, gain * (1 + r), -gain * r, np.zeros_like(h)
+
+
+SamplerPlan = SamplerCoefficients  # its name until all callers use the new one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from llmdpd.diffusion import SamplerPlan, sampler_plan
+from llmdpd.diffusion import SamplerCoefficients, sampler_plan
 from llmdpd.diffusion.schedules import Precision, SamplerName
 from llmdpd.errors import InputError
 from llmdpd.utils.bounds import Bounds, Count, NonNegative
@@ -55,7 +55,7 @@ class ChainActing(NoisyActing):
     steps: Annotated[int | None, Bounds(1)] = None
     """Denoising steps; by default those of training (ddpm needs those)."""
 
-    def coefficients(self, network: ChainConfig) -> SamplerPlan:
+    def coefficients(self, network: ChainConfig) -> SamplerCoefficients:
         """The sampler's coefficients for a network.
 
         Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmdpd.diffusion.noise_mlp import SinusoidalTime
 from llmdpd.diffusion.reference import walk_chain
-from llmdpd.diffusion.schedules import SamplerPlan
+from llmdpd.ops.arguments import SamplerCoefficients
 from llmdpd.ops.philox import philox_normal
 from llmdpd.utils.bounds import Fraction, Layers, Steps, Width, check_heads
 
@@ -129,7 +129,7 @@ def with_present(plan: Tensor, present: Tensor) -> Tensor:
 
 
 def reverse_plan(
-    net: PlanDenoiser, present: Tensor, state: Tensor, prompt: Tensor, plan: SamplerPlan, seeds: Tensor
+    net: PlanDenoiser, present: Tensor, state: Tensor, prompt: Tensor, plan: SamplerCoefficients, seeds: Tensor
 ) -> Tensor:
     """Draw plans by walking the reverse chain, the present state in place at every step.
 
@@ -155,7 +155,7 @@ def reverse_plan(
     return torch.cat(plans)[:batch]
 
 
-def noise_blocks(net: PlanDenoiser, plan: SamplerPlan, seeds: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def noise_blocks(net: PlanDenoiser, plan: SamplerCoefficients, seeds: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The noise of B plans, as many at a time as are drawn together: rows int64 [8] of the B, noise [K + 1, 8, H, P].
 
     The last block is filled up with its own last row. Where the plan draws at no step, noise is the start alone.
@@ -170,7 +170,7 @@ def noise_blocks(net: PlanDenoiser, plan: SamplerPlan, seeds: Tensor, like: Tens
 
 
 def _walk(
-    net: PlanDenoiser, present: Tensor, context: Tensor, time_rows: Tensor, plan: SamplerPlan, noise: Tensor
+    net: PlanDenoiser, present: Tensor, context: Tensor, time_rows: Tensor, plan: SamplerCoefficients, noise: Tensor
 ) -> Tensor:
     return walk_chain(
         plan, noise, lambda x, k: net.denoise(x, context, time_rows[k]), lambda x: with_present(x, present)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmdpd.diffusion import SamplerPlan, alphas, sampler_plan
+from llmdpd.diffusion import SamplerCoefficients, alphas, sampler_plan
 from llmdpd.diffusion.schedules import ScheduleName
 from llmdpd.errors import InputError
 from llmdpd.nn.acting import ActingConfig
@@ -80,7 +80,7 @@ class ChainConfig(NetworkConfig):
         """Products of alpha_1 … alpha_k for k = 1 … K, float32 [K]."""
         return torch.from_numpy(np.cumprod(alphas(self.schedule, self.diffusion_steps))).float()
 
-    def training_sampler(self) -> SamplerPlan:
+    def training_sampler(self) -> SamplerCoefficients:
         """The sampler of training: DDPM over the K steps of the chain."""
         return sampler_plan("ddpm", self.diffusion_steps, self.schedule, self.action_bound)
 

@@ -1,8 +1,9 @@
-"""The operators' way round PyTorch's dispatcher, for eager mode on the CPU.
+"""How the fused operations are called with a gradient, or on CUDA.
 
 A training iteration calls the operators some twenty times for a fraction of a millisecond each; what the dispatcher
 and its generated autograd do in Python around a call is a fifth of that. Here the same implementations are called by
-plain `torch.autograd.Function`s. Where a mode or a compiler watches, and on CUDA, the registered operators are called.
+plain `torch.autograd.Function`s. Where a mode or a compiler is active, and on CUDA, the registered operators are
+called.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmdpd.ops import operators
+from llmdpd.ops.arguments import ChainArguments
 
 
 class _Chain(torch.autograd.Function):
+    """Tensors: the first six arguments of the chain, the trunk last; constants: the arguments after them."""
+
     @staticmethod
     def forward(ctx: Any, constants: tuple[Any, ...], keep: bool, *tensors: Tensor) -> Tensor:
-        *first, w2, b2, w3, b3, w4, b4 = tensors
-        actions, tape = operators.chain_forward_cpu(*first, [w2, b2, w3, b3, w4, b4], *constants, keep)
+        actions, tape = operators.chain_forward_cpu(ChainArguments._make((*tensors[:5], tensors[5:], *constants)), keep)
         ctx.constants = constants
         ctx.save_for_backward(tape, *tensors)
         return actions
@@ -32,15 +35,15 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         tape, *tensors = ctx.saved_tensors
         need_state = ctx.needs_input_grad[2]
-        gradients = operators.chain_backward_cpu(grad, tape, *tensors[:5], tensors[5:], *ctx.constants, need_state)
+        chain = ChainArguments._make((*tensors[:5], tensors[5:], *ctx.constants))
+        gradients = operators.chain_backward_cpu(grad, tape, chain, need_state)
         return None, None, gradients[0] if need_state else None, *gradients[1:]
 
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bf16: bool, keep: bool, *tensors: Tensor) -> Tensor:
-        x, weight, init, *trunk = tensors
-        out, tape = operators.mlp_forward_cpu(x, weight, init, trunk, bf16, keep)
+        out, tape = operators.mlp_forward_cpu((*tensors[:3], tensors[3:], bf16), keep)
         ctx.bf16 = bf16
         ctx.save_for_backward(tape, *tensors)
         return out
@@ -48,16 +51,17 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        tape, x, weight, init, *trunk = ctx.saved_tensors
+        tape, *tensors = ctx.saved_tensors
         need_x, *weights = ctx.needs_input_grad[2:]
         # The reward term asks a critic that does not learn meanwhile.
         need_weights = any(weights)
-        gradients = operators.mlp_backward_cpu(grad, tape, x, weight, init, trunk, ctx.bf16, need_x, need_weights)
+        mlp = (*tensors[:3], tensors[3:], ctx.bf16)
+        gradients = operators.mlp_backward_cpu(grad, tape, mlp, need_x, need_weights)
         rest = gradients[1:] if need_weights else [None] * len(weights)
         return None, None, gradients[0] if need_x else None, *rest
 
 
-def _plain(tensor: Tensor) -> bool:
+def _eager_on_cpu(tensor: Tensor) -> bool:
     return (
         type(tensor) is Tensor
         and tensor.is_cpu
@@ -66,30 +70,25 @@ def _plain(tensor: Tensor) -> bool:
     )
 
 
-def chain(
-    state: Tensor,
-    state_weight: Tensor,
-    init: Tensor,
-    time_rows: Tensor,
-    action_weight: Tensor,
-    trunk: Sequence[Tensor],
-    constants: tuple[Any, ...],
-    keep: bool,
-) -> Tensor:
-    """`torch.ops.llmdpd.reverse_diffusion`'s actions; `constants` from the table to bf16."""
-    if _plain(state):
-        actions: Tensor = _Chain.apply(constants, keep, state, state_weight, init, time_rows, action_weight, *trunk)
+def reverse_diffusion(chain: ChainArguments, differentiate: bool) -> Tensor:
+    """a_0 [B, N, A]. `differentiate`: whether a gradient may be asked for."""
+    keep = differentiate and (chain.state.is_cuda or operators.keeps_tape(operators.chain_tape_floats(chain)))
+    actions: Tensor
+    if _eager_on_cpu(chain.state):
+        actions = _Chain.apply(chain[6:], keep, *chain[:5], *chain.trunk)
     else:
-        actions = torch.ops.llmdpd.reverse_diffusion(
-            state, state_weight, init, time_rows, action_weight, trunk, *constants, keep
-        )[0]
+        actions = torch.ops.llmdpd.reverse_diffusion(*chain, keep)[0]
     return actions
 
 
-def mlp(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool, keep: bool) -> Tensor:
-    """`torch.ops.llmdpd.mish_mlp`'s outputs."""
-    if _plain(x):
-        out: Tensor = _Mlp.apply(bf16, keep, x, input_weight, init, *trunk)
+def mish_mlp(
+    x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool, differentiate: bool
+) -> Tensor:
+    """The three-layer net's outputs [B, O] for x [B, I] and init [H] or [B, H]."""
+    keep = differentiate and operators.keeps_tape(operators.mlp_tape_floats(x, trunk, bf16))
+    out: Tensor
+    if _eager_on_cpu(x):
+        out = _Mlp.apply(bf16, keep, x, input_weight, init, *trunk)
     else:
         out = torch.ops.llmdpd.mish_mlp(x, input_weight, init, trunk, bf16, keep)[0]
     return out

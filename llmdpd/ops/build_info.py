@@ -1,4 +1,4 @@
-"""What of llmdpd was compiled, and what of it can run on this machine. `python -m llmdpd.ops.build_info` prints it."""
+"""Which parts of llmdpd are compiled and can run on this machine; `python -m llmdpd.ops.build_info` prints it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def build_info() -> dict[str, Any]:
     Returns:
         `version`, `python`, `torch`; `cpp`: `compiled` and, where it is, `compiler`, `flags`, `instruction_sets`
         compiled in, those `runnable` on this CPU and the one `in_use`; `threads`; `backends`: for `reference`, `cpp`
-        and `triton` each `{"available": bool, "reason": str | None}`, the reason saying what would mend it.
+        and `triton` each `{"available": bool, "reason": str | None}`; the reason says what would help.
     """
     import torch
 
-    from llmdpd.ops import native
+    from llmdpd.ops import native, triton
 
-    found = {"reference": (True, None), "cpp": native.available(), "triton": _triton()}
+    found = {"reference": (True, None), "cpp": native.available(), "triton": triton.availability()}
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -30,14 +30,6 @@ def build_info() -> dict[str, Any]:
         "threads": native.threads(),
         "backends": {name: {"available": can, "reason": why} for name, (can, why) in found.items()},
     }
-
-
-def _triton() -> tuple[bool, str | None]:
-    try:
-        from llmdpd import kernels
-    except ImportError as error:
-        return False, f"llmdpd.kernels can't be imported ({error}); install llmdpd: pip install ."
-    return kernels.availability()
 
 
 def _cpp_build() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What torch.compile is told of this package's functions."""
+"""A mark for functions that torch.compile evaluates while it compiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def constant_when_compiled(function: Function) -> Function:
-    """The function, marked: torch.compile calls it while it compiles, and takes what it returns for constant.
+    """Mark a function: torch.compile calls it while it compiles, and takes its result as a constant.
 
     `torch.compiler.assume_constant_result` sets the same mark, and imports all of torch.compile to do so: two seconds
     of every process that only evaluates or acts.

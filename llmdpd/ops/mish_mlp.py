@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.diffusion.schedules import Precision
-from llmdpd.ops import autograd, native, operators
+from llmdpd.ops import autograd, native
+from llmdpd.ops.arguments import Precision
 
 
 def mish_mlp(
@@ -17,12 +17,12 @@ def mish_mlp(
 ) -> Tensor:
     """The net on a batch of inputs; differentiable in all.
 
-    Device and dtype alone decide what computes it: the C++ code for float32 on the CPU; PyTorch on another device, in
-    another dtype, and under autocast, which the C++ code would not heed.
+    Device and dtype alone decide what computes it: C++ for float32 on the CPU; PyTorch on another device, in another
+    dtype, and under autocast, which the C++ code would ignore.
 
     Args:
         x: [..., I].
-        input_weight: W1 [H, I]; a slice of columns of a larger matrix will do.
+        input_weight: W1 [H, I]; a slice of the columns of a larger matrix is possible.
         init: what is added to W1 x: the bias [H], or a row for each input, [..., H].
         layers: the three that follow: [H, H], [H, H], [O, H].
         precision: `bf16` runs the products of these three in bfloat16, summed in float32.
@@ -31,7 +31,7 @@ def mish_mlp(
         [..., O].
 
     Raises:
-        RuntimeError: float32 on the CPU, and the C++ module is not there; says why and what would mend it.
+        RuntimeError: float32 on the CPU and no C++ module; the message says why and what would help.
     """
     trunk = [part for layer in layers for part in (layer.weight, layer.bias)]
     tensors = [x, input_weight, init, *trunk]
@@ -42,12 +42,9 @@ def mish_mlp(
             return mish_mlp_reference(x, input_weight, init, trunk).to(x.dtype)
     rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
     inits = init if init.ndim == 1 else init.expand(*x.shape[:-1], -1).flatten(0, -2)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    outputs, hidden = trunk[4].shape
-    bf16 = precision == "bf16"
-    keep = keep and operators.keeps_tape(operators.tape_floats(len(rows), hidden, outputs, 0, 1, 1, bf16))
-    out = autograd.mlp(rows, input_weight, inits, trunk, bf16, keep)
-    return out.reshape(*x.shape[:-1], outputs)
+    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    out = autograd.mish_mlp(rows, input_weight, inits, trunk, precision == "bf16", differentiate)
+    return out.reshape(*x.shape[:-1], trunk[4].shape[0])
 
 
 def mish_mlp_reference(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor]) -> Tensor:
@@ -58,7 +55,7 @@ def mish_mlp_reference(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Seq
 
 
 def _native(tensors: Sequence[Tensor]) -> bool:
-    """Whether the C++ code computes these; it must be there then."""
+    """Whether the C++ code computes these; it must be available then."""
     if not all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors):
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -66,6 +63,6 @@ def _native(tensors: Sequence[Tensor]) -> bool:
     # Not `native.module()`, which a compiler can't see through.
     there, reason = native.available()
     if not there:
-        # PyTorch would do, but slower and with other last bits, which a run is not to get unasked.
+        # PyTorch could compute it, but slower and with other last bits, which must not change silently in a run.
         raise RuntimeError(reason)
     return True

@@ -1,9 +1,11 @@
-"""The compiled module: whether it is there, and torch's tensors as it takes them."""
+"""The compiled module: whether it is available, its threads, and every call of the operators' C++ functions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmdpd.errors import InputError
+from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.compiling import constant_when_compiled
+from llmdpd.utils.cores import usable_cores
 from llmdpd.version import __version__
 
 _threads: int | None = None
-MAX_ROWS = 1 << 32  # the row is one 32-bit word of the noise's counter
-MAX_SAMPLES = (1 << 31) - 1
 
 
 @lru_cache(maxsize=1)
@@ -52,20 +54,30 @@ def module() -> ModuleType:
 
 
 def threads() -> int:
-    """Threads that the C++ code takes for one call: what `set_threads` said, else as many as torch takes."""
+    """Number of threads of one C++ call: what `set_threads` was given, else as many as torch uses."""
     return _threads if _threads is not None else torch.get_num_threads()
 
 
 def set_threads(count: int | None) -> None:
-    """Give the C++ code as many threads from here on; None: as many as torch takes.
+    """Set the number of threads of the C++ code; None: as many as torch uses.
 
-    Its results do not depend on it. Unlike torch's, its threads do not wait for one of them that the system has not
+    The results do not depend on it. Unlike torch's, these threads do not wait for one of them that the system has not
     given a core: on a busy machine a call takes no longer than alone.
     """
     global _threads
     if count is not None and count < 1:
         raise InputError("at least one thread", field="threads", found=count, expected="1 or more")
     _threads = count
+
+
+def use_threads(count: int) -> None:
+    """Use `count` CPU threads (0: one for each core) in the C++ code from here on, and one in torch.
+
+    torch's second thread would save little of these small operations, and on a busy machine it costs many times what
+    they take: torch waits for its partner at each of them.
+    """
+    torch.set_num_threads(1)
+    set_threads(count or usable_cores())
 
 
 def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
@@ -111,3 +123,67 @@ def keys(seed: Tensor) -> NDArray[np.uint64]:
     """Noise keys int64 [1] or [B] as the C++ code takes them."""
     dense = seed.detach().contiguous()
     return (dense if aligned(dense) else dense.clone()).numpy().view(np.uint64)
+
+
+def _chain(chain: ChainArguments) -> Any:
+    noise = chain.noise
+    return module().ChainArguments(
+        rows(chain.state),
+        rows(chain.W_s),
+        array(chain.u_z),
+        array(chain.tau),
+        rows(chain.W_a),
+        [array(part) for part in chain.trunk],
+        array(chain.table),
+        keys(chain.key),
+        None if noise is None else array(noise).reshape(len(noise), -1, noise.shape[-1]),
+        chain.start,
+        chain.clip,
+        chain.samples,
+        chain.bf16,
+        threads(),
+    )
+
+
+def chain_forward(chain: ChainArguments, actions: Tensor, tape: Tensor) -> None:
+    """Compute a_0 into actions [B, N, A]; into the tape, where it is not empty, what the backward pass reads."""
+    module().chain_forward(_chain(chain), array(actions).reshape(-1, actions.shape[-1]), array(tape))
+
+
+def chain_backward(
+    chain: ChainArguments, grad: Tensor, tape: Tensor, gradients: Sequence[Tensor], need_state: bool
+) -> None:
+    """Compute the gradients of the first six arguments, the trunk last, from that of a_0 [B, N, A]."""
+    state, W_s, u_z, tau, W_a, *trunk = [array(part) for part in gradients]
+    module().chain_backward(
+        _chain(chain),
+        array(grad).reshape(-1, grad.shape[-1]),
+        array(tape),
+        state if need_state else None,
+        W_s,
+        u_z,
+        tau,
+        W_a,
+        trunk,
+    )
+
+
+def _mlp(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool) -> Any:
+    return module().MlpArguments(
+        rows(x), rows(input_weight), array(init), [array(part) for part in trunk], bf16, threads()
+    )
+
+
+def mlp_forward(mlp: tuple[Any, ...], out: Tensor, tape: Tensor) -> None:
+    """Compute the three-layer net `mlp` (x, input weight, init, trunk, bf16) into out [B, O]; tape as for the chain."""
+    module().mlp_forward(_mlp(*mlp), array(out), array(tape))
+
+
+def mlp_backward(
+    mlp: tuple[Any, ...], grad: Tensor, tape: Tensor, gradients: Sequence[Tensor], need_x: bool, need_weights: bool
+) -> None:
+    """Compute the gradients of x, of the input weight, of init and of the trunk from that of the outputs [B, O]."""
+    x, weight, init, *trunk = [array(part) for part in gradients]
+    module().mlp_backward(
+        _mlp(*mlp), array(grad), array(tape), x if need_x else None, weight, init, trunk if need_weights else []
+    )

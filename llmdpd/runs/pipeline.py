@@ -28,7 +28,7 @@ from llmdpd.nn.actor import SACActor
 from llmdpd.nn.history_policy import HistoryPolicy
 from llmdpd.nn.policy_network import Window
 from llmdpd.ops import native
-from llmdpd.ops.device import check_device, use_threads
+from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts import TEXT_MODELS, task_prompt
@@ -44,6 +44,7 @@ from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import check_cuda_graph, describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import console
 

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmdpd.diffusion import NoiseMLP, SamplerPlan, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal, reverse_diffusion, sampler_plan
 from llmdpd.ops import native
 from llmdpd.ops.mish_mlp import mish_mlp, mish_mlp_reference
 
@@ -76,7 +76,7 @@ def randomise(module: nn.Module, rng: np.random.Generator) -> None:
             parameter.copy_(1.2 * floats(rng, *parameter.shape) / max(parameter.shape[-1], 1) ** 0.5)
 
 
-def random_plan(rng: np.random.Generator, steps: int, clipped: bool) -> SamplerPlan:
+def random_plan(rng: np.random.Generator, steps: int, clipped: bool) -> SamplerCoefficients:
     """A sampler's own table; or, for few steps, one in which every coefficient matters."""
     clip = [0.7, 3.0, None][rng.integers(3)] if clipped else None
     if steps > 5 or rng.integers(2):
@@ -128,7 +128,7 @@ class Trunk(nn.Module):
         self.first = nn.Parameter(torch.empty(hidden, inputs + 2))
         self.layers = nn.ModuleList([nn.Linear(hidden, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)])
         if steps:
-            self.time_rows = nn.Parameter(torch.empty(steps, hidden))
+            self.tau = nn.Parameter(torch.empty(steps, hidden))
 
     def parts(self) -> list[Tensor]:
         return [part for layer in self.layers for part in (layer.weight, layer.bias)]
@@ -143,32 +143,30 @@ def operator(
     own, keep, start = bool(rng.integers(2)), bool(rng.integers(2)), float(rng.uniform(0.5, 1.5))
     rows = {"state": floats(rng, B, S), "seed": torch.from_numpy(rng.integers(-(2**63), 2**63, B))}
     shared = {}
-    (rows if own else shared)["init"] = floats(rng, B, H) if own else floats(rng, H)
-    table = np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1)
-    bound = float("inf") if plan.clip is None else plan.clip
+    (rows if own else shared)["u_z"] = floats(rng, B, H) if own else floats(rng, H)
+    table = plan.table()
 
     def native_run(trunk: Trunk, given: Inputs) -> Tensor:
-        action, state = trunk.first[:, 1 : A + 1], trunk.first[:, A + 1 : -1]
-        coefficients = torch.from_numpy(table.astype(np.float32))
+        W_a, W_s = trunk.first[:, 1 : A + 1], trunk.first[:, A + 1 : -1]
         return torch.ops.llmdpd.reverse_diffusion(
-            given["state"], state, given["init"], trunk.time_rows, action, trunk.parts(), coefficients,
-            given["seed"], None, start, bound, N, bf16, keep,
+            given["state"], W_s, given["u_z"], trunk.tau, W_a, trunk.parts(), torch.from_numpy(table),
+            given["seed"], None, start, plan.bound, N, bf16, keep,
         )[0]  # fmt: skip
 
     def reference(trunk: Trunk, given: Inputs) -> Tensor:
-        action, state = trunk.first[:, 1 : A + 1], trunk.first[:, A + 1 : -1]
+        W_a, W_s = trunk.first[:, 1 : A + 1], trunk.first[:, A + 1 : -1]
         double = trunk.first.dtype == torch.float64
         noise = philox_normal(given["seed"], B, N, K + 1, A).to(trunk.first.dtype)
-        context = (F.linear(given["state"], state) + given["init"])[:, None, :]
+        u = (F.linear(given["state"], W_s) + given["u_z"])[:, None, :]
         a, previous = start * noise[0], torch.zeros_like(noise[0])
-        for k, (p, e, c_a, c_x, c_previous, c_noise) in enumerate(table.tolist()):
-            hidden = F.mish(F.linear(a, action) + context + trunk.time_rows[k])
+        for k, (p_k, e_k, A_k, B_k, C_k, S_k) in enumerate(table.tolist()):
+            h = F.mish(F.linear(a, W_a) + u + trunk.tau[k])
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16 and not double):
                 for layer in trunk.layers[:-1]:
-                    hidden = F.mish(layer(hidden))
-                x0 = (p * a + e * trunk.layers[-1](hidden)).clamp(-bound, bound)
-            a, previous = c_a * a + c_x * x0 + c_previous * previous + c_noise * noise[k + 1], x0
-        return a.clamp(-bound, bound)
+                    h = F.mish(layer(h))
+                x0 = (p_k * a + e_k * trunk.layers[-1](h)).clamp(-plan.bound, plan.bound)
+            a, previous = A_k * a + B_k * x0 + C_k * previous + S_k * noise[k + 1], x0
+        return a.clamp(-plan.bound, plan.bound)
 
     return Call(trunk, rows, shared, native_run, reference, *tolerances("bf16" if bf16 else "fp32", H))
 

@@ -182,51 +182,33 @@ def act(**arguments: Any) -> None:
 
 ACT = {"state": ones(B, S), "prompt": ones(B, Z), "keys": np.ones(B, np.uint64), "actions": ones(B, A), "threads": 2}
 CHAIN = {
-    "trunk": trunk(A),
-    "state_weight": ones(H, S),
-    "action_weight": ones(H, A),
-    "init": ones(B, H),
-    "time_rows": ones(K, H),
     "state": ones(B, S),
+    "W_s": ones(H, S),
+    "u_z": ones(B, H),
+    "tau": ones(K, H),
+    "W_a": ones(H, A),
+    "trunk": trunk(A),
     "table": ones(K, 6),
+    "keys": np.ones(B, np.uint64),
+    "noise": ones(K + 1, B * N, A),
     "start": 1.0,
     "clip": 1.0,
     "samples": N,
-    "keys": np.ones(B, np.uint64),
-    "noise": ones(K + 1, B * N, A),
     "bf16": False,
     "threads": 2,
 }
-MLP = {"trunk": trunk(A), "input_weight": ones(H, S), "init": ones(B, H), "x": ones(B, S), "bf16": False, "threads": 2}
+MLP = {"x": ones(B, S), "input_weight": ones(H, S), "init": ones(B, H), "trunk": trunk(A), "bf16": False, "threads": 2}
 
 
-def chain_call(arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    own = {name: arguments.pop(name) for name in CHAIN}
-    return native.module().ChainArguments(**own), arguments
+def of_arguments(arguments: str, name: str) -> Callable[..., None]:
+    """The function `name`, whose first argument is made of those that begin with `in_`."""
 
+    def call(**given: Any) -> None:
+        own = {key.removeprefix("in_"): value for key, value in given.items() if key.startswith("in_")}
+        rest = {key: value for key, value in given.items() if not key.startswith("in_")}
+        getattr(native.module(), name)(getattr(native.module(), arguments)(**own), **rest)
 
-def mlp_call(arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    own = {name.removeprefix("in_"): arguments.pop(name) for name in [*(f"in_{name}" for name in MLP)]}
-    return native.module().MlpArguments(**own), arguments
-
-
-def chain_forward(**arguments: Any) -> None:
-    native.module().chain_forward(*chain_call(arguments)[:1], **arguments)
-
-
-def chain_backward(**arguments: Any) -> None:
-    own = {name.removeprefix("in_"): arguments.pop(name) for name in [*(f"in_{name}" for name in CHAIN)]}
-    native.module().chain_backward(native.module().ChainArguments(**own), **arguments)
-
-
-def mlp_forward(**arguments: Any) -> None:
-    call, rest = mlp_call(arguments)
-    native.module().mlp_forward(call, **rest)
-
-
-def mlp_backward(**arguments: Any) -> None:
-    call, rest = mlp_call(arguments)
-    native.module().mlp_backward(call, **rest)
+    return call
 
 
 def inputs(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -249,37 +231,30 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
     "PackedCritic": (critic, {"first_weight": ones(H, S + A + Z), "first_bias": ones(H), "trunk": trunk(1)}, set()),
     "act": (act, ACT, {"actions"}),
     "chain_forward": (
-        chain_forward,
-        CHAIN | {"actions": ones(B * N, A), "tape": tape(B * N, A, N, K)},
+        of_arguments("ChainArguments", "chain_forward"),
+        inputs(CHAIN) | {"actions": ones(B * N, A), "tape": tape(B * N, A, N, K)},
         {"actions", "tape"},
     ),
     "chain_backward": (
-        chain_backward,
+        of_arguments("ChainArguments", "chain_backward"),
         inputs(CHAIN)
-        | {"grad_actions": ones(B * N, A), "tape": tape(B * N, A, N, K), "trunk": trunk(A), "state_weight": ones(H, S)}
-        | {"state": ones(B, S), "init": ones(B, H), "action_weight": ones(H, A), "time_rows": ones(K, H)},
-        {"trunk", "state_weight", "state", "init", "action_weight", "time_rows"},
+        | {"grad_actions": ones(B * N, A), "tape": tape(B * N, A, N, K), "state": ones(B, S), "W_s": ones(H, S)}
+        | {"u_z": ones(B, H), "tau": ones(K, H), "W_a": ones(H, A), "trunk": trunk(A)},
+        {"state", "W_s", "u_z", "tau", "W_a", "trunk"},
     ),
     "mlp_forward": (
-        mlp_forward,
+        of_arguments("MlpArguments", "mlp_forward"),
         inputs(MLP) | {"out": ones(B, A), "tape": tape(B, 0, 1, 1)},
         {"out", "tape"},
     ),
     "mlp_backward": (
-        mlp_backward,
+        of_arguments("MlpArguments", "mlp_backward"),
         inputs(MLP)
-        | {"grad_out": ones(B, A), "tape": tape(B, 0, 1, 1), "trunk": trunk(A), "input_weight": ones(H, S)}
-        | {"x": ones(B, S), "init": ones(B, H)},
-        {"trunk", "input_weight", "x", "init"},
+        | {"grad_out": ones(B, A), "tape": tape(B, 0, 1, 1), "x": ones(B, S), "input_weight": ones(H, S)}
+        | {"init": ones(B, H), "trunk": trunk(A)},
+        {"x", "input_weight", "init", "trunk"},
     ),
 }
-STRIDED = {
-    "state_weight",
-    "action_weight",
-    "input_weight",
-    "state",
-    "x",
-}  # rows may lie apart: F order need not be wrong
 
 
 def wrong_arrays(array: np.ndarray, written: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -325,7 +300,7 @@ def wrong_arguments(arguments: dict[str, Any], written: set[str]) -> Iterator[tu
 def allowed(entry: str, what: str) -> bool:
     """What is none of the wrong arguments after all."""
     name, how = what.split(": ")
-    if name == "tape":  # room for at least so much, which is reckoned from above; or none: then none is kept or read
+    if name == "tape":  # room for at least so much, which is an upper bound; or none: then none is kept or read
         return how.endswith("in dimension 0")
     # Its columns beyond the others are the prompt's.
     return name == "first_weight" and how.endswith("in dimension 1") and not how.startswith("0")

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
-from llmdpd.diffusion.schedules import SamplerPlan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, reverse_diffusion
 from llmdpd.errors import InputError
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.ops import native
-from llmdpd.ops.packed import check_inputs, noise_keys, packed, packed_critic
+from llmdpd.ops.packing import best_of_n
+from llmdpd.ops.philox import philox_normal
 
 
 @torch.no_grad()
 def sample_actions(
-    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerPlan, acting: BestOfN, seeds: Tensor
+    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerCoefficients, acting: BestOfN, seeds: Tensor
 ) -> Tensor:
     """One action a state, to which a chunk is one of H A numbers: B states' condition, seeds int64 [B] → [B, A].
 
@@ -30,44 +25,25 @@ def sample_actions(
     Raises:
         InputError: several samples and no critic to choose by.
     """
-    native_actor = (
-        None if critic is None or acting.samples == 1 else _native_actor(net, critic, condition, plan, acting)
-    )
-    if native_actor is not None:
-        batch = check_inputs(net, condition.state, condition.prompt, acting.samples)
-        actions = np.empty((batch, net.action_dim), np.float32)
-        state, prompt = native.array(condition.state), native.array(condition.prompt)
-        native_actor.act(state, prompt, noise_keys(seeds, batch), actions, native.threads())
-        return torch.from_numpy(actions)
+    if critic is not None and acting.samples > 1:
+        actions = best_of_n(
+            net,
+            (critic.q1, critic.q2),
+            plan,
+            condition.state,
+            condition.prompt,
+            seeds,
+            samples=acting.samples,
+            temperature=acting.temperature if acting.selection == "soft" else None,
+            bf16=acting.precision == "bf16",
+        )
+        if actions is not None:
+            return actions
     return _sample_in_torch(net, critic, condition, plan, acting, seeds)
 
 
-def _native_actor(
-    net: NoiseMLP, critic: DoubleQ, condition: Condition, plan: SamplerPlan, acting: BestOfN
-) -> Any | None:
-    """The C++ actor of these networks as they are now; None where it can't run."""
-    tensors = (condition.state, condition.prompt, net.layers[0].bias, critic.q1[0].bias)
-    if not native.available()[0] or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
-        return None
-    bf16 = acting.precision == "bf16"
-    critics = [packed_critic(q, net.state_dim, net.action_dim, bf16) for q in (critic.q1, critic.q2)]
-    sampler = packed(net, bf16).sampler(plan)
-    # What the last one was made of: in an episode it is always the same.
-    key = (sampler, *critics, acting)
-    kept = _actors.get(net)
-    if kept is None or any(one is not other for one, other in zip(kept[0], key, strict=True)):
-        q1, q2 = (one.packed for one in critics)
-        soft = acting.selection == "soft"
-        kept = key, native.module().Actor(sampler, q1, q2, acting.samples, soft, acting.temperature)
-        _actors[net] = kept
-    return kept[1]
-
-
-_actors: weakref.WeakKeyDictionary[NoiseMLP, tuple[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
-
-
 def _sample_in_torch(
-    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerPlan, acting: BestOfN, seeds: Tensor
+    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerCoefficients, acting: BestOfN, seeds: Tensor
 ) -> Tensor:
     """`sample_actions` on any device: what the C++ actor is held to."""
     state, prompt = condition.state, condition.prompt

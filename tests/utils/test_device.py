@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.ops.device import check_device, matmul_precision
+from llmdpd.utils.device import check_device, matmul_precision
 
 
 def test_matrix_products_change_within_the_block_alone() -> None:

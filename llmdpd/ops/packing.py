@@ -1,33 +1,29 @@
-"""Sampling on the CPU without gradients: networks packed once for as long as their weights stay what they are.
+"""Sampling and acting on the CPU without gradients, with networks packed once for as long as their weights last.
 
 Packing half a megabyte of weights costs more than an action. A packed network is used again exactly as long as every
 parameter is the same object, in the same memory, at the same version (the counter that autograd keeps of in-place
 changes: optimisers, `load_state_dict`, `copy_`, `lerp_`). Writes through `.data` escape that counter, so a sample of
-the weights (every 256th number) is compared as well: a copy or an average through `.data` is seen, a write to one
+the weights (every 256th number) is compared as well: a copy or an average through `.data` is detected, a write to one
 single element through `.data` may not be. Inference tensors and parametrised layers have no versions: those networks
 are packed at every call.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmdpd.errors import InputError
 from llmdpd.ops import native
-
-if TYPE_CHECKING:
-    from llmdpd.diffusion.noise_mlp import NoiseMLP
-    from llmdpd.diffusion.schedules import SamplerPlan
+from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_shapes
 
 _MASK64 = (1 << 64) - 1
-_MAX_PLANS = 32  # bound to one network at a time
+_MAX_SAMPLERS = 32  # bound to one network at a time
 
 
 class _Watch:
@@ -79,17 +75,19 @@ def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any,
 
 
 class PackedNet:
-    """A noise network's weights in the C++ code's layout, and the plans that were bound to them."""
+    """A noise network's weights in the C++ code's layout, and the samplers that were bound to them."""
 
-    def __init__(self, net: NoiseMLP, bf16: bool) -> None:
+    def __init__(self, net: NoiseNetwork, bf16: bool) -> None:
         first, *rest = net.linears
-        self.watch = _Watch(net, [*net.linears, *(part for part in net.time_mlp if isinstance(part, nn.Linear))])
+        layers = [*net.linears, *(part for part in net.time_mlp if isinstance(part, nn.Linear))]
+        self.watch = _Watch(cast("nn.Module", net), layers)
+        self.action_dim = net.action_dim
         self._time_mlp = net.time_mlp  # not the network itself, which must be free to go
         weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
         self._packed = native.module().PackedNet(
             net.action_dim, net.time_dim, weight, bias, _trunk_arrays(rest), net.state_dim, bf16
         )
-        self._samplers: dict[SamplerPlan, Any] = {}
+        self._samplers: dict[SamplerCoefficients, Any] = {}
 
     def is_current(self) -> bool:
         """Whether the network still has the weights that were packed."""
@@ -99,20 +97,34 @@ class PackedNet:
         """Whether a parameter asks for a gradient."""
         return any(parameter.requires_grad for parameter in self.watch.parameters)
 
-    def sampler(self, plan: SamplerPlan) -> Any:
-        """The plan bound to these weights: its time rows are computed."""
-        sampler = self._samplers.get(plan)
+    def sampler(self, coefficients: SamplerCoefficients) -> Any:
+        """The coefficients bound to these weights, with the time rows computed."""
+        sampler = self._samplers.get(coefficients)
         if sampler is None:
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                embedding = self._time_mlp(torch.tensor(plan.timesteps, device="cpu"))
-            clip = math.inf if plan.clip is None else plan.clip
-            sampler = native.module().Sampler(
-                self._packed, coefficients(plan), native.array(embedding, "time embedding"), plan.start, clip
-            )
-            if len(self._samplers) >= _MAX_PLANS:
+                embedding = self._time_mlp(torch.tensor(coefficients.timesteps, device="cpu"))
+            time = native.array(embedding, "time embedding")
+            table, start, clip = coefficients.table(), coefficients.start, coefficients.bound
+            sampler = native.module().Sampler(self._packed, table, time, start, clip)
+            if len(self._samplers) >= _MAX_SAMPLERS:
                 self._samplers.clear()
-            self._samplers[plan] = sampler
+            self._samplers[coefficients] = sampler
         return sampler
+
+    def run(
+        self,
+        coefficients: SamplerCoefficients,
+        states: NDArray[np.float32],
+        prompts: NDArray[np.float32],
+        samples: int,
+        keys: NDArray[np.uint64],
+        noise: NDArray[np.float32] | None,
+    ) -> Tensor:
+        """a_0 [B, A] where samples is 1, else [B, N, A], of states [B, S] and prompts [Z] or [B, Z]."""
+        actions = np.empty((len(states) * samples, self.action_dim), dtype=np.float32)
+        self.sampler(coefficients).run(states, prompts, samples, keys, noise, actions, native.threads())
+        result = torch.from_numpy(actions)
+        return result if samples == 1 else result.view(len(states), samples, self.action_dim)
 
 
 class PackedCritic:
@@ -138,22 +150,18 @@ def _trunk_arrays(layers: Sequence[nn.Linear]) -> list[np.ndarray]:
     ]
 
 
-def coefficients(plan: SamplerPlan) -> np.ndarray:
-    """The plan's table as the kernels take it: float32 [K, 6], columns p, e, A, B, C, S."""
-    return np.stack([plan.p, plan.e, plan.A, plan.B, plan.C, plan.S], axis=1).astype(np.float32)
-
-
 Kept = tuple[weakref.WeakKeyDictionary[nn.Module, Any], weakref.WeakKeyDictionary[nn.Module, Any]]
 _nets: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
 _critics: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
 
 
-def packed(net: NoiseMLP, bf16: bool) -> PackedNet:
+def packed(net: NoiseNetwork, bf16: bool) -> PackedNet:
     """The network packed, from an earlier call where its weights have not changed since."""
-    entry: PackedNet | None = _nets[bf16].get(net)
+    module = cast("nn.Module", net)
+    entry: PackedNet | None = _nets[bf16].get(module)
     if entry is None or not entry.is_current():
         entry = PackedNet(net, bf16)
-        _keep(_nets[bf16], net, entry)
+        _keep(_nets[bf16], module, entry)
     return entry
 
 
@@ -173,15 +181,41 @@ def _keep(kept: weakref.WeakKeyDictionary[nn.Module, Any], module: nn.Module, en
         kept.pop(module, None)
 
 
-def quick_sample(
-    net: NoiseMLP, plan: SamplerPlan, state: Tensor, prompt: Tensor, samples: int, seed: int | None, bf16: bool
+def sample(
+    net: NoiseNetwork,
+    coefficients: SamplerCoefficients,
+    state: Tensor,
+    prompt: Tensor,
+    samples: int,
+    seed: int | Tensor | None,
+    noise: Tensor | None,
+    bf16: bool,
+) -> Tensor:
+    """a_0 by the reverse chain in C++, of arguments that were checked. Seed: an int, or int64 [B]."""
+    if noise is None:
+        keys, given = _keys(_random_seed() if seed is None else seed), None
+    else:
+        keys = np.zeros(1, dtype=np.uint64)
+        given = native.array(noise, "noise").reshape(coefficients.steps + 1, -1, net.action_dim)
+    states, prompts = native.array(state, "state"), native.array(prompt, "prompt")
+    return packed(net, bf16).run(coefficients, states, prompts, samples, keys, given)
+
+
+def sample_again(
+    net: NoiseNetwork,
+    coefficients: SamplerCoefficients,
+    state: Tensor,
+    prompt: Tensor,
+    samples: int,
+    seed: int | None,
+    bf16: bool,
 ) -> Tensor | None:
-    """`sample` for the most frequent call, with nothing but the checks that it needs; None where it is another one.
+    """`sample` for the most frequent call, with only the checks that it needs; None where it is another one.
 
     That is: a network that was packed before and has not changed, no gradient, dense float32 tensors on the CPU, one
-    prompt for all. A call for one state takes 15 microseconds in C++, as much as careful checks in Python do.
+    prompt for all. A call for one state takes 15 microseconds in C++, as much as careful checks take in Python.
     """
-    entry: PackedNet | None = _nets[bf16].get(net)
+    entry: PackedNet | None = _nets[bf16].get(net)  # type: ignore[call-overload]
     if (
         entry is None
         or type(state) is not Tensor
@@ -197,103 +231,85 @@ def quick_sample(
     ):
         return None
     shape = state.shape
-    if len(shape) != 2 or shape[1] != net.state_dim or prompt.shape != (net.prompt_dim,) or samples < 1:
+    if len(shape) != 2 or shape[1] != net.state_dim or prompt.shape != (net.prompt_dim,):
         return None
-    rows = shape[0] * samples
-    if rows > native.MAX_ROWS or samples > native.MAX_SAMPLES:
+    if not 1 <= samples <= MAX_SAMPLES or shape[0] * samples > MAX_ROWS:
         return None
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
-    actions = np.empty((rows, net.action_dim), dtype=np.float32)
-    keys = np.array([seed & _MASK64], dtype=np.uint64)
-    states, prompts = state.detach().numpy(), prompt.detach().numpy()
-    entry.sampler(plan).run(states, prompts, samples, keys, None, actions, native.threads())
-    drawn = torch.from_numpy(actions)
-    return drawn if samples == 1 else drawn.view(shape[0], samples, net.action_dim)
+    keys = _keys(_random_seed() if seed is None else seed)
+    return entry.run(coefficients, state.detach().numpy(), prompt.detach().numpy(), samples, keys, None)
 
 
-def sample(
-    net: NoiseMLP,
-    plan: SamplerPlan,
+def best_of_n(
+    net: NoiseNetwork,
+    critics: Sequence[nn.Module],
+    coefficients: SamplerCoefficients,
     state: Tensor,
     prompt: Tensor,
+    seeds: Tensor,
     *,
-    samples: int = 1,
-    seed: int | Tensor | None = None,
-    noise: Tensor | None = None,
-    bf16: bool = False,
-    threads: int = 1,
-) -> Tensor:
-    """Draw actions a_0 by the reverse chain (paper, equation 4) in C++, without gradient.
+    samples: int,
+    temperature: float | None,
+    bf16: bool,
+) -> Tensor | None:
+    """One action for each state, selected among N samples of the reverse chain by the two critics, in one C++ call.
 
     Args:
-        net: the noise network, float32 on the CPU.
-        plan: the sampler's table.
-        state: float32 [B, S], B from 0.
-        prompt: float32 [Z] (one task) or [B, Z].
-        samples: N actions a state.
-        seed: key of the counter-based noise, with row = state * N + sample; or int64 [B], a key for each state, with
-            row = sample.
-        noise: instead of a seed, float32 [K + 1, B, A] (where N is 1) or [K + 1, B, N, A].
-        bf16: the trunk's matrix products in bfloat16.
-        threads: how many threads may work. The result does not depend on it.
+        net: the noise network.
+        critics: Q_1 and Q_2, each four linear layers with Mish on [s, a], or [s, a, z].
+        coefficients: the sampler's.
+        state: [B, S].
+        prompt: [Z] or [B, Z].
+        seeds: int64 [B]; the noise of a state depends on its own seed only.
+        samples: N.
+        temperature: of the softmax over min(Q_1, Q_2) that an action is sampled from; None: the maximum is selected.
+        bf16: whether the hidden layers' matrix products are computed in bfloat16.
 
     Returns:
-        float32 [B, A] where N is 1, else [B, N, A].
+        [B, A]; None where the C++ code cannot run: it takes float32 on the CPU.
 
     Raises:
-        InputError: a shape, dtype or device that does not fit.
-        RuntimeError: the C++ module is not there.
+        InputError: a shape that does not fit the network.
     """
-    batch = check_inputs(net, state, prompt, samples, threads)
-    draws = None if noise is None else _noise(noise, plan.steps, batch, samples, net.action_dim)
-    keys = np.zeros(1, dtype=np.uint64) if noise is not None else noise_keys(seed, batch)
-    states, prompts = native.array(state, "state"), native.array(prompt, "prompt")
-    actions = np.empty((batch * samples, net.action_dim), dtype=np.float32)
-    packed(net, bf16).sampler(plan).run(states, prompts, samples, keys, draws, actions, threads)
-    result = torch.from_numpy(actions)
-    return result if samples == 1 else result.view(batch, samples, net.action_dim)
+    if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
+        return None
+    batch = check_shapes(net, state, prompt, samples)
+    actor = _actor(net, critics, coefficients, samples, temperature, bf16)
+    actions = np.empty((batch, net.action_dim), np.float32)
+    actor.act(native.array(state), native.array(prompt), native.keys(seeds), actions, native.threads())
+    return torch.from_numpy(actions)
 
 
-def _require_shape(tensor: Tensor, name: str, *allowed: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) not in allowed:
-        expected = " or ".join(str(list(shape)) for shape in allowed)
-        raise InputError("wrong shape", field=name, found=list(tensor.shape), expected=expected)
+def _actor(
+    net: NoiseNetwork,
+    critics: Sequence[nn.Module],
+    coefficients: SamplerCoefficients,
+    samples: int,
+    temperature: float | None,
+    bf16: bool,
+) -> Any:
+    """The C++ actor of these networks as they are now; the last one where nothing has changed, as in an episode."""
+    q1, q2 = (packed_critic(critic, net.state_dim, net.action_dim, bf16) for critic in critics)
+    sampler = packed(net, bf16).sampler(coefficients)
+    made_of = (sampler, q1, q2, samples, temperature)
+    module = cast("nn.Module", net)
+    kept = _actors.get(module)
+    if kept is None or kept[0] != made_of:
+        soft = temperature is not None
+        kept = made_of, native.module().Actor(sampler, q1.packed, q2.packed, samples, soft, temperature or 1.0)
+        _actors[module] = kept
+    return kept[1]
 
 
-def check_inputs(net: NoiseMLP, state: Tensor, prompt: Tensor, samples: int, threads: int = 1) -> int:
-    """Raise `InputError` for what does not fit the net; the batch size where all fits."""
-    if not 1 <= samples <= native.MAX_SAMPLES:
-        raise InputError("wrong number of actions a state", field="samples", found=samples, expected="1 to 2^31 - 1")
-    if threads < 1:
-        raise InputError("at least one thread", field="threads", found=threads, expected="1 or more")
-    if state.ndim != 2:
-        raise InputError("wrong shape", field="state", found=list(state.shape), expected=f"[B, {net.state_dim}]")
-    batch = state.shape[0]
-    _require_shape(state, "state", (batch, net.state_dim))
-    _require_shape(prompt, "prompt", (net.prompt_dim,), (batch, net.prompt_dim))
-    if batch * samples > native.MAX_ROWS:
-        found, expected = batch * samples, f"<= {native.MAX_ROWS}"
-        raise InputError("too many rows for one call", field="state", found=found, expected=expected)
-    return batch
+_actors: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
 
 
-def _noise(noise: Tensor, steps: int, batch: int, samples: int, action_dim: int) -> np.ndarray:
-    """Given noise as [K + 1, B * N, A]."""
-    full = (steps + 1, batch, samples, action_dim)
-    short = (steps + 1, batch, action_dim)
-    _require_shape(noise, "noise", *((short, full) if samples == 1 else (full,)))
-    return native.array(noise, "noise").reshape(steps + 1, batch * samples, action_dim)
+def _random_seed() -> int:
+    """From torch's global generator, which `torch.manual_seed` governs."""
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
 
 
-def noise_keys(seed: int | Tensor | None, batch: int) -> np.ndarray:
-    """Noise keys, uint64: [1] for one seed, [B] for a seed a state."""
+def _keys(seed: int | Tensor) -> NDArray[np.uint64]:
+    """Noise keys: [1] for one seed, [B] for a seed of each state."""
     if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.device.type != "cpu":
-            found = f"{seed.dtype} on {seed.device}"
-            raise InputError("wrong kind of seeds", field="seed", found=found, expected="an int, or int64 on the CPU")
-        _require_shape(seed, "seed", (batch,))
         return native.keys(seed)
-    if seed is None:
-        raise InputError("the sampler needs a seed or noise", field="seed", found=None, expected="an int or int64 [B]")
-    return np.array([seed & _MASK64], dtype=np.uint64)
+    return np.array([int(seed) & _MASK64], dtype=np.uint64)  # int(): numpy's integers too

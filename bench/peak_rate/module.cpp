@@ -1,3 +1,4 @@
+#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <atomic>
@@ -9,8 +10,9 @@
 #include <thread>
 #include <vector>
 
-#include "bindings.h"
 #include "peak_rate.h"
+
+namespace py = pybind11;
 
 namespace llmdpd {
 
@@ -111,7 +113,8 @@ std::optional<double> peak_rate(const std::string& precision, int threads, doubl
 }  // namespace
 }  // namespace llmdpd
 
-void bind_peak_rate(py::module_& module) {
+PYBIND11_MODULE(_peak_rate, module) {
+  module.doc() = "The most operations a second that this CPU can do.";
   module.def("peak_rate", &llmdpd::peak_rate, py::arg("precision"), py::arg("threads") = 1, py::arg("seconds") = 0.2,
              py::arg("isa") = "",
              "Operations a second of register-only multiply-adds (bf16: dot products), on `threads` threads at once; "

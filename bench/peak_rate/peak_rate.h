@@ -7,7 +7,7 @@
 namespace llmdpd {
 
 // What an instruction set's object offers. `run` does `rounds` rounds of independent multiply-adds and returns a number
-// that hangs on all of them; a multiply-add counts as two operations.
+// that depends on all of them; a multiply-add counts as two operations.
 struct PeakLoop {
   double operations_a_round;
   float (*run)(std::int64_t rounds);
