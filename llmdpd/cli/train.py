@@ -1,40 +1,23 @@
-"""`python -m llmdpd.train`: collect data if there is none, train, evaluate, report."""
+"""`llmdpd train`: collect data if there is none, train, evaluate, report."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
-from llmdpd.cli.common import run_command, take_option, training_summary
-from llmdpd.cli.options import check_method_options
+from llmdpd.cli.common import run_command, training_summary
 from llmdpd.cli.report import build_report
-from llmdpd.config.baselines import with_method
-from llmdpd.config.schema import PRESETS, PROTOCOLS, TrainConfig
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.config.parse import change, parse_train
+from llmdpd.config.schema import TrainConfig
+from llmdpd.errors import InputError
 from llmdpd.evaluation.results import read_results
-from llmdpd.methods.networks import METHODS
 from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.pipeline import execute, prepare_config
+from llmdpd.runs.pipeline import execute
 from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.command_line import take_option
 from llmdpd.utils.progress import console
-
-_DESCRIPTION = f"""Train a policy, told by text and one example trajectory what to do; evaluate it; write a report.
-
-    --preset NAME    start from a named configuration: {", ".join(PRESETS)} (default: metaworld)
-    --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
-    --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
-    --resume RUN     go on with an interrupted run, as if it had never stopped
-
-    --agent NAME     the method that learns: {", ".join(METHODS)} (default: the preset's)
-
-Any field of the configuration can be given as an option beside these, except those of another method: agent.* is
-policy diffusion's (llmdpd, diffusion-ql, diffusion-bc), planner.* trajectory-diffusion's, and so on by name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,55 +29,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(arguments: list[str]) -> None:
     resume, words = take_option(arguments, "--resume")
     run_dir, words = take_option(words, "--run-dir")
-    if resume is not None:
-        preset, words = take_option(words, "--preset")
-        protocol, words = take_option(words, "--protocol")
-        run = _resume(Path(resume), preset, run_dir, protocol)
+    if resume is None:
+        config = parse_train(words)
+        run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
         with run.lock():
-            config = _parse(words, run.read_config())
-            run.take_up(config)
-            _run(config, run, new=False)
+            run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
+            _run(config, run, new=True)
         return
-    config = configuration(words)
-    run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
+    for name in ("--preset", "--protocol"):
+        value, words = take_option(words, name)
+        _refuse(name, value)
+    _refuse("--run-dir", run_dir)
+    run = RunFolder.open(Path(resume))
     with run.lock():
-        run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
-        _run(config, run, new=True)
+        config = change(run.read_config(), words)
+        run.take_up(config)
+        _run(config, run, new=False)
 
 
-def configuration(words: Sequence[str]) -> TrainConfig:
-    """The configuration of a new run, from the command's words but for --run-dir: --preset, --protocol and any field.
-
-    Raises:
-        InputError: an unknown preset or protocol, an option of another method, or what `prepare_config` refuses.
-            Options that don't exist end the process.
-    """
-    preset, rest = take_option(words, "--preset")
-    protocol, rest = take_option(rest, "--protocol")
-    name = preset or "metaworld"
-    if name not in PRESETS:
+def _refuse(name: str, value: str | None) -> None:
+    if value is not None:
         raise InputError(
-            "unknown preset",
-            field="--preset",
-            found=name,
-            expected=", ".join(PRESETS),
-            hint=f"nearest names: {nearest_names(name, PRESETS)}",
+            "a resumed run has its own configuration and folder", field=name, found=value, hint=f"leave {name} out"
         )
-    start = PRESETS[name]
-    if protocol is not None:
-        if protocol not in PROTOCOLS:
-            raise InputError("unknown protocol", field="--protocol", found=protocol, expected=", ".join(PROTOCOLS))
-        tasks = dataclasses.replace(PROTOCOLS[protocol], goal_visible=start.tasks.goal_visible)
-        start = dataclasses.replace(start, tasks=tasks)
-    method, rest = take_option(rest, "--agent")
-    other, rest = take_option(rest, "--method")
-    if method is not None and other not in (None, method):
-        raise InputError(
-            "two methods", field="--method", found=f"{other}, and --agent {method}", expected="one of them"
-        )
-    if method is not None or other is not None:
-        start = with_method(start, str(method or other))
-    return _parse(rest, start)
 
 
 def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
@@ -114,28 +71,3 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
     console.print(training_summary(read_results(run.results)))
     console.print(f"results: {run.results}")
     console.print(f"report: {build_report([run.path])}")
-
-
-def _resume(path: Path, preset: str | None, run_dir: str | None, protocol: str | None) -> RunFolder:
-    for name, value in (("--preset", preset), ("--run-dir", run_dir), ("--protocol", protocol)):
-        if value is not None:
-            raise InputError(
-                "a resumed run has its own configuration and folder", field=name, found=value, hint=f"leave {name} out"
-            )
-    return RunFolder.open(path)
-
-
-def _parse(words: list[str], default: TrainConfig) -> TrainConfig:
-    config = _parse_fields(tuple(words), default)
-    check_method_options(words, config.method)
-    return prepare_config(dataclasses.replace(config, preset=default.preset))
-
-
-# tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.
-@functools.lru_cache(maxsize=1024)
-def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
-    return tyro.cli(TrainConfig, args=words, default=default, prog="python -m llmdpd.train", description=_DESCRIPTION)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

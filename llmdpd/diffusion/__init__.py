@@ -10,7 +10,6 @@ __all__ = [
     "BackendUnavailableError",
     "NoiseMLP",
     "SamplerCoefficients",
-    "SamplerCoefficients",
     "alphas",
     "philox_normal",
     "reverse_diffusion",

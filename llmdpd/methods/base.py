@@ -15,9 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.data.augmentation import AugmentationConfig
@@ -96,6 +99,9 @@ class MethodConfig(Named):
         """The actions that are cloned: the executed ones, or the expert's in the visited states."""
         return "executed"
 
+    action_use: ClassVar[str] = "clones"
+    """What the method does with those actions, in the description of its data."""
+
     @property
     def choosing_critic(self) -> bool:
         """Whether critics are trained that can choose among several samples."""
@@ -120,6 +126,10 @@ class MethodConfig(Named):
 
     def require(self) -> None:
         """Raise `InputError` for a package or a file that the method needs and that is not here."""
+
+    def describe_online(self, iterations: int) -> str:
+        """What a method that learns online has in place of a data set, in words."""
+        raise NotImplementedError
 
     def inputs(self) -> dict[str, Any]:
         """What it learns from beside the training data, as JSON: a resumed run must find the same."""
@@ -170,6 +180,8 @@ class Learner(ABC):
     Config: ClassVar[type[MethodConfig]]
     online: ClassVar[bool] = False
     """Whether it learns in the environments themselves, from no data set."""
+    same_work: ClassVar[bool] = False
+    """Whether `learn` does the same at every iteration, so that a CUDA graph can hold it."""
 
     @property
     @abstractmethod
@@ -212,6 +224,25 @@ class Learner(ABC):
         kind: type[ActingConfig] = get_type_hints(cls.Config)["acting"]
         return kind
 
+    @classmethod
+    def in_environments(
+        cls,
+        network: Any,
+        config: Any,
+        specs: Sequence[TaskSpec],
+        *,
+        steps: int,
+        seed: int,
+        goal_visible: bool,
+        folder: Path,
+    ) -> tuple[Learner, Any]:
+        """A method that learns online, and what it learns from: steps in the environments, kept in `folder`."""
+        raise NotImplementedError
+
+    def visited_states(self) -> NDArray[np.float32]:
+        """The states [N, S] that a method which learns online has been in."""
+        raise NotImplementedError
+
     @abstractmethod
     def update(self, batch: Any, iteration: int) -> dict[str, Tensor]:
         """One iteration, counted from 0. Returns metrics, scalar tensors on the device."""
@@ -227,7 +258,6 @@ class Method(Learner, Generic[Network, Config]):
     """
 
     same_work = True
-    """Whether `learn` does the same at every iteration, so that a CUDA graph can hold it."""
 
     def __init__(self, network: Network, config: Config, iterations: int) -> None:
         self.config, self.iterations, self.policy = config, iterations, network

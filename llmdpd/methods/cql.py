@@ -24,6 +24,7 @@ class CQLConfig(OfflineConfig):
     """CQL(H) with a fixed weight of its penalty. Defaults are those of its code for locomotion."""
 
     name = "cql"
+    action_use = "learns from"
     legacy: ClassVar[Mapping[str, str]] = {"cql": "method."}
 
     network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)

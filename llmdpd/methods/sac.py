@@ -82,6 +82,11 @@ class SACConfig(MethodConfig):
     def require(self) -> None:
         require_sac("method")
 
+    def describe_online(self, iterations: int) -> str:
+        cut = "" if self.max_steps is None else f", episodes cut at {self.max_steps}"
+        steps = f"{iterations:,} steps in the environments of the tasks that it is trained on"
+        return f"online: no data set; {steps}{cut} (SAC by stable-baselines3)"
+
 
 class SAC(Learner):
     """The learning half of an iteration; `SACSteps`, which shares its trainer, is the other.
@@ -153,9 +158,22 @@ class SAC(Learner):
         self._network.copy_actor(self.trainer.actor)
         return self._network
 
-    @property
-    def observations(self) -> NDArray[np.float32]:
-        """The states that it has been in [N, S]."""
+    @classmethod
+    def in_environments(
+        cls,
+        network: SACActor,
+        config: SACConfig,
+        specs: Sequence[TaskSpec],
+        *,
+        steps: int,
+        seed: int,
+        goal_visible: bool,
+        folder: Path,
+    ) -> tuple[SAC, SACSteps]:
+        learner = cls(network, config, specs, steps=steps, seed=seed, goal_visible=goal_visible)
+        return learner, SACSteps(learner, folder)
+
+    def visited_states(self) -> NDArray[np.float32]:
         return self.trainer.transitions()["observations"]
 
     def update(self, batch: EpisodeEnd | None, iteration: int) -> dict[str, Tensor]:

@@ -155,7 +155,9 @@ def reverse_plan(
     return torch.cat(plans)[:batch]
 
 
-def noise_blocks(net: PlanDenoiser, plan: SamplerCoefficients, seeds: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def noise_blocks(
+    net: PlanDenoiser, plan: SamplerCoefficients, seeds: Tensor, like: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The noise of B plans, as many at a time as are drawn together: rows int64 [8] of the B, noise [K + 1, 8, H, P].
 
     The last block is filled up with its own last row. Where the plan draws at no step, noise is the start alone.

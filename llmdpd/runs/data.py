@@ -1,92 +1,94 @@
-"""The data of a run: what it trains on, the examples of its evaluation, the embedded texts."""
+"""The data of a run: what it trains on, the demonstrations of its evaluation, the embedded texts."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from llmdpd.config.schema import DataConfig, TrainConfig
 from llmdpd.data import TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.replay import SacConfig, collect_sac
-from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld
+from llmdpd.data.collecting.scripted import CollectConfig, collect_metaworld
+from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
+from llmdpd.methods.base import MethodConfig
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.models import LLMIdentity
-from llmdpd.runs.folder import Stopwatch
 from llmdpd.tasks.locomotion import is_locomotion
-from llmdpd.utils.progress import ProgressBar, console
+from llmdpd.tasks.protocols import TaskConfig
+from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 Check = Callable[[], None]
-# The examples of the evaluation are collected apart from the training data, with other goals.
-_EXAMPLE_SEED = 500_000
-# The worst behaviours still succeed in every third episode of most tasks.
-_EPISODES_AN_EXAMPLE = 3
+# The demonstrations of the evaluation are collected apart from the training data, with other goals.
+_DEMONSTRATION_SEED = 500_000
+# The worst behaviour policies still succeed in every third episode of most tasks.
+_EPISODES_A_DEMONSTRATION = 3
 
 
-def training_data(config: TrainConfig, check: Check = lambda: None) -> tuple[TrajectoryDataset, str]:
-    """The seen tasks' data, collected if no path is given, and what it is in words.
+def training_data(
+    data: DataConfig, tasks: TaskConfig, method: MethodConfig, check: Check = lambda: None
+) -> tuple[TrajectoryDataset, str]:
+    """The seen tasks' data, collected if no path is given, and its description.
 
     `check` is called as episodes are collected and may raise to stop.
 
     Raises:
         InputError: data that lacks a task, has another shape than the environment, or no labels to clone.
     """
-    data, tasks = config.data, config.tasks
     if data.path is not None:
         dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
         words = f"{data.path}{_collector(data.path)}, {dataset.num_episodes} episodes"
     elif is_locomotion(tasks.seen[0]):
-        dataset, words = _sac_data(config, tasks.seen, check)
+        dataset, words = _sac_data(data, tasks.seen, check)
     else:
-        collected = _collect(config, tasks.seen, data.episodes, data.noise, data.seed, "training", check)
-        dataset = collected.dataset.select_tasks(tasks.seen)
+        dataset = _collect(data, tasks, tasks.seen, data.episodes, data.noise, data.seed, "training", check)
         words = f"scripted experts, {data.episodes} episodes a task, noise {data.noise}"
-        if data.tail != DataConfig.tail:
-            words += f", {data.tail} steps after the success"
+        if data.post_success_steps != DataConfig.post_success_steps:
+            words += f", {data.post_success_steps} steps after the success"
     if not data.keep_failed:
-        failed = dataset.successes == 0
-        for task in dataset.tasks:
-            if failed[dataset.episodes_of(task)].all():
-                raise InputError(
-                    "every episode of a task failed",
-                    path=dataset.source,
-                    field=task,
-                    found=f"{len(dataset.episodes_of(task))} failed episodes",
-                    expected="at least one that did not",
-                )
-        if failed.any():
-            console.print(f"{int(failed.sum())} of {len(failed)} episodes failed and are left out")
-            dataset = dataset.select(~failed)
-            words += ", failed ones left out"
+        dataset, left_out = _without_failed(dataset)
+        words += left_out
     if data.fraction < 1:
         dataset = _fraction(dataset, data.fraction, data.seed)
         words += f", of which {100 * data.fraction:g} %: {dataset.num_episodes} episodes"
-    cloned, field = config.cloned
-    if cloned == "expert" and dataset.expert_actions is None:
+    if method.cloned == "expert" and dataset.expert_actions is None:
         raise InputError(
             "the data has no expert actions to clone",
             path=dataset.source,
-            field=field,
+            field="method.clone",
             found="expert",
             expected="executed",
-            hint=f"use --{field} executed",
+            hint="use --method.clone executed",
         )
-    verb = "learns from" if config.method == "cql" else "clones"
-    return dataset, words + f"; {verb} the {cloned} actions"
+    return dataset, f"{words}; {method.action_use} the {method.cloned} actions"
 
 
-def online_words(config: TrainConfig) -> str:
-    """What a method learns from that has no data set but the environments: so many steps in them, in words."""
-    steps = f"{config.training.iterations:,} steps in the environments of the tasks that it is trained on"
-    cut = "" if config.sac.max_steps is None else f", episodes cut at {config.sac.max_steps}"
-    return f"online: no data set; {steps}{cut} (SAC by stable-baselines3)"
+def _without_failed(dataset: TrajectoryDataset) -> tuple[TrajectoryDataset, str]:
+    """The data without episodes that are known to have failed, and words that say so.
+
+    Raises:
+        InputError: a task of which all failed.
+    """
+    failed = dataset.successes == 0
+    for task in dataset.tasks:
+        if failed[dataset.episodes_of(task)].all():
+            raise InputError(
+                "every episode of a task failed",
+                path=dataset.source,
+                field=task,
+                found=f"{len(dataset.episodes_of(task))} failed episodes",
+                expected="at least one that did not",
+            )
+    if not failed.any():
+        return dataset, ""
+    console.print(f"{int(failed.sum())} of {len(failed)} episodes failed and are left out")
+    return dataset.select(~failed), ", failed ones left out"
 
 
 def _fraction(dataset: TrajectoryDataset, share: float, seed: int) -> TrajectoryDataset:
@@ -100,9 +102,8 @@ def _fraction(dataset: TrajectoryDataset, share: float, seed: int) -> Trajectory
     return dataset.select(np.sort(np.concatenate(kept)))
 
 
-def _sac_data(config: TrainConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:
-    """A medium-replay of each task, collected by SAC or found where it was, and what it is in words."""
-    data = config.data
+def _sac_data(data: DataConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:
+    """A medium-replay of each task, collected by SAC or found where it was, and its description."""
     out = Path(data.root) / f"sac-seed{data.seed}-{data.sac_steps}steps"
     wanted = SacConfig(tasks=tasks, steps=data.sac_steps, out=out, seed=data.seed)
     with ProgressBar("SAC collects the training data", "steps") as bar:
@@ -131,32 +132,30 @@ def _collector(spec: str) -> str:
     return f" ({words}; not D4RL's own)" if words else ""
 
 
-def example_data(config: TrainConfig, check: Check = lambda: None) -> TrajectoryDataset:
-    """The examples that the evaluation's trajectory prompts are taken from, seen and unseen tasks alike.
+def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: None) -> TrajectoryDataset:
+    """What the evaluation's demonstrations are taken from, of seen and unseen tasks alike.
 
-    Locomotion has no expert to drive: without `data.prompts` they come from the training data.
+    Locomotion has no expert to drive: without `data.demonstrations` they come from the training data.
     """
-    tasks = (*config.tasks.seen, *config.tasks.unseen)
-    source = config.data.prompts or (config.data.path if is_locomotion(tasks[0]) else None)
+    source = data.demonstrations or (data.path if is_locomotion(tasks.all[0]) else None)
     if source is not None:
-        return load_tasks(source, tasks, config.tasks.goal_visible)
-    if is_locomotion(tasks[0]):
-        return _sac_data(config, tasks, check)[0]
-    seed = config.data.seed + _EXAMPLE_SEED
-    collected = _collect(config, tasks, config.data.prompt_episodes, "clean", seed, "example", check)
-    return collected.dataset.select_tasks(tasks)
+        return load_tasks(source, tasks.all, tasks.goal_visible)
+    if is_locomotion(tasks.all[0]):
+        return _sac_data(data, tasks.all, check)[0]
+    seed = data.seed + _DEMONSTRATION_SEED
+    return _collect(data, tasks, tasks.all, data.demonstration_episodes, "clean", seed, "example", check)
 
 
-def behaviour_examples(
-    config: TrainConfig, tasks: tuple[str, ...], behaviour: str, count: int, check: Check = lambda: None
+def behaviour_demonstrations(
+    data: DataConfig, protocol: TaskConfig, tasks: tuple[str, ...], behaviour: str, count: int, check: Check
 ) -> TrajectoryDataset:
-    """Episodes of these tasks by one behaviour, most of which succeed `count` times or more; collected, or found again.
+    """Episodes of these tasks by one behaviour policy, most of which succeed `count` times or more.
 
-    Goals and starts are those of the run's own examples, the same for every behaviour.
+    They are collected, or found again. Goals and starts are those of the run's own demonstrations, the same for every
+    behaviour policy.
     """
-    seed = config.data.seed + _EXAMPLE_SEED
-    episodes = _EPISODES_AN_EXAMPLE * count
-    return _collect(config, tasks, episodes, behaviour, seed, f"{behaviour}-example", check).dataset.select_tasks(tasks)
+    seed, episodes = data.seed + _DEMONSTRATION_SEED, _EPISODES_A_DEMONSTRATION * count
+    return _collect(data, protocol, tasks, episodes, behaviour, seed, f"{behaviour}-example", check)
 
 
 @dataclass(frozen=True)
@@ -168,31 +167,39 @@ class Embeddings:
     llm: LLMIdentity | None
 
 
-def embed_tasks(config: TrainConfig, tasks: tuple[str, ...]) -> Embeddings:
-    """The LLM's embedding of each task's rendered text; nothing where text is off."""
-    if not config.policy.context.text:
+def embed_texts(llm: str, device: str, tasks: Sequence[str]) -> Embeddings:
+    """The LLM's embedding of each task's rendered text; nothing where there is no task."""
+    if not tasks:
         return Embeddings({}, 0, None)
-    encoder = LLMEncoder(config.llm, device=config.device)
+    encoder = LLMEncoder(llm, device=device)
     texts = [task_prompt(task).render() for task in tasks]
     return Embeddings(dict(zip(texts, encoder.encode(texts), strict=True)), encoder.dim, encoder.identity)
 
 
 def _collect(
-    config: TrainConfig, tasks: tuple[str, ...], episodes: int, noise: str, seed: int, kind: str, check: Check
-) -> Collected:
+    data: DataConfig,
+    protocol: TaskConfig,
+    tasks: tuple[str, ...],
+    episodes: int,
+    noise: str,
+    seed: int,
+    kind: str,
+    check: Check,
+) -> TrajectoryDataset:
+    """Collected episodes of these tasks, in their order; those of the same collection are found again."""
     wanted = CollectConfig(
         tasks=tasks,
         episodes=episodes,
         noise=noise,
         seed=seed,
-        tail=config.data.tail,
-        workers=config.data.workers,
-        goal_visible=config.tasks.goal_visible,
+        tail=data.post_success_steps,
+        workers=data.workers,
+        goal_visible=protocol.goal_visible,
     )
-    # Another collection gets another folder; the same one finds its own again.
+    # Another collection gets another folder.
     parts = repr((tasks, noise, wanted.goal_visible, wanted.tail, wanted.max_steps)).encode()
     name = f"{kind}-{len(tasks)}tasks-{episodes}episodes-seed{seed}-{zlib.crc32(parts):08x}"
-    wanted = CollectConfig(**{**vars(wanted), "out": Path(config.data.root) / name})
+    wanted = replace(wanted, out=Path(data.root) / name)
     watch = Stopwatch()
     with ProgressBar(f"collecting {kind} data", "episodes") as bar:
 
@@ -207,4 +214,4 @@ def _collect(
         f"{kind} data: {dataset.num_episodes} episodes, {dataset.num_transitions} transitions, {success:.0%} succeeded"
         f"; {wanted.out} ({watch.seconds:.0f} s)"
     )
-    return collected
+    return dataset.select_tasks(tasks)

@@ -6,42 +6,42 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset
 from llmdpd.data.collecting.scripted import content_hash
 from llmdpd.errors import InputError
-from llmdpd.runs.data import Embeddings
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.utils.checkpoint import latest_checkpoint, read_state
 from llmdpd.utils.plain import differences, from_plain
 
 
-def input_facts(
+def input_hashes(
     config: TrainConfig,
     dataset: TrajectoryDataset | None,
-    examples: TrajectoryDataset | None,
-    texts: Embeddings,
-    language: Mapping[str, Any] | None = None,
+    demonstrations: TrajectoryDataset | None,
+    vectors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """The settings that decide what is learned, and SHA-256 of training data, evaluation's examples, embeddings.
+    """The settings that decide what is learned, and SHA-256 of training data, evaluation's demonstrations, embeddings.
 
-    What is not there (a data set, of a method that learns in the environment) is None. `language`: what says which
-    language model and corpus are learned from, where any are.
+    What is not there (a data set, of a method that learns in the environment) is None. The method adds what it learns
+    from beside them (`MethodConfig.inputs`).
     """
     embedded = hashlib.sha256()
-    for text, vector in texts.vectors.items():
+    for text, vector in vectors.items():
         embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
     return {
         "config": decisive(config),
         "training data": None if dataset is None else content_hash(dataset),
-        "example data": None if examples is None else content_hash(examples),
-        "text embeddings": embedded.hexdigest() if texts.vectors else None,
-        **({} if language is None else {"language model": dict(language)}),
+        "demonstrations": None if demonstrations is None else content_hash(demonstrations),
+        "text embeddings": embedded.hexdigest() if vectors else None,
+        **config.method.inputs(),
     }
 
 
 def check_inputs(run: RunFolder, facts: Mapping[str, Any]) -> None:
-    """Hold `input_facts` against the run's checkpoint, where there is one.
+    """Hold `input_hashes` against the run's checkpoint, where there is one.
 
     Raises:
         InputError: naming every setting and every input that is not the checkpoint's.

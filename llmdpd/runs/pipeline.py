@@ -1,47 +1,38 @@
-"""A run from beginning to end: data, prompts, training, evaluation, report. Every part can be resumed."""
+"""A run from beginning to end, as a list of stages. Every one can be resumed."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from llmdpd.config.schema import TrainConfig
-from llmdpd.data import TrajectoryDataset, is_named
-from llmdpd.data.collecting.sac_trainer import require_sac
-from llmdpd.errors import InputError
+from llmdpd.data import TrajectoryDataset
 from llmdpd.evaluation.episodes import evaluate_tasks
-from llmdpd.evaluation.latency import acting_facts
-from llmdpd.evaluation.prompts import TaskPrompt, keep_prompts
-from llmdpd.evaluation.scoring import evaluate_run, film_run
-from llmdpd.methods.lamo.checks import check_language, language_facts, with_language_sizes
-from llmdpd.methods.llmdpd.method import LLMDPD
-from llmdpd.methods.networks import ASKED, ONLINE, make_network
-from llmdpd.methods.registry import AnyAgent, make_agent, make_online_agent
-from llmdpd.methods.sac import SAC, SACSteps
-from llmdpd.nn.actor import SACActor
-from llmdpd.nn.history_policy import HistoryPolicy
-from llmdpd.nn.policy_network import Window
-from llmdpd.ops import native
+from llmdpd.evaluation.latency import acting_cost
+from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.evaluation.scoring import selection_score
+from llmdpd.methods import METHODS
+from llmdpd.methods.base import Learner
+from llmdpd.nn.policy_network import Spaces
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
-from llmdpd.prompts import TEXT_MODELS, task_prompt
-from llmdpd.runs.checks import check_values
-from llmdpd.runs.data import Embeddings, embed_tasks, example_data, online_words, training_data
+from llmdpd.prompts import task_prompt
+from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
+from llmdpd.runs.evaluate import evaluate_run, record_run
 from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.inputs import check_inputs, input_facts
+from llmdpd.runs.inputs import check_inputs, input_hashes
+from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.tasks import SELECTION_SEED_START
-from llmdpd.tasks.locomotion import normalised_score
 from llmdpd.tasks.simulation.rollout import EnvPool
-from llmdpd.tasks.specs import canonical_task, task_spec
+from llmdpd.tasks.specs import task_spec
 from llmdpd.training.batches import BatchSampler
-from llmdpd.training.cuda_graph import check_cuda_graph, describe_cuda_graph, with_cuda_graph
+from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.device import check_device
@@ -49,232 +40,230 @@ from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import console
 
 
-def prepare_config(config: TrainConfig) -> TrainConfig:
-    """The configuration with names made canonical and defaults that hang on the machine made plain.
+@dataclass
+class Run:
+    """A run under way: what the stages take and what they leave.
 
-    Raises:
-        InputError: an unknown task, a task both seen and unseen, no seen task, a device that is absent, a number out
-            of range, fields that don't fit together.
+    Set by the stages: texts, the embedded texts; dataset, None of a method that learns online; description, what is
+    learned from in words; demonstrations, None where none are read; hashes, of all that is learned from; prompts, by
+    task; learner.
     """
-    device = check_device(config.device)
-    check_cuda_graph(config.training.cuda_graph, device)
-    _check_native(device)
-    tasks = dataclasses.replace(
-        config.tasks,
-        seen=tuple(dict.fromkeys(canonical_task(task) for task in config.tasks.seen)),
-        unseen=tuple(dict.fromkeys(canonical_task(task) for task in config.tasks.unseen)),
-    )
-    if not tasks.seen:
-        raise InputError("no task to train on", field="tasks.seen", found="none", expected="at least one")
-    both = sorted(set(tasks.seen) & set(tasks.unseen))
-    if both:
-        raise InputError("a task is both seen and unseen", field="tasks.unseen", found=", ".join(both))
-    config = dataclasses.replace(_with_absolute_paths(config), tasks=tasks)
-    if config.method == "lamo":
-        config = with_language_sizes(config)
-    check_values(config)
-    return config
 
+    config: TrainConfig
+    folder: RunFolder
+    stop: StopSignals
+    texts: Embeddings = field(init=False)
+    dataset: TrajectoryDataset | None = field(init=False)
+    description: str = field(init=False)
+    demonstrations: TrajectoryDataset | None = field(init=False)
+    hashes: dict[str, Any] = field(init=False)
+    prompts: dict[str, TaskPrompt] = field(init=False)
+    learner: Learner = field(init=False)
 
-def _check_native(device: torch.device) -> None:
-    """Raise `InputError` where the CPU is to train without the C++ module, which computes the networks there."""
-    there, reason = native.available()
-    if device.type == "cpu" and not there:
-        raise InputError(
-            "training on the CPU needs the C++ module", field="device", found=reason, expected="the module"
+    def policy(self, iteration: int) -> Policy:
+        """The acting policy as it is now, after so many iterations."""
+        config, learner, tasks = self.config, self.learner, self.config.tasks
+        network = learner.acting_network
+        facts = {
+            "protocol": tasks.protocol,
+            "trained_on": list(tasks.seen),
+            "training_data": self.description,
+            "goal_visible": tasks.goal_visible if task_spec(tasks.seen[0]).has_success else None,
+            "seed": config.seed,
+            "iterations": iteration,
+            **config.method.inputs(),
+        }
+        if self.dataset is not None and network.memory_length:
+            facts["target_returns"] = self.dataset.target_returns()
+        if self.texts.llm is not None:
+            facts["llm"] = to_plain(self.texts.llm)
+        return Policy(
+            config.method.name,
+            copy.deepcopy(network).to(check_device(config.device)),
+            copy.deepcopy(learner.acting_critic),
+            config.method.acting,
+            llm=config.llm,
+            texts={text_key(text): vector for text, vector in self.texts.vectors.items()},
+            facts=facts,
         )
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Folders and files made absolute, so that a run can be resumed from any directory; other names as they are."""
-
-    def absolute(place: str) -> str:
-        return place if is_named(place) else os.path.abspath(os.path.expanduser(place))
-
-    data = dataclasses.replace(
-        config.data,
-        path=None if config.data.path is None else absolute(config.data.path),
-        prompts=None if config.data.prompts is None else absolute(config.data.prompts),
-        root=absolute(config.data.root),
-    )
-    # The order in which the name is looked up: see llmdpd.prompts.models.
-    folder = config.llm not in ("", *TEXT_MODELS) and Path(config.llm).expanduser().is_dir()
-    llm = absolute(config.llm) if folder else config.llm
-    lamo = config.lamo
-    if config.method == "lamo":  # of other methods a folder of that name says nothing
-        model, corpus = (
-            absolute(place) if place and Path(place).expanduser().exists() else place
-            for place in (lamo.model, lamo.corpus)
-        )
-        lamo = dataclasses.replace(lamo, model=model, corpus=corpus)
-    return dataclasses.replace(config, data=data, llm=llm, lamo=lamo)
-
-
-def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
+def execute(config: TrainConfig, folder: RunFolder, stop: StopSignals) -> None:
     """Everything that the run folder does not hold yet.
 
     Raises:
         StopRequestedError: a stop was asked for; what was done is saved.
-        InputError, TrainingDivergedError: see there.
+        InputError, TrainingDivergedError: see the stages.
     """
-    if config.method == "lamo":
-        check_language(config)
-    _set_up_torch(config)
-    tasks, online = (*config.tasks.seen, *config.tasks.unseen), config.method in ONLINE
-    if online:
-        require_sac("method")
-    # First what needs the tasks alone: an LLM that is not there is told before minutes of collection.
-    with run.timed("embedding_seconds"):
-        texts = embed_tasks(config, tasks)
-    stop.check()
-    with run.timed("data_seconds"):
-        dataset, words = (None, online_words(config)) if online else training_data(config, stop.check)
-        examples = example_data(config, stop.check) if config.policy.context.trajectory else None
-    stop.check()
-    language = language_facts(config) if config.method == "lamo" else None
-    facts = input_facts(config, dataset, examples, texts, language)
-    check_inputs(run, facts)
-    prompts = keep_prompts(run, examples, tasks, config.tasks.goal_visible)
-    with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
-        agent, sampler = _learner(config, run, dataset, texts)
-        known = {text_key(text): vector for text, vector in texts.vectors.items()}
-        targets = dataset.target_returns() if dataset is not None and config.method in ASKED else None
-
-        def policy(iteration: int) -> Policy:
-            own = _facts(config, words, texts, targets, iteration)
-            return _snapshot(agent, config, known, own if language is None else {**own, "language_model": language})
-
-        hooks = _hooks(config, run, policy, prompts, pool, stop)
-        graphs, device = config.training.cuda_graph, check_device(config.device)
-        trained = agent if isinstance(agent, SAC) else with_cuda_graph(agent, graphs, device)
-        seconds = TrainingLoop(run.path, trained, sampler, config.training, hooks, facts).execute(stop)
-    run.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)})
-    first = prompts[config.tasks.seen[0]]
-    states = cast(SAC, agent).observations if dataset is None else dataset.observations
-    run.note(acting=acting_facts(policy(config.training.iterations), first, states))
-    with run.timed("evaluation_seconds"):
-        evaluate_run(
-            run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check
-        )
-    if config.evaluation.films:
-        with run.timed("filming_seconds"):
-            most = config.evaluation.film_tasks
-            film_run(run, prompts, config.evaluation.max_steps, most=most, device=config.device, check=stop.check)
+    run = Run(config, folder, stop)
+    for stage in STAGES:
+        stop.check()
+        stage(run)
 
 
-def _set_up_torch(config: TrainConfig) -> None:
+def set_up(run: Run) -> None:
+    """Threads, seed and determinism of this process; what the method needs is here."""
+    run.config.method.require()
     # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # It comes with a fill of all new memory, to find who reads before writing: an operation more for each of them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    use_threads(config.threads)
-    torch.manual_seed(config.seed)
+    use_threads(run.config.threads)
+    torch.manual_seed(run.config.seed)
 
 
-def _learner(
-    config: TrainConfig, run: RunFolder, dataset: TrajectoryDataset | None, texts: Embeddings
-) -> tuple[AnyAgent | SAC, Sampler]:
-    """What learns, and what it learns from: a data set or, where there is none, the environments."""
-    if dataset is not None:
-        learner = _new_agent(config, dataset, texts)
-        return learner, _batch_sampler(config, dataset, texts, learner.policy.window)
-    spec = task_spec(config.tasks.seen[0])
-    network = make_network(config.method, spec.state_dim, spec.action_dim, texts.width, config.policy)
-    agent = make_online_agent(config, cast(SACActor, network))
-    if check_device(config.device).type != "cpu":
-        console.print(f"{config.method} trains on the CPU; {config.device} is for its evaluation")
-    return agent, SACSteps(agent, run.replay)
+def embed(run: Run) -> None:
+    """Embed the tasks' texts: before the data, so that an absent LLM is reported before minutes of collection."""
+    reads_text = run.config.method.network.context_config().text
+    with run.folder.timed("embedding_seconds"):
+        run.texts = embed_texts(run.config.llm, run.config.device, run.config.tasks.all if reads_text else ())
 
 
-def _new_agent(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings) -> AnyAgent:
-    network = make_network(config.method, dataset.state_dim, dataset.action_dim, texts.width, config.policy)
-    network.to(check_device(config.device)).fit(torch.from_numpy(dataset.observations))
-    if isinstance(network, HistoryPolicy):
-        network.fit_returns(torch.from_numpy(dataset.returns_to_go()))
-    return make_agent(config, network)
+def prepare_data(run: Run) -> None:
+    """Load or collect what is learned from, and the demonstrations of the evaluation."""
+    data, tasks, method = run.config.data, run.config.tasks, run.config.method
+    with run.folder.timed("data_seconds"):
+        if METHODS[method.name].online:
+            run.dataset, run.description = None, method.describe_online(run.config.training.iterations)
+        else:
+            run.dataset, run.description = training_data(data, tasks, method, run.stop.check)
+        reads = method.network.context_config().trajectory
+        run.demonstrations = demonstrations(data, tasks, run.stop.check) if reads else None
 
 
-def _batch_sampler(config: TrainConfig, dataset: TrajectoryDataset, texts: Embeddings, window: Window) -> BatchSampler:
-    context = config.policy.context
-    rows = [texts.vectors[task_prompt(task).render()] for task in dataset.tasks] if texts.vectors else None
-    return BatchSampler(
+def check_resumable(run: Run) -> None:
+    """Hold what is learned from against the run's checkpoint, where there is one."""
+    run.hashes = input_hashes(run.config, run.dataset, run.demonstrations, run.texts.vectors)
+    check_inputs(run.folder, run.hashes)
+
+
+def store_prompts(run: Run) -> None:
+    """Put the evaluation's prompts into the run folder."""
+    tasks = run.config.tasks
+    run.prompts = keep_prompts(run.folder, run.demonstrations, tasks.all, tasks.goal_visible)
+
+
+def train(run: Run) -> None:
+    """Train from the last checkpoint on, with selections and checkpoints at their marks."""
+    config, device = run.config, check_device(run.config.device)
+    with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
+        run.learner, sampler = _offline(run) if run.dataset is not None else _online(run)
+        trained = with_cuda_graph(run.learner, config.training.cuda_graph, device)
+        hooks = Hooks(
+            select=lambda: _select(run, pool),
+            keep=lambda which, iteration: run.policy(iteration).save(run.folder.policy(which)),
+        )
+        loop = TrainingLoop(run.folder.path, trained, sampler, config.training, hooks, run.hashes)
+        seconds = loop.execute(run.stop)
+    run.folder.note(
+        times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)}
+    )
+
+
+def time_acting(run: Run) -> None:
+    """Note what an action costs."""
+    prompt = run.prompts[run.config.tasks.seen[0]]
+    states = run.learner.visited_states() if run.dataset is None else run.dataset.observations
+    run.folder.note(acting=acting_cost(run.policy(run.config.training.iterations), prompt, states))
+
+
+def evaluate(run: Run) -> None:
+    """Evaluate the last and the best policy on every task, and write results.json."""
+    config = run.config
+    with run.folder.timed("evaluation_seconds"):
+        evaluate_run(
+            run.folder,
+            config.evaluation,
+            run.prompts,
+            workers=config.data.workers,
+            device=config.device,
+            check=run.stop.check,
+        )
+
+
+def record(run: Run) -> None:
+    """Record videos of the last policy, where they are wanted."""
+    evaluation = run.config.evaluation
+    if evaluation.videos:
+        with run.folder.timed("filming_seconds"):
+            record_run(
+                run.folder,
+                run.prompts,
+                evaluation.max_steps,
+                most=evaluation.video_tasks,
+                device=run.config.device,
+                check=run.stop.check,
+            )
+
+
+STAGES: tuple[Callable[[Run], None], ...] = (
+    set_up,
+    embed,
+    prepare_data,
+    check_resumable,
+    store_prompts,
+    train,
+    time_acting,
+    evaluate,
+    record,
+)
+"""What a run does, in this order."""
+
+
+def _offline(run: Run) -> tuple[Learner, Sampler]:
+    """A method that learns from a data set, and its batches."""
+    config, dataset, device = run.config, run.dataset, check_device(run.config.device)
+    assert dataset is not None, "checked by the caller"
+    kind, method, width = METHODS[config.method.name], config.method, run.texts.width
+    network = kind.build_network(Spaces(dataset.state_dim, dataset.action_dim, width), method.network)
+    network.to(device).fit(torch.from_numpy(dataset.observations), lambda: torch.from_numpy(dataset.returns_to_go()))
+    learner = kind(network, method, config.training.iterations)
+    vectors = run.texts.vectors
+    rows = [vectors[task_prompt(task).render()] for task in dataset.tasks] if vectors else None
+    reads = method.network.context_config()
+    return learner, BatchSampler(
         dataset,
         None if rows is None else torch.stack(rows),
-        context.encoder if context.trajectory else None,
-        config.training.batch_size,
-        config.training.prompts_per_batch,
+        reads.encoder if reads.trajectory else None,
+        method.batch_size,
+        method.prompts_per_batch,
         config.seed,
-        check_device(config.device),
-        config.training.augmentation if config.training.augmentation.active else None,
-        (context.text_dropout, context.trajectory_dropout),
-        *window,
+        device,
+        method.augmentation if method.augmentation.active else None,
+        (reads.text_dropout, reads.trajectory_dropout),
+        *network.window,
     )
 
 
-def _hooks(
-    config: TrainConfig,
-    run: RunFolder,
-    policy: Callable[[int], Policy],
-    prompts: dict[str, TaskPrompt],
-    pool: EnvPool,
-    stop: StopSignals,
-) -> Hooks:
-    """What the loop does at its marks; `policy` is the acting policy as it is now, after so many iterations."""
-    seen = {task: prompts[task] for task in config.tasks.seen}
-    return Hooks(
-        select=lambda: _select(policy(0), seen, config, pool, stop.check),
-        keep=lambda which, iteration: policy(iteration).save(run.policy(which)),
+def _online(run: Run) -> tuple[Learner, Sampler]:
+    """A method that learns in the environments of the seen tasks, and its steps there."""
+    config, specs = run.config, [task_spec(task) for task in run.config.tasks.seen]
+    kind, method = METHODS[config.method.name], config.method
+    network = kind.build_network(Spaces(specs[0].state_dim, specs[0].action_dim, run.texts.width), method.network)
+    if check_device(config.device).type != "cpu":
+        console.print(f"{method.name} trains on the CPU; {config.device} is for its evaluation")
+    return kind.in_environments(
+        network,
+        method,
+        specs,
+        steps=config.training.iterations,
+        seed=config.seed,
+        goal_visible=config.tasks.goal_visible,
+        folder=run.folder.replay,
     )
 
 
-def _snapshot(
-    agent: AnyAgent | SAC, config: TrainConfig, known: dict[str, torch.Tensor], facts: dict[str, Any]
-) -> Policy:
-    """The acting policy as it is now: the EMA networks, and the critics where any are trained."""
-    critic = copy.deepcopy(agent.critic) if isinstance(agent, LLMDPD) and config.trains_critic else None
-    network = copy.deepcopy(agent.ema_policy).to(check_device(config.device))
-    return Policy(network, critic, config.acting, llm=config.llm, texts=known, facts=facts)
-
-
-def _facts(
-    config: TrainConfig, words: str, texts: Embeddings, targets: dict[str, float] | None, iteration: int
-) -> dict[str, Any]:
-    return {
-        "protocol": config.tasks.protocol,
-        "trained_on": list(config.tasks.seen),
-        "training_data": words,
-        "goal_visible": config.tasks.goal_visible if task_spec(config.tasks.seen[0]).has_success else None,
-        "seed": config.seed,
-        "iterations": iteration,
-        **({} if targets is None else {"target_returns": targets}),
-        **({} if texts.llm is None else {"llm": to_plain(texts.llm)}),
-    }
-
-
-def _select(
-    policy: Policy, prompts: dict[str, TaskPrompt], config: TrainConfig, pool: EnvPool, check: Callable[[], None]
-) -> tuple[dict[str, float], float]:
-    """Success on the seen tasks, on seeds apart from the reported ones: what `best` is chosen by.
-
-    In locomotion the normalised score.
-    """
+def _select(run: Run, pool: EnvPool) -> tuple[dict[str, float], float]:
+    """Success, or the normalised score, on the seen tasks: what `best` is chosen by; on seeds that are not reported."""
+    seen = {task: run.prompts[task] for task in run.config.tasks.seen}
     results = evaluate_tasks(
-        policy,
-        prompts,
-        config.training.select_episodes,
+        run.policy(0),
+        seen,
+        run.config.training.select_episodes,
         pool,
         first_seed=SELECTION_SEED_START,
-        max_steps=config.evaluation.max_steps,
-        progress=lambda done: check(),
+        max_steps=run.config.evaluation.max_steps,
+        progress=lambda done: run.stop.check(),
     )
-    if not task_spec(config.tasks.seen[0]).has_success:
-        scores = {
-            task: sum(normalised_score(task, r.episode_return) for r in episodes) / len(episodes)
-            for task, episodes in results.items()
-        }
-        score = sum(scores.values()) / len(scores)
-        return {"eval/seen_score": score, **{f"eval/{task}_score": value for task, value in scores.items()}}, score
-    rates = {task: sum(r.success for r in episodes) / len(episodes) for task, episodes in results.items()}
-    score = sum(rates.values()) / len(rates)
-    return {"eval/seen_success": score, **{f"eval/{task}": rate for task, rate in rates.items()}}, score
+    return selection_score(results)

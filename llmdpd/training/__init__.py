@@ -1,1 +1,1 @@
-"""Training: batches under prompts, checkpoints, metrics, and the loop that joins them to an agent."""
+"""Training: batches under prompts, checkpoints, metrics, and the loop that joins them to a learner."""

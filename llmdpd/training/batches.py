@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from llmdpd.data import TrajectoryDataset
+from llmdpd.data.augmentation import Augmentation, AugmentationConfig
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
-from llmdpd.training.augmentation import Augmentation, AugmentationConfig
 
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
@@ -58,7 +58,6 @@ class BatchSampler:
         horizon: int = 0,
         before: int = 0,
     ) -> None:
-        check_batch(batch_size, prompts)
         self._dataset, self._encoder, self._device = dataset, encoder, device
         self._horizon, self._before = horizon, before
         self._returns = dataset.returns_to_go() if horizon else None
@@ -120,8 +119,7 @@ class BatchSampler:
         tokens = dataclasses.replace(
             tokens,
             states=change.states(tokens.states),
-            actions=change.example_actions(tokens.actions),
-            times=change.times(tokens.times),
+            actions=change.demonstration_actions(tokens.actions),
         )
         return dataclasses.replace(
             batch,
@@ -211,17 +209,3 @@ def _parts(whole: Tensor, like: Mapping[str, Tensor], starts: Mapping[str, int])
     return {
         name: typed[t.dtype].as_strided(t.shape, t.stride(), starts[name] // t.itemsize) for name, t in like.items()
     }
-
-
-def check_batch(batch_size: int, prompts: int) -> None:
-    """Raise `InputError` unless a batch can be shared out evenly among that many prompts."""
-    if prompts < 1:
-        raise InputError("a batch without prompts", field="training.prompts_per_batch", found=prompts, expected=">= 1")
-    if batch_size < 1 or batch_size % prompts:
-        raise InputError(
-            "the batch cannot be shared out evenly",
-            field="training.batch_size",
-            found=batch_size,
-            expected=f"a multiple of {prompts} (training.prompts_per_batch)",
-            hint=f"for example {max(round(batch_size / prompts), 1) * prompts}",
-        )

@@ -1,7 +1,7 @@
 """Training iterations as replays of CUDA graphs.
 
 An iteration is some hundreds of small kernels; launched one by one, the host is slower than the GPU. A graph holds
-them all and is launched at once. It is captured from `learn`, the agent's device work, for one kind of batch (shapes,
+them all and is launched at once. It is captured from `learn`, the method's device work, for one kind of batch (shapes,
 dtypes, absent parts): the inputs lie in buffers of its own, which every batch is copied into before a replay.
 
 The iterations before a capture run eagerly and count like any other, so a run with graphs is the run without them:
@@ -15,15 +15,15 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.methods.base import Learner, Method
 from llmdpd.methods.batch import PromptedBatch
-
-CudaGraphMode = Literal["auto", "on", "off"]
+from llmdpd.training.config import CudaGraphMode
 
 _log = logging.getLogger(__name__)
 _FIELD = "training.cuda_graph"
@@ -32,24 +32,6 @@ _MEND = "use --training.cuda-graph auto, which then runs without"
 
 class CaptureError(RuntimeError):
     """Work that can't be captured; the message is why."""
-
-
-class GraphableAgent(Protocol):
-    """An agent whose iteration is `schedule`, `learn`, `follow`, of which `learn` is device work alone."""
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
-
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
-
-    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]: ...
-
-    def schedule(self, iteration: int) -> None: ...
-
-    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]: ...
-
-    def follow(self, iteration: int) -> None: ...
 
 
 class GraphBackend(Protocol):
@@ -167,12 +149,12 @@ class _Recorded:
 
 
 class GraphedUpdate:
-    """An agent, for the training loop, that replays its iterations from graphs.
+    """A method, for the training loop, that replays its iterations from graphs.
 
     A kind of batch is captured when it comes again after `warm_up` eager iterations; kinds beyond `limit` stay eager.
 
     Args:
-        agent: see `GraphableAgent`.
+        method: what learns.
         backend: `CudaGraphs`.
         required: whether what can't be captured is an error, or runs eagerly, for a reason logged once.
         warm_up: eager iterations of a kind of batch before its capture.
@@ -180,27 +162,33 @@ class GraphedUpdate:
     """
 
     def __init__(
-        self, agent: GraphableAgent, backend: GraphBackend, *, required: bool = False, warm_up: int = 3, limit: int = 8
+        self,
+        method: Method[Any, Any],
+        backend: GraphBackend,
+        *,
+        required: bool = False,
+        warm_up: int = 3,
+        limit: int = 8,
     ) -> None:
-        self._agent, self._backend = agent, backend
+        self._method, self._backend = method, backend
         self._required, self._warm_up, self._limit = required, warm_up, limit
         self._graphs: dict[Hashable, _Recorded] = {}
         self._seen: Counter[Hashable] = Counter()
         self._full = False
         self.obstacle: str | None = None
-        for optimizer in agent.optimizers.values():
+        for optimizer in method.optimizers.values():
             # It replaces the tensors that the graphs hold the addresses of.
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """The agent's networks."""
-        return self._agent.modules
+        """The method's networks."""
+        return self._method.modules
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The agent's optimisers."""
-        return self._agent.optimizers
+        """The method's optimisers."""
+        return self._method.optimizers
 
     @property
     def captured(self) -> int:
@@ -208,30 +196,30 @@ class GraphedUpdate:
         return len(self._graphs)
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
-        """The agent's iteration on the batch, from a graph where there is one.
+        """The method's iteration on the batch, from a graph where there is one.
 
         Raises:
             InputError: it can't be captured, and `required`.
         """
-        self._agent.schedule(iteration)
+        self._method.schedule(iteration)
         metrics = self._learn(batch)
-        self._agent.follow(iteration)
+        self._method.follow(iteration)
         return metrics
 
     def forget(self) -> None:
-        """Drop all graphs: the agent's tensors are no longer those that they were captured with."""
+        """Drop all graphs: the method's tensors are no longer those that they were captured with."""
         self._graphs.clear()
         self._seen.clear()
         self._full = False
 
     def _learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         if self.obstacle is not None:
-            return self._agent.learn(batch)
+            return self._method.learn(batch)
         leaves = batch.leaves()
         kind, tensors = _kind(leaves), {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         if kind not in self._graphs:
             if self._full or not self._room():
-                return self._agent.learn(batch)
+                return self._method.learn(batch)
             self._seen[kind] += 1
             if self._seen[kind] <= self._warm_up:
                 return self._eagerly(batch, self._seen[kind] == self._warm_up)
@@ -239,11 +227,11 @@ class GraphedUpdate:
                 self._graphs[kind] = self._capture(batch, tensors)
             except CaptureError as error:
                 self._give_up(str(error))
-                return self._agent.learn(batch)
+                return self._method.learn(batch)
         return self._graphs[kind].run(tensors)
 
     def _eagerly(self, batch: PromptedBatch, last: bool) -> dict[str, Tensor]:
-        metrics, obstacle = self._backend.warm_up(lambda: self._agent.learn(batch))
+        metrics, obstacle = self._backend.warm_up(lambda: self._method.learn(batch))
         # What is made once and kept, at the first iterations, may do what a capture can't hold.
         if last and obstacle is not None:
             self._give_up(obstacle)
@@ -253,11 +241,11 @@ class GraphedUpdate:
         inputs = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         buffered = batch.with_tensors(inputs)
         names: list[str] = []
-        state = list(_state(self._agent))
+        state = list(_state(self._method))
         versions = [tensor._version for tensor in state]
 
         def work() -> Tensor:
-            metrics = self._agent.learn(buffered)
+            metrics = self._method.learn(buffered)
             names.extend(metrics)
             return torch.stack([value.float() for value in metrics.values()])
 
@@ -288,35 +276,20 @@ class GraphedUpdate:
         _log.info("training runs without a CUDA graph: %s", obstacle)
 
 
-def check_cuda_graph(mode: str, device: torch.device) -> None:
-    """Raise `InputError` for an unknown mode, and for `on` where the device is no GPU."""
-    if mode not in get_args(CudaGraphMode):
-        raise InputError("no such mode", field=_FIELD, found=mode, expected=", ".join(get_args(CudaGraphMode)))
-    if mode == "on" and device.type != "cuda":
-        raise InputError(
-            "a CUDA graph needs a CUDA device",
-            field=_FIELD,
-            found=f"on, and the device is {device}",
-            expected="auto or off there",
-            hint="use --device cuda, or --training.cuda-graph auto",
-        )
-
-
-def with_cuda_graph(agent: GraphableAgent, mode: CudaGraphMode, device: torch.device) -> GraphableAgent | GraphedUpdate:
-    """What the loop trains: the agent itself, or behind `GraphedUpdate` where the mode and the device allow it.
+def with_cuda_graph(learner: Learner, mode: CudaGraphMode, device: torch.device) -> Learner | GraphedUpdate:
+    """What the loop trains: the learner itself, or behind `GraphedUpdate` where the mode and the device allow it.
 
     Raises:
-        InputError: see `check_cuda_graph`.
+        InputError: `on`, of a method that no graph can hold.
     """
-    check_cuda_graph(mode, device)
     if mode == "off" or device.type != "cuda":
-        return agent
-    if getattr(agent, "by_iteration", False):
+        return learner
+    if not learner.same_work:
         if mode == "on":
-            found = f"on, with {type(agent).__name__}, which does not do the same at every iteration"
+            found = f"on, with {type(learner).__name__}, which does not do the same at every iteration"
             raise InputError("no CUDA graph can hold this method", field=_FIELD, found=found, expected="auto or off")
-        return agent
-    return GraphedUpdate(agent, CudaGraphs(device), required=mode == "on")
+        return learner
+    return GraphedUpdate(cast("Method[Any, Any]", learner), CudaGraphs(device), required=mode == "on")
 
 
 def describe_cuda_graph(trained: object) -> str:
@@ -334,9 +307,9 @@ def _kind(leaves: Mapping[str, Any]) -> Hashable:
     )
 
 
-def _state(agent: GraphableAgent) -> list[Tensor]:
+def _state(method: Method[Any, Any]) -> list[Tensor]:
     """The tensors that an iteration may write: of networks and optimisers."""
-    tensors = [t for module in agent.modules.values() for t in (*module.parameters(), *module.buffers())]
-    for optimizer in agent.optimizers.values():
+    tensors = [t for module in method.modules.values() for t in (*module.parameters(), *module.buffers())]
+    for optimizer in method.optimizers.values():
         tensors += [t for fields in optimizer.state.values() for t in fields.values() if isinstance(t, Tensor)]
     return tensors

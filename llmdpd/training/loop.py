@@ -1,4 +1,4 @@
-"""The training loop: batches to an agent, metrics, checkpoints, selection; resumable bit for bit."""
+"""The training loop: batches to a learner, metrics, checkpoints, selection; resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmdpd.config.schema import TrainingConfig
 from llmdpd.errors import TrainingDivergedError
+from llmdpd.training.config import TrainingConfig
 from llmdpd.training.metrics import MetricsWriter, first_not_finite
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.checkpoint import (
@@ -28,8 +28,8 @@ from llmdpd.utils.progress import ProgressBar, console
 _TOLD = 8  # numbers of a selection that are printed
 
 
-class Agent(Checkpointed, Protocol):
-    """What the loop needs of an algorithm."""
+class Trained(Checkpointed, Protocol):
+    """What the loop needs of a learner: `Learner` itself, or `GraphedUpdate` around it."""
 
     def update(self, batch: Any, iteration: int) -> dict[str, Tensor]: ...
 
@@ -47,7 +47,7 @@ class Sampler(Protocol):
         """
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was called; the agent has been brought back before."""
+        """Go on where `state` was called; the learner has been brought back before."""
 
 
 @dataclass
@@ -64,13 +64,13 @@ class Hooks:
 
 @dataclass
 class TrainingLoop:
-    """Runs an agent for `config.iterations`, from the run's last checkpoint if there is one.
+    """Trains a learner for `config.iterations`, from the run's last checkpoint if there is one.
 
     `facts` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.inputs`).
     """
 
     run: Path
-    agent: Agent
+    learner: Trained
     sampler: Sampler
     config: TrainingConfig
     hooks: Hooks
@@ -112,7 +112,7 @@ class TrainingLoop:
             return metrics.seconds
 
     def _step(self, metrics: MetricsWriter, bar: ProgressBar) -> None:
-        self._window.append(self.agent.update(self.sampler.next(), self.iteration))
+        self._window.append(self.learner.update(self.sampler.next(), self.iteration))
         self.iteration += 1
         if self.iteration % self.config.log_every == 0 or self.iteration == self.config.iterations:
             values = self._flush(metrics)
@@ -176,7 +176,7 @@ class TrainingLoop:
         # The checkpoint comes last: a kill between the two leaves a policy that the resumed run writes again, not a
         # finished run with the policy of an earlier iteration.
         self._keep("last")
-        save_checkpoint(self.run / "checkpoint", self.agent, self.iteration, state)
+        save_checkpoint(self.run / "checkpoint", self.learner, self.iteration, state)
 
     def _keep(self, which: str) -> None:
         try:
@@ -189,7 +189,7 @@ class TrainingLoop:
         if checkpoint is None:
             return False
         state = read_state(checkpoint)
-        load_checkpoint(checkpoint, self.agent)
+        load_checkpoint(checkpoint, self.learner)
         self.sampler.load_state(state["sampler"])
         self.iteration, self.best_score, self._elapsed = state["iteration"], state["best_score"], state["elapsed"]
         self._marks_due = state["marks_due"]

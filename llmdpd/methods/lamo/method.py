@@ -110,7 +110,7 @@ class LaMoConfig(OfflineConfig):
         """Which language model it is, and SHA-256 of the corpus, None where there is no language loss."""
         source = find_language_model(self.model).source
         corpus = find_corpus(self.corpus).sha256() if self.language_weight else None
-        return {"language model": {"model": source.model_id, "revision": source.revision, "corpus": corpus}}
+        return {"language_model": {"model": source.model_id, "revision": source.revision, "corpus": corpus}}
 
 
 @dataclass(frozen=True)

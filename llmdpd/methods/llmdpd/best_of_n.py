@@ -16,7 +16,12 @@ from llmdpd.ops.philox import philox_normal
 
 @torch.no_grad()
 def sample_actions(
-    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerCoefficients, acting: BestOfN, seeds: Tensor
+    net: NoiseMLP,
+    critic: DoubleQ | None,
+    condition: Condition,
+    coefficients: SamplerCoefficients,
+    acting: BestOfN,
+    seeds: Tensor,
 ) -> Tensor:
     """One action a state, to which a chunk is one of H A numbers: B states' condition, seeds int64 [B] → [B, A].
 
@@ -29,7 +34,7 @@ def sample_actions(
         actions = best_of_n(
             net,
             (critic.q1, critic.q2),
-            plan,
+            coefficients,
             condition.state,
             condition.prompt,
             seeds,
@@ -39,15 +44,21 @@ def sample_actions(
         )
         if actions is not None:
             return actions
-    return _sample_in_torch(net, critic, condition, plan, acting, seeds)
+    return _sample_in_torch(net, critic, condition, coefficients, acting, seeds)
 
 
 def _sample_in_torch(
-    net: NoiseMLP, critic: DoubleQ | None, condition: Condition, plan: SamplerCoefficients, acting: BestOfN, seeds: Tensor
+    net: NoiseMLP,
+    critic: DoubleQ | None,
+    condition: Condition,
+    coefficients: SamplerCoefficients,
+    acting: BestOfN,
+    seeds: Tensor,
 ) -> Tensor:
     """`sample_actions` on any device: what the C++ actor is held to."""
     state, prompt = condition.state, condition.prompt
-    actions = reverse_diffusion(net, state, prompt, plan, acting.samples, seed=seeds, precision=acting.precision)
+    samples, precision = acting.samples, acting.precision
+    actions = reverse_diffusion(net, state, prompt, coefficients, samples, seed=seeds, precision=precision)
     if acting.samples == 1:
         return actions
     if critic is None:
@@ -66,7 +77,7 @@ def _sample_in_torch(
         choice = value.argmax(1)
     else:
         # Inverse transform of the softmax by one uniform number a state; its draw lies past the sampler's K + 1.
-        normal = philox_normal(seeds, batch, 1, plan.steps + 2, 1, value.device)[-1, :, 0, 0]
+        normal = philox_normal(seeds, batch, 1, coefficients.steps + 2, 1, value.device)[-1, :, 0, 0]
         uniform = torch.special.ndtr(normal)
         probability = (value.double() / acting.temperature).softmax(1)
         # A running sum as a matrix product: cumsum has no deterministic implementation on CUDA.
