@@ -100,7 +100,7 @@ class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
 
     def actor_loss(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """mean (temperature log pi(a | s) - min Q(s, a)), a from the policy; and log pi(a | s) [B]."""
-        actions, log_probability = self.policy.sample(condition)
+        actions, log_probability = self.policy.rsample(condition)
         value = self.critic.minimum(detached(condition), actions[0])
         weight = self.temperature.log.detach().exp()
         return (weight * log_probability[0] - value).mean(), log_probability[0]
@@ -111,7 +111,7 @@ class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
         with torch.no_grad():
             prompts = self.encode(batch)  # anew: the actor's step has changed the encoders
             now, following = self.condition(batch, prompts), self.condition(batch, prompts, following=True)
-            actions = self.policy.sample(following)[0][0]
+            actions = self.policy.rsample(following)[0][0]
             value = self.target_critic.minimum(following, actions)
             target = batch.rewards * config.reward_scale + config.gamma * (1 - batch.terminals) * value
             others, density = self._others(now, following)
@@ -130,7 +130,7 @@ class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
         shape = (draws, len(now.state), numbers)
         uniform = bound * (2 * torch.rand(shape, device=now.state.device) - 1)
         flat = torch.full(shape[:2], -numbers * float(torch.log(torch.tensor(2 * bound))), device=uniform.device)
-        (own, own_density), (next_own, next_density) = (self.policy.sample(c, draws) for c in (now, following))
+        (own, own_density), (next_own, next_density) = (self.policy.rsample(c, draws) for c in (now, following))
         return torch.cat([uniform, own, next_own]), torch.cat([flat, own_density, next_density])
 
     def _penalty(self, now: Condition, others: Tensor, density: Tensor, values: tuple[Tensor, Tensor]) -> Tensor:

@@ -151,7 +151,7 @@ class SquashedGaussianPolicy(GaussianPolicy):
     log_std = (-20.0, 2.0)
     """As in SAC's reference implementation."""
 
-    def sample(self, condition: Condition, draws: int = 1) -> tuple[Tensor, Tensor]:
+    def rsample(self, condition: Condition, draws: int = 1) -> tuple[Tensor, Tensor]:
         """Actions [N, B, A] that the gradient goes through, and their log-probabilities [N, B]."""
         mean, log_std = self.statistics(condition)
         normal = _normal(mean, log_std)
