@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import errno
-import io
 import logging
-import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
-import tyro
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -29,94 +23,6 @@ _FEW_TASKS = 12
 _MASTERED = 0.9
 # What a disk or its owner refuses, whichever write or read it hits.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-
-T = TypeVar("T")
-
-
-def parse(
-    config_type: Callable[..., T],
-    words: Sequence[str],
-    prog: str,
-    default: T | None = None,
-    description: str | None = None,
-    known: Collection[str] = (),
-) -> T:
-    """What `tyro.cli` makes of a command's words; --help prints, and ends the process.
-
-    `known` are options that exist beside those that --help shows, for naming the nearest ones.
-
-    Raises:
-        InputError: an option that does not exist, with the nearest ones, or a value that cannot be used.
-    """
-
-    def read(args: Sequence[str]) -> T:
-        given: dict[str, Any] = {} if default is None else {"default": default}
-        return tyro.cli(config_type, args=args, prog=prog, description=description, **given)
-
-    if {"-h", "--help"} & set(words):
-        return read(words)
-    said, shown = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return read(words)
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        read(["--help"])
-    options = {*re.findall(r"--[a-z][\w.-]*", shown.getvalue()), *known}
-    help_hint = f"{prog} --help lists the options"
-    for word in words:
-        name = word.split("=", 1)[0].replace("_", "-")
-        if name.startswith("--") and name not in options:
-            near = difflib.get_close_matches(name, sorted(options), n=3, cutoff=0.5)
-            expected = f"perhaps {' or '.join(near)}" if near else None
-            raise InputError("no such option", found=word, expected=expected, hint=help_hint)
-    # Without the box that tyro puts around its message, and the hint below that.
-    message = re.split("─{9,}", re.sub("[│╭╮╰╯]", " ", said.getvalue().split("\n", 1)[-1]))[0]
-    raise InputError(" ".join(message.split()), hint=help_hint)
-
-
-def renamed(words: Sequence[str], table: Mapping[str, str]) -> list[str]:
-    """The words with options of the last version, `table`'s keys, in today's spelling; a line to stderr for each.
-
-    A switch's other form is meant too: with {"--a.b": "--a.c"}, --a.no-b becomes --a.no-c.
-    """
-    spellings = dict(table) | {_switched_off(old): _switched_off(new) for old, new in table.items()}
-    changed = []
-    for word in words:
-        name, sign, value = word.partition("=")
-        new = spellings.get(name.replace("_", "-"))
-        if new is not None:
-            error_console.print(f"{name} is now {new}; the old spelling goes in the next version", markup=False)
-        changed.append(word if new is None else f"{new}{sign}{value}")
-    return changed
-
-
-def _switched_off(option: str) -> str:
-    part, dot, name = option.removeprefix("--").rpartition(".")
-    return f"--{part}{dot}no-{name}"
-
-
-def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other words.
-
-    Raises:
-        InputError: the option is the last word and has no value.
-    """
-    rest, value, words = [], None, iter(arguments)
-    for word in words:
-        # tyro takes --run_dir for --run-dir, so the options beside it do too.
-        option = word.split("=", 1)[0].replace("_", "-")
-        if option == name and "=" not in word:
-            value = next(words, None)
-            if value is None:
-                raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
-        elif option == name:
-            value = word.split("=", 1)[1]
-        else:
-            rest.append(word)
-    return value, rest
 
 
 def run_command(command: Callable[[], None]) -> int:

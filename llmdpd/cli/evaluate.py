@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from llmdpd.cli.common import parse, renamed, results_table, run_command
+from llmdpd.cli.common import results_table, run_command
 from llmdpd.runs.evaluate import RENAMED_OPTIONS, EvaluateConfig, evaluate
 from llmdpd.runs.folder import RunFolder
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.command_line import parse, renamed
 from llmdpd.utils.progress import console
 
 

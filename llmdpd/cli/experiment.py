@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from llmdpd.cli.common import parse, run_command
+from llmdpd.cli.common import run_command
 from llmdpd.errors import InputError
 from llmdpd.experiments.duration import seconds_left
 from llmdpd.experiments.grids import BUDGETS, GRIDS
@@ -20,6 +20,7 @@ from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.experiments.schedule import Outcome, Scheduler, shares
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.command_line import parse
 from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import console, error_console
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from llmdpd.cli.common import parse, run_command
+from llmdpd.cli.common import run_command
 from llmdpd.methods.lamo.pretraining import PretrainConfig, pretrain_gpt2
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.command_line import parse
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.progress import ProgressBar, console
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from llmdpd.cli.common import parse, run_command
+from llmdpd.cli.common import run_command
 from llmdpd.reporting.page import build_report
+from llmdpd.utils.command_line import parse
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> Path:

@@ -126,31 +126,40 @@ def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
         return ("--device", "cuda", *option.words[1:])
     if not option.name or option.name == "--help-all":
         return ("--help", *option.words[1:]) if option.name else option.words
-    method, field = start.method.name, option.field
-    sections = {section for name in METHODS for section in METHODS[name].Config.legacy}
-    if is_old(field, sections) and not has_field(start, field):
-        now = renamed_field(field, start.method.legacy, field_names(start))
-        if now is None:
-            raise InputError(
-                "the method has no such option",
-                field=option.name,
-                found=f"{' '.join(option.words)}, with --method {method}",
-                hint=f"{PROG} --method {method} --help lists its options",
-            )
-        spelling = _spelling(now, option)
-        error_console.print(
-            f"{option.name} is now {spelling}; the old spelling goes in the next version", markup=False, soft_wrap=True
-        )
-        field = now
-    elif field.startswith("method.") and not has_field(start, field) and _somewhere(field):
+    field = current_field(option, start)
+    if field is None:
+        _check_no_others(option, start)
+        return option.words  # the parser says which options are near
+    spelling = _spelling(field, option)
+    if field != option.field:
+        message = f"{option.name} is now {spelling}; the old spelling goes in the next version"
+        error_console.print(message, markup=False, soft_wrap=True)
+    _, sign, value = option.words[0].partition("=")
+    return (f"{spelling}{sign}{value}", *option.words[1:])
+
+
+def _check_no_others(option: Option, start: TrainConfig) -> None:
+    """Raise `InputError` for an option of other methods than the configuration's."""
+    others = [name for name in METHODS if current_field(option, with_method(PRESETS[start.preset], name))]
+    if others:
+        method = start.method.name
         raise InputError(
             "the method has no such option",
             field=option.name,
             found=f"{' '.join(option.words)}, with --method {method}",
-            hint=f"it is an option of {', '.join(_somewhere(field))}",
+            expected=f"an option of {method}; this is one of {', '.join(others)}",
+            hint=f"{PROG} --method {method} --help lists its options",
         )
-    _, sign, value = option.words[0].partition("=")
-    return (f"{_spelling(field, option)}{sign}{value}", *option.words[1:])
+
+
+def current_field(option: Option, start: TrainConfig) -> str | None:
+    """The field that an option sets, by its name in this version; None where the configuration has none such."""
+    if has_field(start, option.field):
+        return option.field
+    sections = {section for name in METHODS for section in METHODS[name].Config.legacy}
+    if not is_old(option.field, sections):
+        return None
+    return renamed_field(option.field, start.method.legacy, field_names(start))
 
 
 def _spelling(field: str, option: Option) -> str:
@@ -158,12 +167,6 @@ def _spelling(field: str, option: Option) -> str:
     *parts, last = field.replace("_", "-").split(".")
     off = option.name.rpartition(".")[2].removeprefix("--").replace("_", "-").startswith("no-")
     return "--" + ".".join((*parts, f"no-{last}" if off and not last.startswith("no-") else last))
-
-
-def _somewhere(field: str) -> list[str]:
-    """The methods that have an option for a field."""
-    plain = {name: {"method": to_plain(METHODS[name].Config())} for name in METHODS}
-    return [name for name, config in plain.items() if field in dict(leaves(config))]
 
 
 # tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from llmdpd.data import Trajectory
 from llmdpd.evaluation.prompts import TaskPrompt
-from llmdpd.policy.action_chunks import ChunkPlayer
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
@@ -77,18 +76,17 @@ def act_maker(policy: Policy | MakeAct) -> MakeAct:
 
 def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
     """The pool's `act` for a policy with prompts; it remembers of each episode what the policy needs of it."""
-    context = policy.network.config.context
-    rows = prompt_rows(prompts, requests)
+    reads, rows = policy.network.reads, prompt_rows(prompts, requests)
     encoded = policy.encode_prompts(
-        [text if context.text else None for text in rows.texts],
-        [demonstration if context.trajectory else None for demonstration in rows.demonstrations],
+        [text if reads.text else None for text in rows.texts],
+        [demonstration if reads.trajectory else None for demonstration in rows.demonstrations],
     )
     streams = np.array([zlib.crc32(r.task.encode()) << 32 ^ r.seed for r in requests], np.uint64)
-    chunks, memory = ChunkPlayer(policy.replan), policy.memory()
     targets = np.zeros(len(requests), np.float32)
-    if memory is not None:
+    if policy.network.memory_length:
         own = [rows.demonstrations[row] for row in rows.of_request]
         targets = policy.target_returns([request.task for request in requests], own)
+    episodes = policy.episodes(encoded, rows.of_request, targets)
 
     def act(
         observations: NDArray[np.float32],
@@ -96,16 +94,7 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
         steps: NDArray[np.int64],
         rewards: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        def sample(due: NDArray[np.int64]) -> NDArray[np.float32]:
-            who, when, states = index[due], steps[due], observations[due]
-            history = None if memory is None else memory.recall(who, when, states, rewards[due], targets[who])
-            keys = _mix(streams[who], when)
-            sampled = policy.draw_many(states, encoded, rows.of_request[who], when, keys, history)
-            if memory is not None:
-                memory.note(who, sampled[:, 0])
-            return sampled
-
-        return chunks.play(index, steps, sample)
+        return episodes.act(index, steps, observations, rewards, lambda due: _mix(streams[index[due]], steps[due]))
 
     return act
 

@@ -23,15 +23,15 @@ def acting_cost(policy: Policy, prompt: TaskPrompt, observations: NDArray[np.flo
 
     observations [N, S]: states to act in, taken in turn.
     """
-    context = policy.network.config.context
+    context = policy.network.reads
     policy.prompt(prompt.text if context.text else None, prompt.demonstration if context.trajectory else None)
     seconds = []
     for number in range(_WARM_UP + _TIMED):
         begin = time.perf_counter()
-        for _ in range(policy.replan):
+        for _ in range(policy.action_horizon):
             policy.act(observations[number % len(observations)])
-        seconds.append((time.perf_counter() - begin) / policy.replan)
-    parts = [policy.network, *([policy.critic] if policy.critic is not None and policy.acting.samples > 1 else [])]
+        seconds.append((time.perf_counter() - begin) / policy.action_horizon)
+    parts = [policy.network, *([policy.critic] if policy.critic is not None and policy.chooses else [])]
     return {
         "parameters": sum(parameter.numel() for part in parts for parameter in part.parameters()),
         "milliseconds_an_action": round(1e3 * statistics.median(seconds[_WARM_UP:]), 4),

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from llmdpd.data import Trajectory, TrajectoryDataset
+from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.prompts import task_prompt
-from llmdpd.data.task_data import load_tasks
 from llmdpd.tasks import COLLECTION_SEED_END
 
 

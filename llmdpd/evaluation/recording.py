@@ -71,7 +71,7 @@ def record_videos(
 
         watched = _Watched(act_maker(policy)(prompts, requests), len(requests))
         results = pool.run(requests, watched, progress)
-    if isinstance(policy, Policy) and policy.retrieves:
+    if isinstance(policy, Policy):
         for request, states in zip(requests, watched.states, strict=True):
             _map_attention(policy, prompts[request.task], states, folder / "attention" / f"{request.task}.png")
     for result in results:
@@ -111,6 +111,8 @@ def _map_attention(policy: Policy, prompt: TaskPrompt, states: Mapping[int, NDAr
     from llmdpd.evaluation.attention import save_attention
 
     observations = np.stack([states[step] for step in sorted(states)])
-    weights, times = policy.looks(prompt.text, prompt.demonstration, observations)
+    found = policy.attention(prompt.text, prompt.demonstration, observations)
+    if found is None:
+        return
     path.parent.mkdir(exist_ok=True)
-    save_attention(path, weights, times, f"{path.stem}: which steps of its demonstration the policy reads")
+    save_attention(path, *found, f"{path.stem}: which steps of its demonstration the policy reads")

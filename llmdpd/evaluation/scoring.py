@@ -12,7 +12,6 @@ from llmdpd.evaluation.episodes import MakeAct, evaluate_tasks
 from llmdpd.evaluation.non_learned import BASELINES
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult
-from llmdpd.methods.networks import method_of
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.locomotion import is_locomotion, normalised_score
 from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
@@ -44,7 +43,7 @@ def evaluate_policies(
         tasks = TaskConfig(facts["protocol"], tuple(facts["trained_on"]), (), facts["goal_visible"])
         title = f"evaluating {name}"
         for task, episodes, common in _score(title, policy, config, prompts, tasks, workers, check):
-            context, prompt = policy.network.config.context, prompts[task]
+            context, prompt = policy.network.reads, prompts[task]
             demonstrated = context.trajectory and prompt.demonstrations
             records.append(
                 TaskResult(
@@ -55,13 +54,13 @@ def evaluate_policies(
                         text=prompt.text_source if context.text and prompt.text is not None else False,
                         trajectory=prompt.demonstration_source if demonstrated else False,
                     ),
-                    acting=_acting_use(policy),
+                    acting=ActingUse(**policy.acting.describe(policy.network.config)),
                     trained_on=tasks.seen,
                     training_data=facts["training_data"],
                     checkpoint=name,
                     context=context.kind,
                     iterations=facts["iterations"],
-                    method=method_of(policy.network),
+                    method=policy.method,
                 )
             )
     return records
@@ -164,19 +163,20 @@ def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) 
     return name if own else "custom"
 
 
-def _acting_use(policy: Policy) -> ActingUse:
-    acting, diffuses = policy.acting, policy.network.diffuses
-    return ActingUse(
-        samples=acting.samples,
-        selection=acting.selection,
-        temperature=acting.temperature,
-        noise_scale=acting.noise_scale,
-        # Without diffusion there is no chain of denoising steps.
-        sampler=acting.sampler if diffuses else "none",
-        steps=acting.plan(policy.network.config).steps if diffuses else 1,
-        precision=acting.precision,
-        action_horizon=policy.replan,
-    )
+def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dict[str, float], float]:
+    """What a selection during training records, and the score that the best checkpoint is chosen by.
+
+    The mean over the tasks of success, or in locomotion of the normalised score.
+    """
+    outcomes = {task: _outcome(task, episodes) for task, episodes in results.items()}
+    suffix = "" if "successes" in next(iter(outcomes.values())) else "_score"
+    scores = {
+        task: outcome["normalised_score"] if suffix else outcome["successes"] / len(results[task])
+        for task, outcome in outcomes.items()
+    }
+    score = sum(scores.values()) / len(scores)
+    mean = "seen_score" if suffix else "seen_success"
+    return {f"eval/{mean}": score, **{f"eval/{task}{suffix}": value for task, value in scores.items()}}, score
 
 
 def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:

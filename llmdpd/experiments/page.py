@@ -14,7 +14,6 @@ from llmdpd.experiments.pictures import picture, picture_png
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.schedule import Outcome
 from llmdpd.experiments.summary import Row, make_rows, reported_figures, reported_mean
-from llmdpd.methods.lamo.checks import language_words
 from llmdpd.reporting.compare import Arm, flatten
 from llmdpd.reporting.estimate import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Estimate
 from llmdpd.reporting.page import drawing_values, measure, metadata, render_template
@@ -90,9 +89,8 @@ def _metadata(plan: Plan, row: Row) -> tuple[str, dict[str, str]]:
     arm = Arm(row.title, ((Run(Path(row.title), row.records), row.records),))
     found = metadata(arm)
     del found["results of"]
-    if row.records[0].method == "lamo":
-        key = next(method.key for method in plan.grid.methods if method.label == row.label)
-        found["language model"] = language_words(plan.cells[key][0].config)
+    key = next(method.key for method in plan.grid.methods if method.label == row.label)
+    found |= plan.cells[key][0].config.method.details()
     return f"{row.title}, {row.checkpoint} checkpoint", found
 
 

@@ -131,6 +131,14 @@ class MethodConfig(Named):
         """What a method that learns online has in place of a data set, in words."""
         raise NotImplementedError
 
+    def details(self) -> dict[str, str]:
+        """What a page about its runs shows beside what all methods have, name → words."""
+        return {}
+
+    def shortened(self, iterations: int) -> tuple[str, ...]:
+        """Options of `llmdpd train` with which it still learns something in a run of so few iterations."""
+        return ()
+
     def inputs(self) -> dict[str, Any]:
         """What it learns from beside the training data, as JSON: a resumed run must find the same."""
         return {}

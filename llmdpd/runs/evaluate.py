@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from llmdpd.cli.options import has_field
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
@@ -20,16 +19,17 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.recording import record_videos
 from llmdpd.evaluation.results import TaskResult, read_results, write_results
 from llmdpd.evaluation.scoring import evaluate_baseline, evaluate_policies
-from llmdpd.ops.device import check_device, use_threads
+from llmdpd.ops.native import use_threads
 from llmdpd.policy.policy import Policy
-from llmdpd.runs.checks import check_max_steps
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import PromptChoice, check_choice, prompt_sets
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import canonical_task, common_spec
-from llmdpd.utils.bounds import LIMITS, check_limits
+from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
+from llmdpd.utils.device import check_device
 
 Check = Callable[[], None]
+OptionalCount = Annotated[int | None, Bounds(1)]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class EvaluateConfig:
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """The run's folder; a baseline does without one."""
-    episodes: int = 500
+    episodes: Count = 500
     """Episodes a task."""
-    seen_episodes: int | None = None
+    seen_episodes: OptionalCount = None
     """Episodes a task that was trained on; by default as many."""
     baseline: Literal["replay", "tracker"] | None = None
     """Instead of the policies, evaluate a non-learned baseline: the demonstration's actions replayed, or a hand-written
@@ -59,23 +59,23 @@ class EvaluateConfig:
     prompt_behaviours: tuple[str, ...] = ()
     """Evaluate once with demonstrations by each of these behaviour policies (clean, slow, pauses …: see llmdpd.collect
     --help), which are collected, or found again, under --data-root."""
-    demonstrations: int | None = None
+    demonstrations: OptionalCount = None
     """Demonstrations a task that the episodes take in turn; by default 5 with --prompt-behaviours, else 1."""
     data_root: Path | None = None
     """Folder under which collected demonstrations are kept; by default the run's, or data."""
-    samples: int | None = None
+    samples: OptionalCount = None
     """Actions sampled a state; by default the run's."""
-    noise_scale: float | None = None
+    noise_scale: Annotated[float | None, Bounds(0)] = None
     """Factor on the sampler's noise; by default the run's."""
-    action_horizon: int | None = None
+    action_horizon: OptionalCount = None
     """Actions of a chunk that are executed before the next is sampled; by default the run's."""
-    max_steps: int | None = None
+    max_steps: OptionalCount = None
     """Steps an episode at most; by default the run's."""
     videos: bool = False
     """Record a video of one episode a task: into the run's videos, or beside a file of its own in NAME-videos."""
-    workers: int | None = None
+    workers: OptionalCount = None
     """Environment processes; one a core by default."""
-    threads: int = 0
+    threads: WholeNumber = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it."""
     device: str = "cpu"
     """Where the policy runs: cpu, cuda or cuda:N."""
@@ -93,13 +93,8 @@ RENAMED_OPTIONS = {
 }
 """How the last version called options of `EvaluateConfig`."""
 
-# Options by the field of `ActingConfig` that each changes.
-_ACTING = {"samples": "samples", "noise_scale": "noise_scale", "action_horizon": "replan"}
-_BOUNDED = {
-    **{name: f"evaluation.{name}" for name in ("episodes", "seen_episodes", "max_steps")},
-    **{name: f"acting.{field}" for name, field in _ACTING.items()},
-    **{"demonstrations": "data.episodes", "workers": "data.workers", "threads": "threads"},
-}
+_ACTING = ("samples", "noise_scale", "action_horizon")
+"""Options that change a field of the method's `ActingConfig`."""
 
 
 class Evaluated(NamedTuple):
@@ -116,18 +111,18 @@ def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
         InputError: a number out of range; ways of acting or prompts that the method, or a baseline, does not have.
             Files, and what the tasks' environments or the trained network alone can tell, are not looked at.
     """
-    check_limits(config, {name: LIMITS[field] for name, field in _BOUNDED.items()})
+    check_config(config)
     if config.baseline is not None:
         _check_baseline(config)
     elif config.run is None:
         raise InputError("nothing to evaluate", field="RUN", found="neither a run nor --baseline", expected="one")
-    for name, field in _ACTING.items():
+    for name in _ACTING:
         value = getattr(config, name)
-        if value is not None and config.run is not None and not has_field(trained.method, f"acting.{field}"):
+        if value is not None and config.run is not None and not hasattr(trained.method.acting, name):
             raise InputError(
                 "the method has no such way of acting",
                 field=_option(name),
-                found=f"{value}, of a run of {trained.method}",
+                found=f"{value}, of a run of {trained.method.name}",
                 hint=f"leave {_option(name)} out",
             )
     check_choice(_choice(config, trained), config.run, trained)
@@ -168,7 +163,7 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> Evaluated:
     choice = _choice(config, trained)
     spec = common_spec(choice.tasks)
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
-    check_max_steps(spec, steps, "max_steps")
+    spec.check_max_steps(steps, "max_steps")
     if config.baseline is not None and not spec.has_success:
         raise InputError("baselines are for Meta-World", field="--baseline", found=spec.task, expected="its tasks")
     evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps)
@@ -321,5 +316,5 @@ def _choice(config: EvaluateConfig, trained: TrainConfig) -> PromptChoice:
 
 def _changes(config: EvaluateConfig) -> dict[str, Any]:
     """The fields of `ActingConfig` that options change."""
-    values = {field: getattr(config, name) for name, field in _ACTING.items()}
-    return {field: value for field, value in values.items() if value is not None}
+    values = {name: getattr(config, name) for name in _ACTING}
+    return {name: value for name, value in values.items() if value is not None}

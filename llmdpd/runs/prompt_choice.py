@@ -22,7 +22,7 @@ from llmdpd.evaluation.prompts import (
 )
 from llmdpd.nn.context.base import check_left_out
 from llmdpd.prompts import TextPrompt
-from llmdpd.runs.data import behaviour_examples
+from llmdpd.runs.data import behaviour_demonstrations
 from llmdpd.runs.folder import RunFolder
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
 from llmdpd.utils.files import atomic_write_json
@@ -75,10 +75,10 @@ def prompt_sets(
         return [_changed(prompts, choice.which, seen)]
     sets = []
     root = os.path.abspath(choice.data_root or trained.data.root)
-    config = dataclasses.replace(trained, data=dataclasses.replace(trained.data, root=root, workers=choice.workers))
+    collected = dataclasses.replace(trained.data, root=root, workers=choice.workers)
     count = choice.demonstrations or _BEHAVIOUR_DEMONSTRATIONS
     for behaviour in choice.behaviours:
-        dataset = behaviour_examples(config, tasks, behaviour, count, check)
+        dataset = behaviour_demonstrations(collected, trained.tasks, tasks, behaviour, count, check)
         prompts = behaviour_prompts(tasks, behaviour, dataset, count, text, source)
         for task, prompt in prompts.items():
             found = len(prompt.demonstrations)
@@ -104,7 +104,7 @@ def check_choice(choice: PromptChoice, path: Path | None, trained: TrainConfig) 
     Raises:
         InputError: as `prompt_sets`, but for demonstrations that turn out not to be there.
     """
-    context = trained.policy.context
+    context = trained.method.network.context_config()
     for behaviour in choice.behaviours:
         if behaviour not in BEHAVIOURS:
             raise InputError(
@@ -154,7 +154,7 @@ def check_choice(choice: PromptChoice, path: Path | None, trained: TrainConfig) 
 
 def _data(choice: PromptChoice, run: RunFolder | None, trained: TrainConfig) -> str | Path | None:
     """Where the demonstrations are, None where the policy takes none."""
-    if not (trained.policy.context.trajectory or choice.for_baseline):
+    if not (trained.method.network.context_config().trajectory or choice.for_baseline):
         return None
     if choice.data is not None or run is None:
         return choice.data

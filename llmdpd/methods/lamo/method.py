@@ -106,6 +106,10 @@ class LaMoConfig(OfflineConfig):
             language_block(self, model)
             find_corpus(self.corpus)
 
+    def details(self) -> dict[str, str]:
+        sizes, text = self.network.language, self.corpus if self.language_weight else "none"
+        return {"language model": f"{self.model}, {sizes.layers} layers of {sizes.width}; text: {text}"}
+
     def inputs(self) -> dict[str, Any]:
         """Which language model it is, and SHA-256 of the corpus, None where there is no language loss."""
         source = find_language_model(self.model).source
