@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from llmdpd.config.presets import PRESETS, find_preset, with_method
@@ -28,18 +29,26 @@ ALIASES = {
 }
 """Short spellings of options that are typed often, and the fields that they set."""
 
+
+def _listed(words: Iterable[str]) -> str:
+    """Words as a list that fits below the help's options."""
+    return textwrap.fill(", ".join(words), 78, break_on_hyphens=False).replace("\n", "\n" + 21 * " ")
+
+
 DESCRIPTION = f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
-    --preset NAME    start from a named configuration: {", ".join(PRESETS)} (default: metaworld)
+    --preset NAME    start from a named configuration (default: metaworld):
+                     {_listed(PRESETS)}
     --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
-    --method NAME    the method that learns: {", ".join(METHODS)} (default: the preset's)
+    --method NAME    the method that learns (default: the preset's):
+                     {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
-    --gpu            short for --device cuda
-    {", ".join(f"{short} for --{field.replace('_', '-')}" for short, field in ALIASES.items())}
     --help-all       every option with its whole description
+    short spellings: --gpu (--device cuda),
+                     {_listed(f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())}
 
-The options of a method are those under method; --method NAME --help shows another method's."""
+Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 
 
 class Option(NamedTuple):

@@ -254,9 +254,7 @@ GRIDS: dict[str, Grid] = {
             _ablation("no-clock", "w/o timestep embedding", *_NO_CLOCK),
             _ablation("no-offset", "w/o position jitter", *_NO_OFFSET),
             _ablation("no-clock-no-offset", "w/o timestep embedding and position jitter", *_NO_CLOCK, *_NO_OFFSET),
-            _ablation(
-                "short-tail", "5 post-success steps in data and demonstrations", "--data.post-success-steps", "5"
-            ),
+            _ablation("short-tail", "5 post-success steps, data and demonstrations", "--data.post-success-steps", "5"),
             _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
             _ablation("no-turn", "w/o rotation and mirroring", *_NO_TURN),
             _ablation("three-makers", "three demonstrators in training", "--data.noise", _THREE_DEMONSTRATORS),

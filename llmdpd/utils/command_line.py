@@ -20,6 +20,8 @@ from llmdpd.errors import InputError
 from llmdpd.utils.progress import error_console
 
 T = TypeVar("T")
+_COLUMN = 46
+"""Where descriptions begin in a help of one line for each option."""
 
 
 def parse(
@@ -116,17 +118,13 @@ def option_lines(config: Any, width: int = 100, hidden: Collection[str] = ()) ->
         config: a dataclass whose values are the defaults. width: of a line. hidden: dotted fields that are left out.
     """
     lines: list[str] = []
-    section = None
     for field, value, description in _fields(config, ""):
         if any(field == name or field.startswith(f"{name}.") for name in hidden):
             continue
-        part = field.rpartition(".")[0]
-        if part != section and part:
-            lines.append(f"{part}:")
-        section = part
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        name = f"  --{field.replace('_', '-')} {textwrap.shorten(shown, 22, placeholder=' …')}"
-        lines.append(textwrap.shorten(f"{name:<58}\0{description}", width, placeholder=" …").replace("\0", "  "))
+        name = f"  --{field.replace('_', '-')} {shown if len(shown) <= 22 else shown[:21] + '…'}"
+        room = width - max(len(name), _COLUMN) - 2
+        lines.append(f"{name:<{_COLUMN}}  {textwrap.shorten(description, max(room, 20), placeholder=' …')}")
     return lines
 
 
