@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, offsets_of
 from llmdpd.errors import InputError
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "expert_actions")
@@ -73,7 +74,7 @@ def join_episodes(
         meta["length"].append(len(parts["rewards"][-1]))
     if not tasks:
         raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
-    offsets = np.concatenate([[0], np.cumsum(meta["length"])]).astype(np.int64)
+    offsets = offsets_of(meta["length"])
     terminals = np.zeros(offsets[-1], np.bool_)
     terminals[offsets[1:] - 1] = meta["terminated"]
     # Each list is emptied once joined, so that a large data set is never held twice as a whole.
@@ -109,7 +110,7 @@ def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArr
     if steps == 0:
         raise InputError("an episode without steps", path=path, field="actions" + label, found=0, expected="1 or more")
     if record.next_observations is None:
-        _check_rows("observations" + label, observations, steps + 1, path)
+        check_rows("observations" + label, observations, steps + 1, path)
         observations, following = observations[:-1], observations[1:]
     else:
         following = as_float32(record.next_observations, "next_observations" + label, path, ndim=2)
@@ -117,11 +118,12 @@ def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArr
     arrays |= {"rewards": rewards, "expert_actions": expert}
     for field, array in arrays.items():
         if array is not None:
-            _check_rows(field + label, array, steps, path)
+            check_rows(field + label, array, steps, path)
     return {**arrays, "actions": actions}
 
 
-def _check_rows(field: str, array: NDArray[Any], rows: int, path: str | None) -> None:
+def check_rows(field: str, array: NDArray[Any], rows: int, path: str | Path | None) -> None:
+    """Raise InputError unless `array` has this number of rows."""
     if len(array) != rows:
         raise InputError("unequal lengths", path=path, field=field, found=f"{len(array)} rows", expected=f"{rows} rows")
 
@@ -173,7 +175,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     return TrajectoryDataset(
         **joined,
         expert_actions=expert,
-        offsets=np.concatenate([[0], np.cumsum(np.concatenate([d.lengths for d in datasets]))]).astype(np.int64),
+        offsets=offsets_of(np.concatenate([d.lengths for d in datasets])),
         task_ids=np.concatenate(task_ids),
         tasks=tuple(texts),
         texts=tuple(texts.values()),
@@ -189,7 +191,7 @@ def _merge_texts(texts: dict[str, str], dataset: TrajectoryDataset) -> None:
         if known and text and known != text:
             raise InputError(
                 "two data sets give one task different texts", path=dataset.source or None, field=f"text of {task}",
-                found=repr(text[:80]), expected=repr(known[:80]), hint="make them equal with `with_texts`",
+                found=repr(text[:80]), expected=repr(known[:80]),
             )  # fmt: skip
         texts[task] = known or text
 

@@ -1,8 +1,8 @@
 """Minari data sets: this project's own format on disk, one data set a task, and a reader of anybody's.
 
-What is added to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
+Additions to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
 `behaviour`, `success` and Minari's own `seed` in each episode's; `infos/expert_action` for each observation (NaN in the
-last row, after which nothing was done). Unknown values are left out.
+last row, which has no action). Unknown values are left out.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def is_minari(folder: Path) -> bool:
 
 
 def minari_task(folder: Path) -> str:
-    """The task of the data set in this `data` folder: ours say it; else the environment's id, else the data set's."""
+    """The task of the data set in this `data` folder: its `task`, otherwise the environment's id or the data set's."""
     metadata = read_json(folder / METADATA_FILE_NAME)
     if _OURS in metadata:
         return str(metadata["task"])

@@ -1,8 +1,8 @@
 """Reading pickled NumPy arrays without running anything from the file.
 
-NumPy's own constructors are admitted by NAME only. What the file gets in their place are stand-ins of this module,
-because the real ones are not safe in hostile hands: an array of objects whose dtype was rebuilt with forged flags takes
-raw bytes for pointers. The stand-ins build plain arrays of numbers and text, and lists, from checked parts.
+NumPy's own constructors are admitted by NAME only. The file gets stand-ins of this module in their place, because the
+real ones are not safe with hostile files: an array of objects whose dtype was rebuilt with forged flags takes raw bytes
+for pointers. The stand-ins build plain arrays of numbers and text, and lists, from checked parts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _RefusedError(Exception):
 
 
 class _Inert:
-    """What a file gets for a name. It may be passed on, and nothing in it may be set."""
+    """The stand-in for a name. It may be passed on, and no attribute of it may be set."""
 
     __slots__ = ("name",)
     name: str

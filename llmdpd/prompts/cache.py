@@ -1,4 +1,4 @@
-"""Embeddings on disk, so that a text is read by the LLM once. Safe for several processes at once."""
+"""Embeddings on disk, so that the LLM reads each text once. Safe for several processes at once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class EmbeddingCache:
 def default_cache_folder() -> Path:
     """`$XDG_CACHE_HOME/llmdpd/embeddings`, or `~/.cache/llmdpd/embeddings` where that variable is unset or relative."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification tells to ignore relative paths.
+    # The XDG specification requires relative paths to be ignored.
     return (home if home.is_absolute() else Path.home() / ".cache") / "llmdpd" / "embeddings"
 
 

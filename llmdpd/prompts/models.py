@@ -43,7 +43,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LLMIdentity:
-    """What made an embedding: the model, its hub commit or the hash of its files, and what it computed in."""
+    """The origin of an embedding: the model, its hub commit or the hash of its files, and its precision."""
 
     model: str
     revision: str

@@ -185,12 +185,12 @@ def _collect(
         episodes=episodes,
         noise=noise,
         seed=seed,
-        tail=config.data.tail,
+        post_success_steps=config.data.tail,
         workers=config.data.workers,
         goal_visible=config.tasks.goal_visible,
     )
     # Another collection gets another folder; the same one finds its own again.
-    parts = repr((tasks, noise, wanted.goal_visible, wanted.tail, wanted.max_steps)).encode()
+    parts = repr((tasks, noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
     name = f"{kind}-{len(tasks)}tasks-{episodes}episodes-seed{seed}-{zlib.crc32(parts):08x}"
     wanted = CollectConfig(**{**vars(wanted), "out": Path(config.data.root) / name})
     watch = Stopwatch()

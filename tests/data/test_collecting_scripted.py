@@ -31,8 +31,8 @@ from llmdpd.utils.files import process_lock
 def config(tmp_path: Path, **changes: object) -> CollectConfig:
     """Two tasks, short episodes: reach succeeds within 60 steps, push does not."""
     base = CollectConfig(
-        tasks=("reach", "push-v2"), episodes=4, noise="clean,gaussian", out=tmp_path / "out", tail=3, max_steps=60,
-        workers=1,
+        tasks=("reach", "push-v2"), episodes=4, noise="clean,gaussian", out=tmp_path / "out", post_success_steps=3,
+        max_steps=60, workers=1,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -177,7 +177,7 @@ COLLECT = """
 
     if __name__ == "__main__":
         tasks, out = ("reach", "push-v2"), Path(sys.argv[1])
-        config = CollectConfig(tasks, 4, "clean,gaussian", out, tail=3, max_steps=60, workers=1)
+        config = CollectConfig(tasks, 4, "clean,gaussian", out, post_success_steps=3, max_steps=60, workers=1)
         made = collect_metaworld(config, lambda *progress: print(*progress, flush=True))
         print(made.content, made.reused, flush=True)
 """
@@ -221,14 +221,21 @@ def test_a_finished_collection_is_read_where_nothing_can_be_written(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("seed", 1), ("episodes", 5), ("tail", 4), ("noise", "clean"), ("tasks", ("reach",)), ("goal_visible", False)],
+    [
+        ("seed", 1),
+        ("episodes", 5),
+        ("post_success_steps", 4),
+        ("noise", "clean"),
+        ("tasks", ("reach",)),
+        ("goal_visible", False),
+    ],
 )
 def test_another_configuration_is_refused(tmp_path: Path, field: str, value: object) -> None:
     partial = interrupted(tmp_path, 1)
     before = sorted(partial.rglob("*"))
     with pytest.raises(InputError, match="another configuration") as caught:
-        collect_metaworld(config(tmp_path, **{field: value}))
-    assert caught.value.field == field
+        collect_metaworld(config(tmp_path, **{{"tail": "post_success_steps"}.get(field, field): value}))
+    assert caught.value.field == field  # as the manifest calls it
     assert caught.value.path == str(partial)
     assert sorted(partial.rglob("*")) == before
 
@@ -271,7 +278,7 @@ def test_nothing_is_left_where_saving_fails(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("episodes", 0), ("max_steps", 0), ("max_steps", 501), ("tail", -1), ("seed", -1), ("workers", 0)],
+    [("episodes", 0), ("max_steps", 0), ("max_steps", 501), ("post_success_steps", -1), ("seed", -1), ("workers", 0)],
 )
 def test_settings_out_of_range_are_named(tmp_path: Path, field: str, value: int) -> None:
     with pytest.raises(InputError) as caught:

@@ -15,7 +15,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from llmdpd.errors import InputError  # noqa: E402
 from llmdpd.prompts import metaworld_prompt  # noqa: E402
 from llmdpd.prompts.llm import INSTRUCTION, LLMEncoder  # noqa: E402
-from llmdpd.prompts.metaworld import all_task_facts  # noqa: E402
+from llmdpd.prompts.metaworld import all_task_metadata  # noqa: E402
 from llmdpd.prompts.transformer import TransformerEmbedder, masked_mean  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -322,7 +322,7 @@ def test_minilm_reads_all_50_prompts(cache_dir: Path) -> None:
     embedder = encoder._embedder
     _, tokenizer, limit = embedder._load()
     assert limit == 512
-    prompts = [metaworld_prompt(name).render() for name in all_task_facts()]
+    prompts = [metaworld_prompt(name).render() for name in all_task_metadata()]
     lengths = [len(embedder._tokenize(tokenizer, f"{INSTRUCTION}\n{prompt}", limit)) for prompt in prompts]
     assert max(lengths) <= 256  # what MiniLM's sentence configuration would read
     assert min(lengths) > 130  # and its tokenizer file's own truncation to 128 is off

@@ -178,8 +178,7 @@ def test_llamas_weights_come_in_shards(made: dict[str, Made]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen"),
-    [("llama-3-8b", ["--llm", "llama-3-8b"]), ("olmo-1b", ["--preset", "metaworld-olmo-1b"])],
+    ("name", "chosen"), [("llama-3-8b", ["--llm", "llama-3-8b"]), ("olmo-1b", ["--preset", "metaworld-olmo-1b"])]
 )
 def test_a_run_from_beginning_to_end(
     made: dict[str, Made],

@@ -17,9 +17,7 @@ VALUES = st.text(st.sampled_from("Task:Objective \n\r\tà×") | st.characters(co
 
 def test_render_is_the_papers_figure_1() -> None:
     prompt = TextPrompt(
-        task="Meta-World push.",
-        objective="Push the puck to a goal.",
-        constraints="Randomize puck and goal positions.",
+        task="Meta-World push.", objective="Push the puck to a goal.", constraints="Randomize puck and goal positions."
     )
     assert prompt.render() == (
         "Task: Meta-World push.\nObjective: Push the puck to a goal.\nConstraints: Randomize puck and goal positions."

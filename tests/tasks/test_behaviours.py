@@ -72,7 +72,7 @@ def test_some_act_as_the_expert(kind: str) -> None:
 
 def test_each_goes_on_after_success_for_as_long_as_is_its_way(fresh_seed: int) -> None:
     for kind in BEHAVIOURS:
-        tails = {behaviour.tail(20) for behaviour in made(kind, fresh_seed, 50)}
+        tails = {behaviour.post_success_steps(20) for behaviour in made(kind, fresh_seed, 50)}
         if kind == "overrun":
             assert len(tails) > 10
             assert 100 <= min(tails) <= max(tails) <= 200

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.locomotion import (
-    REFERENCE_RETURNS,
-    LocomotionTask,
-    is_locomotion,
-    locomotion_id,
-    normalised_score,
-)
+from llmdpd.tasks.locomotion import REFERENCE_RETURNS, LocomotionTask, is_locomotion, locomotion_id, normalised_score
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Meta-World's scenes turned about the vertical and mirrored: what is observed and done there."""
+"""Meta-World's scenes rotated about the vertical and mirrored: their observations and actions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from llmdpd.tasks.metaworld.layout import FRAME, GOAL, HAND, OBJECT, SECOND
 
-_PIVOT = (0.0, 0.6)  # the table's middle: turned about it, places stay on the table
+_PIVOT = (0.0, 0.6)  # the table's middle: rotated about it, points stay on the table
 _STARTS = (*(frame + part.start for frame in (0, FRAME) for part in (HAND, OBJECT, SECOND)), GOAL.start)
 _POINTS = torch.tensor([[start, start + 1, start + 2] for start in _STARTS])
 
 
 def turn_matrix(angle: Tensor, side: Tensor) -> Tensor:
-    """Matrices [P, 2, 2], for row vectors of x and y: mirrored where `side` [P] is -1, then turned by `angle` [P]."""
+    """Matrices [P, 2, 2], for row vectors of x and y: mirrored where `side` [P] is -1, then rotated by `angle` [P]."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([side * cos, side * sin], -1), torch.stack([-sin, cos], -1)], -2)
 
 
 @lru_cache(8)
 def view_matrices(count: int) -> Tensor:
-    """Matrices [V, 2, 2] of V views: turns spread evenly, each plain and mirrored; the first changes nothing.
+    """Matrices [V, 2, 2]: evenly spaced rotations, each plain and mirrored; the first is the identity.
 
-    `count` is 1 or even. Where turns are by right angles the entries are exactly -1, 0 and 1.
+    `count` is 1 or even. For rotations by right angles the entries are exactly -1, 0 and 1.
     """
     turns = max(count // 2, 1)
     angle = 2 * math.pi * torch.arange(turns, dtype=torch.float64).repeat_interleave(min(count, 2)) / turns
@@ -36,9 +36,9 @@ def view_matrices(count: int) -> Tensor:
 
 
 def turned(states: Tensor, matrix: Tensor) -> Tensor:
-    """Observations [P, M, 39] of turned scenes, a matrix [P, 2, 2] each; what is absent (zeros) stays absent.
+    """Observations [P, M, 39] of rotated scenes, a matrix [P, 2, 2] each; absent objects (zeros) stay absent.
 
-    Orientations of objects are left as they are: features of kind `relative` don't read them.
+    Orientations of objects are left as they are: features of kind `relative` do not read them.
     """
     points = states[..., _POINTS]
     pivot = states.new_tensor(_PIVOT)
