@@ -78,6 +78,9 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     assert again.dataset.source == first.dataset.source
     assert again.dataset.behaviours == first.dataset.behaviours
     assert load_dataset(first.out).num_transitions == first.dataset.num_transitions
+    with pytest.raises(InputError, match="another configuration") as caught:
+        collect_metaworld(config(tmp_path, seed=9))
+    assert (caught.value.field, caught.value.path) == ("seed", str(tmp_path / "out"))
     # A folder whose data sets were exchanged is not taken for the one that was collected.
     save_minari(first.dataset.select([0, 1, 2, 4]), first.out)
     with pytest.raises(InputError, match="not those that were collected"):
@@ -221,14 +224,7 @@ def test_a_finished_collection_is_read_where_nothing_can_be_written(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("seed", 1),
-        ("episodes", 5),
-        ("post_success_steps", 4),
-        ("noise", "clean"),
-        ("tasks", ("reach",)),
-        ("goal_visible", False),
-    ],
+    [("seed", 1), ("episodes", 5), ("tail", 4), ("noise", "clean"), ("tasks", ("reach",)), ("goal_visible", False)],
 )
 def test_another_configuration_is_refused(tmp_path: Path, field: str, value: object) -> None:
     partial = interrupted(tmp_path, 1)
@@ -238,15 +234,6 @@ def test_another_configuration_is_refused(tmp_path: Path, field: str, value: obj
     assert caught.value.field == field  # as the manifest calls it
     assert caught.value.path == str(partial)
     assert sorted(partial.rglob("*")) == before
-
-
-def test_a_finished_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    small = {"tasks": ("reach",), "episodes": 1, "max_steps": 5}
-    collect_metaworld(config(tmp_path, **small))
-    with pytest.raises(InputError, match="another configuration") as caught:
-        collect_metaworld(config(tmp_path, **{**small, "seed": 9}))
-    assert caught.value.field == "seed"
-    assert caught.value.path == str(tmp_path / "out")
 
 
 def test_foreign_folders_and_manifests_are_refused(tmp_path: Path) -> None:
@@ -276,41 +263,6 @@ def test_nothing_is_left_where_saving_fails(tmp_path: Path, monkeypatch: pytest.
     assert finished == [2]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("episodes", 0), ("max_steps", 0), ("max_steps", 501), ("post_success_steps", -1), ("seed", -1), ("workers", 0)],
-)
-def test_settings_out_of_range_are_named(tmp_path: Path, field: str, value: int) -> None:
-    with pytest.raises(InputError) as caught:
-        collect_metaworld(config(tmp_path, **{field: value}))
-    assert (caught.value.field, caught.value.found) == (field, value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_groups_of_tasks() -> None:
-    assert resolve_tasks(("all",)) == TASKS
-    assert resolve_tasks(("ml45-train",)) == ML45_TRAIN
-    assert resolve_tasks(("reach-v2", "push", "reach")) == ("reach-v3", "push-v3")
-    with pytest.raises(InputError, match="no tasks"):
-        resolve_tasks(())
-    with pytest.raises(InputError, match="nearest"):
-        resolve_tasks(("reach", "pusch"))
-
-
-def test_noise_is_parsed() -> None:
-    assert parse_noise("clean:1,gaussian:3") == {"clean": 0.25, "gaussian": 0.75}
-    assert parse_noise("bursts, random") == {"bursts": 0.5, "random": 0.5}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "cleen", "clean:0", "clean:-1", "clean:x", "clean:nan", "clean:inf", "clean,clean"]
-)
-def test_wrong_noise_is_refused(text: str) -> None:
-    with pytest.raises(InputError) as caught:
-        parse_noise(text)
-    assert caught.value.field == "noise"
-
-
 def test_the_schedule_keeps_the_shares_in_every_prefix(rng: np.random.Generator) -> None:
     weights = rng.uniform(0.05, 1, 4)
     print("shares", weights)
@@ -321,3 +273,33 @@ def test_the_schedule_keeps_the_shares_in_every_prefix(rng: np.random.Generator)
         assert all(abs(counts[kind] - share * n) < 2 for kind, share in shares.items())
         if n % 50 == 0:
             assert kinds[:n] == noise_schedule(shares, n)
+
+
+def test_settings() -> None:
+    assert resolve_tasks(("all",)) == TASKS
+    assert resolve_tasks(("ml45-train",)) == ML45_TRAIN
+    assert resolve_tasks(("reach-v2", "push", "reach")) == ("reach-v3", "push-v3")
+    assert parse_noise("clean:1,gaussian:3") == {"clean": 0.25, "gaussian": 0.75}
+    assert parse_noise("bursts, random") == {"bursts": 0.5, "random": 0.5}
+
+
+NOISES = ("", "cleen", "clean:0", "clean:-1", "clean:x", "clean:nan", "clean:inf", "clean,clean")
+WRONG = [
+    ("episodes", 0),
+    ("max_steps", 0),
+    ("max_steps", 501),
+    ("post_success_steps", -1),
+    ("seed", -1),
+    ("workers", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*WRONG, ("workers", 0), ("tasks", ()), ("tasks", ("reach", "pusch")), *[("noise", noise) for noise in NOISES]],
+)
+def test_wrong_settings_are_named(tmp_path: Path, field: str, value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        collect_metaworld(config(tmp_path, **{field: value}))
+    assert caught.value.field == ("task" if value == ("reach", "pusch") else field)
+    assert list(tmp_path.iterdir()) == []

@@ -53,20 +53,7 @@ def test_limits_as_a_person_says_them() -> None:
     assert task_metadata("lever-pull").conditions[0].limit_text == "7.5 degrees"
 
 
-def test_versions_name_the_same_task() -> None:
-    assert metaworld_prompt("sweep-into-v3") == metaworld_prompt("sweep-into-v2") == metaworld_prompt("sweep-into")
-
-
-@pytest.mark.parametrize("name", ["sweep-in", "coffe-push-v3", "", "reach-v4", "Reach"])
-def test_unknown_tasks_offer_the_nearest_names(name: str) -> None:
-    with pytest.raises(InputError, match="unknown Meta-World task") as caught:
-        metaworld_prompt(name)
-    assert caught.value.found == name
-    offered = str(caught.value.hint).removeprefix("nearest: ").split(", ")
-    assert offered
-    assert set(offered) <= {f"{task}-v3" for task in NAMES}
-
-
-def test_the_nearest_name_is_the_right_one() -> None:
+def test_versions_name_the_same_task_and_other_names_none() -> None:
     with pytest.raises(InputError, match="sweep-into"):
         metaworld_prompt("sweep-in-to")
+    assert metaworld_prompt("sweep-into-v3") == metaworld_prompt("sweep-into-v2") == metaworld_prompt("sweep-into")
