@@ -13,7 +13,7 @@ from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, offsets_o
 from llmdpd.errors import InputError
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "expert_actions")
-_EPISODE = ("task", "terminated", "noise", "success", "seed", "behaviour")
+_EPISODE = ("terminated", "noise_level", "success", "seed", "behaviour")
 
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
@@ -56,27 +56,24 @@ def join_episodes(
     """
     texts = texts or {}
     parts: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
-    meta: dict[str, list[Any]] = {name: [] for name in (*_EPISODE, "length")}
+    rows: list[tuple[Any, ...]] = []
     tasks: dict[str, int] = {}
     for number, record in enumerate(episodes):
         arrays = _checked(record, number, source)
-        if parts["observations"]:
+        if rows:
             first = {name: values[0] for name, values in parts.items()}
             _same_widths(first, arrays, f"episode {number}", "the first episode", source)
         for name, values in parts.items():
             values.append(arrays[name])
-        meta["task"].append(tasks.setdefault(record.task, len(tasks)))
-        meta["terminated"].append(record.terminated)
-        meta["noise"].append(record.noise_level)
-        meta["success"].append(record.success)
-        meta["seed"].append(record.seed)
-        meta["behaviour"].append(record.behaviour)
-        meta["length"].append(len(parts["rewards"][-1]))
-    if not tasks:
+        task = tasks.setdefault(record.task, len(tasks))
+        length = len(parts["rewards"][-1])
+        rows.append((task, length, *(getattr(record, name) for name in _EPISODE)))
+    if not rows:
         raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
-    offsets = offsets_of(meta["length"])
+    task_ids, lengths, terminated, noise_levels, successes, seeds, behaviours = zip(*rows, strict=True)
+    offsets = offsets_of(lengths)
     terminals = np.zeros(offsets[-1], np.bool_)
-    terminals[offsets[1:] - 1] = meta["terminated"]
+    terminals[offsets[1:] - 1] = terminated
     # Each list is emptied once joined, so that a large data set is never held twice as a whole.
     return TrajectoryDataset(
         observations=np.concatenate(parts.pop("observations")),
@@ -85,16 +82,16 @@ def join_episodes(
         rewards=np.concatenate(parts.pop("rewards")),
         terminals=terminals,
         offsets=offsets,
-        task_ids=np.array(meta["task"], np.int32),
+        task_ids=np.array(task_ids, np.int32),
         tasks=tuple(tasks),
         texts=tuple(texts.get(task, "") for task in tasks),
         expert_actions=None if parts["expert_actions"][0] is None else np.concatenate(parts.pop("expert_actions")),
-        noise_levels=np.array(meta["noise"], np.float32),
-        successes=np.array(meta["success"], np.int8),
-        seeds=np.array(meta["seed"], np.int64),
+        noise_levels=np.array(noise_levels, np.float32),
+        successes=np.array(successes, np.int8),
+        seeds=np.array(seeds, np.int64),
         goal_visible=goal_visible,
         source=source,
-        behaviours=tuple(meta["behaviour"]) if any(meta["behaviour"]) else (),
+        behaviours=behaviours if any(behaviours) else (),
     )
 
 

@@ -30,12 +30,9 @@ def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> Tr
     dataset.check_matches(expected.state_dim, expected.action_dim, name)
     if expected.has_success and dataset.goal_visible not in (None, goal_visible):
         raise InputError(
-            "data and evaluation differ in whether the goal is visible",
-            path=dataset.source,
-            field="tasks.goal_visible",
-            found=f"data: {dataset.goal_visible}",
-            expected=goal_visible,
-        )
+            "data and evaluation differ in whether the goal is visible", path=dataset.source,
+            field="tasks.goal_visible", found=f"data: {dataset.goal_visible}", expected=goal_visible,
+        )  # fmt: skip
     return dataset
 
 
@@ -49,12 +46,9 @@ def _load_locomotion(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDatase
     missing = [task for number, task in enumerate(tasks) if number not in numbers]
     if missing:
         raise InputError(
-            "the data set has no such task",
-            path=whole.source,
-            field="task",
-            found=", ".join(whole.tasks),
+            "the data set has no such task", path=whole.source, field="task", found=", ".join(whole.tasks),
             expected=", ".join(missing),
-        )
+        )  # fmt: skip
     ids = np.array(numbers, np.int32)[whole.task_ids]
     part = whole.select(ids >= 0)
     return dataclasses.replace(part, tasks=tuple(tasks), texts=("",) * len(tasks), task_ids=ids[ids >= 0])
@@ -69,12 +63,9 @@ def _load_by_name(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
             raise
         if len(tasks) > 1:
             raise InputError(
-                "the data has no task name, and several tasks are asked for",
-                path=whole.source,
-                field="task",
-                found=f"{whole.tasks[0]!r}, which no task suite knows",
-                expected=", ".join(tasks),
+                "the data has no task name, and several tasks are asked for", path=whole.source, field="task",
+                found=f"{whole.tasks[0]!r}, which no task suite knows", expected=", ".join(tasks),
                 hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
-            ) from None
+            ) from None  # fmt: skip
         dataset = whole
     return dataclasses.replace(dataset, tasks=tuple(tasks))

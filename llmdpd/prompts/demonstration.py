@@ -78,12 +78,9 @@ def choose_steps(
         return np.arange(length)
     if config.sampling == "all":
         raise InputError(
-            "the trajectory prompt is longer than the encoder's limit",
-            field="trajectory",
-            found=f"{length} steps",
-            expected=f"at most {config.steps}",
-            hint="cut it, or train with sampling 'even' or 'window'",
-        )
+            "the trajectory prompt is longer than the encoder's limit", field="trajectory", found=f"{length} steps",
+            expected=f"at most {config.steps}", hint="cut it, or train with sampling 'even' or 'window'",
+        )  # fmt: skip
     if config.sampling == "last":
         return np.arange(length - config.steps, length)
     if config.sampling == "window":
@@ -106,30 +103,9 @@ def make_tokens(
     Raises:
         InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
     """
-    chosen = []
     for number, (observations, actions) in enumerate(trajectories):
-        earned = None if rewards is None else rewards[number]
-        if earned is not None and earned.shape != observations.shape[:1]:
-            raise InputError(
-                "the trajectory prompt's arrays do not fit together",
-                field="trajectory.rewards",
-                found=f"observations {observations.shape}, rewards {earned.shape}",
-                expected="[T, S] and [T]",
-            )
-        if observations.ndim != 2 or actions.ndim != 2 or len(observations) != len(actions):
-            raise InputError(
-                "the trajectory prompt's arrays do not fit together",
-                field="trajectory",
-                found=f"observations {observations.shape}, actions {actions.shape}",
-                expected="[T, S] and [T, A]",
-            )
-        if earned is not None and not np.isfinite(earned).all():
-            raise InputError(
-                "the trajectory prompt holds NaN or Inf", field="trajectory.rewards", expected="finite numbers"
-            )
-        if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
-            raise InputError("the trajectory prompt holds NaN or Inf", field="trajectory", expected="finite numbers")
-        chosen.append(choose_steps(len(observations), config, rng))
+        _check(observations, actions, None if rewards is None else rewards[number])
+    chosen = [choose_steps(len(observations), config, rng) for observations, _ in trajectories]
     longest = max(len(index) for index in chosen)
     count = len(chosen)
     states = np.zeros((count, longest, trajectories[0][0].shape[1]), np.float32)
@@ -148,3 +124,21 @@ def make_tokens(
             left = np.cumsum(earned[::-1], dtype=np.float64)[::-1]
             returns[row, : len(index)] = torch.from_numpy(left[index].astype(np.float32))
     return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], not mask.all(), returns)
+
+
+def _check(
+    observations: NDArray[np.float32], actions: NDArray[np.float32], rewards: NDArray[np.float32] | None
+) -> None:
+    field = "trajectory"
+    fit = observations.ndim == actions.ndim == 2 and len(observations) == len(actions)
+    if fit and rewards is not None:
+        field, fit = "trajectory.rewards", rewards.shape == observations.shape[:1]
+    if not fit:
+        found = f"observations {observations.shape}, actions {actions.shape}"
+        found += "" if rewards is None else f", rewards {rewards.shape}"
+        expected = "[T, S], [T, A]" + ("" if rewards is None else " and [T]")
+        problem = "the trajectory prompt's arrays do not fit together"
+        raise InputError(problem, field=field, found=found, expected=expected)
+    for name, array in (("trajectory", observations), ("trajectory", actions), ("trajectory.rewards", rewards)):
+        if array is not None and not np.isfinite(array).all():
+            raise InputError("the trajectory prompt holds NaN or Inf", field=name, expected="finite numbers")

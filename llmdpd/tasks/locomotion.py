@@ -57,12 +57,10 @@ def locomotion_id(name: str) -> str:
     parts = _split(name)
     if parts is None:
         raise InputError(
-            f"unknown environment {name!r}",
-            field="task",
-            found=name,
+            f"unknown environment {name!r}", field="task", found=name,
             expected="a Meta-World task, or one of " + ", ".join(sorted(REFERENCE_RETURNS)),
             hint="nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS),
-        )
+        )  # fmt: skip
     import gymnasium
 
     base, version = parts

@@ -67,12 +67,9 @@ def refused_write(what: str, path: Path, checkpoints: Path, error: OSError) -> I
     whole = latest_checkpoint(checkpoints)
     kept = f"the checkpoint {whole} is whole" if whole else "there is no older checkpoint"
     return InputError(
-        f"{what} could not be written",
-        path=path,
-        found=str(error),
-        expected="room on the disk",
+        f"{what} could not be written", path=path, found=str(error), expected="room on the disk",
         hint=f"{kept}; make room, then continue with --resume {checkpoints.parent}",
-    )
+    )  # fmt: skip
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

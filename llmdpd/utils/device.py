@@ -42,10 +42,7 @@ def check_device(name: str | torch.device) -> torch.device:
     if int(found[1] or 0) >= count:
         built = torch.version.cuda or "no CUDA (a CPU build)"
         raise InputError(
-            "the GPU that was asked for is absent",
-            field="device",
-            found=f"{count} GPUs; torch has {built}",
-            expected=name,
-            hint="use --device cpu, or install a CUDA build of torch",
-        )
+            "the GPU that was asked for is absent", field="device", found=f"{count} GPUs; torch has {built}",
+            expected=name, hint="use --device cpu, or install a CUDA build of torch",
+        )  # fmt: skip
     return torch.device("cuda" if found[1] is None else f"cuda:{int(found[1])}")

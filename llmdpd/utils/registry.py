@@ -63,9 +63,6 @@ class Registry(Mapping[str, T], Generic[T]):
     def unknown(self, name: str, field: str | None = None) -> InputError:
         """The error for an unknown name."""
         return InputError(
-            f"unknown {self.kind}",
-            field=field or self.kind,
-            found=name,
-            expected=", ".join(self),
+            f"unknown {self.kind}", field=field or self.kind, found=name, expected=", ".join(self),
             hint=f"nearest names: {nearest_names(name, list(self))}",
-        )
+        )  # fmt: skip

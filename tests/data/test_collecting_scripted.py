@@ -48,26 +48,6 @@ def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path, fresh_see
     assert not partial_folder(one.out).exists()
 
 
-def test_a_data_set_holds_what_was_asked_for(tmp_path: Path) -> None:
-    data = collect_metaworld(config(tmp_path)).dataset
-    assert data.tasks == ("reach-v3", "push-v3")
-    assert data.num_episodes == 8
-    assert data.goal_visible is True
-    assert all(text.startswith("Task:") for text in data.texts)
-    assert len(set(data.seeds.tolist())) == 8
-    assert 0 <= data.seeds.min() <= data.seeds.max() < COLLECTION_SEED_END
-    assert not data.terminals.any()
-    assert np.array_equal(data.noise_levels[:4] > 0, [False, True, False, True])
-    assert data.expert_actions is not None
-    clean = data.select(data.noise_levels == 0)
-    assert np.array_equal(clean.actions, clean.expert_actions)
-    assert data.behaviours == ("clean", "gaussian") * 4
-    # Failed episodes are there and marked.
-    assert set(data.successes.tolist()) <= {0, 1}
-    assert (data.lengths[data.successes == 0] == 60).all()
-    assert data.successes[0] == 1
-
-
 def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     first = collect_metaworld(config(tmp_path))
     again = collect_metaworld(config(tmp_path, workers=2))
@@ -85,21 +65,6 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     save_minari(first.dataset.select([0, 1, 2, 4]), first.out)
     with pytest.raises(InputError, match="not those that were collected"):
         collect_metaworld(config(tmp_path))
-
-
-def test_content_hash_sees_every_field(tmp_path: Path) -> None:
-    data = collect_metaworld(config(tmp_path, tasks=("reach",), episodes=2)).dataset
-    hashes = {content_hash(data)}
-    for name in ("observations", "actions", "rewards", "next_observations", "expert_actions", "noise_levels"):
-        changed = getattr(data, name).copy()
-        changed.reshape(-1)[0] += 0.5
-        hashes.add(content_hash(dataclasses.replace(data, **{name: changed})))
-    for change in ({"seeds": data.seeds + 1}, {"texts": ("x",)}, {"goal_visible": False}):
-        hashes.add(content_hash(dataclasses.replace(data, **change)))
-    assert len(hashes) == 10
-    assert content_hash(dataclasses.replace(data, source="elsewhere")) == content_hash(data)
-    # Collections from before behaviours had names keep their hash.
-    assert content_hash(dataclasses.replace(data, behaviours=())) == content_hash(data)
 
 
 def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
@@ -128,21 +93,6 @@ def test_failed_episodes_can_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no episode of a task succeeded") as caught:
         collect_metaworld(config(tmp_path, max_steps=3, keep_failed=False, out=tmp_path / "none"))
     assert "push-v3" in str(caught.value)
-
-
-def test_summaries_count_by_kind(tmp_path: Path) -> None:
-    collected = collect_metaworld(config(tmp_path))
-    data = collected.dataset
-    for task, summary in zip(data.tasks, collected.summaries, strict=True):
-        mine = data.select(data.episodes_of(task))
-        clean = mine.noise_levels == 0
-        assert summary.task == task
-        assert summary.successes == {
-            "clean": (int(mine.successes[clean].sum()), 2),
-            "gaussian": (int(mine.successes[~clean].sum()), 2),
-        }
-        assert summary.transitions == mine.num_transitions
-        assert summary.mean_length == pytest.approx(mine.lengths.mean())
 
 
 def interrupted(tmp_path: Path, after: int, **changes: object) -> Path:
@@ -303,3 +253,39 @@ def test_wrong_settings_are_named(tmp_path: Path, field: str, value: object) -> 
         collect_metaworld(config(tmp_path, **{field: value}))
     assert caught.value.field == ("task" if value == ("reach", "pusch") else field)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_holds_what_was_asked_for(tmp_path: Path) -> None:
+    collected = collect_metaworld(config(tmp_path))
+    data = collected.dataset
+    assert data.tasks == ("reach-v3", "push-v3")
+    assert data.num_episodes == 8
+    assert data.goal_visible is True
+    assert all(text.startswith("Task:") for text in data.texts)
+    assert len(set(data.seeds.tolist())) == 8
+    assert 0 <= data.seeds.min() <= data.seeds.max() < COLLECTION_SEED_END
+    assert not data.terminals.any()
+    assert data.behaviours == ("clean", "gaussian") * 4
+    clean = data.noise_levels == 0
+    assert clean.tolist() == [True, False] * 4
+    assert data.expert_actions is not None
+    assert np.array_equal(data.select(clean).actions, data.select(clean).expert_actions)
+    # Failed episodes are there and marked.
+    assert set(data.successes.tolist()) <= {0, 1}
+    assert (data.lengths[data.successes == 0] == 60).all()
+    assert data.successes[0] == 1
+    for task, summary in zip(data.tasks, collected.summaries, strict=True):
+        mine, own = data.select(data.episodes_of(task)), clean[data.episodes_of(task)]
+        counts = {"clean": (int(mine.successes[own].sum()), 2), "gaussian": (int(mine.successes[~own].sum()), 2)}
+        assert (summary.task, summary.successes, summary.transitions) == (task, counts, mine.num_transitions)
+        assert summary.mean_length == pytest.approx(mine.lengths.mean())
+    # The hash sees every array and what else is learned from, but no source and no behaviours' names.
+    hashes = {content_hash(data)}
+    for name in ("observations", "actions", "rewards", "next_observations", "expert_actions", "noise_levels"):
+        changed = getattr(data, name).copy()
+        changed.reshape(-1)[0] += 0.5
+        hashes.add(content_hash(dataclasses.replace(data, **{name: changed})))
+    for change in ({"seeds": data.seeds + 1}, {"texts": ("x", "y")}, {"goal_visible": False}):
+        hashes.add(content_hash(dataclasses.replace(data, **change)))
+    assert len(hashes) == 10
+    assert content_hash(dataclasses.replace(data, source="elsewhere", behaviours=())) == content_hash(data)

@@ -32,28 +32,29 @@ def same(a: TrajectoryDataset, b: TrajectoryDataset, *, without: tuple[str, ...]
             assert left == right, name
 
 
-def numbered(lengths: list[int], tasks: list[str]) -> TrajectoryDataset:
+def numbered(parts: Parts) -> TrajectoryDataset:
     """Every number tells its episode and step: state [e, t], action [100 e + t], reward t + 1."""
     records = [
         EpisodeRecord(
             observations=[[e, t] for t in range(length + 1)],
             actions=[[100 * e + t] for t in range(length)],
             rewards=[[t + 1] for t in range(length)],
-            task=tasks[e],
+            task=task,
             seed=e,
         )
-        for e, length in enumerate(lengths)
+        for e, (length, task) in enumerate(parts)
     ]
     return join_episodes(records)
 
 
+Parts = list[tuple[int, str]]
 episodes = st.lists(st.tuples(st.integers(1, 6), st.sampled_from("abc")), min_size=1, max_size=8)
 
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.data())
-def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], data: st.DataObject) -> None:
-    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+def test_gather_knows_step_episode_and_successor(parts: Parts, data: st.DataObject) -> None:
+    dataset = numbered(parts)
     index = data.draw(st.lists(st.integers(0, dataset.num_transitions - 1), max_size=20))
     batch = dataset.gather(np.array(index, np.int64))
     rows = [(e, t) for e, (length, _) in enumerate(parts) for t in range(length)]
@@ -71,11 +72,9 @@ def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], d
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.integers(1, 8), st.data())
-def test_windows_begin_and_end_with_their_episode(
-    parts: list[tuple[int, str]], horizon: int, data: st.DataObject
-) -> None:
-    lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
-    dataset = numbered(lengths, tasks)
+def test_windows_begin_and_end_with_their_episode(parts: Parts, horizon: int, data: st.DataObject) -> None:
+    lengths, tasks = zip(*parts, strict=True)
+    dataset = numbered(parts)
     rows = data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=20))
     before = data.draw(st.integers(0, 4))
     index, mask = dataset.windows(np.array(rows, np.int64), horizon, before)
@@ -90,9 +89,9 @@ def test_windows_begin_and_end_with_their_episode(
 
 @settings(max_examples=60, deadline=None)
 @given(episodes)
-def test_returns_are_sums_within_an_episode(parts: list[tuple[int, str]]) -> None:
-    lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
-    dataset = numbered(lengths, tasks)  # rewards 1, 2, 3 …
+def test_returns_are_sums_within_an_episode(parts: Parts) -> None:
+    lengths, tasks = zip(*parts, strict=True)
+    dataset = numbered(parts)  # rewards 1, 2, 3 …
     expected = [sum(range(step + 1, length + 1)) for length in lengths for step in range(length)]
     assert dataset.returns_to_go().tolist() == expected
     totals = [length * (length + 1) / 2 for length in lengths]
@@ -112,8 +111,8 @@ def test_returns_are_sums_within_an_episode(parts: list[tuple[int, str]]) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.data())
-def test_select_is_the_episodes_asked_for(parts: list[tuple[int, str]], data: st.DataObject) -> None:
-    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+def test_select_is_the_episodes_asked_for(parts: Parts, data: st.DataObject) -> None:
+    dataset = numbered(parts)
     chosen = data.draw(st.lists(st.integers(0, len(parts) - 1), min_size=1, max_size=10))
     part = dataset.select(chosen)
     assert part.tasks == dataset.tasks
@@ -128,8 +127,8 @@ def test_select_is_the_episodes_asked_for(parts: list[tuple[int, str]], data: st
 
 @settings(max_examples=40, deadline=None)
 @given(episodes)
-def test_transitions_of_a_task_are_those_of_its_episodes(parts: list[tuple[int, str]]) -> None:
-    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+def test_transitions_of_a_task_are_those_of_its_episodes(parts: Parts) -> None:
+    dataset = numbered(parts)
     for task in dataset.tasks:
         ids = [e for e, (_, name) in enumerate(parts) if name == task]
         np.testing.assert_array_equal(dataset.episodes_of(task), ids)
@@ -191,7 +190,7 @@ def test_select_tasks_in_the_order_asked(make_dataset: MakeDataset) -> None:
 
 
 def test_tasks_that_cannot_be_selected(make_dataset: MakeDataset) -> None:
-    twice = numbered([1, 1], ["push-v2", "push-v3"])
+    twice = numbered([(1, "push-v2"), (1, "push-v3")])
     assert twice.select_tasks(["push-v2"]).tasks == ("push-v2",)
     part = make_dataset().select([0])
     for data, names, problem in (

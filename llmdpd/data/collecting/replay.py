@@ -152,12 +152,11 @@ def _read_finished(path: Path, summary: Path, content: dict[str, Any], spec: Tas
     changed = differences(found.get("config", {}), content)
     if changed:
         raise InputError(
-            "this is not the collection that is asked for",
-            path=path,
+            "this is not the collection that is asked for", path=path,
             found="; ".join(changed) if found else f"no {summary.name} beside it",
             expected="a collection with these settings",
             hint="choose another --out, or give the data by its path (--data)",
-        )
+        )  # fmt: skip
     dataset = load_dataset(path)
     return SacCollected(spec.task, path, dataset, found["level"], found["reached"], reused=True)
 

@@ -74,12 +74,10 @@ def _text_files(path: Path, field: str) -> tuple[Path, ...]:
     parts = [file for file in files if _TRAINING.search(file.stem)]
     if not files:
         raise InputError(
-            "no text to learn from",
-            path=path,
-            field=field,
+            "no text to learn from", path=path, field=field,
             found="a file of another kind" if path.is_file() else "a folder without such files",
             expected=f"files ending in {' or '.join(_SUFFIXES)}",
-        )
+        )  # fmt: skip
     return tuple(parts or files)
 
 
@@ -175,13 +173,9 @@ def read_texts(corpus: Corpus) -> Iterator[list[str]]:
 def _check_pyarrow(file: Path, field: str) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
-            "parquet files are read with the package pyarrow",
-            path=file,
-            field=field,
-            found="not installed",
-            expected="pyarrow, or text files",
-            hint="pip install 'llmdpd[lamo]'",
-        )
+            "parquet files are read with the package pyarrow", path=file, field=field, found="not installed",
+            expected="pyarrow, or text files", hint="pip install 'llmdpd[lamo]'",
+        )  # fmt: skip
 
 
 def _rows(file: Path, field: str) -> Iterator[list[str]]:

@@ -96,12 +96,9 @@ def _whole(given: dict[str, Any], name: str, path: Path) -> int:
     value = given.get(name)
     if type(value) is not int or value < 1:
         raise InputError(
-            "wrong value in a language model's configuration",
-            path=path,
-            field=name,
-            found=repr(value),
+            "wrong value in a language model's configuration", path=path, field=name, found=repr(value),
             expected="a whole number, at least 1",
-        )
+        )  # fmt: skip
     return value
 
 

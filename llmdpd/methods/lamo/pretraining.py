@@ -103,12 +103,9 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
     held_out = max(min(int(len(tokens) * _HELD_OUT), _MOST_HELD_OUT), config.positions)
     if len(tokens) < 2 * held_out:
         raise InputError(
-            "too little text to learn from",
-            path=corpus.files[0],
-            field="corpus",
-            found=f"{len(tokens):,} tokens",
+            "too little text to learn from", path=corpus.files[0], field="corpus", found=f"{len(tokens):,} tokens",
             expected=f"at least {2 * held_out:,}",
-        )
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = _make_model(config, len(tokenizer))

@@ -51,10 +51,7 @@ def check_task(name: str) -> str:
     canonical = _canonical(name)
     if canonical not in TASKS:
         raise InputError(
-            f"unknown Meta-World task {name!r}",
-            field="task",
-            found=name,
-            expected="one of the 50 Meta-World tasks",
+            f"unknown Meta-World task {name!r}", field="task", found=name, expected="one of the 50 Meta-World tasks",
             hint="nearest: " + nearest_names(canonical, TASKS),
-        )
+        )  # fmt: skip
     return canonical
