@@ -156,9 +156,9 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     texts: dict[str, str] = {}
     names = ("observations", "next_observations", "actions", "expert_actions")
     for dataset in datasets:
-        ours, theirs = ({name: getattr(d, name) for name in names} for d in (first, dataset))
+        one, other = ({name: getattr(d, name) for name in names} for d in (first, dataset))
         who, than = dataset.source or "a data set", first.source or "the first"
-        _same_widths(ours, theirs, who, than, dataset.source)
+        _same_widths(one, other, who, than, dataset.source)
         _merge_texts(texts, dataset)
     index = {task: number for number, task in enumerate(texts)}
     task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]

@@ -15,7 +15,7 @@ from llmdpd.tasks.specs import common_spec, find_suite
 
 
 def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> TrajectoryDataset:
-    """Data of these tasks from whatever `spec` names; its `tasks` are exactly those asked for.
+    """Load the data of these tasks from `spec` (see `load_dataset`); the result has exactly these `tasks`.
 
     A file with one unnamed task (a plain HDF5 file has the file's name) counts as the task where only one is asked
     for. A locomotion task's data may have any name of its environment ("hopper-medium-replay-v2").
@@ -63,9 +63,9 @@ def _load_by_name(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
             raise
         if len(tasks) > 1:
             raise InputError(
-                "the data has no task name, and several tasks are asked for", path=whole.source, field="task",
+                "the data has no task name, and several tasks are requested", path=whole.source, field="task",
                 found=f"{whole.tasks[0]!r}, which no task suite knows", expected=", ".join(tasks),
-                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
+                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task only",
             ) from None  # fmt: skip
         dataset = whole
     return dataclasses.replace(dataset, tasks=tuple(tasks))

@@ -1,4 +1,4 @@
-"""Trajectories in memory: flat arrays with episode offsets, whatever file they came from."""
+"""Trajectories in memory: flat arrays with episode offsets, independent of the file format."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ class TrajectoryDataset:
         found = [resolve_task(name, self.tasks, self.source or None) for name in names]
         tasks = tuple(dict.fromkeys(found))
         if not tasks:
-            raise self._error("no task asked for", "tasks", "none", f"some of {', '.join(self.tasks)}")
+            raise self._error("no task requested", "tasks", "none", f"some of {', '.join(self.tasks)}")
         empty = [task for task in tasks if not self.episodes_of(task).size]
         if empty:
             raise self._error("a task without episodes", "tasks", ", ".join(empty), "at least one episode each")
@@ -378,7 +378,7 @@ def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
 
 
 def resolve_task(name: str, known: Sequence[str], path: str | Path | None) -> str:
-    """`name` if known, else the one known task that differs by the version alone ('push', 'push-v2' for 'push-v3').
+    """`name` if known, otherwise the one known task that differs only by the version ('push', 'push-v2' for 'push-v3').
 
     Raises InputError with the nearest names where there is none, or more than one.
     """

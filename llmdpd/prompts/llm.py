@@ -41,9 +41,9 @@ class LLMEncoder:
         max_tokens: the most tokens that instruction and text may have; default and upper bound are what the model has
             positions for (MiniLM: 512; the 256 in its sentence configuration is a habit of truncating, not a bound).
             A longer prompt is an error: a truncated one would silently be another prompt.
-        batch_size: texts a pass. With the default of 1, an embedding's bits depend on its text alone and not on what
-            was embedded beside it, so a run with a warm cache equals one without; larger is faster and differs by
-            rounding.
+        batch_size: texts per pass. With the default of 1, an embedding's bits depend only on its text and not on the
+            other texts of the pass, so a run with a warm cache equals one without; larger values are faster and differ
+            by rounding.
 
     Raises `InputError` for a model that can't be found or loaded, an absent device, or a bad setting.
     """

@@ -160,7 +160,7 @@ def text_model(name: str) -> TextModel:
 def find_model(name: str, memo_folder: Path) -> ModelSource:
     """The files of the language model `name` (see `text_model`).
 
-    The network is never used, so an offline machine gets its answer at once and nobody downloads 16 GB unasked.
+    The network is never used, so that an offline machine gets its answer at once and nothing large is fetched.
 
     Raises:
         InputError: a model that is not here; the hint is the command that fetches it.

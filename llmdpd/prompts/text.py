@@ -15,7 +15,7 @@ _MAX_FILE_BYTES = 1_000_000
 class TextPrompt:
     """A task's description, split into the fields of the paper's figure 1 and further ones; empty fields are left out.
 
-    `description` is free text without a heading, put first; a prompt may consist of it alone. All other fields are
+    `description` is free text without a heading, put first; a prompt may consist only of it. All other fields are
     rendered as `Heading: value` in the order given here, and `TextPrompt.parse(prompt.render()) == prompt`.
 
     Raises `InputError` if every field is empty, or if a value contains a line that reads as another field's heading

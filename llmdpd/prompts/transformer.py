@@ -106,7 +106,7 @@ class TransformerEmbedder:
         bounds = [bound for bound in (positions, tokenizer.model_max_length) if bound]
         if self.max_tokens is not None and bounds and self.max_tokens > min(bounds):
             raise InputError(
-                "the language model has fewer positions than asked for", path=self.source.folder, field="max_tokens",
+                "the language model has fewer positions than requested", path=self.source.folder, field="max_tokens",
                 found=self.max_tokens, expected=f"at most {min(bounds)}",
             )  # fmt: skip
         return self.max_tokens if self.max_tokens is not None else min(bounds, default=None)

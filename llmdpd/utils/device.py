@@ -1,4 +1,4 @@
-"""The torch device that a run computes on, and the precision of torch's own matrix products."""
+"""Devices by name, and the precision of torch's own matrix products."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from llmdpd.errors import InputError
 
 @contextmanager
 def matmul_precision(precision: Literal["fp32", "bf16"]) -> Iterator[None]:
-    """While the block runs, allow torch's own float32 matrix products bfloat16 operands, where `bf16`.
+    """With `bf16`, allow bfloat16 operands in torch's own float32 matrix products while the block runs.
 
-    Allowed, not made: what a product does with it is its library's choice. On the CPUs that were tried they come out in
-    float32 all the same, and several times as fast, since torch asks another library for them.
+    The library that computes a product may use them or not. On the CPUs that were tried the results are in float32 all
+    the same, and several times as fast, since torch calls another library.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if precision == "bf16" else before)
@@ -42,7 +42,10 @@ def check_device(name: str | torch.device) -> torch.device:
     if int(found[1] or 0) >= count:
         built = torch.version.cuda or "no CUDA (a CPU build)"
         raise InputError(
-            "the GPU that was asked for is absent", field="device", found=f"{count} GPUs; torch has {built}",
-            expected=name, hint="use --device cpu, or install a CUDA build of torch",
-        )  # fmt: skip
+            "the GPU that was asked for is absent",
+            field="device",
+            found=f"{count} GPUs; torch has {built}",
+            expected=name,
+            hint="use --device cpu, or install a CUDA build of torch",
+        )
     return torch.device("cuda" if found[1] is None else f"cuda:{int(found[1])}")

@@ -76,8 +76,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` if the block ends without an error.
 
     An existing `path` is replaced at the end by two renames; between them a kill leaves the old one as
-    `.NAME.*.old`, which the next write or `recover_directory` puts back. So whoever reads such a folder calls
-    `recover_directory` first.
+    `.NAME.*.old`, which the next write or `recover_directory` restores. Readers of such a
+    folder call `recover_directory` first.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -98,13 +98,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        recover_directory(path)  # where the second rename failed the old folder comes back, else it goes
+        recover_directory(path)  # restores the old folder if the second rename failed, otherwise removes it
 
 
 def recover_directory(path: str | Path) -> None:
     """Put back the folder that a kill in the middle of `atomic_directory` left under its temporary name.
 
-    Safe beside a process that is just writing the folder.
+    Safe while another process writes the folder.
     """
     path = Path(path)
     if not _left_over(path):

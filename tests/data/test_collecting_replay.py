@@ -109,12 +109,12 @@ def test_what_is_there_is_taken_and_another_collection_is_refused(straight: Path
     (again,) = collect_sac(SacConfig(out=straight.parent, **HOPPER))
     assert again.reused
     assert again.dataset.num_transitions == 300
-    with pytest.raises(InputError, match="not the collection") as caught:
+    with pytest.raises(InputError, match="not the requested collection") as caught:
         collect_sac(SacConfig(out=straight.parent, **(HOPPER | {"seed": 1})))
     assert "seed: 0 → 1" in str(caught.value.found)
     foreign = replay_path(tmp_path, "hopper")
     foreign.write_bytes(b"mine")
-    with pytest.raises(InputError, match="not the collection"):
+    with pytest.raises(InputError, match="not the requested collection"):
         collect_sac(SacConfig(out=tmp_path, **HOPPER))
     assert foreign.read_bytes() == b"mine"
 

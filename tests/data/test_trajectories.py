@@ -73,7 +73,7 @@ def test_gather_knows_step_episode_and_successor(parts: Parts, data: st.DataObje
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.integers(1, 8), st.data())
 def test_windows_begin_and_end_with_their_episode(parts: Parts, horizon: int, data: st.DataObject) -> None:
-    lengths, tasks = zip(*parts, strict=True)
+    lengths, _ = zip(*parts, strict=True)
     dataset = numbered(parts)
     rows = data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=20))
     before = data.draw(st.integers(0, 4))
@@ -196,7 +196,7 @@ def test_tasks_that_cannot_be_selected(make_dataset: MakeDataset) -> None:
     for data, names, problem in (
         (twice, ["push"], "no such task"),
         (part, ["reach-v3"], "without episodes"),
-        (part, [], "no task asked for"),
+        (part, [], "no task requested"),
     ):
         with pytest.raises(InputError, match=problem):
             data.select_tasks(names)

@@ -152,7 +152,7 @@ def _read_finished(path: Path, summary: Path, content: dict[str, Any], spec: Tas
     changed = differences(found.get("config", {}), content)
     if changed:
         raise InputError(
-            "this is not the collection that is asked for", path=path,
+            "this is not the requested collection", path=path,
             found="; ".join(changed) if found else f"no {summary.name} beside it",
             expected="a collection with these settings",
             hint="choose another --out, or give the data by its path (--data)",
@@ -171,7 +171,7 @@ class _Run:
         manifest = folder / _MANIFEST
         changed = differences(read_json(manifest), content) if manifest.is_file() else []
         if changed:
-            hint = "remove this folder to begin anew, or choose another --out"
+            hint = "remove this folder to start again, or choose another --out"
             problem = "this folder belongs to a collection with other settings"
             raise InputError(problem, path=folder, found="; ".join(changed), hint=hint)
         self._trainer: SacTrainer = SacTrainer(
@@ -237,7 +237,7 @@ class _Run:
             _restore_trainer(self._trainer, checkpoint, self._log.take_up(state["counters"][0]))
         except (OSError, KeyError, IndexError, ValueError) as error:
             found = (error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}")[:200]
-            hint = "remove this folder to begin anew"
+            hint = "remove this folder to start again"
             raise InputError(
                 "the interrupted collection is damaged", path=self.folder, found=found, hint=hint
             ) from None

@@ -178,7 +178,7 @@ class SacTrainer:
         }
 
     def evaluate(self, episodes: int) -> Level:
-        """Roll out the deterministic policy for so many episodes per task; training does not depend on it."""
+        """Roll out the deterministic policy for `episodes` episodes per task; training does not depend on it."""
         returns, successes = [], []
         for task in self.tasks:
             environment = self._make(task)
@@ -304,7 +304,7 @@ def _random_from_json(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max_steps: int) -> Any:
-    """A Gymnasium environment in which episode n has a task and a seed of its own, whatever happened before."""
+    """A Gymnasium environment in which episode n has a task and a seed of its own, independent of earlier episodes."""
     import gymnasium
     from gymnasium.spaces import Box
 

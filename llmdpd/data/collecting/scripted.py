@@ -223,7 +223,7 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
             "the output folder holds something else", path=out, field="out", found=found, expected="no such folder yet"
         )
     if (partial / MANIFEST).exists():
-        hint = "remove this folder to begin anew, or choose another --out"
+        hint = "remove this folder to start again, or choose another --out"
         _check_same(read_json(partial / MANIFEST), content, partial, hint)
     else:
         atomic_write_json(partial / MANIFEST, content)
@@ -271,7 +271,7 @@ def _requests(config: CollectConfig) -> list[ScriptedRequest]:
     requests = []
     for task in resolve_tasks(config.tasks):
         for number, kind in enumerate(kinds):
-            # crc32, not hash(): Python salts the hash of a string anew in every process.
+            # crc32, not hash(): Python salts the hash of a string differently in every process.
             state = np.random.SeedSequence([config.seed, zlib.crc32(task.encode()), number]).generate_state(
                 3, np.uint32
             )

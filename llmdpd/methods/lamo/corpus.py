@@ -50,7 +50,7 @@ def find_corpus(spec: str, field: str = _LAMO) -> Corpus:
 
     Args:
         spec: a file or a folder of text (.txt) or parquet (column `text`); or the hub id of a data set in the hub's
-            cache, with a folder of it after a colon. Of files whose names say so the training part alone is read.
+            cache, with a folder of it after a colon. If file names mark a training part, only that part is read.
         field: the option that it was given by, which errors name.
 
     Raises:

@@ -165,7 +165,7 @@ class Behaviour:
 
     def _via_point(self, hand: FloatArray) -> FloatArray:
         direction, rise = self._rng.uniform(0.0, 2 * np.pi), self._rng.uniform(*_DETOUR_RISE)
-        # Sideways with a free hand alone: experts drop what they hold where they did not expect to be.
+        # Sideways only with a free hand: at an unexpected place the experts drop what they hold.
         metres = self.level * _DETOUR_METRES if self._detours == 1 else 0.0
         aside = metres * np.array([np.cos(direction), np.sin(direction)])
         point = np.clip(hand + np.append(aside, rise), _DETOUR_LOW, _DETOUR_HIGH)

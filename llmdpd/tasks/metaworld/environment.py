@@ -64,7 +64,7 @@ class MetaWorldTask:
         return int(self._env.max_path_length)
 
     def reset(self, seed: int) -> FloatArray:
-        """Start the episode of `seed`: the same start and goal whatever happened before. Returns obs f32 [39]."""
+        """Start the episode of `seed`: start and goal depend only on the seed. Returns obs f32 [39]."""
         self._env.seed(int(seed))
         # MuJoCo's instabilities set this flag for good; an episode must not inherit it from the one before.
         self._env._did_see_sim_exception = False

@@ -12,7 +12,7 @@ from llmdpd.tasks.metaworld.environment import FloatArray, MetaWorldTask, make_t
 
 @dataclass(frozen=True)
 class ScriptedRequest:
-    """One episode to collect; its content depends on these fields alone.
+    """One episode to collect; its content depends only on these fields.
 
     Args:
         task: Meta-World task.

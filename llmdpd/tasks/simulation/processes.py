@@ -2,7 +2,7 @@
 
 A worker is a fresh interpreter started with nothing but a socket pair, not `multiprocessing.Process`: "spawn" would
 import the parent's main module again in every worker (`python -m llmdpd.train` imports torch: seconds and hundreds of
-MB each), and "fork" copies torch's threads in whatever state they are.
+MB each), and "fork" copies torch's threads in an undefined state.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Worker:
         return death
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, even if it is busy."""
         self.connection.close()
         self._process.kill()
         self._process.wait()

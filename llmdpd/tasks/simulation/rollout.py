@@ -75,7 +75,7 @@ class EnvPool:
     """Processes that each host several environments; a context manager that keeps both alive between calls of `run`.
 
     The running episodes form two groups: while the policy acts for one, the workers step the other. Which episodes
-    share a batch, and in which order, depends on `parallel` and on the requests alone, never on timing or on the
+    share a batch, and in which order, depends only on `parallel` and on the requests, never on timing or on the
     number of workers, so results are the same for any number of workers, bit for bit, even where a matrix product
     rounds differently for another batch size.
 
@@ -341,7 +341,7 @@ class _Run:
     def _redo(self, worker: Worker) -> None:
         """Replace a dead worker and bring its episodes back to where they were."""
         # Calls are worked off in order, so the oldest unanswered one is what the worker died of. Episodes are redone
-        # one a call: the second death of a culprit names it alone.
+        # one a call: the second death identifies the culprit.
         suspects: list[Any] = worker.pending[0] if worker.pending else []
         death = worker.replace()
         self._pool.deaths.append(death)

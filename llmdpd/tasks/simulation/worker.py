@@ -46,7 +46,7 @@ def serve(connection: Connection, parent: int) -> None:
                     continue
                 answer: tuple[Any, ...] = ("ok", getattr(handler, name)(*arguments))
             except Exception as error:
-                # InputError is known to travel; others may hold what can't be pickled, so their text goes alone.
+                # An InputError can be pickled; others may not, so only their text is sent.
                 answer = ("error", error if isinstance(error, InputError) else None, traceback.format_exc())
             connection.send(answer)
     except (EOFError, OSError):
