@@ -17,10 +17,10 @@ STEPS = 30
 
 
 class ShortTask:
-    """A task that ends after `STEPS` steps and records what it was given and what it returned."""
+    """A task that ends after `STEPS` steps, with success or not, and records what it was given and what it returned."""
 
-    def __init__(self, task: Any) -> None:
-        self.task = task
+    def __init__(self, task: Any, succeeds: bool) -> None:
+        self.task, self.succeeds = task, succeeds
         self.observations: list[NDArray[np.float32]] = []
         self.actions: list[NDArray[np.float32]] = []
 
@@ -32,25 +32,26 @@ class ShortTask:
     def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool]:
         assert len(self.actions) < STEPS, "the example goes on after the episode's end"
         self.actions.append(action)
-        observation, reward, success, _ = self.task.step(action)
+        observation, reward, _, _ = self.task.step(action)
         self.observations.append(observation)
-        return observation, reward, success, len(self.actions) == STEPS
+        last = len(self.actions) == STEPS
+        return observation, reward, last and self.succeeds, last and not self.succeeds
 
 
+@pytest.mark.parametrize("succeeds", [True, False])
 def test_the_example_drives_an_environment(
-    run_copy: Path, torch_settings: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    straight_run: Path, succeeds: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     # The run that tests make knows other tasks, and is somewhere else.
-    code = example.replace("runs/NAME", str(run_copy)).replace("box-close", "reach")
+    code = example.replace("runs/NAME", str(straight_run)).replace("box-close", "reach")
     make_task = environment.make_task
-    monkeypatch.setattr(environment, "make_task", lambda name: ShortTask(make_task(name)))
+    monkeypatch.setattr(environment, "make_task", lambda name: ShortTask(make_task(name), succeeds))
     names: dict[str, Any] = {}
     exec(compile(code, str(README), "exec"), names)
     env, policy = names["env"], names["policy"]
-    assert 0 < len(env.actions) <= STEPS
-    assert names["success"] or len(env.actions) == STEPS
-    assert capsys.readouterr().out.strip() == ("success" if names["success"] else "no success")
+    assert len(env.actions) == STEPS
+    assert capsys.readouterr().out.strip() == ("success" if succeeds else "no success")
     # Every observation reached the policy once, in order: the same ones again give the same actions.
     policy.reset()
     policy.seed(0)
