@@ -158,10 +158,10 @@ def shared_options(data_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_options(data_folder: Path, shared_options: list[str]) -> list[str]:
-    """`shared_options`, and those that an experiment would decide: one thread, two episodes, no films."""
+    """`shared_options`, and those that an experiment would decide: one thread, two episodes, no videos."""
     fields = {"data.root": data_folder / "collected", "data.workers": 1, "threads": 1, "evaluation.episodes": 2}
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    return [*options, *shared_options, "--evaluation.no-films"]
+    return [*options, *shared_options, "--evaluation.no-videos"]
 
 
 @pytest.fixture(scope="session")

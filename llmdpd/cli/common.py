@@ -1,16 +1,22 @@
-"""What the commands share: presets before options, results as a table, errors without a traceback."""
+"""What the commands share: reading options, results as a table, errors without a traceback."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import errno
+import io
 import logging
+import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
-from rich.console import Console, Group, RenderableType
+import tyro
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from llmdpd.errors import InputError, TrainingDivergedError
@@ -21,13 +27,79 @@ from llmdpd.utils.progress import console, error_console
 # A table of two checkpoints of as many tasks fills a terminal's 24 lines.
 _FEW_TASKS = 12
 _MASTERED = 0.9
-_errors = Console(stderr=True, soft_wrap=True, highlight=False)
 # What a disk or its owner refuses, whichever write or read it hits.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
+T = TypeVar("T")
+
+
+def parse(
+    config_type: Callable[..., T],
+    words: Sequence[str],
+    prog: str,
+    default: T | None = None,
+    description: str | None = None,
+    known: Collection[str] = (),
+) -> T:
+    """What `tyro.cli` makes of a command's words; --help prints, and ends the process.
+
+    `known` are options that exist beside those that --help shows, for naming the nearest ones.
+
+    Raises:
+        InputError: an option that does not exist, with the nearest ones, or a value that cannot be used.
+    """
+
+    def read(args: Sequence[str]) -> T:
+        given: dict[str, Any] = {} if default is None else {"default": default}
+        return tyro.cli(config_type, args=args, prog=prog, description=description, **given)
+
+    if {"-h", "--help"} & set(words):
+        return read(words)
+    said, shown = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return read(words)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        read(["--help"])
+    options = {*re.findall(r"--[a-z][\w.-]*", shown.getvalue()), *known}
+    help_hint = f"{prog} --help lists the options"
+    for word in words:
+        name = word.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in options:
+            near = difflib.get_close_matches(name, sorted(options), n=3, cutoff=0.5)
+            expected = f"perhaps {' or '.join(near)}" if near else None
+            raise InputError("no such option", found=word, expected=expected, hint=help_hint)
+    # Without the box that tyro puts around its message, and the hint below that.
+    message = re.split("─{9,}", re.sub("[│╭╮╰╯]", " ", said.getvalue().split("\n", 1)[-1]))[0]
+    raise InputError(" ".join(message.split()), hint=help_hint)
+
+
+def renamed(words: Sequence[str], table: Mapping[str, str]) -> list[str]:
+    """The words with options of the last version, `table`'s keys, in today's spelling; a line to stderr for each.
+
+    A switch's other form is meant too: with {"--a.b": "--a.c"}, --a.no-b becomes --a.no-c.
+    """
+    spellings = dict(table) | {_switched_off(old): _switched_off(new) for old, new in table.items()}
+    changed = []
+    for word in words:
+        name, sign, value = word.partition("=")
+        new = spellings.get(name.replace("_", "-"))
+        if new is not None:
+            error_console.print(f"{name} is now {new}; the old spelling goes in the next version", markup=False)
+        changed.append(word if new is None else f"{new}{sign}{value}")
+    return changed
+
+
+def _switched_off(option: str) -> str:
+    part, dot, name = option.removeprefix("--").rpartition(".")
+    return f"--{part}{dot}no-{name}"
+
 
 def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other arguments.
+    """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other words.
 
     Raises:
         InputError: the option is the last word and has no value.
@@ -48,7 +120,7 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command; the exit code. What a user can mend is printed in plain words, not as a traceback."""
+    """Run a command and return its exit code. What a user can mend is printed as a message, not as a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("llmdpd").setLevel(logging.INFO)
     try:
@@ -101,7 +173,7 @@ def results_table(records: Sequence[TaskResult]) -> Table:
 
 
 def training_summary(records: Sequence[TaskResult]) -> RenderableType:
-    """What a run came to, at its end: every task where they are few, else what is most asked for.
+    """A run's results at its end: every task where they are few, else the most important figures.
 
     Of many tasks: the unseen ones with their intervals, the means over the tasks of either split, and the seen tasks
     below 90 % (last checkpoint), worst first. Locomotion has few tasks and stands whole.
@@ -135,15 +207,15 @@ def _mean_line(records: Sequence[TaskResult], split: str) -> str:
     last, best = groups.get("last", {}), groups.get("best", {})
     if last.keys() == best.keys() and all(_same(best[task], last[task]) for task in last):
         groups = {"last = best": last}
-    told = [
+    means = [
         f"{name} {statistics.fmean(r.success_rate or 0.0 for r in group.values()):.1%}"
         for name, group in groups.items()
     ]
-    return f"mean of {len(last or best)} {split} tasks: {', '.join(told)}"
+    return f"mean of {len(last or best)} {split} tasks: {', '.join(means)}"
 
 
 def _figures(record: TaskResult) -> tuple[str, str]:
-    """What came of a task: success and its interval, or return and normalised score."""
+    """A task's result: success and its interval, or return and normalised score."""
     if record.success_rate is not None and record.ci95 is not None:
         low, high = record.ci95
         return f"{record.success_rate:.0%}", f"{low:.0%} – {high:.0%}"

@@ -13,7 +13,6 @@ import tyro
 
 from llmdpd.cli.common import run_command, take_option, training_summary
 from llmdpd.cli.options import check_method_options
-from llmdpd.cli.report import build_report
 from llmdpd.config.baselines import with_method
 from llmdpd.config.schema import PRESETS, PROTOCOLS, TrainConfig
 from llmdpd.errors import InputError, nearest_names
@@ -111,6 +110,8 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
             if new and not run.begun:
                 run.discard()
             raise
+    from llmdpd.reporting.page import build_report  # matplotlib takes half a second
+
     console.print(training_summary(read_results(run.results)))
     console.print(f"results: {run.results}")
     console.print(f"report: {build_report([run.path])}")

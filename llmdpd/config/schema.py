@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from llmdpd.evaluation.config import EvaluationConfig as EvaluationConfig
 from llmdpd.methods.acting import ActingConfig
 from llmdpd.methods.bc import CloningConfig
 from llmdpd.methods.cql import CQLConfig
@@ -23,34 +24,11 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.plan_denoiser import PlanConfig
 from llmdpd.nn.policy_network import PolicyConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
-from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
+from llmdpd.tasks.protocols import DESIGN_TASKS as DESIGN_TASKS
+from llmdpd.tasks.protocols import PROTOCOLS as PROTOCOLS
+from llmdpd.tasks.protocols import TaskConfig as TaskConfig
 from llmdpd.training.augmentation import AugmentationConfig
 from llmdpd.training.cuda_graph import CudaGraphMode
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """Which tasks are learned and which are only evaluated."""
-
-    protocol: str = "paper"
-    """Name of this split in results; a name of `PROTOCOLS` becomes `custom` there where the tasks are not its own."""
-    seen: tuple[str, ...] = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
-    """Tasks that are trained on: Meta-World's, or hopper, halfcheetah, walker2d."""
-    unseen: tuple[str, ...] = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")
-    """Tasks that are evaluated zero-shot: a text and one example, no training."""
-    goal_visible: bool = True
-    """Whether observations show the goal (obs[36:39]), in data and evaluation."""
-
-
-DESIGN_TASKS = ("assembly-v3", "basketball-v3", "push-back-v3", "lever-pull-v3", "faucet-open-v3")
-"""The five of ML45's training tasks that designs are chosen on."""
-
-PROTOCOLS: dict[str, TaskConfig] = {
-    "paper": TaskConfig(),
-    "ml45": TaskConfig("ml45", ML45_TRAIN, ML45_TEST),
-    "design": TaskConfig("design", tuple(task for task in ML45_TRAIN if task not in DESIGN_TASKS), DESIGN_TASKS),
-}
-"""What is trained on and what is held out, by name. `design` is ml45 without its test tasks: for choosing a design."""
 
 
 @dataclass(frozen=True)
@@ -108,26 +86,6 @@ class TrainingConfig:
     """Episodes a seen task in those evaluations, on seeds apart from the reported ones."""
     cuda_graph: Annotated[CudaGraphMode, tyro.conf.arg(aliases=["--cuda-graph"])] = "auto"
     """Replay iterations from CUDA graphs: `auto` on a GPU where it can be; `on`, and an error where it can't; `off`."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """The evaluation at the end of a run."""
-
-    episodes: int = 50
-    """Episodes a task, for the last and for the best checkpoint each."""
-    seen_episodes: int | None = None
-    """Episodes a task that was trained on, where they are to be fewer (or more); by default as many."""
-    max_steps: int = 500
-    """Steps an episode at most; success at any of them counts. Meta-World ends at 500, locomotion at 1000."""
-    films: bool = True
-    """Film one episode a task where an off-screen renderer exists."""
-    film_tasks: int = 8
-    """Tasks that are filmed at most: the unseen ones first."""
-
-    def episodes_of(self, split: str) -> int:
-        """Episodes of a task that is "seen" or "unseen"."""
-        return self.seen_episodes if split == "seen" and self.seen_episodes is not None else self.episodes
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmdpd.cli.evaluate import check_evaluation
+import tyro
+
 from llmdpd.cli.options import METHOD_SECTIONS, has_field, split_options
 from llmdpd.cli.train import configuration
-from llmdpd.config.schema import ABLATED, PRESETS, PROTOCOLS, TrainConfig
+from llmdpd.config.schema import ABLATED, PRESETS, TrainConfig
 from llmdpd.data.collecting.sac_trainer import require_sac
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
@@ -19,13 +20,15 @@ from llmdpd.methods.lamo.checks import check_language
 from llmdpd.methods.networks import METHODS, ONLINE
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
+from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
+from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.plain import differences, to_plain
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command is told. None: as the grid, the budget or the machine says."""
+    """The command's options. None: as the grid, the budget or the machine says."""
 
     experiment: str
     protocol: str | None = None
@@ -200,7 +203,8 @@ def _check_evaluations(cell: Cell) -> None:
     """Refuse, before anything is trained, options that the run could not be evaluated with as the experiment does."""
     for evaluation in cell.evaluations:
         try:
-            check_evaluation(cell.filled_in(evaluation.options), cell.config)
+            words = ("RUN", *cell.filled_in(evaluation.options))
+            check_evaluation(tyro.cli(EvaluateConfig, args=words), cell.config)
         except InputError as error:
             raise InputError(
                 f"with these options {cell.method} could not be evaluated as the experiment does "

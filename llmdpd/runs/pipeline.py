@@ -16,9 +16,8 @@ from llmdpd.data import TrajectoryDataset
 from llmdpd.data.collecting.sac_trainer import require_sac
 from llmdpd.errors import InputError
 from llmdpd.evaluation.episodes import evaluate_tasks
-from llmdpd.evaluation.latency import acting_facts
-from llmdpd.evaluation.prompts import TaskPrompt, keep_prompts
-from llmdpd.evaluation.scoring import evaluate_run, film_run
+from llmdpd.evaluation.latency import acting_cost
+from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.methods.lamo.checks import check_language, language_facts, with_language_sizes
 from llmdpd.methods.llmdpd.method import LLMDPD
 from llmdpd.methods.networks import ASKED, ONLINE, make_network
@@ -34,8 +33,10 @@ from llmdpd.policy.policy import Policy
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.checks import check_values
 from llmdpd.runs.data import Embeddings, embed_tasks, example_data, online_words, training_data
+from llmdpd.runs.evaluate import evaluate_run, record_run
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.inputs import check_inputs, input_facts
+from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.locomotion import normalised_score
 from llmdpd.tasks.simulation.rollout import EnvPool
@@ -150,15 +151,14 @@ def execute(config: TrainConfig, run: RunFolder, stop: StopSignals) -> None:
     run.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)})
     first = prompts[config.tasks.seen[0]]
     states = cast(SAC, agent).observations if dataset is None else dataset.observations
-    run.note(acting=acting_facts(policy(config.training.iterations), first, states))
+    run.note(acting=acting_cost(policy(config.training.iterations), first, states))
     with run.timed("evaluation_seconds"):
         evaluate_run(
             run, config.evaluation, prompts, workers=config.data.workers, device=config.device, check=stop.check
         )
-    if config.evaluation.films:
-        with run.timed("filming_seconds"):
-            most = config.evaluation.film_tasks
-            film_run(run, prompts, config.evaluation.max_steps, most=most, device=config.device, check=stop.check)
+    if config.evaluation.videos:
+        with run.timed("recording_seconds"):
+            record_run(run, config.evaluation, prompts, device=config.device, check=stop.check)
 
 
 def _set_up_torch(config: TrainConfig) -> None:

@@ -164,7 +164,7 @@ LIMITS: dict[str, Interval] = {
     "acting.views": (1, 64),
     "evaluation.episodes": _COUNT,
     "evaluation.seen_episodes": _COUNT,
-    "evaluation.film_tasks": _COUNT,
+    "evaluation.video_tasks": _COUNT,
     "evaluation.max_steps": _COUNT,  # and the environment's own limit: see llmdpd.runs.checks
 }
 """Every number of `TrainConfig` by its dotted name: (lowest, highest), both allowed."""

@@ -126,9 +126,9 @@ def test_films_are_of_what_was_evaluated_and_never_replace_the_runs(
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        "llmdpd.cli.evaluate.film_run", lambda run, prompts, steps, **more: asked.append(more | {"s": steps})
+        "llmdpd.runs.evaluate.record_run", lambda run, prompts, steps, **more: asked.append(more | {"s": steps})
     )
-    words = [str(run_copy), "--episodes", "2", "--workers", "1", "--threads", "1", "--tasks", "reach", "--films"]
+    words = [str(run_copy), "--episodes", "2", "--workers", "1", "--threads", "1", "--tasks", "reach", "--videos"]
     out = tmp_path / "mine.json"
     assert main([*words, "--checkpoint", "best", "--noise-scale", "0.5", "--max-steps", "4", "--out", str(out)]) == 0
     assert asked[0].pop("check") is not None
@@ -137,16 +137,16 @@ def test_films_are_of_what_was_evaluated_and_never_replace_the_runs(
             "checkpoint": "best",
             "acting": {"noise_scale": 0.5},
             "device": "cpu",
-            "folder": tmp_path / "mine-films",
+            "folder": tmp_path / "mine-videos",
             "s": 4,
             "most": None,
         }
     ]
     assert main(words) == 0
     (own,) = (run_copy / "evaluations").iterdir()
-    assert asked[1]["folder"] == own.with_name(f"{own.stem}-films")
+    assert asked[1]["folder"] == own.with_name(f"{own.stem}-videos")
     assert main([word for word in words if word not in ("--tasks", "reach")]) == 0
-    assert (asked[2]["folder"], asked[2]["checkpoint"], asked[2]["s"]) == (run_copy / "films", "last", 15)
+    assert (asked[2]["folder"], asked[2]["checkpoint"], asked[2]["s"]) == (run_copy / "videos", "last", 15)
 
 
 @pytest.mark.parametrize("kind", ["minari", "mtdiff", "hdf5 folder"])
@@ -242,7 +242,7 @@ def test_fewer_workers_find_the_same(run_copy: Path, tmp_path: Path, cache_home:
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {
     "task": (["--tasks", "reech"], ["unknown Meta-World task", "reach-v3"]),
-    "no example": (["--tasks", "soccer"], ["no example of this task", "soccer-v3", "--prompt-data"]),
+    "no example": (["--tasks", "soccer"], ["no demonstration of this task", "soccer-v3", "--prompt-data"]),
     "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
     "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
     "device": (["--device", "cuda:9"], ["GPU", "cuda:9"]),
@@ -250,11 +250,8 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "steps": (["--max-steps", 900], ["max_steps", "900", "500"]),
     "samples": (["--samples", 0], ["samples", "at least 1"]),
     "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
-    "no replan": (["--replan", 0], ["replan", "found:    0"]),
-    "replan": (["--replan", 2], ["acting.replan", "1 to 1 (policy.chunk)"]),
-    "no views": (["--views", 0], ["views", "found:    0"]),
-    "odd views": (["--views", 3], ["acting.views", "found:    3", "even"]),
-    "views of no example": (["--views", 4, "--prompts", "no-trajectory"], ["--views", "found:    4", "one view"]),
+    "no replan": (["--action-horizon", 0], ["replan", "found:    0"]),
+    "replan": (["--action-horizon", 2], ["acting.replan", "1 to 1 (policy.chunk)"]),
     "out": (["--out", "."], ["cannot be written", "a folder"]),
 }
 
@@ -303,7 +300,7 @@ def test_a_control_is_evaluated_with_a_run_and_without(
     evaluate: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert evaluate(run_copy, "--control", "replay", "--episodes", 2) == 0
+    assert evaluate(run_copy, "--baseline", "replay", "--episodes", 2) == 0
     (out,) = (run_copy / "evaluations").iterdir()
     records = read_results(out)
     assert [(r.task, r.split) for r in records] == [
@@ -312,20 +309,20 @@ def test_a_control_is_evaluated_with_a_run_and_without(
         ("door-lock-v3", "unseen"),
     ]
     for record in records:
-        assert (record.context, record.checkpoint, record.iterations) == ("control-replay", "last", 0)
+        assert (record.context, record.checkpoint, record.iterations) == ("non-learned-replay", "last", 0)
         assert (record.trained_on, record.training_data) == ((), "none")
         assert (record.prompts.text, record.prompts.trajectory) == (False, str(run_copy / "prompt_data"))
     path = save(metaworld_data(("push-v3", "soccer-v3")), "minari", tmp_path / "data")
-    alone = ["--control", "tracker", "--episodes", 1, "--out", tmp_path / "alone.json"]
+    alone = ["--baseline", "tracker", "--episodes", 1, "--out", tmp_path / "alone.json"]
     assert evaluate(*alone, "--tasks", "soccer", "push", "--prompt-data", path, "--prompts", "swapped") == 0
     (soccer, _) = read_results(tmp_path / "alone.json")
-    assert (soccer.task, soccer.context, soccer.protocol) == ("soccer-v3", "control-tracker", "none")
+    assert (soccer.task, soccer.context, soccer.protocol) == ("soccer-v3", "non-learned-tracker", "none")
     assert soccer.prompts.trajectory == f"swapped (push-v3's): {path}"
     capsys.readouterr()
     for words, parts in (
-        (["--episodes", 1], ["nothing to evaluate", "--control"]),
+        (["--episodes", 1], ["nothing to evaluate", "--baseline"]),
         (alone, ["no tasks"]),
-        ([*alone, "--tasks", "push"], ["no examples to follow", "--prompt-behaviours"]),
+        ([*alone, "--tasks", "push"], ["no demonstrations to follow", "--prompt-behaviours"]),
         ([run_copy, *alone, "--samples", 3], ["no use for this", "--samples"]),
         ([run_copy, *alone, "--prompts", "no-trajectory"], ["reads no text"]),
     ):
@@ -337,13 +334,15 @@ def test_a_control_is_evaluated_with_a_run_and_without(
 def test_examples_by_behaviours_are_collected_once_and_told_apart(
     run_copy: Path, tmp_path: Path, evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words: list[object] = [run_copy, "--tasks", "reach", "--episodes", 3, "--checkpoint", "last", "--examples", 2]
+    words: list[object] = [run_copy, "--tasks", "reach", "--episodes", 3, "--checkpoint", "last", "--demonstrations", 2]
     words += ["--prompt-behaviours", "clean", "cut", "--data-root", tmp_path / "examples", "--out", tmp_path / "o.json"]
     assert evaluate(*words) == 0
     records = read_results(tmp_path / "o.json")
     assert [(r.prompts.kind, r.episodes) for r in records] == [("clean", 3), ("cut", 3)]
     for record in records:
-        assert str(record.prompts.trajectory).startswith(f"{record.prompts.kind}: 2 examples from {tmp_path}/examples/")
+        assert str(record.prompts.trajectory).startswith(
+            f"{record.prompts.kind}: 2 demonstrations from {tmp_path}/examples/"
+        )
     output = capsys.readouterr().out
     assert "prompts: clean" in output
     assert "prompts: cut" in output
@@ -376,7 +375,7 @@ def test_one_prompt_alone_where_dropout_taught_it(
     dropout = ("--policy.context.text-dropout", 0.5, "--policy.context.trajectory-dropout", 0)
     assert train("--run-dir", run, *tiny_options, *dropout, "--training.iterations", 50) == 0
     assert evaluate(run, "--prompts", "no-text", "--episodes", 1, "--checkpoint", "last", "--out", out) == 0
-    assert {record.prompts.kind for record in read_results(out)} == {"example alone"}
+    assert {record.prompts.kind for record in read_results(out)} == {"demonstration alone"}
     capsys.readouterr()
     assert evaluate(run, "--prompts", "no-trajectory") == 2
     assert "this policy was trained with a trajectory prompt at every step" in capsys.readouterr().err
@@ -384,9 +383,9 @@ def test_one_prompt_alone_where_dropout_taught_it(
 
 CONTRADICTIONS: dict[str, tuple[list[object], list[str]]] = {
     "behaviour": (["--prompt-behaviours", "slo"], ["unknown behaviour", "nearest: slow"]),
-    "two places": (["--prompt-behaviours", "slow", "--prompt-data", "x"], ["examples from two places"]),
-    "no choice": (["--prompts", "no-trajectory", "--examples", 2], ["no choice of them", "--examples"]),
-    "too few": (["--examples", 2], ["not as many examples", "--examples 2"]),
+    "two places": (["--prompt-behaviours", "slow", "--prompt-data", "x"], ["demonstrations from two places"]),
+    "no choice": (["--prompts", "no-trajectory", "--demonstrations", 2], ["no choice of them", "--demonstrations"]),
+    "too few": (["--demonstrations", 2], ["not as many demonstrations", "--demonstrations 2"]),
 }
 
 

@@ -16,7 +16,7 @@ from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.schedule import Outcome
-from llmdpd.experiments.summary import bootstrap_interval
+from llmdpd.reporting.estimate import bootstrap_interval
 
 COUNTS = {
     ("full", 0): {"reach-v3": 40, "push-v3": 20, "door-lock-v3": 10},
@@ -98,13 +98,13 @@ def test_the_page_says_which_language_model_lamo_is_made_of(
     plan = make_test_plan(grid, options=("--lamo.model", str(folder), "--lamo.corpus", str(text)))
     for key, method in (("lamo", "lamo"), ("own", "llmdpd")):
         finish(plan.cells[key][0], {"reach-v3": 40}, method=method)
-    facts = [row for row in section(write_page(plan, [], COMMAND), "facts") if row[0] == "language model"]
+    facts = [row for row in section(write_page(plan, [], COMMAND), "metadata") if row[0] == "language model"]
     assert facts == [["language model", f"{folder}, 2 layers of 16; text: {text}"]] * 2, "of both checkpoints"
 
 
 def test_the_page_says_what_was_trained_on_and_links_to_the_runs(plan: Plan) -> None:
     page = write_page(plan, [], COMMAND)
-    facts = section(page, "facts")
+    facts = section(page, "metadata")
     assert ["trained on", "reach-v3, push-v3"] in facts
     assert ["training data", "made up by a test"] in facts
     assert ["seeds", "0, 1"] in facts

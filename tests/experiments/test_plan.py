@@ -143,8 +143,8 @@ def test_wrong_settings_are_named(changes: dict[str, object], field: str, hint: 
                 (("--data.workers", "1"), "--jobs"),
                 (("--data.root", "data"), "--data-root"),
                 (("--evaluation.episodes", "3"), "--episodes"),
-                (("--evaluation.films",), "llmdpd.evaluate"),
-                (("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
+                (("--evaluation.videos",), "llmdpd.evaluate"),
+                (("--evaluation.video-tasks", "3"), "llmdpd.evaluate"),
             )
         ),
         # What a method stands for: by its options, by its preset, or for want of it.
@@ -328,7 +328,6 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
 @pytest.mark.parametrize(
     ("options", "evaluation", "field"),
     [
-        (("--training.augmentation.mirror", "0"), "eight-views", "acting.views"),
         (("--policy.context.text-dropout", "0"), "no-text", "text"),
         (("--policy.context.trajectory-dropout", "0"), "no-trajectory", "trajectory"),
         (("--tasks.unseen", "door-lock"), "swapped", "--prompts swapped"),

@@ -12,7 +12,8 @@ import pytest
 
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.experiments.plan import Plan
-from llmdpd.experiments.summary import Estimate, bootstrap_interval, make_rows
+from llmdpd.experiments.summary import make_rows
+from llmdpd.reporting.estimate import Estimate, bootstrap_interval
 
 
 def test_the_bootstrap_of_few_values_is_the_quantiles_of_all_draws(rng: np.random.Generator) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, write_results
-from llmdpd.evaluation.videos import save_film
+from llmdpd.evaluation.videos import save_video
 
 SEEN = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
 UNSEEN = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")
@@ -108,7 +108,7 @@ def prompt_text(task: str) -> str:
     )
 
 
-def write_films(folder: Path, tasks: tuple[str, ...]) -> None:
+def write_videos(folder: Path, tasks: tuple[str, ...]) -> None:
     for index, task in enumerate(tasks):
         frames = []
         for step in range(24):
@@ -116,7 +116,7 @@ def write_films(folder: Path, tasks: tuple[str, ...]) -> None:
             frame[40:70, 5 * step : 5 * step + 30] = (230, 120, 40)
             frames.append(frame)
         info = {"success": index % 3 != 2, "seed": 1_000_000_000 + index, "steps": 24 + index, "checkpoint": "last"}
-        save_film(folder, task, frames, info)
+        save_video(folder, task, frames, info)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def make_run(tmp_path: Path) -> RunMaker:
         shift: int = 0,
         records: list[TaskResult] | None = None,
         config: dict[str, Any] | None = None,
-        films: bool = False,
+        videos: bool = False,
     ) -> Path:
         run = tmp_path / name
         run.mkdir()
@@ -161,8 +161,8 @@ def make_run(tmp_path: Path) -> RunMaker:
             "command": ["python", "-m", "llmdpd.train", "--preset", "metaworld", "--seed", str(seed)],
         }
         (run / "meta.json").write_text(json.dumps(meta))
-        if films:
-            write_films(run / "films", SEEN + UNSEEN[:2])
+        if videos:
+            write_videos(run / "videos", SEEN + UNSEEN[:2])
         return run
 
     return make

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from llmdpd.cli.report import build_report, main
+from llmdpd.cli.report import main
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import PromptUse, TaskResult, read_results, wilson_interval
+from llmdpd.reporting.page import build_report
 from llmdpd.tasks import ML45_TRAIN
 
 RunMaker = Callable[..., Path]
@@ -134,14 +135,14 @@ def test_a_task_that_the_paper_lacks_or_counts_otherwise_says_so(
 def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_result: Callable[..., TaskResult]) -> None:
     records = [make_result(goal_visible=False, prompts=PromptUse(text=False, trajectory="expert set B"))]
     page = Page(build_report([make_run(records=records)]))
-    assert page.row("facts", "trained on") == ["sweep-into-v3, coffee-push-v3, disassemble-v3"]
-    assert page.row("facts", "training data") == ["scripted experts, noise mix, 100 episodes a task"]
-    assert page.row("facts", "goal in the observation") == ["hidden"]
-    assert page.row("facts", "text prompt") == ["off"]
-    assert page.row("facts", "trajectory prompt") == ["expert set B"]
-    assert page.row("facts", "iterations") == ["30,000 (last)"]
-    assert page.row("facts", "steps an episode") == ["at most 500"]
-    assert page.row("facts", "acting") == ["1 sample, ddpm in 5 steps, noise scale 1"]
+    assert page.row("metadata", "trained on") == ["sweep-into-v3, coffee-push-v3, disassemble-v3"]
+    assert page.row("metadata", "training data") == ["scripted experts, noise mix, 100 episodes a task"]
+    assert page.row("metadata", "goal in the observation") == ["hidden"]
+    assert page.row("metadata", "text prompt") == ["off"]
+    assert page.row("metadata", "trajectory prompt") == ["expert set B"]
+    assert page.row("metadata", "iterations") == ["30,000 (last)"]
+    assert page.row("metadata", "steps an episode") == ["at most 500"]
+    assert page.row("metadata", "acting") == ["1 sample, ddpm in 5 steps, noise scale 1"]
 
 
 @pytest.mark.parametrize(
@@ -194,36 +195,36 @@ def test_configuration_versions_times_prompts_and_command_are_there(make_run: Ru
         (run / "meta.json").write_text(json.dumps(meta | {"command": command}))
         assert "llmdpd-train --seed 3" in Page(build_report([run])).text
     assert "Task: Meta-World coffee-push." in page.text
-    assert "Text: built in. Example trajectory: source collected, seed 4711, steps 50." in page.text
+    assert "Text: built in. Demonstration: source collected, seed 4711, steps 50." in page.text
 
 
-def test_films_are_in_the_page_and_say_how_the_episode_ended(make_run: RunMaker) -> None:
-    page = Page(build_report([make_run(films=True)]))
+def test_videos_are_in_the_page_and_say_how_the_episode_ended(make_run: RunMaker) -> None:
+    page = Page(build_report([make_run(videos=True)]))
     videos = [value for tag, name, value in page.attributes if (tag, name) == ("video", "src")]
     assert len(videos) == 5
     assert all(value.startswith("data:video/mp4;base64,") for value in videos)
     assert "no success , 26 steps, last checkpoint, seed 1000000002" in page.text.replace("success,", "success ,")
-    assert "Without a film here: " in page.text
+    assert "Without a video here: " in page.text
 
 
 def test_a_strip_stands_in_where_there_is_no_video(make_run: RunMaker) -> None:
-    run = make_run(films=True)
-    for film in (run / "films").glob("*.mp4"):
-        film.unlink()
+    run = make_run(videos=True)
+    for video in (run / "videos").glob("*.mp4"):
+        video.unlink()
     page = Page(build_report([run]))
     pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert len(pictures) == 5
     assert all(value.startswith("data:image/png;base64,iVBOR") for value in pictures)
 
 
-def test_without_films_the_page_says_how_to_get_a_renderer(make_run: RunMaker) -> None:
+def test_without_videos_the_page_says_how_to_get_a_renderer(make_run: RunMaker) -> None:
     run = make_run()
-    mend = "python -m llmdpd.evaluate RUN --films && python -m llmdpd.report RUN"
+    mend = "python -m llmdpd.evaluate RUN --videos && python -m llmdpd.report RUN"
     page = Page(build_report([run]))
     assert "libosmesa6" in page.text
     assert mend in page.text
-    (run / "films").mkdir()
-    (run / "films" / "README.txt").write_text("No renderer here: apt-get install <something>.")
+    (run / "videos").mkdir()
+    (run / "videos" / "README.txt").write_text("No renderer here: apt-get install <something>.")
     page = Page(build_report([run]))
     assert "No renderer here: apt-get install <something>." in page.text
     assert "libosmesa6" not in page.text
@@ -231,7 +232,7 @@ def test_without_films_the_page_says_how_to_get_a_renderer(make_run: RunMaker) -
 
 
 def test_the_page_loads_nothing_and_runs_nothing(make_run: RunMaker) -> None:
-    for path in (build_report([make_run(films=True)]), build_report([make_run("a"), make_run("b", seed=1)])):
+    for path in (build_report([make_run(videos=True)]), build_report([make_run("a"), make_run("b", seed=1)])):
         page = Page(path)
         assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
         loading = [
@@ -260,8 +261,8 @@ def test_hostile_names_and_prompts_stay_text(make_run: RunMaker, make_result: Ca
     run = make_run("_run & <b>", records=records, config={evil: evil})
     (run / "prompts.json").write_text(json.dumps({evil: {"text": evil, "trajectory": {"source": evil}}}))
     (run / "meta.json").write_text(json.dumps({"versions": {evil: evil}, "command": evil, evil: evil}))
-    (run / "films").mkdir()
-    (run / "films" / "README.txt").write_text(evil)
+    (run / "videos").mkdir()
+    (run / "videos" / "README.txt").write_text(evil)
     page = Page(build_report([run]))
     assert "script" not in page.tags
     assert "img" not in page.tags
@@ -339,7 +340,7 @@ def test_runs_that_differ_by_seed_are_averaged(make_run: RunMaker) -> None:
     assert page.row("success", "sweep-into-v3")[0] == expected
     by_seed = [mean([100 * (count - shift) / 25 for count in (24, 19, 22)]) for shift in (0, 1, 4)]
     assert page.row("success", "mean over tasks", 1)[0].startswith(f"{mean(by_seed):.1f} ± {stdev(by_seed):.1f} seeds")
-    assert page.row("facts", "seeds") == ["0, 1, 2"]
+    assert page.row("metadata", "seeds") == ["0, 1, 2"]
     assert "s0 and 2 more seeds" in page.text
     assert "Settings that differ" not in page.text
 
@@ -350,7 +351,7 @@ def test_runs_that_differ_otherwise_stand_side_by_side(make_run: RunMaker) -> No
     row = page.row("success", "coffee-push-v3")
     assert [cell.split()[0] for cell in row] == ["76.0", "80.0", "64.0", "68.0", "76.56", "74.67"]
     assert "44.5 to 79.8 16/25" in row[2]
-    assert page.row("facts", "context", 1) == ["not set", "retrieval"]
+    assert page.row("metadata", "context", 1) == ["not set", "retrieval"]
 
 
 def test_where_a_run_lies_does_not_keep_seeds_apart(
@@ -428,7 +429,7 @@ def test_a_page_that_the_disk_refuses_is_told(
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("llmdpd.cli.report.atomic_write_text", full)
+    monkeypatch.setattr("llmdpd.reporting.page.atomic_write_text", full)
     assert main([str(make_run()), "--out", str(tmp_path / "page.html")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the disk refuses")
@@ -446,7 +447,7 @@ def test_a_report_is_made_without_torch(make_run: RunMaker, tmp_path: Path) -> N
 
 
 def test_the_same_runs_make_the_same_page(make_run: RunMaker, tmp_path: Path) -> None:
-    run: Any = make_run(films=True)
+    run: Any = make_run(videos=True)
     first = build_report([run], tmp_path / "1.html").read_bytes()
     assert build_report([run], tmp_path / "2.html").read_bytes() == first
 
