@@ -154,22 +154,30 @@ def results_table(records: Sequence[TaskResult]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in ("task", "split", "policy", "episodes", *figures):
         table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", figures[0]) else "left")
-    # Where the best checkpoint is the last one, its rows say so instead of standing there twice.
-    last = {(r.task, r.prompts): r for r in records if r.checkpoint == "last"}
-    best = {(r.task, r.prompts): r for r in records if r.checkpoint == "best"}
-    twins = {key for key in best if key in last and _same(best[key], last[key])}
-    kinds = list(dict.fromkeys(record.prompts.kind for record in records))
-    heading = None
-    for record in sorted(records, key=lambda record: kinds.index(record.prompts.kind)):
-        twin = (record.task, record.prompts) in twins
-        if twin and record.checkpoint == "best":
-            continue
-        if len(kinds) > 1 and record.prompts.kind != heading:
-            heading = record.prompts.kind
-            table.add_row(f"[bold]prompts: {heading}[/bold]")
-        policy = "last = best" if twin else record.checkpoint
-        table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
+    by_kind: dict[str, list[tuple[str, TaskResult]]] = {}
+    for policy, record in _by_policy(records):
+        by_kind.setdefault(record.prompts.kind, []).append((policy, record))
+    for kind, rows in by_kind.items():
+        if len(by_kind) > 1:
+            table.add_row(f"[bold]prompts: {kind}[/bold]")
+        for policy, record in rows:
+            table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
     return table
+
+
+def _by_policy(records: Sequence[TaskResult]) -> list[tuple[str, TaskResult]]:
+    """Each record with its policy's name; where the best checkpoint is the last one, one stands for both."""
+    last, best = (
+        {(record.task, record.prompts): record for record in records if record.checkpoint == name}
+        for name in ("last", "best")
+    )
+    same = {key for key in last.keys() & best.keys() if dataclasses.replace(best[key], checkpoint="last") == last[key]}
+    named = []
+    for record in records:
+        twin = (record.task, record.prompts) in same
+        if not twin or record.checkpoint == "last":
+            named.append(("last = best" if twin else record.checkpoint, record))
+    return named
 
 
 def training_summary(records: Sequence[TaskResult]) -> RenderableType:
@@ -179,39 +187,30 @@ def training_summary(records: Sequence[TaskResult]) -> RenderableType:
     below 90 % (last checkpoint), worst first. Locomotion has few tasks and stands whole.
     """
     tasks = {record.task for record in records}
-    if len(tasks) <= _FEW_TASKS or any(record.success_rate is None for record in records):
+    rates = [(record.success_rate, record) for record in records if record.success_rate is not None]
+    if len(tasks) <= _FEW_TASKS or len(rates) < len(records):
         return results_table(records)
     unseen = [record for record in records if record.split == "unseen"]
     lines = [_mean_line(records, split) for split in ("unseen", "seen")]
-    low = [
-        (record.success_rate or 0.0, record.task)
-        for record in records
-        if record.split == "seen" and record.checkpoint == "last" and (record.success_rate or 0.0) < _MASTERED
-    ]
+    last = [(rate, record.task) for rate, record in rates if (record.split, record.checkpoint) == ("seen", "last")]
+    low = [f"{task} {100 * rate:.3g}%" for rate, task in sorted(last) if rate < _MASTERED]
     if low:
-        named = ", ".join(f"{task} {100 * rate:.3g}%" for rate, task in sorted(low))
-        lines.append(f"seen tasks under {_MASTERED:.0%} (last): {named}")
+        lines.append(f"seen tasks under {_MASTERED:.0%} (last): {', '.join(low)}")
     lines.append(f"The whole table, of {len(tasks)} tasks, is in the report and in results.json.")
     text = "\n".join(textwrap.fill(line, 80, break_on_hyphens=False) for line in lines if line)
     return Group(results_table(unseen), "", text) if unseen else text
 
 
 def _mean_line(records: Sequence[TaskResult], split: str) -> str:
-    """The mean success over a split's tasks by checkpoint, in words; empty where it has no task."""
-    groups: dict[str, dict[str, TaskResult]] = {}
-    for record in records:
+    """The mean success over a split's tasks by checkpoint, as a sentence; empty where it has no task."""
+    rates: dict[str, list[float]] = {}
+    for policy, record in _by_policy(records):
         if record.split == split:
-            groups.setdefault(record.checkpoint, {})[record.task] = record
-    if not groups:
+            rates.setdefault(policy, []).append(record.success_rate or 0.0)
+    if not rates:
         return ""
-    last, best = groups.get("last", {}), groups.get("best", {})
-    if last.keys() == best.keys() and all(_same(best[task], last[task]) for task in last):
-        groups = {"last = best": last}
-    means = [
-        f"{name} {statistics.fmean(r.success_rate or 0.0 for r in group.values()):.1%}"
-        for name, group in groups.items()
-    ]
-    return f"mean of {len(last or best)} {split} tasks: {', '.join(means)}"
+    means = [f"{name} {statistics.fmean(values):.1%}" for name, values in rates.items()]
+    return f"mean of {len(next(iter(rates.values())))} {split} tasks: {', '.join(means)}"
 
 
 def _figures(record: TaskResult) -> tuple[str, str]:
@@ -222,7 +221,3 @@ def _figures(record: TaskResult) -> tuple[str, str]:
     spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
     score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
     return f"{record.returns_mean:.0f}{spread}", score
-
-
-def _same(best: TaskResult, last: TaskResult) -> bool:
-    return dataclasses.replace(best, checkpoint="last") == last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,12 +92,11 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     settings = dataclasses.replace(settings, data_root=settings.data_root.absolute())
     _check_options(settings.options, grid, chosen)
     plan = Plan(settings, grid, protocol, episodes, out, chosen, {})
-    absent: dict[str, str | None] = {}
     for method in grid.methods:
         cells = plan.cells[method.key] = _cells_of(plan, method, budget)
         if method.key in chosen:
             _check_evaluations(cells[0])
-        reason = _absent_package(cells[0].config) or _absent_model(cells[0].config, absent)
+        reason = _absence(cells[0].config)
         # Where all is done, nothing needs the model or the package any more.
         if reason is not None and any(cell.state != "done" for cell in cells):
             plan.skipped[method.key] = reason
@@ -230,31 +229,15 @@ def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
     return tuple(options)
 
 
-def _absent_package(config: TrainConfig) -> str | None:
-    """The package that the method cannot be trained without and that is not installed, and how to get it."""
+def _absence(config: TrainConfig) -> str | None:
+    """Why a package or a language model that a run of this configuration needs is not here, and how to get it."""
     try:
         if config.method in ONLINE:
             require_sac("method")
-    except InputError as error:
-        return f"{error.problem}; {error.hint}"
-    return None
-
-
-def _absent_model(config: TrainConfig, known: dict[str, str | None]) -> str | None:
-    """Why a configuration's language model cannot be had here, with the command that fetches it; None where it can."""
-    if config.method == "lamo":
-        return _reason(lambda: check_language(config))
-    if not config.policy.context.text:
-        return None
-    if config.llm not in known:
-        known[config.llm] = _reason(lambda: find_model(config.llm, EmbeddingCache().folder / "fingerprints"))
-    return known[config.llm]
-
-
-def _reason(check: Callable[[], object]) -> str | None:
-    """Why the check refuses, in words; None where it does not."""
-    try:
-        check()
+        elif config.method == "lamo":
+            check_language(config)
+        elif config.policy.context.text:
+            find_model(config.llm, EmbeddingCache().folder / "fingerprints")
     except InputError as error:
         return "; ".join(part for part in (error.problem, error.hint) if part)
     return None

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
-from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START, TASKS
+from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult
 
 EPISODES, STEPS = 3, 12
@@ -71,23 +69,6 @@ def test_two_workers_find_the_same(
         results = evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS, progress=done.append)
     assert told(results) == told(undisturbed)
     assert done == list(range(1, 2 * EPISODES + 1))
-
-
-def test_a_killed_worker_changes_nothing(
-    undisturbed: dict[str, list[EpisodeResult]], policy: Policy, prompts: dict[str, TaskPrompt]
-) -> None:
-    with EnvPool(1, parallel=2) as pool:
-        killed: list[int] = []
-
-        def kill(done: int) -> None:
-            if done == 2:
-                killed.append(pool.pids[0])
-                os.kill(pool.pids[0], signal.SIGKILL)
-
-        results = evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS, progress=kill)
-        assert [death.pid for death in pool.deaths] == killed
-    assert told(results) == told(undisturbed)
-    assert any(r.redone for episodes in results.values() for r in episodes)
 
 
 def test_more_episodes_begin_with_the_same_ones(
@@ -143,22 +124,6 @@ def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompt
     )
     act = policy_act(policy, prompts, [EpisodeRequest(task, 0) for task in prompts])
     assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64), np.zeros(2))) == (2, 4)
-
-
-def test_every_task_has_a_stream_of_its_own(policy: Policy, rng: np.random.Generator, keys: list[list[int]]) -> None:
-    example = Trajectory(
-        rng.normal(size=(9, 39)).astype(np.float32),
-        rng.uniform(-1, 1, (9, 4)).astype(np.float32),
-        np.zeros(9, np.float32),
-        "any",
-    )
-    text = task_prompts(("reach-v3",), None, True)["reach-v3"].text
-    prompts = {task: TaskPrompt(text, "one for all", (example,), "made up") for task in TASKS}
-    act = policy_act(policy, prompts, [EpisodeRequest(task, EVALUATION_SEED_START) for task in TASKS])
-    observations = rng.normal(size=(len(TASKS), 39)).astype(np.float32)
-    for step in range(20):
-        act(observations, np.arange(len(TASKS)), np.full(len(TASKS), step), np.zeros(len(TASKS)))
-    assert len({key for call in keys for key in call}) == 20 * len(TASKS)
 
 
 def test_the_episodes_of_a_task_take_its_examples_in_turn(rng: np.random.Generator) -> None:
