@@ -1,4 +1,4 @@
-"""The command `python -m llmdpd.pretrain`: a small GPT-2 from a text, for `llmdpd.train --agent lamo`."""
+"""The command `python -m llmdpd.pretrain`: a small GPT-2 from a text, for `llmdpd.train --method lamo`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _pretrain(words: Sequence[str]) -> None:
         f"from {made.tokens:,} tokens"
     )
     console.print(f"loss on text that was held out: {made.loss_before:.2f} before, {made.loss:.2f} nats a token after")
-    options = shlex.join(["--lamo.model", str(made.folder), "--lamo.corpus", config.corpus])
-    console.print(f"train with it: python -m llmdpd.train --agent lamo {options}")
+    options = shlex.join(["--method.model", str(made.folder), "--method.corpus", config.corpus])
+    console.print(f"train with it: python -m llmdpd.train --method lamo {options}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def record_videos(
     ]
     with (
         ProgressBar("recording videos", "episodes") as bar,
-        EnvPool(goal_visible=goal_visible, parallel=len(requests), render=True) as pool,
+        EnvPool(goal_visible=bool(goal_visible), parallel=len(requests), render=True) as pool,
     ):
         bar.update(0, len(requests))
 

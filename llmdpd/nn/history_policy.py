@@ -40,10 +40,10 @@ class HistoryPolicy(PolicyNetwork):
         if states.history is None:
             raise ValueError("this policy is conditioned on history: it needs what an episode memory recalls")
         count = len(states.observations)
-        alone = states.index is None and len(prompts) > 1
+        alone = states.prompt_of is None and len(prompts) > 1
         rows = torch.arange(count) if alone else padded_rows(count)
         rows = rows.to(self.device)
-        index = None if states.index is None else states.index[rows]
+        index = None if states.prompt_of is None else states.prompt_of[rows]
         return self.action(states.history.take(rows), prompts, index, acting, seeds[rows])[:count, None]
 
     def action(

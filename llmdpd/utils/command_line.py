@@ -130,7 +130,7 @@ def option_lines(config: Any, width: int = 100, hidden: Collection[str] = ()) ->
 
 def _fields(config: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
     """The leaves of nested dataclasses: dotted name, value, description; a section's own fields before its parts."""
-    described = _descriptions(type(config))
+    described = _descriptions(type(config))  # type: ignore[arg-type]
     parts = [field.name for field in dataclasses.fields(config)]
     nested = [name for name in parts if dataclasses.is_dataclass(getattr(config, name))]
     for name in parts:

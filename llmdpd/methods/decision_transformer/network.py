@@ -75,7 +75,7 @@ class DecisionTransformer(HistoryPolicy):
     prompted = False
     """Whether it reads a demonstration."""
 
-    def __init__(self, spaces: Spaces, config: DecisionTransformerConfig) -> None:
+    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
         # It reads its demonstration itself, step by step: no encoder of the context's.
         super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
         self._build(self.context.features.output_dim, spaces.action_dim, config)

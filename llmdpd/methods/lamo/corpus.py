@@ -24,7 +24,7 @@ from llmdpd.prompts.transformer import attempt_load
 from llmdpd.utils.files import atomic_write_bytes, file_sha256
 
 _log = logging.getLogger(__name__)
-_LAMO = "lamo.corpus"
+_LAMO = "method.corpus"
 _LINES = 4096
 _SUFFIXES = (".txt", ".parquet")
 _COLUMN = "text"
@@ -105,7 +105,7 @@ def _hub_folder(repository: str, folder: str, field: str) -> Path:
         field=field,
         found=found,
         hint=f"fetch it with `hf download --repo-type dataset {repository}{only}`, or pass a text file of your own"
-        + ("; or leave the language loss out: --lamo.language-weight 0" if field == _LAMO else ""),
+        + ("; or leave the language loss out: --method.language-weight 0" if field == _LAMO else ""),
     )
 
 

@@ -59,14 +59,14 @@ def find_language_model(name: str) -> LanguageModel:
     except InputError as error:
         # Language models for prompts that are no GPT-2 are of no use here.
         fetch = (
-            f"fetch it with `hf download {name}`, or pass the folder of a copy: --lamo.model DIR; "
+            f"fetch it with `hf download {name}`, or pass the folder of a copy: --method.model DIR; "
             "`python -m llmdpd.pretrain` makes a small one from a text"
         )
         hint = fetch if error.hint else None
         raise InputError(
-            error.problem, path=error.path, field="lamo.model", found=error.found, expected=_EXPECTED, hint=hint
+            error.problem, path=error.path, field="method.model", found=error.found, expected=_EXPECTED, hint=hint
         ) from None
-    with located(field="lamo.model"):
+    with located(field="method.model"):
         return _read_sizes(source)
 
 
@@ -108,7 +108,7 @@ def load_language_model(model: LanguageModel) -> tuple[dict[str, Tensor], Words]
     Raises:
         InputError: weights that can't be read or are incomplete.
     """
-    with located(field="lamo.model"):
+    with located(field="method.model"):
         loaded = load_model(model.source, torch.float32, torch.device("cpu"))
     tensors = {name: weight.detach() for name, weight in loaded.named_parameters()}
     words = Words(tensors.pop(_WORDS), tensors.pop(_POSITIONS))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
 from llmdpd.prompts.transformer import no_progress_bars
-from llmdpd.utils.bounds import LIMITS, MOST, Interval, check_limits
+from llmdpd.utils.bounds import Bounds, Count, Layers, Seed, Width, check_config, check_heads
 from llmdpd.utils.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
@@ -29,44 +29,33 @@ Progress = Callable[[int, int, str], None]
 _END = "<|endoftext|>"
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 100_000
 _WEIGHT_DECAY, _CLIP, _WARMUP = 0.1, 1.0, 0.05
-_LIMITS: dict[str, Interval] = {
-    "layers": (1, 128),
-    "heads": (1, 16_384),
-    "width": (1, 16_384),
-    "positions": (2, MOST),
-    "vocabulary": (257, MOST),
-    "iterations": (1, MOST),
-    "batch_size": (1, MOST),
-    "lr": (1e-12, MOST),
-    "seed": LIMITS["seed"],
-}
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-train a small GPT-2 on text, for `llmdpd.train --agent lamo --lamo.model OUT`."""
+    """Pre-train a small GPT-2 on text, for `llmdpd.train --method lamo --method.model OUT`."""
 
     corpus: str
     """Text to learn from: a file or a folder of .txt or .parquet, or the hub id of a data set in the hub's cache."""
     out: Path
     """Folder of the model; must not exist."""
-    layers: int = 3
+    layers: Layers = 3
     """Transformer blocks."""
-    heads: int = 4
+    heads: Width = 4
     """Attention heads; they divide the width."""
-    width: int = 128
+    width: Width = 128
     """Width of a token embedding."""
-    positions: int = 256
+    positions: Annotated[int, Bounds(2)] = 256
     """Tokens of a block of text, the model's context length."""
-    vocabulary: int = 4096
+    vocabulary: Annotated[int, Bounds(257)] = 4096
     """Size of the vocabulary, at least 257: all bytes and the end of a text."""
-    iterations: int = 1000
+    iterations: Count = 1000
     """Gradient steps."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Blocks of a gradient step."""
-    lr: float = 1e-3
+    lr: Annotated[float, Bounds(1e-12)] = 1e-3
     """Learning rate of AdamW, after a linear warm-up; it decays by a cosine to 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights and of the sampled blocks."""
 
 
@@ -123,11 +112,8 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
 
 
 def _check(config: PretrainConfig) -> None:
-    check_limits(config, _LIMITS)
-    if config.width % config.heads:
-        raise InputError(
-            "the heads do not divide the width", field="heads", found=config.heads, expected=f"a part of {config.width}"
-        )
+    check_config(config)
+    check_heads(config.width, config.heads)
     _check_free(config.out)
 
 
