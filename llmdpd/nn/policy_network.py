@@ -98,8 +98,8 @@ class Window(NamedTuple):
 class States(NamedTuple):
     """The present states of B episodes, and what a policy may know of them beside.
 
-    observations [B, S]; prompt_of int64 [B], which prompt each is under (None: equal groups, one a prompt, in order); steps
-    int64 [B], time steps within the episodes; history: the last steps of each, where the policy is conditioned on them.
+    observations [B, S]; prompt_of int64 [B], which prompt each is under (None: equal groups, one a prompt, in order);
+    steps int64 [B], time steps within the episodes; history: the last steps of each, for policies conditioned on it.
     """
 
     observations: Tensor
@@ -148,7 +148,7 @@ class PolicyNetwork(nn.Module, ABC):
         return self.context.encode(text, tokens, keep)
 
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, steps: Tensor) -> Condition:
-        """The condition of observations [B, S] under prompts; index [B] and steps [B] as `prompt_of` and `steps` of `States`."""
+        """The condition of observations [B, S] under prompts; index and steps as in `States`."""
         return self.context.condition(state, prompts, index, steps)
 
     def episode_memory(self) -> EpisodeMemory | None:
