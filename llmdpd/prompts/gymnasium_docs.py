@@ -135,7 +135,7 @@ def _make(spec: EnvSpec) -> gymnasium.Env:
         raise InputError("the environment can't be built", found=spec.id, hint=_first_line(error)) from None
 
 
-def _spaces(spec: EnvSpec) -> tuple[gymnasium.Space[Any], gymnasium.Space]:
+def _spaces(spec: EnvSpec) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
     environment = _make(spec)
     try:
         return environment.action_space, environment.observation_space
