@@ -6,7 +6,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -36,8 +36,7 @@ _ASIDE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Documented:
+class _Documented(NamedTuple):
     """An environment's documentation, `origin` being the id whose documentation it is."""
 
     text: str

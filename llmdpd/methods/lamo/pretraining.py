@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -150,11 +150,9 @@ def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=size, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(read_texts(corpus), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_END, eos_token=_END, unk_token=_END)
@@ -163,17 +161,9 @@ def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
 def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocabulary,
-            n_positions=config.positions,
-            n_embd=config.width,
-            n_layer=config.layers,
-            n_head=config.heads,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
+    sizes: dict[str, Any] = {"n_embd": config.width, "n_layer": config.layers, "n_head": config.heads}
+    sizes |= {"vocab_size": vocabulary, "n_positions": config.positions}
+    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes))
 
 
 def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progress: Progress | None) -> None:
