@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,10 +62,8 @@ class TrajectoryTokens:
 
     def to(self, device: torch.device | str) -> TrajectoryTokens:
         """The same on another device."""
-        parts = (self.states, self.actions, self.phase, self.times, self.mask)
-        states, actions, phase, times, mask = (part.to(device) for part in parts)
-        returns = None if self.returns is None else self.returns.to(device)
-        return TrajectoryTokens(states, actions, phase, times, mask, self.padded, returns)
+        moved: dict[str, Any] = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return dataclasses.replace(self, **moved)
 
 
 def choose_steps(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from typing import Any
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -36,8 +37,7 @@ _ASIDE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Documented:
+class _Documented(NamedTuple):
     """An environment's documentation, `origin` being the id whose documentation it is."""
 
     text: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,16 +114,8 @@ class LLMEncoder:
         self._embedder.release()
 
     def _key(self, text: str) -> EmbeddingKey:
-        identity = self.identity
-        return EmbeddingKey(
-            model=identity.model,
-            revision=identity.revision,
-            pooling=POOLING,
-            instruction=self.instruction,
-            text=text,
-            max_tokens=self.max_tokens,
-            dtype=identity.dtype,
-        )
+        model, revision, dtype = dataclasses.astuple(self.identity)
+        return EmbeddingKey(model, revision, POOLING, self.instruction, text, self.max_tokens, dtype)
 
 
 def _check_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -63,42 +61,6 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         assert default_cache_folder() == tmp_path / "home" / ".cache" / "llmdpd" / "embeddings"
-
-
-WRITE_AND_READ = """
-import sys, time
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-import numpy as np
-from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
-
-folder, go = Path(sys.argv[1]), Path(sys.argv[2])
-cache = EmbeddingCache(folder)
-print("ready", flush=True)
-while not go.exists():
-    time.sleep(0.001)
-for number in range(60):
-    key = EmbeddingKey("m", "r", "p", "i", str(number % 3), None, "float32")
-    vector = np.full(2000, number % 3, dtype=np.float32)
-    cache.put(key, vector)
-    assert np.array_equal(cache.get(key), vector)
-"""
-
-
-def test_two_processes_at_once(cache_dir: Path, tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    command = [sys.executable, "-c", WRITE_AND_READ, str(cache_dir), str(go)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
-    go.touch()
-    for worker in workers:
-        _, errors = worker.communicate(timeout=60)
-        # A warning would mean that one had read what the other had half written.
-        assert (worker.returncode, errors) == (0, "")
-    assert len(list(cache_dir.iterdir())) == 3  # and no temporary file left
 
 
 def flip(data: bytes) -> bytes:

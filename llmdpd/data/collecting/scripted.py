@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "collect.json"
 _FORMAT = 1
+_EPISODE_ARRAYS = ("observations", "actions", "expert_actions", "rewards")
 _OTHER_OUT = "choose another --out, or remove this folder"
 _log = logging.getLogger(__name__)
 
@@ -268,23 +269,15 @@ def _requests(config: CollectConfig) -> list[ScriptedRequest]:
     from llmdpd.tasks.metaworld.scripted import ScriptedRequest
 
     kinds = noise_schedule(parse_noise(config.noise), config.episodes)
+    limits = {"max_steps": config.max_steps, "post_success_steps": config.post_success_steps}
     requests = []
     for task in resolve_tasks(config.tasks):
         for number, kind in enumerate(kinds):
             # crc32, not hash(): Python salts the hash of a string differently in every process.
-            state = np.random.SeedSequence([config.seed, zlib.crc32(task.encode()), number]).generate_state(
-                3, np.uint32
-            )
-            requests.append(
-                ScriptedRequest(
-                    task=task,
-                    seed=int(state[0]) % COLLECTION_SEED_END,
-                    noise_seed=int(state[1]) << 32 | int(state[2]),
-                    behaviour=kind,
-                    max_steps=config.max_steps,
-                    post_success_steps=config.post_success_steps,
-                )
-            )
+            sequence = np.random.SeedSequence([config.seed, zlib.crc32(task.encode()), number])
+            first, *noise = (int(word) for word in sequence.generate_state(3, np.uint32))
+            seed, noise_seed = first % COLLECTION_SEED_END, noise[0] << 32 | noise[1]
+            requests.append(ScriptedRequest(task, seed, noise_seed, kind, **limits))
     return requests
 
 
@@ -324,7 +317,7 @@ def _read_episode(path: Path) -> ScriptedEpisode:
     from llmdpd.tasks.metaworld.scripted import ScriptedEpisode
 
     with np.load(path, allow_pickle=False) as arrays:
-        parts = {name: arrays[name] for name in ("observations", "actions", "expert_actions", "rewards")}
+        parts = {name: arrays[name] for name in _EPISODE_ARRAYS}
         return ScriptedEpisode(**parts, success=bool(arrays["success"]), noise_level=float(arrays["noise_level"]))
 
 
@@ -362,15 +355,9 @@ def _join(
 
     kept = [
         EpisodeRecord(
-            observations=episode.observations,
-            actions=episode.actions,
-            rewards=episode.rewards,
-            task=request.task,
-            expert_actions=episode.expert_actions,
-            noise_level=episode.noise_level,
+            **{name: getattr(episode, name) for name in (*_EPISODE_ARRAYS, "noise_level")},
+            **{name: getattr(request, name) for name in ("task", "seed", "behaviour")},
             success=int(episode.success),
-            seed=request.seed,
-            behaviour=request.behaviour,
         )
         for request, episode in zip(requests, episodes, strict=True)
         if episode.success or config.keep_failed
@@ -395,22 +382,15 @@ def _summaries(
     for number, task in enumerate(resolve_tasks(config.tasks)):
         rows = slice(number * config.episodes, (number + 1) * config.episodes)
         mine = list(zip(requests[rows], episodes[rows], strict=True))
-        kept = [episode for _, episode in mine if episode.success or config.keep_failed]
+        lengths = [len(episode.actions) for _, episode in mine]
+        kept = [len(episode.actions) for _, episode in mine if episode.success or config.keep_failed]
         successes = {}
         for kind in parse_noise(config.noise):
             flags = [episode.success for request, episode in mine if request.behaviour == kind]
             if flags:
                 successes[kind] = (sum(flags), len(flags))
-        summaries.append(
-            TaskSummary(
-                task=task,
-                episodes=len(mine),
-                kept=len(kept),
-                transitions=sum(len(episode.actions) for episode in kept),
-                successes=successes,
-                mean_length=float(np.mean([len(episode.actions) for _, episode in mine])),
-            )
-        )
+        mean_length = float(np.mean(lengths))
+        summaries.append(TaskSummary(task, len(mine), len(kept), sum(kept), successes, mean_length))
     return tuple(summaries)
 
 
