@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmdpd.config.presets import PRESETS, find_preset, with_method
+from llmdpd.config.presets import ABLATED, PRESETS, find_preset, with_method
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.command_line import option_lines, parse, take_option
-from llmdpd.utils.legacy import is_old, leaves, renamed_field
+from llmdpd.utils.legacy import GONE, is_old, leaves, renamed_field
 from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import error_console
 
@@ -28,15 +29,20 @@ ALIASES = {
 }
 """Short spellings of options that are typed often, and the fields that they set."""
 
+_ENDINGS = ", ".join(dict.fromkeys(name.removeprefix(base) for name, base in ABLATED.items()))
 DESCRIPTION = f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
-    --preset NAME    start from a named configuration: {", ".join(PRESETS)} (default: metaworld)
+    --preset NAME    start from a named configuration (default: metaworld):
+                     {", ".join(name for name in PRESETS if name not in ABLATED)};
+                     ablations: metaworld and metaworld-paper, each with {_ENDINGS}
     --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
-    --method NAME    the method that learns: {", ".join(METHODS)} (default: the preset's)
+    --method NAME    the method that learns (default: the preset's):
+{textwrap.indent(textwrap.fill(", ".join(METHODS), 80), 21 * " ")}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
     --gpu            short for --device cuda
-    {", ".join(f"{short} for --{field.replace('_', '-')}" for short, field in ALIASES.items())}
+    {", ".join(ALIASES)}
+                     short for {", ".join(field.replace("_", "-") for field in ALIASES.values())}
     --help-all       every option with its whole description
 
 The options of a method are those under method; --method NAME --help shows another method's."""
@@ -131,24 +137,14 @@ def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
     if is_old(field, sections) and not has_field(start, field):
         now = renamed_field(field, start.method.legacy, field_names(start))
         if now is None:
-            raise InputError(
-                "the method has no such option",
-                field=option.name,
-                found=f"{' '.join(option.words)}, with --method {method}",
-                hint=f"{PROG} --method {method} --help lists its options",
-            )
+            raise _no_such_option(option, method)
         spelling = _spelling(now, option)
         error_console.print(
             f"{option.name} is now {spelling}; the old spelling goes in the next version", markup=False, soft_wrap=True
         )
         field = now
-    elif field.startswith("method.") and not has_field(start, field) and _somewhere(field):
-        raise InputError(
-            "the method has no such option",
-            field=option.name,
-            found=f"{' '.join(option.words)}, with --method {method}",
-            hint=f"it is an option of {', '.join(_somewhere(field))}",
-        )
+    elif field.startswith("method.") and not has_field(start, field) and _owners(field):
+        raise _no_such_option(option, method)
     _, sign, value = option.words[0].partition("=")
     return (f"{_spelling(field, option)}{sign}{value}", *option.words[1:])
 
@@ -160,10 +156,29 @@ def _spelling(field: str, option: Option) -> str:
     return "--" + ".".join((*parts, f"no-{last}" if off and not last.startswith("no-") else last))
 
 
-def _somewhere(field: str) -> list[str]:
-    """The methods that have an option for a field."""
-    plain = {name: {"method": to_plain(METHODS[name].Config())} for name in METHODS}
-    return [name for name, config in plain.items() if field in dict(leaves(config))]
+def _no_such_option(option: Option, method: str) -> InputError:
+    """The error for an option that the method does not have, with those that have it."""
+    if option.field in GONE:
+        hint = "version 0.1 was the last that had it"
+        return InputError("this option is gone", field=option.name, found=" ".join(option.words), hint=hint)
+    owners = _owners(option.field)
+    return InputError(
+        "the method has no such option",
+        field=option.name,
+        found=f"{' '.join(option.words)}, with --method {method}",
+        hint=f"it is an option of {', '.join(owners)}" if owners else f"{PROG} --method {method} --help lists its own",
+    )
+
+
+def _owners(field: str) -> list[str]:
+    """The methods that have an option for a field, in this version's spelling or in the last one's."""
+    found = []
+    for name in METHODS:
+        config = METHODS[name].Config()
+        known = [known for known, _ in leaves({"method": to_plain(config)})]
+        if field in known or renamed_field(field, config.legacy, known) is not None:
+            found.append(name)
+    return found
 
 
 # tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.

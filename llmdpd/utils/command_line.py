@@ -116,14 +116,9 @@ def option_lines(config: Any, width: int = 100, hidden: Collection[str] = ()) ->
         config: a dataclass whose values are the defaults. width: of a line. hidden: dotted fields that are left out.
     """
     lines: list[str] = []
-    section = None
     for field, value, description in _fields(config, ""):
         if any(field == name or field.startswith(f"{name}.") for name in hidden):
             continue
-        part = field.rpartition(".")[0]
-        if part != section and part:
-            lines.append(f"{part}:")
-        section = part
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         name = f"  --{field.replace('_', '-')} {textwrap.shorten(shown, 22, placeholder=' …')}"
         lines.append(textwrap.shorten(f"{name:<58}\0{description}", width, placeholder=" …").replace("\0", "  "))
