@@ -200,6 +200,37 @@ def tiny_options(data_folder: Path, shared_options: list[str]) -> list[str]:
     return [*options, *shared_options, "--evaluation.no-videos"]
 
 
+def _result(**changes: Any) -> Any:
+    """A success record of Meta-World, with the fields in `changes` put in."""
+    from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult
+
+    values: dict[str, Any] = {
+        "task": "sweep-into-v3",
+        "split": "seen",
+        "protocol": "paper",
+        "episodes": 25,
+        "seed": 0,
+        "max_steps": 500,
+        "prompts": PromptUse(text=True, trajectory=True),
+        "acting": ActingUse(samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5),
+        "trained_on": ("sweep-into-v3", "coffee-push-v3", "disassemble-v3"),
+        "training_data": "scripted experts, noise mix, 100 episodes a task",
+        "goal_visible": True,
+        "checkpoint": "last",
+        "context": "pooled",
+        "iterations": 30_000,
+        "wall_seconds": 12.5,
+        "successes": 20,
+    }
+    return TaskResult(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def make_result() -> Callable[..., Any]:
+    """Makes `TaskResult`s: keywords are the fields in which one differs from a success record of Meta-World."""
+    return _result
+
+
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, seed_of: Callable[[str], int]) -> tuple[Path, Path]:
     """The folder of a GPT-2 of two layers of 16, and the text that it learned to predict, for a second."""

@@ -4,23 +4,61 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+from llmdpd.tasks.metaworld import environment
 
 README = Path(__file__).parents[1] / "README.md"
+STEPS = 30
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+class ShortTask:
+    """A task that ends after `STEPS` steps, with success or not, and records what it was given and what it returned."""
+
+    def __init__(self, task: Any, succeeds: bool) -> None:
+        self.task, self.succeeds = task, succeeds
+        self.observations: list[NDArray[np.float32]] = []
+        self.actions: list[NDArray[np.float32]] = []
+
+    def reset(self, seed: int) -> Any:
+        first = self.task.reset(seed=seed)
+        self.observations.append(first)
+        return first
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool]:
+        assert len(self.actions) < STEPS, "the example goes on after the episode's end"
+        self.actions.append(action)
+        observation, reward, _, _ = self.task.step(action)
+        self.observations.append(observation)
+        last = len(self.actions) == STEPS
+        return observation, reward, last and self.succeeds, last and not self.succeeds
 
 
-def test_the_example_drives_an_environment(run_copy: Path, torch_settings: None) -> None:
-    (example,) = blocks("python")
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_the_example_drives_an_environment(
+    straight_run: Path, succeeds: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     # The run that tests make knows other tasks, and is somewhere else.
-    code = example.replace("runs/NAME", str(run_copy)).replace("box-close", "reach")
-    names: dict[str, object] = {}
+    code = example.replace("runs/NAME", str(straight_run)).replace("box-close", "reach")
+    make_task = environment.make_task
+    monkeypatch.setattr(environment, "make_task", lambda name: ShortTask(make_task(name), succeeds))
+    names: dict[str, Any] = {}
     exec(compile(code, str(README), "exec"), names)
-    assert names["success"] or names["truncated"]
+    env, policy = names["env"], names["policy"]
+    assert len(env.actions) == STEPS
+    assert capsys.readouterr().out.strip() == ("success" if succeeds else "no success")
+    # Every observation reached the policy once, in order: the same ones again give the same actions.
+    policy.reset()
+    policy.seed(0)
+    again = [policy.act(observation) for observation in env.observations[:-1]]
+    assert np.array_equal(again, env.actions)
+    assert np.abs(env.actions).max() <= 1
+    assert np.ptp(env.actions, axis=0).min() > 0
 
 
 @pytest.mark.parametrize("name", ["main-command", "test-command"])
@@ -29,18 +67,3 @@ def test_the_two_commands_are_marked(name: str) -> None:
     marked = re.search(rf"^<!-- {name} -->\n```bash\n(.+)\n```$", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert marked is not None
     assert "-c constraints.txt" in marked[1]
-
-
-def test_every_option_shown_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    import importlib
-
-    shown = {}
-    for line in "".join(blocks("bash")).splitlines():
-        for command, rest in re.findall(r"-m llmdpd\.(\w+)(.*)", line.split("#")[0]):
-            shown.setdefault(command, set()).update(re.findall(r"--[\w.-]+", rest))
-    assert set(shown) >= {"train", "collect", "evaluate"}
-    for command, options in shown.items():
-        with pytest.raises(SystemExit):
-            importlib.import_module(f"llmdpd.{command}").main(["--help"])
-        text = capsys.readouterr().out
-        assert not [option for option in options if option not in text]

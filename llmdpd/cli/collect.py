@@ -5,20 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import tyro
 from rich.table import Table
 
-from llmdpd.cli.common import run_command, take_option
+from llmdpd.cli.common import run_command
 from llmdpd.data.collecting.replay import SacConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
 from llmdpd.errors import InputError
 from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.utils.command_line import parse, take_option
 from llmdpd.utils.progress import ProgressBar, console
 
-__all__ = ["CollectConfig", "Collected", "collect_metaworld", "main", "summary_table"]
 
-
-def summary_table(collected: Collected) -> Table:
+def _summary_table(collected: Collected) -> Table:
     """Tasks in rows; successes by behaviour ("won/episodes") in the last columns."""
     kinds = list(dict.fromkeys(kind for row in collected.summaries for kind in row.successes))
     table = Table(box=None, padding=(0, 2, 0, 0), caption="last columns: successes/episodes by behaviour")
@@ -43,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     policy, words = take_option(arguments, "--policy")
     if policy == "sac":
-        _collect_sac(tyro.cli(SacConfig, prog="python -m llmdpd.collect --policy sac", args=words))
+        _collect_sac(parse(SacConfig, words, "python -m llmdpd.collect --policy sac"))
     elif policy in (None, "scripted"):
         about = (
             f"{CollectConfig.__doc__}\n    --policy sac    all steps of a run of SAC instead (see --policy sac --help)"
         )
-        _collect(tyro.cli(CollectConfig, prog="python -m llmdpd.collect", description=about, args=words))
+        _collect(parse(CollectConfig, words, "python -m llmdpd.collect", description=about))
     else:
         raise InputError("unknown policy", field="--policy", found=policy, expected="scripted or sac")
 
@@ -64,9 +62,9 @@ def _collect(config: CollectConfig) -> None:
             collected = collect_metaworld(config, progress)
         except StopRequestedError:
             console.print(f"finished episodes are kept in {partial_folder(config.out)}")
-            console.print("run the same command again to go on")
+            console.print("run the same command again to continue")
             raise
-    console.print(summary_table(collected))
+    console.print(_summary_table(collected))
     data = collected.dataset
     how = "was there already" if collected.reused else f"took {collected.seconds:.1f} s"
     console.print(f"{collected.out}: {data.num_episodes} episodes, {data.num_transitions:,} transitions; {how}")
@@ -83,7 +81,7 @@ def _collect_sac(config: SacConfig) -> None:
         try:
             collections = collect_sac(config, progress)
         except StopRequestedError:
-            console.print(f"what was done is kept in {config.out}; run the same command again to go on")
+            console.print(f"what was done is kept in {config.out}; run the same command again to continue")
             raise
     for collected in collections:
         data = collected.dataset

@@ -1,4 +1,4 @@
-"""What the commands share: presets before options, results as a table, errors without a traceback."""
+"""What the commands share: reading options, results as a table, errors without a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from llmdpd.errors import InputError, TrainingDivergedError
@@ -21,34 +21,12 @@ from llmdpd.utils.progress import console, error_console
 # A table of two checkpoints of as many tasks fills a terminal's 24 lines.
 _FEW_TASKS = 12
 _MASTERED = 0.9
-_errors = Console(stderr=True, soft_wrap=True, highlight=False)
 # What a disk or its owner refuses, whichever write or read it hits.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other arguments.
-
-    Raises:
-        InputError: the option is the last word and has no value.
-    """
-    rest, value, words = [], None, iter(arguments)
-    for word in words:
-        # tyro takes --run_dir for --run-dir, so the options beside it do too.
-        option = word.split("=", 1)[0].replace("_", "-")
-        if option == name and "=" not in word:
-            value = next(words, None)
-            if value is None:
-                raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
-        elif option == name:
-            value = word.split("=", 1)[1]
-        else:
-            rest.append(word)
-    return value, rest
-
-
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command; the exit code. What a user can mend is printed in plain words, not as a traceback."""
+    """Run a command and return its exit code. What a user can mend is printed as a message, not as a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("llmdpd").setLevel(logging.INFO)
     try:
@@ -82,75 +60,70 @@ def results_table(records: Sequence[TaskResult]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in ("task", "split", "policy", "episodes", *figures):
         table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", figures[0]) else "left")
-    # Where the best checkpoint is the last one, its rows say so instead of standing there twice.
-    last = {(r.task, r.prompts): r for r in records if r.checkpoint == "last"}
-    best = {(r.task, r.prompts): r for r in records if r.checkpoint == "best"}
-    twins = {key for key in best if key in last and _same(best[key], last[key])}
-    kinds = list(dict.fromkeys(record.prompts.kind for record in records))
-    heading = None
-    for record in sorted(records, key=lambda record: kinds.index(record.prompts.kind)):
-        twin = (record.task, record.prompts) in twins
-        if twin and record.checkpoint == "best":
-            continue
-        if len(kinds) > 1 and record.prompts.kind != heading:
-            heading = record.prompts.kind
-            table.add_row(f"[bold]prompts: {heading}[/bold]")
-        policy = "last = best" if twin else record.checkpoint
-        table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
+    by_kind: dict[str, list[tuple[str, TaskResult]]] = {}
+    for policy, record in _by_policy(records):
+        by_kind.setdefault(record.prompts.kind, []).append((policy, record))
+    for kind, rows in by_kind.items():
+        if len(by_kind) > 1:
+            table.add_row(f"[bold]prompts: {kind}[/bold]")
+        for policy, record in rows:
+            table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
     return table
 
 
+def _by_policy(records: Sequence[TaskResult]) -> list[tuple[str, TaskResult]]:
+    """Each record with its policy's name; where the best checkpoint is the last one, one stands for both."""
+    last, best = (
+        {(record.task, record.prompts): record for record in records if record.checkpoint == name}
+        for name in ("last", "best")
+    )
+    same = {key for key in last.keys() & best.keys() if dataclasses.replace(best[key], checkpoint="last") == last[key]}
+    named = []
+    for record in records:
+        twin = (record.task, record.prompts) in same
+        if not twin or record.checkpoint == "last":
+            named.append(("last = best" if twin else record.checkpoint, record))
+    return named
+
+
 def training_summary(records: Sequence[TaskResult]) -> RenderableType:
-    """What a run came to, at its end: every task where they are few, else what is most asked for.
+    """A run's results at its end: every task where they are few, else the most important figures.
 
     Of many tasks: the unseen ones with their intervals, the means over the tasks of either split, and the seen tasks
     below 90 % (last checkpoint), worst first. Locomotion has few tasks and stands whole.
     """
     tasks = {record.task for record in records}
-    if len(tasks) <= _FEW_TASKS or any(record.success_rate is None for record in records):
+    rates = [(record.success_rate, record) for record in records if record.success_rate is not None]
+    if len(tasks) <= _FEW_TASKS or len(rates) < len(records):
         return results_table(records)
     unseen = [record for record in records if record.split == "unseen"]
     lines = [_mean_line(records, split) for split in ("unseen", "seen")]
-    low = [
-        (record.success_rate or 0.0, record.task)
-        for record in records
-        if record.split == "seen" and record.checkpoint == "last" and (record.success_rate or 0.0) < _MASTERED
-    ]
+    last = [(rate, record.task) for rate, record in rates if (record.split, record.checkpoint) == ("seen", "last")]
+    low = [f"{task} {100 * rate:.3g}%" for rate, task in sorted(last) if rate < _MASTERED]
     if low:
-        named = ", ".join(f"{task} {100 * rate:.3g}%" for rate, task in sorted(low))
-        lines.append(f"seen tasks under {_MASTERED:.0%} (last): {named}")
+        lines.append(f"seen tasks under {_MASTERED:.0%} (last): {', '.join(low)}")
     lines.append(f"The whole table, of {len(tasks)} tasks, is in the report and in results.json.")
     text = "\n".join(textwrap.fill(line, 80, break_on_hyphens=False) for line in lines if line)
     return Group(results_table(unseen), "", text) if unseen else text
 
 
 def _mean_line(records: Sequence[TaskResult], split: str) -> str:
-    """The mean success over a split's tasks by checkpoint, in words; empty where it has no task."""
-    groups: dict[str, dict[str, TaskResult]] = {}
-    for record in records:
+    """The mean success over a split's tasks by checkpoint, as a sentence; empty where it has no task."""
+    rates: dict[str, list[float]] = {}
+    for policy, record in _by_policy(records):
         if record.split == split:
-            groups.setdefault(record.checkpoint, {})[record.task] = record
-    if not groups:
+            rates.setdefault(policy, []).append(record.success_rate or 0.0)
+    if not rates:
         return ""
-    last, best = groups.get("last", {}), groups.get("best", {})
-    if last.keys() == best.keys() and all(_same(best[task], last[task]) for task in last):
-        groups = {"last = best": last}
-    told = [
-        f"{name} {statistics.fmean(r.success_rate or 0.0 for r in group.values()):.1%}"
-        for name, group in groups.items()
-    ]
-    return f"mean of {len(last or best)} {split} tasks: {', '.join(told)}"
+    means = [f"{name} {statistics.fmean(values):.1%}" for name, values in rates.items()]
+    return f"mean of {len(next(iter(rates.values())))} {split} tasks: {', '.join(means)}"
 
 
 def _figures(record: TaskResult) -> tuple[str, str]:
-    """What came of a task: success and its interval, or return and normalised score."""
+    """A task's result: success and its interval, or return and normalised score."""
     if record.success_rate is not None and record.ci95 is not None:
         low, high = record.ci95
         return f"{record.success_rate:.0%}", f"{low:.0%} – {high:.0%}"
     spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
     score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
     return f"{record.returns_mean:.0f}{spread}", score
-
-
-def _same(best: TaskResult, last: TaskResult) -> bool:
-    return dataclasses.replace(best, checkpoint="last") == last

@@ -14,12 +14,13 @@ from rich.table import Table
 
 from llmdpd.cli.common import run_command
 from llmdpd.errors import InputError
+from llmdpd.experiments.duration import seconds_left
 from llmdpd.experiments.grids import BUDGETS, GRIDS
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.experiments.rates import MEASURED_NOW, calibrate, known_rates, rate_for, seconds_left
 from llmdpd.experiments.schedule import Outcome, Scheduler, shares
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.command_line import parse
 from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import console, error_console
 
@@ -28,8 +29,8 @@ _DESCRIPTION = f"""Run an experiment: train and evaluate what is missing, and ma
 
 {_EXPERIMENTS}
 
-Runs that are finished are not repeated, interrupted ones go on. Options of llmdpd.train for all of its runs, or for the
-methods that have them, stand at the end, after --:  llmdpd.experiment table1 --seeds 1 -- --agent.lr 1e-4
+Runs that are finished are not repeated, interrupted ones continue. Options of llmdpd.train for all of its runs, or for
+the methods that have them, stand at the end, after --:  llmdpd.experiment table1 --seeds 1 -- --agent.lr 1e-4
 What the experiment itself decides, such as --seed and --preset, or a method that it compares, is refused there.
 
 Budgets: {"; ".join(f"{name} ({budget})" for name, budget in BUDGETS.items())}"""
@@ -60,14 +61,15 @@ class ExperimentConfig:
     only: tuple[str, ...] = ()
     """Methods to run, by the names that their runs' folders begin with; by default all."""
     variants: bool = True
-    """Evaluate under other prompts, and controls, too, where the experiment has such; --no-variants: the runs alone."""
+    """Evaluate with other prompts, and non-learned baselines, too, where the experiment has such; --no-variants: the
+    runs alone."""
     jobs: int | None = None
     """Runs at once; by default one a GPU where there are any, else one a core."""
     device: str = "auto"
     """auto (GPUs where there are any), cpu or cuda."""
     dry_run: bool = False
-    """Tell the runs, their state and about how long they take; run nothing but, where no run of the kind is there to
-    tell from, a short measurement of this machine."""
+    """Show the runs, their state and, where a run of their method has finished, about how long they take; run nothing.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _experiment(words: list[str], failed: list[Outcome]) -> None:
     own, options = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    config = tyro.cli(ExperimentConfig, args=own, prog="python -m llmdpd.experiment", description=_DESCRIPTION)
+    config = parse(ExperimentConfig, own, "python -m llmdpd.experiment", description=_DESCRIPTION)
     names = {field.name for field in dataclasses.fields(Settings)}
     given = {name: value for name, value in vars(config).items() if name in names}
     plan = make_plan(Settings(**given, options=tuple(options)))
     if config.dry_run:
-        _tell_plan(plan, config)
+        _show_plan(plan, config)
         return
     with process_lock(plan.out / ".lock", lambda holder: _refuse(plan.out, holder)), StopSignals() as stop:
         failed += _run(plan, config, words, stop)
@@ -104,7 +106,7 @@ def _run(plan: Plan, config: ExperimentConfig, words: Sequence[str], stop: StopS
     # Every folder is looked at first: one that is not the cell's stops the command before hours of work.
     missing = [cell for cell in plan.runnable if cell.state != "done"]
     parts = shares(config.jobs, config.device, len(missing))
-    _tell_skipped(plan)
+    _show_skipped(plan)
     console.print(
         f"{len(missing)} of {len(plan.runnable)} runs to do, {len(parts)} at once; logs in {plan.out / 'logs'}"
     )
@@ -122,50 +124,32 @@ def _run(plan: Plan, config: ExperimentConfig, words: Sequence[str], stop: StopS
     return failed
 
 
-def _tell_skipped(plan: Plan) -> None:
+def _show_skipped(plan: Plan) -> None:
     for key in plan.chosen:
         if key in plan.skipped:
             console.print(f"skipped: {key}: {plan.skipped[key]}", markup=False)
 
 
-def _tell_plan(plan: Plan, config: ExperimentConfig) -> None:
-    """The cells, their state, and how long each takes by which rate."""
-    cells = {cell.name: cell for key in plan.chosen for cell in plan.cells[key]}
-    states = {name: cell.state for name, cell in cells.items()}
-    missing = [cell for cell in plan.runnable if states[cell.name] != "done"]
+def _show_plan(plan: Plan, config: ExperimentConfig) -> None:
+    """The cells, their state, and about how long each takes where a finished run tells."""
+    cells = [cell for key in plan.chosen for cell in plan.cells[key]]
+    missing = [cell for cell in plan.runnable if cell.state != "done"]
     parts = shares(config.jobs, config.device, len(missing))
-    rates = known_rates(cell for group in plan.cells.values() for cell in group)
+    known = [cell for group in plan.cells.values() for cell in group]
+    left = {cell.name: seconds_left(cell, known) for cell in missing}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("run", "state", "about", "by the rate of"):
-        table.add_column(column, no_wrap=column != "by the rate of", justify="right" if column == "about" else "left")
-    total = 0.0
-    unknown = False
-    for name, cell in cells.items():
-        if cell.method in plan.skipped or states[name] == "done":
-            state = "skipped" if cell.method in plan.skipped else states[name]
-            table.add_row(name, state, "", "")
-            continue
-        rate = rate_for(cell, rates)
-        try:
-            if rate is None:
-                rate = rates[cell.method] = calibrate(cell, parts[0])
-        except InputError as error:
-            unknown = True
-            why = str(error.found).strip().splitlines()[-1:]
-            table.add_row(name, states[name], "not known", ": ".join([error.problem, *why]))
-            continue
-        seconds = seconds_left(cell, rate)
-        total += seconds
-        table.add_row(name, states[name], _duration(seconds), rate.source)
+    for column in ("run", "state", "about"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "about" else "left")
+    for cell in cells:
+        state = "skipped" if cell.method in plan.skipped else cell.state
+        seconds = left.get(cell.name)
+        about = _duration(seconds) if seconds is not None else "not known" if cell.name in left else ""
+        table.add_row(cell.name, state, about)
     console.print(table)
-    if any(rate.source == "measured now" for rate in rates.values()):
-        console.print(MEASURED_NOW)
-    _tell_skipped(plan)
-    more = ", and those of unknown time" if unknown else ""
-    console.print(
-        f"{len(missing)} runs to do, {len(parts)} at once: about {_duration(total / len(parts))}{more}; "
-        "collecting data comes on top where it is not there yet"
-    )
+    _show_skipped(plan)
+    total = sum(seconds or 0.0 for seconds in left.values()) / len(parts)
+    unknown = " and those not known, of which no run has finished yet" if None in left.values() else ""
+    console.print(f"{len(missing)} runs to do, {len(parts)} at once: about {_duration(total)}{unknown}")
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The command `python -m llmdpd.pretrain`: a small GPT-2 from a text, for `llmdpd.train --agent lamo`."""
+"""The command `python -m llmdpd.pretrain`: a small GPT-2 from a text, for `llmdpd.train --method lamo`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import sys
 from collections.abc import Sequence
 
 import torch
-import tyro
 
 from llmdpd.cli.common import run_command
 from llmdpd.methods.lamo.pretraining import PretrainConfig, pretrain_gpt2
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.command_line import parse
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.progress import ProgressBar, console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
-    return run_command(lambda: _pretrain(arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command(lambda: _pretrain(words))
 
 
-def _pretrain(arguments: Sequence[str] | None) -> None:
-    config = tyro.cli(PretrainConfig, prog="python -m llmdpd.pretrain", args=arguments)
+def _pretrain(words: Sequence[str]) -> None:
+    config = parse(PretrainConfig, words, "python -m llmdpd.pretrain")
     # Unlike a policy's, these matrix products are large enough to be shared out among torch's threads.
     torch.set_num_threads(usable_cores())
     with StopSignals() as stop, ProgressBar("pre-training", "it") as bar:
@@ -37,8 +38,8 @@ def _pretrain(arguments: Sequence[str] | None) -> None:
         f"from {made.tokens:,} tokens"
     )
     console.print(f"loss on text that was held out: {made.loss_before:.2f} before, {made.loss:.2f} nats a token after")
-    words = shlex.join(["--lamo.model", str(made.folder), "--lamo.corpus", config.corpus])
-    console.print(f"learn with it: python -m llmdpd.train --agent lamo {words}")
+    options = shlex.join(["--method.model", str(made.folder), "--method.corpus", config.corpus])
+    console.print(f"train with it: python -m llmdpd.train --method lamo {options}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmdpd.cli.common import run_command, training_summary
-from llmdpd.cli.report import build_report
 from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import read_results
+from llmdpd.reporting.page import build_report
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import execute
 from llmdpd.training.stopping import StopRequestedError, StopSignals

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llmdpd.config.presets import ABLATED, PRESETS, find_preset, with_method
+from llmdpd.config.presets import PRESETS, find_preset, with_method
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
@@ -29,23 +29,26 @@ ALIASES = {
 }
 """Short spellings of options that are typed often, and the fields that they set."""
 
-_ENDINGS = ", ".join(dict.fromkeys(name.removeprefix(base) for name, base in ABLATED.items()))
+
+def _listed(words: Iterable[str]) -> str:
+    """Words as a list that fits below the help's options."""
+    return textwrap.fill(", ".join(words), 78, break_on_hyphens=False).replace("\n", "\n" + 21 * " ")
+
+
 DESCRIPTION = f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
     --preset NAME    start from a named configuration (default: metaworld):
-                     {", ".join(name for name in PRESETS if name not in ABLATED)};
-                     ablations: metaworld and metaworld-paper, each with {_ENDINGS}
+                     {_listed(PRESETS)}
     --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
     --method NAME    the method that learns (default: the preset's):
-{textwrap.indent(textwrap.fill(", ".join(METHODS), 80), 21 * " ")}
+                     {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
-    --gpu            short for --device cuda
-    {", ".join(ALIASES)}
-                     short for {", ".join(field.replace("_", "-") for field in ALIASES.values())}
     --help-all       every option with its whole description
+    short spellings: --gpu (--device cuda),
+                     {_listed(f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())}
 
-The options of a method are those under method; --method NAME --help shows another method's."""
+Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 
 
 class Option(NamedTuple):
@@ -132,21 +135,43 @@ def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
         return ("--device", "cuda", *option.words[1:])
     if not option.name or option.name == "--help-all":
         return ("--help", *option.words[1:]) if option.name else option.words
-    method, field = start.method.name, option.field
-    sections = {section for name in METHODS for section in METHODS[name].Config.legacy}
-    if is_old(field, sections) and not has_field(start, field):
-        now = renamed_field(field, start.method.legacy, field_names(start))
-        if now is None:
-            raise _no_such_option(option, method)
-        spelling = _spelling(now, option)
-        error_console.print(
-            f"{option.name} is now {spelling}; the old spelling goes in the next version", markup=False, soft_wrap=True
-        )
-        field = now
-    elif field.startswith("method.") and not has_field(start, field) and _owners(field):
-        raise _no_such_option(option, method)
+    field = current_field(option, start)
+    if field is None:
+        _check_no_others(option, start)
+        return option.words  # the parser says which options are near
+    spelling = _spelling(field, option)
+    if field != option.field:
+        message = f"{option.name} is now {spelling}; the old spelling goes in the next version"
+        error_console.print(message, markup=False, soft_wrap=True)
     _, sign, value = option.words[0].partition("=")
-    return (f"{_spelling(field, option)}{sign}{value}", *option.words[1:])
+    return (f"{spelling}{sign}{value}", *option.words[1:])
+
+
+def _check_no_others(option: Option, start: TrainConfig) -> None:
+    """Raise `InputError` for an option of other methods than the configuration's, or of the last version alone."""
+    if option.field in GONE:
+        hint = "version 0.1 was the last that had it"
+        raise InputError("this option is gone", field=option.name, found=" ".join(option.words), hint=hint)
+    others = [name for name in METHODS if current_field(option, with_method(PRESETS[start.preset], name))]
+    if others:
+        method = start.method.name
+        raise InputError(
+            "the method has no such option",
+            field=option.name,
+            found=f"{' '.join(option.words)}, with --method {method}",
+            expected=f"an option of {method}; this is one of {', '.join(others)}",
+            hint=f"{PROG} --method {method} --help lists its options",
+        )
+
+
+def current_field(option: Option, start: TrainConfig) -> str | None:
+    """The field that an option sets, by its name in this version; None where the configuration has none such."""
+    if has_field(start, option.field):
+        return option.field
+    sections = {section for name in METHODS for section in METHODS[name].Config.legacy}
+    if not is_old(option.field, sections):
+        return None
+    return renamed_field(option.field, start.method.legacy, field_names(start))
 
 
 def _spelling(field: str, option: Option) -> str:
@@ -154,31 +179,6 @@ def _spelling(field: str, option: Option) -> str:
     *parts, last = field.replace("_", "-").split(".")
     off = option.name.rpartition(".")[2].removeprefix("--").replace("_", "-").startswith("no-")
     return "--" + ".".join((*parts, f"no-{last}" if off and not last.startswith("no-") else last))
-
-
-def _no_such_option(option: Option, method: str) -> InputError:
-    """The error for an option that the method does not have, with those that have it."""
-    if option.field in GONE:
-        hint = "version 0.1 was the last that had it"
-        return InputError("this option is gone", field=option.name, found=" ".join(option.words), hint=hint)
-    owners = _owners(option.field)
-    return InputError(
-        "the method has no such option",
-        field=option.name,
-        found=f"{' '.join(option.words)}, with --method {method}",
-        hint=f"it is an option of {', '.join(owners)}" if owners else f"{PROG} --method {method} --help lists its own",
-    )
-
-
-def _owners(field: str) -> list[str]:
-    """The methods that have an option for a field, in this version's spelling or in the last one's."""
-    found = []
-    for name in METHODS:
-        config = METHODS[name].Config()
-        known = [known for known, _ in leaves({"method": to_plain(config)})]
-        if field in known or renamed_field(field, config.legacy, known) is not None:
-            found.append(name)
-    return found
 
 
 # tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.

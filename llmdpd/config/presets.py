@@ -127,7 +127,7 @@ def _trajectory_diffusion(config: TrainConfig) -> TrajectoryDiffusionConfig:
         batch_size=preset.batch_size,
         prompts_per_batch=preset.prompts_per_batch,
         augmentation=AugmentationConfig(offset=preset.augmentation.offset),
-        **learning,  # type: ignore[arg-type]
+        **learning,
     )
 
 

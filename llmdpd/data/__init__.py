@@ -48,7 +48,7 @@ class _Source:
 
 
 def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> TrajectoryDataset:
-    """Read the trajectories that `spec` names, all of them or those of `tasks` alone (in that order).
+    """Read the trajectories that `spec` names, all of them or only those of `tasks` (in that order).
 
     `spec` is the path of a data set in one of `FORMATS`, or of a folder that holds such data sets at any depth (hidden
     ones are left out), which are joined; or `minari:ID` or `d4rl:NAME`. No code from a file is run.

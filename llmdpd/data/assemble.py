@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, offsets_of
 from llmdpd.errors import InputError
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "expert_actions")
-_EPISODE = ("task", "terminated", "noise", "success", "seed", "behaviour")
+_EPISODE = ("terminated", "noise_level", "success", "seed", "behaviour")
 
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
@@ -55,27 +56,24 @@ def join_episodes(
     """
     texts = texts or {}
     parts: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
-    meta: dict[str, list[Any]] = {name: [] for name in (*_EPISODE, "length")}
+    rows: list[tuple[Any, ...]] = []
     tasks: dict[str, int] = {}
     for number, record in enumerate(episodes):
         arrays = _checked(record, number, source)
-        if parts["observations"]:
+        if rows:
             first = {name: values[0] for name, values in parts.items()}
             _same_widths(first, arrays, f"episode {number}", "the first episode", source)
         for name, values in parts.items():
             values.append(arrays[name])
-        meta["task"].append(tasks.setdefault(record.task, len(tasks)))
-        meta["terminated"].append(record.terminated)
-        meta["noise"].append(record.noise_level)
-        meta["success"].append(record.success)
-        meta["seed"].append(record.seed)
-        meta["behaviour"].append(record.behaviour)
-        meta["length"].append(len(parts["rewards"][-1]))
-    if not tasks:
+        task = tasks.setdefault(record.task, len(tasks))
+        length = len(parts["rewards"][-1])
+        rows.append((task, length, *(getattr(record, name) for name in _EPISODE)))
+    if not rows:
         raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
-    offsets = np.concatenate([[0], np.cumsum(meta["length"])]).astype(np.int64)
+    task_ids, lengths, terminated, noise_levels, successes, seeds, behaviours = zip(*rows, strict=True)
+    offsets = offsets_of(lengths)
     terminals = np.zeros(offsets[-1], np.bool_)
-    terminals[offsets[1:] - 1] = meta["terminated"]
+    terminals[offsets[1:] - 1] = terminated
     # Each list is emptied once joined, so that a large data set is never held twice as a whole.
     return TrajectoryDataset(
         observations=np.concatenate(parts.pop("observations")),
@@ -84,16 +82,16 @@ def join_episodes(
         rewards=np.concatenate(parts.pop("rewards")),
         terminals=terminals,
         offsets=offsets,
-        task_ids=np.array(meta["task"], np.int32),
+        task_ids=np.array(task_ids, np.int32),
         tasks=tuple(tasks),
         texts=tuple(texts.get(task, "") for task in tasks),
         expert_actions=None if parts["expert_actions"][0] is None else np.concatenate(parts.pop("expert_actions")),
-        noise_levels=np.array(meta["noise"], np.float32),
-        successes=np.array(meta["success"], np.int8),
-        seeds=np.array(meta["seed"], np.int64),
+        noise_levels=np.array(noise_levels, np.float32),
+        successes=np.array(successes, np.int8),
+        seeds=np.array(seeds, np.int64),
         goal_visible=goal_visible,
         source=source,
-        behaviours=tuple(meta["behaviour"]) if any(meta["behaviour"]) else (),
+        behaviours=behaviours if any(behaviours) else (),
     )
 
 
@@ -109,7 +107,7 @@ def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArr
     if steps == 0:
         raise InputError("an episode without steps", path=path, field="actions" + label, found=0, expected="1 or more")
     if record.next_observations is None:
-        _check_rows("observations" + label, observations, steps + 1, path)
+        check_rows("observations" + label, observations, steps + 1, path)
         observations, following = observations[:-1], observations[1:]
     else:
         following = as_float32(record.next_observations, "next_observations" + label, path, ndim=2)
@@ -117,11 +115,12 @@ def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArr
     arrays |= {"rewards": rewards, "expert_actions": expert}
     for field, array in arrays.items():
         if array is not None:
-            _check_rows(field + label, array, steps, path)
+            check_rows(field + label, array, steps, path)
     return {**arrays, "actions": actions}
 
 
-def _check_rows(field: str, array: NDArray[Any], rows: int, path: str | None) -> None:
+def check_rows(field: str, array: NDArray[Any], rows: int, path: str | Path | None) -> None:
+    """Raise InputError unless `array` has this number of rows."""
     if len(array) != rows:
         raise InputError("unequal lengths", path=path, field=field, found=f"{len(array)} rows", expected=f"{rows} rows")
 
@@ -157,9 +156,9 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     texts: dict[str, str] = {}
     names = ("observations", "next_observations", "actions", "expert_actions")
     for dataset in datasets:
-        ours, theirs = ({name: getattr(d, name) for name in names} for d in (first, dataset))
+        one, other = ({name: getattr(d, name) for name in names} for d in (first, dataset))
         who, than = dataset.source or "a data set", first.source or "the first"
-        _same_widths(ours, theirs, who, than, dataset.source)
+        _same_widths(one, other, who, than, dataset.source)
         _merge_texts(texts, dataset)
     index = {task: number for number, task in enumerate(texts)}
     task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]
@@ -173,7 +172,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     return TrajectoryDataset(
         **joined,
         expert_actions=expert,
-        offsets=np.concatenate([[0], np.cumsum(np.concatenate([d.lengths for d in datasets]))]).astype(np.int64),
+        offsets=offsets_of(np.concatenate([d.lengths for d in datasets])),
         task_ids=np.concatenate(task_ids),
         tasks=tuple(texts),
         texts=tuple(texts.values()),
@@ -189,7 +188,7 @@ def _merge_texts(texts: dict[str, str], dataset: TrajectoryDataset) -> None:
         if known and text and known != text:
             raise InputError(
                 "two data sets give one task different texts", path=dataset.source or None, field=f"text of {task}",
-                found=repr(text[:80]), expected=repr(known[:80]), hint="make them equal with `with_texts`",
+                found=repr(text[:80]), expected=repr(known[:80]),
             )  # fmt: skip
         texts[task] = known or text
 

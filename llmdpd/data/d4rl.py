@@ -17,7 +17,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdpd.data.trajectories import TrajectoryDataset, check_finite
+from llmdpd.data.assemble import check_rows
+from llmdpd.data.trajectories import TrajectoryDataset, check_finite, offsets_of
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_writer
 
@@ -41,18 +42,16 @@ def load_d4rl(path: str | Path, *, task: str | None = None) -> TrajectoryDataset
     try:
         with h5py.File(path, "r") as file:
             arrays = _read_fields(file, path)
-            name = task or _environment(file) or path.stem
+            name = task or _text_attribute(file, "environment") or path.stem
     except OSError as error:
         raise _unreadable(path, error) from None
     return _assemble(arrays, name, path)
 
 
 def collector_of(path: str | Path) -> str:
-    """The file's attribute `collector`, in which ours say who made them; "" where there is none, as in D4RL's own."""
+    """The file's attribute `collector`, which this project writes; "" if absent, as in D4RL's own files."""
     with h5py.File(path, "r") as file:
-        value = file.attrs.get("collector", "")
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return text if isinstance(text, str) else ""
+        return _text_attribute(file, "collector")
 
 
 def load_d4rl_by_name(name: str) -> TrajectoryDataset:
@@ -144,11 +143,7 @@ def _read_fields(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
         arrays[name] = _read_numbers(file, name, path, ndim=1)
     rows = len(arrays["observations"])
     for name, array in arrays.items():
-        if len(array) != rows:
-            raise InputError(
-                "unequal lengths", path=path, field=name, found=f"{len(array)} rows",
-                expected=f"{rows} rows as in observations",
-            )  # fmt: skip
+        check_rows(name, array, rows, path)
     if rows == 0:
         raise InputError("the data set is empty", path=path, field="observations", found="0 rows", expected="1 or more")
     return arrays
@@ -171,10 +166,10 @@ def _read_numbers(file: h5py.File, name: str, path: Path, *, ndim: int) -> NDArr
     return values.reshape(-1) if column else values
 
 
-def _environment(file: h5py.File) -> str | None:
-    value = file.attrs.get("environment")
+def _text_attribute(file: h5py.File, name: str) -> str:
+    value = file.attrs.get(name, "")
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return text if isinstance(text, str) and text else None
+    return text if isinstance(text, str) else ""
 
 
 def _flags(values: NDArray[np.float32], name: str, path: Path) -> NDArray[np.bool_]:
@@ -215,7 +210,7 @@ def _assemble(arrays: dict[str, Any], task: str, path: Path) -> TrajectoryDatase
         **arrays,
         next_observations=following,
         terminals=terminals,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=offsets_of(lengths),
         task_ids=np.zeros(episodes, np.int32),
         tasks=(task,),
         texts=("",),

@@ -1,8 +1,8 @@
 """Minari data sets: this project's own format on disk, one data set a task, and a reader of anybody's.
 
-What is added to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
+Additions to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
 `behaviour`, `success` and Minari's own `seed` in each episode's; `infos/expert_action` for each observation (NaN in the
-last row, after which nothing was done). Unknown values are left out.
+last row, which has no action). Unknown values are left out.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def is_minari(folder: Path) -> bool:
 
 
 def minari_task(folder: Path) -> str:
-    """The task of the data set in this `data` folder: ours say it; else the environment's id, else the data set's."""
+    """The task of the data set in this `data` folder: its `task`, otherwise the environment's id or the data set's."""
     metadata = read_json(folder / METADATA_FILE_NAME)
     if _OURS in metadata:
         return str(metadata["task"])
@@ -156,7 +156,7 @@ def load_minari_id(dataset_id: str) -> TrajectoryDataset:
     folder = Path(get_dataset_path(dataset_id)) / "data"
     if not _is_whole(folder):
         try:
-            # Forced, Minari goes on with a download that broke off; else it takes what lies there for the data set.
+            # Forced, Minari continues an interrupted download; otherwise it takes the partial one for the data set.
             minari.download_dataset(dataset_id, force_download=folder.exists())
         except Exception as error:  # of the network, of its servers, of Minari for an id that they don't know
             known = sorted(minari.list_local_datasets())
@@ -175,7 +175,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def load_minari(folder: str | Path) -> TrajectoryDataset:
-    """Read one Minari data set, given by its `data` folder or the one above. Terminals are terminations alone.
+    """Read one Minari data set, given by its `data` folder or the one above. Only terminations are terminals.
 
     Observations and actions must be boxes of one dimension; numbers become float32.
 
@@ -234,7 +234,7 @@ def _episodes(storage: MinariStorage, folder: Path, task: str, *, ours: bool) ->
             raise InputError(
                 "wrong terminations", path=folder, field=f"terminations of episode {e}",
                 found=f"shape {list(terminations.shape)}, set at {np.flatnonzero(terminations)[:5].tolist()}",
-                expected=f"one for each of {len(episode['actions'])} actions, set at the last alone",
+                expected=f"one for each of {len(episode['actions'])} actions, set only at the last",
             )  # fmt: skip
         expert = (episode.get("infos") or {}).get("expert_action") if ours else None
         yield EpisodeRecord(

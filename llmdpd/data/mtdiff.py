@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from llmdpd.data.assemble import as_column, as_float32, join_episodes
+from llmdpd.data.assemble import as_column, as_float32, check_rows, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError
@@ -147,11 +147,7 @@ def _episodes(record: Mapping[str, Any], number: int, path: Path) -> Iterator[Ep
         arrays[name] = as_float32(as_column(record[name]), _at(name, number), str(path), ndim=1)
     steps = len(arrays["observations"])
     for name, array in arrays.items():
-        if len(array) != steps:
-            raise InputError(
-                "unequal lengths", path=path, field=_at(name, number), found=f"{len(array)} rows",
-                expected=f"{steps} rows as in observations",
-            )  # fmt: skip
+        check_rows(_at(name, number), array, steps, path)
     if steps == 0:
         raise InputError("an episode without steps", path=path, field=_at("observations", number), found="0 rows")
     if arrays["observations"].shape != arrays["next_observations"].shape:

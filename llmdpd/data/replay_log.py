@@ -1,9 +1,9 @@
-"""The transitions of a run that goes on, on disk: pieces that are written once, so that saving costs what is new.
+"""The transitions of a running collection, on disk: pieces that are written once, so that saving costs what is new.
 
     FOLDER/steps-000000000-000000300.npz     arrays by name, of the steps from the first number to before the second
     FOLDER/steps-000000300-000000450.npz
 
-Which of them count is said elsewhere, by the checkpoint that was written after them.
+The checkpoint that was written after them says which of them count.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_writer
 
+_PROBLEM = "a piece of the recorded steps is "
 _PIECE = re.compile(r"steps-(\d{9,})-(\d{9,})\.npz")
 
 
@@ -34,7 +35,7 @@ class ReplayLog:
         self.steps = 0
 
     def append(self, arrays: Mapping[str, NDArray[np.float32]], end: int) -> None:
-        """Write the steps from `self.steps` to before `end`, arrays [end - steps, …] by name; nothing of no steps.
+        """Write the steps from `self.steps` to before `end`, arrays [end - steps, …] by name; nothing if none.
 
         Raises:
             OSError: the disk is full or refuses.
@@ -46,7 +47,7 @@ class ReplayLog:
         self.steps = end
 
     def take_up(self, steps: int) -> dict[str, NDArray[np.float32]]:
-        """The first `steps` steps, arrays by name (none of 0 steps); `append` goes on after them.
+        """The first `steps` steps, arrays by name (none of 0 steps); `append` continues after them.
 
         Later pieces were written by a process that was killed before its checkpoint; they are removed.
 
@@ -68,12 +69,8 @@ class ReplayLog:
             parts.append(_read(path, end - start))
             self.steps = end
         if self.steps != steps:
-            raise InputError(
-                "a piece of the recorded steps is missing",
-                path=self.folder,
-                found=f"steps up to {self.steps}",
-                expected=f"steps up to {steps}",
-            )
+            have, expected = f"steps up to {self.steps}", f"steps up to {steps}"
+            raise InputError(_PROBLEM + "missing", path=self.folder, found=have, expected=expected)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def _piece(self, start: int, end: int) -> Path:
@@ -86,10 +83,8 @@ def _read(path: Path, count: int) -> dict[str, NDArray[np.float32]]:
             arrays = dict(file)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         found = f"{type(error).__name__}: {error}"[:200]
-        raise InputError("a piece of the recorded steps is damaged", path=path, found=found) from None
+        raise InputError(_PROBLEM + "damaged", path=path, found=found) from None
     for name, array in arrays.items():
         if len(array) != count:
-            raise InputError(
-                "a piece of the recorded steps is damaged", path=path, field=name, found=len(array), expected=count
-            )
+            raise InputError(_PROBLEM + "damaged", path=path, field=name, found=len(array), expected=count)
     return arrays

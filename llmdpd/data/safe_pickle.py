@@ -1,8 +1,8 @@
 """Reading pickled NumPy arrays without running anything from the file.
 
-NumPy's own constructors are admitted by NAME only. What the file gets in their place are stand-ins of this module,
-because the real ones are not safe in hostile hands: an array of objects whose dtype was rebuilt with forged flags takes
-raw bytes for pointers. The stand-ins build plain arrays of numbers and text, and lists, from checked parts.
+NumPy's own constructors are admitted by NAME only. The file gets stand-ins of this module in their place, because the
+real ones are not safe with hostile files: an array of objects whose dtype was rebuilt with forged flags takes raw bytes
+for pointers. The stand-ins build plain arrays of numbers and text, and lists, from checked parts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CONSTRUCTORS_ONLY = "NumPy's array constructors only"
 _DTYPE = re.compile(r"(?:[fiuc][0-9]{1,2}|b1|\?|[SU][0-9]{0,6}|O8?)")
 _MAX_DEPTH = 16
 
-# What pickled arrays, dicts, lists, text and numbers are written with, protocols 0 to 5. Left out: whatever makes
-# objects other than by calling an admitted constructor, asks for outside data, or uses a registry of the process.
+# What pickled arrays, dicts, lists, text and numbers are written with, protocols 0 to 5. Left out: everything that
+# makes objects other than by calling an admitted constructor, asks for outside data, or uses the process's registries.
 _OPCODES = frozenset(
     """
     PROTO FRAME STOP MARK POP POP_MARK DUP PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL
@@ -48,7 +48,7 @@ class _RefusedError(Exception):
 
 
 class _Inert:
-    """What a file gets for a name. It may be passed on, and nothing in it may be set."""
+    """The stand-in for a name. It may be passed on, and no attribute of it may be set."""
 
     __slots__ = ("name",)
     name: str
@@ -202,7 +202,8 @@ def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | Non
     Arrays of objects come back as flat lists. `path` and `field` are for messages.
 
     Raises:
-        InputError: naming what was asked for beside arrays (nothing of it was run), or a broken or cut off pickle.
+        InputError: the pickle asks for more than arrays (the message says for what; nothing of it was run), or it is
+            broken or cut off.
     """
     start = file.tell()
     try:
@@ -215,7 +216,7 @@ def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | Non
             "refused: the pickle asks for more than arrays (nothing of it was run)", path=path, field=field,
             found=refused.what, expected=_CONSTRUCTORS_ONLY,
         ) from None  # fmt: skip
-    except Exception as error:  # whatever hostile or damaged bytes can make the parser raise
+    except Exception as error:  # hostile or damaged bytes can make the parser raise anything
         raise InputError(
             "a damaged or cut off pickle", path=path, field=field, found=f"{type(error).__name__}: {error}"[:200],
             expected="a pickle of NumPy arrays",

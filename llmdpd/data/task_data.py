@@ -15,7 +15,7 @@ from llmdpd.tasks.specs import common_spec, find_suite
 
 
 def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> TrajectoryDataset:
-    """Data of these tasks from whatever `spec` names; its `tasks` are exactly those asked for.
+    """Load the data of these tasks from `spec` (see `load_dataset`); the result has exactly these `tasks`.
 
     A file with one unnamed task (a plain HDF5 file has the file's name) counts as the task where only one is asked
     for. A locomotion task's data may have any name of its environment ("hopper-medium-replay-v2").
@@ -30,12 +30,9 @@ def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> Tr
     dataset.check_matches(expected.state_dim, expected.action_dim, name)
     if expected.has_success and dataset.goal_visible not in (None, goal_visible):
         raise InputError(
-            "data and evaluation differ in whether the goal is visible",
-            path=dataset.source,
-            field="tasks.goal_visible",
-            found=f"data: {dataset.goal_visible}",
-            expected=goal_visible,
-        )
+            "data and evaluation differ in whether the goal is visible", path=dataset.source,
+            field="tasks.goal_visible", found=f"data: {dataset.goal_visible}", expected=goal_visible,
+        )  # fmt: skip
     return dataset
 
 
@@ -49,12 +46,9 @@ def _load_locomotion(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDatase
     missing = [task for number, task in enumerate(tasks) if number not in numbers]
     if missing:
         raise InputError(
-            "the data set has no such task",
-            path=whole.source,
-            field="task",
-            found=", ".join(whole.tasks),
+            "the data set has no such task", path=whole.source, field="task", found=", ".join(whole.tasks),
             expected=", ".join(missing),
-        )
+        )  # fmt: skip
     ids = np.array(numbers, np.int32)[whole.task_ids]
     part = whole.select(ids >= 0)
     return dataclasses.replace(part, tasks=tuple(tasks), texts=("",) * len(tasks), task_ids=ids[ids >= 0])
@@ -69,12 +63,9 @@ def _load_by_name(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
             raise
         if len(tasks) > 1:
             raise InputError(
-                "the data has no task name, and several tasks are asked for",
-                path=whole.source,
-                field="task",
-                found=f"{whole.tasks[0]!r}, which no task suite knows",
-                expected=", ".join(tasks),
-                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
-            ) from None
+                "the data has no task name, and several tasks are requested", path=whole.source, field="task",
+                found=f"{whole.tasks[0]!r}, which no task suite knows", expected=", ".join(tasks),
+                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task only",
+            ) from None  # fmt: skip
         dataset = whole
     return dataclasses.replace(dataset, tasks=tuple(tasks))

@@ -1,10 +1,10 @@
-"""Trajectories in memory: flat arrays with episode offsets, whatever file they came from."""
+"""Trajectories in memory: flat arrays with episode offsets, independent of the file format."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Trajectory:
     seed: int = -1  # of the environment at reset; -1 where unknown
     success: int = -1  # 1, 0, or -1 where unknown
     noise_level: float = float("nan")  # of the collecting policy; NaN where unknown
-    behaviour: str = ""  # how it was made (see `llmdpd.tasks.metaworld.behaviours`); empty where unknown
+    behaviour: str = ""  # its behaviour policy (see `llmdpd.tasks.metaworld.behaviours`); empty where unknown
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -94,7 +94,7 @@ class TrajectoryDataset:
     seeds: NDArray[np.int64]  # [E], -1 where unknown
     goal_visible: bool | None  # whether the observations show the goal; None where unknown or mixed
     source: str  # path or id, for messages
-    behaviours: tuple[str, ...] = ()  # [E], how each episode was made, "" where unknown; empty: all unknown
+    behaviours: tuple[str, ...] = ()  # [E], the behaviour policy of each episode, "" where unknown; empty: all unknown
 
     def __post_init__(self) -> None:
         self._check_offsets()
@@ -260,10 +260,10 @@ class TrajectoryDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1]).astype(np.float32)
 
     def target_returns(self, share: float = 0.1) -> dict[str, float]:
-        """Task → the mean return of the best `share` of its episodes: what a policy is asked for that looks back.
+        """Task → mean return of the best `share` of its episodes, the target return of history-conditioned policies.
 
-        The best are those with the highest returns; where success is recorded, of those that succeeded the shortest:
-        episodes go on until they succeed, so that the highest returns there are those of the slowest.
+        The best are those with the highest returns; where success is recorded, the shortest successful ones: episodes
+        last until they succeed, so that the highest returns are those of the slowest.
         """
         returns, lengths = self.returns().astype(np.float64), np.diff(self.offsets)
         best = {}
@@ -275,7 +275,7 @@ class TrajectoryDataset:
         return best
 
     def returns_to_go(self) -> NDArray[np.float32]:
-        """The undiscounted return of each transition and those after it in its episode, [N]; summed in float64."""
+        """The undiscounted sum of rewards from each transition to the end of its episode, [N]; summed in float64."""
         summed = np.cumsum(self.rewards.astype(np.float64))
         ends = summed[self.offsets[1:] - 1]
         before = summed - self.rewards
@@ -302,7 +302,7 @@ class TrajectoryDataset:
         return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(shift, lengths)
 
     def select(self, episodes: ArrayLike) -> TrajectoryDataset:
-        """These episodes (indices or a mask [E]) in the order given, with all that is known of them; `tasks` stays.
+        """These episodes (indices or a mask [E]) in the given order, with their metadata; `tasks` is unchanged.
 
         Neighbouring episodes in ascending order stay views. Raises InputError where nothing is selected, IndexError
         outside 0 … E - 1.
@@ -326,17 +326,17 @@ class TrajectoryDataset:
         changes: dict[str, Any] = {name: a if a is None else a[rows] for name, a in arrays.items()}
         changes |= {name: getattr(self, name)[chosen] for name in _PER_EPISODE}
         changes["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
-        return dataclasses.replace(self, offsets=_offsets(self.lengths[chosen]), **changes)
+        return dataclasses.replace(self, offsets=offsets_of(self.lengths[chosen]), **changes)
 
     def select_tasks(self, names: Sequence[str]) -> TrajectoryDataset:
-        """Only these tasks, in this order. A name without version, or of another version, finds the task it can mean.
+        """Only these tasks, in this order. A name without version, or of another one, matches the task of that name.
 
         Raises InputError where a name is unknown (with the nearest ones), or where a task has no episode.
         """
         found = [resolve_task(name, self.tasks, self.source or None) for name in names]
         tasks = tuple(dict.fromkeys(found))
         if not tasks:
-            raise self._error("no task asked for", "tasks", "none", f"some of {', '.join(self.tasks)}")
+            raise self._error("no task requested", "tasks", "none", f"some of {', '.join(self.tasks)}")
         empty = [task for task in tasks if not self.episodes_of(task).size]
         if empty:
             raise self._error("a task without episodes", "tasks", ", ".join(empty), "at least one episode each")
@@ -347,13 +347,6 @@ class TrajectoryDataset:
         old = part.task_ids
         texts = tuple(self.texts[self.tasks.index(task)] for task in tasks)
         return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[old])
-
-    def with_texts(self, texts: Mapping[str, str]) -> TrajectoryDataset:
-        """The same data with other text prompts for some tasks. Raises InputError for a task that is not there."""
-        merged = dict(zip(self.tasks, self.texts, strict=True))
-        for task, text in texts.items():
-            merged[self.tasks[self.task_index(task)]] = text
-        return dataclasses.replace(self, texts=tuple(merged.values()))
 
     def check_matches(self, state_dim: int, action_dim: int, name: str) -> None:
         """Raise InputError unless the widths are those of the environment (or policy) called `name`."""
@@ -379,12 +372,13 @@ def check_finite(array: NDArray[Any], field: str, path: str | None) -> None:
             )  # fmt: skip
 
 
-def _offsets(lengths: ArrayLike) -> NDArray[np.int64]:
+def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
+    """The offsets [E + 1] of episodes of `lengths` [E]."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def resolve_task(name: str, known: Sequence[str], path: str | Path | None) -> str:
-    """`name` if known, else the one known task that differs by the version alone ('push', 'push-v2' for 'push-v3').
+    """`name` if known, otherwise the one known task that differs only by the version ('push', 'push-v2' for 'push-v3').
 
     Raises InputError with the nearest names where there is none, or more than one.
     """

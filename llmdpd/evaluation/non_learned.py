@@ -1,7 +1,7 @@
-"""Two ways to act that learn nothing: what a policy must beat to have learned anything from its data.
+"""Two non-learned baselines: what a policy must beat to have learned anything from its data.
 
-`replay` does what was done in the example, step by step, and looks at nothing. `tracker` follows the example's hand,
-shifted to where the object and the goal are now. Both take the examples of an evaluation's prompts and no text.
+`replay` repeats the demonstration's actions open-loop. `tracker` follows the demonstration's hand, translated to where
+the object and the goal are now. Both take the demonstrations of an evaluation's prompts and read no text.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _TIMEOUT = 10  # steps after which it is taken anyway
 
 
 def replay(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
-    """The example's actions, whatever is observed; after its end the hand stands still and the gripper is held."""
-    examples, rows = _examples(prompts, requests)
+    """The demonstration's actions, whatever is observed; after its end zero motion and the last gripper command."""
+    demonstrations, rows = _demonstrations(prompts, requests)
 
     def act(
         observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64], rewards: FloatArray
     ) -> FloatArray:
         actions = np.zeros((len(index), 4), np.float32)
         for row, (request, step) in enumerate(zip(index, steps, strict=True)):
-            done = examples[rows[request]].actions
+            done = demonstrations[rows[request]].actions
             if step < len(done):
                 actions[row] = done[step]
             else:
@@ -48,15 +48,15 @@ def replay(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
 
 
 def tracker(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
-    """Proportional control along the example's hand positions, in the frame that the example moved in.
+    """Proportional control along the demonstration's hand positions, in a frame that moves with the scene.
 
-    Until the hand moves the first object, that frame hangs on the object; from then on it goes over to the goal, as the
-    object goes its way. Where the object is never moved, it hangs on whichever of the two the hand ends nearer to. The
-    gripper command is the example's. A waypoint counts as reached within 2 cm or after 10 steps.
+    Until the hand moves the first object, that frame is attached to the object; from then on it shifts to the goal as
+    the object moves along. Where the object is never moved, the frame is attached to whichever of the two the hand ends
+    nearer to. The gripper command is the demonstration's. A waypoint counts as reached within 2 cm or after 10 steps.
     """
-    examples, rows = _examples(prompts, requests)
-    plans = [_Plan.of(example) for example in examples]
-    walks: dict[int, _Walk] = {}
+    demonstrations, rows = _demonstrations(prompts, requests)
+    paths = [_Path.of(demonstration) for demonstration in demonstrations]
+    followers: dict[int, _Follower] = {}
 
     def act(
         observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64], rewards: FloatArray
@@ -64,30 +64,30 @@ def tracker(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest
         actions = np.empty((len(index), 4), np.float32)
         for row, (request, step) in enumerate(zip(index.tolist(), steps, strict=True)):
             if step == 0:
-                walks[request] = _Walk(plans[rows[request]], observations[row])
-            actions[row] = walks[request].act(observations[row])
+                followers[request] = _Follower(paths[rows[request]], observations[row])
+            actions[row] = followers[request].act(observations[row])
         return actions
 
     return act
 
 
-CONTROLS: dict[str, MakeAct] = {"replay": replay, "tracker": tracker}
-"""Controls by name."""
+BASELINES: dict[str, MakeAct] = {"replay": replay, "tracker": tracker}
+"""Non-learned baselines by name."""
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """An example as the tracker reads it, T steps."""
+class _Path:
+    """A demonstration of T steps as the tracker reads it."""
 
     hand: FloatArray  # [T, 3], after each step
     grip: FloatArray  # [T]
-    to_goal: FloatArray  # [T], how far the frame has gone over from the object (0) to the goal (1)
+    to_goal: FloatArray  # [T], how far the frame has shifted from the object (0) to the goal (1)
     object: FloatArray  # [T, 3]
     goal: FloatArray  # [3]
 
     @classmethod
-    def of(cls, example: Trajectory) -> _Plan:
-        observations = np.asarray(example.observations, np.float32)
+    def of(cls, demonstration: Trajectory) -> _Path:
+        observations = np.asarray(demonstration.observations, np.float32)
         things, goal = observations[:, OBJECT], observations[0, GOAL]
         hand = np.concatenate([observations[1:, HAND], observations[-1:, HAND]])
         # Some objects fall or settle by themselves: only what goes along with a hand nearby is moved by it.
@@ -101,39 +101,41 @@ class _Plan:
         else:
             nearer = np.linalg.norm(hand[-1] - goal) < np.linalg.norm(hand[-1] - things[-1])
             to_goal = np.full(len(things), float(nearer))
-        return cls(hand, example.actions[:, 3], to_goal.astype(np.float32), things, goal)
+        return cls(hand, demonstration.actions[:, 3], to_goal.astype(np.float32), things, goal)
 
 
-class _Walk:
-    """One episode along a plan."""
+class _Follower:
+    """One episode along a path."""
 
-    def __init__(self, plan: _Plan, start: FloatArray) -> None:
-        self._plan = plan
-        self._by_object = start[OBJECT] - plan.object[0]
-        self._by_goal = start[GOAL] - plan.goal
+    def __init__(self, path: _Path, start: FloatArray) -> None:
+        self._path = path
+        self._by_object = start[OBJECT] - path.object[0]
+        self._by_goal = start[GOAL] - path.goal
         self._step = self._waited = 0
 
     def act(self, observation: FloatArray) -> FloatArray:
-        plan, last = self._plan, len(self._plan.hand) - 1
-        if not plan.to_goal[self._step]:
-            self._by_object = observation[OBJECT] - plan.object[self._step]  # it may have been pushed
+        path, last = self._path, len(self._path.hand) - 1
+        if not path.to_goal[self._step]:
+            self._by_object = observation[OBJECT] - path.object[self._step]  # it may have been pushed
         way = self._waypoint() - observation[HAND]
         self._waited += 1
         if self._step < last and (np.linalg.norm(way) < _NEAR or self._waited >= _TIMEOUT):
             self._step, self._waited = self._step + 1, 0
             way = self._waypoint() - observation[HAND]
-        return np.append(np.clip(_GAIN * way, -1.0, 1.0), plan.grip[self._step]).astype(np.float32)
+        return np.append(np.clip(_GAIN * way, -1.0, 1.0), path.grip[self._step]).astype(np.float32)
 
     def _waypoint(self) -> FloatArray:
-        share = self._plan.to_goal[self._step]
-        return np.asarray(self._plan.hand[self._step] + (1 - share) * self._by_object + share * self._by_goal)
+        share = self._path.to_goal[self._step]
+        return np.asarray(self._path.hand[self._step] + (1 - share) * self._by_object + share * self._by_goal)
 
 
-def _examples(
+def _demonstrations(
     prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
 ) -> tuple[list[Trajectory], NDArray[np.int64]]:
     rows = prompt_rows(prompts, requests)
-    examples = [example for example in rows.examples if example is not None]
-    if len(examples) < len(rows.examples):
-        raise InputError("a control follows an example", field="--control", expected="an example of every task")
-    return examples, rows.of_request
+    demonstrations = [demonstration for demonstration in rows.demonstrations if demonstration is not None]
+    if len(demonstrations) < len(rows.demonstrations):
+        raise InputError(
+            "a non-learned baseline follows a demonstration", field="--baseline", expected="one of every task"
+        )
+    return demonstrations, rows.of_request

@@ -1,4 +1,4 @@
-"""The prompts of an evaluation: a text and an example trajectory a task, its own, another task's, or one alone."""
+"""The prompts of an evaluation: for each task a text and demonstrations, its own or another task's."""
 
 from __future__ import annotations
 
@@ -6,44 +6,37 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llmdpd.data import Trajectory, TrajectoryDataset, save_minari
+from llmdpd.data import Trajectory, TrajectoryDataset
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
-from llmdpd.prompts import TextPrompt, task_prompt
-from llmdpd.runs.folder import RunFolder
+from llmdpd.prompts import task_prompt
 from llmdpd.tasks import COLLECTION_SEED_END
-from llmdpd.utils.files import atomic_write_json
 
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """What the policy is told of a task; where each part came from stands beside it.
+    """What the policy is prompted with for a task, and where each part came from.
 
-    Of several examples, each episode of an evaluation is under one, in turn. No text, or no examples: told without.
+    Of several demonstrations, each episode of an evaluation takes one, in turn. No text (None) or no demonstrations:
+    the policy is prompted without.
     """
 
     text: str | None
     text_source: str
-    examples: tuple[Trajectory, ...]
-    example_source: str
+    demonstrations: tuple[Trajectory, ...]
+    demonstration_source: str
 
     @property
-    def example(self) -> Trajectory | None:
-        """The first of the examples, or the only one."""
-        return self.examples[0] if self.examples else None
+    def demonstration(self) -> Trajectory | None:
+        """The first of the demonstrations, if there is one."""
+        return self.demonstrations[0] if self.demonstrations else None
 
 
-def choose_example(dataset: TrajectoryDataset, task: str) -> int:
-    """The episode that is the task's example: the first of `choose_examples`."""
-    return choose_examples(dataset, task, 1)[0]
-
-
-def choose_examples(dataset: TrajectoryDataset, task: str, count: int) -> list[int]:
-    """The episodes that are the task's examples, never one whose seed is evaluated: `count`, or as many as there are.
+def choose_demonstrations(dataset: TrajectoryDataset, task: str, count: int = 1) -> list[int]:
+    """Up to `count` episodes that serve as the task's demonstrations, never one whose seed is evaluated.
 
     Of those known to have succeeded the least noisy, the first of them. Where success is not recorded, of the least
     noisy those of highest return: a replay buffer begins with the worst.
@@ -56,7 +49,7 @@ def choose_examples(dataset: TrajectoryDataset, task: str, count: int) -> list[i
     good = free[dataset.successes[free] != 0]
     if not len(good):
         raise InputError(
-            "no episode of the task can serve as an example",
+            "no episode of the task can serve as a demonstration",
             path=dataset.source,
             field=task,
             found=f"{len(free)} of {len(episodes)} episodes on seeds that are not evaluated, all of them failed",
@@ -71,11 +64,6 @@ def choose_examples(dataset: TrajectoryDataset, task: str, count: int) -> list[i
     return [int(episode) for episode in ranked[:count]]
 
 
-def read_text(path: Path) -> str:
-    """A text prompt from a file: a structured one is rendered anew, any other text is taken as it is."""
-    return TextPrompt.from_file(path).render()
-
-
 def task_prompts(
     tasks: Sequence[str],
     data: str | Path | None,
@@ -84,28 +72,28 @@ def task_prompts(
     text_source: str = "built in",
     count: int = 1,
 ) -> dict[str, TaskPrompt]:
-    """Each task's prompts: `count` examples from `data` (None: none), the built-in texts or one given for all.
+    """Each task's prompts: `count` demonstrations from `data` (None: none), the built-in texts or one given for all.
 
     Raises:
-        InputError: data with fewer examples; and as `load_tasks` and `choose_examples`.
+        InputError: data with fewer demonstrations; and as `load_tasks` and `choose_demonstrations`.
     """
-    examples: dict[str, tuple[Trajectory, ...]] = dict.fromkeys(tasks, ())
+    demonstrations: dict[str, tuple[Trajectory, ...]] = dict.fromkeys(tasks, ())
     if data is not None:
         dataset = load_tasks(data, tasks, goal_visible)
         for task in tasks:
-            chosen = choose_examples(dataset, task, count)
+            chosen = choose_demonstrations(dataset, task, count)
             if len(chosen) < count:
                 raise InputError(
-                    "not as many examples of a task",
+                    "not as many demonstrations of a task",
                     path=dataset.source,
                     field=task,
                     found=f"{len(chosen)} that can serve",
-                    expected=f"--examples {count}",
-                    hint="ask for fewer, or for --prompt-behaviours, which collects them",
+                    expected=f"--demonstrations {count}",
+                    hint="ask for fewer, or use --prompt-behaviours, which collects them",
                 )
-            examples[task] = tuple(dataset.episode(episode) for episode in chosen)
-    source = "none" if data is None else str(data) if count == 1 else f"{count} examples from {data}"
-    return {task: TaskPrompt(_text(task, text), text_source, examples[task], source) for task in tasks}
+            demonstrations[task] = tuple(dataset.episode(episode) for episode in chosen)
+    source = "none" if data is None else str(data) if count == 1 else f"{count} demonstrations from {data}"
+    return {task: TaskPrompt(_text(task, text), text_source, demonstrations[task], source) for task in tasks}
 
 
 def behaviour_prompts(
@@ -116,45 +104,45 @@ def behaviour_prompts(
     text: str | None = None,
     text_source: str = "built in",
 ) -> dict[str, TaskPrompt]:
-    """Each task's prompts with examples by one behaviour: the first `count` of `dataset` that succeeded, mild or not.
+    """Each task's prompts with demonstrations by one behaviour policy: the first `count` of `dataset` that succeeded.
 
-    A task with fewer has fewer, and its prompt's source tells how many.
+    A task with fewer successes has fewer demonstrations, and its prompt's source says how many.
 
     Raises:
         InputError: a task of which none succeeded.
     """
-    # A behaviour is measured as it comes, not by the mildest of its episodes.
+    # A behaviour is measured as it comes, not by the least noisy of its episodes.
     level = dataclasses.replace(dataset, noise_levels=np.zeros_like(dataset.noise_levels))
     prompts = {}
     for task in tasks:
-        examples = tuple(dataset.episode(episode) for episode in choose_examples(level, task, count))
-        source = f"{behaviour}: {len(examples)} example{'s' * (len(examples) > 1)} from {dataset.source}"
-        prompts[task] = TaskPrompt(_text(task, text), text_source, examples, source)
+        chosen = tuple(dataset.episode(episode) for episode in choose_demonstrations(level, task, count))
+        source = f"{behaviour}: {len(chosen)} demonstration{'s' * (len(chosen) > 1)} from {dataset.source}"
+        prompts[task] = TaskPrompt(_text(task, text), text_source, chosen, source)
     return prompts
 
 
 def swap_prompts(prompts: Mapping[str, TaskPrompt], seen: Sequence[str]) -> dict[str, TaskPrompt]:
-    """Each task under another one's prompts: a policy that succeeds all the same has not read them.
-
-    Seen tasks get those of seen ones, unseen those of unseen ones: of the split's tasks in alphabetical order, the one
-    half the list further on, so that neighbours of like name (door-lock, door-unlock) don't meet.
+    """Each task with another one's prompts: a policy that succeeds all the same has not read them.
 
     Raises:
-        InputError: a task that is alone in its split.
+        InputError: as `swap_names`.
     """
     others = swap_names(list(prompts), seen)
     return {
         task: dataclasses.replace(
             prompts[others[task]],
             text_source=f"swapped ({others[task]}'s): {prompts[others[task]].text_source}",
-            example_source=f"swapped ({others[task]}'s): {prompts[others[task]].example_source}",
+            demonstration_source=f"swapped ({others[task]}'s): {prompts[others[task]].demonstration_source}",
         )
         for task in prompts
     }
 
 
 def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:
-    """Whose prompts each task is under in `swap_prompts`.
+    """Whose prompts each task gets in `swap_prompts`.
+
+    Seen tasks get those of seen ones, unseen tasks those of unseen ones: in alphabetical order the one half the list
+    further on, so that neighbours with similar names (door-lock, door-unlock) do not meet.
 
     Raises:
         InputError: a task that is alone in its split.
@@ -176,29 +164,3 @@ def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:
 
 def _text(task: str, text: str | None) -> str:
     return task_prompt(task).render() if text is None else text
-
-
-def keep_prompts(
-    run: RunFolder, examples: TrajectoryDataset | None, tasks: Sequence[str], goal_visible: bool
-) -> dict[str, TaskPrompt]:
-    """Put an evaluation's prompts into the run, so that it can be repeated without the data that they came from.
-
-    Returns them as they are read back from the run. `examples` is None where trajectory prompts are off.
-    """
-    if examples is not None:
-        chosen = examples.select([choose_example(examples, task) for task in tasks])
-        save_minari(chosen, run.prompts, namespace="prompts", name="example-v0")
-    prompts = task_prompts(tasks, None if examples is None else run.prompts, goal_visible)
-    origin = "none" if examples is None else examples.source
-    told = {task: describe(dataclasses.replace(p, example_source=origin)) for task, p in prompts.items()}
-    atomic_write_json(run.path / "prompts.json", told)
-    return prompts
-
-
-def describe(prompt: TaskPrompt) -> dict[str, Any]:
-    """A prompt as the report shows it."""
-    example = prompt.example
-    trajectory = None
-    if example is not None:
-        trajectory = {"source": prompt.example_source, "seed": example.seed, "steps": len(example)}
-    return {"text": prompt.text, "text_source": prompt.text_source, "trajectory": trajectory}

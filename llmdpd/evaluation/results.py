@@ -1,18 +1,18 @@
 """results.json: what a run reached on every evaluated task, as typed records that are checked on the way in and out.
 
 One record is one task evaluated with one checkpoint under one setting. What can be computed from a record (success
-rate, interval) is written for readers in other languages, and compared with the counts when a file is read.
+rate, interval) is written too, for readers in other languages.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmdpd.errors import InputError, located
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
@@ -23,6 +23,10 @@ SCHEMA = 2
 SPLITS = ("seen", "unseen")
 CHECKPOINTS = ("last", "best")
 _DERIVED = ("success_rate", "ci95")
+_OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
+_MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
+# How earlier versions called a field of `acting`, and what they had beside it.
+_RENAMED, _DROPPED = {"replan": "action_horizon"}, ("views",)
 _SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
 
 
@@ -57,24 +61,19 @@ class PromptUse:
     trajectory: bool | str
 
     def __post_init__(self) -> None:
-        for name in ("text", "trajectory"):
-            _check_type(f"prompts.{name}", getattr(self, name), (bool, str), "true, false or a text")
-            if getattr(self, name) == "":
-                raise InputError(
-                    "a prompt from nowhere", field=f"prompts.{name}", found="''", expected="where it is from"
-                )
+        _check(self, _PROMPT_RULES, "prompts.")
 
     @property
     def kind(self) -> str:
-        """What is special about the prompts, as `llmdpd.evaluate` words where they are from.
+        """What is special about the prompts, in the words that `llmdpd.evaluate` records of where they come from.
 
-        "own" where nothing is, else what applies of "swapped", "text alone", "example alone", "no prompts" and an
-        example's behaviour, joined by ", ".
+        "own" where nothing is, else what applies of "swapped", "text alone", "demonstration alone", "no prompts" and
+        the demonstrator's behaviour, joined by ", ".
         """
         words = [word if isinstance(word, str) else "" for word in (self.text, self.trajectory)]
         found = ["swapped"] if any(_SWAPPED.match(word) for word in words) else []
         if not (self.text and self.trajectory):
-            alone = "text alone" if self.text else "example alone"
+            alone = "text alone" if self.text else "demonstration alone"
             found.append(alone if self.text or self.trajectory else "no prompts")
         behaviour = _SWAPPED.sub("", words[1]).partition(": ")[0]
         if behaviour in BEHAVIOURS:
@@ -84,7 +83,7 @@ class PromptUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ActingUse:
-    """How actions were drawn and chosen: the fields of `llmdpd.methods.acting.ActingConfig`, defaults made plain."""
+    """How actions were sampled and chosen: fields of `llmdpd.methods.acting.ActingConfig`, defaults made plain."""
 
     samples: int
     selection: str
@@ -93,25 +92,17 @@ class ActingUse:
     sampler: str
     steps: int
     precision: str = "fp32"  # of records from before it could be chosen
-    replan: int = 1  # of records from before there were chunks
-    views: int = 1  # of records from before there were views
+    action_horizon: int = 1  # of records from before there were chunks
 
     def __post_init__(self) -> None:
-        for name in ("samples", "steps", "replan", "views"):
-            _check_count(f"acting.{name}", getattr(self, name), 1)
-        for name in ("selection", "sampler", "precision"):
-            _check_type(f"acting.{name}", getattr(self, name), (str,), "a text")
-        for name in ("temperature", "noise_scale"):
-            _check_number(f"acting.{name}", getattr(self, name))
+        _check(self, _ACTING_RULES, "acting.")
 
     def __str__(self) -> str:
         chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
-        drawn = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
+        sampled = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
         precision = "" if self.precision == "fp32" else f", {self.precision}"
-        played = "" if self.replan == 1 else f", {self.replan} actions played a draw"
-        views = "" if self.views == 1 else f", mean of {self.views} views"
-        chain = f"{self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
-        return f"{drawn}, {chain}{precision}{played}{views}"
+        horizon = "" if self.action_horizon == 1 else f", action horizon {self.action_horizon}"
+        return f"{sampled}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}{precision}{horizon}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +116,7 @@ class TaskResult:
     seed          the run's seed (training); the evaluation's seeds are fixed and apart from it
     max_steps     steps after which an episode ended without success
     prompts       which prompts the policy was given
-    acting        how actions were drawn and chosen
+    acting        how actions were sampled and chosen
     trained_on    names of the tasks whose data it was trained on
     training_data what that data is, in words
     goal_visible  whether the observation shows the goal; None where the question has no meaning
@@ -163,45 +154,18 @@ class TaskResult:
     normalised_score: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("task", "protocol", "training_data", "context", "method"):
-            _check_type(name, getattr(self, name), (str,), "a text")
-        if not self.task:
-            raise InputError("a result without a task name", field="task", found="''")
-        _check_choice("split", self.split, SPLITS)
-        _check_choice("checkpoint", self.checkpoint, CHECKPOINTS)
-        _check_count("episodes", self.episodes, 1)
-        _check_count("max_steps", self.max_steps, 1)
-        _check_count("iterations", self.iterations, 0)
-        _check_type("seed", self.seed, (int,), "an integer")
-        _check_type("prompts", self.prompts, (PromptUse,), "text and trajectory")
-        _check_type("acting", self.acting, (ActingUse,), "how actions were chosen")
-        _check_names("trained_on", self.trained_on)
+        _check(self, _RESULT_RULES)
         object.__setattr__(self, "trained_on", tuple(self.trained_on))
-        _check_type("goal_visible", self.goal_visible, (bool, type(None)), "true, false or null")
-        _check_number("wall_seconds", self.wall_seconds)
-        self._check_outcome()
-
-    def _check_outcome(self) -> None:
-        for name in ("returns_mean", "returns_std", "normalised_score"):
-            if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name))
         if (self.successes is None) == (self.returns_mean is None):
-            both = self.successes is not None
             raise InputError(
                 "a result holds either successes or returns",
                 field="successes",
-                found="successes and returns_mean" if both else "neither",
+                found="neither" if self.successes is None else "successes and returns_mean",
                 expected="one of successes, returns_mean",
             )
-        if self.successes is not None:
-            _check_count("successes", self.successes, 0)
-            if self.successes > self.episodes:
-                raise InputError(
-                    "more successes than episodes",
-                    field="successes",
-                    found=self.successes,
-                    expected=f"at most episodes = {self.episodes}",
-                )
+        if self.successes is not None and self.successes > self.episodes:
+            expected = f"at most episodes = {self.episodes}"
+            raise InputError("more successes than episodes", field="successes", found=self.successes, expected=expected)
 
     @property
     def success_rate(self) -> float | None:
@@ -216,47 +180,41 @@ class TaskResult:
     @property
     def identity(self) -> tuple[object, ...]:
         """What tells two records apart: everything that was set, nothing that was measured."""
-        setting = (self.protocol, self.prompts, self.trained_on, self.training_data, self.goal_visible, self.context)
-        return (self.task, self.split, self.checkpoint, self.seed, self.max_steps, self.acting, self.method, *setting)
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in _MEASURED)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field that is set, the success rate and its interval."""
         value: dict[str, Any] = to_plain(self)
         value["success_rate"] = self.success_rate
         value["ci95"] = None if self.ci95 is None else list(self.ci95)
-        optional = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
-        return {name: entry for name, entry in value.items() if entry is not None or name not in optional}
+        return {name: entry for name, entry in value.items() if entry is not None or name not in _OPTIONAL}
 
     @classmethod
     def from_json(cls, value: object) -> TaskResult:
-        """The record of a JSON object; `InputError` names a field that is missing, unknown, wrong or contradicts."""
+        """The record of a JSON object, of this or an earlier version.
+
+        Raises:
+            InputError: names a field that is missing, unknown or wrong.
+        """
         if not isinstance(value, Mapping):
             raise InputError("a result is not an object", found=_brief(value), expected="a JSON object")
         names = {field.name for field in fields(cls)}
-        optional = {"successes", "returns_mean", "returns_std", "normalised_score"}
-        for name in sorted(names - optional - {"method"} - set(value)):
+        for name in sorted(names - _OPTIONAL - {"method"} - set(value)):
             raise InputError("a result lacks a field", field=name, found=", ".join(sorted(map(str, value))))
         for name in sorted(set(value) - names - set(_DERIVED)):
             raise InputError("a result has an unknown field", field=name, expected=", ".join(sorted(names)))
         arguments = {name: value[name] for name in names & set(value)}
-        arguments["prompts"] = _prompts_from_json(value["prompts"])
-        arguments["acting"] = from_plain(ActingUse, value["acting"], "", "acting.")
-        result = cls(**arguments)
-        result._check_derived(value)
-        return result
-
-    def _check_derived(self, value: Mapping[str, Any]) -> None:
-        for name in _DERIVED:
-            computed, found = getattr(self, name), value.get(name)
-            if found is None and computed is None:
-                continue
-            if not _close(found, computed):
-                raise InputError(
-                    "a result contradicts itself",
-                    field=name,
-                    found=_brief(found),
-                    expected=f"{computed}, from {self.successes} successes of {self.episodes} episodes",
-                )
+        prompts, acting = value["prompts"], value["acting"]
+        if not isinstance(prompts, Mapping) or set(prompts) != {"text", "trajectory"}:
+            expected = "an object {text, trajectory}"
+            raise InputError("prompts are not described", field="prompts", found=_brief(prompts), expected=expected)
+        arguments["prompts"] = PromptUse(**prompts)
+        if isinstance(acting, Mapping):
+            acting = {_RENAMED.get(name, name): entry for name, entry in acting.items() if name not in _DROPPED}
+        arguments["acting"] = from_plain(ActingUse, acting, "", "acting.")
+        if isinstance(value["context"], str):
+            arguments["context"] = re.sub("^control-", "non-learned-", value["context"])
+        return cls(**arguments)
 
 
 def write_results(path: str | Path, records: Sequence[TaskResult]) -> None:
@@ -300,54 +258,56 @@ def _check_unique(records: Iterable[TaskResult], path: str | Path) -> None:
             )
 
 
-def _prompts_from_json(value: object) -> PromptUse:
-    if not isinstance(value, Mapping) or set(value) != {"text", "trajectory"}:
-        raise InputError(
-            "prompts are not described", field="prompts", found=_brief(value), expected="an object {text, trajectory}"
-        )
-    return PromptUse(value["text"], value["trajectory"])
+class _Rule(NamedTuple):
+    """What a field may hold: values of these types that `fits` says yes to."""
+
+    types: tuple[type, ...]
+    expected: str
+    fits: Callable[[Any], bool] = lambda value: True
 
 
-def _check_type(name: str, value: object, types: tuple[type, ...], expected: str) -> None:
-    # A bool is an int in Python; a count of True episodes is a mistake.
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise InputError("a result has a field of the wrong kind", field=name, found=_brief(value), expected=expected)
+def _count(least: int) -> _Rule:
+    return _Rule((int,), f"an integer, at least {least}", lambda value: value >= least)
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(
-            "a result has an unknown value", field=name, found=_brief(value), expected=" or ".join(choices)
-        )
+_TEXT = _Rule((str,), "a text")
+# One comparison that NaN, both infinities and integers beyond a float fail alike.
+_FINITE = _Rule((int, float), "a finite number", lambda value: -1e300 < value < 1e300)
+_PROMPT = _Rule((bool, str), "true, false, or a text that says where it is from", lambda value: value != "")
+_PROMPT_RULES = dict.fromkeys(("text", "trajectory"), _PROMPT)
+_ACTING_RULES = {
+    **dict.fromkeys(("samples", "steps", "action_horizon"), _count(1)),
+    **dict.fromkeys(("selection", "sampler", "precision"), _TEXT),
+    **dict.fromkeys(("temperature", "noise_scale"), _FINITE),
+}
+_RESULT_RULES = {
+    "task": _Rule((str,), "a task's name", bool),
+    **dict.fromkeys(("protocol", "training_data", "context", "method"), _TEXT),
+    "split": _Rule((str,), " or ".join(SPLITS), SPLITS.__contains__),
+    "checkpoint": _Rule((str,), " or ".join(CHECKPOINTS), CHECKPOINTS.__contains__),
+    **dict.fromkeys(("episodes", "max_steps"), _count(1)),
+    **dict.fromkeys(("iterations", "successes"), _count(0)),
+    "seed": _Rule((int,), "an integer"),
+    "prompts": _Rule((PromptUse,), "text and trajectory"),
+    "acting": _Rule((ActingUse,), "how actions were chosen"),
+    "trained_on": _Rule((list, tuple), "a list of task names", lambda names: all(isinstance(n, str) for n in names)),
+    "goal_visible": _Rule((bool, type(None)), "true, false or null"),
+    **dict.fromkeys(("wall_seconds", "returns_mean", "returns_std", "normalised_score"), _FINITE),
+}
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    _check_type(name, value, (int,), "an integer")
-    if isinstance(value, int) and value < least:
-        raise InputError("a result has an impossible count", field=name, found=value, expected=f"at least {least}")
-
-
-def _check_number(name: str, value: object) -> None:
-    _check_type(name, value, (int, float), "a number")
-    # One comparison that NaN, both infinities and integers beyond a float fail alike.
-    if isinstance(value, (int, float)) and not -1e300 < value < 1e300:
-        raise InputError("a result is not finite", field=name, found=value, expected="a finite number")
-
-
-def _check_names(name: str, value: object) -> None:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
-        raise InputError(
-            "a result has a field of the wrong kind", field=name, found=_brief(value), expected="a list of task names"
-        )
-
-
-def _close(found: object, computed: object) -> bool:
-    if isinstance(computed, tuple):
-        return isinstance(found, list) and len(found) == 2 and all(map(_close, found, computed))
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not isinstance(computed, float):
-        return False
-    # Other writers may round to six decimals.
-    return math.isclose(found, computed, abs_tol=1e-6)
+def _check(record: object, rules: Mapping[str, _Rule], prefix: str = "") -> None:
+    """Raise `InputError` for the first field of a record that breaks its rule; optional ones may be None."""
+    for name, rule in rules.items():
+        value = getattr(record, name)
+        if value is None and name in _OPTIONAL:
+            continue
+        # A bool is an int in Python; a count of True episodes is a mistake.
+        good = isinstance(value, rule.types) and (bool in rule.types or not isinstance(value, bool))
+        if not good or not rule.fits(value):
+            raise InputError(
+                "a result has an impossible value", field=prefix + name, found=_brief(value), expected=rule.expected
+            )
 
 
 def _brief(value: object) -> str:

@@ -1,109 +1,73 @@
-"""From a run's policies to its results.json and films."""
+"""From policies, or a non-learned baseline, to records of how they did."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from llmdpd.config.schema import PROTOCOLS, EvaluationConfig, TaskConfig
-from llmdpd.errors import InputError
-from llmdpd.evaluation.episodes import MakeAct, evaluate_tasks, make_films
-from llmdpd.evaluation.non_learned import CONTROLS
+from llmdpd.evaluation.config import EvaluationConfig
+from llmdpd.evaluation.episodes import MakeAct, evaluate_tasks
+from llmdpd.evaluation.non_learned import BASELINES
 from llmdpd.evaluation.prompts import TaskPrompt
-from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, write_results
-from llmdpd.methods.networks import method_of
+from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult
 from llmdpd.policy.policy import Policy
-from llmdpd.runs.folder import RunFolder, Stopwatch
 from llmdpd.tasks.locomotion import is_locomotion, normalised_score
+from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeResult
-from llmdpd.utils.plain import to_plain
-from llmdpd.utils.progress import ProgressBar, console
-
-
-def evaluate_run(
-    run: RunFolder,
-    config: EvaluationConfig,
-    prompts: Mapping[str, TaskPrompt],
-    *,
-    checkpoints: Sequence[str] = ("last", "best"),
-    acting: Mapping[str, object] | None = None,
-    workers: int | None = None,
-    device: str = "cpu",
-    out: Path | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> list[TaskResult]:
-    """Evaluate a run's policies on every task that has prompts, and write `out` (by default the run's results.json).
-
-    As `evaluate_policies` otherwise.
-    """
-    records = evaluate_policies(
-        run, config, prompts, checkpoints=checkpoints, acting=acting, workers=workers, device=device, check=check
-    )
-    write_results(out or run.results, records)
-    return records
+from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 
 def evaluate_policies(
-    run: RunFolder,
+    policies: Mapping[str, Policy],
     config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
     *,
-    checkpoints: Sequence[str] = ("last", "best"),
-    acting: Mapping[str, object] | None = None,
     workers: int | None = None,
-    device: str = "cpu",
     check: Callable[[], None] = lambda: None,
 ) -> list[TaskResult]:
-    """Evaluate a run's policies on every task that has prompts; nothing is written.
+    """Evaluate policies, by the name of their checkpoint, on every task that has prompts; nothing is written.
 
-    `acting` changes fields of `ActingConfig`; `check` is called as episodes end and may raise to stop.
-
-    Raises:
-        InputError: a policy that is missing or broken.
+    `check` is called as episodes end and may raise to stop.
     """
-    policies = {name: Policy.load(run.policy(name), device) for name in checkpoints if run.policy(name).exists()}
-    if not policies:
-        found = [name for name in ("last", "best") if run.policy(name).exists()]
-        raise InputError(
-            f"the run has no {' and no '.join(checkpoints)} policy",
-            path=run.policy(checkpoints[0]),
-            found=", ".join(found) or "no policy at all",
-            hint=f"go on training with: python -m llmdpd.train --resume {run.path}" if not found else None,
-        )
     records: list[TaskResult] = []
     for name, policy in policies.items():
-        twin = next((r for r in records if r.iterations == policy.facts["iterations"]), None)
+        facts = policy.facts
+        twin = next((record for record in records if record.iterations == facts["iterations"]), None)
         if twin is not None:
             # The same networks on the same seeds: the episodes would be the same, bit for bit.
             console.print(f"{name} is the checkpoint of the same iteration as {twin.checkpoint}: same results")
             records += [dataclasses.replace(record, checkpoint=name) for record in records]
             continue
-        if acting:
-            policy = policy.with_acting(**acting)
-        goal_visible = policy.facts["goal_visible"]
-        results, seconds = _roll_out(
-            f"evaluating {name}",
-            policy,
-            goal_visible,
-            _counts(config, prompts, policy.facts["trained_on"]),
-            config.max_steps,
-            prompts,
-            workers,
-            check,
-        )
-        protocol = protocol_of(policy.facts["protocol"], policy.facts["trained_on"], prompts)
-        records += [
-            _record(name, policy, protocol, config.max_steps, prompts[task], episodes, seconds)
-            for task, episodes in results.items()
-        ]
+        tasks = TaskConfig(facts["protocol"], tuple(facts["trained_on"]), (), facts["goal_visible"])
+        title = f"evaluating {name}"
+        for task, episodes, common in _score(title, policy, config, prompts, tasks, workers, check):
+            context, prompt = policy.network.reads, prompts[task]
+            demonstrated = context.trajectory and prompt.demonstrations
+            records.append(
+                TaskResult(
+                    **common,
+                    **_outcome(task, episodes),
+                    seed=facts["seed"],
+                    prompts=PromptUse(
+                        text=prompt.text_source if context.text and prompt.text is not None else False,
+                        trajectory=prompt.demonstration_source if demonstrated else False,
+                    ),
+                    acting=ActingUse(**policy.acting.describe(policy.network.config)),
+                    trained_on=tasks.seen,
+                    training_data=facts["training_data"],
+                    checkpoint=name,
+                    context=context.kind,
+                    iterations=facts["iterations"],
+                    method=policy.method,
+                )
+            )
     return records
 
 
-def evaluate_control(
-    control: str,
+def evaluate_baseline(
+    name: str,
     config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
     tasks: TaskConfig,
@@ -112,141 +76,83 @@ def evaluate_control(
     workers: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[TaskResult]:
-    """Evaluate what learns nothing, a name in `CONTROLS`, on the same episodes as a policy.
+    """Evaluate a non-learned baseline, a name in `BASELINES`, on the same episodes as a policy.
 
-    Its records are of the context "control-NAME", of 0 iterations, trained on nothing; what has no meaning for it is
-    named "none", 0 or 1. Protocol, split and goal are those of `tasks`, so that they stand beside a policy's of the
+    Its records have the context "non-learned-NAME", 0 iterations, and no training tasks; what has no meaning for it is
+    "none", 0 or 1. Protocol, split and goal are those of `tasks`, so that they can be compared with a policy's on the
     same tasks.
     """
-    make_act = CONTROLS[control]
-    results, seconds = _roll_out(
-        f"evaluating the {control}",
-        make_act,
-        tasks.goal_visible,
-        _counts(config, prompts, tasks.seen),
-        config.max_steps,
-        prompts,
-        workers,
-        check,
-    )
+    acting = ActingUse(samples=1, selection="none", temperature=0.0, noise_scale=0.0, sampler="none", steps=1)
     return [
         TaskResult(
-            task=task,
-            split="seen" if task in tasks.seen else "unseen",
-            protocol=protocol_of(tasks.protocol, tasks.seen, prompts),
-            episodes=len(episodes),
+            **common,
             successes=sum(result.success for result in episodes),
-            max_steps=config.max_steps,
             seed=seed,
-            prompts=PromptUse(text=False, trajectory=prompts[task].example_source),
-            acting=ActingUse(
-                samples=1, selection="none", temperature=0.0, noise_scale=0.0, sampler="none", steps=1, precision="fp32"
-            ),
+            prompts=PromptUse(text=False, trajectory=prompts[task].demonstration_source),
+            acting=acting,
             trained_on=(),
             training_data="none",
-            goal_visible=tasks.goal_visible,
             checkpoint="last",
-            context=f"control-{control}",
+            context=f"non-learned-{name}",
             method="none",
             iterations=0,
-            wall_seconds=round(seconds * sum(result.length for result in episodes), 2),
         )
-        for task, episodes in results.items()
+        for task, episodes, common in _score(
+            f"evaluating the {name} baseline", BASELINES[name], config, prompts, tasks, workers, check
+        )
     ]
 
 
-def film_run(
-    run: RunFolder,
-    prompts: Mapping[str, TaskPrompt],
-    max_steps: int,
-    *,
-    checkpoint: str = "last",
-    acting: Mapping[str, object] | None = None,
-    device: str = "cpu",
-    folder: Path | None = None,
-    most: int | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """Film a policy, one episode a task, into `folder` (by default the run's films), or leave word why there is none.
-
-    At most `most` tasks are filmed, those first that were not trained on.
-
-    `acting`, `device` and `check` as in `evaluate_run`: with the same ones the first of its episodes are what is seen.
-    """
-    policy = Policy.load(run.policy(checkpoint), device).with_acting(**(acting or {}))
-    order = sorted(prompts, key=lambda task: task in policy.facts["trained_on"])
-    prompts = {task: prompts[task] for task in order[:most]}
-    film(policy, prompts, max_steps, folder or run.films, policy.facts["goal_visible"], checkpoint, check)
-
-
-def film(
-    policy: Policy | MakeAct,
-    prompts: Mapping[str, TaskPrompt],
-    max_steps: int,
-    folder: Path,
-    goal_visible: bool,
-    checkpoint: str = "last",
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """Film a policy or a control, one episode a task, into `folder`, or leave word there why there is none."""
-    watch = Stopwatch()
-    with ProgressBar("filming", "episodes") as bar:
-        bar.update(0, len(prompts))
-
-        def progress(done: int) -> None:
-            bar.update(done, len(prompts))
-            check()
-
-        obstacle = make_films(
-            policy,
-            prompts,
-            folder,
-            goal_visible=goal_visible,
-            max_steps=max_steps,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-    console.print(f"no films: {obstacle}" if obstacle else f"films: {folder} ({watch.seconds:.0f} s)")
-
-
-def _counts(config: EvaluationConfig, tasks: Iterable[str], trained_on: Iterable[str]) -> dict[str, int]:
-    """Task → episodes."""
-    seen = set(trained_on)
-    return {task: config.episodes_of("seen" if task in seen else "unseen") for task in tasks}
-
-
-def _roll_out(
+def _score(
     title: str,
     policy: Policy | MakeAct,
-    goal_visible: bool,
-    episodes: Mapping[str, int],
-    max_steps: int,
+    config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
+    tasks: TaskConfig,
     workers: int | None,
     check: Callable[[], None],
-) -> tuple[dict[str, list[EpisodeResult]], float]:
-    """The episodes of each task, and the seconds that a step took: tasks run mixed, so time is shared out by steps."""
-    total = sum(episodes.values())
+) -> list[tuple[str, list[EpisodeResult], dict[str, Any]]]:
+    """Each task, its episodes, and the fields of `TaskResult` that policies and baselines have alike.
+
+    Tasks run mixed, so the wall time is shared out by steps.
+    """
+    splits = {task: "seen" if task in tasks.seen else "unseen" for task in prompts}
+    counts = {task: config.episodes_of(split) for task, split in splits.items()}
+    total = sum(counts.values())
     watch = Stopwatch()
-    with (
-        EnvPool(workers, goal_visible) as pool,
-        ProgressBar(title, "episodes") as bar,
-    ):
+    with EnvPool(workers, tasks.goal_visible) as pool, ProgressBar(title, "episodes") as bar:
         bar.update(0, total)
 
         def progress(done: int) -> None:
             bar.update(done, total)
             check()
 
-        results = evaluate_tasks(policy, prompts, episodes, pool, max_steps=max_steps, progress=progress)
+        results = evaluate_tasks(policy, prompts, counts, pool, max_steps=config.max_steps, progress=progress)
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
-    steps = sum(result.length for rolled in results.values() for result in rolled)
-    return results, watch.seconds / steps
+    steps = {task: sum(result.length for result in episodes) for task, episodes in results.items()}
+    seconds_a_step = watch.seconds / sum(steps.values())
+    protocol = protocol_of(tasks.protocol, tasks.seen, prompts)
+    return [
+        (
+            task,
+            episodes,
+            {
+                "task": task,
+                "split": splits[task],
+                "protocol": protocol,
+                "episodes": len(episodes),
+                "max_steps": config.max_steps,
+                "goal_visible": tasks.goal_visible,
+                "wall_seconds": round(seconds_a_step * steps[task], 2),
+            },
+        )
+        for task, episodes in results.items()
+    ]
 
 
 def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) -> str:
-    """The protocol's name, or "custom" for one that is well known and is not what was done.
+    """The protocol's name, or "custom" where it is one of `PROTOCOLS` and was not followed.
 
     That is, other tasks were trained on, or one was evaluated that it does not have.
     """
@@ -257,47 +163,20 @@ def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) 
     return name if own else "custom"
 
 
-def _record(
-    name: str,
-    policy: Policy,
-    protocol: str,
-    max_steps: int,
-    prompt: TaskPrompt,
-    episodes: Sequence[EpisodeResult],
-    seconds_a_step: float,
-) -> TaskResult:
-    facts, context, task = policy.facts, policy.network.config.context, episodes[0].request.task
-    told_by_example = bool(context.trajectory and prompt.examples)
-    return TaskResult(
-        task=task,
-        split="seen" if task in facts["trained_on"] else "unseen",
-        protocol=protocol,
-        episodes=len(episodes),
-        **_outcome(task, episodes),
-        max_steps=max_steps,
-        seed=facts["seed"],
-        prompts=PromptUse(
-            text=prompt.text_source if context.text and prompt.text is not None else False,
-            trajectory=prompt.example_source if told_by_example else False,
-        ),
-        acting=_acting_use(policy, told_by_example),
-        trained_on=tuple(facts["trained_on"]),
-        training_data=facts["training_data"],
-        goal_visible=facts["goal_visible"],
-        checkpoint=name,
-        context=context.kind,
-        iterations=facts["iterations"],
-        method=method_of(policy.network),
-        wall_seconds=round(seconds_a_step * sum(result.length for result in episodes), 2),
-    )
+def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dict[str, float], float]:
+    """What a selection during training records, and the score that the best checkpoint is chosen by.
 
-
-def _acting_use(policy: Policy, told_by_example: bool) -> ActingUse:
-    chain: dict[str, Any] = {"steps": policy.acting.plan(policy.network.config).steps}
-    if not policy.network.diffuses:
-        chain = {"sampler": "none", "steps": 1}  # there is no chain to walk
-    views = policy.acting.views if told_by_example else 1
-    return ActingUse(**(to_plain(policy.acting) | chain | {"replan": policy.replan, "views": views}))
+    The mean over the tasks of success, or in locomotion of the normalised score.
+    """
+    outcomes = {task: _outcome(task, episodes) for task, episodes in results.items()}
+    suffix = "" if "successes" in next(iter(outcomes.values())) else "_score"
+    scores = {
+        task: outcome["normalised_score"] if suffix else outcome["successes"] / len(results[task])
+        for task, outcome in outcomes.items()
+    }
+    score = sum(scores.values()) / len(scores)
+    mean = "seen_score" if suffix else "seen_success"
+    return {f"eval/{mean}": score, **{f"eval/{task}{suffix}": value for task, value in scores.items()}}, score
 
 
 def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:

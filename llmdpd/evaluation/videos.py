@@ -1,4 +1,4 @@
-"""Roll-out films of a run: RUN/films/<task>.mp4|gif|png with a sidecar <task>.json, written and read here."""
+"""Videos of roll-outs in a run folder: TASK.mp4, a strip of frames TASK.png, and TASK.json, written and read here."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import numpy as np
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_write_json, atomic_writer, read_json
 
-# Preferred first: a film says more than a strip of frames.
-_KINDS = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
-_MAGIC = {".mp4": (b"ftyp", 4), ".gif": (b"GIF8", 0), ".png": (b"\x89PNG", 0)}
+# Preferred first: a video shows more than a strip of frames. With what a whole file has in its bytes 0 to 8.
+_KINDS = {".mp4": ("video/mp4", b"ftyp"), ".png": ("image/png", b"\x89PNG")}
 
 
 @dataclass(frozen=True)
-class Film:
-    """One roll-out: a film or a picture as a data URI, and what its sidecar says of the episode."""
+class Video:
+    """One roll-out: a video or a picture as a data URI, and what its sidecar says of the episode."""
 
     task: str
     media_type: str
@@ -30,49 +29,47 @@ class Film:
     attention: str | None = None  # data URI of the attention map beside it
 
     @property
-    def is_video(self) -> bool:
+    def moves(self) -> bool:
+        """Whether it is a video, and not a strip of frames."""
         return self.media_type.startswith("video/")
 
 
-def find_films(folder: Path, budget: int, problems: list[str]) -> tuple[Film, ...]:
-    """Films of a folder by task name, together at most `budget` bytes; what is left out is said in `problems`.
+def find_videos(folder: Path, budget: int, problems: list[str]) -> tuple[Video, ...]:
+    """Videos of a folder by task name, together at most `budget` bytes; what is left out is added to `problems`.
 
-    Each task gets an equal share of what the smaller ones left: its film if it fits, else its strip of frames.
+    Each task gets an equal share of what the smaller ones left: its video if it fits, else its strip of frames.
     """
     candidates: dict[str, list[Path]] = {}
     for suffix in _KINDS:
         for path in sorted(folder.glob(f"*{suffix}")):
-            if _starts_as(path, suffix):
+            if _is_whole(path):
                 candidates.setdefault(path.stem, []).append(path)
             else:
-                problems.append(f"films/{path.name} is not a whole {suffix[1:]} file and is left out.")
-    films = []
+                problems.append(f"{folder.name}/{path.name} is not a whole {suffix[1:]} file and is left out.")
+    videos = []
     by_size = sorted(candidates, key=lambda task: min(path.stat().st_size for path in candidates[task]))
     for index, task in enumerate(by_size):
         share = budget // (len(by_size) - index)
         chosen = next((path for path in candidates[task] if path.stat().st_size <= share), None)
         if chosen is None:
-            problems.append(f"films/{candidates[task][0].name} is too large for this page; open it in the run folder.")
+            name = f"{folder.name}/{candidates[task][0].name}"
+            problems.append(f"{name} is too large for this page; open it in the run folder.")
             continue
-        data = chosen.read_bytes()
-        budget -= len(data)
-        kind = _KINDS[chosen.suffix]
-        uri = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        budget -= chosen.stat().st_size
+        attention = folder / "attention" / f"{task}.png"
+        shown = _data_uri(attention) if attention.is_file() and _is_whole(attention) else None
         info = _sidecar(chosen.with_suffix(".json"), problems)
-        films.append(Film(task, kind, uri, info, _attention(folder / "attention" / f"{task}.png")))
-    return tuple(sorted(films, key=lambda film: film.task))
+        videos.append(Video(task, _KINDS[chosen.suffix][0], _data_uri(chosen), info, shown))
+    return tuple(sorted(videos, key=lambda video: video.task))
 
 
-def _starts_as(path: Path, suffix: str) -> bool:
-    magic, offset = _MAGIC[suffix]
+def _is_whole(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(16)[offset : offset + len(magic)] == magic
+        return _KINDS[path.suffix][1] in file.read(8)
 
 
-def _attention(path: Path) -> str | None:
-    if not (path.is_file() and _starts_as(path, ".png")):
-        return None
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+def _data_uri(path: Path) -> str:
+    return f"data:{_KINDS[path.suffix][0]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _sidecar(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -81,52 +78,44 @@ def _sidecar(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         value = read_json(path)
     except InputError as error:
-        problems.append(f"films/{path.name} could not be read ({error.found}).")
+        problems.append(f"{path.parent.name}/{path.name} could not be read ({error.found}).")
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def save_film(
-    folder: Path, task: str, frames: Sequence[np.ndarray], info: dict[str, Any], fps: int = 20, strip_frames: int = 6
-) -> list[Path]:
-    """Write an episode's frames (uint8 [H, W, 3] each) as <task>.png, a strip, and <task>.mp4 where ffmpeg is there.
+def save_video(
+    folder: Path, task: str, frames: Sequence[np.ndarray], info: dict[str, Any], frames_per_second: int = 20
+) -> None:
+    """Write an episode's frames (uint8 [H, W, 3] each) as TASK.png, a strip of six, and TASK.mp4 where ffmpeg is there.
 
-    `info` becomes the sidecar <task>.json: {success, seed, steps, checkpoint}. Returns the files written. Raises
-    `InputError` without frames, or if they differ in shape, and RuntimeError if ffmpeg writes no film (it may fail
-    without an exit status that imageio looks at).
+    `info` becomes the sidecar TASK.json: {success, seed, steps, checkpoint}.
+
+    Raises:
+        InputError: no frames, or frames that differ in shape.
+        RuntimeError: ffmpeg wrote no video (it may fail without an exit status that imageio looks at).
     """
     if not frames or any(frame.shape != frames[0].shape or frame.dtype != np.uint8 for frame in frames):
         raise InputError(
-            "frames cannot be made a film",
+            "frames cannot be made a video",
             found=f"{len(frames)} frames of {sorted({frame.shape for frame in frames})}",
             expected="at least one, uint8 [H, W, 3] and of one size",
         )
     import imageio.v3 as imageio
 
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", task)
-    strip = folder / f"{stem}.png"
-    chosen = np.linspace(0, len(frames) - 1, min(strip_frames, len(frames))).round().astype(int)
-    with atomic_writer(strip) as temporary:
+    chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
+    with atomic_writer(folder / f"{stem}.png") as temporary:
         imageio.imwrite(temporary, np.concatenate([frames[index] for index in chosen], axis=1), extension=".png")
-    written = [strip]
-    film = folder / f"{stem}.mp4"
     if _has_ffmpeg():
         # H.264 in 4:2:0 is what every browser plays; it needs even sides. The container is named to ffmpeg since
         # the temporary name does not end in .mp4.
         even = np.stack([frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames])
-        options: dict[str, Any] = {
-            "fps": fps,
-            "codec": "libx264",
-            "macro_block_size": 2,
-            "output_params": ["-f", "mp4"],
-        }
-        with atomic_writer(film) as temporary:
-            imageio.imwrite(temporary, even, extension=".mp4", plugin="FFMPEG", **options)
-            if not _starts_as(temporary, ".mp4"):
-                raise RuntimeError(f"ffmpeg wrote no film of {task}; what it said stands above")
-        written.append(film)
+        options: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2, "output_params": ["-f", "mp4"]}
+        with atomic_writer(folder / f"{stem}.mp4") as temporary:
+            imageio.imwrite(temporary, even, extension=".mp4", plugin="FFMPEG", fps=frames_per_second, **options)
+            if _KINDS[".mp4"][1] not in temporary.read_bytes()[:8]:
+                raise RuntimeError(f"ffmpeg wrote no video of {task}; its own message stands above")
     atomic_write_json(folder / f"{stem}.json", info)
-    return written
 
 
 def _has_ffmpeg() -> bool:

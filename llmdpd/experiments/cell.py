@@ -1,4 +1,4 @@
-"""One cell of an experiment: a run folder and further evaluations of it, what is there and what comes next."""
+"""One cell of an experiment: a run folder and further evaluations of it, what is there and what is to do next."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmdpd.config.schema import EvaluationConfig, TrainConfig
+from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
+from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.results import SPLITS, TaskResult, read_results
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.utils.checkpoint import latest_checkpoint
@@ -17,7 +18,7 @@ from llmdpd.utils.plain import differences
 
 State = Literal["missing", "partial", "done"]
 DATA, UNSEEN = "{data}", "{unseen}"
-"""Stand in a grid's options for the folder of collected data, and for the names of the tasks that are held out."""
+"""Placeholders in a grid's options: for the folder of collected data, and for the names of the held-out tasks."""
 
 DECIDED = {
     "preset": "--only chooses among the methods, each of which has a preset",
@@ -25,7 +26,7 @@ DECIDED = {
     "protocol": "--protocol before the --",
     "tasks.protocol": "--protocol before the --",
     "run_dir": "--out before the -- is the folder of all runs",
-    "resume": "an interrupted run goes on by itself",
+    "resume": "an interrupted run continues by itself",
     "seed": "--seeds before the --",
     "device": "--device before the --",
     "threads": "--jobs before the -- shares out the machine",
@@ -33,10 +34,12 @@ DECIDED = {
     "data.root": "--data-root before the --",
     "evaluation.episodes": "--episodes before the --",
     "evaluation.seen_episodes": "--seen-episodes before the --",
-    "evaluation.films": "film a run that is done: llmdpd.evaluate RUN --films",
-    "evaluation.film_tasks": "film a run that is done: llmdpd.evaluate RUN --films",
+    "evaluation.videos": "record videos of a run that is done: llmdpd.evaluate RUN --videos",
+    "evaluation.video_tasks": "record videos of a run that is done: llmdpd.evaluate RUN --videos",
 }
-"""The fields of llmdpd.train that a cell's own words decide, and what decides them for all cells."""
+"""The fields of llmdpd.train that a cell's own arguments decide, and what decides them for all cells."""
+# How earlier versions spelled options: the names of results depend on them.
+_SPELLED_BEFORE = {"--baseline": "--control"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a cell: what it does in a word, and a module of llmdpd with its arguments."""
+    """One command of a cell: what it does, and a module of llmdpd with its arguments."""
 
     what: str
     words: tuple[str, ...]
@@ -68,7 +71,8 @@ class Evaluation:
 
     def file(self, run: Path) -> Path:
         # Other options are other results: they must not be found under the same name.
-        return run / "evaluations" / f"{self.name}-{zlib.crc32(repr(self.options).encode()):08x}.json"
+        options = tuple(_SPELLED_BEFORE.get(word, word) for word in self.options)
+        return run / "evaluations" / f"{self.name}-{zlib.crc32(repr(options).encode()):08x}.json"
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Cell:
 
     method       key of the grid's method
     preset, options   what the training command is given
-    config       what comes of them: what the run's config.json must say
+    config       the resulting configuration: what the run's config.json must say
     folder       of the run
     episodes     evaluated episodes a task, at least
     seen_episodes  the same of a task that is trained on; None: as many
@@ -176,7 +180,7 @@ class Cell:
 
     def _free(self, share: Share) -> tuple[str, ...]:
         """Options that do not decide what is learned: a resumed run may have others than it began with."""
-        episodes = (*self._episodes(group="evaluation."), "--evaluation.no-films")
+        episodes = (*self._episodes(group="evaluation."), "--evaluation.no-videos")
         threads = ("--threads", str(share.threads), "--data.workers", str(share.threads))
         return (*episodes, "--data.root", str(self.data_root), *threads)
 

@@ -1,4 +1,4 @@
-"""The experiments as values: which methods, what of the paper stands beside them. A method more is one line more."""
+"""The experiments as values: which methods they compare, with which figures of the paper. A new method is one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmdpd.reporting.paper import TABLE_1, TABLE_2, TABLE_3, PaperTable
 
 @dataclass(frozen=True)
 class Variant:
-    """A method's policy evaluated otherwise: under other prompts, or something that learns nothing in its place.
+    """Another evaluation of a method's policy: with other prompts, or of a non-learned baseline in its place.
 
     options   of llmdpd.evaluate
     once      the same for every seed of training, so done for the first one alone
@@ -71,8 +71,8 @@ class Budget:
             "collected episodes a task": self.data_episodes,
             "evaluated ones": self.episodes,
         }
-        told = [f"{most:,} {name}" for name, most in limits.items() if most is not None]
-        return ", ".join(told) or "as the presets say"
+        set_ones = [f"{most:,} {name}" for name, most in limits.items() if most is not None]
+        return ", ".join(set_ones) or "as the presets say"
 
 
 BUDGETS: dict[str, Budget] = {
@@ -83,7 +83,7 @@ BUDGETS: dict[str, Budget] = {
 }
 
 
-# Of the tasks that were trained on, the policy may know by heart what its prompts would tell.
+# On the tasks that were trained on, the policy may have memorised what its prompts say.
 _HELD_OUT = ("--tasks", UNSEEN)
 
 
@@ -91,20 +91,21 @@ def _prompts(name: str, label: str, *options: str) -> Variant:
     return Variant(label, Evaluation(name, (*_HELD_OUT, "--checkpoint", "last", *options)))
 
 
-def _control(name: str, label: str) -> Variant:
-    return Variant(f"not learned: {label}", Evaluation(name, (*_HELD_OUT, "--control", name)), once=True)
+def _non_learned(name: str, label: str) -> Variant:
+    return Variant(f"not learned: {label}", Evaluation(name, (*_HELD_OUT, "--baseline", name)), once=True)
 
 
 _SWAPPED = _prompts("swapped", "another task's prompts", "--prompts", "swapped")
 _NO_TRAJECTORY = _prompts("no-trajectory", "text alone", "--prompts", "no-trajectory")
-_NO_TEXT = _prompts("no-text", "example alone", "--prompts", "no-text")
-_REPLAY, _TRACKER = _control("replay", "the example replayed"), _control("tracker", "the example tracked")
-_CONTROLS = (_SWAPPED, _REPLAY, _TRACKER)
+_NO_TEXT = _prompts("no-text", "demonstration alone", "--prompts", "no-text")
+_REPLAY = _non_learned("replay", "the demonstration replayed")
+_TRACKER = _non_learned("tracker", "the demonstration tracked")
+_REFERENCES = (_SWAPPED, _REPLAY, _TRACKER)
 
 _FULL = Method("full", "LLMDPD, this project's default", "metaworld", reported="LLMDPD")
-_COMPARED = replace(_FULL, variants=_CONTROLS)
+_COMPARED = replace(_FULL, variants=_REFERENCES)
 _PAPERS = "as in the paper (pooled)"
-_POOLED = ("policy.context.kind",)
+_POOLED = ("method.network.context.kind",)
 _FAITHFUL = Method(
     "faithful", f"LLMDPD {_PAPERS}", "metaworld-paper", reported="LLMDPD", variants=(_SWAPPED,), fixed=_POOLED
 )
@@ -112,25 +113,25 @@ _FAITHFUL_ABLATIONS = tuple(
     Method(f"faithful-{name}", f"LLMDPD {_PAPERS}, {column}", f"metaworld-paper-{name}", reported=column, fixed=_POOLED)
     for name, column in (("no-prompts", "w/o prompts"), ("no-text", "w/o z_text"), ("no-trajectory", "w/o z_traj"))
 )
-_WITHOUT_TEXT, _WITHOUT_TRAJECTORY = "--policy.context.no-text", "--policy.context.no-trajectory"
+_CONTEXT = "--method.network.context"
+_WITHOUT_TEXT, _WITHOUT_TRAJECTORY = f"{_CONTEXT}.no-text", f"{_CONTEXT}.no-trajectory"
 _NO_PROMPTS = Method("no-prompts", "w/o prompts", "metaworld", (_WITHOUT_TEXT, _WITHOUT_TRAJECTORY), "w/o prompts")
 _NO_Z_TEXT = Method("no-text", "w/o z_text", "metaworld", (_WITHOUT_TEXT,), "w/o z_text")
 _NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJECTORY,), "w/o z_traj")
 
-# The default learns from examples by the first six; cut, overrun and jerky are makers that it never met.
+# The default is trained on demonstrations by the first six; cut, overrun and jerky are demonstrators new to it.
 _BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
-_NO_TURN = ("--training.augmentation.turn", "0", "--training.augmentation.mirror", "0")
-_NO_CLOCK, _NO_OFFSET = ("--policy.context.retrieval.no-clock",), ("--training.augmentation.offset", "0")
-_THREE_MAKERS = "clean:0.5,gaussian:0.3,bursts:0.2"
-_EIGHT_VIEWS = _prompts("eight-views", "the mean of eight views", "--views", "8")
+_NO_TURN = ("--method.augmentation.rotate", "0", "--method.augmentation.mirror", "0")
+_NO_CLOCK, _NO_OFFSET = (f"{_CONTEXT}.retrieval.no-clock",), ("--method.augmentation.offset", "0")
+_THREE_DEMONSTRATORS = "clean:0.5,gaussian:0.3,bursts:0.2"
 _FULL_NOISE = _prompts("full-noise", "acting noise not scaled", "--noise-scale", "1")
-_TOLD_OTHERWISE = (_NO_TRAJECTORY, _NO_TEXT, _EIGHT_VIEWS, _FULL_NOISE)
-_NO_DROPOUT = ("--policy.context.text-dropout", "0", "--policy.context.trajectory-dropout", "0")
-# Half of it poor: near-random and often failing, and nothing is left out.
+_OTHER_PROMPTS = (_NO_TRAJECTORY, _NO_TEXT, _FULL_NOISE)
+_NO_DROPOUT = (f"{_CONTEXT}.text-dropout", "0", f"{_CONTEXT}.trajectory-dropout", "0")
+# Half of the data is near-random and often fails, and no episode is left out.
 _MIXED = ("--data.noise", "clean:0.25,gaussian:0.15,bursts:0.1,random:0.5", "--data.keep-failed")
 
-# Values come to rest within some thousands of iterations: a shorter horizon, targets that follow sooner.
-_FAST_CRITICS = ("--agent.gamma", "0.95", "--agent.tau", "0.02")
+# Values converge within some thousands of iterations: a shorter horizon, faster target networks.
+_FAST_CRITICS = ("--method.gamma", "0.95", "--method.tau", "0.02")
 
 
 def _ablation(key: str, label: str, *options: str) -> Method:
@@ -138,17 +139,17 @@ def _ablation(key: str, label: str, *options: str) -> Method:
 
 
 def _reward(key: str, label: str, *options: str) -> Method:
-    return Method(key, label, "metaworld", (*_MIXED, "--agent.clone", "executed", *options))
+    return Method(key, label, "metaworld", (*_MIXED, "--method.clone", "executed", *options))
 
 
 def _baseline(method: str, label: str, reported: str | None = None) -> Method:
-    return Method(method, label, "metaworld", ("--agent", method), reported)
+    return Method(method, label, "metaworld", ("--method", method), reported)
 
 
 def _shares(method: str, label: str) -> tuple[Method, ...]:
     """The baseline on 1 %, 10 % and all of the episodes."""
     little = ((1, "0.01"), (10, "0.1"))
-    options = ("--agent", method, "--data.fraction")
+    options = ("--method", method, "--data.fraction")
     return (
         *(Method(f"{method}-{n}", f"{label}, {n} %", "metaworld", (*options, share)) for n, share in little),
         _baseline(method, label),
@@ -156,7 +157,7 @@ def _shares(method: str, label: str) -> tuple[Method, ...]:
 
 
 def _prompted_by(behaviour: str) -> Variant:
-    return _prompts(behaviour, f"examples: {behaviour}", "--prompt-behaviours", behaviour, "--data-root", DATA)
+    return _prompts(behaviour, f"demonstrations: {behaviour}", "--prompt-behaviours", behaviour, "--data-root", DATA)
 
 
 def _locomotion(label: str, key: str, *options: str) -> tuple[Method, ...]:
@@ -168,7 +169,7 @@ GRIDS: dict[str, Grid] = {
     "table1": Grid(
         "Table 1: seen tasks and zero-shot tasks",
         "Success on the tasks that were trained on and on tasks that were never seen, each given by a text and one "
-        "example.",
+        "demonstration.",
         (_COMPARED, _FAITHFUL),
         paper=TABLE_1,
         others=("SAC", "S4RL", "RAD", "MTDIFF"),
@@ -243,31 +244,29 @@ GRIDS: dict[str, Grid] = {
     ),
     "generalisation": Grid(
         "What makes the context generalise",
-        "Each part of the retrieval context left out, and the default's policy under other prompts.",
+        "Each part of the retrieval context left out, and the default's policy with other prompts.",
         (
-            replace(_FULL, variants=(*_CONTROLS, *_TOLD_OTHERWISE, *map(_prompted_by, _BEHAVIOURS))),
-            _ablation("pooled", "pooled", "--policy.context.kind", "pooled"),
-            _ablation("no-attention", "w/o attention", "--policy.context.retrieval.no-attention"),
-            _ablation("no-waypoints", "w/o retrieved waypoints", "--policy.context.retrieval.no-waypoints"),
-            _ablation("no-likeness", "w/o likeness of geometry", "--policy.context.retrieval.no-likeness"),
-            _ablation("no-clock", "w/o clock", *_NO_CLOCK),
-            _ablation("no-offset", "w/o offset augmentation", *_NO_OFFSET),
-            _ablation("no-clock-no-offset", "w/o clock and offset augmentation", *_NO_CLOCK, *_NO_OFFSET),
-            _ablation("short-tail", "data and examples that end 5 steps after the success", "--data.tail", "5"),
+            replace(_FULL, variants=(*_REFERENCES, *_OTHER_PROMPTS, *map(_prompted_by, _BEHAVIOURS))),
+            _ablation("pooled", "pooled", f"{_CONTEXT}.kind", "pooled"),
+            _ablation("no-attention", "w/o attention", f"{_CONTEXT}.retrieval.no-attention"),
+            _ablation("no-waypoints", "w/o retrieved waypoints", f"{_CONTEXT}.retrieval.no-waypoints"),
+            _ablation("no-likeness", "w/o geometric similarity", f"{_CONTEXT}.retrieval.no-likeness"),
+            _ablation("no-clock", "w/o timestep embedding", *_NO_CLOCK),
+            _ablation("no-offset", "w/o position jitter", *_NO_OFFSET),
+            _ablation("no-clock-no-offset", "w/o timestep embedding and position jitter", *_NO_CLOCK, *_NO_OFFSET),
+            _ablation("short-tail", "5 post-success steps, data and demonstrations", "--data.post-success-steps", "5"),
             _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
-            _ablation("no-turn", "w/o turning and mirroring", *_NO_TURN),
-            _ablation("gripper", "the gripper's reading stretched", "--training.augmentation.gripper", "0.3"),
-            _ablation("three-makers", "examples by three makers in training", "--data.noise", _THREE_MAKERS),
-            _ablation("example-noise", "noise on examples' actions", "--training.augmentation.example-noise", "0.5"),
-            _ablation("absolute", "absolute positions beside", *_NO_TURN, "--policy.context.features", "metaworld"),
-            _ablation("steps-16", "16 steps of the example", "--policy.context.encoder.steps", "16"),
-            _ablation("steps-50", "50 steps of the example", "--policy.context.encoder.steps", "50"),
-            _ablation("wide", "noise network of 512", "--policy.hidden-dim", "512"),
+            _ablation("no-turn", "w/o rotation and mirroring", *_NO_TURN),
+            _ablation("three-makers", "three demonstrators in training", "--data.noise", _THREE_DEMONSTRATORS),
+            _ablation("absolute", "absolute positions too", *_NO_TURN, f"{_CONTEXT}.features", "metaworld"),
+            _ablation("steps-16", "16 steps of the demonstration", f"{_CONTEXT}.encoder.steps", "16"),
+            _ablation("steps-50", "50 steps of the demonstration", f"{_CONTEXT}.encoder.steps", "50"),
+            _ablation("wide", "noise network of 512", "--method.network.hidden-dim", "512"),
             _ablation("short", "5,000 iterations", "--training.iterations", "5000"),
-            _ablation("chunk-4", "chunks of 4 actions", "--policy.chunk", "4"),
-            _ablation("executed", "cloning executed actions", "--agent.clone", "executed"),
-            _ablation("prompts-40", "40 prompts of 12 states a batch", "--training.prompts-per-batch", "40"),
-            _ablation("one-prompt", "one prompt a batch", "--training.prompts-per-batch", "1"),
+            _ablation("chunk-4", "chunks of 4 actions", "--method.network.chunk", "4"),
+            _ablation("executed", "cloning executed actions", "--method.clone", "executed"),
+            _ablation("prompts-40", "40 prompts of 12 states a batch", "--method.prompts-per-batch", "40"),
+            _ablation("one-prompt", "one prompt a batch", "--method.prompts-per-batch", "1"),
             _NO_PROMPTS,
             _NO_Z_TEXT,
             _NO_Z_TRAJ,
@@ -278,14 +277,14 @@ GRIDS: dict[str, Grid] = {
         "What the reward term adds on data of mixed quality",
         "Half of the data near-random, failed episodes kept, the executed actions cloned; with and without the Q term.",
         (
-            _reward("mixed-cloning", "cloning alone", "--agent.eta", "0"),
-            _reward("mixed-eta-0.05", "η = 0.05", "--agent.eta", "0.05"),
-            _reward("mixed-eta-0.2", "η = 0.2", "--agent.eta", "0.2"),
-            _reward("mixed-eta-1", "η = 1", "--agent.eta", "1"),
-            _reward("mixed-fast-eta-0.2", "η = 0.2, γ = 0.95, τ = 0.02", "--agent.eta", "0.2", *_FAST_CRITICS),
-            _reward("mixed-fast-eta-1", "η = 1, γ = 0.95, τ = 0.02", "--agent.eta", "1", *_FAST_CRITICS),
-            _reward("mixed-q-sa-0.05", "η = 0.05, Q(s, a)", "--agent.eta", "0.05", "--agent.no-critic-sees-prompts"),
-            _reward("mixed-q-sa-1", "η = 1, Q(s, a)", "--agent.eta", "1", "--agent.no-critic-sees-prompts"),
+            _reward("mixed-cloning", "cloning alone", "--method.eta", "0"),
+            _reward("mixed-eta-0.05", "η = 0.05", "--method.eta", "0.05"),
+            _reward("mixed-eta-0.2", "η = 0.2", "--method.eta", "0.2"),
+            _reward("mixed-eta-1", "η = 1", "--method.eta", "1"),
+            _reward("mixed-fast-eta-0.2", "η = 0.2, γ = 0.95, τ = 0.02", "--method.eta", "0.2", *_FAST_CRITICS),
+            _reward("mixed-fast-eta-1", "η = 1, γ = 0.95, τ = 0.02", "--method.eta", "1", *_FAST_CRITICS),
+            _reward("mixed-q-sa-0.05", "η = 0.05, Q(s, a)", "--method.eta", "0.05", "--method.no-critic-sees-prompts"),
+            _reward("mixed-q-sa-1", "η = 1, Q(s, a)", "--method.eta", "1", "--method.no-critic-sees-prompts"),
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""An experiment's page, picture and tables, written beside its cells."""
+"""An experiment's page, figure and tables, written beside its cells."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.pictures import picture, picture_png
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.schedule import Outcome
-from llmdpd.experiments.summary import (
-    BOOTSTRAP_DRAWS,
-    BOOTSTRAP_SEED,
-    Estimate,
-    Row,
-    make_rows,
-    reported_figures,
-    reported_mean,
-)
-from llmdpd.methods.lamo.checks import language_words
+from llmdpd.experiments.summary import Row, make_rows, reported_figures, reported_mean
 from llmdpd.reporting.compare import Arm, flatten
-from llmdpd.reporting.page import drawing_values, facts, measure, render_template
+from llmdpd.reporting.estimate import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Estimate
+from llmdpd.reporting.page import drawing_values, measure, metadata, render_template
 from llmdpd.reporting.paper import Reported
 from llmdpd.reporting.run import Run
 from llmdpd.tasks import base_name
@@ -32,13 +24,14 @@ from llmdpd.utils.files import atomic_write_bytes, atomic_write_json, atomic_wri
 
 SCHEMA = 1
 _SPLIT_WORDS = {"seen": "Tasks that were trained on", "unseen": "Tasks that were never trained on"}
+_PAPERS = "the paper's"
 _WIDE = 8  # tasks that a table has columns for; of more it has the mean, and a table of their own is folded away
 
 
 def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) -> Path:
     """Write NAME.html, NAME.md, NAME.json and, where there are results, NAME.png into the experiment's folder.
 
-    `outcomes`: what became of the cells that were just run. Returns the page's path.
+    `outcomes`: how the cells ended that were just run. Returns the page's path.
 
     Raises:
         InputError: results that can't be read.
@@ -46,14 +39,15 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
     rows = make_rows(plan)
     unit = _unit(rows)
     page = plan.out / f"{plan.settings.experiment}.html"
+    tables = [table for split in reversed(SPLITS) if (table := _table(plan, rows, split))]
     values = _values(plan, rows, outcomes, command)
     png = picture_png(rows, unit)
     if png is not None:
         atomic_write_bytes(page.with_suffix(".png"), png)
     atomic_write_json(page.with_suffix(".json"), _to_json(plan, rows, values))
-    atomic_write_text(page.with_suffix(".md"), markdown(plan, rows))
-    drawing = drawing_values(picture(rows, unit))
-    atomic_write_text(page, render_template("experiment.html.j2", wide=True, figure=drawing, unit=unit, **values))
+    atomic_write_text(page.with_suffix(".md"), _markdown(tables))
+    values |= {"wide": True, "unit": unit, "tables": tables, "figure": drawing_values(picture(rows, unit))}
+    atomic_write_text(page, render_template("experiment.html.j2", **values))
     return page
 
 
@@ -77,13 +71,12 @@ def _values(plan: Plan, rows: Sequence[Row], outcomes: Sequence[Outcome], comman
         "done": sum(view["state"] == "done" for view in cells),
         "cells": cells,
         "skipped": [(_label(plan, key), reason) for key, reason in plan.skipped.items()],
-        "tables": [table for split in reversed(SPLITS) if (table := _table(plan, rows, split))],
-        "facts": [_facts(plan, row) for row in rows],
+        "metadata": [_metadata(plan, row) for row in rows],
         "machines": machines,
         "versions": versions,
         "command": shlex.join(command),
-        "draws": BOOTSTRAP_DRAWS,
-        "draw_seed": BOOTSTRAP_SEED,
+        "resamples": BOOTSTRAP_SAMPLES,
+        "resample_seed": BOOTSTRAP_SEED,
     }
 
 
@@ -91,15 +84,14 @@ def _label(plan: Plan, key: str) -> str:
     return next(method.label for method in plan.grid.methods if method.key == key)
 
 
-def _facts(plan: Plan, row: Row) -> tuple[str, dict[str, str]]:
+def _metadata(plan: Plan, row: Row) -> tuple[str, dict[str, str]]:
     """What a row's results were obtained with."""
     arm = Arm(row.title, ((Run(Path(row.title), row.records), row.records),))
-    told = facts(arm)
-    del told["results of"]
-    if row.records[0].method == "lamo":
-        key = next(method.key for method in plan.grid.methods if method.label == row.label)
-        told["language model"] = language_words(plan.cells[key][0].config)
-    return f"{row.title}, {row.checkpoint} checkpoint", told
+    found = metadata(arm)
+    del found["results of"]
+    key = next(method.key for method in plan.grid.methods if method.label == row.label)
+    found |= plan.cells[key][0].config.method.details()
+    return f"{row.title}, {row.checkpoint} checkpoint", found
 
 
 def _cell_view(cell: Cell, plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -135,7 +127,7 @@ def _costs(cell: Cell, meta: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _state(cell: Cell, plan: Plan) -> str:
-    """The cell's state; of a cell that was not asked for now, the folder may have been made with other options."""
+    """The cell's state; the folder of a cell that was not asked for now may have been made with other options."""
     try:
         return cell.state
     except InputError:
@@ -158,45 +150,49 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _table(plan: Plan, rows: Sequence[Row], split: str) -> dict[str, Any] | None:
-    """A split's table: methods in rows; for each task our estimate and, where the paper has one, its figure."""
-    tasks = list(dict.fromkeys(r.task for row in rows for r in row.records if r.split == split))
+    """A split's table: a line a method, then the paper's other methods.
+
+    The cells of a line are, for each task and for their mean, our estimate (None: not evaluated, "": not ours) and,
+    where the paper has a figure in that column, the paper's.
+    """
+    # A method that was trained on a task and another that was not do not share a column.
+    found = [(row, {r.task: row.tasks[r.task] for r in row.records if r.split == split}) for row in rows]
+    own = [(row, estimates) for row, estimates in found if estimates]
+    tasks = list(dict.fromkeys(task for _, estimates in own for task in estimates))
     if not tasks:
         return None
     columns = tasks if len(tasks) <= _WIDE else []
-    # A method that was trained on a task and another that was not do not share a column.
-    own = [_only(row, split) for row in rows]
     others = {name: reported_figures(plan.grid.paper, name, columns) for name in plan.grid.others}
-    told = {task for figures in (*others.values(), *(row.reported for row in own)) for task in figures}
+    figures = {name: figures for name, figures in others.items() if figures}
+    reported = [{task: figure for task, figure in row.reported.items() if task in estimates} for row, estimates in own]
+    known = {task for row in (*figures.values(), *reported) for task in row}
+    with_mean = bool(known) and known >= set(columns) and len(columns) > 1
+
+    def line(title: str, checkpoint: str, ours: Sequence[object], paper: dict[str, Reported]) -> dict[str, Any]:
+        cells = []
+        for task, value in zip((*columns, None), ours, strict=True):
+            cells.append((True, value))
+            if task is None and with_mean:
+                mean = reported_mean(paper, columns)
+                cells.append((False, "" if mean is None else f"{mean:.1f}"))
+            elif task in known:
+                cells.append((False, paper.get(task or "", "")))
+        return {"title": title, "checkpoint": checkpoint, "cells": cells}
+
+    lines = [
+        line(row.title, row.checkpoint, [*map(estimates.get, columns), row.means.get(split)], paper)
+        for (row, estimates), paper in zip(own, reported, strict=True)
+    ]
+    lines += [line(name, _PAPERS, [""] * (len(columns) + 1), paper) for name, paper in figures.items()]
     return {
         "name": _SPLIT_WORDS[split],
         "split": split,
-        "columns": [(base_name(task), task, task in told) for task in columns],
-        "reported_mean": bool(told) and told >= set(columns) and len(columns) > 1,
-        "rows": [(row, row.means.get(split), _paper_mean(row.reported, columns)) for row in own if row.tasks],
-        "others": [(name, figures, _paper_mean(figures, columns)) for name, figures in others.items() if figures],
-        "folded": [] if columns else [(base_name(task), [row.tasks.get(task) for row in own]) for task in tasks],
-        "folded_names": [] if columns else [f"{row.title}, {row.checkpoint}" for row in own],
+        "columns": [*((base_name(task), task in known) for task in columns), (f"mean of {len(tasks)}", with_mean)],
+        "lines": lines,
         "count": len(tasks),
+        "folded": [] if columns else [(base_name(t), [estimates.get(t) for _, estimates in own]) for t in tasks],
+        "folded_names": [f"{row.title}, {row.checkpoint}" for row, _ in own],
     }
-
-
-def _only(row: Row, split: str) -> Row:
-    """The row with the tasks of a split alone."""
-    tasks = {record.task for record in row.records if record.split == split}
-    return Row(
-        row.label,
-        row.variant,
-        row.checkpoint,
-        {task: estimate for task, estimate in row.tasks.items() if task in tasks},
-        row.means,
-        row.records,
-        {task: figure for task, figure in row.reported.items() if task in tasks},
-    )
-
-
-def _paper_mean(figures: dict[str, Reported], tasks: Sequence[str]) -> str:
-    mean = reported_mean(figures, tasks)
-    return "" if mean is None else f"{mean:.1f}"
 
 
 def _to_json(plan: Plan, rows: Sequence[Row], values: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def _to_json(plan: Plan, rows: Sequence[Row], values: dict[str, Any]) -> dict[st
             name: values[name]
             for name in ("title", "protocol", "budget", "episodes", "seen_episodes", "seeds", "command")
         },
-        "bootstrap": {"draws": BOOTSTRAP_DRAWS, "seed": BOOTSTRAP_SEED},
+        "bootstrap": {"draws": BOOTSTRAP_SAMPLES, "seed": BOOTSTRAP_SEED},
         "skipped": plan.skipped,
         "rows": [
             {
@@ -220,43 +216,30 @@ def _to_json(plan: Plan, rows: Sequence[Row], values: dict[str, Any]) -> dict[st
                 "reported_by_the_paper": {
                     task: {"mean": figure.mean, "std": figure.std} for task, figure in row.reported.items()
                 },
-                "facts": told,
+                "facts": found,
             }
-            for row, (_, told) in zip(rows, values["facts"], strict=True)
+            for row, (_, found) in zip(rows, values["metadata"], strict=True)
         ],
         "cells": [{name: value for name, value in view.items() if name != "times"} for view in values["cells"]],
     }
 
 
-def markdown(plan: Plan, rows: Sequence[Row]) -> str:
+def _markdown(tables: Sequence[dict[str, Any]]) -> str:
     """The tables for a text page: mean ± std over seeds (95 % Wilson interval over all episodes)."""
     lines = []
-    for split in reversed(SPLITS):
-        table = _table(plan, rows, split)
-        if table is None:
-            continue
-        names = [word for title, _, told in table["columns"] for word in (title, *(["reported"] if told else []))]
-        mean = [f"mean of {table['count']}", *(["reported"] if table["reported_mean"] else [])]
-        head = [f"{split} tasks", "checkpoint", *names, *mean]
+    for table in tables:
+        names = [word for name, reported in table["columns"] for word in (name, *(["reported"] if reported else []))]
+        head = [f"{table['split']} tasks", "checkpoint", *names]
         lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for row, own_mean, paper_mean in table["rows"]:
-            words = [row.title, row.checkpoint]
-            for _, task, told in table["columns"]:
-                words += [_brief(row.tasks.get(task)), *([str(row.reported.get(task, ""))] if told else [])]
-            words += [_brief(own_mean), *([paper_mean] if table["reported_mean"] else [])]
-            lines.append(f"| {' | '.join(words)} |")
-        for name, figures, paper_mean in table["others"]:
-            words = [f"{name} (the paper's)", ""]
-            for _, task, told in table["columns"]:
-                words += ["", *([str(figures.get(task, ""))] if told else [])]
-            words += ["", *([paper_mean] if table["reported_mean"] else [])]
-            lines.append(f"| {' | '.join(words)} |")
+        for line in table["lines"]:
+            title, checkpoint = line["title"], line["checkpoint"]
+            first = [f"{title} ({checkpoint})", ""] if checkpoint == _PAPERS else [title, checkpoint]
+            lines.append(f"| {' | '.join((*first, *(_text(value) for _, value in line['cells'])))} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _brief(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    interval = estimate.wilson
-    return estimate.text + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
+def _text(value: object) -> str:
+    if not isinstance(value, Estimate):
+        return "" if value is None else str(value)
+    return value.text + ("" if value.wilson is None else f" ({value.wilson[0]:.1f} to {value.wilson[1]:.1f})")

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmdpd.cli.evaluate import check_evaluation
-from llmdpd.cli.options import METHOD_SECTIONS, has_field, split_options
-from llmdpd.cli.train import configuration
-from llmdpd.config.schema import ABLATED, PRESETS, PROTOCOLS, TrainConfig
-from llmdpd.data.collecting.sac_trainer import require_sac
+import tyro
+
+from llmdpd.config.parse import Option, current_field, parse_train, split_options
+from llmdpd.config.presets import ABLATED, PRESETS, with_method
+from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
-from llmdpd.methods.lamo.checks import check_language
-from llmdpd.methods.networks import METHODS, ONLINE
+from llmdpd.methods import METHODS
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
+from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
+from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.plain import differences, to_plain
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command is told. None: as the grid, the budget or the machine says."""
+    """The command's options. None: as the grid, the budget or the machine says."""
 
     experiment: str
     protocol: str | None = None
@@ -89,12 +90,11 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     settings = dataclasses.replace(settings, data_root=settings.data_root.absolute())
     _check_options(settings.options, grid, chosen)
     plan = Plan(settings, grid, protocol, episodes, out, chosen, {})
-    absent: dict[str, str | None] = {}
     for method in grid.methods:
         cells = plan.cells[method.key] = _cells_of(plan, method, budget)
         if method.key in chosen:
             _check_evaluations(cells[0])
-        reason = _absent_package(cells[0].config) or _absent_model(cells[0].config, absent)
+        reason = _absence(cells[0].config)
         # Where all is done, nothing needs the model or the package any more.
         if reason is not None and any(cell.state != "done" for cell in cells):
             plan.skipped[method.key] = reason
@@ -119,12 +119,10 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
                 expected="options of llmdpd.train that the experiment leaves open",
                 hint=DECIDED[option.field],
             )
-        fit = [method.key for method in grid.methods if _is_open(method, option.field)]
-        meant = chosen
-        if option.field.partition(".")[0] in METHOD_SECTIONS:
-            # For the methods that read it, whatever stands beside them in the table; where none does, it is a mistake.
-            readers = [method.key for method in grid.methods if _reads(method, option.field)]
-            meant = [key for key in chosen if key in readers] or chosen
+        fit = [method.key for method in grid.methods if _is_open(method, option)]
+        # For the methods that read it, whatever is beside them in the table; where none does, it is a mistake.
+        readers = [method.key for method in grid.methods if _field(method, option) is not None]
+        meant = [key for key in chosen if key in readers] or chosen
         unfit = [key for key in meant if key not in fit]
         if unfit:
             raise InputError(
@@ -136,22 +134,23 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
             )
 
 
-def _is_open(method: Method, field: str) -> bool:
-    """Whether the user may set the field in the method's runs: the method reads it, and does not stand for a value."""
-    preset = PRESETS[method.preset]
+def _is_open(method: Method, option: Option) -> bool:
+    """Whether the user may set the option in the method's runs: the method has it, and does not stand for a value."""
+    preset, field = PRESETS[method.preset], _field(method, option)
     own = {*method.fixed, *(option.field for option in split_options(method.options))}
-    if own & {"data.noise", "data.tail"}:
+    if own & {"data.noise", "data.post_success_steps"}:
         own.add("data.path")  # data from elsewhere has the noise, and the ends, that it has
     base = ABLATED.get(method.preset)
     if base is not None:
         own |= {line.split(":")[0] for line in differences(to_plain(PRESETS[base]), to_plain(preset))}
-    return field not in own and _reads(method, field)
+    return field is not None and field not in own
 
 
-def _reads(method: Method, field: str) -> bool:
-    """Whether what learns in the method's runs has the field."""
-    chosen = dict(zip(method.options, method.options[1:], strict=False)).get("--agent")
-    return has_field(METHODS[chosen] if chosen else PRESETS[method.preset].method, field)
+def _field(method: Method, option: Option) -> str | None:
+    """The field that the option sets in the method's runs; None where what learns there does not have it."""
+    start = PRESETS[method.preset]
+    chosen = dict(zip(method.options, method.options[1:], strict=False)).get("--method", start.method.name)
+    return current_field(option, with_method(start, chosen))
 
 
 def _cells_of(plan: Plan, method: Method, budget: Budget) -> tuple[Cell, ...]:
@@ -171,12 +170,12 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     # Of an experiment over several environments each has data of its own.
     task = base_name(PRESETS[method.preset].tasks.seen[0])
     # A method is shown without the options that it does not leave open: one that was not asked for, or another's own.
-    given = [option for option in split_options(options) if _is_open(method, option.field)]
+    given = [option for option in split_options(options) if _is_open(method, option)]
     own = tuple(word.replace("{task}", task) for option in given for word in option.words)
-    config = configuration(("--preset", method.preset, *words, *own))
+    config = parse_train(("--preset", method.preset, *words, *own))
     # An option of the user's own counts for more than the budget.
     words = (*words, *_budget_options(config, budget), *own)
-    config = configuration(("--preset", method.preset, *words))
+    config = parse_train(("--preset", method.preset, *words))
     variants = method.variants if settings.variants else ()
     first = [variant.evaluation for variant in variants]
     later = [variant.evaluation for variant in variants if not variant.once]
@@ -200,7 +199,8 @@ def _check_evaluations(cell: Cell) -> None:
     """Refuse, before anything is trained, options that the run could not be evaluated with as the experiment does."""
     for evaluation in cell.evaluations:
         try:
-            check_evaluation(cell.filled_in(evaluation.options), cell.config)
+            words = ("RUN", *cell.filled_in(evaluation.options))
+            check_evaluation(tyro.cli(EvaluateConfig, args=words), cell.config)
         except InputError as error:
             raise InputError(
                 f"with these options {cell.method} could not be evaluated as the experiment does "
@@ -219,38 +219,18 @@ def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
         ("training.iterations", budget.iterations, config.training.iterations),
         ("data.episodes", budget.data_episodes, config.data.episodes),
     ):
-        if most is not None and value > most and has_field(config.method, name):
+        if most is not None and value > most and not (name.startswith("data.") and METHODS[config.method.name].online):
             options += [f"--{name}", str(most)]
-    if config.method in ONLINE and budget.iterations is not None and config.sac.learning_starts >= budget.iterations:
-        options += ["--sac.learning-starts", str(budget.iterations // 2)]
-    return tuple(options)
+    shortened = () if budget.iterations is None else config.method.shortened(budget.iterations)
+    return (*options, *shortened)
 
 
-def _absent_package(config: TrainConfig) -> str | None:
-    """The package that the method cannot be trained without and that is not installed, and how to get it."""
+def _absence(config: TrainConfig) -> str | None:
+    """Why a package or a language model that a run of this configuration needs is not here, and how to get it."""
     try:
-        if config.method in ONLINE:
-            require_sac("method")
-    except InputError as error:
-        return f"{error.problem}; {error.hint}"
-    return None
-
-
-def _absent_model(config: TrainConfig, known: dict[str, str | None]) -> str | None:
-    """Why a configuration's language model cannot be had here, with the command that fetches it; None where it can."""
-    if config.method == "lamo":
-        return _reason(lambda: check_language(config))
-    if not config.policy.context.text:
-        return None
-    if config.llm not in known:
-        known[config.llm] = _reason(lambda: find_model(config.llm, EmbeddingCache().folder / "fingerprints"))
-    return known[config.llm]
-
-
-def _reason(check: Callable[[], object]) -> str | None:
-    """Why the check refuses, in words; None where it does not."""
-    try:
-        check()
+        config.method.require()
+        if config.method.network.context_config().text:
+            find_model(config.llm, EmbeddingCache().folder / "fingerprints")
     except InputError as error:
         return "; ".join(part for part in (error.problem, error.hint) if part)
     return None

@@ -15,11 +15,10 @@ from typing import IO
 
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Cell, Share, Step
-from llmdpd.runs.folder import Stopwatch
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.files import process_lock
-from llmdpd.utils.progress import ProgressBar, console
+from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15
@@ -27,7 +26,7 @@ _TAIL_LINES = 15
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: done before (`reused`), done now, or failed; then the step and the end of its log."""
+    """How a cell ended: done before (`reused`), done now, or failed; then the step and the end of its log."""
 
     cell: Cell
     seconds: float = 0.0
@@ -114,7 +113,7 @@ class Scheduler:
         self._logs = logs
         self._stop = stop
         self._running: list[_Job] = []
-        self._told_busy: set[str] = set()
+        self._busy: set[str] = set()
         self.outcomes: list[Outcome] = []
 
     def execute(self) -> list[Outcome]:
@@ -143,9 +142,9 @@ class Scheduler:
             if not self._free:
                 return
             if _is_busy(cell):
-                if cell.name not in self._told_busy:
+                if cell.name not in self._busy:
                     console.print(f"{cell.name}: another process is at work in it; waiting for that")
-                    self._told_busy.add(cell.name)
+                    self._busy.add(cell.name)
                 continue
             self._waiting.remove(cell)
             step = cell.next_step(self._free[0])
@@ -157,14 +156,14 @@ class Scheduler:
             self._running.append(_Job(cell, share, log, step, _run_step(step, share, log)))
 
     def _look(self) -> None:
-        """Take up what has ended: the cell's next step, or its outcome."""
+        """For each job that has ended start the cell's next step, or note its outcome."""
         for job in list(self._running):
             code = job.process.poll()
             if code is None:
                 continue
             step = None if code else job.cell.next_step(job.share)
             if code or step == job.step:
-                # A step that ends well and leaves the same to do would be repeated for ever.
+                # A step that succeeds and leaves the same to do would be repeated for ever.
                 self._finish(job, Outcome(job.cell, job.watch.seconds, False, job.step.what, _tail(job.log)))
             elif step is None:
                 self._finish(job, Outcome(job.cell, job.watch.seconds))
@@ -224,7 +223,7 @@ def _tail(log: Path) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """The end of a log in a few words."""
+    """The last line of a log, cut to 60 characters."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 400))
         # The first of these bytes may lie within a line.

@@ -64,7 +64,7 @@ class Start:
         return replace(context, text=False, trajectory=False, text_dropout=0.0, trajectory_dropout=0.0)
 
     @property
-    def batches(self) -> dict[str, int]:
+    def batches(self) -> dict[str, Any]:
         """The preset's batches."""
         return {name: getattr(self.diffusion, name) for name in ("batch_size", "prompts_per_batch")}
 
@@ -76,9 +76,9 @@ class MethodConfig(Named):
     legacy: ClassVar[Mapping[str, str]] = {}
     """Version 0.1's sections that were the method's own, and where they are now."""
 
-    network: NetworkConfig
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     """The policy's network."""
-    acting: ActingConfig
+    acting: ActingConfig = field(default_factory=ActingConfig)
     """How the trained policy acts."""
     batch_size: Count = 256
     """Transitions an iteration."""
@@ -90,9 +90,9 @@ class MethodConfig(Named):
         return METHODS[name].Config
 
     @classmethod
-    @abstractmethod
     def from_preset(cls, start: Start) -> MethodConfig:
-        """The configuration with which the method starts from a preset."""
+        """The configuration with which the method starts from a preset; by default its own defaults."""
+        return cls()
 
     @property
     def cloned(self) -> Clone:
@@ -130,6 +130,14 @@ class MethodConfig(Named):
     def describe_online(self, iterations: int) -> str:
         """What a method that learns online has in place of a data set, in words."""
         raise NotImplementedError
+
+    def details(self) -> dict[str, str]:
+        """What a page about its runs shows beside what all methods have, name → words."""
+        return {}
+
+    def shortened(self, iterations: int) -> tuple[str, ...]:
+        """Options of `llmdpd train` with which it still learns something in a run of so few iterations."""
+        return ()
 
     def inputs(self) -> dict[str, Any]:
         """What it learns from beside the training data, as JSON: a resumed run must find the same."""

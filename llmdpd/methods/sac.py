@@ -82,6 +82,9 @@ class SACConfig(MethodConfig):
     def require(self) -> None:
         require_sac("method")
 
+    def shortened(self, iterations: int) -> tuple[str, ...]:
+        return ("--method.learning-starts", str(iterations // 2)) if self.learning_starts >= iterations else ()
+
     def describe_online(self, iterations: int) -> str:
         cut = "" if self.max_steps is None else f", episodes cut at {self.max_steps}"
         steps = f"{iterations:,} steps in the environments of the tasks that it is trained on"

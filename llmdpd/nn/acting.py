@@ -29,7 +29,7 @@ class ActingConfig:
         """How actions are sampled, as results record it; what has no meaning for the policy is 1, 0 or "none"."""
         return {
             **{"samples": 1, "selection": "soft", "temperature": 1.0, "noise_scale": 0.0, "sampler": "none"},
-            **{"steps": 1, "precision": "fp32", "replan": self.horizon(network)},
+            **{"steps": 1, "precision": "fp32", "action_horizon": self.horizon(network)},
         }
 
 

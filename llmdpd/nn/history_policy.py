@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,25 @@ from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
+from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, States, padded_rows
+from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig
+from llmdpd.utils.bounds import Count
+
+
+@dataclass(frozen=True)
+class DemonstrationConfig:
+    """How a demonstration is cut that is read step by step."""
+
+    steps: Count = 5
+    """Steps of the demonstration that are read."""
+    sampling: StepSampling = "last"
+    """Which steps of a longer one: `even` over the episode, `window` (steps in a row, anywhere in training), `last`."""
+
+    def context(self, features: FeatureKind, dropout: float) -> ContextConfig:
+        """As a context that reads a demonstration and no text."""
+        encoder = TrajectoryEncoderConfig(steps=self.steps, sampling=self.sampling)
+        return ContextConfig("pooled", text=False, trajectory_dropout=dropout, features=features, encoder=encoder)
 
 
 class HistoryPolicy(PolicyNetwork):
@@ -40,10 +59,10 @@ class HistoryPolicy(PolicyNetwork):
         if states.history is None:
             raise ValueError("this policy is conditioned on history: it needs what an episode memory recalls")
         count = len(states.observations)
-        alone = states.index is None and len(prompts) > 1
+        alone = states.prompt_of is None and len(prompts) > 1
         rows = torch.arange(count) if alone else padded_rows(count)
         rows = rows.to(self.device)
-        index = None if states.index is None else states.index[rows]
+        index = None if states.prompt_of is None else states.prompt_of[rows]
         return self.action(states.history.take(rows), prompts, index, acting, seeds[rows])[:count, None]
 
     def action(

@@ -33,15 +33,15 @@ class Spaces(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NetworkConfig(ABC):
+class NetworkConfig:
     """What the networks of a method's policy are built with, beside `Spaces`."""
 
     action_bound: Annotated[float, Bounds(1e-6)] = 1.0
     """Actions lie in ±this."""
 
-    @abstractmethod
     def context_config(self) -> ContextConfig:
-        """Which prompts the policy reads, and how."""
+        """Which prompts the policy reads, and how; by default none."""
+        return ContextConfig(text=False, trajectory=False)
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class Window(NamedTuple):
 class States(NamedTuple):
     """The present states of B episodes, and what a policy may know of them beside.
 
-    observations [B, S]; index int64 [B], which prompt each is under (None: equal groups, one a prompt, in order); steps
-    int64 [B], time steps within the episodes; history: the last steps of each, where the policy is conditioned on them.
+    observations [B, S]; prompt_of int64 [B], which prompt each is under (None: equal groups, one a prompt, in order);
+    steps int64 [B], time steps within the episodes; history: the last steps of each, for policies conditioned on it.
     """
 
     observations: Tensor
-    index: Tensor | None
+    prompt_of: Tensor | None
     steps: Tensor
     history: History | None = None
 
@@ -182,10 +182,10 @@ class ConditionedNetwork(PolicyNetwork):
         self, states: States, prompts: EncodedPrompts, acting: ActingConfig, seeds: Tensor, critic: Any = None
     ) -> Tensor:
         count = len(states.observations)
-        alone = states.index is None and len(prompts) > 1
+        alone = states.prompt_of is None and len(prompts) > 1
         rows = torch.arange(count) if alone else padded_rows(count)
         rows = rows.to(self.device)
-        index = None if states.index is None else states.index[rows]
+        index = None if states.prompt_of is None else states.prompt_of[rows]
         state, prompt = self.condition(states.observations[rows], prompts, index, states.steps[rows])
         condition = Condition(state[:count], prompt if prompt.dim() == 1 else prompt[:count])
         return self.sample_conditioned(states.observations, condition, acting, seeds, critic)

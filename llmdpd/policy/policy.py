@@ -98,6 +98,11 @@ class Policy:
         """Actions of each chunk that are executed before the next is sampled; 1 where each is sampled by itself."""
         return self.acting.horizon(self.network.config)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether critics choose one of several samples."""
+        return self.critic is not None and self.acting.describe(self.network.config)["samples"] > 1
+
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "cpu") -> Policy:
         """Load from a policy folder, a run folder, or a Hugging Face hub id.

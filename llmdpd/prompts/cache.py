@@ -1,4 +1,4 @@
-"""Embeddings on disk, so that a text is read by the LLM once. Safe for several processes at once."""
+"""Embeddings on disk, so that the LLM reads each text once. Safe for several processes at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EmbeddingKey:
     """What the LLM computed in; the embedding itself is float32."""
 
     def canonical(self) -> str:
-        """The key as one JSON text, equal for equal keys alone."""
+        """The key as one JSON text, equal only for equal keys."""
         return json.dumps({"schema": _SCHEMA, **asdict(self)}, sort_keys=True)
 
     def digest(self) -> str:
@@ -80,7 +80,7 @@ class EmbeddingCache:
         return np.asarray(vector)
 
     def put(self, key: EmbeddingKey, vector: NDArray[np.float32]) -> None:
-        """Store an embedding [dim]. A folder that can't be written to costs a warning: the run has its numbers."""
+        """Store an embedding [dim]. A folder that can't be written to only costs a warning."""
         vector = np.ascontiguousarray(vector, dtype=np.float32)
         metadata = {"key": key.canonical(), "sha256": _checksum(vector)}
         try:
@@ -92,7 +92,7 @@ class EmbeddingCache:
 def default_cache_folder() -> Path:
     """`$XDG_CACHE_HOME/llmdpd/embeddings`, or `~/.cache/llmdpd/embeddings` where that variable is unset or relative."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification tells to ignore relative paths.
+    # The XDG specification requires relative paths to be ignored.
     return (home if home.is_absolute() else Path.home() / ".cache") / "llmdpd" / "embeddings"
 
 

@@ -1,4 +1,4 @@
-"""The trajectory prompt: steps taken from one example episode, and the transformer that reads them."""
+"""The trajectory prompt: steps taken from one demonstration, and the settings of the encoder that reads them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class TrajectoryEncoderConfig:
     dropout: Fraction = 0.1
     """Dropout inside the transformer, probability."""
     steps: Count = 50
-    """Steps of the example that are read; also the encoder's limit."""
+    """Steps of the demonstration that are read; also the encoder's limit."""
     sampling: StepSampling = "even"
-    """How a longer example is cut: `even` over the episode; steps in a row, `window` (MTDiff's: anywhere in training),
-    `last` (Prompt-DT's); `all`: it is an error."""
+    """How a longer demonstration is cut: `even` over the episode; consecutive steps, `window` (MTDiff's: at a random
+    place in training) or `last` (Prompt-DT's); `all`: it is an error."""
 
     def check(self) -> None:
         """Raise `InputError` for a width that the heads cannot share evenly."""
@@ -46,8 +46,9 @@ class TrajectoryTokens:
     """Steps of P prompts, padded to one length.
 
     states [P, T, S]; actions [P, T, A]; phase [P, T], 0 … 1 over the episode; times [P, T], time steps within it; mask
-    [P, T], True where a step is real; padded: whether any is not (known here, so that nobody has to ask the device);
-    returns [P, T], undiscounted, from each step to the example's end, None where rewards are not known.
+    [P, T], True where a step is real; padded: whether any is not (stored, because reading the mask would
+    synchronise with the device); returns [P, T], undiscounted, from each step to the end of the demonstration, None
+    where rewards are not known.
     """
 
     states: Tensor
@@ -71,7 +72,7 @@ def choose_steps(
 ) -> NDArray[np.int64]:
     """Indices of the steps of an episode of `length` steps that the prompt keeps.
 
-    `rng` moves the window (MTDiff draws its start in [0, 150)); without one it starts at 0.
+    `rng` moves the window (MTDiff samples its start from [0, 150)); without one it starts at 0.
 
     Raises:
         InputError: an empty episode, or with `all` one longer than the encoder's limit.
@@ -82,12 +83,9 @@ def choose_steps(
         return np.arange(length)
     if config.sampling == "all":
         raise InputError(
-            "the trajectory prompt is longer than the encoder's limit",
-            field="trajectory",
-            found=f"{length} steps",
-            expected=f"at most {config.steps}",
-            hint="cut it, or train with sampling 'even' or 'window'",
-        )
+            "the trajectory prompt is longer than the encoder's limit", field="trajectory", found=f"{length} steps",
+            expected=f"at most {config.steps}", hint="cut it, or train with sampling 'even' or 'window'",
+        )  # fmt: skip
     if config.sampling == "last":
         return np.arange(length - config.steps, length)
     if config.sampling == "window":
@@ -110,30 +108,9 @@ def make_tokens(
     Raises:
         InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
     """
-    chosen = []
     for number, (observations, actions) in enumerate(trajectories):
-        earned = None if rewards is None else rewards[number]
-        if earned is not None and earned.shape != observations.shape[:1]:
-            raise InputError(
-                "the trajectory prompt's arrays do not fit together",
-                field="trajectory.rewards",
-                found=f"observations {observations.shape}, rewards {earned.shape}",
-                expected="[T, S] and [T]",
-            )
-        if observations.ndim != 2 or actions.ndim != 2 or len(observations) != len(actions):
-            raise InputError(
-                "the trajectory prompt's arrays do not fit together",
-                field="trajectory",
-                found=f"observations {observations.shape}, actions {actions.shape}",
-                expected="[T, S] and [T, A]",
-            )
-        if earned is not None and not np.isfinite(earned).all():
-            raise InputError(
-                "the trajectory prompt holds NaN or Inf", field="trajectory.rewards", expected="finite numbers"
-            )
-        if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
-            raise InputError("the trajectory prompt holds NaN or Inf", field="trajectory", expected="finite numbers")
-        chosen.append(choose_steps(len(observations), config, rng))
+        _check(observations, actions, None if rewards is None else rewards[number])
+    chosen = [choose_steps(len(observations), config, rng) for observations, _ in trajectories]
     longest = max(len(index) for index in chosen)
     count = len(chosen)
     states = np.zeros((count, longest, trajectories[0][0].shape[1]), np.float32)
@@ -152,3 +129,21 @@ def make_tokens(
             left = np.cumsum(earned[::-1], dtype=np.float64)[::-1]
             returns[row, : len(index)] = torch.from_numpy(left[index].astype(np.float32))
     return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], not mask.all(), returns)
+
+
+def _check(
+    observations: NDArray[np.float32], actions: NDArray[np.float32], rewards: NDArray[np.float32] | None
+) -> None:
+    field = "trajectory"
+    fit = observations.ndim == actions.ndim == 2 and len(observations) == len(actions)
+    if fit and rewards is not None:
+        field, fit = "trajectory.rewards", rewards.shape == observations.shape[:1]
+    if not fit:
+        found = f"observations {observations.shape}, actions {actions.shape}"
+        found += "" if rewards is None else f", rewards {rewards.shape}"
+        expected = "[T, S], [T, A]" + ("" if rewards is None else " and [T]")
+        problem = "the trajectory prompt's arrays do not fit together"
+        raise InputError(problem, field=field, found=found, expected=expected)
+    for name, array in (("trajectory", observations), ("trajectory", actions), ("trajectory.rewards", rewards)):
+        if array is not None and not np.isfinite(array).all():
+            raise InputError("the trajectory prompt holds NaN or Inf", field=name, expected="finite numbers")

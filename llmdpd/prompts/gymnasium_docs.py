@@ -29,7 +29,7 @@ _FIELDS = {
 }
 _DESCRIPTION_WORDS = 45
 _GOAL = re.compile(r"\b(goal|objective|task|aim) (is|of|here)\b", re.IGNORECASE)
-# Where an environment comes from says nothing of the task.
+# The origin of an environment says nothing about the task.
 _ASIDE = re.compile(
     r"\b(based on|introduced|described|proposed|presented) (the work of|by|in)\b|\bsee \[|\baims to increase\b",
     re.IGNORECASE,
@@ -50,7 +50,7 @@ def environment_prompt(env_id: str) -> TextPrompt:
     The text is the class's docstring, condensed: sections become the prompt's fields, tables become lists, code and
     citations are dropped and every field is cut at whole sentences. The environment is not built for that. One
     without documentation is built, without rendering: where another version has documentation and the same spaces
-    (Gymnasium documents MuJoCo's -v5 alone), that is taken; else the prompt tells the spaces. Its notes say so.
+    (Gymnasium documents only MuJoCo's -v5), that is taken; otherwise the prompt states the spaces. Its notes say so.
 
     Raises `InputError` for an unknown id, with the nearest ones, and for one that can't be imported or built.
     """
@@ -109,7 +109,7 @@ def _sibling_documentation(spec: EnvSpec) -> _Documented | None:
             documented = _documentation(other)
             if documented is None or _spaces(other) != _spaces(spec):
                 continue
-        except InputError:  # another version that can't be built here is no fault of the one asked for
+        except InputError:  # another version that can't be built here does not matter
             continue
         return documented
     return None

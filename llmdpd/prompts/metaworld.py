@@ -1,8 +1,8 @@
-"""One structured text prompt for each of Meta-World's 50 tasks, in this project's own words.
+"""One structured text prompt for each of Meta-World's 50 tasks, written for this project.
 
-What is said of a task is kept as data (`metaworld_tasks.json`): what the reset draws and how far, what is measured for
-success and how close it must be. Sentences with numbers are made from that data, and a test drives the real
-environments and compares. All lengths are metres, x is to the right, y away from the robot, z up.
+The metadata of the tasks is `metaworld_tasks.json`: what the reset samples and how widely, what is measured for success
+and how close it must be. Sentences with numbers are made from it, and a test compares it with the real environments.
+All lengths are metres, x is to the right, y away from the robot, z up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmdpd.prompts.text import TextPrompt
 from llmdpd.tasks import base_name, check_task
 
 ConditionKind = Literal["near", "below", "above", "joint_above", "joint_near", "inserted", "held"]
-GoalKind = Literal["drawn", "follows", "follows_y", "fixed"]
+GoalKind = Literal["sampled", "follows", "follows_y", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class SuccessCondition:
 
     @property
     def limit_text(self) -> str:
-        """The limit as a person would say it: centimetres, or degrees for a rotation."""
+        """The limit in words: centimetres, or degrees for a rotation."""
         if self.kind == "joint_near":
             return f"{degrees(self.limit):.3g} degrees"
         return f"{100 * self.limit:.3g} cm"
 
 
 @dataclass(frozen=True)
-class TaskFacts:
-    """What is known of one task. `object_range` and `goal_range`: the width of the reset's draw along each axis, m."""
+class TaskMetadata:
+    """One task. `object_range` and `goal_range`: the width of the reset's distribution along each axis, m."""
 
     objective: str
     objects: str
@@ -68,7 +68,7 @@ class TaskFacts:
     """What counts as success, with `{i}` for the limit of condition i."""
     conditions: tuple[SuccessCondition, ...]
     goal: GoalKind
-    """`drawn`: by itself at reset; `follows`, `follows_y`: at a constant offset from the object's draw; `fixed`."""
+    """`sampled`: by itself at reset; `follows`, `follows_y`: at a constant offset from the object; `fixed`."""
     object_name: str
     goal_name: str
     object_range: Mapping[str, float] = field(default_factory=dict)
@@ -80,43 +80,43 @@ class TaskFacts:
 
 
 @cache
-def all_task_facts() -> Mapping[str, TaskFacts]:
-    """The facts on all 50 tasks, by name without version (`coffee-push`)."""
+def all_task_metadata() -> Mapping[str, TaskMetadata]:
+    """The metadata of all 50 tasks, by name without version (`coffee-push`)."""
     text = resources.files("llmdpd.prompts").joinpath("metaworld_tasks.json").read_text(encoding="utf-8")
-    return {name: _facts(entry) for name, entry in json.loads(text).items()}
+    return {name: _parse_entry(entry) for name, entry in json.loads(text).items()}
 
 
-def _facts(entry: dict[str, Any]) -> TaskFacts:
+def _parse_entry(entry: dict[str, Any]) -> TaskMetadata:
     conditions: list[dict[str, Any]] = [
         {key: tuple(value) if isinstance(value, list) else value for key, value in condition.items()}
         for condition in entry.pop("conditions")
     ]
-    return TaskFacts(conditions=tuple(SuccessCondition(**condition) for condition in conditions), **entry)
+    return TaskMetadata(conditions=tuple(SuccessCondition(**condition) for condition in conditions), **entry)
 
 
-def task_facts(task: str) -> TaskFacts:
-    """The facts on one task. `task` may carry a version: `coffee-push`, `coffee-push-v2`, `coffee-push-v3`.
+def task_metadata(task: str) -> TaskMetadata:
+    """The metadata of one task. `task` may carry a version: `coffee-push`, `coffee-push-v2`, `coffee-push-v3`.
 
     V2 and V3 are the same tasks. Raises `InputError` with the nearest names for an unknown one.
     """
-    return all_task_facts()[base_name(check_task(task))]
+    return all_task_metadata()[base_name(check_task(task))]
 
 
 def metaworld_prompt(task: str) -> TextPrompt:
-    """The structured text prompt for one of Meta-World's 50 tasks (names as in `task_facts`).
+    """The structured text prompt for one of Meta-World's 50 tasks (names as in `task_metadata`).
 
     Raises `InputError` with the nearest names for an unknown task.
     """
-    facts = task_facts(task)
-    limits = [condition.limit_text for condition in facts.conditions]
+    metadata = task_metadata(task)
+    limits = [condition.limit_text for condition in metadata.conditions]
     return TextPrompt(
         task=f"Meta-World {base_name(check_task(task)).replace('-', ' ')}.",
-        objective=facts.objective,
-        constraints=f"{_randomised(facts)} {facts.constraints}",
-        objects=f"{facts.objects}.",
-        success=f"{facts.success.format(*limits)}.",
+        objective=metadata.objective,
+        constraints=f"{_randomised(metadata)} {metadata.constraints}",
+        objects=f"{metadata.objects}.",
+        success=f"{metadata.success.format(*limits)}.",
         actions=_ACTIONS,
-        observations=_observations(facts),
+        observations=_observations(metadata),
     )
 
 
@@ -124,28 +124,29 @@ _ACTIONS = "4 numbers in [-1, 1]: hand motion in x (right), y (away), z (up), 1 
 
 
 _GOALS: Mapping[GoalKind, str] = {
-    "drawn": ".",
+    "sampled": ".",
     "follows": "; the goal moves along.",
     "follows_y": "; the goal's y moves along.",
     "fixed": "; the goal is fixed.",
 }
 
 
-def _randomised(facts: TaskFacts) -> str:
-    """What the reset draws, as a sentence: `Randomize mug (x 20 cm, y 10 cm) and goal (x 10 cm, y 5 cm) positions.`"""
-    drawn = [
+def _randomised(metadata: TaskMetadata) -> str:
+    """What the reset samples, as a sentence: `Randomize mug (x 20 cm, y 10 cm) and goal (x 10 cm) positions.`"""
+    sampled = [
         f"{name} ({', '.join(f'{axis} {100 * width:.3g} cm' for axis, width in widths.items())})"
-        for name, widths in ((facts.object_name, facts.object_range), (facts.goal_name, facts.goal_range))
+        for name, widths in ((metadata.object_name, metadata.object_range), (metadata.goal_name, metadata.goal_range))
         if widths
     ]
-    sentence = f"Randomize {' and '.join(drawn)} position{'s' if len(drawn) > 1 else ''}"
-    return sentence + _GOALS[facts.goal]
+    sentence = f"Randomize {' and '.join(sampled)} position{'s' if len(sampled) > 1 else ''}"
+    return sentence + _GOALS[metadata.goal]
 
 
-def _observations(facts: TaskFacts) -> str:
+def _observations(metadata: TaskMetadata) -> str:
     """The layout of the 39 numbers; the same for all tasks but for what the object slots hold."""
-    second = f"; {facts.second}" if facts.second else ""
+    second = f"; {metadata.second}" if metadata.second else ""
+    orientation = " with orientation" if metadata.orientation else ""
     return (
-        f"39 numbers: hand position, gripper opening; {facts.point}{' with orientation' if facts.orientation else ''}"
-        f"{second}; the same one step before; goal position: {facts.goal_point}."
+        f"39 numbers: hand position, gripper opening; {metadata.point}{orientation}"
+        f"{second}; the same one step before; goal position: {metadata.goal_point}."
     )

@@ -43,7 +43,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LLMIdentity:
-    """What made an embedding: the model, its hub commit or the hash of its files, and what it computed in."""
+    """The origin of an embedding: the model, its hub commit or the hash of its files, and its precision."""
 
     model: str
     revision: str
@@ -160,7 +160,7 @@ def text_model(name: str) -> TextModel:
 def find_model(name: str, memo_folder: Path) -> ModelSource:
     """The files of the language model `name` (see `text_model`).
 
-    The network is never used, so an offline machine gets its answer at once and nobody downloads 16 GB unasked.
+    The network is never used, so that an offline machine gets its answer at once and nothing large is fetched.
 
     Raises:
         InputError: a model that is not here; the hint is the command that fetches it.
@@ -174,11 +174,9 @@ def _hub_snapshot(hub_id: str) -> Path:
     config = try_to_load_from_cache(hub_id, "config.json", cache_dir=constants.HF_HUB_CACHE)
     if not isinstance(config, str):
         raise InputError(
-            f"the language model {hub_id} is not on this machine",
-            path=constants.HF_HUB_CACHE,
-            found="no copy in the Hugging Face cache",
-            hint=_fetch_hint(hub_id),
-        )
+            f"the language model {hub_id} is not on this machine", path=constants.HF_HUB_CACHE,
+            found="no copy in the Hugging Face cache", hint=_fetch_hint(hub_id),
+        )  # fmt: skip
     return Path(config).parent
 
 
@@ -202,12 +200,10 @@ def _check_files(folder: Path, hint: str | None = None) -> None:
     if missing:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".gguf"})
         raise InputError(
-            "the language model's weights are missing",
-            path=folder,
+            "the language model's weights are missing", path=folder,
             found=f"no {', '.join(missing)}" + (f" (but {', '.join(others)})" if others else ""),
-            expected="safetensors files; other formats are not loaded, as theirs can run code",
-            hint=hint,
-        )
+            expected="safetensors files; other formats are not loaded, as theirs can run code", hint=hint,
+        )  # fmt: skip
 
 
 def _read_index(path: Path) -> dict[str, str]:

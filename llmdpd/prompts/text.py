@@ -1,4 +1,4 @@
-"""Structured text prompts: what the LLM is given to read about a task (the paper's figure 1)."""
+"""Structured text prompts: the description of a task that the LLM reads (the paper's figure 1)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
 
 _MAX_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A task in words, split into the fields of the paper's figure 1 and further ones; an empty field is left out.
+    """A task's description, split into the fields of the paper's figure 1 and further ones; empty fields are left out.
 
-    `description` is free text without a heading, put first; a prompt may consist of it alone. All other fields are
+    `description` is free text without a heading, put first; a prompt may consist only of it. All other fields are
     rendered as `Heading: value` in the order given here, and `TextPrompt.parse(prompt.render()) == prompt`.
 
     Raises `InputError` if every field is empty, or if a value contains a line that reads as another field's heading
@@ -92,12 +92,8 @@ class TextPrompt:
             raise InputError("not a text file", path=path, found=str(error), expected="UTF-8 text") from None
         if "\0" in text:
             raise InputError("not a text file", path=path, found="a zero byte", expected="UTF-8 text")
-        try:
+        with located(path):
             return cls.parse(text)
-        except InputError as error:
-            raise InputError(
-                error.problem, path=path, field=error.field, found=error.found, expected=error.expected
-            ) from None
 
 
 HEADINGS = {field.name: field.name.capitalize() for field in fields(TextPrompt) if field.name != "description"}

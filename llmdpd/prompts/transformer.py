@@ -44,11 +44,9 @@ class TransformerEmbedder:
             config = attempt_load(self.source, AutoConfig.from_pretrained)
             if config.is_encoder_decoder:
                 raise InputError(
-                    "an encoder-decoder model can't be used",
-                    path=self.source.folder,
-                    found=config.model_type,
+                    "an encoder-decoder model can't be used", path=self.source.folder, found=config.model_type,
                     expected="a model of one stack, such as BERT, Llama or OLMo",
-                )
+                )  # fmt: skip
             self._dim = int(config.get_text_config().hidden_size)
         return self._dim
 
@@ -77,10 +75,8 @@ class TransformerEmbedder:
         if vectors.shape[1] != self.dim:
             raise InputError(
                 "the language model's last layer has another width than its configuration says",
-                path=self.source.folder,
-                found=vectors.shape[1],
-                expected=self.dim,
-            )
+                path=self.source.folder, found=vectors.shape[1], expected=self.dim,
+            )  # fmt: skip
         embedded: NDArray[np.float32] = vectors.numpy()
         return embedded
 
@@ -89,11 +85,9 @@ class TransformerEmbedder:
         tokens: list[int] = tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"]
         if limit is not None and len(tokens) > limit:
             raise InputError(
-                "text prompt too long for the language model",
-                found=f"{len(tokens)} tokens with the instruction",
-                expected=f"at most {limit}",
-                hint="shorten it, or use a model with more positions",
-            )
+                "text prompt too long for the language model", found=f"{len(tokens)} tokens with the instruction",
+                expected=f"at most {limit}", hint="shorten it, or use a model with more positions",
+            )  # fmt: skip
         return tokens
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
@@ -112,12 +106,9 @@ class TransformerEmbedder:
         bounds = [bound for bound in (positions, tokenizer.model_max_length) if bound]
         if self.max_tokens is not None and bounds and self.max_tokens > min(bounds):
             raise InputError(
-                "the language model has fewer positions than asked for",
-                path=self.source.folder,
-                field="max_tokens",
-                found=self.max_tokens,
-                expected=f"at most {min(bounds)}",
-            )
+                "the language model has fewer positions than requested", path=self.source.folder, field="max_tokens",
+                found=self.max_tokens, expected=f"at most {min(bounds)}",
+            )  # fmt: skip
         return self.max_tokens if self.max_tokens is not None else min(bounds, default=None)
 
 

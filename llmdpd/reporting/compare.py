@@ -1,61 +1,27 @@
-"""From runs to what the page shows: runs that differ by seed alone are one arm, with a cell per task and checkpoint."""
+"""From runs to what the page compares: runs that differ by their seed alone are one arm."""
 
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult
+from llmdpd.evaluation.results import CHECKPOINTS, TaskResult
+from llmdpd.reporting.estimate import Estimate, mean_estimate, task_estimate
 from llmdpd.reporting.run import Run
 
-# Settings that say where a run was written, which draw of luck it had, how often it wrote and how fast it could be:
-# not what was done.
+# Settings that say where a run was written, its random seed, how often it wrote and how fast it could be: not what was
+# done.
 _NOT_COMPARED = {
     *("seed", "run", "run_dir", "out", "output", "resume", "name", "root"),
-    *("threads", "workers", "log_every", "checkpoint_every", "films"),
+    *("threads", "workers", "log_every", "checkpoint_every", "films", "videos"),
 }
 
 
 # Names with values, hashable; a group of runs is known by its configuration, its setting and a number for copies.
 _Named = tuple[tuple[str, str], ...]
 _Groups = dict[tuple[_Named, _Named, int], list[tuple[Run, tuple[TaskResult, ...]]]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Success in percent of one task (or the mean over tasks) for one arm and checkpoint.
-
-    One seed: `low`, `high` are the 95 % Wilson interval (None for a mean over tasks). Several: mean -/+ one sample
-    standard deviation over seeds, within 0…100.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    std: float | None
-    by_seed: tuple[float, ...]
-    successes: int
-    episodes: int
-
-    @property
-    def text(self) -> str:
-        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
-
-    @property
-    def interval(self) -> str:
-        return "" if self.std is not None or self.low is None else f"{self.low:.1f} to {self.high:.1f}"
-
-    @property
-    def counts(self) -> str:
-        return f"{self.successes}/{self.episodes}"
-
-    @property
-    def seeds(self) -> str:
-        """Every seed's own figure, where there are several: a spread over three says less than the three."""
-        return "" if self.std is None else ", ".join(f"{value:.1f}" for value in self.by_seed)
 
 
 @dataclass(frozen=True)
@@ -95,51 +61,13 @@ class Arm:
             and checkpoint in (None, record.checkpoint)
         ]
 
-    def cell(self, task: str, split: str, checkpoint: str) -> Cell | None:
-        """The task's cell, or None where it was not evaluated."""
-        records = self.select(task, split, checkpoint)
-        return _cell([_percent(record) for record in records], records) if records else None
+    def estimate(self, task: str, split: str, checkpoint: str) -> Estimate | None:
+        """The task's success, or None where it was not evaluated."""
+        return task_estimate(self.select(task, split, checkpoint))
 
-    def mean_cell(self, split: str, checkpoint: str) -> Cell | None:
-        """The mean over the tasks of a split, seed by seed; None where none was evaluated."""
-        records = self.select(None, split, checkpoint)
-        if not records:
-            return None
-        chosen = set(map(id, records))
-        by_seed: dict[tuple[int, int], list[float]] = {}
-        for index, (_, own) in enumerate(self.members):
-            for record in own:
-                if id(record) in chosen:
-                    by_seed.setdefault((index, record.seed), []).append(_percent(record))
-        return _cell([statistics.fmean(values) for values in by_seed.values()], records, one_task=False)
-
-
-def _percent(record: TaskResult) -> float:
-    rate = record.success_rate
-    assert rate is not None  # only success records come here
-    return 100 * rate
-
-
-def _cell(values: Sequence[float], records: Sequence[TaskResult], one_task: bool = True) -> Cell:
-    mean = statistics.fmean(values)
-    low = high = std = None
-    if len(values) > 1:
-        std = statistics.stdev(values)
-        low, high = max(0.0, mean - std), min(100.0, mean + std)
-    elif one_task and records[0].ci95 is not None:
-        low, high = (100 * bound for bound in records[0].ci95)
-    successes = sum(record.successes or 0 for record in records)
-    return Cell(mean, low, high, std, tuple(values), successes, sum(record.episodes for record in records))
-
-
-def tasks_by_split(arms: Iterable[Arm]) -> dict[str, list[str]]:
-    """Task names with success records: split -> tasks, unseen first, in order of appearance."""
-    tasks: dict[str, list[str]] = {split: [] for split in reversed(SPLITS)}
-    for arm in arms:
-        for record in arm.select():
-            if record.task not in tasks[record.split]:
-                tasks[record.split].append(record.task)
-    return {split: names for split, names in tasks.items() if names}
+    def mean(self, split: str, checkpoint: str) -> Estimate | None:
+        """The mean success over the tasks of a split; None where none was evaluated."""
+        return mean_estimate(self.select(None, split, checkpoint))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

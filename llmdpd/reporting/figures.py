@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from llmdpd.reporting.compare import Arm, Cell, tasks_by_split
+from llmdpd.evaluation.results import TaskResult
+from llmdpd.reporting.compare import Arm
+from llmdpd.reporting.estimate import Estimate, tasks_by_split
 from llmdpd.reporting.paper import success_row
 from llmdpd.reporting.run import Run
 
@@ -97,30 +99,26 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
 
     Of a split with many tasks their mean alone is drawn: the table has each.
     """
-    tasks = tasks_by_split(arms)
-    rows: list[_Row] = []
-    for split, names in tasks.items():
-        many = len(names) > _MANY
-        rows += [_Row(split, f"mean of {len(names)} tasks")] if many else [_Row(split, name, name) for name in names]
+    rows = axis_rows(record for arm in arms for record in arm.select())
     if not rows:
         return None
     series = [(index, arm, checkpoint) for index, arm in enumerate(arms) for checkpoint in arm.checkpoints]
     thickness = 0.8 / len(series)
     with rc_context(style(PAGE)):
-        legend_rows = math.ceil((len(series) + 2) / 2)
-        height = 0.55 + 0.3 * legend_rows + len(rows) * max(0.62, 0.2 * len(series)) + 0.35 * len(tasks)
+        legend_rows, splits = math.ceil((len(series) + 2) / 2), len({row.split for row in rows})
+        height = 0.55 + 0.3 * legend_rows + len(rows) * max(0.62, 0.2 * len(series)) + 0.35 * splits
         figure = Figure(figsize=(10, height), layout="constrained")
         axes = figure.add_subplot()
-        positions = _positions(rows)
+        places = positions(rows)
         for place, (index, arm, checkpoint) in enumerate(series):
             offset = (place - (len(series) - 1) / 2) * thickness
-            for row, y in zip(rows, positions, strict=True):
-                mean, task = row.task is None, row.task or ""
-                cell = arm.mean_cell(row.split, checkpoint) if mean else arm.cell(task, row.split, checkpoint)
-                if cell is not None:
-                    _bar(axes, cell, y + offset, thickness * 0.86, _SERIES_COLOURS[index % SERIES], checkpoint)
-        marked = _paper_marks(axes, rows, positions)
-        _success_axes(axes, rows, positions)
+            for row, y in zip(rows, places, strict=True):
+                split, task = row.split, row.task
+                value = arm.mean(split, checkpoint) if task is None else arm.estimate(task, split, checkpoint)
+                if value is not None:
+                    _bar(axes, value, y + offset, thickness * 0.86, _SERIES_COLOURS[index % SERIES], checkpoint)
+        marked = _paper_marks(axes, rows, places)
+        _success_axes(axes, rows, places)
         handles = [
             Patch(
                 facecolor=_SERIES_COLOURS[index % SERIES],
@@ -137,16 +135,25 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
         )
 
 
-class _Row(NamedTuple):
-    """What stands on the axis of the success figure; no task for the mean of a split."""
+class AxisRow(NamedTuple):
+    """One entry on a figure's axis of tasks; no task for the mean of a split."""
 
     split: str
     words: str
     task: str | None = None
 
 
-def _positions(rows: Sequence[_Row]) -> list[float]:
-    """A y for every row, top to bottom, with a gap between the splits."""
+def axis_rows(records: Iterable[TaskResult]) -> list[AxisRow]:
+    """The tasks of these results, unseen first; of a split with many tasks their mean alone."""
+    rows = []
+    for split, names in tasks_by_split(records).items():
+        mean = [AxisRow(split, f"mean of {len(names)} tasks")]
+        rows += mean if len(names) > _MANY else [AxisRow(split, name, name) for name in names]
+    return rows
+
+
+def positions(rows: Sequence[AxisRow]) -> list[float]:
+    """A place on the axis for every row, in order, with a gap between the splits."""
     gaps = [0.6 * (row.split != rows[0].split) for row in rows]
     return [index + gap for index, gap in enumerate(gaps)]
 
@@ -155,30 +162,19 @@ def _alpha(checkpoint: str) -> float:
     return 1.0 if checkpoint == "last" else 0.45
 
 
-def _bar(axes: Axes, cell: Cell, y: float, thickness: float, colour: str, checkpoint: str) -> None:
-    axes.barh(y, cell.mean, thickness, color=colour, alpha=_alpha(checkpoint), linewidth=0)
-    if cell.low is not None and cell.high is not None:
-        error = [[max(0.0, cell.mean - cell.low)], [max(0.0, cell.high - cell.mean)]]
-        axes.errorbar(cell.mean, y, xerr=error, color=_INK, capsize=3, linewidth=1.2)
+def _bar(axes: Axes, value: Estimate, y: float, thickness: float, colour: str, checkpoint: str) -> None:
+    axes.barh(y, value.mean, thickness, color=colour, alpha=_alpha(checkpoint), linewidth=0)
+    if value.bar is not None:
+        low, high = value.bar
+        error = [[max(0.0, value.mean - low)], [max(0.0, high - value.mean)]]
+        axes.errorbar(value.mean, y, xerr=error, color=_INK, capsize=3, linewidth=1.2)
 
 
-def _paper_marks(axes: Axes, rows: Sequence[_Row], positions: Sequence[float]) -> list[Line2D]:
-    own: dict[str, Any] = {
-        "marker": "D",
-        "markersize": 7,
-        "markerfacecolor": "none",
-        "color": _INK,
-        "linestyle": "none",
-    }
-    other: dict[str, Any] = {
-        "marker": "|",
-        "markersize": 15,
-        "markeredgewidth": 2.5,
-        "color": _MUTED,
-        "linestyle": "none",
-    }
+def _paper_marks(axes: Axes, rows: Sequence[AxisRow], places: Sequence[float]) -> list[Line2D]:
+    own: dict[str, Any] = {"marker": "D", "markersize": 7, "markerfacecolor": "none", "color": _INK, "linestyle": ""}
+    other: dict[str, Any] = {"marker": "|", "markersize": 15, "markeredgewidth": 2.5, "color": _MUTED, "linestyle": ""}
     found = False
-    for row, y in zip(rows, positions, strict=True):
+    for row, y in zip(rows, places, strict=True):
         paper = success_row(row.task or "")
         if paper is not None:
             found = True
@@ -189,12 +185,12 @@ def _paper_marks(axes: Axes, rows: Sequence[_Row], positions: Sequence[float]) -
     return [Line2D([], [], label=label, **style) for label, style in zip(labels, (own, other), strict=True) if found]
 
 
-def _success_axes(axes: Axes, rows: Sequence[_Row], positions: Sequence[float]) -> None:
-    axes.set_yticks(positions, [f"{row.words}\n({row.split})" for row in rows])
+def _success_axes(axes: Axes, rows: Sequence[AxisRow], places: Sequence[float]) -> None:
+    axes.set_yticks(places, [f"{row.words}\n({row.split})" for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 101)
-    axes.set_ylim(positions[-1] + 0.55, -0.65)
+    axes.set_ylim(places[-1] + 0.55, -0.65)
     axes.set_xlabel("success, % of episodes")
 
 

@@ -1,8 +1,9 @@
-"""From runs to HTML: words and tables for the template, which holds the design."""
+"""From runs to HTML: texts and tables for the template, which holds the design."""
 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,27 +13,55 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from llmdpd.errors import InputError
 from llmdpd.evaluation.results import SPLITS, TaskResult
-from llmdpd.reporting.compare import (
-    Arm,
-    differing_settings,
-    flatten,
-    goal_words,
-    group_arms,
-    on_off,
-    tasks_by_split,
-)
+from llmdpd.reporting.compare import Arm, differing_settings, flatten, goal_words, group_arms, on_off
+from llmdpd.reporting.estimate import tasks_by_split
 from llmdpd.reporting.figures import Drawing, curve_figure, success_figure
-from llmdpd.reporting.paper import PaperRow, locomotion_row, success_row
-from llmdpd.reporting.run import Run
+from llmdpd.reporting.paper import locomotion_row, success_row
+from llmdpd.reporting.run import Run, read_run
+from llmdpd.utils.files import atomic_write_text
 
 _FOLDER = Path(__file__).parent
-_NO_FILMS = (
-    "This run has no films. They need an off-screen renderer for MuJoCo: on Linux without a display install "
+# Videos are the one part of a page that can be large; as text they take a third more.
+_VIDEO_BYTES = 6_000_000
+_NO_VIDEOS = (
+    "This run has no videos. They need an off-screen renderer for MuJoCo: on Linux without a display install "
     "libosmesa6, or libegl1 where a GPU driver brings EGL."
 )
-_FILM_COMMANDS = "Then run: python -m llmdpd.evaluate RUN --films && python -m llmdpd.report RUN"
+_VIDEO_COMMANDS = "Then run: python -m llmdpd.evaluate RUN --videos && python -m llmdpd.report RUN"
 _SPLIT_WORDS = {"seen": "seen: trained on", "unseen": "unseen: never trained on"}
+
+
+def build_report(runs: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write the page of these run folders and return its path.
+
+    One run: `out`, or report.html in its folder. Several: `out`, or comparison.html in the nearest folder that holds
+    them all. Runs that differ by nothing but the seed are averaged. What is missing beside results.json is said in the
+    page.
+
+    Raises:
+        InputError: no run is given, one is given twice, a folder or its results.json is missing or cannot be used.
+    """
+    folders = [Path(run) for run in runs]
+    if not folders:
+        raise InputError("no run to report on", expected="one or more run folders")
+    resolved = [folder.resolve() for folder in folders]
+    for index, folder in enumerate(resolved):
+        if folder in resolved[:index]:
+            raise InputError("the same run is given twice", path=folders[index])
+    read = [read_run(folder, _VIDEO_BYTES // len(folders)) for folder in folders]
+    for run, folder in zip(read, folders, strict=True):
+        if not run.records:
+            raise InputError("the run has no results", path=folder / "results.json", field="records", found="[]")
+    shared = os.path.commonpath([folder.parent for folder in resolved])
+    path = resolved[0] / "report.html" if len(resolved) == 1 else Path(shared) / "comparison.html"
+    if out is not None:
+        path = Path(out)
+    if path.is_dir():
+        raise InputError("the page cannot be written", path=path, found="a folder", expected="a file name")
+    atomic_write_text(path, render_page(read))
+    return path
 
 
 def render_page(runs: Sequence[Run]) -> str:
@@ -50,7 +79,7 @@ def render_page(runs: Sequence[Run]) -> str:
         success_figure=drawing_values(success_figure(counted)),
         spread=any(len(arm.seeds) > 1 for arm in arms),
         locomotion=_locomotion_table(arms),
-        facts=[facts(arm) for arm in arms],
+        metadata=[metadata(arm) for arm in arms],
         curves=drawing_values(curves),
         more_metrics=more_metrics,
         differences=differing_settings(runs) if several else [],
@@ -92,7 +121,7 @@ def _unbroken(words: str) -> str:
 def _brief(arm: Arm) -> str:
     parts = []
     for checkpoint in arm.checkpoints:
-        means = [(split, arm.mean_cell(split, checkpoint)) for split in SPLITS]
+        means = [(split, arm.mean(split, checkpoint)) for split in SPLITS]
         words = [f"{mean.text} % on {split} tasks" for split, mean in means if mean is not None]
         parts += [f"{checkpoint} checkpoint {', '.join(words)}"] if words else []
     scores = " ".join(_score_words(arm, checkpoint) for checkpoint in arm.checkpoints).strip()
@@ -123,8 +152,9 @@ def _training_sentence(arm: Arm) -> str:
     tasks = f"{len(first.trained_on)} task{'s' if len(first.trained_on) != 1 else ''}"
     if 0 < len(first.trained_on) <= 6:
         tasks += f" ({', '.join(first.trained_on)})"
-    told = [name for name, use in (("a text", first.prompts.text), ("an example", first.prompts.trajectory)) if use]
-    prompts = f"told what to do by {' and '.join(told)}" if told else "given no prompt"
+    uses = (("a text", first.prompts.text), ("a demonstration", first.prompts.trajectory))
+    given = [name for name, use in uses if use]
+    prompts = f"prompted with {' and '.join(given)}" if given else "without a prompt"
     seeds = f" with {len(arm.seeds)} seeds" if len(arm.seeds) > 1 else ""
     counts = [record.episodes for record in arm.records]
     episodes = f"{_span(counts)} {'episode' if max(counts) == 1 else 'episodes'}"
@@ -135,11 +165,11 @@ def _training_sentence(arm: Arm) -> str:
 
 
 def _split_words(arm: Arm, split: str, checkpoint: str) -> str:
-    mean = arm.mean_cell(split, checkpoint)
+    mean = arm.mean(split, checkpoint)
     if mean is None:
         return ""
-    tasks = tasks_by_split([arm])[split]
-    cells = {task: cell for task in tasks if (cell := arm.cell(task, split, checkpoint)) is not None}
+    tasks = {record.task: arm.estimate(record.task, split, checkpoint) for record in arm.select(None, split)}
+    cells = {task: cell for task, cell in tasks.items() if cell is not None}
     kind = "trained on" if split == "seen" else "never seen"
     if len(cells) == 1:
         return f"{mean.text} % of episodes on the one task {kind} ({next(iter(cells))})"
@@ -167,7 +197,7 @@ def _span(values: Sequence[int]) -> str:
 def _success_table(arms: Sequence[Arm]) -> dict[str, Any] | None:
     """Columns (arm, checkpoint) beside the paper's; for each split its tasks and their mean."""
     columns = [(arm, checkpoint) for arm in arms for checkpoint in arm.checkpoints if arm.select(checkpoint=checkpoint)]
-    tasks = tasks_by_split(arms)
+    tasks = tasks_by_split(record for arm in arms for record in arm.select())
     if not tasks:
         return None
     return {
@@ -177,10 +207,10 @@ def _success_table(arms: Sequence[Arm]) -> dict[str, Any] | None:
             {
                 "name": _SPLIT_WORDS[split],
                 "rows": [
-                    (task, [arm.cell(task, split, checkpoint) for arm, checkpoint in columns], _paper(task, split))
+                    (task, [arm.estimate(task, split, checkpoint) for arm, checkpoint in columns], _paper(task, split))
                     for task in names
                 ],
-                "means": [arm.mean_cell(split, checkpoint) for arm, checkpoint in columns],
+                "means": [arm.mean(split, checkpoint) for arm, checkpoint in columns],
                 "paper_means": _paper_means(names, split),
             }
             for split, names in tasks.items()
@@ -190,7 +220,7 @@ def _success_table(arms: Sequence[Arm]) -> dict[str, Any] | None:
 
 def _paper(task: str, split: str) -> tuple[str, str]:
     """The paper's two columns for a task; where the paper counts it to the other split, that is said."""
-    row: PaperRow | None = success_row(task)
+    row = success_row(task)
     if row is None:
         return "", ""
     other = "" if row.split == split else f" ({row.split} there)"
@@ -240,7 +270,7 @@ def _over_seeds(values: Sequence[float | None], one_std: float | None) -> str:
     return f"{fmean(numbers):.1f}" + ("" if std is None else f" ± {std:.1f}")
 
 
-def facts(arm: Arm) -> dict[str, str]:
+def metadata(arm: Arm) -> dict[str, str]:
     """What the arm's results were obtained with."""
     first = arm.records[0]
     by_checkpoint = [
@@ -266,31 +296,30 @@ def facts(arm: Arm) -> dict[str, str]:
 
 def _run_view(run: Run) -> dict[str, Any]:
     tasks = list(dict.fromkeys(record.task for record in run.records))
-    films = {film.task: film for film in run.films}
+    videos = {video.task: video for video in run.videos}
     # What was never trained on first: it is what a policy is judged by.
     split = {record.task: record.split for record in run.records}
-    order = sorted([*tasks, *(task for task in films if task not in tasks)], key=lambda task: split.get(task) == "seen")
+    order = sorted(dict.fromkeys([*tasks, *videos]), key=lambda task: split.get(task) == "seen")
     command = run.meta.get("command")
     if isinstance(command, dict):
         command = command.get("argv")
     # What is in meta.json beyond the three tables is shown too, rather than lost.
     other = {name: entry for name, entry in run.meta.items() if name not in ("versions", "machine", "times", "command")}
+    tables = [(name.capitalize(), run.meta.get(name)) for name in ("versions", "machine", "times")]
+    tables += [("Also recorded", other)] if other else []
     return {
         "name": run.name,
         "problems": run.problems,
-        "films": [(task, films[task]) for task in order if task in films],
-        "unfilmed": [task for task in tasks if task not in films],
-        "films_note": f"{run.films_note or _NO_FILMS} {_FILM_COMMANDS}",
+        "videos": [(task, videos[task]) for task in order if task in videos],
+        "unrecorded": [task for task in tasks if task not in videos],
+        "videos_note": f"{run.videos_note or _NO_VIDEOS} {_VIDEO_COMMANDS}",
         "prompts": run.prompts,
         "unprompted": [task for task in tasks if run.prompts and task not in run.prompts],
         "config": {name: _plain(value) for name, value in flatten(run.config).items()},
         "tables": [
-            (title, {name: measure(name, value) for name, value in flatten(run.meta.get(key) or {}, "").items()})
-            for title, key in (("Versions", "versions"), ("Machine", "machine"), ("Times", "times"))
-        ]
-        + (
-            [("Also recorded", {name: measure(name, value) for name, value in flatten(other).items()})] if other else []
-        ),
+            (title, {name: measure(name, value) for name, value in flatten(entries or {}).items()})
+            for title, entries in tables
+        ],
         "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command or ""),
     }
 

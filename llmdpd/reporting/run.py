@@ -11,7 +11,7 @@ from typing import Any
 
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import TaskResult, read_results
-from llmdpd.evaluation.videos import Film, find_films
+from llmdpd.evaluation.videos import Video, find_videos
 from llmdpd.utils.files import read_json
 
 # Metric name -> points (iteration, value) in order of iteration.
@@ -20,7 +20,7 @@ Curves = dict[str, list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompts that a task was evaluated with: the text, and where it and the example trajectory came from."""
+    """The prompts that a task was evaluated with: the text, and where it and the demonstration came from."""
 
     text: str
     text_source: str
@@ -37,8 +37,8 @@ class Run:
     meta: dict[str, Any] = field(default_factory=dict)
     curves: Curves = field(default_factory=dict)
     prompts: dict[str, Prompt] = field(default_factory=dict)
-    films: tuple[Film, ...] = ()
-    films_note: str = ""
+    videos: tuple[Video, ...] = ()
+    videos_note: str = ""
     problems: tuple[str, ...] = ()
 
     @property
@@ -46,8 +46,8 @@ class Run:
         return self.folder.name
 
 
-def read_run(folder: Path, film_budget: int) -> Run:
-    """Read a run folder, with at most `film_budget` bytes of films (0: none are looked for).
+def read_run(folder: Path, video_budget: int) -> Run:
+    """Read a run folder, with at most `video_budget` bytes of videos.
 
     Raises `InputError` if the folder or its results.json is missing or cannot be used.
     """
@@ -61,7 +61,9 @@ def read_run(folder: Path, film_budget: int) -> Run:
         )
     problems: list[str] = []
     prompts = _mapping(folder / "prompts.json", problems, "the prompts")
-    films = find_films(folder / "films", film_budget, problems) if film_budget else ()
+    # Earlier versions wrote them into `films`.
+    place = next((folder / name for name in ("videos", "films") if (folder / name).is_dir()), folder / "videos")
+    note = place / "README.txt"
     return Run(
         folder=folder.resolve(),
         records=tuple(read_results(folder / "results.json")),
@@ -69,8 +71,8 @@ def read_run(folder: Path, film_budget: int) -> Run:
         meta=_mapping(folder / "meta.json", problems, "versions, machine and times"),
         curves=_read_curves(folder / "metrics.jsonl", problems),
         prompts={task: _prompt(value) for task, value in prompts.items()},
-        films=films,
-        films_note=_films_note(folder / "films"),
+        videos=find_videos(place, video_budget, problems),
+        videos_note=note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else "",
         problems=tuple(problems),
     )
 
@@ -126,8 +128,3 @@ def _prompt(value: object) -> Prompt:
     if isinstance(trajectory, Mapping):
         trajectory = ", ".join(f"{name} {entry}" for name, entry in trajectory.items() if entry is not None)
     return Prompt(str(value.get("text") or ""), str(value.get("text_source") or ""), str(trajectory or ""))
-
-
-def _films_note(folder: Path) -> str:
-    path = folder / "README.txt"
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

@@ -192,12 +192,12 @@ def _collect(
         episodes=episodes,
         noise=noise,
         seed=seed,
-        tail=data.post_success_steps,
+        post_success_steps=data.post_success_steps,
         workers=data.workers,
         goal_visible=protocol.goal_visible,
     )
     # Another collection gets another folder.
-    parts = repr((tasks, noise, wanted.goal_visible, wanted.tail, wanted.max_steps)).encode()
+    parts = repr((tasks, noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
     name = f"{kind}-{len(tasks)}tasks-{episodes}episodes-seed{seed}-{zlib.crc32(parts):08x}"
     wanted = replace(wanted, out=Path(data.root) / name)
     watch = Stopwatch()

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_write_json, process_lock, read_json, recover_directory
 from llmdpd.utils.plain import differences, from_plain, to_plain
+from llmdpd.utils.progress import Stopwatch as Stopwatch
 
 _PACKAGES = (
     "llmdpd",
@@ -35,10 +35,13 @@ _PACKAGES = (
 # is kept may change because what lies there is held against the checkpoint's hash.
 _FREE_ON_RESUME = (
     "threads",
-    *("evaluation.episodes", "evaluation.seen_episodes", "evaluation.films", "evaluation.film_tasks"),
+    *("evaluation.episodes", "evaluation.seen_episodes", "evaluation.videos", "evaluation.video_tasks"),
     *("data.root", "data.workers"),
     *("training.checkpoint_every", "training.cuda_graph"),
 )
+
+# How earlier versions called fields of `evaluation`.
+_RENAMED = {"films": "videos", "film_tasks": "video_tasks"}
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,17 @@ class RunFolder:
         return self.path / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}.json"
 
     @property
-    def films(self) -> Path:
-        return self.path / "films"
+    def videos(self) -> Path:
+        return self.path / "videos"
 
     @property
     def prompts(self) -> Path:
-        """The example trajectories of the evaluation, as Minari data sets."""
+        """The demonstrations of the evaluation, as Minari data sets."""
         return self.path / "prompt_data"
 
     @property
     def replay(self) -> Path:
-        """The steps of a method that learns in the environment, which its checkpoints go on from."""
+        """The steps of a method that learns in the environment, from which its checkpoints continue."""
         return self.path / "replay"
 
     def policy(self, checkpoint: str) -> Path:
@@ -145,10 +148,14 @@ class RunFolder:
 
     def read_config(self) -> TrainConfig:
         """The configuration that the run was started with."""
-        return from_plain(TrainConfig, read_json(self.config), self.config)
+        plain = read_json(self.config)
+        evaluation = plain.get("evaluation", {}) if isinstance(plain, dict) else {}
+        for old in _RENAMED.keys() & evaluation.keys():
+            evaluation[_RENAMED[old]] = evaluation.pop(old)
+        return from_plain(TrainConfig, plain, self.config)
 
     def take_up(self, config: TrainConfig) -> None:
-        """Prepare an interrupted run for going on with `config`, and remove what a kill left half written.
+        """Prepare an interrupted run for continuing with `config`, and remove what a kill left half written.
 
         Fields from after the run was begun count as their defaults, which are what was done before there were such.
 
@@ -172,7 +179,7 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether training has begun, so that there is something to go on with."""
+        """Whether training has begun, so that there is something to continue."""
         return (self.path / "metrics.jsonl").exists()
 
     def discard(self) -> None:
@@ -210,17 +217,6 @@ def decisive(config: TrainConfig) -> dict[str, Any]:
         *sections, field = name.split(".")
         del (plain[sections[0]] if sections else plain)[field]
     return plain
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return round(time.monotonic() - self._start, 2)
 
 
 def _versions() -> dict[str, str]:

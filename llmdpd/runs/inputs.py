@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from llmdpd.config.schema import TrainConfig
+from llmdpd.config.stored import read_stored
 from llmdpd.data import TrajectoryDataset
 from llmdpd.data.collecting.scripted import content_hash
 from llmdpd.errors import InputError
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.utils.checkpoint import latest_checkpoint, read_state
-from llmdpd.utils.plain import differences, from_plain
+from llmdpd.utils.plain import differences
 
 
 def input_hashes(
@@ -53,7 +54,7 @@ def check_inputs(run: RunFolder, facts: Mapping[str, Any]) -> None:
     known = {name: state.get(name) for name in facts}
     if known["config"] is not None:
         # Settings from after the checkpoint was written are at their defaults in it: what was done before there were.
-        known["config"] = decisive(from_plain(TrainConfig, known["config"], checkpoint / "state.json", "config."))
+        known["config"] = decisive(read_stored(known["config"], checkpoint / "state.json", "config."))
     changed = differences(known, dict(facts))
     if changed:
         raise InputError(

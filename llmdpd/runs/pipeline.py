@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from llmdpd.evaluation.latency import acting_cost
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.scoring import selection_score
 from llmdpd.methods import METHODS
-from llmdpd.methods.base import Learner
+from llmdpd.methods.base import Learner, Method, OfflineConfig
 from llmdpd.nn.policy_network import Spaces
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
@@ -184,17 +184,10 @@ def evaluate(run: Run) -> None:
 
 def record(run: Run) -> None:
     """Record videos of the last policy, where they are wanted."""
-    evaluation = run.config.evaluation
-    if evaluation.videos:
+    config = run.config
+    if config.evaluation.videos:
         with run.folder.timed("filming_seconds"):
-            record_run(
-                run.folder,
-                run.prompts,
-                evaluation.max_steps,
-                most=evaluation.video_tasks,
-                device=run.config.device,
-                check=run.stop.check,
-            )
+            record_run(run.folder, config.evaluation, run.prompts, device=config.device, check=run.stop.check)
 
 
 STAGES: tuple[Callable[[Run], None], ...] = (
@@ -215,7 +208,8 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     """A method that learns from a data set, and its batches."""
     config, dataset, device = run.config, run.dataset, check_device(run.config.device)
     assert dataset is not None, "checked by the caller"
-    kind, method, width = METHODS[config.method.name], config.method, run.texts.width
+    kind = cast("type[Method[Any, Any]]", METHODS[config.method.name])
+    method, width = cast(OfflineConfig, config.method), run.texts.width
     network = kind.build_network(Spaces(dataset.state_dim, dataset.action_dim, width), method.network)
     network.to(device).fit(torch.from_numpy(dataset.observations), lambda: torch.from_numpy(dataset.returns_to_go()))
     learner = kind(network, method, config.training.iterations)

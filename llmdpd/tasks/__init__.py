@@ -17,7 +17,7 @@ SUITES: Registry[TaskSuite] = Registry(
 )
 """Task suites by name, each a `llmdpd.tasks.base.TaskSuite`; packages add theirs as entry points.
 
-Worker processes look a suite up anew, so one that was only added by `SUITES.register` is not known there.
+Worker processes look suites up themselves; one that was only added by `SUITES.register` is unknown there.
 """
 
 __all__ = [

@@ -96,5 +96,5 @@ class TaskSuite:
         raise NotImplementedError
 
     def description(self, task: str) -> str:
-        """The text prompt of a task that nobody gave one; its name unless the suite knows more."""
+        """The text prompt of a task if the user gives none; by default its name."""
         return f"{self.name} {task}."

@@ -36,7 +36,7 @@ def _split(name: str) -> tuple[str, str | None] | None:
 
 
 def is_locomotion(name: str) -> bool:
-    """Whether `name` is one of the three environments, as "hopper", "hopper-medium-replay-v2" or "Hopper-v5"."""
+    """Whether `name` is one of the three environments, such as "hopper", "hopper-medium-replay-v2" or "Hopper-v5"."""
     return _split(name) is not None
 
 
@@ -57,19 +57,17 @@ def locomotion_id(name: str) -> str:
     parts = _split(name)
     if parts is None:
         raise InputError(
-            f"unknown environment {name!r}",
-            field="task",
-            found=name,
+            f"unknown environment {name!r}", field="task", found=name,
             expected="a Meta-World task, or one of " + ", ".join(sorted(REFERENCE_RETURNS)),
             hint="nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS),
-        )
+        )  # fmt: skip
     import gymnasium
 
     base, version = parts
     candidates = [f"{_GYMNASIUM[base]}-{v}" for v in ([version] if version else _VERSIONS)]
-    for candidate in candidates:
-        if candidate in gymnasium.registry:
-            return candidate
+    found = next((candidate for candidate in candidates if candidate in gymnasium.registry), None)
+    if found is not None:
+        return found
     raise InputError(f"this Gymnasium has no {' or '.join(candidates)}", field="task", found=name)
 
 

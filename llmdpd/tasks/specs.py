@@ -27,12 +27,10 @@ def suite_of(task: str) -> TaskSuite:
     if suite is None:
         known = [name for suite in SUITES.values() for name in suite.tasks]
         raise InputError(
-            f"unknown task {task!r}",
-            field="task",
-            found=task,
+            f"unknown task {task!r}", field="task", found=task,
             expected=f"a task of one of the suites {', '.join(SUITES)}",
             hint="nearest: " + nearest_names(task.strip(), known),
-        )
+        )  # fmt: skip
     return suite
 
     def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:

@@ -67,7 +67,7 @@ def check_config(config: Any, prefix: str = "", path: str | Path | None = None) 
         InputError: naming the first field that is wrong.
     """
     dot = f"{prefix}." if prefix else ""
-    bounds = bounds_of(type(config))
+    bounds = bounds_of(type(config))  # type: ignore[arg-type]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in bounds:

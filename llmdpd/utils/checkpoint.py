@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a resume needs, and one whole checkpoint on disk at every moment.
+"""Checkpoints: everything that resuming needs; one complete checkpoint is on disk at every moment.
 
     RUN/checkpoint/step-00001000/
       networks.safetensors     every network of the agent
@@ -7,8 +7,8 @@
       state.json               iteration, sampler position, best score so far, hashes of the run's inputs
 
 A new one is written under a temporary name and renamed; only then is the old one removed. So a kill at any moment, or a
-disk that fills up, leaves the last one whole. A run that is stopped again before it has gone on writes the same
-iteration anew: there a kill between two renames leaves the old one under a temporary name, and it is put back.
+full disk, leaves the last one complete. A resumed run that stops before its next iteration writes the same iteration
+again: a kill between its two renames leaves the old one under a temporary name, from which it is restored.
 """
 
 from __future__ import annotations
@@ -63,20 +63,17 @@ def save_checkpoint(folder: Path, agent: Checkpointed, iteration: int, state: Ma
 
 
 def refused_write(what: str, path: Path, checkpoints: Path, error: OSError) -> InputError:
-    """The error for a write that the disk refused, and what is left to go on from."""
+    """The error for a write that the disk refused; its hint names the checkpoint to resume from."""
     whole = latest_checkpoint(checkpoints)
     kept = f"the checkpoint {whole} is whole" if whole else "there is no older checkpoint"
     return InputError(
-        f"{what} could not be written",
-        path=path,
-        found=str(error),
-        expected="room on the disk",
+        f"{what} could not be written", path=path, found=str(error), expected="room on the disk",
         hint=f"{kept}; make room, then continue with --resume {checkpoints.parent}",
-    )
+    )  # fmt: skip
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None. One that a kill left under its temporary name is put back."""
+    """The newest whole checkpoint of a run, or None. One that a kill left under its temporary name is restored."""
     for old in folder.glob(f".{_PREFIX}*.old"):
         recover_directory(folder / old.name.split(".")[1])
     return max(_checkpoints(folder), default=None)

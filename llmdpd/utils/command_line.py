@@ -20,6 +20,8 @@ from llmdpd.errors import InputError
 from llmdpd.utils.progress import error_console
 
 T = TypeVar("T")
+_COLUMN = 46
+"""Where descriptions begin in a help of one line for each option."""
 
 
 def parse(
@@ -120,14 +122,15 @@ def option_lines(config: Any, width: int = 100, hidden: Collection[str] = ()) ->
         if any(field == name or field.startswith(f"{name}.") for name in hidden):
             continue
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        name = f"  --{field.replace('_', '-')} {textwrap.shorten(shown, 22, placeholder=' …')}"
-        lines.append(textwrap.shorten(f"{name:<58}\0{description}", width, placeholder=" …").replace("\0", "  "))
+        name = f"  --{field.replace('_', '-')} {shown if len(shown) <= 22 else shown[:21] + '…'}"
+        room = width - max(len(name), _COLUMN) - 2
+        lines.append(f"{name:<{_COLUMN}}  {textwrap.shorten(description, max(room, 20), placeholder=' …')}")
     return lines
 
 
 def _fields(config: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
     """The leaves of nested dataclasses: dotted name, value, description; a section's own fields before its parts."""
-    described = _descriptions(type(config))
+    described = _descriptions(type(config))  # type: ignore[arg-type]
     parts = [field.name for field in dataclasses.fields(config)]
     nested = [name for name in parts if dataclasses.is_dataclass(getattr(config, name))]
     for name in parts:

@@ -1,4 +1,4 @@
-"""The torch device that a run computes on, and the precision of torch's own matrix products."""
+"""Devices by name, and the precision of torch's own matrix products."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from llmdpd.errors import InputError
 
 @contextmanager
 def matmul_precision(precision: Literal["fp32", "bf16"]) -> Iterator[None]:
-    """While the block runs, allow torch's own float32 matrix products bfloat16 operands, where `bf16`.
+    """With `bf16`, allow bfloat16 operands in torch's own float32 matrix products while the block runs.
 
-    Allowed, not made: what a product does with it is its library's choice. On the CPUs that were tried they come out in
-    float32 all the same, and several times as fast, since torch asks another library for them.
+    The library that computes a product may use them or not. On the CPUs that were tried the results are in float32 all
+    the same, and several times as fast, since torch calls another library.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if precision == "bf16" else before)

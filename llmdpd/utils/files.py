@@ -1,4 +1,4 @@
-"""Writing to disk so that nothing is ever half written: temporary name, fsync, rename; and locks among processes."""
+"""Atomic writes (temporary name, fsync, rename), locks among processes, JSON files and hashes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _fsync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A new name beside `path`. Not `tempfile`'s: that makes files private, and ours are as readable as any other."""
+    """A new name beside `path`. Not `tempfile`'s, whose files are private."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -76,8 +76,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` if the block ends without an error.
 
     An existing `path` is replaced at the end by two renames; between them a kill leaves the old one as
-    `.NAME.*.old`, which the next write or `recover_directory` puts back. So whoever reads such a folder calls
-    `recover_directory` first.
+    `.NAME.*.old`, which the next write or `recover_directory` restores. Readers of such a
+    folder call `recover_directory` first.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -98,13 +98,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        recover_directory(path)  # where the second rename failed the old folder comes back, else it goes
+        recover_directory(path)  # restores the old folder if the second rename failed, otherwise removes it
 
 
 def recover_directory(path: str | Path) -> None:
     """Put back the folder that a kill in the middle of `atomic_directory` left under its temporary name.
 
-    Safe beside a process that is just writing the folder.
+    Safe while another process writes the folder.
     """
     path = Path(path)
     if not _left_over(path):
@@ -128,7 +128,7 @@ def _locked_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from renaming in `folder`, so that none takes the moment between two renames for a kill."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems have no locks for folders; there a whole lot must coincide to do harm.
+        # Some network file systems have no locks for folders; harm is then very unlikely.
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -140,12 +140,12 @@ def _locked_folder(folder: Path) -> Iterator[None]:
 def process_lock(path: str | Path, on_busy: Callable[[int | None], None]) -> Iterator[None]:
     """Hold `path` as a lock among processes while the block runs; a file with the holder's id, removed at the end.
 
-    The kernel takes the lock back when the process dies, however it dies; a file that is left holds nobody up.
+    The kernel releases the lock when the process dies for any reason; a remaining file blocks nobody.
 
     Args:
-        path: the lock's file.
-        on_busy: called again and again while another process holds the lock, with its id (None where it is not
-            known); may raise to give up.
+        path: the lock file.
+        on_busy: called repeatedly while another process holds the lock, with its id (None where it is not known); may
+            raise to give up.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def process_lock(path: str | Path, on_busy: Callable[[int | None], None]) -> Ite
     try:
         yield
     finally:
-        # Removed while it is held: a process that has opened it already sees below that it is not the one any more.
+        # Removed while it is held: a process that has already opened it then sees that it is no longer at `path`.
         if _is_open_as(handle, path):
             path.unlink()
         os.close(handle)

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 15.0
 class ProgressBar:
     """Progress of one piece of work; a context manager.
 
-    Rates count from the first call of `update`: what was done before, found by a resumed run, is not this run's work.
+    Rates count from the first call of `update`: work that a resumed run finds done is not counted.
 
     Args:
         name: what is being done.
@@ -44,7 +44,7 @@ class ProgressBar:
             self._task = self._bar.add_task(name, total=None, rate="", note="")
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Say how much of how much is done by now, and a word on how it goes."""
+        """Report that `done` of `total` units are finished, with an optional note."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = done, now
@@ -69,3 +69,14 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._start, 2)

@@ -1,4 +1,4 @@
-"""Things that are found by name: methods, task suites, file formats, text models, this package's own and others'."""
+"""Registries: methods, task suites, file formats and text models by name, this package's own and other packages'."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping from names to things, each of which is imported when it is first looked up.
+    """A mapping from names to objects, each of which is imported when it is first looked up.
 
-    Besides this package's own entries it has those that installed packages declare as entry points of `group`, and
-    those that were added by `register`.
+    It contains this package's own entries, those that installed packages declare as entry points of `group`, and those
+    that were added by `register`.
 
     Args:
         kind: what an entry is, in messages, as "method".
@@ -25,7 +25,7 @@ class Registry(Mapping[str, T], Generic[T]):
         own: this package's own entries, name → "module:attribute".
 
     Raises:
-        InputError: on the look-up of a name that nothing has; the nearest names are offered.
+        InputError: the name is unknown; the nearest names are offered.
     """
 
     def __init__(self, kind: str, group: str, own: Mapping[str, str]) -> None:
@@ -61,11 +61,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return sum(1 for _ in self)
 
     def unknown(self, name: str, field: str | None = None) -> InputError:
-        """The error for a name that nothing has."""
+        """The error for an unknown name."""
         return InputError(
-            f"unknown {self.kind}",
-            field=field or self.kind,
-            found=name,
-            expected=", ".join(self),
+            f"unknown {self.kind}", field=field or self.kind, found=name, expected=", ".join(self),
             hint=f"nearest names: {nearest_names(name, list(self))}",
-        )
+        )  # fmt: skip

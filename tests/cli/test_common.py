@@ -3,18 +3,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import logging
-import re
 from collections.abc import Callable
 from io import StringIO
-from typing import Any
+from typing import Literal
 
 import pytest
 from rich.console import Console, RenderableType
 
-from llmdpd.cli.common import results_table, run_command, take_option, training_summary
-from llmdpd.config.schema import TrainConfig
+from llmdpd.cli.common import parse, renamed, results_table, run_command, take_option, training_summary
 from llmdpd.errors import InputError
-from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult
+from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
 from llmdpd.training.loop import TrainingDivergedError
 from llmdpd.training.stopping import StopRequestedError
@@ -43,6 +41,57 @@ def test_an_option_without_value() -> None:
         take_option(["--a", "--run-dir"], "--run-dir")
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a test."""
+
+    episodes: int = 3
+    """How many."""
+    kind: Literal["one", "two"] = "one"
+    """Which."""
+    add_noise: bool = True
+    """Whether."""
+
+
+def test_options_are_read() -> None:
+    assert parse(Options, ["--episodes", "5", "--no-add-noise"], "prog") == Options(5, "one", False)
+    assert parse(Options, ["--add_noise"], "prog", default=Options(7)) == Options(7)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--epsodes", "3"], ["no such option", "found:    --epsodes", "perhaps --episodes"]),
+        (["--no_ad_noise=x"], ["found:    --no_ad_noise=x", "--no-add-noise"]),
+        (["--zzz"], ["no such option", "found:    --zzz"]),
+        (["--also", "3"], ["perhaps --also-this"]),
+        (["--kind", "three"], ["invalid choice 'three' for argument '--kind'"]),
+        (["--episodes", "many"], ["many", "--episodes"]),
+        (["--episodes"], ["--episodes"]),
+        (["word"], ["word"]),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_named_in_a_few_lines(words: list[str], parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(Options, words, "prog", known=["--also-this"])
+    text = str(caught.value)
+    for part in (*parts, "prog --help lists the options"):
+        assert part in text
+    assert len(text.splitlines()) <= 4
+    assert not set("│╭╰─") & set(text)
+
+
+def test_old_spellings_are_taken_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    table = {"--films": "--videos", "--a.film-tasks": "--a.video-tasks", "--a.films": "--a.videos"}
+    words = ["RUN", "--films", "--a.film_tasks=3", "--a.no-films", "films", "--no-films", "--other", "--a.films=x=y"]
+    assert renamed(words, table) == [
+        *("RUN", "--videos", "--a.video-tasks=3", "--a.no-videos", "films", "--no-videos", "--other", "--a.videos=x=y"),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "--films is now --videos; the old spelling goes in the next version"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -65,16 +114,12 @@ def test_errors_are_told_without_traceback(
     assert printed.out == ""
 
 
-@pytest.mark.parametrize(("error", "code"), [(StopRequestedError(15), 143), (StopRequestedError(2), 130)])
-def test_a_stop_has_the_code_of_its_signal(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"), [(StopRequestedError(15), 143), (StopRequestedError(2), 130), (KeyboardInterrupt(), 130)]
+)
+def test_a_stop_has_the_code_of_its_signal(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(_raising(error)) == code
     assert "stopped by SIG" in capsys.readouterr().out
-
-
-def test_ctrl_c_and_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(_raising(KeyboardInterrupt())) == 130
-    assert run_command(lambda: None) == 0
-    assert "stopped by SIGINT" in capsys.readouterr().out
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
@@ -92,31 +137,9 @@ def _raising(error: BaseException) -> Callable[[], None]:
 
 
 def test_own_messages_show_and_those_of_libraries_do_not() -> None:
-    run_command(lambda: None)
+    assert run_command(lambda: None) == 0
     assert logging.getLogger("llmdpd.tasks.simulation.processes").isEnabledFor(logging.INFO)
     assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)
-
-
-def make_record(task: str, split: str = "unseen", checkpoint: str = "last", **changes: Any) -> TaskResult:
-    values: dict[str, Any] = {
-        "task": task,
-        "split": split,
-        "protocol": "ml45",
-        "episodes": 500,
-        "successes": 123,
-        "max_steps": 500,
-        "seed": 0,
-        "prompts": PromptUse(True, True),
-        "acting": ActingUse(samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5),
-        "trained_on": ("reach-v3",),
-        "training_data": "x",
-        "goal_visible": True,
-        "checkpoint": checkpoint,
-        "context": "pooled",
-        "iterations": 1,
-        "wall_seconds": 1.0,
-    }
-    return TaskResult(**(values | changes))
 
 
 def shown(renderable: RenderableType) -> list[str]:
@@ -125,28 +148,33 @@ def shown(renderable: RenderableType) -> list[str]:
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
-def test_the_results_fit_eighty_columns() -> None:
-    lines = shown(results_table([make_record("button-press-topdown-wall-v3", checkpoint="best")]))
+@pytest.fixture
+def record(make_result: Callable[..., TaskResult]) -> Callable[..., TaskResult]:
+    return lambda task, split="unseen", checkpoint="last", **changes: make_result(
+        **{"task": task, "split": split, "checkpoint": checkpoint, "episodes": 500, "successes": 123} | changes
+    )
+
+
+def test_the_results_fit_eighty_columns(record: Callable[..., TaskResult]) -> None:
+    lines = shown(results_table([record("button-press-topdown-wall-v3", checkpoint="best")]))
     assert "95 % interval" in lines[0]
     (line,) = (line for line in lines if "button" in line)
     assert line.split(maxsplit=5) == ["button-press-topdown-wall-v3", "unseen", "best", "500", "25%", "21% – 29%"]
 
 
-def ml45_records(best: int) -> list[TaskResult]:
-    """Of each checkpoint all seen tasks at 480 of 500 but two, all unseen at 250; `best` more each at the best one."""
-    low = {ML45_TRAIN[3]: 448, ML45_TRAIN[30]: 10}
-    return [
-        make_record(task, split, checkpoint, successes=successes + more)
-        for checkpoint, more in (("last", 0), ("best", best))
-        for split, tasks in (("seen", ML45_TRAIN), ("unseen", ML45_TEST))
-        for task in tasks
-        for successes in [low.get(task, 480) if split == "seen" else 250]
-    ]
-
-
 @pytest.mark.parametrize("best", [0, 5])
-def test_a_run_of_many_tasks_ends_with_what_is_asked_for(best: int) -> None:
-    lines = shown(training_summary(ml45_records(best)))
+def test_a_run_of_many_tasks_ends_with_the_important_figures(record: Callable[..., TaskResult], best: int) -> None:
+    low = {ML45_TRAIN[3]: 448, ML45_TRAIN[30]: 10}
+    seen_and_unseen = [
+        *((task, "seen", low.get(task, 480)) for task in ML45_TRAIN),
+        *((task, "unseen", 250) for task in ML45_TEST),
+    ]
+    records = [
+        record(task, split, checkpoint, successes=successes + more)
+        for checkpoint, more in (("last", 0), ("best", best))
+        for task, split, successes in seen_and_unseen
+    ]
+    lines = shown(training_summary(records))
     assert len(lines) < 24
     rows = [line for line in lines if line.split()[:1] and line.split()[0] in ML45_TEST]
     assert len(rows) == 5 * (2 if best else 1)
@@ -164,65 +192,20 @@ def test_a_run_of_many_tasks_ends_with_what_is_asked_for(best: int) -> None:
     assert "of 50 tasks, is in the report and in results.json" in text
 
 
-def test_an_end_without_weak_or_without_unseen_tasks() -> None:
-    seen = [make_record(task, "seen", successes=500) for task in ML45_TRAIN]
+def test_an_end_without_weak_or_without_unseen_tasks(record: Callable[..., TaskResult]) -> None:
+    seen = [record(task, "seen", successes=500) for task in ML45_TRAIN]
     lines = shown(training_summary(seen))
     assert lines[0] == "mean of 45 seen tasks: last 100.0%"
     assert "under" not in " ".join(lines)
-    weak = [make_record(task, "seen", successes=0) for task in ML45_TRAIN]
+    weak = [record(task, "seen", successes=0) for task in ML45_TRAIN]
     lines = shown(training_summary(weak))
     assert max(map(len, lines)) <= 80
     assert all(f"{task} 0%" in " ".join(lines) for task in ML45_TRAIN)
 
 
-def test_a_run_of_few_tasks_ends_with_all_of_them() -> None:
-    few = [make_record(task, "seen") for task in ML45_TRAIN[:7]] + [make_record(task) for task in ML45_TEST]
+def test_a_run_of_few_tasks_ends_with_all_of_them(record: Callable[..., TaskResult]) -> None:
+    few = [record(task, "seen") for task in ML45_TRAIN[:7]] + [record(task) for task in ML45_TEST]
     assert shown(training_summary(few)) == shown(results_table(few))
-    assert "The whole table, of 13 tasks" in " ".join(
-        shown(training_summary([*few, make_record(ML45_TRAIN[7], "seen")]))
-    )
-    scores = [make_record(f"run-{n}", successes=None, returns_mean=1.0, returns_std=0.5) for n in range(20)]
+    assert "The whole table, of 13 tasks" in " ".join(shown(training_summary([*few, record(ML45_TRAIN[7], "seen")])))
+    scores = [record(f"run-{n}", successes=None, returns_mean=1.0, returns_std=0.5) for n in range(20)]
     assert len(shown(training_summary(scores))) == 21
-
-
-def fields_of(kind: type, prefix: str = "") -> list[str]:
-    names = []
-    for field in dataclasses.fields(kind):
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        if dataclasses.is_dataclass(default):
-            names += fields_of(type(default), f"{prefix}{field.name}.")
-        else:
-            names.append(f"{prefix}{field.name}".replace("_", "-"))
-    return names
-
-
-def test_help_lists_every_field_with_its_text(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from llmdpd.cli.evaluate import EvaluateConfig
-    from llmdpd.cli.evaluate import main as evaluate
-    from llmdpd.cli.train import main as train
-
-    monkeypatch.setenv("COLUMNS", "80")
-    for main, kind in ((train, TrainConfig), (evaluate, EvaluateConfig)):
-        with pytest.raises(SystemExit) as done:
-            main(["--help"])
-        assert done.value.code == 0
-        text = capsys.readouterr().out
-        lines = [line.strip("│ ").strip() for line in text[text.index("-h, --help") :].splitlines()]
-        for name in fields_of(kind):
-            if (kind, name) == (TrainConfig, "preset"):
-                assert "--preset NAME" in text
-                continue
-            if (kind, name) == (EvaluateConfig, "run"):
-                assert "The run's folder" in text
-                continue
-            # A second name of an option stands before it.
-            (at,) = (i for i, line in enumerate(lines) if re.search(rf"(^|, )--{name}(?=[ ,]|$)", line))
-            # The text begins beside the option's name, or below it.
-            described = lines[at] if "(default" in lines[at] else f"{lines[at]} {lines[at + 1]}"
-            words = re.sub(rf"^.*?--{name}( \S+)?", "", described).split("(default")[0]
-            assert len(words.strip()) > 10, name
-        if kind is TrainConfig:
-            for option in ("--preset NAME", "--run-dir DIR", "--resume RUN"):
-                assert option in text

@@ -162,20 +162,20 @@ def test_a_folder_of_another_run_stops_the_command_before_anything_runs(
     assert not (tmp_path / "grid" / "full-seed0").exists()
 
 
-def test_a_dry_run_tells_and_does_nothing(
+def test_a_dry_run_shows_the_plan_and_does_nothing(
     words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words("--dry-run", "--only", "full")) == 0
     output = capsys.readouterr().out
-    assert "full-seed0  missing" in " ".join(output.split(" "))
+    assert ["full-seed0", "missing", "not", "known"] in [line.split() for line in output.splitlines()]
     assert "no-prompts" not in output
-    assert "measured now: 20 iterations on random data" in output
-    assert "1 runs to do, 1 at once: about" in output
+    assert "1 runs to do, 1 at once: about 0 s and those not known" in output
     assert not (tmp_path / "grid").exists()
 
 
 def test_wrong_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tabel2"]) == 2
-    error = capsys.readouterr().err
-    assert "tabel2" in error
-    assert "table2" in error
+    for words, wrong, near in ((["tabel2"], "tabel2", "table2"), (["table2", "--seed", "1"], "--seed", "--seeds")):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert wrong in error
+        assert near in error

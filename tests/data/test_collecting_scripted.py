@@ -31,8 +31,8 @@ from llmdpd.utils.files import process_lock
 def config(tmp_path: Path, **changes: object) -> CollectConfig:
     """Two tasks, short episodes: reach succeeds within 60 steps, push does not."""
     base = CollectConfig(
-        tasks=("reach", "push-v2"), episodes=4, noise="clean,gaussian", out=tmp_path / "out", tail=3, max_steps=60,
-        workers=1,
+        tasks=("reach", "push-v2"), episodes=4, noise="clean,gaussian", out=tmp_path / "out", post_success_steps=3,
+        max_steps=60, workers=1,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -48,26 +48,6 @@ def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path, fresh_see
     assert not partial_folder(one.out).exists()
 
 
-def test_a_data_set_holds_what_was_asked_for(tmp_path: Path) -> None:
-    data = collect_metaworld(config(tmp_path)).dataset
-    assert data.tasks == ("reach-v3", "push-v3")
-    assert data.num_episodes == 8
-    assert data.goal_visible is True
-    assert all(text.startswith("Task:") for text in data.texts)
-    assert len(set(data.seeds.tolist())) == 8
-    assert 0 <= data.seeds.min() <= data.seeds.max() < COLLECTION_SEED_END
-    assert not data.terminals.any()
-    assert np.array_equal(data.noise_levels[:4] > 0, [False, True, False, True])
-    assert data.expert_actions is not None
-    clean = data.select(data.noise_levels == 0)
-    assert np.array_equal(clean.actions, clean.expert_actions)
-    assert data.behaviours == ("clean", "gaussian") * 4
-    # Failed episodes are there and marked.
-    assert set(data.successes.tolist()) <= {0, 1}
-    assert (data.lengths[data.successes == 0] == 60).all()
-    assert data.successes[0] == 1
-
-
 def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     first = collect_metaworld(config(tmp_path))
     again = collect_metaworld(config(tmp_path, workers=2))
@@ -78,25 +58,13 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     assert again.dataset.source == first.dataset.source
     assert again.dataset.behaviours == first.dataset.behaviours
     assert load_dataset(first.out).num_transitions == first.dataset.num_transitions
+    with pytest.raises(InputError, match="another configuration") as caught:
+        collect_metaworld(config(tmp_path, seed=9))
+    assert (caught.value.field, caught.value.path) == ("seed", str(tmp_path / "out"))
     # A folder whose data sets were exchanged is not taken for the one that was collected.
     save_minari(first.dataset.select([0, 1, 2, 4]), first.out)
     with pytest.raises(InputError, match="not those that were collected"):
         collect_metaworld(config(tmp_path))
-
-
-def test_content_hash_sees_every_field(tmp_path: Path) -> None:
-    data = collect_metaworld(config(tmp_path, tasks=("reach",), episodes=2)).dataset
-    hashes = {content_hash(data)}
-    for name in ("observations", "actions", "rewards", "next_observations", "expert_actions", "noise_levels"):
-        changed = getattr(data, name).copy()
-        changed.reshape(-1)[0] += 0.5
-        hashes.add(content_hash(dataclasses.replace(data, **{name: changed})))
-    for change in ({"seeds": data.seeds + 1}, {"texts": ("x",)}, {"goal_visible": False}):
-        hashes.add(content_hash(dataclasses.replace(data, **change)))
-    assert len(hashes) == 10
-    assert content_hash(dataclasses.replace(data, source="elsewhere")) == content_hash(data)
-    # Collections from before behaviours had names keep their hash.
-    assert content_hash(dataclasses.replace(data, behaviours=())) == content_hash(data)
 
 
 def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
@@ -125,21 +93,6 @@ def test_failed_episodes_can_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no episode of a task succeeded") as caught:
         collect_metaworld(config(tmp_path, max_steps=3, keep_failed=False, out=tmp_path / "none"))
     assert "push-v3" in str(caught.value)
-
-
-def test_summaries_count_by_kind(tmp_path: Path) -> None:
-    collected = collect_metaworld(config(tmp_path))
-    data = collected.dataset
-    for task, summary in zip(data.tasks, collected.summaries, strict=True):
-        mine = data.select(data.episodes_of(task))
-        clean = mine.noise_levels == 0
-        assert summary.task == task
-        assert summary.successes == {
-            "clean": (int(mine.successes[clean].sum()), 2),
-            "gaussian": (int(mine.successes[~clean].sum()), 2),
-        }
-        assert summary.transitions == mine.num_transitions
-        assert summary.mean_length == pytest.approx(mine.lengths.mean())
 
 
 def interrupted(tmp_path: Path, after: int, **changes: object) -> Path:
@@ -177,7 +130,7 @@ COLLECT = """
 
     if __name__ == "__main__":
         tasks, out = ("reach", "push-v2"), Path(sys.argv[1])
-        config = CollectConfig(tasks, 4, "clean,gaussian", out, tail=3, max_steps=60, workers=1)
+        config = CollectConfig(tasks, 4, "clean,gaussian", out, post_success_steps=3, max_steps=60, workers=1)
         made = collect_metaworld(config, lambda *progress: print(*progress, flush=True))
         print(made.content, made.reused, flush=True)
 """
@@ -227,19 +180,10 @@ def test_another_configuration_is_refused(tmp_path: Path, field: str, value: obj
     partial = interrupted(tmp_path, 1)
     before = sorted(partial.rglob("*"))
     with pytest.raises(InputError, match="another configuration") as caught:
-        collect_metaworld(config(tmp_path, **{field: value}))
-    assert caught.value.field == field
+        collect_metaworld(config(tmp_path, **{{"tail": "post_success_steps"}.get(field, field): value}))
+    assert caught.value.field == field  # as the manifest calls it
     assert caught.value.path == str(partial)
     assert sorted(partial.rglob("*")) == before
-
-
-def test_a_finished_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    small = {"tasks": ("reach",), "episodes": 1, "max_steps": 5}
-    collect_metaworld(config(tmp_path, **small))
-    with pytest.raises(InputError, match="another configuration") as caught:
-        collect_metaworld(config(tmp_path, **{**small, "seed": 9}))
-    assert caught.value.field == "seed"
-    assert caught.value.path == str(tmp_path / "out")
 
 
 def test_foreign_folders_and_manifests_are_refused(tmp_path: Path) -> None:
@@ -269,41 +213,6 @@ def test_nothing_is_left_where_saving_fails(tmp_path: Path, monkeypatch: pytest.
     assert finished == [2]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("episodes", 0), ("max_steps", 0), ("max_steps", 501), ("tail", -1), ("seed", -1), ("workers", 0)],
-)
-def test_settings_out_of_range_are_named(tmp_path: Path, field: str, value: int) -> None:
-    with pytest.raises(InputError) as caught:
-        collect_metaworld(config(tmp_path, **{field: value}))
-    assert (caught.value.field, caught.value.found) == (field, value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_groups_of_tasks() -> None:
-    assert resolve_tasks(("all",)) == TASKS
-    assert resolve_tasks(("ml45-train",)) == ML45_TRAIN
-    assert resolve_tasks(("reach-v2", "push", "reach")) == ("reach-v3", "push-v3")
-    with pytest.raises(InputError, match="no tasks"):
-        resolve_tasks(())
-    with pytest.raises(InputError, match="nearest"):
-        resolve_tasks(("reach", "pusch"))
-
-
-def test_noise_is_parsed() -> None:
-    assert parse_noise("clean:1,gaussian:3") == {"clean": 0.25, "gaussian": 0.75}
-    assert parse_noise("bursts, random") == {"bursts": 0.5, "random": 0.5}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "cleen", "clean:0", "clean:-1", "clean:x", "clean:nan", "clean:inf", "clean,clean"]
-)
-def test_wrong_noise_is_refused(text: str) -> None:
-    with pytest.raises(InputError) as caught:
-        parse_noise(text)
-    assert caught.value.field == "noise"
-
-
 def test_the_schedule_keeps_the_shares_in_every_prefix(rng: np.random.Generator) -> None:
     weights = rng.uniform(0.05, 1, 4)
     print("shares", weights)
@@ -314,3 +223,69 @@ def test_the_schedule_keeps_the_shares_in_every_prefix(rng: np.random.Generator)
         assert all(abs(counts[kind] - share * n) < 2 for kind, share in shares.items())
         if n % 50 == 0:
             assert kinds[:n] == noise_schedule(shares, n)
+
+
+def test_settings() -> None:
+    assert resolve_tasks(("all",)) == TASKS
+    assert resolve_tasks(("ml45-train",)) == ML45_TRAIN
+    assert resolve_tasks(("reach-v2", "push", "reach")) == ("reach-v3", "push-v3")
+    assert parse_noise("clean:1,gaussian:3") == {"clean": 0.25, "gaussian": 0.75}
+    assert parse_noise("bursts, random") == {"bursts": 0.5, "random": 0.5}
+
+
+NOISES = ("", "cleen", "clean:0", "clean:-1", "clean:x", "clean:nan", "clean:inf", "clean,clean")
+WRONG = [
+    ("episodes", 0),
+    ("max_steps", 0),
+    ("max_steps", 501),
+    ("post_success_steps", -1),
+    ("seed", -1),
+    ("workers", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*WRONG, ("workers", 0), ("tasks", ()), ("tasks", ("reach", "pusch")), *[("noise", noise) for noise in NOISES]],
+)
+def test_wrong_settings_are_named(tmp_path: Path, field: str, value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        collect_metaworld(config(tmp_path, **{field: value}))
+    assert caught.value.field == ("task" if value == ("reach", "pusch") else field)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_holds_what_was_asked_for(tmp_path: Path) -> None:
+    collected = collect_metaworld(config(tmp_path))
+    data = collected.dataset
+    assert data.tasks == ("reach-v3", "push-v3")
+    assert data.num_episodes == 8
+    assert data.goal_visible is True
+    assert all(text.startswith("Task:") for text in data.texts)
+    assert len(set(data.seeds.tolist())) == 8
+    assert 0 <= data.seeds.min() <= data.seeds.max() < COLLECTION_SEED_END
+    assert not data.terminals.any()
+    assert data.behaviours == ("clean", "gaussian") * 4
+    clean = data.noise_levels == 0
+    assert clean.tolist() == [True, False] * 4
+    assert data.expert_actions is not None
+    assert np.array_equal(data.select(clean).actions, data.select(clean).expert_actions)
+    # Failed episodes are there and marked.
+    assert set(data.successes.tolist()) <= {0, 1}
+    assert (data.lengths[data.successes == 0] == 60).all()
+    assert data.successes[0] == 1
+    for task, summary in zip(data.tasks, collected.summaries, strict=True):
+        mine, own = data.select(data.episodes_of(task)), clean[data.episodes_of(task)]
+        counts = {"clean": (int(mine.successes[own].sum()), 2), "gaussian": (int(mine.successes[~own].sum()), 2)}
+        assert (summary.task, summary.successes, summary.transitions) == (task, counts, mine.num_transitions)
+        assert summary.mean_length == pytest.approx(mine.lengths.mean())
+    # The hash sees every array and what else is learned from, but no source and no behaviours' names.
+    hashes = {content_hash(data)}
+    for name in ("observations", "actions", "rewards", "next_observations", "expert_actions", "noise_levels"):
+        changed = getattr(data, name).copy()
+        changed.reshape(-1)[0] += 0.5
+        hashes.add(content_hash(dataclasses.replace(data, **{name: changed})))
+    for change in ({"seeds": data.seeds + 1}, {"texts": ("x", "y")}, {"goal_visible": False}):
+        hashes.add(content_hash(dataclasses.replace(data, **change)))
+    assert len(hashes) == 10
+    assert content_hash(dataclasses.replace(data, source="elsewhere", behaviours=())) == content_hash(data)

@@ -140,60 +140,6 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, rng: np.random.Generator, suf
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "next_observations", "terminals"])
-def test_a_missing_field_is_named(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
-    one = record(rng)
-    del one[name]
-    with pytest.raises(InputError, match="missing") as caught:
-        load_mtdiff(write(tmp_path / "x.npy", [record(rng), one]))
-    assert caught.value.field == f"{name} of record 1"
-    assert "task" in str(caught.value.found)
-
-
-WRONG = {
-    "rewards": (np.zeros(5), "unequal lengths"),
-    "actions": (np.zeros((6, 4, 1)), "dimensions"),
-    "observations": (np.full((6, 39), np.nan), "NaN or Inf"),
-    "next_observations": (np.zeros((6, 38)), "wrong width"),
-    "terminals": (np.full((6, 1), 0.5), "wrong flags"),
-    "task": (np.array(["a-v2", "b-v2"]), "wrong task"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_field_is_named(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
-    value, words = WRONG[name]
-    path = write(tmp_path / "x.npy", [record(rng) | {name: value}])
-    with pytest.raises(InputError, match=words) as caught:
-        load_mtdiff(path)
-    assert str(caught.value.field).startswith(name)
-    assert caught.value.path == str(path)
-
-
-@pytest.mark.parametrize("task", [np.array(3), np.array(""), 5, None.__class__])
-def test_a_task_is_one_name(tmp_path: Path, rng: np.random.Generator, task: Any) -> None:
-    with pytest.raises(InputError):
-        load_mtdiff(write(tmp_path / "x.pkl", [record(rng, task=task)]))
-
-
-def test_no_task_anywhere(tmp_path: Path, rng: np.random.Generator) -> None:
-    one = record(rng)
-    del one["task"]
-    with pytest.raises(InputError, match="task is not known"):
-        load_mtdiff(write(tmp_path / "x.npy", [one]))
-
-
-def test_empty_data(tmp_path: Path, rng: np.random.Generator) -> None:
-    for name in ("a.npy", "b.pkl"):
-        with pytest.raises(InputError, match="empty"):
-            load_mtdiff(write(tmp_path / name, []))
-    with pytest.raises(InputError, match="without steps"):
-        load_mtdiff(write(tmp_path / "c.npy", [record(rng, 0)]))
-    (tmp_path / "d.npy").touch()
-    with pytest.raises(InputError, match="empty"):
-        load_mtdiff(tmp_path / "d.npy")
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pkl"])
 def test_damaged_files(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
     path = write(tmp_path / f"x{suffix}", [record(rng)])
@@ -208,21 +154,43 @@ def test_damaged_files(tmp_path: Path, rng: np.random.Generator, suffix: str) ->
         load_dataset(path)
 
 
-def test_files_of_another_content(tmp_path: Path) -> None:
-    np.save(tmp_path / "plain.npy", np.zeros((3, 2)))
+REFUSED: list[tuple[str, Any, str]] = [
+    *[(name, None, "missing") for name in ("observations", "actions", "rewards", "next_observations", "terminals")],
+    ("task", None, "task is not known"),
+    ("rewards", np.zeros(5), "unequal lengths"),
+    ("actions", np.zeros((6, 4, 1)), "dimensions"),
+    ("observations", np.full((6, 39), np.nan), "NaN or Inf"),
+    ("next_observations", np.zeros((6, 38)), "wrong width"),
+    ("terminals", np.full((6, 1), 0.5), "wrong flags"),
+    *[("task", task, "wrong task") for task in (np.array(["a-v2", "b-v2"]), np.array(3), np.array(""), 5)],
+]
+
+
+@pytest.mark.parametrize(("name", "value", "problem"), REFUSED)
+def test_a_wrong_field_is_named(tmp_path: Path, rng: np.random.Generator, name: str, value: Any, problem: str) -> None:
+    path, wrong = tmp_path / "x.npy", record(rng) | {name: value}
+    if value is None:
+        del wrong[name]
+    with pytest.raises(InputError, match=problem) as caught:
+        load_mtdiff(write(path, [record(rng), wrong]))
+    assert caught.value.field == (name if problem == "NaN or Inf" else f"{name} of record 1")
+    assert caught.value.path == str(path)
+
+
+def test_files_of_another_content(tmp_path: Path, rng: np.random.Generator) -> None:
+    np.save(tmp_path / "plain.npy", np.zeros((30, 2)))
     np.savez(tmp_path / "plain.npz", a=np.zeros(3))
     (tmp_path / "text.pkl").write_bytes(pickle.dumps("text"))
-    for name in ("plain.npy", "plain.npz", "text.pkl"):
-        with pytest.raises(InputError, match="not MTDiff's layout") as caught:
-            load_dataset(tmp_path / name)
-        assert "observations" in str(caught.value.expected)
-    with pytest.raises(InputError, match="not found"):
-        load_mtdiff(tmp_path / "absent.npy")
-
-
-def test_a_cut_plain_array(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((30, 2)))
-    data = (tmp_path / "x.npy").read_bytes()
-    (tmp_path / "x.npy").write_bytes(data[:-8])
-    with pytest.raises(InputError, match="cut off"):
-        load_mtdiff(tmp_path / "x.npy")
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "plain.npy").read_bytes()[:-8])
+    (tmp_path / "nothing.npy").touch()
+    write(tmp_path / "none.npy", [])
+    write(tmp_path / "none.pkl", [])
+    write(tmp_path / "short.npy", [record(rng, 0)])
+    for name, problem in {
+        **dict.fromkeys(("plain.npy", "plain.npz", "text.pkl"), "not MTDiff's layout(.|\n)*observations"),
+        **dict.fromkeys(("nothing.npy", "none.npy", "none.pkl"), "empty"),
+        **{"cut.npy": "cut off", "short.npy": "without steps", "absent.npy": "not found"},
+    }.items():
+        with pytest.raises(InputError, match=problem) as caught:
+            load_mtdiff(tmp_path / name)
+        assert caught.value.path == str(tmp_path / name)

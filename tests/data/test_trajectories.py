@@ -32,28 +32,29 @@ def same(a: TrajectoryDataset, b: TrajectoryDataset, *, without: tuple[str, ...]
             assert left == right, name
 
 
-def numbered(lengths: list[int], tasks: list[str]) -> TrajectoryDataset:
+def numbered(parts: Parts) -> TrajectoryDataset:
     """Every number tells its episode and step: state [e, t], action [100 e + t], reward t + 1."""
     records = [
         EpisodeRecord(
             observations=[[e, t] for t in range(length + 1)],
             actions=[[100 * e + t] for t in range(length)],
             rewards=[[t + 1] for t in range(length)],
-            task=tasks[e],
+            task=task,
             seed=e,
         )
-        for e, length in enumerate(lengths)
+        for e, (length, task) in enumerate(parts)
     ]
     return join_episodes(records)
 
 
+Parts = list[tuple[int, str]]
 episodes = st.lists(st.tuples(st.integers(1, 6), st.sampled_from("abc")), min_size=1, max_size=8)
 
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.data())
-def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], data: st.DataObject) -> None:
-    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+def test_gather_knows_step_episode_and_successor(parts: Parts, data: st.DataObject) -> None:
+    dataset = numbered(parts)
     index = data.draw(st.lists(st.integers(0, dataset.num_transitions - 1), max_size=20))
     batch = dataset.gather(np.array(index, np.int64))
     rows = [(e, t) for e, (length, _) in enumerate(parts) for t in range(length)]
@@ -71,11 +72,9 @@ def test_gather_knows_step_episode_and_successor(parts: list[tuple[int, str]], d
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.integers(1, 8), st.data())
-def test_windows_begin_and_end_with_their_episode(
-    parts: list[tuple[int, str]], horizon: int, data: st.DataObject
-) -> None:
-    lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
-    dataset = numbered(lengths, tasks)
+def test_windows_begin_and_end_with_their_episode(parts: Parts, horizon: int, data: st.DataObject) -> None:
+    lengths, _ = zip(*parts, strict=True)
+    dataset = numbered(parts)
     rows = data.draw(st.lists(st.integers(0, sum(lengths) - 1), max_size=20))
     before = data.draw(st.integers(0, 4))
     index, mask = dataset.windows(np.array(rows, np.int64), horizon, before)
@@ -90,9 +89,9 @@ def test_windows_begin_and_end_with_their_episode(
 
 @settings(max_examples=60, deadline=None)
 @given(episodes)
-def test_returns_are_sums_within_an_episode(parts: list[tuple[int, str]]) -> None:
-    lengths, tasks = [length for length, _ in parts], [task for _, task in parts]
-    dataset = numbered(lengths, tasks)  # rewards 1, 2, 3 …
+def test_returns_are_sums_within_an_episode(parts: Parts) -> None:
+    lengths, tasks = zip(*parts, strict=True)
+    dataset = numbered(parts)  # rewards 1, 2, 3 …
     expected = [sum(range(step + 1, length + 1)) for length in lengths for step in range(length)]
     assert dataset.returns_to_go().tolist() == expected
     totals = [length * (length + 1) / 2 for length in lengths]
@@ -112,8 +111,8 @@ def test_returns_are_sums_within_an_episode(parts: list[tuple[int, str]]) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(episodes, st.data())
-def test_select_is_the_episodes_asked_for(parts: list[tuple[int, str]], data: st.DataObject) -> None:
-    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+def test_select_is_the_episodes_asked_for(parts: Parts, data: st.DataObject) -> None:
+    dataset = numbered(parts)
     chosen = data.draw(st.lists(st.integers(0, len(parts) - 1), min_size=1, max_size=10))
     part = dataset.select(chosen)
     assert part.tasks == dataset.tasks
@@ -128,8 +127,8 @@ def test_select_is_the_episodes_asked_for(parts: list[tuple[int, str]], data: st
 
 @settings(max_examples=40, deadline=None)
 @given(episodes)
-def test_transitions_of_a_task_are_those_of_its_episodes(parts: list[tuple[int, str]]) -> None:
-    dataset = numbered([p[0] for p in parts], [p[1] for p in parts])
+def test_transitions_of_a_task_are_those_of_its_episodes(parts: Parts) -> None:
+    dataset = numbered(parts)
     for task in dataset.tasks:
         ids = [e for e, (_, name) in enumerate(parts) if name == task]
         np.testing.assert_array_equal(dataset.episodes_of(task), ids)
@@ -152,13 +151,6 @@ def test_episode_holds_views_and_what_is_known(make_dataset: MakeDataset) -> Non
             dataset.episode(outside)
 
 
-def test_returns_are_sums_of_rewards(make_dataset: MakeDataset) -> None:
-    dataset = make_dataset()
-    want = [dataset.episode(e).rewards.astype(np.float64).sum() for e in range(dataset.num_episodes)]
-    np.testing.assert_allclose(dataset.returns(), want, rtol=1e-6)
-    assert dataset.returns().dtype == np.float32
-
-
 @pytest.mark.parametrize("index", [[-1], [16], [0, 99], [0.5], [[0]]])
 def test_indices_outside_are_refused(make_dataset: MakeDataset, index: Any) -> None:
     dataset = make_dataset()
@@ -168,16 +160,12 @@ def test_indices_outside_are_refused(make_dataset: MakeDataset, index: Any) -> N
             method(index)
 
 
-def test_neighbouring_episodes_are_views(make_dataset: MakeDataset) -> None:
-    dataset = make_dataset()
-    assert np.shares_memory(dataset.select([1, 2]).observations, dataset.observations)
-    assert not np.shares_memory(dataset.select([2, 1]).observations, dataset.observations)
-    same(dataset.select(np.array([False, True, True, False])), dataset.select([1, 2]))
-
-
 def test_select_keeps_what_is_known(make_dataset: MakeDataset) -> None:
     dataset = make_dataset(texts={"sweep-v3": "sweep"}, goal_visible=False, source="here")
+    same(dataset.select(np.array([False, True, True, False])), dataset.select([1, 2]))
+    assert np.shares_memory(dataset.select([1, 2]).observations, dataset.observations)
     part = dataset.select([3, 0])
+    assert not np.shares_memory(part.observations, dataset.observations)
     assert (part.texts, part.goal_visible, part.source) == (dataset.texts, False, "here")
     for name in ("noise_levels", "successes", "seeds", "task_ids"):
         np.testing.assert_array_equal(getattr(part, name), getattr(dataset, name)[[3, 0]])
@@ -186,10 +174,9 @@ def test_select_keeps_what_is_known(make_dataset: MakeDataset) -> None:
     np.testing.assert_array_equal(part.expert_actions[:3], dataset.expert_actions[-3:])
     with pytest.raises(InputError, match="no episode selected"):
         dataset.select([])
-    with pytest.raises(IndexError):
-        dataset.select([4])
-    with pytest.raises(IndexError):
-        dataset.select([True, False])
+    for outside in ([4], [True, False]):
+        with pytest.raises(IndexError):
+            dataset.select(outside)
 
 
 def test_select_tasks_in_the_order_asked(make_dataset: MakeDataset) -> None:
@@ -202,7 +189,17 @@ def test_select_tasks_in_the_order_asked(make_dataset: MakeDataset) -> None:
     np.testing.assert_array_equal(part.episode(2).observations, dataset.episode(3).observations)
 
 
-def test_unknown_task_offers_the_nearest(make_dataset: MakeDataset) -> None:
+def test_tasks_that_cannot_be_selected(make_dataset: MakeDataset) -> None:
+    twice = numbered([(1, "push-v2"), (1, "push-v3")])
+    assert twice.select_tasks(["push-v2"]).tasks == ("push-v2",)
+    part = make_dataset().select([0])
+    for data, names, problem in (
+        (twice, ["push"], "no such task"),
+        (part, ["reach-v3"], "without episodes"),
+        (part, [], "no task requested"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            data.select_tasks(names)
     dataset = make_dataset(source="data.hdf5")
     for method in (dataset.episodes_of, dataset.transitions_of, lambda name: dataset.select_tasks([name])):
         with pytest.raises(InputError) as caught:
@@ -210,29 +207,6 @@ def test_unknown_task_offers_the_nearest(make_dataset: MakeDataset) -> None:
         assert caught.value.path == "data.hdf5"
         assert caught.value.found == "'pusch-v3'"
         assert "push-v3" in str(caught.value.hint)
-
-
-def test_a_task_without_episodes_is_not_selected(make_dataset: MakeDataset) -> None:
-    part = make_dataset().select([0])
-    with pytest.raises(InputError, match="without episodes"):
-        part.select_tasks(["reach-v3"])
-    with pytest.raises(InputError, match="no task asked for"):
-        part.select_tasks([])
-
-
-def test_ambiguous_short_name_is_refused() -> None:
-    dataset = numbered([1, 1], ["push-v2", "push-v3"])
-    assert dataset.select_tasks(["push-v2"]).tasks == ("push-v2",)
-    with pytest.raises(InputError, match="no such task"):
-        dataset.select_tasks(["push"])
-
-
-def test_with_texts(make_dataset: MakeDataset) -> None:
-    dataset = make_dataset(texts={"push-v3": "old"})
-    assert dataset.with_texts({"push-v3": "new"}).texts == ("new", "", "")
-    assert dataset.texts == ("old", "", "")
-    with pytest.raises(InputError):
-        dataset.with_texts({"unknown": "x"})
 
 
 def test_check_matches_names_what_differs(make_dataset: MakeDataset) -> None:
@@ -265,6 +239,11 @@ def test_concat_merges_tasks_by_name(make_dataset: MakeDataset) -> None:
     assert joined.expert_actions is not None
     np.testing.assert_array_equal(joined.expert_actions[5:], b.expert_actions)
     same(join_datasets([a]), a)
+    mixed = join_datasets([make_dataset(goal_visible=True), make_dataset(goal_visible=None)])
+    assert mixed.goal_visible is None
+    for nothing in (lambda: join_datasets([]), lambda: join_episodes([])):
+        with pytest.raises(InputError, match=r"no data set|empty"):
+            nothing()
 
 
 @pytest.mark.parametrize(
@@ -285,109 +264,6 @@ def test_concat_refuses_what_does_not_fit(
         join_datasets([first, make_dataset(source="second", **other)])
     assert caught.value.field == field
     assert "second" in str(caught.value)
-
-
-def test_concat_of_nothing_and_of_unknown_visibility(make_dataset: MakeDataset) -> None:
-    with pytest.raises(InputError, match="no data set"):
-        join_datasets([])
-    mixed = join_datasets([make_dataset(goal_visible=True), make_dataset(goal_visible=None)])
-    assert mixed.goal_visible is None
-
-
-def bad(name: str, change: Callable[[np.ndarray], Any]) -> Any:
-    return pytest.param(name, change, id=f"{name}-{change.__name__}")
-
-
-def nan(a: np.ndarray) -> np.ndarray:
-    a = a.copy()
-    a[-1] = np.nan
-    return a
-
-
-def infinite(a: np.ndarray) -> np.ndarray:
-    a = a.copy()
-    a[0] = -np.inf
-    return a
-
-
-def shorter(a: np.ndarray) -> np.ndarray:
-    return a[:-1]
-
-
-def wider(a: np.ndarray) -> np.ndarray:
-    return np.repeat(a, 2, axis=1)
-
-
-def double(a: np.ndarray) -> np.ndarray:
-    return a.astype(np.float64)
-
-
-def listed(a: np.ndarray) -> list[Any]:
-    return a.tolist()
-
-
-def column(a: np.ndarray) -> np.ndarray:
-    return a[:, None]
-
-
-BAD = [
-    *[bad(n, f) for n in ("observations", "actions", "next_observations", "expert_actions") for f in (nan, infinite)],
-    *[bad(n, f) for n in ("observations", "actions", "rewards", "terminals", "seeds") for f in (shorter, listed)],
-    *[bad(n, wider) for n in ("next_observations", "expert_actions")],
-    *[bad(n, f) for n in ("rewards", "offsets") for f in (double, column)],
-    *[bad(n, shorter) for n in ("task_ids", "noise_levels", "successes")],
-]
-
-
-@pytest.mark.parametrize(("name", "change"), BAD)
-def test_wrong_arrays_are_refused_by_name(make_dataset: MakeDataset, name: str, change: Any) -> None:
-    dataset = make_dataset(source="file.h5")
-    with pytest.raises(InputError) as caught:
-        dataclasses.replace(dataset, **{name: change(getattr(dataset, name))})
-    assert caught.value.field == name
-    assert caught.value.path == "file.h5"
-    assert caught.value.expected is not None
-
-
-@pytest.mark.parametrize("rows_per_check", [4, 1 << 16])
-def test_nan_is_located(make_dataset: MakeDataset, rows_per_check: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmdpd.data.trajectories._ROWS_PER_CHECK", rows_per_check)
-    dataset = make_dataset()
-    observations = dataset.observations.copy()
-    observations[9, 17] = np.nan
-    with pytest.raises(InputError) as caught:
-        dataclasses.replace(dataset, observations=observations)
-    assert "nan at [9, 17]" in str(caught.value.found)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"offsets": np.array([0], np.int64)}, "empty"),
-        ({"offsets": np.array([1, 5, 6, 13, 16], np.int64)}, "wrong episode offsets"),
-        ({"offsets": np.array([0, 6, 5, 13, 16], np.int64)}, "wrong episode offsets"),
-        ({"offsets": np.array([0, 5, 5, 13, 16], np.int64)}, "without steps"),
-        ({"offsets": np.array([0, 5, 6, 13, 17], np.int64)}, "unequal lengths"),
-        ({"task_ids": np.array([0, 1, 0, 3], np.int32)}, "out of range"),
-        ({"task_ids": np.array([0, 1, -1, 2], np.int32)}, "out of range"),
-        ({"texts": ("a",)}, "one text a task"),
-        ({"tasks": ("a", "b", "a")}, "listed twice"),
-        ({"successes": np.array([0, 1, 2, 0], np.int8)}, "success"),
-    ],
-)
-def test_wrong_structure_is_refused(make_dataset: MakeDataset, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        dataclasses.replace(make_dataset(), **changes)
-
-
-def test_a_terminal_ends_its_episode(make_dataset: MakeDataset) -> None:
-    dataset = make_dataset()
-    assert np.flatnonzero(dataset.terminals).tolist() == [5, 15]
-    terminals = dataset.terminals.copy()
-    terminals[7] = True
-    with pytest.raises(InputError, match="terminal inside an episode") as caught:
-        dataclasses.replace(dataset, terminals=terminals)
-    assert "row 7" in str(caught.value.found)
 
 
 def test_from_episodes_takes_any_real_numbers() -> None:
@@ -429,11 +305,6 @@ def test_from_episodes_names_what_is_wrong(changes: dict[str, Any], field: str, 
     assert (caught.value.field, caught.value.path) == (field, "where")
 
 
-def test_from_no_episode() -> None:
-    with pytest.raises(InputError, match="empty"):
-        join_episodes([])
-
-
 def test_a_data_set_shows_what_it_holds_in_a_line(make_dataset: MakeDataset) -> None:
     dataset = make_dataset()
     text = repr(dataset)
@@ -455,5 +326,74 @@ def test_behaviours_go_with_their_episodes(make_dataset: MakeDataset, tmp_path: 
     read = load_dataset(tmp_path)
     assert sorted(read.behaviours) == sorted(names)
     assert read.select_tasks(["push-v3"]).behaviours == ("clean", "")
-    with pytest.raises(InputError, match="one behaviour an episode"):
-        dataclasses.replace(unknown, behaviours=("clean",))
+
+
+CHANGES: dict[str, Callable[[np.ndarray], Any]] = {
+    "shorter": lambda a: a[:-1],
+    "wider": lambda a: np.repeat(a, 2, axis=1),
+    "float64": lambda a: a.astype(np.float64),
+    "a list": lambda a: a.tolist(),
+    "a column": lambda a: a[:, None],
+}
+WRONG_ARRAYS = [
+    *[
+        (name, how)
+        for name in ("observations", "actions", "rewards", "terminals", "seeds")
+        for how in ("shorter", "a list")
+    ],
+    *[(name, "wider") for name in ("next_observations", "expert_actions")],
+    *[(name, how) for name in ("rewards", "offsets") for how in ("float64", "a column")],
+    *[(name, "shorter") for name in ("task_ids", "noise_levels", "successes")],
+]
+
+
+@pytest.mark.parametrize(("name", "how"), WRONG_ARRAYS)
+def test_wrong_arrays_are_refused_by_name(make_dataset: MakeDataset, name: str, how: str) -> None:
+    dataset = make_dataset(source="file.h5")
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(dataset, **{name: CHANGES[how](getattr(dataset, name))})
+    assert (caught.value.field, caught.value.path) == (name, "file.h5")
+    assert caught.value.expected is not None
+
+
+@pytest.mark.parametrize("rows_per_check", [4, 1 << 16])
+@pytest.mark.parametrize("name", ["observations", "actions", "next_observations", "expert_actions"])
+def test_nan_and_inf_are_located(
+    make_dataset: MakeDataset, name: str, rows_per_check: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmdpd.data.trajectories._ROWS_PER_CHECK", rows_per_check)
+    dataset = make_dataset()
+    for value in (np.nan, -np.inf):
+        array = getattr(dataset, name).copy()
+        array[9, 3] = value
+        with pytest.raises(InputError, match=r"(?s)NaN or Inf.*at \[9, 3\]") as caught:
+            dataclasses.replace(dataset, **{name: array})
+        assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"offsets": [0]}, "empty"),
+        ({"offsets": [1, 5, 6, 13, 16]}, "wrong episode offsets"),
+        ({"offsets": [0, 6, 5, 13, 16]}, "wrong episode offsets"),
+        ({"offsets": [0, 5, 5, 13, 16]}, "without steps"),
+        ({"offsets": [0, 5, 6, 13, 17]}, "unequal lengths"),
+        ({"task_ids": [0, 1, 0, 3]}, "out of range"),
+        ({"task_ids": [0, 1, -1, 2]}, "out of range"),
+        ({"successes": [0, 1, 2, 0]}, "success"),
+        ({"terminals": np.arange(16) == 7}, "(?s)terminal inside an episode.*row 7"),
+        ({"texts": ("a",)}, "one text a task"),
+        ({"tasks": ("a", "b", "a")}, "listed twice"),
+        ({"behaviours": ("clean",)}, "one behaviour an episode"),
+    ],
+)
+def test_wrong_structure_is_refused(make_dataset: MakeDataset, changes: dict[str, Any], problem: str) -> None:
+    dataset = make_dataset()
+    assert np.flatnonzero(dataset.terminals).tolist() == [5, 15]
+    values = {
+        name: value if isinstance(value, tuple) else np.array(value, getattr(dataset, name).dtype)
+        for name, value in changes.items()
+    }
+    with pytest.raises(InputError, match=problem):
+        dataclasses.replace(dataset, **values)

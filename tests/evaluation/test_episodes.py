@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +9,14 @@ import pytest
 import torch
 
 from llmdpd.data import Trajectory
-from llmdpd.evaluation.episodes import evaluate_tasks, make_films, policy_act, prompt_rows
+from llmdpd.evaluation.episodes import evaluate_tasks, policy_act, prompt_rows
 from llmdpd.evaluation.prompts import TaskPrompt, task_prompts
 from llmdpd.methods.acting import ActingConfig
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
-from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START, TASKS
+from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult
 
 EPISODES, STEPS = 3, 12
@@ -59,7 +56,9 @@ def test_seeds_are_those_of_evaluation(
     with EnvPool(1) as pool:
         selection = evaluate_tasks(policy, prompts, 1, pool, first_seed=SELECTION_SEED_START, max_steps=2)
     assert selection["reach-v3"][0].request.seed == SELECTION_SEED_START
-    assert all(p.example is not None and 0 <= p.example.seed < EVALUATION_SEED_START for p in prompts.values())
+    assert all(
+        p.demonstration is not None and 0 <= p.demonstration.seed < EVALUATION_SEED_START for p in prompts.values()
+    )
 
 
 def test_two_workers_find_the_same(
@@ -70,23 +69,6 @@ def test_two_workers_find_the_same(
         results = evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS, progress=done.append)
     assert told(results) == told(undisturbed)
     assert done == list(range(1, 2 * EPISODES + 1))
-
-
-def test_a_killed_worker_changes_nothing(
-    undisturbed: dict[str, list[EpisodeResult]], policy: Policy, prompts: dict[str, TaskPrompt]
-) -> None:
-    with EnvPool(1, parallel=2) as pool:
-        killed: list[int] = []
-
-        def kill(done: int) -> None:
-            if done == 2:
-                killed.append(pool.pids[0])
-                os.kill(pool.pids[0], signal.SIGKILL)
-
-        results = evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS, progress=kill)
-        assert [death.pid for death in pool.deaths] == killed
-    assert told(results) == told(undisturbed)
-    assert any(r.redone for episodes in results.values() for r in episodes)
 
 
 def test_more_episodes_begin_with_the_same_ones(
@@ -144,48 +126,6 @@ def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompt
     assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64), np.zeros(2))) == (2, 4)
 
 
-def test_every_task_has_a_stream_of_its_own(policy: Policy, rng: np.random.Generator, keys: list[list[int]]) -> None:
-    example = Trajectory(
-        rng.normal(size=(9, 39)).astype(np.float32),
-        rng.uniform(-1, 1, (9, 4)).astype(np.float32),
-        np.zeros(9, np.float32),
-        "any",
-    )
-    text = task_prompts(("reach-v3",), None, True)["reach-v3"].text
-    prompts = {task: TaskPrompt(text, "one for all", (example,), "made up") for task in TASKS}
-    act = policy_act(policy, prompts, [EpisodeRequest(task, EVALUATION_SEED_START) for task in TASKS])
-    observations = rng.normal(size=(len(TASKS), 39)).astype(np.float32)
-    for step in range(20):
-        act(observations, np.arange(len(TASKS)), np.full(len(TASKS), step), np.zeros(len(TASKS)))
-    assert len({key for call in keys for key in call}) == 20 * len(TASKS)
-
-
-def test_without_a_renderer_the_reason_is_left_beside(
-    policy: Policy, prompts: dict[str, TaskPrompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llmdpd.tasks.simulation.render.rendering_backend", lambda: (None, "no renderer here; get one"))
-    arguments: dict[str, Any] = {"goal_visible": True, "max_steps": 3, "checkpoint": "last"}
-    assert make_films(policy, prompts, tmp_path / "films", **arguments) == "no renderer here; get one"
-    assert (tmp_path / "films" / "README.txt").read_text() == "no renderer here; get one\n"
-    assert len(list((tmp_path / "films").iterdir())) == 1
-
-
-def test_films_show_an_evaluated_episode(policy: Policy, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
-    from llmdpd.tasks.simulation.render import rendering_backend
-
-    if rendering_backend()[0] is None:
-        pytest.skip(rendering_backend()[1])
-    one = {"door-lock-v3": prompts["door-lock-v3"]}
-    assert make_films(policy, one, tmp_path, goal_visible=True, max_steps=6, checkpoint="last") is None
-    assert policy.retrieves
-    names = {f"door-lock-v3.{kind}" for kind in ("mp4", "png", "json")} | {"attention"}
-    assert {file.name for file in tmp_path.iterdir()} == names
-    assert (tmp_path / "attention" / "door-lock-v3.png").read_bytes().startswith(b"\x89PNG")
-    info = json.loads((tmp_path / "door-lock-v3.json").read_text())
-    assert info["seed"] == EVALUATION_SEED_START
-    assert (info["steps"], info["success"], info["checkpoint"]) == (6, False, "last")
-
-
 def test_the_episodes_of_a_task_take_its_examples_in_turn(rng: np.random.Generator) -> None:
     def some(task: str, count: int) -> TaskPrompt:
         arrays = rng.normal(size=(9, 39)).astype(np.float32), np.zeros((9, 4), np.float32), np.zeros(9, np.float32)
@@ -194,22 +134,22 @@ def test_the_episodes_of_a_task_take_its_examples_in_turn(rng: np.random.Generat
     prompts = {"a": some("a", 3), "b": some("b", 0), "c": some("c", 2)}
     requests = [EpisodeRequest(task, seed) for seed in range(7) for task in "cab"]
     rows = prompt_rows(prompts, requests)
-    assert len(rows.texts) == len(rows.examples) == 6
+    assert len(rows.texts) == len(rows.demonstrations) == 6
     for request, row in zip(requests, rows.of_request, strict=True):
         assert rows.texts[row] == f"do {request.task}"
-        taken = rows.examples[row]
+        taken = rows.demonstrations[row]
         if request.task == "b":
             assert taken is None
         else:
             assert taken is not None
-            assert (taken.task, taken.seed) == (request.task, request.seed % len(prompts[request.task].examples))
+            assert (taken.task, taken.seed) == (request.task, request.seed % len(prompts[request.task].demonstrations))
 
 
 def test_a_policy_acts_under_the_example_of_the_episode(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
-    one, two = (prompt.example for prompt in prompts.values())
+    one, two = (prompt.demonstration for prompt in prompts.values())
     assert one is not None
     assert two is not None
-    both = dataclasses.replace(prompts["reach-v3"], examples=(one, two))
+    both = dataclasses.replace(prompts["reach-v3"], demonstrations=(one, two))
     requests = [EpisodeRequest("reach-v3", EVALUATION_SEED_START) for _ in range(4)]
     states = np.tile(one.observations[0], (4, 1))
     act = policy_act(policy, {"reach-v3": both}, requests)
@@ -217,7 +157,7 @@ def test_a_policy_acts_under_the_example_of_the_episode(policy: Policy, prompts:
     np.testing.assert_allclose(actions[0], actions[2], rtol=0, atol=1e-6)
     np.testing.assert_allclose(actions[1], actions[3], rtol=0, atol=1e-6)
     for row, example in enumerate((one, two)):
-        single = {"reach-v3": dataclasses.replace(both, examples=(example,))}
+        single = {"reach-v3": dataclasses.replace(both, demonstrations=(example,))}
         alone = np.asarray(
             policy_act(policy, single, requests)(states, np.arange(4), np.zeros(4, np.int64), np.zeros(4))
         )

@@ -7,18 +7,18 @@ import pytest
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
-from llmdpd.evaluation.non_learned import CONTROLS, replay, tracker
+from llmdpd.evaluation.non_learned import BASELINES, replay, tracker
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.tasks.metaworld.environment import make_task
 from llmdpd.tasks.metaworld.scripted import ScriptedRequest, run_episode
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
 
 LENGTH = 60
-NONE = np.zeros(1, np.float32)  # a reward that no control looks at
+NONE = np.zeros(1, np.float32)  # a reward that no baseline looks at
 START, THING, GOAL = np.array([0.0, 0.6, 0.2]), np.array([0.1, 0.7, 0.02]), np.array([-0.1, 0.8, 0.1])
 
 
-def example(rng: np.random.Generator) -> Trajectory:
+def demonstration(rng: np.random.Generator) -> Trajectory:
     """The hand goes to the thing in 30 steps, closes, and carries it to the goal in 30 more."""
     share = np.linspace(0, 1, LENGTH // 2)[:, None]
     hand = np.concatenate([START + share * (THING - START), THING + share * (GOAL - THING)])
@@ -30,12 +30,12 @@ def example(rng: np.random.Generator) -> Trajectory:
     return Trajectory(observations, actions, np.zeros(LENGTH, np.float32), "push-v3")
 
 
-def prompted(*examples: Trajectory) -> dict[str, TaskPrompt]:
-    return {"push-v3": TaskPrompt("push", "built in", examples, "made up")}
+def prompted(*demonstrations: Trajectory) -> dict[str, TaskPrompt]:
+    return {"push-v3": TaskPrompt("push", "built in", demonstrations, "made up")}
 
 
 def test_a_replay_does_what_was_done_and_then_stands_still(rng: np.random.Generator) -> None:
-    one, two = example(rng), example(rng)
+    one, two = demonstration(rng), demonstration(rng)
     act = replay(prompted(one, two), [EpisodeRequest("push-v3", seed) for seed in range(3)])
     for step in (0, 7, LENGTH - 1):
         actions = np.asarray(
@@ -48,7 +48,7 @@ def test_a_replay_does_what_was_done_and_then_stands_still(rng: np.random.Genera
 
 def test_the_tracker_goes_to_the_thing_and_on_to_the_goal_where_they_are_now(rng: np.random.Generator) -> None:
     request = EpisodeRequest("push-v3", 1)
-    act = tracker(prompted(example(rng)), [request, request])
+    act = tracker(prompted(demonstration(rng)), [request, request])
     thing, goal = THING + rng.uniform(-0.1, 0.1, 3), GOAL + rng.uniform(-0.1, 0.1, 3)
     hand, held, nearest = START.copy(), False, np.inf
     for step in range(400):
@@ -86,7 +86,7 @@ def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:
     assert won >= 2
 
 
-@pytest.mark.parametrize("name", sorted(CONTROLS))
-def test_a_control_needs_an_example(name: str) -> None:
-    with pytest.raises(InputError, match="follows an example"):
-        CONTROLS[name](prompted(), [EpisodeRequest("push-v3", 0)])
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_a_baseline_needs_a_demonstration(name: str) -> None:
+    with pytest.raises(InputError, match="follows a demonstration"):
+        BASELINES[name](prompted(), [EpisodeRequest("push-v3", 0)])

@@ -1,29 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmdpd.config.schema import PRESETS
-from llmdpd.data import TrajectoryDataset, load_dataset, save_minari
+from llmdpd.data import TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
 from llmdpd.evaluation.prompts import (
     TaskPrompt,
     behaviour_prompts,
-    choose_example,
-    choose_examples,
-    describe,
-    keep_prompts,
-    read_text,
+    choose_demonstrations,
     swap_prompts,
     task_prompts,
 )
 from llmdpd.prompts import metaworld_prompt
-from llmdpd.runs.folder import RunFolder
 
 MakeData = Callable[..., TrajectoryDataset]
 
@@ -53,7 +46,7 @@ def test_the_example_succeeded_and_is_the_least_noisy(
     metaworld_data: MakeData, successes: list[int], noise: list[float], chosen: int
 ) -> None:
     data = with_facts(metaworld_data(("reach-v3",)), successes, noise)
-    assert choose_example(data, "reach-v3") == chosen
+    assert choose_demonstrations(data, "reach-v3")[0] == chosen
 
 
 def test_where_success_is_unknown_the_example_is_the_best(metaworld_data: MakeData) -> None:
@@ -62,23 +55,25 @@ def test_where_success_is_unknown_the_example_is_the_best(metaworld_data: MakeDa
     rewards[data.offsets[4]] = 5.0
     rewards[data.offsets[1]] = 9.0
     data = dataclasses.replace(data, rewards=rewards)
-    assert choose_example(data, "reach-v3") == 4
-    assert choose_example(data, "push-v3") == 1
+    assert choose_demonstrations(data, "reach-v3")[0] == 4
+    assert choose_demonstrations(data, "push-v3")[0] == 1
 
 
 def test_an_evaluated_seed_is_no_example(metaworld_data: MakeData) -> None:
     data = metaworld_data(("reach-v3",))
-    assert choose_example(with_facts(data, [1] * 3, [0] * 3, [1_000_000_000, 1_500_000_003, 7]), "reach-v3") == 2
+    assert (
+        choose_demonstrations(with_facts(data, [1] * 3, [0] * 3, [1_000_000_000, 1_500_000_003, 7]), "reach-v3")[0] == 2
+    )
     with pytest.raises(InputError, match="0 of 3 episodes on seeds that are not evaluated"):
-        choose_example(with_facts(data, [1] * 3, [0] * 3, [1_000_000_000] * 3), "reach-v3")
+        choose_demonstrations(with_facts(data, [1] * 3, [0] * 3, [1_000_000_000] * 3), "reach-v3")
 
 
 def test_no_example_where_all_failed_or_the_task_is_absent(metaworld_data: MakeData) -> None:
     with pytest.raises(InputError) as error:
-        choose_example(metaworld_data(("reach-v3",), success=0), "reach-v3")
+        choose_demonstrations(metaworld_data(("reach-v3",), success=0), "reach-v3")
     assert error.value.field == "reach-v3"
     with pytest.raises(InputError, match="no such task"):
-        choose_example(metaworld_data(("reach-v3",)), "push-v3")
+        choose_demonstrations(metaworld_data(("reach-v3",)), "push-v3")
 
 
 def test_prompts_of_tasks_and_where_they_are_from(metaworld_data: MakeData, tmp_path: Path) -> None:
@@ -88,49 +83,22 @@ def test_prompts_of_tasks_and_where_they_are_from(metaworld_data: MakeData, tmp_
     for task, prompt in prompts.items():
         assert prompt.text == metaworld_prompt(task).render()
         assert prompt.text_source == "built in"
-        assert prompt.example is not None
-        assert prompt.example.task == task
-        assert prompt.example_source == str(tmp_path)
+        assert prompt.demonstration is not None
+        assert prompt.demonstration.task == task
+        assert prompt.demonstration_source == str(tmp_path)
     other = task_prompts(("push-v3",), None, True, "do this", "file.txt")["push-v3"]
-    assert (other.text, other.text_source, other.examples) == ("do this", "file.txt", ())
-
-
-def test_examples_are_kept_in_the_run(metaworld_data: MakeData, tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "run", PRESETS["smoke"])
-    data = metaworld_data(("reach-v3", "push-v3", "sweep-v3"), first_seed=40)
-    prompts = keep_prompts(run, data, ("push-v3", "reach-v3"), True)
-    kept = load_dataset(run.prompts)
-    assert sorted(kept.tasks) == ["push-v3", "reach-v3"]
-    assert kept.num_episodes == 2
-    for task in kept.tasks:
-        prompt = prompts[task]
-        original = data.episode(choose_example(data, task))
-        assert prompt.example is not None
-        np.testing.assert_array_equal(prompt.example.observations, original.observations)
-        np.testing.assert_array_equal(prompt.example.actions, original.actions)
-        told = json.loads((run.path / "prompts.json").read_text())[task]
-        assert told == describe(dataclasses.replace(prompt, example_source="made by a test"))
-        assert told["trajectory"] == {"source": "made by a test", "seed": 40, "steps": 30}
-
-
-def test_a_text_file_is_read_as_a_prompt(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("  Objective: lift it  \nTask: a thing\n")
-    assert read_text(tmp_path / "a.txt") == "Task: a thing\nObjective: lift it"
-    (tmp_path / "b.txt").write_text("simply lift it\n")
-    assert read_text(tmp_path / "b.txt") == "simply lift it"
-    with pytest.raises(InputError, match=r"nowhere\.txt"):
-        read_text(tmp_path / "nowhere.txt")
+    assert (other.text, other.text_source, other.demonstrations) == ("do this", "file.txt", ())
 
 
 def test_several_examples_are_the_best_ones(metaworld_data: MakeData, tmp_path: Path) -> None:
     data = with_facts(metaworld_data(("reach-v3",), 5), [1, 0, 1, 1, 1], [0.3, 0.0, 0.1, 0.2, 0.1])
-    assert choose_examples(data, "reach-v3", 3) == [2, 4, 3]
-    assert choose_examples(data, "reach-v3", 9) == [2, 4, 3, 0]
+    assert choose_demonstrations(data, "reach-v3", 3) == [2, 4, 3]
+    assert choose_demonstrations(data, "reach-v3", 9) == [2, 4, 3, 0]
     save_minari(data, tmp_path)
     (prompt,) = task_prompts(("reach-v3",), tmp_path, True, count=3).values()
-    assert [example.seed for example in prompt.examples] == [2, 4, 3]
-    assert prompt.example_source == f"3 examples from {tmp_path}"
-    with pytest.raises(InputError, match="not as many examples") as error:
+    assert [example.seed for example in prompt.demonstrations] == [2, 4, 3]
+    assert prompt.demonstration_source == f"3 demonstrations from {tmp_path}"
+    with pytest.raises(InputError, match="not as many demonstrations") as error:
         task_prompts(("reach-v3",), tmp_path, True, count=5)
     assert error.value.found == "4 that can serve"
 
@@ -139,8 +107,8 @@ def test_a_behaviour_is_measured_by_the_first_that_succeeded(metaworld_data: Mak
     data = with_facts(metaworld_data(("reach-v3",), 5), [1, 0, 1, 1, 1], [0.3, 0.0, 0.1, 0.2, 0.1])
     for count, seeds in ((2, [0, 2]), (9, [0, 2, 3, 4])):
         (prompt,) = behaviour_prompts(("reach-v3",), "slow", data, count).values()
-        assert [example.seed for example in prompt.examples] == seeds
-        assert prompt.example_source == f"slow: {len(seeds)} examples from made by a test"
+        assert [example.seed for example in prompt.demonstrations] == seeds
+        assert prompt.demonstration_source == f"slow: {len(seeds)} demonstrations from made by a test"
 
 
 def made_up(*tasks: str) -> dict[str, TaskPrompt]:
@@ -158,7 +126,7 @@ def test_swapped_prompts_are_another_tasks_of_the_same_split(rng: np.random.Gene
         other = str(prompt.text).removeprefix("text of ")
         assert other != task
         assert prompt.text_source == f"swapped ({other}'s): built in"
-        assert prompt.example_source == f"swapped ({other}'s): data of {other}"
+        assert prompt.demonstration_source == f"swapped ({other}'s): data of {other}"
     assert swap_prompts(made_up(*reversed(names)), seen) == swapped
     with pytest.raises(InputError, match="alone among the unseen"):
         swap_prompts(made_up(*names[:5]), seen)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, write_results
+from llmdpd.evaluation.results import PromptUse, TaskResult, write_results
+from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.reporting.paper import PaperRow, Reported
@@ -52,62 +53,36 @@ def make_test_plan(tmp_path: Path, shared_options: list[str]) -> MakePlan:
     return make
 
 
-def _result(task: str, split: str, seed: int, **changes: Any) -> TaskResult:
-    values: dict[str, Any] = {
-        "task": task,
-        "split": split,
-        "protocol": "custom",
-        "episodes": 40,
-        "seed": seed,
-        "max_steps": 500,
-        "prompts": PromptUse(text="built in", trajectory="RUN/prompt_data"),
-        "acting": ActingUse(samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5),
-        "trained_on": ("reach-v3", "push-v3"),
-        "training_data": "made up by a test",
-        "goal_visible": True,
-        "checkpoint": "last",
-        "context": "pooled",
-        "iterations": 200,
-        "wall_seconds": 1.0,
-        "successes": 20,
-    }
-    return TaskResult(**(values | changes))
-
-
 @pytest.fixture
-def make_result() -> Callable[..., TaskResult]:
-    """A success record: task, split, seed, successes of 40, and fields that differ."""
-    return _result
-
-
-def _finish(cell: Any, counts: dict[str, int], **changes: Any) -> None:
-    """Put a finished run into the cell's folder: the checkpoints of 200 (last) and 150 iterations (best), with these
+def finish(make_result: Callable[..., TaskResult]) -> Callable[..., None]:
+    """Puts a finished run into a cell's folder: the checkpoints of 200 (last) and 150 iterations (best), with these
     successes of 40 by task."""
-    config = dataclasses.replace(cell.config, device="cpu")
-    atomic_write_json(cell.run.config, to_plain(config))
-    split = {task: "seen" if task in config.tasks.seen else "unseen" for task in counts}
-    records = [
-        _result(
-            task,
-            split[task],
-            config.seed,
-            **({"successes": count, "checkpoint": checkpoint, "iterations": iterations} | changes),
+
+    def put(cell: Cell, counts: dict[str, int], **changes: Any) -> None:
+        config = dataclasses.replace(cell.config, device="cpu")
+        atomic_write_json(cell.run.config, to_plain(config))
+        values: dict[str, Any] = {
+            "protocol": "custom",
+            "episodes": 40,
+            "seed": config.seed,
+            "prompts": PromptUse(text="built in", trajectory="RUN/prompt_data"),
+            "trained_on": ("reach-v3", "push-v3"),
+            "training_data": "made up by a test",
+        }
+        records = []
+        for checkpoint, iterations in (("last", 200), ("best", 150)):
+            for task, count in counts.items():
+                split = "seen" if task in config.tasks.seen else "unseen"
+                own = {"task": task, "split": split, "checkpoint": checkpoint, "successes": count}
+                records.append(make_result(**(values | own | {"iterations": iterations} | changes)))
+        write_results(cell.run.results, records)
+        cell.run.note(
+            times={"training_seconds": 100.0, "evaluation_seconds": 30.0, "total_seconds": 150.0},
+            acting={"parameters": 1_234_567, "milliseconds_an_action": 0.25},
+            machine={"cpu": "a test's", "cores": 2},
+            versions={"torch": "2.13.0"},
+            command={"argv": ["python", "-m", "llmdpd.train", "--preset", cell.preset]},
         )
-        for checkpoint, iterations in (("last", 200), ("best", 150))
-        for task, count in counts.items()
-    ]
-    write_results(cell.run.results, records)
-    cell.run.note(
-        times={"training_seconds": 100.0, "evaluation_seconds": 30.0, "total_seconds": 150.0},
-        acting={"parameters": 1_234_567, "milliseconds_an_action": 0.25},
-        machine={"cpu": "a test's", "cores": 2},
-        versions={"torch": "2.13.0"},
-        command={"argv": ["python", "-m", "llmdpd.train", "--preset", cell.preset]},
-    )
-    (cell.folder / "report.html").write_text("<p>a report</p>")
+        (cell.folder / "report.html").write_text("<p>a report</p>")
 
-
-@pytest.fixture
-def finish() -> Callable[..., None]:
-    """See `_finish`."""
-    return _finish
+    return put

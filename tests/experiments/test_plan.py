@@ -13,7 +13,7 @@ import pytest
 from llmdpd.cli.options import split_options
 from llmdpd.config.schema import PRESETS
 from llmdpd.errors import InputError
-from llmdpd.experiments.cell import DECIDED, Evaluation, Share
+from llmdpd.experiments.cell import DECIDED, Cell, Evaluation, Share, Step
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Grid, Method, Variant
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.runs.folder import RunFolder
@@ -23,7 +23,14 @@ from llmdpd.utils.plain import differences, to_plain
 
 MakePlan = Callable[..., Plan]
 Finish = Callable[..., None]
+ONE = Share(1)
 COUNTS = {"reach-v3": 4, "push-v3": 2, "door-lock-v3": 1}
+
+
+def step_of(cell: Cell, share: Share = ONE) -> Step:
+    step = cell.next_step(share)
+    assert step is not None
+    return step
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -40,13 +47,9 @@ def test_every_experiment_has_a_plan(name: str, tmp_path: Path) -> None:
             # Not every method of `baselines` is one of the paper's.
             missing = name == "baselines" and method.reported is None
             assert grid.paper is None or method.reported in columns or missing
-
-
-@pytest.mark.parametrize("name", GRIDS)
-def test_the_least_budget_fits_every_method(name: str, tmp_path: Path) -> None:
-    plan = make_plan(Settings(name, out=tmp_path, budget="smoke", seeds=1))
-    runs = [cell.config.training.iterations for cells in plan.cells.values() for cell in cells]
-    assert max(runs) == BUDGETS["smoke"].iterations
+    smallest = make_plan(Settings(name, out=tmp_path, budget="smoke", seeds=1))
+    iterations = [cell.config.training.iterations for cells in smallest.cells.values() for cell in cells]
+    assert max(iterations) == BUDGETS["smoke"].iterations
 
 
 def test_experiments_share_the_runs_that_are_the_same(tmp_path: Path) -> None:
@@ -59,23 +62,11 @@ def test_experiments_share_the_runs_that_are_the_same(tmp_path: Path) -> None:
                 assert known.setdefault((protocol, cell.name), cell.config) == cell.config
 
 
-def test_table_3_has_the_papers_own_method_and_its_ablations(tmp_path: Path) -> None:
-    columns = {"": "LLMDPD", "-no-prompts": "w/o prompts", "-no-text": "w/o z_text", "-no-trajectory": "w/o z_traj"}
-    keys = tuple(f"faithful{name}" for name in columns)
-    plan = make_plan(Settings("table3", seeds=1, out=tmp_path, only=keys))
-    assert [cell.name for cell in plan.runnable] == [f"{key}-seed0" for key in keys]
-    methods = {method.key: method for method in plan.grid.methods}
-    labels = [method.label for method in plan.grid.methods]
+def test_the_papers_own_method_is_one_run_for_both_tables(tmp_path: Path) -> None:
+    table1, table3 = (make_plan(Settings(name, seeds=1, out=tmp_path)) for name in ("table1", "table3"))
+    assert table1.cells["faithful"] == table3.cells["faithful"]
+    labels = [method.label for method in table3.grid.methods]
     assert len(set(labels)) == len(labels), "each has a row of its own"
-    for name, column in columns.items():
-        (cell,) = plan.cells[f"faithful{name}"]
-        assert cell.config.policy == PRESETS[f"metaworld-paper{name}"].policy
-        assert cell.config.policy.context.kind == "pooled"
-        method = methods[f"faithful{name}"]
-        assert method.reported == column
-        assert "as in the paper (pooled)" in method.label
-    # One run for both tables.
-    assert make_plan(Settings("table1", seeds=1, out=tmp_path)).cells["faithful"] == plan.cells["faithful"]
 
 
 def test_a_protocol_names_the_tasks(tmp_path: Path) -> None:
@@ -143,8 +134,8 @@ def test_wrong_settings_are_named(changes: dict[str, object], field: str, hint: 
                 (("--data.workers", "1"), "--jobs"),
                 (("--data.root", "data"), "--data-root"),
                 (("--evaluation.episodes", "3"), "--episodes"),
-                (("--evaluation.films",), "llmdpd.evaluate"),
-                (("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
+                (("--evaluation.videos",), "llmdpd.evaluate"),
+                (("--evaluation.video-tasks", "3"), "llmdpd.evaluate"),
             )
         ),
         # What a method stands for: by its options, by its preset, or for want of it.
@@ -178,9 +169,7 @@ def test_data_from_elsewhere_does_not_stand_for_a_collection(key: str, tmp_path:
 
 def test_every_word_of_a_cells_own_is_refused_as_an_option(make_test_plan: MakePlan) -> None:
     cell = make_test_plan().cells["full"][0]
-    step = cell.next_step(Share(1, cuda=0))
-    assert step is not None
-    _, *words = step.words
+    _, *words = step_of(cell, Share(1, cuda=0)).words
     own = words[: -len(cell.options)]
     assert (*own, *cell.options) == tuple(words)
     assert {option.field for option in split_options(own)} <= DECIDED.keys()
@@ -232,16 +221,15 @@ def test_a_model_without_weights_is_skipped_and_told(
     assert not make_test_plan(grid).skipped
 
 
-def test_a_method_without_its_package_is_skipped_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_without_its_package_is_skipped_and_its_budget_fits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    plan = make_plan(Settings("baselines", out=tmp_path))
+    plan = make_plan(Settings("baselines", out=tmp_path, budget="minutes"))
     assert "pip install" in plan.skipped["sac"]
     assert "cql" not in plan.skipped
     assert not [cell for cell in plan.runnable if cell.method == "sac"]
-
-
-def test_a_budget_leaves_out_what_a_method_does_not_have(tmp_path: Path) -> None:
-    cells = make_plan(Settings("baselines", out=tmp_path, budget="minutes")).cells
+    cells = plan.cells
     assert "--data.episodes" in cells["cql"][0].options
     assert "--data.episodes" not in cells["sac"][0].options
     assert cells["sac"][0].config.training.iterations == BUDGETS["minutes"].iterations
@@ -269,14 +257,12 @@ def test_first_seeds_come_first_and_only_chooses(make_test_plan: MakePlan) -> No
 def test_the_state_of_a_cell(make_test_plan: MakePlan, finish: Finish) -> None:
     cell = make_test_plan().cells["full"][1]
     share = Share(3)
-    first = cell.next_step(share)
-    assert first is not None
+    first = step_of(cell, share)
     assert (cell.state, first.what) == ("missing", "train")
     assert first.words[:7] == (*("llmdpd.train", "--run-dir", str(cell.folder), "--preset", "smoke", "--seed", "1"),)
     assert first.words[first.words.index("--threads") + 1] == "3"
     config = RunFolder.create(cell.folder, cell.config)
-    step = cell.next_step(share)
-    assert step is not None
+    step = step_of(cell, share)
     assert (cell.state, step.what) == ("partial", "resume")
     assert step.words[:3] == ("llmdpd.train", "--resume", str(cell.folder))
     config.config.unlink()
@@ -289,20 +275,17 @@ def test_what_a_finished_cell_may_still_lack(make_test_plan: MakePlan, finish: F
     cell = make_test_plan().cells["full"][0]
     finish(cell, COUNTS)
     more = dataclasses.replace(cell, episodes=41)
-    step = more.next_step(Share(1))
-    assert step is not None
+    step = step_of(more)
     assert step.words[:4] == ("llmdpd.evaluate", str(cell.folder), "--episodes", "41")
     fewer = dataclasses.replace(cell, seen_episodes=41)
-    step = fewer.next_step(Share(1))
-    assert step is not None
+    step = step_of(fewer)
     assert step.words[2:6] == ("--episodes", "40", "--seen-episodes", "41"), "never fewer than there are"
     fewer = dataclasses.replace(cell, episodes=50, seen_episodes=5)
-    step = fewer.next_step(Share(1))
-    assert step is not None
+    step = step_of(fewer)
     assert step.words[2:6] == ("--episodes", "50", "--seen-episodes", "40")
     assert dataclasses.replace(more, episodes=40, seen_episodes=39).state == "done"
     (cell.folder / "report.html").unlink()
-    assert cell.next_step(Share(1)).words == ("llmdpd.report", str(cell.folder))  # type: ignore[union-attr]
+    assert step_of(cell).words == ("llmdpd.report", str(cell.folder))
 
 
 def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePlan, finish: Finish) -> None:
@@ -313,8 +296,7 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
     assert [e.name for e in first.evaluations] == ["noise", "once"]
     assert [e.name for e in second.evaluations] == ["noise"]
     finish(second, COUNTS)
-    step = second.next_step(Share(1))
-    assert step is not None
+    step = step_of(second)
     file = own.evaluation.file(second.folder)
     assert step.words[:4] == ("llmdpd.evaluate", str(second.folder), "--out", str(file))
     assert step.words[-2:] == ("--prompt-data", f"{plan.settings.data_root}/x")
@@ -328,7 +310,6 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
 @pytest.mark.parametrize(
     ("options", "evaluation", "field"),
     [
-        (("--training.augmentation.mirror", "0"), "eight-views", "acting.views"),
         (("--policy.context.text-dropout", "0"), "no-text", "text"),
         (("--policy.context.trajectory-dropout", "0"), "no-trajectory", "trajectory"),
         (("--tasks.unseen", "door-lock"), "swapped", "--prompts swapped"),
@@ -377,16 +358,6 @@ def test_something_else_in_a_cells_place_is_told_and_left(make_test_plan: MakePl
     assert to_plain(cell.config)["preset"] == "smoke"
 
 
-def test_options_of_a_later_version_are_in_the_comparison(make_test_plan: MakePlan, finish: Finish) -> None:
-    """A configuration written before a field existed means its default."""
-    cell = make_test_plan().cells["full"][0]
-    finish(cell, COUNTS)
-    value = json.loads(cell.run.config.read_text())
-    del value["agent"]["gamma"]
-    atomic_write_json(cell.run.config, value)
-    assert cell.state == "done"
-
-
 def test_each_environment_takes_data_of_its_own(tmp_path: Path) -> None:
     for name in ("hopper", "halfcheetah"):
         (tmp_path / f"{name}.hdf5").write_bytes(b"")
@@ -405,6 +376,5 @@ def test_a_run_that_was_evaluated_half_way_goes_on(make_test_plan: MakePlan, fin
     for record in records["records"]:
         record["iterations"] = cell.config.training.iterations - 1
     cell.run.results.write_text(json.dumps(records))
-    step = cell.next_step(Share(1))
-    assert step is not None
+    step = step_of(cell)
     assert step.what == "resume"

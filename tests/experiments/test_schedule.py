@@ -74,17 +74,14 @@ def test_a_failed_cell_does_not_stop_the_others(cell: MakeCell, tmp_path: Path) 
         assert (tmp_path / name / "done").exists()
 
 
-def test_a_step_that_changes_nothing_is_not_repeated_for_ever(cell: MakeCell, tmp_path: Path) -> None:
-    (outcome,) = scheduler([cell("idle", "")], 1, tmp_path).execute()
-    assert outcome.failed_step == "work"
-
-
-def test_a_cell_that_is_done_runs_nothing(cell: MakeCell, tmp_path: Path) -> None:
+def test_a_cell_that_is_done_runs_nothing_and_an_idle_step_is_not_repeated(cell: MakeCell, tmp_path: Path) -> None:
     finished = cell("finished", "raise SystemExit('ran')")
     (finished.folder / "done").touch()
     (outcome,) = scheduler([finished], 1, tmp_path).execute()
     assert outcome.reused
     assert not (tmp_path / "logs").exists()
+    (outcome,) = scheduler([cell("idle", "")], 1, tmp_path).execute()
+    assert outcome.failed_step == "work"
 
 
 def test_as_many_run_at_once_as_there_are_shares(cell: MakeCell, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmdpd.evaluation.results import TaskResult
 from llmdpd.experiments.plan import Plan
-from llmdpd.experiments.summary import Estimate, bootstrap_interval, make_rows
+from llmdpd.experiments.summary import make_rows
+from llmdpd.reporting.estimate import Estimate, bootstrap_interval
 
 
 def test_the_bootstrap_of_few_values_is_the_quantiles_of_all_draws(rng: np.random.Generator) -> None:
@@ -82,9 +82,7 @@ def test_a_seed_that_lacks_a_task_is_not_in_the_mean(
     assert make_rows(plan)[0].means["seen"].by_seed == (75.0,)
 
 
-def test_scores_have_no_counts(
-    make_test_plan: Callable[..., Plan], finish: Callable[..., None], make_result: Callable[..., TaskResult]
-) -> None:
+def test_scores_have_no_counts(make_test_plan: Callable[..., Plan], finish: Callable[..., None]) -> None:
     plan = make_test_plan()
     for seed, score in ((0, 50.0), (1, 60.0)):
         finish(

@@ -232,8 +232,8 @@ def test_an_evaluation_asks_and_remembers_by_episode(rng: np.random.Generator) -
     policy = Policy(model, None, ACTING, facts={"target_returns": {"push-v3": 7.0}})
     requests = [EpisodeRequest(task, seed) for task in tasks for seed in (1, 2)]
     act = policy_act(policy, prompts, requests)
-    encoded = policy.encode_prompts([None] * 2, [prompts[task].example for task in tasks])
-    first = prompts["reach-v3"].example
+    encoded = policy.encode_prompts([None] * 2, [prompts[task].demonstration for task in tasks])
+    first = prompts["reach-v3"].demonstration
     assert first is not None
     asked = [[float(first.rewards.sum())]] * 2 + [[7.0]] * 2
     states: list[list[np.ndarray]] = [[] for _ in requests]

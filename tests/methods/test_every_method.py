@@ -175,7 +175,7 @@ def test_evaluation_refuses_what_the_method_does_not_do(
     baseline: tuple[Method, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     method, run = baseline
-    options = {"--samples": 3, "--noise-scale": 0.5, "--replan": 1}
+    options = {"--samples": 3, "--noise-scale": 0.5, "--action-horizon": 1}
     refused = [name for name in options if not has_field(method, f"acting.{name[2:].replace('-', '_')}")]
     for name in refused:
         assert evaluate([str(run), name, str(options[name])]) == 2
@@ -183,7 +183,7 @@ def test_evaluation_refuses_what_the_method_does_not_do(
     if method not in READERS:
         assert evaluate([str(run), "--prompts", "swapped"]) == 2
         assert "trained without such prompts" in capsys.readouterr().err
-    by_draws = {name: ["--samples", "--replan"] for name in ("bc", "cql", "mtdiff", "sac")}
+    by_draws = {name: ["--samples", "--action-horizon"] for name in ("bc", "cql", "mtdiff", "sac")}
     assert refused == by_draws.get(method, [] if method.startswith("diffusion") else list(options))
 
 

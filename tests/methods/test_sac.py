@@ -320,7 +320,7 @@ TINY = {
     **{"training.checkpoint-every": 10, "sac.learning-starts": 12, "sac.max-steps": 4, "policy.hidden-dim": 8},
     **{"evaluation.max-steps": 3, "evaluation.episodes": 1, "data.workers": 1, "threads": 1},
 }
-WORDS = ["--agent", "sac", "--tasks.seen", "reach", "push", "--tasks.unseen", "door-lock", "--evaluation.no-films"]
+WORDS = ["--agent", "sac", "--tasks.seen", "reach", "push", "--tasks.unseen", "door-lock", "--evaluation.no-videos"]
 WORDS += [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
 
 

@@ -5,22 +5,15 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey, default_cache_folder
 
-KEY = EmbeddingKey(
-    model="minilm",
-    revision="sha256:0",
-    pooling="mean",
-    instruction="Do.",
-    text="Task: ä",
-    max_tokens=None,
-    dtype="float32",
-)
+KEY = EmbeddingKey("minilm", "sha256:0", "mean", "Do.", "Task: ä", None, "float32")
 
 
 @pytest.fixture
@@ -44,56 +37,11 @@ def test_every_part_of_the_key_counts(cache_dir: Path, vector: np.ndarray, field
     cache = EmbeddingCache(cache_dir)
     cache.put(KEY, vector)
     value = 5 if field == "max_tokens" else getattr(KEY, field) + " "
-    assert cache.get(replace(KEY, **{field: value})) is None
-
-
-def test_neighbouring_parts_cannot_be_confused() -> None:
+    other = replace(KEY, **{field: value})
+    assert cache.get(other) is None
+    cache.path(KEY).rename(cache.path(other))
+    assert cache.get(other) is None, "the file of another key"
     assert replace(KEY, instruction="ab", text="c").digest() != replace(KEY, instruction="a", text="bc").digest()
-
-
-def test_an_altered_number_is_noticed(cache_dir: Path, vector: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    cache = EmbeddingCache(cache_dir)
-    cache.put(KEY, vector)
-    path = cache.path(KEY)
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-    assert cache.get(KEY) is None
-    assert "altered" in caplog.text
-    cache.put(KEY, vector)
-    assert np.array_equal(cache.get(KEY), vector)
-
-
-@pytest.mark.parametrize("keep", [0, 3, 8, 100, -1])
-def test_a_truncated_file_is_noticed(
-    cache_dir: Path, vector: np.ndarray, keep: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = EmbeddingCache(cache_dir)
-    cache.put(KEY, vector)
-    path = cache.path(KEY)
-    path.write_bytes(path.read_bytes()[:keep])
-    assert cache.get(KEY) is None
-    assert str(path) in caplog.text
-
-
-def test_another_keys_file_under_this_name_is_noticed(
-    cache_dir: Path, vector: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = EmbeddingCache(cache_dir)
-    other = replace(KEY, text="another")
-    cache.put(other, vector)
-    cache.path(other).rename(cache.path(KEY))
-    assert cache.get(KEY) is None
-    assert "another key" in caplog.text
-
-
-def test_a_foreign_safetensors_file_is_noticed(cache_dir: Path, vector: np.ndarray) -> None:
-    cache = EmbeddingCache(cache_dir)
-    cache.put(KEY, vector)
-    save_file(load_file(cache.path(KEY)), cache.path(KEY))  # the same numbers without the header
-    assert cache.get(KEY) is None
-    save_file({"other": vector}, cache.path(KEY))
-    assert cache.get(KEY) is None
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(
@@ -121,6 +69,7 @@ WRITE_AND_READ = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 import numpy as np
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
 
@@ -150,3 +99,30 @@ def test_two_processes_at_once(cache_dir: Path, tmp_path: Path) -> None:
         # A warning would mean that one had read what the other had half written.
         assert (worker.returncode, errors) == (0, "")
     assert len(list(cache_dir.iterdir())) == 3  # and no temporary file left
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, "altered"),
+        *[(lambda data, keep=keep: data[:keep], "cannot be read") for keep in (0, 3, 8, 100, -1)],
+        (lambda data: save({"embedding": load(data)["embedding"]}), "another key"),  # without the header
+        (lambda data: save({"other": load(data)["embedding"]}), "cannot be read"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_noticed_and_replaced(
+    cache_dir: Path, vector: np.ndarray, damage: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = EmbeddingCache(cache_dir)
+    cache.put(KEY, vector)
+    path = cache.path(KEY)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.get(KEY) is None
+    assert message in caplog.text
+    assert str(path) in caplog.text
+    cache.put(KEY, vector)
+    assert np.array_equal(cache.get(KEY), vector)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.metaworld import SuccessCondition, all_task_facts, metaworld_prompt, task_facts
+from llmdpd.prompts.metaworld import SuccessCondition, all_task_metadata, metaworld_prompt, task_metadata
 from llmdpd.prompts.text import TextPrompt
 
-NAMES = sorted(all_task_facts())
+NAMES = sorted(all_task_metadata())
 
 
 def test_all_50_tasks_have_a_prompt_of_their_own() -> None:
@@ -20,7 +20,7 @@ def test_all_50_tasks_have_a_prompt_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_prompt_is_complete(name: str) -> None:
-    prompt, facts = metaworld_prompt(name), task_facts(name)
+    prompt, facts = metaworld_prompt(name), task_metadata(name)
     assert prompt.task == f"Meta-World {name.replace('-', ' ')}."
     for value in (prompt.objective, prompt.constraints, prompt.objects, prompt.success, prompt.observations):
         assert value.endswith(".")
@@ -50,23 +50,10 @@ def test_the_sentence_on_what_is_drawn() -> None:
 def test_limits_as_a_person_says_them() -> None:
     assert SuccessCondition(limit=0.07).limit_text == "7 cm"
     assert SuccessCondition(limit=0.024).limit_text == "2.4 cm"
-    assert task_facts("lever-pull").conditions[0].limit_text == "7.5 degrees"
+    assert task_metadata("lever-pull").conditions[0].limit_text == "7.5 degrees"
 
 
-def test_versions_name_the_same_task() -> None:
-    assert metaworld_prompt("sweep-into-v3") == metaworld_prompt("sweep-into-v2") == metaworld_prompt("sweep-into")
-
-
-@pytest.mark.parametrize("name", ["sweep-in", "coffe-push-v3", "", "reach-v4", "Reach"])
-def test_unknown_tasks_offer_the_nearest_names(name: str) -> None:
-    with pytest.raises(InputError, match="unknown Meta-World task") as caught:
-        metaworld_prompt(name)
-    assert caught.value.found == name
-    offered = str(caught.value.hint).removeprefix("nearest: ").split(", ")
-    assert offered
-    assert set(offered) <= {f"{task}-v3" for task in NAMES}
-
-
-def test_the_nearest_name_is_the_right_one() -> None:
+def test_versions_name_the_same_task_and_other_names_none() -> None:
     with pytest.raises(InputError, match="sweep-into"):
         metaworld_prompt("sweep-in-to")
+    assert metaworld_prompt("sweep-into-v3") == metaworld_prompt("sweep-into-v2") == metaworld_prompt("sweep-into")

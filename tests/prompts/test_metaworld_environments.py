@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from llmdpd.prompts.metaworld import SuccessCondition, TaskFacts, all_task_facts, task_facts
+from llmdpd.prompts.metaworld import SuccessCondition, TaskMetadata, all_task_metadata, task_metadata
 
 # The experts' gains exceed the action bound by design.
 pytestmark = pytest.mark.filterwarnings("ignore:Constant:UserWarning")
@@ -30,7 +30,7 @@ NO_ACTION = np.zeros(4, dtype=np.float32)
 @dataclass
 class Task:
     name: str
-    facts: TaskFacts
+    facts: TaskMetadata
     env: Any
     seed: int
 
@@ -38,7 +38,7 @@ class Task:
         return bool(self.env.evaluate_state(obs, NO_ACTION)[1]["success"])
 
 
-@pytest.fixture(scope="module", params=sorted(all_task_facts()))
+@pytest.fixture(scope="module", params=sorted(all_task_metadata()))
 def task(request: pytest.FixtureRequest, seed_of: Callable[[str], int]) -> Iterator[Task]:
     env = metaworld_envs[f"{request.param}-v3"]()
     env._partially_observable = False
@@ -49,7 +49,7 @@ def task(request: pytest.FixtureRequest, seed_of: Callable[[str], int]) -> Itera
     seed = seed_of(f"{request.node.nodeid} {request.param}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the environments' rewards take logarithms of anything
-        yield Task(request.param, task_facts(request.param), env, seed)
+        yield Task(request.param, task_metadata(request.param), env, seed)
     env.close()
 
 
@@ -111,7 +111,7 @@ def test_resets_draw_what_the_prompt_says(task: Task) -> None:
     if len(width) == 6 and task.name != "disassemble":
         expected += [task.facts.goal_range.get(axis, 0.0) for axis in "xyz"]
     assert np.where(width > NEGLIGIBLE, width, 0.0)[: len(expected)] == pytest.approx(expected, abs=1e-6)
-    assert (task.facts.goal == "drawn") == bool(task.facts.goal_range)
+    assert (task.facts.goal == "sampled") == bool(task.facts.goal_range)
 
 
 def test_observations_show_what_the_prompt_says(task: Task) -> None:
@@ -139,9 +139,9 @@ def test_observations_show_what_the_prompt_says(task: Task) -> None:
     assert np.any(obs[:, 11:14] != 0) == bool(task.facts.second)
 
 
-def check_goal(facts: TaskFacts, axis: int, goal: np.ndarray, draw: np.ndarray) -> None:
+def check_goal(facts: TaskMetadata, axis: int, goal: np.ndarray, draw: np.ndarray) -> None:
     name = "xyz"[axis]
-    if facts.goal == "drawn" and name in facts.goal_range:
+    if facts.goal == "sampled" and name in facts.goal_range:
         assert np.ptp(goal[:, axis]) > 0.1 * facts.goal_range[name]
     elif facts.goal == "follows" or (facts.goal == "follows_y" and name == "y"):
         assert np.ptp(goal[:, axis] - draw[:, axis]) < 0.001

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,9 +18,7 @@ VALUES = st.text(st.sampled_from("Task:Objective \n\r\tà×") | st.characters(co
 
 def test_render_is_the_papers_figure_1() -> None:
     prompt = TextPrompt(
-        task="Meta-World push.",
-        objective="Push the puck to a goal.",
-        constraints="Randomize puck and goal positions.",
+        task="Meta-World push.", objective="Push the puck to a goal.", constraints="Randomize puck and goal positions."
     )
     assert prompt.render() == (
         "Task: Meta-World push.\nObjective: Push the puck to a goal.\nConstraints: Randomize puck and goal positions."
@@ -40,38 +39,8 @@ def test_free_text_is_a_prompt_and_rendered_as_it_is() -> None:
     prompt = TextPrompt.parse(text)
     assert prompt == TextPrompt(description=text)
     assert prompt.render() == text
-
-
-def test_values_of_several_lines_survive() -> None:
-    prompt = TextPrompt.parse("Intro.\nTask: one\nHint: two\n\nObjective: three")
-    assert prompt == TextPrompt(description="Intro.", task="one\nHint: two", objective="three")
-
-
-@pytest.mark.parametrize("text", ["", " \n\t ", "Task:\nObjective: \n"])
-def test_empty_text_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="empty text prompt"):
-        TextPrompt.parse(text)
-
-
-def test_a_field_given_twice_is_refused() -> None:
-    with pytest.raises(InputError, match="given twice") as caught:
-        TextPrompt.parse("Task: a\nObjective: b\nTask: c")
-    assert caught.value.field == "Task"
-
-
-def test_a_heading_inside_a_value_is_refused() -> None:
-    with pytest.raises(InputError, match="reads as another field"):
-        TextPrompt(objective="Push.\nTask: another")
-    with pytest.raises(InputError, match="reads as another field"):
-        TextPrompt(description="Task: a")
-    # In a value's first line nothing can be mistaken: the value's own heading stands before it.
-    assert TextPrompt.parse(TextPrompt(notes="Task: a").render()).notes == "Task: a"
-
-
-def test_values_that_are_no_text_are_refused() -> None:
-    with pytest.raises(InputError, match="field is text") as caught:
-        TextPrompt(task=3)  # type: ignore[arg-type]
-    assert caught.value.field == "task"
+    parsed = TextPrompt.parse("Intro.\nTask: one\nHint: two\n\nObjective: three")
+    assert parsed == TextPrompt(description="Intro.", task="one\nHint: two", objective="three")
 
 
 def test_from_file(tmp_path: Path) -> None:
@@ -88,18 +57,31 @@ def test_from_file(tmp_path: Path) -> None:
         (b"Task: a\x00b", "not a text file"),
         (b"Task: a\nTask: b", "given twice"),
         (b"x" * 1_000_001, "too large"),
+        (None, "cannot read"),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_bad_files_are_named(tmp_path: Path, content: bytes | None, problem: str) -> None:
     path = tmp_path / "prompt.txt"
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(InputError, match=problem) as caught:
         TextPrompt.from_file(path)
     assert caught.value.path == str(path)
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.txt", tmp_path):
-        with pytest.raises(InputError, match="cannot read") as caught:
-            TextPrompt.from_file(path)
-        assert caught.value.path == str(path)
+@pytest.mark.parametrize(
+    ("make", "problem", "field"),
+    [
+        *[(lambda text=text: TextPrompt.parse(text), "empty text prompt", None) for text in ("", " \n\t ", "Task:\n")],
+        (lambda: TextPrompt.parse("Task: a\nObjective: b\nTask: c"), "given twice", "Task"),
+        (lambda: TextPrompt(objective="Push.\nTask: another"), "reads as another field", "objective"),
+        (lambda: TextPrompt(description="Task: a"), "reads as another field", "description"),
+        (lambda: TextPrompt(task=3), "field is text", "task"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_prompts_are_refused(make: Callable[[], TextPrompt], problem: str, field: str | None) -> None:
+    with pytest.raises(InputError, match=problem) as caught:
+        make()
+    assert caught.value.field == field
+    # In a value's first line nothing can be mistaken: the value's own heading stands before it.
+    assert TextPrompt.parse(TextPrompt(notes="Task: a").render()).notes == "Task: a"

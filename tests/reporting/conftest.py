@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, write_results
-from llmdpd.evaluation.videos import save_film
+from llmdpd.evaluation.results import TaskResult, write_results
+from llmdpd.evaluation.videos import save_video
 
 SEEN = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
 UNSEEN = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")
@@ -21,62 +21,29 @@ SUCCESSES = {
 }
 
 RunMaker = Callable[..., Path]
+ResultMaker = Callable[..., TaskResult]
 
 
-def _result(**changes: Any) -> TaskResult:
-    """A valid success record, with the fields in `changes` put in."""
-    values: dict[str, Any] = {
-        "task": "sweep-into-v3",
-        "split": "seen",
-        "protocol": "paper",
-        "episodes": 25,
-        "seed": 0,
-        "max_steps": 500,
-        "prompts": PromptUse(text=True, trajectory=True),
-        "acting": ActingUse(samples=1, selection="soft", temperature=1.0, noise_scale=1.0, sampler="ddpm", steps=5),
-        "trained_on": SEEN,
-        "training_data": "scripted experts, noise mix, 100 episodes a task",
-        "goal_visible": True,
-        "checkpoint": "last",
-        "context": "pooled",
-        "iterations": 30_000,
-        "wall_seconds": 12.5,
-        "successes": 20,
-    }
-    return TaskResult(**(values | changes))
-
-
-def _locomotion(**changes: Any) -> TaskResult:
-    """A valid locomotion record."""
-    values: dict[str, Any] = {
-        "task": "hopper-v5",
-        "protocol": "d4rl",
-        "trained_on": ("hopper-v5",),
-        "training_data": "own SAC replay, not D4RL",
-        "goal_visible": None,
-        "successes": None,
-        "returns_mean": 1523.4,
-        "returns_std": 210.9,
-        "normalised_score": 47.43,
-    }
-    return _result(**(values | changes))
-
-
-def _records(seed: int = 0, shift: int = 0, prompts: PromptUse | None = None) -> list[TaskResult]:
+@pytest.fixture
+def make_records(make_result: ResultMaker) -> Callable[..., list[TaskResult]]:
     """Six tasks with the last and the best checkpoint; `shift` is taken off every count."""
-    return [
-        _result(
-            task=task,
-            split="seen" if task in SEEN else "unseen",
-            checkpoint=checkpoint,
-            successes=max(0, SUCCESSES[checkpoint][task] - shift),
-            iterations=30_000 if checkpoint == "last" else 24_000,
-            seed=seed,
-            prompts=prompts or PromptUse(text=True, trajectory=True),
-        )
-        for checkpoint in ("last", "best")
-        for task in SEEN + UNSEEN
-    ]
+
+    def make(seed: int = 0, shift: int = 0, **changes: Any) -> list[TaskResult]:
+        return [
+            make_result(
+                task=task,
+                split="seen" if task in SEEN else "unseen",
+                checkpoint=checkpoint,
+                successes=max(0, SUCCESSES[checkpoint][task] - shift),
+                iterations=30_000 if checkpoint == "last" else 24_000,
+                seed=seed,
+                **changes,
+            )
+            for checkpoint in ("last", "best")
+            for task in SEEN + UNSEEN
+        ]
+
+    return make
 
 
 def write_metrics(path: Path, seed: int, iterations: int = 30_000) -> None:
@@ -108,7 +75,7 @@ def prompt_text(task: str) -> str:
     )
 
 
-def write_films(folder: Path, tasks: tuple[str, ...]) -> None:
+def write_videos(folder: Path, tasks: tuple[str, ...]) -> None:
     for index, task in enumerate(tasks):
         frames = []
         for step in range(24):
@@ -116,11 +83,11 @@ def write_films(folder: Path, tasks: tuple[str, ...]) -> None:
             frame[40:70, 5 * step : 5 * step + 30] = (230, 120, 40)
             frames.append(frame)
         info = {"success": index % 3 != 2, "seed": 1_000_000_000 + index, "steps": 24 + index, "checkpoint": "last"}
-        save_film(folder, task, frames, info)
+        save_video(folder, task, frames, info)
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> RunMaker:
+def make_run(tmp_path: Path, make_records: Callable[..., list[TaskResult]]) -> RunMaker:
     """A function that writes a whole run folder; keyword arguments name what differs."""
 
     def make(
@@ -130,11 +97,11 @@ def make_run(tmp_path: Path) -> RunMaker:
         shift: int = 0,
         records: list[TaskResult] | None = None,
         config: dict[str, Any] | None = None,
-        films: bool = False,
+        videos: bool = False,
     ) -> Path:
         run = tmp_path / name
         run.mkdir()
-        write_results(run / "results.json", _records(seed, shift) if records is None else records)
+        write_results(run / "results.json", make_records(seed, shift) if records is None else records)
         settings = {
             "preset": "metaworld",
             "seed": seed,
@@ -161,23 +128,25 @@ def make_run(tmp_path: Path) -> RunMaker:
             "command": ["python", "-m", "llmdpd.train", "--preset", "metaworld", "--seed", str(seed)],
         }
         (run / "meta.json").write_text(json.dumps(meta))
-        if films:
-            write_films(run / "films", SEEN + UNSEEN[:2])
+        if videos:
+            write_videos(run / "videos", SEEN + UNSEEN[:2])
         return run
 
     return make
 
 
 @pytest.fixture
-def make_result() -> Callable[..., TaskResult]:
-    return _result
-
-
-@pytest.fixture
-def make_locomotion() -> Callable[..., TaskResult]:
-    return _locomotion
-
-
-@pytest.fixture
-def make_records() -> Callable[..., list[TaskResult]]:
-    return _records
+def make_locomotion(make_result: ResultMaker) -> ResultMaker:
+    """Makes valid locomotion records."""
+    values: dict[str, Any] = {
+        "task": "hopper-v5",
+        "protocol": "d4rl",
+        "trained_on": ("hopper-v5",),
+        "training_data": "own SAC replay, not D4RL",
+        "goal_visible": None,
+        "successes": None,
+        "returns_mean": 1523.4,
+        "returns_std": 210.9,
+        "normalised_score": 47.43,
+    }
+    return lambda **changes: make_result(**(values | changes))

@@ -51,7 +51,7 @@ def test_the_run_is_whole(chunked_run: Path) -> None:
     assert policy.network.net.action_dim == 16
     records = read_results(chunked_run / "results.json")
     assert len(records) == 6
-    assert {record.acting.replan for record in records} == {3}
+    assert {record.acting.action_horizon for record in records} == {3}
     losses = [r["loss/diffusion"] for r in read_metrics(chunked_run / "metrics.jsonl") if "loss/diffusion" in r]
     assert losses[-1] < losses[0]
 
@@ -92,10 +92,10 @@ def test_evaluated_with_another_replan(
     words = [str(chunked_run), "--episodes", "1", "--workers", "1", "--threads", "1", "--tasks", "reach"]
     for replan in (1, 4):
         out = tmp_path / f"{replan}.json"
-        assert evaluate([*words, "--replan", str(replan), "--out", str(out)]) == 0
-        assert {record.acting.replan for record in read_results(out)} == {replan}
+        assert evaluate([*words, "--action-horizon", str(replan), "--out", str(out)]) == 0
+        assert {record.acting.action_horizon for record in read_results(out)} == {replan}
     capsys.readouterr()
-    assert evaluate([*words, "--replan", "5", "--out", str(tmp_path / "5.json")]) == 2
+    assert evaluate([*words, "--action-horizon", "5", "--out", str(tmp_path / "5.json")]) == 2
     error = capsys.readouterr().err
     assert "acting.replan" in error
     assert "1 to 4 (policy.chunk)" in error

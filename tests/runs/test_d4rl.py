@@ -16,7 +16,7 @@ from llmdpd.cli.evaluate import main as evaluate_main
 from llmdpd.config.schema import PRESETS
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
 from llmdpd.errors import InputError
-from llmdpd.evaluation.prompts import choose_example
+from llmdpd.evaluation.prompts import choose_demonstrations
 from llmdpd.evaluation.results import TaskResult, read_results
 from llmdpd.runs.data import load_tasks
 from llmdpd.tasks.locomotion import REFERENCE_RETURNS
@@ -79,7 +79,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "agent.critic-hidden": 16,
         "acting.samples": 3,
     }
-    return [*(word for name, value in fields.items() for word in (f"--{name}", str(value))), "--evaluation.no-films"]
+    return [*(word for name, value in fields.items() for word in (f"--{name}", str(value))), "--evaluation.no-videos"]
 
 
 @pytest.fixture(scope="session")
@@ -322,7 +322,7 @@ def test_data_of_a_task_is_found_among_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.observations, locomotion_data("walker2d").observations)
     both = load_tasks(tmp_path / "hdf5", ("Walker2d-v4", "HalfCheetah-v4"), True)
     assert [both.episodes_of(task).size for task in both.tasks] == [5, 5]
-    assert choose_example(found, "Walker2d-v4") == 2
+    assert choose_demonstrations(found, "Walker2d-v4") == [2]
 
 
 @pytest.mark.parametrize(("task", "clip"), [("hopper", 4.0), ("halfcheetah", 2.0), ("walker2d", 4.0)])

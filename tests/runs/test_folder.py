@@ -71,7 +71,7 @@ def test_notes_are_merged(run: RunFolder) -> None:
 
 def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 100.0, 105.5])
-    monkeypatch.setattr("llmdpd.runs.folder.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt), run.timed("total_seconds"):
         raise KeyboardInterrupt
     assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 10.0}
@@ -96,7 +96,7 @@ def _changed(**parts: dict[str, object]) -> TrainConfig:
 
 def test_what_does_not_change_the_learning_may_change(run: RunFolder) -> None:
     config = _changed(
-        evaluation={"episodes": 9, "films": False},
+        evaluation={"episodes": 9, "videos": False},
         data={"workers": 1, "root": "elsewhere"},
         training={"checkpoint_every": 3},
     )

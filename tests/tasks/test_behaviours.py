@@ -43,43 +43,6 @@ def test_the_noises_draw_as_they_always_did(kind: str, level: float, total: floa
     assert (actions * np.arange(200).reshape(50, 4)).sum() == pytest.approx(weighted, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "low", "high"),
-    [
-        ("clean", 0, 0),
-        ("gaussian", 0.1, 0.5),
-        ("bursts", 0.1, 0.4),
-        ("random", 0.8, 1.0),
-        ("slow", 0.3, 0.7),
-        ("pauses", 0.1, 0.4),
-        ("cut", 0, 0),
-        ("overrun", 0, 0),
-        ("detour", 0.2, 0.5),
-        ("jerky", 0.5, 0.5),
-    ],
-)
-def test_levels_fill_their_range(kind: str, low: float, high: float, fresh_seed: int) -> None:
-    levels = [behaviour.level for behaviour in made(kind, fresh_seed, 200)]
-    assert low <= min(levels) <= max(levels) <= high
-    assert max(levels) - min(levels) >= 0.8 * (high - low)
-
-
-@pytest.mark.parametrize("kind", ["clean", "cut", "overrun"])
-def test_some_act_as_the_expert(kind: str) -> None:
-    (behaviour,) = made(kind, 0)
-    assert np.array_equal(behaviour(EXPERT, HAND), EXPERT)
-
-
-def test_each_goes_on_after_success_for_as_long_as_is_its_way(fresh_seed: int) -> None:
-    for kind in BEHAVIOURS:
-        tails = {behaviour.tail(20) for behaviour in made(kind, fresh_seed, 50)}
-        if kind == "overrun":
-            assert len(tails) > 10
-            assert 100 <= min(tails) <= max(tails) <= 200
-        else:
-            assert tails == ({0} if kind == "cut" else {20})
-
-
 def test_gaussian_noise_has_the_recorded_sigma(fresh_seed: int) -> None:
     for noise in made("gaussian", fresh_seed, 3):
         # sigma <= 0.5 around 0: clipping at 2 sigma or more takes little.
@@ -169,3 +132,26 @@ def test_a_gripper_that_flickers_is_interrupted_thrice_at_most(fresh_seed: int) 
     for behaviour in made("detour", fresh_seed, 5):
         _, actions = walk(behaviour, ([1.0] * 40 + [-1.0] * 40) * 10)
         assert not actions[400:, :3].any()
+
+
+LEVELS = {
+    **{kind: (0.0, 0.0) for kind in ("clean", "cut", "overrun")},
+    **{"gaussian": (0.1, 0.5), "bursts": (0.1, 0.4), "random": (0.8, 1.0), "slow": (0.3, 0.7)},
+    **{"pauses": (0.1, 0.4), "detour": (0.2, 0.5), "jerky": (0.5, 0.5)},
+}
+
+
+@pytest.mark.parametrize("kind", BEHAVIOURS)
+def test_levels_and_steps_after_the_success(kind: str, fresh_seed: int) -> None:
+    several, (low, high) = made(kind, fresh_seed, 200), LEVELS[kind]
+    levels = [behaviour.level for behaviour in several]
+    assert low <= min(levels) <= max(levels) <= high
+    assert max(levels) - min(levels) >= 0.8 * (high - low)
+    steps = {behaviour.post_success_steps(20) for behaviour in several}
+    if kind == "overrun":
+        assert len(steps) > 10
+        assert 100 <= min(steps) <= max(steps) <= 200
+    else:
+        assert steps == ({0} if kind == "cut" else {20})
+    if high == 0:
+        assert np.array_equal(several[0](EXPERT, HAND), EXPERT)

@@ -13,7 +13,6 @@ import pytest
 
 from llmdpd.errors import InputError
 from llmdpd.tasks.simulation.processes import Death, Worker, WorkerDiedError, WorkerError, map_unordered
-from llmdpd.utils.cores import usable_cores
 
 IsRunning = Callable[[int], bool]
 
@@ -55,10 +54,7 @@ def test_a_worker_has_one_thread_no_torch_and_the_parents_import_path(worker: Wo
     assert ask(worker, "modules", "torch") == []
     assert "llmdpd.tasks.simulation.worker" in ask(worker, "modules", "llmdpd")  # type: ignore[operator]
     assert ask(worker, "pid") == worker.pid != os.getpid()
-
-
-def test_a_worker_ignores_ctrl_c(worker: Worker) -> None:
-    assert ask(worker, "interrupt_self") == "alive"
+    assert ask(worker, "interrupt_self") == "alive", "Ctrl-C is the parent's to handle"
 
 
 def test_an_exception_comes_home_once_with_its_traceback(worker: Worker) -> None:
@@ -67,16 +63,15 @@ def test_an_exception_comes_home_once_with_its_traceback(worker: Worker) -> None
     with pytest.raises(WorkerError, match=r"(?s)worker 0.*Traceback.*in fail.*ArithmeticError: broken probe"):
         worker.receive()
     assert worker.receive() == (2, (("a", 1), 9))
-
-
-def test_an_input_error_comes_home_as_itself(worker: Worker) -> None:
-    worker.call(1, "fail", "input")
+    worker.call(3, "fail", "input")
     with pytest.raises(InputError) as caught:
         worker.receive()
     assert caught.value.field == "x"
 
 
-def test_a_dead_worker_is_noticed_and_replaced(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dead_worker_is_noticed_and_replaced(
+    worker: Worker, caplog: pytest.LogCaptureFixture, wait_until_gone: IsRunning
+) -> None:
     pid = worker.pid
     worker.call("first", "square", 2)
     assert worker.receive()[0] == "first"
@@ -90,22 +85,12 @@ def test_a_dead_worker_is_noticed_and_replaced(worker: Worker, caplog: pytest.Lo
     assert death == Death(0, pid, -signal.SIGKILL)
     assert "signal 9" in caplog.text
     assert ask(worker, "pid") == worker.pid != pid
-
-
-def test_calls_to_a_dead_worker_do_not_raise(worker: Worker, wait_until_gone: IsRunning) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     assert wait_until_gone(worker.pid)
-    worker.call("late", "square", 1)
+    worker.call("late", "square", 1)  # no error yet
     with pytest.raises(WorkerDiedError):
         worker.receive()
     assert list(worker.pending) == ["late"]
-
-
-def test_stop_ends_a_busy_worker(toys: str, is_running: IsRunning) -> None:
-    worker = Worker(0, f"{toys}:Probe", ())
-    worker.call(0, "sleep", 60)
-    worker.stop()
-    assert not is_running(worker.pid)
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -136,9 +121,6 @@ time.sleep(60)
 def test_map_unordered_gives_every_result(toys: str, workers: int) -> None:
     results = dict(map_unordered(f"{toys}:Probe", (), "square", [(n,) for n in range(20)], workers=workers))
     assert results == {n: ((), n * n) for n in range(20)}
-
-
-def test_map_unordered_of_nothing_starts_nothing(toys: str) -> None:
     assert list(map_unordered("no.such.module:thing", (), "square", [])) == []
 
 
@@ -158,22 +140,17 @@ def test_map_unordered_gives_up_on_a_deadly_item(toys: str) -> None:
     assert len(deaths) == 3
 
 
-def test_map_unordered_raises_a_workers_exception(toys: str) -> None:
-    with pytest.raises(WorkerError, match="broken probe"):
-        list(map_unordered(f"{toys}:Probe", (), "fail", [("other",)] * 5, workers=2))
-
-
-def test_map_unordered_stops_its_workers_when_left_early(toys: str, is_running: IsRunning) -> None:
+def test_map_unordered_ends_its_workers_when_left_early_or_by_an_exception(toys: str, is_running: IsRunning) -> None:
     results = map_unordered(f"{toys}:Probe", (), "pid", [()] * 50, workers=2)
     pids = {next(results)[1] for _ in range(5)}
     results.close()  # type: ignore[attr-defined]
-    assert all(not is_running(pid) for pid in pids)
-
-
-def test_a_factory_that_fails_is_reported() -> None:
-    with pytest.raises(WorkerError, match="no_such_module"):
-        list(map_unordered("no_such_module:thing", (), "square", [(1,)], workers=1))
-
-
-def test_usable_cores_are_those_of_the_process() -> None:
-    assert usable_cores() == len(os.sched_getaffinity(0))
+    busy = Worker(0, f"{toys}:Probe", ())
+    busy.call(0, "sleep", 60)
+    busy.stop()
+    assert not any(is_running(pid) for pid in (*pids, busy.pid))
+    for factory, method, problem in (
+        (f"{toys}:Probe", "fail", "broken probe"),
+        ("no_such_module:thing", "square", "no_such_module"),
+    ):
+        with pytest.raises(WorkerError, match=problem):
+            list(map_unordered(factory, (), method, [("other",)] * 5, workers=2))

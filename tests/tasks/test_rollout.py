@@ -91,43 +91,6 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_on_deaths(toys: str, 
     assert recorded(3, "storm3") == reference
 
 
-def test_a_batch_holds_both_groups_never_at_once(toys: str) -> None:
-    sizes = []
-
-    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        sizes.append(len(index))
-        assert observations.dtype == np.float32
-        assert index.dtype == step.dtype == np.int64
-        assert reward.dtype == np.float32
-        return act(observations, index, step, reward)
-
-    with EnvPool(2, parallel=6, make=f"{toys}:make") as pool:
-        pool.run(requests_for(["plain"], 6, 0), recording)
-    assert max(sizes) == 3
-
-
-def test_steps_count_from_zero_and_requests_are_named(toys: str) -> None:
-    seen: dict[int, list[int]] = {}
-
-    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        for i, s in zip(index.tolist(), step.tolist(), strict=True):
-            seen.setdefault(i, []).append(s)
-        return act(observations, index, step, reward)
-
-    requests = requests_for(["plain"], 5, 3, max_steps=9)
-    with EnvPool(1, parallel=3, make=f"{toys}:make") as pool:
-        results = pool.run(requests, recording)
-    assert {i: list(range(result.length)) for i, result in enumerate(results)} == seen
-
-
-def test_progress_counts_finished_episodes(toys: str) -> None:
-    calls: list[int] = []
-    with EnvPool(2, parallel=4, make=f"{toys}:make") as pool:
-        pool.run(requests_for(["short"], 7, 0), act, calls.append)
-        assert calls == list(range(1, 8))
-        assert pool.run([], act, calls.append) == []
-
-
 def test_a_worker_killed_from_outside_leaves_no_trace_in_the_results(
     toys: str, fresh_seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,31 +163,21 @@ def test_wrong_actions_are_refused(toys: str, answer, message: str) -> None:  # 
         pool.run(requests_for(["plain"], 3, 0), lambda o, i, s, r: answer(o))
 
 
-def test_wrong_requests_are_refused_before_anything_runs(toys: str) -> None:
+def test_wrong_requests_are_refused_before_anything_runs() -> None:
+    wrong = {
+        "sweep-inot": EpisodeRequest("sweep-inot", 0),
+        "max_steps": EpisodeRequest("reach", 0, max_steps=0),
+        "render=True": EpisodeRequest("reach", 0, record=True),
+    }
     with EnvPool(1) as pool:
-        with pytest.raises(InputError, match="sweep-inot"):
-            pool.run([EpisodeRequest("sweep-inot", 0)], act)
-        with pytest.raises(ValueError, match="max_steps"):
-            pool.run([EpisodeRequest("reach", 0, max_steps=0)], act)
+        for problem, request in wrong.items():
+            with pytest.raises(ValueError, match=problem) as caught:
+                pool.run([request], act)
+            assert isinstance(caught.value, InputError) == (problem == "sweep-inot")
         assert pool.pids == []
-    with pytest.raises(ValueError, match="positive"):
-        EnvPool(0)
-    with pytest.raises(ValueError, match="positive"):
-        EnvPool(1, parallel=0)
-
-
-def test_an_interrupt_ends_the_workers(toys: str, is_running: Callable[[int], bool]) -> None:
-    pool = EnvPool(2, parallel=4, make=f"{toys}:make")
-    pids: list[int] = []
-
-    def interrupted(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        pids[:] = pool.pids
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pool.run(requests_for(["plain"], 4, 0), interrupted)
-    assert len(pids) == 2
-    assert not any(is_running(pid) for pid in pids)
+    for workers, parallel in ((0, 32), (1, 0)):
+        with pytest.raises(ValueError, match="positive"):
+            EnvPool(workers, parallel=parallel)
 
 
 def test_environments_are_made_once_for_several_calls(toys: str, tmp_path: Path) -> None:
@@ -267,27 +220,6 @@ def test_metaworld_episodes_equal_those_of_a_single_environment(fresh_seed: int)
         assert result.episode_return == total
 
 
-def test_a_hidden_goal_is_hidden_in_the_pool() -> None:
-    seen: list[np.ndarray] = []
-
-    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        seen.append(observations)
-        return act(observations, index, step, reward)
-
-    with EnvPool(1, goal_visible=False, parallel=2) as pool:
-        pool.run([EpisodeRequest("disassemble", 1, max_steps=3)], recording)
-    assert not np.concatenate(seen)[:, 36:39].any()
-
-
-def test_locomotion_runs_in_the_same_pool() -> None:
-    def hop(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        return np.sin(observations[:, :3])
-
-    with EnvPool(1, parallel=2) as pool:
-        results = pool.run([EpisodeRequest("hopper", seed, max_steps=1000) for seed in (0, 1)], hop)
-    assert all(0 < result.length < 1000 and result.episode_return > 0 and not result.success for result in results)
-
-
 def test_a_script_needs_no_main_guard(toys: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -301,14 +233,54 @@ def test_a_script_needs_no_main_guard(toys: str, tmp_path: Path) -> None:
     assert (done.stdout.split(), done.stderr) == (["once", "4"], "")
 
 
-def test_a_pool_works_in_a_thread(toys: str) -> None:
-    results: list[EpisodeResult] = []
+def test_what_the_policy_is_given(toys: str) -> None:
+    """One group at a time; steps counted from zero under the request's index; progress after each episode."""
+    seen: dict[int, list[int]] = {}
+    sizes: list[int] = []
+    calls: list[int] = []
+
+    def recording(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        sizes.append(len(index))
+        assert observations.dtype == reward.dtype == np.float32
+        assert index.dtype == step.dtype == np.int64
+        for i, s in zip(index.tolist(), step.tolist(), strict=True):
+            seen.setdefault(i, []).append(s)
+        return act(observations, index, step, reward)
+
+    with EnvPool(2, parallel=6, make=f"{toys}:make") as pool:
+        results = pool.run(requests_for(["plain"], 7, 3, max_steps=9), recording, calls.append)
+        assert pool.run([], act, calls.append) == []
+    assert max(sizes) == 3
+    assert {i: list(range(result.length)) for i, result in enumerate(results)} == seen
+    assert calls == list(range(1, 8))
+
+
+def test_an_interrupt_ends_the_workers_also_in_a_thread(toys: str, is_running: Callable[[int], bool]) -> None:
+    pool = EnvPool(2, parallel=4, make=f"{toys}:make")
+    pids: list[int] = []
+
+    def interrupted(*arguments: np.ndarray) -> np.ndarray:
+        pids[:] = pool.pids
+        raise KeyboardInterrupt
 
     def work() -> None:
-        with EnvPool(1, parallel=2, make=f"{toys}:make") as pool:
-            results.extend(pool.run(requests_for(["plain"], 2, 0), act))
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(requests_for(["plain"], 4, 0), interrupted)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(60)
-    assert len(results) == 2
+    assert len(pids) == 2
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_suites_run_in_the_same_pool() -> None:
+    def recording(observations: np.ndarray, *_: np.ndarray) -> np.ndarray:
+        if observations.shape[1] == 39:
+            assert not observations[:, 36:39].any(), "the goal is hidden"
+        return np.sin(observations[:, : 4 if observations.shape[1] == 39 else 3])
+
+    with EnvPool(1, goal_visible=False, parallel=2) as pool:
+        pool.run([EpisodeRequest("disassemble", 1, max_steps=3)], recording)
+        results = pool.run([EpisodeRequest("hopper", seed, max_steps=1000) for seed in (0, 1)], recording)
+    assert all(0 < result.length < 1000 and result.episode_return > 0 and not result.success for result in results)

@@ -8,8 +8,8 @@ from llmdpd.tasks.metaworld.scripted import ScriptedExpert, ScriptedRequest, run
 
 
 def request(noise: str, seed: int = 3, **changes: int) -> ScriptedRequest:
-    fields = {"max_steps": 500, "tail": 20, **changes}
-    return ScriptedRequest("disassemble-v3", seed, noise_seed=seed + 1, noise=noise, **fields)
+    fields = {"max_steps": 500, "post_success_steps": 20, **changes}
+    return ScriptedRequest("disassemble-v3", seed, noise_seed=seed + 1, behaviour=noise, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def task():  # type: ignore[no-untyped-def]
 
 
 def test_an_episode_ends_its_tail_after_the_first_success(task) -> None:  # type: ignore[no-untyped-def]
-    with_tail, without = (run_episode(task, request("clean", tail=tail)) for tail in (7, 0))
+    with_tail, without = (run_episode(task, request("clean", post_success_steps=tail)) for tail in (7, 0))
     assert with_tail.success
     assert without.success
     assert len(with_tail.actions) == len(without.actions) + 7
@@ -65,7 +65,7 @@ def test_expert_actions_are_those_of_the_visited_states(task) -> None:  # type: 
 
 def test_the_collector_changes_tasks_and_hides_goals() -> None:
     collector = ScriptedExpert(goal_visible=False)
-    short = {"seed": 1, "noise_seed": 2, "noise": "clean", "max_steps": 5, "tail": 0}
+    short = {"seed": 1, "noise_seed": 2, "behaviour": "clean", "max_steps": 5, "post_success_steps": 0}
     first = collector.episode(ScriptedRequest("reach-v3", **short))  # type: ignore[arg-type]
     collector.episode(ScriptedRequest("push-v3", **short))  # type: ignore[arg-type]
     again = collector.episode(ScriptedRequest("reach-v3", **short))  # type: ignore[arg-type]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import stat
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +58,6 @@ def test_a_result_is_as_readable_as_any_file_and_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o750
 
 
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_keeps_the_old_file(tmp_path: Path, failure: type[BaseException]) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def half_written() -> None:
-        with atomic_writer(path) as temporary:
-            temporary.write_text("half of the n")
-            assert path.read_text() == "old"
-            raise failure
-
-    with pytest.raises(failure):
-        half_written()
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [1, float("-inf")]}, {"a": object()}])
 def test_what_is_not_json_is_refused_before_the_file_is_touched(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "a.json"
@@ -87,18 +70,6 @@ def test_what_is_not_json_is_refused_before_the_file_is_touched(tmp_path: Path, 
 
 def no_space(*args: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_no_space_at_any_step_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    monkeypatch.setattr(files.os, step, no_space)
-    with pytest.raises(OSError, match="No space"):
-        atomic_write_text(path, "new")
-    monkeypatch.undo()
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
 
 
 FULL_DISK = """
@@ -152,115 +123,6 @@ def test_a_folder_is_written_and_replaced_whole(tmp_path: Path) -> None:
     assert names(path.parent) == ["run.v1"]
 
 
-@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_keeps_the_old_folder(tmp_path: Path, failure: type[BaseException]) -> None:
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "a").write_text("old")
-
-    def half_written() -> None:
-        with atomic_directory(path) as temporary:
-            (temporary / "a").write_text("new")
-            raise failure
-
-    with pytest.raises(failure):
-        half_written()
-    assert (path / "a").read_text() == "old"
-    assert names(tmp_path) == ["run"]
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_rename_that_fails_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int) -> None:
-    """Also the second one, when the old folder is already out of the way."""
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "a").write_text("old")
-    real, calls = os.replace, iter(range(10))
-
-    def replace(source: Any, target: Any) -> None:
-        if next(calls) == which:
-            no_space()
-        real(source, target)
-
-    monkeypatch.setattr(files.os, "replace", replace)
-    with pytest.raises(OSError, match="No space"), atomic_directory(path) as temporary:
-        (temporary / "a").write_text("new")
-    monkeypatch.undo()
-    assert (path / "a").read_text() == "old"
-    assert names(tmp_path) == ["run"]
-
-
-KILLED = """
-    import os, sys
-    from llmdpd.utils import files
-
-    real, calls = os.replace, iter(range(10))
-    def replace(source, target):
-        if next(calls) == 1:
-            os._exit(9)  # between the two renames
-        real(source, target)
-    files.os.replace = replace
-    with files.atomic_directory(sys.argv[1]) as temporary:
-        (temporary / "a").write_text("new")
-"""
-
-
-@pytest.mark.parametrize("name", ["run", "run.v1", "run[1]*?"])
-def test_a_kill_between_the_renames_is_recovered(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.mkdir()
-    (path / "a").write_text("old")
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(path)], timeout=60)
-    assert done.returncode == 9
-    assert not path.exists()
-    recover_directory(path)
-    assert (path / "a").read_text() == "old"
-    recover_directory(path)  # nothing more to do
-    assert (path / "a").read_text() == "old"
-
-
-SLOW_WRITER = """
-    import os, sys, time
-    from llmdpd.utils import files
-
-    real, calls = os.replace, iter(range(10))
-    def replace(source, target):
-        if next(calls) == 1:
-            print("between", flush=True)
-            time.sleep(0.5)
-        real(source, target)
-    files.os.replace = replace
-    with files.atomic_directory(sys.argv[1]) as temporary:
-        (temporary / "a").write_text("new")
-"""
-
-
-def test_a_writer_between_the_renames_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "a").write_text("old")
-    script = textwrap.dedent(SLOW_WRITER)
-    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "between\n"
-        recover_directory(path)
-        assert (path / "a").read_text() == "new"
-        assert writer.wait(60) == 0
-    assert names(tmp_path) == ["run"]
-
-
-def test_the_next_write_recovers_too(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "a").write_text("old")
-    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(path)], timeout=60)
-    with atomic_directory(path) as temporary:
-        assert (path / "a").read_text() == "old"
-        (temporary / "b").write_text("new")
-    assert names(path) == ["b"]
-    assert not list(tmp_path.glob(".run.*.old"))
-
-
 def test_recovery_keeps_out_of_folders_of_longer_names(tmp_path: Path) -> None:
     """`run.best` that a kill left under its temporary name is neither `run`'s to delete nor to take."""
     left = tmp_path / ".run.best.abcd1234.old"
@@ -273,36 +135,6 @@ def test_recovery_keeps_out_of_folders_of_longer_names(tmp_path: Path) -> None:
     assert (left / "a").read_text() == "best"
     recover_directory(tmp_path / "run.best")
     assert (tmp_path / "run.best" / "a").read_text() == "best"
-
-
-def test_a_file_where_a_folder_should_be_written(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.write_text("mine")
-    with pytest.raises(InputError, match="folder") as error, atomic_directory(path):
-        pass
-    assert error.value.path == str(path)
-    assert path.read_text() == "mine"
-    assert names(tmp_path) == ["run"]
-
-
-def test_read_json_names_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    with pytest.raises(InputError, match="not found") as error:
-        read_json(path)
-    assert error.value.path == str(path)
-    for broken in (b'{"a": 1', b"\xff\xfe\x00", b""):
-        path.write_bytes(broken)
-        with pytest.raises(InputError, match="not a JSON file") as error:
-            read_json(path)
-        assert error.value.path == str(path)
-    path.write_text(json.dumps([1, 2]))
-    assert read_json(path) == [1, 2]
-
-
-def test_read_json_of_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read") as error:
-        read_json(tmp_path)
-    assert error.value.path == str(tmp_path)
 
 
 HOLDER = """
@@ -359,31 +191,6 @@ def test_whoever_waits_may_give_up(tmp_path: Path) -> None:
         assert names(tmp_path) == ["lock"]
 
 
-CROWD = """
-    import sys
-    from pathlib import Path
-    from llmdpd.utils.files import process_lock
-
-    lock, counter = Path(sys.argv[1]) / "lock", Path(sys.argv[1]) / "counter"
-    for _ in range(100):
-        with process_lock(lock, lambda pid: None):
-            value = int(counter.read_text())
-            counter.write_text(str(value + 1))
-"""
-
-
-def test_no_two_hold_a_lock_that_is_removed_and_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "counter").write_text("0")
-    command = [sys.executable, "-c", textwrap.dedent(CROWD).replace("import sys", QUICK), str(tmp_path)]
-    crowd = [subprocess.Popen(command) for _ in range(3)]
-    assert [process.wait(60) for process in crowd] == [0, 0, 0]
-    assert (tmp_path / "counter").read_text() == "300"
-    assert names(tmp_path) == ["counter"]
-
-
-QUICK = "import sys; from llmdpd.utils import files; files._LOCK_POLL_SECONDS = 0.0001"
-
-
 def test_a_file_system_without_locks_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -404,3 +211,140 @@ def test_the_hash_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     (tmp_path / "f").write_bytes(content)
     assert file_sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def write_file(path: Path, text: str, failure: BaseException | None) -> None:
+    with atomic_writer(path) as temporary:
+        temporary.write_text(text)
+        if failure:
+            raise failure
+
+
+def write_folder(path: Path, text: str, failure: BaseException | None) -> None:
+    with atomic_directory(path) as temporary:
+        (temporary / "a").write_text(text)
+        if failure:
+            raise failure
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+@pytest.mark.parametrize("failure", ["RuntimeError", "KeyboardInterrupt", "fsync", "replace 0", "replace 1"])
+def test_a_failed_write_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None], failure: str
+) -> None:
+    """An exception inside, a full disk at the fsync or at either rename of a folder."""
+    path = tmp_path / "run"
+    write(path, "old", None)
+    raised = {"RuntimeError": RuntimeError(), "KeyboardInterrupt": KeyboardInterrupt()}.get(failure)
+    if failure == "fsync":
+        monkeypatch.setattr(files.os, "fsync", no_space)
+    elif failure.startswith("replace"):
+        real, calls = os.replace, iter(range(10))
+        wanted = int(failure[-1]) if write is write_folder else 0
+        monkeypatch.setattr(files.os, "replace", lambda *a: no_space() if next(calls) == wanted else real(*a))
+    with pytest.raises(type(raised) if raised else OSError, match=None if raised else "No space"):
+        write(path, "new", raised)
+    monkeypatch.undo()
+    assert (path if write is write_file else path / "a").read_text() == "old"
+    assert names(tmp_path) == ["run"]
+
+
+BETWEEN_THE_RENAMES = """
+    import os, sys, time
+    from llmdpd.utils import files
+
+    real, calls = os.replace, iter(range(10))
+    def replace(source, target):
+        if next(calls) == 1:
+            print("between", flush=True)
+            if sys.argv[2] == "killed":
+                os._exit(9)
+            time.sleep(0.5)
+        real(source, target)
+    files.os.replace = replace
+    with files.atomic_directory(sys.argv[1]) as temporary:
+        (temporary / "a").write_text("new")
+"""
+
+
+def writer_between_the_renames(path: Path, end: str) -> subprocess.Popen[str]:
+    write_folder(path, "old", None)
+    command = [sys.executable, "-c", textwrap.dedent(BETWEEN_THE_RENAMES), str(path), end]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "between\n"
+    return writer
+
+
+@pytest.mark.parametrize("name", ["run", "run.v1", "run[1]*?"])
+def test_a_kill_between_the_renames_is_recovered(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with writer_between_the_renames(path, "killed") as writer:
+        assert writer.wait() == 9
+    assert not path.exists()
+    for _ in range(2):
+        recover_directory(path)
+        assert (path / "a").read_text() == "old"
+    with writer_between_the_renames(path, "killed"):
+        pass
+    with atomic_directory(path) as temporary:  # the next write recovers too
+        assert (path / "a").read_text() == "old"
+        (temporary / "b").write_text("new")
+    assert names(path) == ["b"]
+    assert not list(tmp_path.glob(".*.old"))
+
+
+def test_a_writer_between_the_renames_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
+    with writer_between_the_renames(tmp_path / "run", "slow") as writer:
+        recover_directory(tmp_path / "run")
+        assert (tmp_path / "run" / "a").read_text() == "new"
+        assert writer.wait() == 0
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "not found"),
+        (b'{"a": 1', "not a JSON"),
+        (b"\xff\xfe\x00", "not a JSON"),
+        (b"", "not a JSON"),
+        ("", "be read"),
+    ],
+)
+def test_read_json_names_the_file(tmp_path: Path, content: bytes | str | None, problem: str) -> None:
+    path = tmp_path / "a.json"
+    if isinstance(content, str):
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=problem) as error:
+        read_json(path)
+    assert error.value.path == str(path)
+    if isinstance(content, bytes):
+        with pytest.raises(InputError, match="a file is where a folder") as error, atomic_directory(path):
+            pass
+        assert (error.value.path, path.read_bytes()) == (str(path), content)
+
+
+CROWD = """
+    import sys
+    from pathlib import Path
+    from llmdpd.utils import files
+
+    files._LOCK_POLL_SECONDS = 0.0001
+    lock, counter = Path(sys.argv[1]) / "lock", Path(sys.argv[1]) / "counter"
+    for _ in range(100):
+        with files.process_lock(lock, lambda pid: None):
+            value = int(counter.read_text())
+            counter.write_text(str(value + 1))
+"""
+
+
+def test_no_two_hold_a_lock_that_is_removed_and_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "counter").write_text("0")
+    command = [sys.executable, "-c", textwrap.dedent(CROWD), str(tmp_path)]
+    crowd = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in crowd] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "300"
+    assert names(tmp_path) == ["counter"]

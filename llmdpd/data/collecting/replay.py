@@ -1,8 +1,8 @@
-"""Collecting a medium-replay: all that SAC went through until it was of medium level (`llmdpd.collect --policy sac`).
+"""Collecting a medium-replay: all steps of SAC until it reached the medium level (`llmdpd.collect --policy sac`).
 
-Each task's SAC run is kept in a hidden folder beside its output, its transitions in pieces that are written once, the
-rest in one file that is replaced; stopped or killed, the same command goes on there. On one machine it ends with the
-same bits as one that never stopped.
+Each task's SAC run is kept in a hidden folder beside its output: its transitions in pieces that are written once, the
+rest in a checkpoint that is replaced. The same command continues a run that was stopped or killed; on one machine the
+result has the same bits as without the interruption.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _MANIFEST = "collect.json"
 _SLICE = 100  # steps between two looks at progress and stop signals
 
 OnSteps = Callable[[str, int, int, str], None]
-"""(task, steps so far, most steps, a word on how it goes)."""
+"""(task, steps so far, maximal steps, the current level in a few words)."""
 
 
 @dataclass(frozen=True)
 class SacConfig:
     """Train SAC (stable-baselines3, its defaults) on each task until it is of medium level, and keep all its steps.
 
-    Writes OUT/hopper-medium-replay.hdf5 in D4RL's layout, or OUT/reach-v3-medium-replay, a Minari data set. Stopped at
-    any moment, the same command goes on where it was.
+    Writes OUT/hopper-medium-replay.hdf5 in D4RL's layout, or OUT/reach-v3-medium-replay, a Minari data set. The same
+    command continues a run that was stopped at any moment.
     """
 
     tasks: tuple[str, ...] = ("hopper",)
@@ -51,13 +51,13 @@ class SacConfig:
     """Stop at this level, the mean of evaluation episodes: D4RL's normalised score (a third of an expert's is medium),
     in Meta-World success in percent."""
     steps: int = 1_000_000
-    """Steps in the environment at most, each with a gradient step; a run that ends here says so."""
+    """Maximal steps in the environment, each with a gradient step; a run that ends here says so."""
     evaluate_every: int = 5000
     """Steps from one evaluation, and one checkpoint, to the next."""
     evaluation_episodes: int = 5
-    """Episodes an evaluation, by the deterministic policy; they are not kept."""
+    """Episodes per evaluation, by the deterministic policy; they are not kept."""
     max_steps: int | None = None
-    """Steps an episode at most; by default the environment's limit."""
+    """Maximal steps of an episode; by default the environment's limit."""
     out: Path = Path("data/sac")
     """Folder of the data sets."""
     seed: int = 0
@@ -68,10 +68,10 @@ class SacConfig:
 
 @dataclass(frozen=True)
 class SacCollected:
-    """A finished collection of one task: where it lies and what it is.
+    """A finished collection of one task.
 
-    level: of the last evaluation, in the unit of `SacConfig.level`; reached: whether that is what was asked for.
-    reused: all was there before.
+    `level` is of the last evaluation, in the unit of `SacConfig.level`; `reached` says whether it is the requested one;
+    `reused` says that the data existed before.
     """
 
     task: str
@@ -83,11 +83,11 @@ class SacCollected:
 
 
 def collect_sac(config: SacConfig, progress: OnSteps | None = None) -> list[SacCollected]:
-    """Collect every task, or go on with it, or read what is there already. Another process's work is waited for.
+    """Collect every task, continue it, or read existing data. Waits for another process that collects the same.
 
     Args:
         config: what to collect.
-        progress: called every few hundred steps; may raise to stop, after which the run can go on.
+        progress: called every few hundred steps; may raise to stop, after which the run can be continued.
 
     Raises:
         InputError: a wrong setting; stable-baselines3 is not installed; OUT holds another collection.
@@ -99,7 +99,7 @@ def collect_sac(config: SacConfig, progress: OnSteps | None = None) -> list[SacC
 
 
 def replay_path(out: Path, task: str) -> Path:
-    """Where a task's data lie: a file of D4RL's layout, or a folder with a Minari data set."""
+    """The place of a task's data: a file of D4RL's layout, or a folder with a Minari data set."""
     base = locomotion_base(task)
     return out / (f"{canonical_task(task)}-medium-replay" if base is None else f"{base}-medium-replay.hdf5")
 
@@ -117,17 +117,12 @@ def _check(config: SacConfig) -> None:
 
 
 def _content(config: SacConfig, spec: TaskSpec) -> dict[str, Any]:
-    """What decides the data, as JSON."""
+    """The settings that determine the data, as JSON."""
+    same = ("level", "steps", "evaluate_every", "evaluation_episodes", "seed")
     return {
-        "format": _FORMAT,
-        "policy": "sac",
-        "task": spec.task,
-        "level": config.level,
-        "steps": config.steps,
-        "evaluate_every": config.evaluate_every,
-        "evaluation_episodes": config.evaluation_episodes,
+        **{"format": _FORMAT, "policy": "sac", "task": spec.task},
+        **{name: getattr(config, name) for name in same},
         "max_steps": min(config.max_steps or spec.max_steps, spec.max_steps),
-        "seed": config.seed,
         "goal_visible": config.goal_visible if spec.has_success else None,
     }
 
@@ -152,23 +147,22 @@ def _collect_task(config: SacConfig, spec: TaskSpec, report: OnSteps) -> SacColl
 
 
 def _read_finished(path: Path, summary: Path, content: dict[str, Any], spec: TaskSpec) -> SacCollected:
-    """Data that are there already; refused where they are not what is asked for."""
+    """Existing data; refused if they are not those of the configuration."""
     found = read_json(summary) if summary.is_file() else {}
     changed = differences(found.get("config", {}), content)
     if changed:
         raise InputError(
-            "this is not the collection that is asked for",
-            path=path,
+            "this is not the requested collection", path=path,
             found="; ".join(changed) if found else f"no {summary.name} beside it",
             expected="a collection with these settings",
             hint="choose another --out, or give the data by its path (--data)",
-        )
+        )  # fmt: skip
     dataset = load_dataset(path)
     return SacCollected(spec.task, path, dataset, found["level"], found["reached"], reused=True)
 
 
 class _Run:
-    """One SAC run and its folder: `steps-FROM-TO.npz`, each written once, and `checkpoint`, of all else."""
+    """One SAC run and its folder: `steps-FROM-TO.npz`, each written once, and `checkpoint` with everything else."""
 
     def __init__(self, folder: Path, content: dict[str, Any], config: SacConfig, spec: TaskSpec) -> None:
         from llmdpd.data.collecting.sac_trainer import SacTrainer
@@ -177,12 +171,9 @@ class _Run:
         manifest = folder / _MANIFEST
         changed = differences(read_json(manifest), content) if manifest.is_file() else []
         if changed:
-            raise InputError(
-                "this folder belongs to a collection with other settings",
-                path=folder,
-                found="; ".join(changed),
-                hint="remove this folder to begin anew, or choose another --out",
-            )
+            hint = "remove this folder to start again, or choose another --out"
+            problem = "this folder belongs to a collection with other settings"
+            raise InputError(problem, path=folder, found="; ".join(changed), hint=hint)
         self._trainer: SacTrainer = SacTrainer(
             [spec], config.seed, config.steps, max_steps=config.max_steps, goal_visible=config.goal_visible
         )
@@ -196,7 +187,7 @@ class _Run:
 
     @property
     def level(self) -> float:
-        """Of the last evaluation, in percent of an expert; minus infinity before the first."""
+        """Level at the last evaluation, in percent of an expert; minus infinity before the first."""
         if self._level is None:
             return -np.inf
         if self._spec.has_success:
@@ -210,23 +201,23 @@ class _Run:
             mark = min((trainer.steps // self._config.evaluate_every + 1) * self._config.evaluate_every, total)
             try:
                 while trainer.steps < mark:
-                    report(self._spec.task, trainer.steps, total, self._words())
+                    report(self._spec.task, trainer.steps, total, self._progress())
                     trainer.advance(min(_SLICE, mark - trainer.steps))
             except BaseException:
                 self._save()  # between two slices everything fits together
                 raise
             self._level = trainer.evaluate(self._config.evaluation_episodes)
             self._save()
-        report(self._spec.task, trainer.steps, total, self._words())
+        report(self._spec.task, trainer.steps, total, self._progress())
 
-    def _words(self) -> str:
+    def _progress(self) -> str:
         if self._level is None:
             return "no evaluation yet"
         unit = "% success" if self._spec.has_success else "of 100, normalised"
         return f"level {self.level:.1f} {unit}, aimed at {self._config.level:.1f}"
 
     def _save(self) -> None:
-        """What came since the last piece, then the state, which says which pieces count."""
+        """Write the steps since the last piece, then the state, which says which pieces count."""
         steps = self._trainer.steps
         if not steps:
             return
@@ -245,32 +236,30 @@ class _Run:
             state = read_state(checkpoint)
             _restore_trainer(self._trainer, checkpoint, self._log.take_up(state["counters"][0]))
         except (OSError, KeyError, IndexError, ValueError) as error:
-            told = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            found = (error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}")[:200]
+            hint = "remove this folder to start again"
             raise InputError(
-                "the interrupted collection is damaged",
-                path=self.folder,
-                found=told[:200],
-                hint="remove this folder to begin anew",
+                "the interrupted collection is damaged", path=self.folder, found=found, hint=hint
             ) from None
         self._level = None if state["level"] is None else Level(*state["level"])
 
     def write(self, path: Path, summary: Path) -> SacCollected:
-        """The whole replay where it belongs, and its settings beside it."""
+        """Write the whole replay to its place, and its settings beside it."""
         assert self._level is not None, "the last step is evaluated"
         dataset, reached = self._dataset(str(path)), self.level >= self._config.level
         stop = "medium" if self._config.level == MEDIUM else f"level {self._config.level:g}"
         end = f"stopped at {stop}" if reached else f"{self._trainer.steps} steps, below {stop}"
         collector = f"stable-baselines3 SAC replay, {end}"
         attributes: dict[str, str | float] = {"collector": collector, "final_eval_return": self._level.mean_return}
-        told = {"config": self._content, "level": self.level, "reached": reached, **attributes}
-        # First what says what the data are: without it they would be taken for somebody else's.
-        atomic_write_json(summary, told)
+        summary_content = {"config": self._content, "level": self.level, "reached": reached, **attributes}
+        # First the summary: data without it would be taken for foreign data.
+        atomic_write_json(summary, summary_content)
         if self._spec.has_success:
             with atomic_directory(path) as temporary:
                 save_minari(dataset, temporary, name="sac-v0")
         else:
             save_d4rl(dataset, path, **attributes)
-        # Read back, so that whoever collected has what whoever comes later will have.
+        # Read back, so that this process has the same data as every later one.
         return SacCollected(self._spec.task, path, load_dataset(path), self.level, reached)
 
     def _dataset(self, source: str) -> TrajectoryDataset:
@@ -300,7 +289,7 @@ class _Run:
 
 
 def _save_trainer(trainer: SacTrainer, folder: Path, more: Mapping[str, Any]) -> None:
-    """A checkpoint of all but the transitions (see `llmdpd.utils.checkpoint`), with `more` in its state.json."""
+    """A checkpoint of everything but the transitions (see `llmdpd.utils.checkpoint`), with `more` in its state.json."""
     state = trainer.state()
     del state["random"]["torch"]  # the checkpoint has it
     with trainer.own_random():
@@ -308,7 +297,7 @@ def _save_trainer(trainer: SacTrainer, folder: Path, more: Mapping[str, Any]) ->
 
 
 def _restore_trainer(trainer: SacTrainer, checkpoint: Path, transitions: Mapping[str, NDArray[np.float32]]) -> None:
-    """Go on where `_save_trainer` was called; `transitions` are all steps up to there.
+    """Restore the state at which `_save_trainer` was called; `transitions` are all steps before it.
 
     Raises:
         InputError: a checkpoint that is broken or does not fit.

@@ -1,4 +1,4 @@
-"""Soft actor-critic by stable-baselines3, in pieces that can be stopped between any two steps and go on bit for bit.
+"""Soft actor-critic by stable-baselines3 that can stop between any two steps and continue with the same bits.
 
 The one module that imports stable-baselines3 (an optional extra: `pip install 'llmdpd[sac]'`), and only when used.
 """
@@ -33,14 +33,14 @@ _COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", 
 
 @dataclass(frozen=True)
 class Level:
-    """How good the policy is, by its deterministic actions: mean return and share of episodes that succeeded."""
+    """The quality of the deterministic policy: mean return and share of successful episodes."""
 
     mean_return: float
     success: float
 
 
 class EpisodeEnd(NamedTuple):
-    """An episode that is over: its task, undiscounted return, and whether the success flag was up at any step."""
+    """A finished episode: its task, undiscounted return, and whether the success flag was set at any step."""
 
     task: str
     episode_return: float
@@ -48,17 +48,12 @@ class EpisodeEnd(NamedTuple):
 
 
 def require_sac(field: str = "policy") -> None:
-    """Raise `InputError`, naming the field and saying how to get it, where stable-baselines3 is not installed."""
+    """Raise `InputError`, naming the field and the command to install it, if stable-baselines3 is not installed."""
     try:
         import stable_baselines3  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "stable-baselines3 is not installed",
-            field=field,
-            found=str(error),
-            expected="its SAC",
-            hint="pip install 'stable-baselines3>=2.4' (the extra `sac` of this package)",
-        ) from None
+        hint = "pip install 'stable-baselines3>=2.4' (the extra `sac` of this package)"
+        raise InputError("stable-baselines3 is not installed", field=field, found=str(error), hint=hint) from None
 
 
 def episode_seed(seed: int, task: str, number: int, stream: int = 0) -> int:
@@ -68,20 +63,20 @@ def episode_seed(seed: int, task: str, number: int, stream: int = 0) -> int:
 
 
 class SacTrainer:
-    """SAC by stable-baselines3, with its defaults where nothing else is said, on one core.
+    """SAC by stable-baselines3, with its defaults unless stated otherwise, on one core.
 
-    Episode n is of task n mod the number of tasks: one policy for all of them.
+    Episode n belongs to task n mod the number of tasks: one policy learns all of them.
 
     Args:
         specs: the tasks, alike in observations and actions.
         seed: of networks, actions, batches and episodes.
-        capacity: steps that the replay buffer holds: all there will be, so that nothing is forgotten.
-        max_steps: steps after which an episode is cut; None: the environments' own limit.
+        capacity: steps that the replay buffer holds: those of the whole run, so that none is overwritten.
+        max_steps: steps after which an episode is truncated; None: the environments' own limit.
         goal_visible: whether Meta-World's observations hold the goal.
         settings: arguments of `stable_baselines3.SAC` in place of its defaults.
-        make: what makes the environments.
+        make: factory of the environments.
 
-    Everything random comes from generators that each call swaps in and out: the process's own are left as they were.
+    All random numbers come from generators that each call swaps in and out; the process's own are left unchanged.
 
     Raises:
         InputError: stable-baselines3 is not installed.
@@ -114,9 +109,8 @@ class SacTrainer:
         self._within = False
         self._callback: Any = None
         with self.own_random():
-            self._model = SAC(
-                "MlpPolicy", self._venv, buffer_size=capacity, seed=seed, device="cpu", **(settings or {})
-            )
+            settings = {"buffer_size": capacity, "seed": seed, "device": "cpu", **(settings or {})}
+            self._model = SAC("MlpPolicy", self._venv, **settings)
         # Its own logger makes a folder for temporary files at every call of `learn`.
         self._model.set_logger(Logger(None, []))
 
@@ -133,13 +127,13 @@ class SacTrainer:
 
     @property
     def seeds(self) -> npt.NDArray[np.int64]:
-        """Seeds of the episodes so far, the present one included."""
+        """Seeds of the episodes so far, the current one included."""
         count = len(self._episodes.successes) + 1
         return np.array([self._episodes.seed_of(number) for number in range(count)], np.int64)
 
     @property
     def successes(self) -> list[bool]:
-        """Whether the success flag was up at any step, of each episode so far, the present one included."""
+        """For each episode so far, the current one included: whether the success flag was set at any step."""
         return [*self._episodes.successes, self._episodes.success]
 
     def advance(self, count: int) -> None:
@@ -150,9 +144,9 @@ class SacTrainer:
                 self.learn()
 
     def step(self) -> EpisodeEnd | None:
-        """Take a step in the environment and keep it; the episode that it ended, if it did.
+        """Take and store a step in the environment; returns the episode that it ended, if any.
 
-        With `learn` after it, it is an iteration of stable-baselines3's own `learn`.
+        Followed by `learn`, it is an iteration of stable-baselines3's own `learn`.
         """
         model: Any = self._model
         ended = len(self._episodes.successes)
@@ -169,22 +163,22 @@ class SacTrainer:
         return self._episodes.last if len(self._episodes.successes) > ended else None
 
     def learn(self) -> dict[str, float]:
-        """A gradient step of critics, actor and entropy's weight; its losses by name, none in the warm-up."""
+        """A gradient step of critics, actor and entropy weight; returns its losses by name, none during the warm-up."""
         model = self._model
         if self.steps <= model.learning_starts:
             return {}
         with self.own_random():
             model.train(gradient_steps=1, batch_size=model.batch_size)
-        told = model.logger.name_to_value
+        logged = model.logger.name_to_value
         return {
-            "loss/critic": float(told["train/critic_loss"]),
-            "loss/actor": float(told["train/actor_loss"]),
-            "loss/temperature": float(told["train/ent_coef_loss"]),
-            "temperature": float(told["train/ent_coef"]),
+            "loss/critic": float(logged["train/critic_loss"]),
+            "loss/actor": float(logged["train/actor_loss"]),
+            "loss/temperature": float(logged["train/ent_coef_loss"]),
+            "temperature": float(logged["train/ent_coef"]),
         }
 
     def evaluate(self, episodes: int) -> Level:
-        """Roll out the deterministic policy, so many episodes a task; nothing of the training depends on it."""
+        """Roll out the deterministic policy for `episodes` episodes per task; training does not depend on it."""
         returns, successes = [], []
         for task in self.tasks:
             environment = self._make(task)
@@ -208,7 +202,7 @@ class SacTrainer:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Every network by name, and the entropy's weight: with the optimisers, what a checkpoint holds."""
+        """Every network by name, and the entropy weight: with the optimisers, the content of a checkpoint."""
         log_alpha: Any = self._model.log_ent_coef
         return {"policy": self._model.policy, "entropy": nn.ParameterList([nn.Parameter(log_alpha.data)])}
 
@@ -220,7 +214,7 @@ class SacTrainer:
         return dict(zip(("actor", "critic", "entropy"), found, strict=True))
 
     def state(self) -> dict[str, Any]:
-        """What has to be known beside networks, optimisers and transitions to go on, as JSON."""
+        """Everything besides networks, optimisers and transitions that is needed to continue, as JSON."""
         model = self._model
         with self.own_random():
             random_state = _get_random()
@@ -232,9 +226,9 @@ class SacTrainer:
         }
 
     def load_state(self, state: Mapping[str, Any], transitions: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """Go on where `state` was called; networks and optimisers are back, `transitions` are all steps up to there.
+        """Restore a `state` after networks and optimisers; `transitions` are all steps before it.
 
-        The present episode is brought back by its seed and its actions, which on one machine gives the same bits.
+        The current episode is replayed from its seed and its actions, which on one machine gives the same bits.
 
         Raises:
             KeyError, ValueError: a state or transitions that do not fit.
@@ -261,7 +255,7 @@ class SacTrainer:
 
     @contextmanager
     def own_random(self) -> Iterator[None]:
-        """Put this trainer's generators in place of the process's while the block runs, and one thread of torch."""
+        """Use this trainer's generators instead of the process's, and one thread of torch, while the block runs."""
         if self._within:
             yield
             return
@@ -280,12 +274,8 @@ class SacTrainer:
 
 
 def _get_random() -> dict[str, Any]:
-    """The states of torch's, numpy's and Python's global generators, which stable-baselines3 draws from."""
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(legacy=False),
-        "python": random.getstate(),
-    }
+    """The states of torch's, numpy's and Python's global generators, which stable-baselines3 samples from."""
+    return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False), "python": random.getstate()}
 
 
 def _set_random(state: Mapping[str, Any]) -> None:
@@ -314,7 +304,7 @@ def _random_from_json(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max_steps: int) -> Any:
-    """A Gymnasium environment around ours, in which episode n has a task and a seed of its own, whatever was before."""
+    """A Gymnasium environment in which episode n has a task and a seed of its own, independent of earlier episodes."""
     import gymnasium
     from gymnasium.spaces import Box
 
@@ -361,7 +351,7 @@ def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max
                 cache.release(self._present[0], False, self._present[1])
             before = _get_random()
             self._present = task, cache.acquire(task, False)
-            # Which environments are made anew hangs on where a run was resumed; what making one draws must not.
+            # Which environments are made anew depends on where a run was resumed; random numbers must not.
             _set_random(before)
             return self._present[1]
 

@@ -1,8 +1,8 @@
-"""Collecting data sets of Meta-World's scripted experts (the command is `llmdpd.collect`).
+"""Collecting data sets with behaviour policies made from Meta-World's scripted experts (`llmdpd.collect`).
 
-Each episode depends on its configuration, its task and its number alone, so the content is the same for any number of
-workers, and an interrupted collection goes on where it stopped: finished episodes lie in `OUT.partial` until all are
-there, then Minari data sets appear in OUT at once.
+Each episode depends only on the configuration, its task and its number, so the content is the same for any number of
+workers, and an interrupted collection continues where it stopped: finished episodes lie in `OUT.partial` until all are
+there, then the Minari data sets appear in OUT at once.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
 
 MANIFEST = "collect.json"
 _FORMAT = 1
+_OTHER_OUT = "choose another --out, or remove this folder"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Collect episodes of Meta-World's scripted experts, with a new goal every episode and a mix of noise levels.
+    """Collect episodes of Meta-World's scripted experts, with a new goal every episode and a mix of behaviours.
 
-    Writes one Minari data set for each task. Stopped at any moment, the same command goes on where it was.
+    Writes one Minari data set for each task. The same command continues a collection that was stopped at any moment.
     """
 
     tasks: tuple[str, ...] = ("sweep-into",)
@@ -58,18 +59,18 @@ class CollectConfig:
     noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
     """Behaviours and their shares of the episodes, as KIND:SHARE,… Noise on the executed action: clean (the expert
     itself), gaussian (sigma 0.1 … 0.5 in every step), bursts (one random action held for 5 … 15 steps now and then),
-    random (mostly random actions). Other manners: slow (0.3 … 0.7 of the speed), pauses (stands still now and then),
-    cut (ends with the first success), overrun (goes on for 100 … 200 steps after it), detour (by a random point above
-    the table), jerky (each number of the movement all or nothing). An episode keeps its kind's name and a level, from 0
-    for the expert itself to 1 for random actions."""
+    random (mostly random actions). Others: slow (0.3 … 0.7 of the speed), pauses (stands still now and then), cut (ends
+    with the first success), overrun (continues for 100 … 200 steps after it), detour (by a random point above the
+    table), jerky (components of the movement are 0 or ±1). Each episode records its behaviour and a level, from 0 for
+    the expert itself to 1 for random actions."""
     out: Path = Path("data/metaworld")
     """Folder of the Minari data sets. Until all is collected, episodes lie in OUT.partial."""
     seed: int = 0
     """Decides goals and noise of all episodes."""
     workers: int | None = None
     """Worker processes; one a core by default. The content does not depend on it."""
-    tail: int = 20
-    """Steps kept after the first success (cut and overrun have their own); an episode ends there, no terminal."""
+    post_success_steps: int = 20
+    """Steps kept after the first success (cut and overrun have their own number); an episode is truncated there."""
     max_steps: int = 500
     """Steps after which an episode ends without success (Meta-World's limit is 500)."""
     goal_visible: bool = True
@@ -147,7 +148,7 @@ def parse_noise(text: str) -> dict[str, float]:
 
 
 def noise_schedule(shares: Mapping[str, float], episodes: int) -> list[str]:
-    """The behaviour of each episode: always the kind that lags most behind its share.
+    """The behaviour of each episode: always the kind that is furthest below its share.
 
     So any first n episodes hold the mixture as exactly as n allows, and don't depend on how many follow.
     """
@@ -166,7 +167,7 @@ def partial_folder(out: Path) -> Path:
 
 
 def content_hash(dataset: TrajectoryDataset) -> str:
-    """SHA-256 over all that is learned from in the data set: not where it came from, nor the behaviours' names."""
+    """SHA-256 over the contents that are learned from: not the source, nor the behaviours' names."""
     digest = hashlib.sha256(repr((dataset.tasks, dataset.texts, dataset.goal_visible)).encode())
     for item in dataclasses.fields(dataset):
         value = getattr(dataset, item.name)
@@ -177,9 +178,9 @@ def content_hash(dataset: TrajectoryDataset) -> str:
 
 
 def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) -> Collected:
-    """Collect, or go on with a collection, or read one that is there already.
+    """Collect, continue a collection, or read one that is complete.
 
-    Where another process is collecting into OUT, it is waited for, and what it made is read.
+    If another process is collecting into OUT, this waits for it and reads its result.
 
     Args:
         config: what to collect.
@@ -193,22 +194,18 @@ def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) 
     out = Path(config.out)
     if (out / MANIFEST).exists() and not partial_folder(out).exists():
         return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
-    with process_lock(out.with_name(f".{out.name}.lock"), _Wait(config, progress)):
+    announced = False
+
+    def wait(holder: int | None) -> None:
+        nonlocal announced
+        if not announced:
+            announced = True
+            _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", out)
+        if progress is not None:
+            progress(0, config.episodes * len(resolve_tasks(config.tasks)), 0)
+
+    with process_lock(out.with_name(f".{out.name}.lock"), wait):
         return _collect(config, content, start, progress)
-
-
-class _Wait:
-    """What to do while another process collects the same: say so once, let the caller stop."""
-
-    def __init__(self, config: CollectConfig, progress: OnEpisode | None) -> None:
-        self._config, self._progress, self._told = config, progress, False
-
-    def __call__(self, holder: int | None) -> None:
-        if not self._told:
-            self._told = True
-            _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", self._config.out)
-        if self._progress is not None:
-            self._progress(0, self._config.episodes * len(resolve_tasks(self._config.tasks)), 0)
 
 
 def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode | None) -> Collected:
@@ -226,7 +223,7 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
             "the output folder holds something else", path=out, field="out", found=found, expected="no such folder yet"
         )
     if (partial / MANIFEST).exists():
-        hint = "remove this folder to begin anew, or choose another --out"
+        hint = "remove this folder to start again, or choose another --out"
         _check_same(read_json(partial / MANIFEST), content, partial, hint)
     else:
         atomic_write_json(partial / MANIFEST, content)
@@ -237,7 +234,7 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
 
 def _content_of(config: CollectConfig) -> dict[str, Any]:
     """The checked settings that decide the content, as JSON."""
-    bounds = {"episodes": 1, "max_steps": 1, "tail": 0, "seed": 0, "workers": 1}
+    bounds = {"episodes": 1, "max_steps": 1, "post_success_steps": 0, "seed": 0, "workers": 1}
     for name, least in bounds.items():
         value = getattr(config, name)
         if value is not None and value < least:
@@ -250,7 +247,7 @@ def _content_of(config: CollectConfig) -> dict[str, Any]:
         "episodes": config.episodes,
         "noise": parse_noise(config.noise),
         "seed": config.seed,
-        "tail": config.tail,
+        "tail": config.post_success_steps,
         "max_steps": config.max_steps,
         "goal_visible": config.goal_visible,
         "keep_failed": config.keep_failed,
@@ -262,14 +259,8 @@ def _check_same(found: Any, wanted: Mapping[str, Any], path: Path, hint: str) ->
         raise InputError("not the configuration of a collection", path=path / MANIFEST, found=type(found).__name__)
     for field, value in wanted.items():
         if found.get(field) != value:
-            raise InputError(
-                "this folder belongs to a collection of another configuration",
-                path=path,
-                field=field,
-                found=found.get(field),
-                expected=value,
-                hint=hint,
-            )
+            problem = "this folder belongs to a collection of another configuration"
+            raise InputError(problem, path=path, field=field, found=found.get(field), expected=value, hint=hint)
 
 
 def _requests(config: CollectConfig) -> list[ScriptedRequest]:
@@ -280,7 +271,7 @@ def _requests(config: CollectConfig) -> list[ScriptedRequest]:
     requests = []
     for task in resolve_tasks(config.tasks):
         for number, kind in enumerate(kinds):
-            # crc32, not hash(): Python salts the hash of a string anew in every process.
+            # crc32, not hash(): Python salts the hash of a string differently in every process.
             state = np.random.SeedSequence([config.seed, zlib.crc32(task.encode()), number]).generate_state(
                 3, np.uint32
             )
@@ -289,9 +280,9 @@ def _requests(config: CollectConfig) -> list[ScriptedRequest]:
                     task=task,
                     seed=int(state[0]) % COLLECTION_SEED_END,
                     noise_seed=int(state[1]) << 32 | int(state[2]),
-                    noise=kind,
+                    behaviour=kind,
                     max_steps=config.max_steps,
-                    tail=config.tail,
+                    post_success_steps=config.post_success_steps,
                 )
             )
     return requests
@@ -316,13 +307,8 @@ def _collect_missing(
 
     report(len(lengths))
     items = [(requests[index],) for index in missing]
-    episodes = map_unordered(
-        "llmdpd.tasks.metaworld.scripted:ScriptedExpert",
-        (config.goal_visible,),
-        "episode",
-        items,
-        workers=config.workers,
-    )
+    factory = "llmdpd.tasks.metaworld.scripted:ScriptedExpert"
+    episodes = map_unordered(factory, (config.goal_visible,), "episode", items, workers=config.workers)
     for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
         _write_episode(paths[missing[position]], episode)
         transitions += len(episode.actions)
@@ -338,14 +324,8 @@ def _read_episode(path: Path) -> ScriptedEpisode:
     from llmdpd.tasks.metaworld.scripted import ScriptedEpisode
 
     with np.load(path, allow_pickle=False) as arrays:
-        return ScriptedEpisode(
-            observations=arrays["observations"],
-            actions=arrays["actions"],
-            expert_actions=arrays["expert_actions"],
-            rewards=arrays["rewards"],
-            success=bool(arrays["success"]),
-            noise_level=float(arrays["noise_level"]),
-        )
+        parts = {name: arrays[name] for name in ("observations", "actions", "expert_actions", "rewards")}
+        return ScriptedEpisode(**parts, success=bool(arrays["success"]), noise_level=float(arrays["noise_level"]))
 
 
 def _length_of(path: Path) -> int:
@@ -366,14 +346,10 @@ def _finish(
     dataset = _join(config, requests, episodes)
     digest = content_hash(dataset)
     seconds = time.perf_counter() - start
+    rows = [dataclasses.asdict(summary) for summary in summaries]
+    manifest = {"config": dict(content), "content": digest, "seconds": seconds, "summaries": rows}
     with atomic_directory(out) as temporary:
         save_minari(dataset, temporary)
-        manifest = {
-            "config": dict(content),
-            "content": digest,
-            "seconds": seconds,
-            "summaries": [dataclasses.asdict(summary) for summary in summaries],
-        }
         atomic_write_json(temporary / MANIFEST, manifest)
     shutil.rmtree(partial, ignore_errors=True)
     return Collected(dataset, out, summaries, digest, seconds)
@@ -394,7 +370,7 @@ def _join(
             noise_level=episode.noise_level,
             success=int(episode.success),
             seed=request.seed,
-            behaviour=request.noise,
+            behaviour=request.behaviour,
         )
         for request, episode in zip(requests, episodes, strict=True)
         if episode.success or config.keep_failed
@@ -402,12 +378,8 @@ def _join(
     tasks = resolve_tasks(config.tasks)
     without = [task for task in tasks if task not in {record.task for record in kept}]
     if without:
-        raise InputError(
-            "no episode of a task succeeded",
-            field="keep_failed",
-            found=", ".join(without),
-            hint="keep failed episodes (--keep-failed), or choose less noise",
-        )
+        hint = "keep failed episodes (--keep-failed), or choose less noise"
+        raise InputError("no episode of a task succeeded", field="keep_failed", found=", ".join(without), hint=hint)
     return join_episodes(
         kept,
         texts={task: metaworld_prompt(task).render() for task in tasks},
@@ -426,7 +398,7 @@ def _summaries(
         kept = [episode for _, episode in mine if episode.success or config.keep_failed]
         successes = {}
         for kind in parse_noise(config.noise):
-            flags = [episode.success for request, episode in mine if request.noise == kind]
+            flags = [episode.success for request, episode in mine if request.behaviour == kind]
             if flags:
                 successes[kind] = (sum(flags), len(flags))
         summaries.append(
@@ -446,21 +418,16 @@ def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: flo
     """A collection that is finished already, in the order in which it was collected."""
     out = Path(config.out)
     manifest = read_json(out / MANIFEST)
-    _check_same(manifest.get("config"), content, out, "choose another --out, or remove this folder")
+    _check_same(manifest.get("config"), content, out, _OTHER_OUT)
     tasks = resolve_tasks(config.tasks)
     loaded = load_dataset(out).select_tasks(tasks)
-    # Files are found by name; training draws by index, so a data set read again must be in the order of a new one.
+    # Files are found by name; training samples by index, so a data set read again must be in the order of a new one.
     order = np.concatenate([loaded.episodes_of(task) for task in tasks])
     dataset = dataclasses.replace(loaded.select(order), source=str(out))
-    if content_hash(dataset) != manifest.get("content"):
-        raise InputError(
-            "the data sets in this folder are not those that were collected here",
-            path=out,
-            field="content",
-            found=content_hash(dataset),
-            expected=manifest.get("content"),
-            hint="choose another --out, or remove this folder",
-        )
+    found, expected = content_hash(dataset), manifest.get("content")
+    if found != expected:
+        problem, hint = "the data sets in this folder are not those that were collected here", _OTHER_OUT
+        raise InputError(problem, path=out, field="content", found=found, expected=expected, hint=hint)
     summaries = tuple(
         TaskSummary(**{**row, "successes": {kind: tuple(counts) for kind, counts in row["successes"].items()}})
         for row in manifest["summaries"]

@@ -71,7 +71,7 @@ class PromptDTConfig(DTConfig):
 class DT(Method[DecisionTransformer, DTConfig]):
     """Regression of the executed actions on returns-to-go, states and the actions before."""
 
-    Config = DTConfig
+    Config: ClassVar[type[DTConfig]] = DTConfig
 
     @classmethod
     def build_network(cls, spaces: Spaces, config: Any) -> DecisionTransformer:

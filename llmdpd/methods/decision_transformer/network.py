@@ -16,11 +16,11 @@ from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.history_policy import HistoryPolicy
+from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
 from llmdpd.nn.policy_network import NetworkConfig, Spaces, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
-from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens
-from llmdpd.utils.bounds import Count, Fraction
+from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.utils.bounds import Fraction
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,6 @@ class DecisionTransformerConfig(NetworkConfig):
 
     def context_config(self) -> ContextConfig:
         return ContextConfig("pooled", text=False, trajectory=False, features=self.features)
-
-
-@dataclass(frozen=True)
-class DemonstrationConfig:
-    """How a demonstration is cut that is read step by step."""
-
-    steps: Count = 5
-    """Steps of the demonstration that are read."""
-    sampling: StepSampling = "last"
-    """Which steps of a longer one: `even` over the episode, `window` (steps in a row, anywhere in training), `last`."""
-
-    def context(self, features: FeatureKind, dropout: float) -> ContextConfig:
-        """As a context that reads a demonstration and no text."""
-        encoder = TrajectoryEncoderConfig(steps=self.steps, sampling=self.sampling)
-        return ContextConfig("pooled", text=False, trajectory_dropout=dropout, features=features, encoder=encoder)
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class DecisionTransformer(HistoryPolicy):
     prompted = False
     """Whether it reads a demonstration."""
 
-    def __init__(self, spaces: Spaces, config: DecisionTransformerConfig) -> None:
+    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
         # It reads its demonstration itself, step by step: no encoder of the context's.
         super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
         self._build(self.context.features.output_dim, spaces.action_dim, config)

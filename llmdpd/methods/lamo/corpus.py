@@ -1,4 +1,4 @@
-"""Text for the language loss: found on this machine, told apart by its hash. Nothing is ever downloaded from here."""
+"""Text for the language loss: found on this machine and identified by its hash. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmdpd.prompts.transformer import attempt_load
 from llmdpd.utils.files import atomic_write_bytes, file_sha256
 
 _log = logging.getLogger(__name__)
-_LAMO = "lamo.corpus"
+_LAMO = "method.corpus"
 _LINES = 4096
 _SUFFIXES = (".txt", ".parquet")
 _COLUMN = "text"
@@ -34,7 +34,7 @@ _TRAINING = re.compile(r"(^|[._-])train([._-]|$)")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text that was found: the name it was asked for by, its files in order, the option that asked (for errors)."""
+    """Text that was found: its requested name, its files in order, and the option that requested it (for errors)."""
 
     name: str
     files: tuple[Path, ...]
@@ -50,7 +50,7 @@ def find_corpus(spec: str, field: str = _LAMO) -> Corpus:
 
     Args:
         spec: a file or a folder of text (.txt) or parquet (column `text`); or the hub id of a data set in the hub's
-            cache, with a folder of it after a colon. Of files whose names say so the training part alone is read.
+            cache, with a folder of it after a colon. If file names mark a training part, only that part is read.
         field: the option that it was given by, which errors name.
 
     Raises:
@@ -74,12 +74,10 @@ def _text_files(path: Path, field: str) -> tuple[Path, ...]:
     parts = [file for file in files if _TRAINING.search(file.stem)]
     if not files:
         raise InputError(
-            "no text to learn from",
-            path=path,
-            field=field,
+            "no text to learn from", path=path, field=field,
             found="a file of another kind" if path.is_file() else "a folder without such files",
             expected=f"files ending in {' or '.join(_SUFFIXES)}",
-        )
+        )  # fmt: skip
     return tuple(parts or files)
 
 
@@ -96,12 +94,8 @@ def _hub_folder(repository: str, folder: str, field: str) -> Path:
             return place
         found = f"a copy in the Hugging Face cache, without {folder}"
     except HFValidationError:
-        raise InputError(
-            "no such corpus",
-            field=field,
-            found=repr(repository),
-            expected="a file, a folder, or the hub id of a data set",
-        ) from None
+        expected = "a file, a folder, or the hub id of a data set"
+        raise InputError("no such corpus", field=field, found=repr(repository), expected=expected) from None
     except OSError:
         found = "no copy in the Hugging Face cache, and no file or folder of this name"
     only = f' --include "{folder}/*"' if folder else ""
@@ -111,7 +105,7 @@ def _hub_folder(repository: str, folder: str, field: str) -> Path:
         field=field,
         found=found,
         hint=f"fetch it with `hf download --repo-type dataset {repository}{only}`, or pass a text file of your own"
-        + ("; or leave the language loss out: --lamo.language-weight 0" if field == _LAMO else ""),
+        + ("; or leave the language loss out: --method.language-weight 0" if field == _LAMO else ""),
     )
 
 
@@ -146,22 +140,15 @@ def tokenize(corpus: Corpus, tokenizer: Any) -> Tensor:
     Raises:
         InputError: text that can't be read, or no token at all.
     """
+    options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
     parts = [
-        np.array([token for text in found for token in text], np.int32)
+        np.array([token for text in tokenizer(texts, **options)["input_ids"] for token in text], np.int32)
         for texts in read_texts(corpus)
-        for found in [_encode(tokenizer, texts)]
     ]
     tokens = torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.int32)]))
     if not len(tokens):
         raise InputError("no text to learn from", path=corpus.files[0], field=corpus.field, found="no token")
     return tokens
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False, verbose=False)[
-        "input_ids"
-    ]
-    return found
 
 
 def read_texts(corpus: Corpus) -> Iterator[list[str]]:
@@ -179,21 +166,16 @@ def read_texts(corpus: Corpus) -> Iterator[list[str]]:
                 while texts := list(itertools.islice(lines, _LINES)):
                     yield texts
         except UnicodeDecodeError as error:
-            raise InputError(
-                "not a text file", path=file, field=corpus.field, found=str(error), expected="UTF-8"
-            ) from None
+            found = str(error)
+            raise InputError("not a text file", path=file, field=corpus.field, found=found, expected="UTF-8") from None
 
 
 def _check_pyarrow(file: Path, field: str) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(
-            "parquet files are read with the package pyarrow",
-            path=file,
-            field=field,
-            found="not installed",
-            expected="pyarrow, or text files",
-            hint="pip install 'llmdpd[lamo]'",
-        )
+            "parquet files are read with the package pyarrow", path=file, field=field, found="not installed",
+            expected="pyarrow, or text files", hint="pip install 'llmdpd[lamo]'",
+        )  # fmt: skip
 
 
 def _rows(file: Path, field: str) -> Iterator[list[str]]:

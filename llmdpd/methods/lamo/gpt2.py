@@ -1,4 +1,4 @@
-"""A GPT-2 on this machine: its sizes, and its weights. Nothing is ever downloaded from here."""
+"""A GPT-2 on this machine: its sizes and its weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmdpd.utils.files import read_json
 
 _EXPECTED = "the hub id of a GPT-2 in the Hugging Face cache, or the folder of one"
 _WORDS, _POSITIONS = "wte.weight", "wpe.weight"
-# What other GPT-2s do otherwise, and these networks do not.
+# Variants of GPT-2 that these networks do not implement.
 _NEEDED = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
@@ -42,7 +42,7 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Words:
-    """What a language model has beside its layers: embeddings of words [V, W], its output too, and positions [N, W]."""
+    """Token embeddings [V, W], which are the output layer too, and position embeddings [N, W]."""
 
     tokens: Tensor
     positions: Tensor
@@ -57,16 +57,16 @@ def find_language_model(name: str) -> LanguageModel:
     try:
         source = find_model(name, default_cache_folder() / "fingerprints")
     except InputError as error:
-        # Other language models that would do for prompts are of no use here.
+        # Language models for prompts that are no GPT-2 are of no use here.
         fetch = (
-            f"fetch it with `hf download {name}`, or pass the folder of a copy: --lamo.model DIR; "
+            f"fetch it with `hf download {name}`, or pass the folder of a copy: --method.model DIR; "
             "`python -m llmdpd.pretrain` makes a small one from a text"
         )
         hint = fetch if error.hint else None
         raise InputError(
-            error.problem, path=error.path, field="lamo.model", found=error.found, expected=_EXPECTED, hint=hint
+            error.problem, path=error.path, field="method.model", found=error.found, expected=_EXPECTED, hint=hint
         ) from None
-    with located(field="lamo.model"):
+    with located(field="method.model"):
         return _read_sizes(source)
 
 
@@ -96,22 +96,19 @@ def _whole(given: dict[str, Any], name: str, path: Path) -> int:
     value = given.get(name)
     if type(value) is not int or value < 1:
         raise InputError(
-            "wrong value in a language model's configuration",
-            path=path,
-            field=name,
-            found=repr(value),
+            "wrong value in a language model's configuration", path=path, field=name, found=repr(value),
             expected="a whole number, at least 1",
-        )
+        )  # fmt: skip
     return value
 
 
 def load_language_model(model: LanguageModel) -> tuple[dict[str, Tensor], Words]:
-    """Its layers, by their names in `transformers.GPT2Model`, and its words; float32, on the CPU.
+    """The layers, by their names in `transformers.GPT2Model`, and the embeddings; float32, on the CPU.
 
     Raises:
         InputError: weights that can't be read or are incomplete.
     """
-    with located(field="lamo.model"):
+    with located(field="method.model"):
         loaded = load_model(model.source, torch.float32, torch.device("cpu"))
     tensors = {name: weight.detach() for name, weight in loaded.named_parameters()}
     words = Words(tensors.pop(_WORDS), tensors.pop(_POSITIONS))

@@ -106,6 +106,10 @@ class LaMoConfig(OfflineConfig):
             language_block(self, model)
             find_corpus(self.corpus)
 
+    def details(self) -> dict[str, str]:
+        sizes, text = self.network.language, self.corpus if self.language_weight else "none"
+        return {"language model": f"{self.model}, {sizes.layers} layers of {sizes.width}; text: {text}"}
+
     def inputs(self) -> dict[str, Any]:
         """Which language model it is, and SHA-256 of the corpus, None where there is no language loss."""
         source = find_language_model(self.model).source
@@ -202,7 +206,7 @@ class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
         self.text = load_language(config, network)
         super().__init__(network, config, iterations)
         # The language model's own weights are read again from its folder: no checkpoint need hold them.
-        self.modules |= {"policy": network.learned(), "ema_policy": self.ema_policy.learned()}
+        self.modules.update(policy=network.learned(), ema_policy=self.ema_policy.learned())
 
     def _copy(self, network: LanguageDecisionTransformer) -> LanguageDecisionTransformer:
         return network.sharing_copy()

@@ -1,4 +1,4 @@
-"""A small GPT-2 of one's own, learned from a text: where GPT-2's weights can't be had, or are too large to train with.
+"""Pre-training a small GPT-2 on a text, for machines without GPT-2's weights or too small to train with them.
 
 Layers, tokenizer and files are those of GPT-2 (Radford et al. 2019) by `transformers`; the byte-level vocabulary is
 learned from all of the same text.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
 from llmdpd.prompts.transformer import no_progress_bars
-from llmdpd.utils.bounds import LIMITS, MOST, Interval, check_limits
+from llmdpd.utils.bounds import Bounds, Count, Layers, Seed, Width, check_config, check_heads
 from llmdpd.utils.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
@@ -29,52 +29,41 @@ Progress = Callable[[int, int, str], None]
 _END = "<|endoftext|>"
 _HELD_OUT, _MOST_HELD_OUT = 0.05, 100_000
 _WEIGHT_DECAY, _CLIP, _WARMUP = 0.1, 1.0, 0.05
-_LIMITS: dict[str, Interval] = {
-    "layers": (1, 128),
-    "heads": (1, 16_384),
-    "width": (1, 16_384),
-    "positions": (2, MOST),
-    "vocabulary": (257, MOST),
-    "iterations": (1, MOST),
-    "batch_size": (1, MOST),
-    "lr": (1e-12, MOST),
-    "seed": LIMITS["seed"],
-}
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-train a small GPT-2 on text, for `llmdpd.train --agent lamo --lamo.model OUT`."""
+    """Pre-train a small GPT-2 on text, for `llmdpd.train --method lamo --method.model OUT`."""
 
     corpus: str
     """Text to learn from: a file or a folder of .txt or .parquet, or the hub id of a data set in the hub's cache."""
     out: Path
     """Folder of the model; must not exist."""
-    layers: int = 3
+    layers: Layers = 3
     """Transformer blocks."""
-    heads: int = 4
-    """Heads of attention; they divide the width."""
-    width: int = 128
-    """Numbers of a token."""
-    positions: int = 256
-    """Tokens of a block of text, the most that the model can look at."""
-    vocabulary: int = 4096
-    """Tokens to tell apart, at least 257: all bytes and the end of a text."""
-    iterations: int = 1000
+    heads: Width = 4
+    """Attention heads; they divide the width."""
+    width: Width = 128
+    """Width of a token embedding."""
+    positions: Annotated[int, Bounds(2)] = 256
+    """Tokens of a block of text, the model's context length."""
+    vocabulary: Annotated[int, Bounds(257)] = 4096
+    """Size of the vocabulary, at least 257: all bytes and the end of a text."""
+    iterations: Count = 1000
     """Gradient steps."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Blocks of a gradient step."""
-    lr: float = 1e-3
+    lr: Annotated[float, Bounds(1e-12)] = 1e-3
     """Learning rate of AdamW, after a linear warm-up; it decays by a cosine to 0."""
-    seed: int = 0
-    """Of the first weights and of which blocks are drawn."""
+    seed: Seed = 0
+    """Seed of the initial weights and of the sampled blocks."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What came of it: loss in nats a token on the end of the text, which no gradient step saw.
+    """The result. The losses, in nats per token, are on the end of the text, which is held out from training.
 
-    It is the last 5 % of the tokens, at most 100,000; the vocabulary is of the whole text.
+    It is the last 5 % of the tokens, at most 100,000; the vocabulary is learned from the whole text.
     """
 
     folder: Path
@@ -90,7 +79,7 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
 
     Args:
         config: see `PretrainConfig`.
-        progress: called after every gradient step with steps done, their number, and words; may raise to stop.
+        progress: called after every gradient step with steps done, their total, and a note; may raise to stop.
 
     Raises:
         InputError: a number out of range, text that is not here or too short, a folder that exists already or can't be.
@@ -103,12 +92,9 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
     held_out = max(min(int(len(tokens) * _HELD_OUT), _MOST_HELD_OUT), config.positions)
     if len(tokens) < 2 * held_out:
         raise InputError(
-            "too little text to learn from",
-            path=corpus.files[0],
-            field="corpus",
-            found=f"{len(tokens):,} tokens",
+            "too little text to learn from", path=corpus.files[0], field="corpus", found=f"{len(tokens):,} tokens",
             expected=f"at least {2 * held_out:,}",
-        )
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = _make_model(config, len(tokenizer))
@@ -120,22 +106,19 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
     with atomic_directory(config.out) as folder, no_progress_bars():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        facts = {"corpus_sha256": corpus.sha256(), "iterations": config.iterations, "seed": config.seed}
-        atomic_write_json(folder / "pretraining.json", {**facts, "loss_before": before, "loss": after})
+        metadata = {"corpus_sha256": corpus.sha256(), "iterations": config.iterations, "seed": config.seed}
+        atomic_write_json(folder / "pretraining.json", {**metadata, "loss_before": before, "loss": after})
     return done
 
 
 def _check(config: PretrainConfig) -> None:
-    check_limits(config, _LIMITS)
-    if config.width % config.heads:
-        raise InputError(
-            "the heads do not divide the width", field="heads", found=config.heads, expected=f"a part of {config.width}"
-        )
+    check_config(config)
+    check_heads(config.width, config.heads)
     _check_free(config.out)
 
 
 def _check_free(out: Path) -> None:
-    """Before the work, which a folder that can't be written would be the end of; and after it, for who came between."""
+    """Raise `InputError` if `out` exists or its parent is a file; called before the work and again before writing."""
     if out.exists():
         raise InputError("something is there already", path=out, field="out", expected="a new folder")
     try:
@@ -205,7 +188,7 @@ def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progr
 
 @torch.no_grad()
 def _loss(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig) -> float:
-    """Nats a token, over the text cut into blocks; what is left at the end is not counted."""
+    """Nats per token, over the text cut into blocks; an incomplete last block is not counted."""
     model.eval()
     whole = len(tokens) // config.positions * config.positions
     blocks = tokens[:whole].long().view(-1, config.positions)

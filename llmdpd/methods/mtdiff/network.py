@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.errors import InputError
-from llmdpd.methods.decision_transformer.network import DemonstrationConfig
 from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.history_policy import HistoryPolicy
+from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
 from llmdpd.nn.plan_denoiser import Before, PlanConfig, PlanDenoiser, noise_blocks
 from llmdpd.nn.policy_network import ChainConfig, Spaces, Window
 from llmdpd.prompts.demonstration import TrajectoryTokens

@@ -1,7 +1,6 @@
-"""Ways of doing a task, made from a scripted expert: what is executed instead of its action, and when an episode ends.
+"""Behaviour policies made from a scripted expert: which action replaces the expert's, and when an episode ends.
 
-A user's example comes from whom it comes: this module holds the kinds of makers that examples and data are collected
-from. It imports no environment.
+Demonstrations and data are collected with them, since users' demonstrators differ as well. Imports no environment.
 """
 
 from __future__ import annotations
@@ -13,36 +12,34 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
-BEHAVIOURS: dict[str, str] = {
-    "clean": "the expert's action; level 0",
-    "gaussian": "expert + sigma * N(0, 1) in every step, clipped; level = sigma, drawn from 0.1 … 0.5 for an episode",
-    "bursts": "the expert, now and then replaced by one random action held for 5 … 15 steps; level = expected share of "
-    "such steps, drawn from 0.1 … 0.4",
-    "random": "a new random action in most steps, else the expert; level = share of random steps, drawn from 0.8 … 1",
-    "slow": "the expert at 0.3 … 0.7 of its speed, its gripper commands later in proportion; level = 1 - speed",
-    "pauses": "the expert, standing still now and then for 5 … 20 steps with the gripper held; level = expected share "
-    "of such steps, drawn from 0.1 … 0.4",
-    "cut": "the expert; the episode ends with the first success; level 0",
-    "overrun": "the expert, who goes on for 100 … 200 steps after the first success; level 0",
-    "detour": "the expert, who goes round by a random point above the table first, and lifts the hand high once a new "
-    "gripper command has held; level = how far aside that point lies, in units of 0.5 m, 0.2 … 0.5",
-    "jerky": "each number of the expert's movement all or nothing in every step, drawn so that it is right on average; "
-    "level 0.5",
+_KINDS: dict[str, tuple[tuple[float, float], str]] = {
+    "clean": ((0.0, 0.0), "the expert's action; level 0"),
+    "gaussian": ((0.1, 0.5), "expert + sigma * N(0, 1) in every step, clipped; level = sigma, 0.1 … 0.5"),
+    "bursts": (
+        (0.1, 0.4),
+        "the expert, now and then replaced by one random action held for 5 … 15 steps; level = expected share "
+        "of such steps, 0.1 … 0.4",
+    ),
+    "random": ((0.8, 1.0), "a new random action in most steps, otherwise the expert; level = share of them, 0.8 … 1"),
+    "slow": ((0.3, 0.7), "the expert at 0.3 … 0.7 of its speed, its gripper delayed in proportion; level = 1 - speed"),
+    "pauses": (
+        (0.1, 0.4),
+        "the expert, standing still now and then for 5 … 20 steps with the gripper held; level = expected share "
+        "of such steps, 0.1 … 0.4",
+    ),
+    "cut": ((0.0, 0.0), "the expert; the episode ends with the first success; level 0"),
+    "overrun": ((0.0, 0.0), "the expert, which continues for 100 … 200 steps after the first success; level 0"),
+    "detour": (
+        (0.2, 0.5),
+        "the expert, which first passes a random point above the table, and lifts the hand high once a new gripper "
+        "command has held; level = the point's sideways distance in units of 0.5 m, 0.2 … 0.5",
+    ),
+    "jerky": ((0.5, 0.5), "each component of the movement is 0 or ±1 at random, equal to the expert's on average"),
 }
-"""Kinds by name. A level says how far an episode is from the expert: 0 is clean, 1 is wholly random."""
+BEHAVIOURS: dict[str, str] = {kind: description for kind, (_, description) in _KINDS.items()}
+"""Descriptions by name. An episode's level, sampled uniformly, says how far it is from the expert: 0 is the expert
+itself, 1 is wholly random."""
 
-_LEVELS = {
-    "clean": (0.0, 0.0),
-    "gaussian": (0.1, 0.5),
-    "bursts": (0.1, 0.4),
-    "random": (0.8, 1.0),
-    "slow": (0.3, 0.7),
-    "pauses": (0.1, 0.4),
-    "cut": (0.0, 0.0),
-    "overrun": (0.0, 0.0),
-    "detour": (0.2, 0.5),
-    "jerky": (0.5, 0.5),
-}
 _BURST_STEPS = (5, 15)
 _PAUSE_STEPS = (5, 20)
 _OVERRUN_STEPS = (100, 200)
@@ -54,20 +51,20 @@ _DETOUR_LOW, _DETOUR_HIGH = np.array([-0.35, 0.45, 0.12]), np.array([0.35, 0.8, 
 _DETOUR_GAIN = 10.0
 _DETOUR_NEAR = 0.03
 _DETOUR_STEPS = 60  # at most, where the point can't be reached
-_DETOURS = 3  # an episode: a gripper that flickers would else never get anywhere
+_DETOURS = 3  # per episode: with a flickering gripper the expert would otherwise never progress
 _SETTLED_STEPS = 15  # a new gripper command has taken hold
 
 
 class Behaviour:
-    """What is executed instead of the expert's action, for one episode.
+    """A behaviour policy for one episode.
 
     Args:
         kind: a name in `BEHAVIOURS`.
-        rng: every draw comes from here: first the level, then what each step needs.
+        rng: the source of all random numbers: first the level, then those of each step.
     """
 
     def __init__(self, kind: str, rng: np.random.Generator) -> None:
-        makers: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
+        policies: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
             "gaussian": self._gaussian,
             "bursts": self._bursts,
             "random": self._random,
@@ -76,12 +73,12 @@ class Behaviour:
             "detour": self._detour,
             "jerky": self._jerky,
         }
-        self._apply = makers.get(kind, self._expert)
+        self._apply = policies.get(kind, self._expert)
         self._rng = rng
-        self.level = float(rng.uniform(*_LEVELS[kind]))
-        self._tail: int | None = 0 if kind == "cut" else None
+        self.level = float(rng.uniform(*_KINDS[kind][0]))
+        self._post_success: int | None = 0 if kind == "cut" else None
         if kind == "overrun":
-            self._tail = int(rng.integers(_OVERRUN_STEPS[0], _OVERRUN_STEPS[1] + 1))
+            self._post_success = int(rng.integers(_OVERRUN_STEPS[0], _OVERRUN_STEPS[1] + 1))
         self._held: FloatArray | None = None
         self._held_for = 0
         self._grip: float | None = None  # the last executed gripper command
@@ -96,9 +93,9 @@ class Behaviour:
         self._grip = float(action[3])
         return action
 
-    def tail(self, asked: int) -> int:
-        """Steps to go on after the first success, where `asked` are what other kinds would go on for."""
-        return asked if self._tail is None else self._tail
+    def post_success_steps(self, default: int) -> int:
+        """Steps after the first success: `default`, except for the kinds that define their own number."""
+        return default if self._post_success is None else self._post_success
 
     def _expert(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
         return expert
@@ -134,8 +131,8 @@ class Behaviour:
         return self._held
 
     def _slow(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
-        # The fingers need the time that they need: closed as early as the expert does it, they would close before a
-        # slow hand is there.
+        # The fingers close at their own speed: commanded as early as by the expert, they would close before a slow
+        # hand arrives.
         speed = 1.0 - self.level
         self._commands.append(float(expert[3]))
         delay = round(_GRIP_STEPS * (1.0 / speed - 1.0))
@@ -168,7 +165,7 @@ class Behaviour:
 
     def _via_point(self, hand: FloatArray) -> FloatArray:
         direction, rise = self._rng.uniform(0.0, 2 * np.pi), self._rng.uniform(*_DETOUR_RISE)
-        # Sideways with a free hand alone: experts drop what they hold where they did not expect to be.
+        # Sideways only with a free hand: at an unexpected place the experts drop what they hold.
         metres = self.level * _DETOUR_METRES if self._detours == 1 else 0.0
         aside = metres * np.array([np.cos(direction), np.sin(direction)])
         point = np.clip(hand + np.append(aside, rise), _DETOUR_LOW, _DETOUR_HIGH)

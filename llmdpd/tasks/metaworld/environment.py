@@ -1,8 +1,8 @@
 """Meta-World tasks as small, reproducible environments with their scripted experts.
 
-metaworld 3.x leaves several traps, which this module takes out of the way: `reset(seed=)` is ignored, the goal is
-drawn from a generator that only counts when `seeded_rand_vec` is set, and the cached observation space clips the goal
-to zero for as long as it was computed while the goal was hidden.
+This module works around several traps of metaworld 3.x: `reset(seed=)` is ignored, the goal is sampled from a generator
+that is only used when `seeded_rand_vec` is set, and the cached observation space clips the goal to zero if it was
+computed while the goal was hidden.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import numpy.typing as npt
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 
-from llmdpd.tasks.metaworld.layout import GOAL
-from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, check_task
-
-__all__ = ["ML45_TEST", "ML45_TRAIN", "TASKS", "MetaWorldTask", "check_task", "make_task"]
+from llmdpd.tasks.metaworld.layout import ACTION_DIM, GOAL, STATE_DIM
+from llmdpd.tasks.metaworld.names import check_task
 
 CAMERA = "corner4"
 FRAME_WIDTH, FRAME_HEIGHT = 320, 240
@@ -40,26 +38,20 @@ class MetaWorldTask:
         InputError: the task is unknown.
     """
 
-    state_dim = 39
-    action_dim = 4
+    state_dim, action_dim = STATE_DIM, ACTION_DIM
 
     def __init__(self, task: str, *, goal_visible: bool = True, render: bool = False) -> None:
         self.task = check_task(task)
         self.goal_visible = goal_visible
         options: dict[str, Any] = {}
         if render:
-            options = {
-                "render_mode": "rgb_array",
-                "camera_name": CAMERA,
-                "width": FRAME_WIDTH,
-                "height": FRAME_HEIGHT,
-            }
+            options = {"render_mode": "rgb_array", "camera_name": CAMERA, "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
         self._env = ALL_V3_ENVIRONMENTS[self.task](**options)
         self._env._partially_observable = not goal_visible
         # The space was cached while the goal was hidden, and `step` clips every observation to it.
         self._env.__dict__.pop("sawyer_observation_space", None)
         self._env.observation_space = self._env.sawyer_observation_space
-        # A goal drawn at every reset from the environment's own generator, instead of one frozen by `set_task`.
+        # A goal sampled at every reset from the environment's own generator, instead of one frozen by `set_task`.
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
@@ -72,7 +64,7 @@ class MetaWorldTask:
         return int(self._env.max_path_length)
 
     def reset(self, seed: int) -> FloatArray:
-        """Start the episode of `seed`: the same start and goal whatever happened before. Returns obs f32 [39]."""
+        """Start the episode of `seed`: start and goal depend only on the seed. Returns obs f32 [39]."""
         self._env.seed(int(seed))
         # MuJoCo's instabilities set this flag for good; an episode must not inherit it from the one before.
         self._env._did_see_sim_exception = False
@@ -101,7 +93,7 @@ class MetaWorldTask:
     def expert_action(self, observation: npt.ArrayLike) -> FloatArray:
         """The scripted expert's action f32 [4] in `observation` [39], clipped to [-1, 1].
 
-        The experts read the goal from obs[36:39]; where it is hidden, they are told this episode's.
+        The experts read the goal from obs[36:39]; where it is hidden, they get this episode's.
         """
         full = np.array(observation, np.float64)
         if not self.goal_visible:
@@ -127,7 +119,7 @@ class MetaWorldTask:
     def render(self) -> npt.NDArray[np.uint8]:
         """The present state as an upright picture, uint8 [240, 320, 3]; needs `render=True` at construction."""
         # Gymnasium makes a renderer's GL context current when it is made and never again: with several environments in
-        # a process, each would draw with the meshes of the one that was made last.
+        # a process, each would render with the meshes of the one that was made last.
         viewer = self._env.mujoco_renderer.viewer
         if viewer is not None:
             viewer.make_context_current()

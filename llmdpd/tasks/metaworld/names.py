@@ -6,58 +6,15 @@ import re
 
 from llmdpd.errors import InputError, nearest_names
 
-TASKS: tuple[str, ...] = (
-    "assembly-v3",
-    "basketball-v3",
-    "bin-picking-v3",
-    "box-close-v3",
-    "button-press-topdown-v3",
-    "button-press-topdown-wall-v3",
-    "button-press-v3",
-    "button-press-wall-v3",
-    "coffee-button-v3",
-    "coffee-pull-v3",
-    "coffee-push-v3",
-    "dial-turn-v3",
-    "disassemble-v3",
-    "door-close-v3",
-    "door-lock-v3",
-    "door-open-v3",
-    "door-unlock-v3",
-    "drawer-close-v3",
-    "drawer-open-v3",
-    "faucet-close-v3",
-    "faucet-open-v3",
-    "hammer-v3",
-    "hand-insert-v3",
-    "handle-press-side-v3",
-    "handle-press-v3",
-    "handle-pull-side-v3",
-    "handle-pull-v3",
-    "lever-pull-v3",
-    "peg-insert-side-v3",
-    "peg-unplug-side-v3",
-    "pick-out-of-hole-v3",
-    "pick-place-v3",
-    "pick-place-wall-v3",
-    "plate-slide-back-side-v3",
-    "plate-slide-back-v3",
-    "plate-slide-side-v3",
-    "plate-slide-v3",
-    "push-back-v3",
-    "push-v3",
-    "push-wall-v3",
-    "reach-v3",
-    "reach-wall-v3",
-    "shelf-place-v3",
-    "soccer-v3",
-    "stick-pull-v3",
-    "stick-push-v3",
-    "sweep-into-v3",
-    "sweep-v3",
-    "window-close-v3",
-    "window-open-v3",
-)
+_NAMES = """
+    assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press
+    button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open
+    door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert handle-press-side handle-press
+    handle-pull-side handle-pull lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place
+    pick-place-wall plate-slide-back-side plate-slide-back plate-slide-side plate-slide push-back push push-wall
+    reach reach-wall shelf-place soccer stick-pull stick-push sweep-into sweep window-close window-open
+"""
+TASKS: tuple[str, ...] = tuple(f"{name}-v3" for name in _NAMES.split())
 """All 50 Meta-World tasks (MT50), in alphabetical order."""
 
 ML45_TEST: tuple[str, ...] = ("bin-picking-v3", "box-close-v3", "hand-insert-v3", "door-lock-v3", "door-unlock-v3")
@@ -94,10 +51,7 @@ def check_task(name: str) -> str:
     canonical = _canonical(name)
     if canonical not in TASKS:
         raise InputError(
-            f"unknown Meta-World task {name!r}",
-            field="task",
-            found=name,
-            expected="one of the 50 Meta-World tasks",
+            f"unknown Meta-World task {name!r}", field="task", found=name, expected="one of the 50 Meta-World tasks",
             hint="nearest: " + nearest_names(canonical, TASKS),
-        )
+        )  # fmt: skip
     return canonical

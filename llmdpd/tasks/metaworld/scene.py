@@ -19,7 +19,7 @@ def rotation(angle: Tensor, side: Tensor) -> Tensor:
 
 
 def rotated(states: Tensor, matrix: Tensor) -> Tensor:
-    """Observations [P, M, 39] of rotated scenes, a matrix [P, 2, 2] each; what is absent (zeros) stays absent.
+    """Observations [P, M, 39] of rotated scenes, a matrix [P, 2, 2] each; absent objects (zeros) stay absent.
 
     Orientations of objects are left as they are: features of kind `relative` don't read them.
     """

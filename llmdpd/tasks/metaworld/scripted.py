@@ -1,4 +1,4 @@
-"""Episodes made from Meta-World's scripted experts by one behaviour or another; runs inside worker processes."""
+"""Episodes of behaviour policies made from Meta-World's scripted experts; runs inside worker processes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from llmdpd.tasks.metaworld.environment import FloatArray, MetaWorldTask, make_t
 
 @dataclass(frozen=True)
 class ScriptedRequest:
-    """One episode to collect; its content depends on these fields alone.
+    """One episode to collect; its content depends only on these fields.
 
     Args:
         task: Meta-World task.
         seed: of the environment: start and goal.
-        noise_seed: of the behaviour's draws.
-        noise: the behaviour, a name in `BEHAVIOURS`.
+        noise_seed: of the behaviour policy's random numbers.
+        behaviour: the behaviour policy, a name in `BEHAVIOURS`.
         max_steps: the episode ends here at the latest.
-        tail: steps kept after the first success, unless the behaviour knows better; the episode ends there (a
-            truncation, not a terminal).
+        post_success_steps: steps kept after the first success, unless the behaviour defines its own number; the
+            episode ends there (a truncation, not a terminal).
     """
 
     task: str
     seed: int
     noise_seed: int
-    noise: str
+    behaviour: str
     max_steps: int
-    tail: int
+    post_success_steps: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ScriptedEpisode:
 
 
 class ScriptedExpert:
-    """Runs episodes; keeps the environment of the last task, since neighbouring requests are of one task mostly."""
+    """Runs episodes; keeps the environment of the last task, since consecutive requests mostly share the task."""
 
     def __init__(self, goal_visible: bool) -> None:
         self._goal_visible = goal_visible
@@ -60,7 +60,7 @@ class ScriptedExpert:
 
 def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisode:
     """Roll out `request` on `task`."""
-    behaviour = Behaviour(request.noise, np.random.default_rng(request.noise_seed))
+    behaviour = Behaviour(request.behaviour, np.random.default_rng(request.noise_seed))
     observations = [task.reset(request.seed)]
     actions: list[FloatArray] = []
     experts: list[FloatArray] = []
@@ -77,8 +77,8 @@ def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisod
         rewards.append(reward)
         if now:
             success = True
-            # The first success decides: later ones are further on.
-            last = min(last, len(actions) + behaviour.tail(request.tail))
+            # The first success decides: later ones would postpone the end.
+            last = min(last, len(actions) + behaviour.post_success_steps(request.post_success_steps))
     return ScriptedEpisode(
         observations=np.stack(observations),
         actions=np.stack(actions),

@@ -1,8 +1,8 @@
-"""Worker processes that can die without taking the run with them.
+"""Worker processes whose death does not end the run.
 
 A worker is a fresh interpreter started with nothing but a socket pair, not `multiprocessing.Process`: "spawn" would
 import the parent's main module again in every worker (`python -m llmdpd.train` imports torch: seconds and hundreds of
-MB each), and "fork" copies torch's threads in whatever state they are.
+MB each), and "fork" copies torch's threads in an undefined state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llmdpd.utils.cores import usable_cores
 logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""A piece of work that this many workers died of is given up."""
+"""Work during which this many workers died is given up."""
 
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # "-I" keeps a stray json.py in the working directory out; then the parent's import path is taken over as it is.
@@ -57,11 +57,11 @@ class Death:
 
 
 class Worker:
-    """One worker process and the calls that it has not answered yet, in the order of their answers.
+    """One worker process and its pending calls, in the order of their answers.
 
     Args:
         index: the worker's number, for messages.
-        factory: name ("module:callable") of what builds the object whose methods are called in the worker.
+        factory: name ("module:callable") of the factory of the object whose methods are called in the worker.
         arguments: its positional arguments.
         environment: additional environment variables.
     """
@@ -96,19 +96,19 @@ class Worker:
         return self._process.pid
 
     def call(self, tag: Any, method: str, *arguments: Any) -> None:
-        """Ask for a method call; `tag` comes back with its answer. A death shows in `receive`, not here."""
+        """Request a method call; `tag` is returned with its answer. A death raises in `receive`, not here."""
         self.pending.append(tag)
         try:
             self.connection.send((method, arguments))
         except OSError:
-            # What it answered before it died is still to be read.
+            # Its last answers can still be read.
             logger.debug("worker %d took no more calls", self.index)
 
     def receive(self) -> tuple[Any, Any]:
         """The next answer as (tag, value).
 
         Raises:
-            WorkerDiedError: the process is gone and all its answers are read; `pending` holds what it still owed.
+            WorkerDiedError: the process is gone and all its answers are read; `pending` holds the unanswered calls.
             WorkerError: the call raised an exception (an `InputError` is raised as itself).
         """
         try:
@@ -133,7 +133,7 @@ class Worker:
         return death
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, even if it is busy."""
         self.connection.close()
         self._process.kill()
         self._process.wait()
@@ -149,7 +149,7 @@ def map_unordered(
     workers: int | None = None,
     deaths: list[Death] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Call `method(*item)` for each item in worker processes; yields (index, result) as they get done.
+    """Call `method(*item)` for each item in worker processes; yields (index, result) in the order of completion.
 
     Args:
         factory, arguments: build the object whose method is called, once in each worker.
@@ -168,7 +168,7 @@ def map_unordered(
     pool: list[Worker] = []
 
     def feed(worker: Worker) -> None:
-        # One item in hand and one waiting, so that no worker idles while its answer is on its way.
+        # One item in work and one waiting, so that no worker idles while its answer travels.
         while queue and len(worker.pending) < 2:
             index = queue.popleft()
             worker.call(index, method, *items[index])

@@ -1,4 +1,4 @@
-"""Pictures without a screen: which off-screen renderer works here, and how to get one."""
+"""Rendering without a screen: which off-screen renderer works on this machine, and how to install one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ADVICE = "install one: `apt-get install libosmesa6` (software), or a GPU driver
 
 
 def _try(backend: str) -> str | None:
-    """Render a picture in a process of its own; None where that works, else the reason in one line."""
+    """Render a picture in a separate process; returns None on success, otherwise the reason in one line."""
     # A process of its own: a failing GL library may abort, and mujoco reads MUJOCO_GL only when it is first imported.
     try:
         done = subprocess.run(
@@ -61,9 +61,9 @@ def _find(chosen: str | None) -> tuple[str | None, str]:
 
 
 def rendering_backend() -> tuple[str | None, str]:
-    """(the value of MUJOCO_GL that works here, a sentence), or (None, why none does and how to get one).
+    """(the value of MUJOCO_GL that works here, a sentence), or (None, why none works and how to install one).
 
-    The environment variable MUJOCO_GL is tried alone where it is set. The first call takes a second or two.
+    If the environment variable MUJOCO_GL is set, only its value is tried. The first call takes a second or two.
     """
     return _find(os.environ.get("MUJOCO_GL") or None)
 
@@ -72,9 +72,9 @@ def require_backend() -> str:
     """The renderer that works here.
 
     Raises:
-        InputError: there is none; the message says how to get one.
+        InputError: there is none; the message says how to install one.
     """
     backend, reason = rendering_backend()
     if backend is None:
-        raise InputError("films and pictures need an off-screen renderer", hint=reason)
+        raise InputError("videos and pictures need an off-screen renderer", hint=reason)
     return backend

@@ -31,10 +31,10 @@ _SPARE_ENVIRONMENTS = 8
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What came of an `EpisodeRequest`.
+    """The result of an `EpisodeRequest`.
 
-    `length` counts steps, `episode_return` sums their rewards; `redone` says how often a worker died under the episode.
-    `frames` are pictures uint8 [H, W, 3] where they were asked for.
+    `length` counts steps, `episode_return` sums their rewards; `redone` counts the worker deaths during the episode.
+    `frames` are pictures uint8 [H, W, 3] if they were requested.
     """
 
     request: EpisodeRequest
@@ -64,7 +64,7 @@ class _Running:
     waiting: bool = True
 
     def take(self, outcome: Outcome) -> None:
-        """Note the answer to the start or to the last action."""
+        """Store the answer to the start or to the last action."""
         self.waiting = False
         self.observation, self.reward = outcome.observation, outcome.reward
         self.episode_return += outcome.reward
@@ -75,7 +75,7 @@ class EnvPool:
     """Processes that each host several environments; a context manager that keeps both alive between calls of `run`.
 
     The running episodes form two groups: while the policy acts for one, the workers step the other. Which episodes
-    share a batch, and in which order, depends on `parallel` and on the requests alone, never on timing or on the
+    share a batch, and in which order, depends only on `parallel` and on the requests, never on timing or on the
     number of workers, so results are the same for any number of workers, bit for bit, even where a matrix product
     rounds differently for another batch size.
 
@@ -161,7 +161,7 @@ class EnvPool:
         try:
             return _Run(self, self._workers, requests, act, progress).results()
         except BaseException:
-            # Answers still under way would be taken for those of the next call.
+            # Pending answers would be taken for those of the next call.
             self.close()
             raise
 
@@ -182,10 +182,10 @@ def _render_environment() -> dict[str, str]:
 
 
 class _Queue:
-    """Requests that wait, taken from their tasks in turn, or from a task that is asked for.
+    """Waiting requests, taken from their tasks in turn, or from a given task.
 
     So each task is run a few episodes at a time, in a few environments, instead of `parallel` for every task. The
-    order depends on the requests and on what was asked for alone.
+    order depends only on the requests and on the given tasks.
     """
 
     def __init__(self, requests: Sequence[EpisodeRequest]) -> None:
@@ -195,7 +195,7 @@ class _Queue:
         self._turns = deque(self._by_task)
 
     def take(self, task: str | None) -> int | None:
-        """The index of the next request, of `task` where one is left; None where none is left at all."""
+        """The index of the next request, of `task` if one is left; None if no request is left."""
         if task is not None and self._by_task.get(task):
             return self._by_task[task].popleft()
         for _ in range(len(self._turns)):
@@ -244,7 +244,7 @@ class _Run:
         return [self._finished[index] for index in range(len(self._requests))]
 
     def _turn(self, group: int) -> None:
-        """Wait for a group's answers, refill it, let the policy act for it, send it on."""
+        """Wait for a group's answers, refill it, let the policy act for it, and send the actions."""
         self._gather(self._groups[group])
         active = [running for running in self._groups[group] if running.slot in self._by_slot]
         # An episode's successor is of its task where possible: its environment is free.
@@ -258,7 +258,7 @@ class _Run:
         self._send(group, active, starts)
 
     def _fill(self, group: int, preferred: Sequence[str | None]) -> list[_Running]:
-        """Start a waiting request for each preferred task in `group`, with the worker that has least to do in it."""
+        """Start a waiting request for each preferred task in `group`, with the least busy worker."""
         started = []
         for task in preferred:
             index = self._queue.take(task)
@@ -303,7 +303,7 @@ class _Run:
                 )
 
     def _gather(self, group: list[_Running]) -> None:
-        """Read answers until every episode of `group` has its own; those of the other group are noted on the way."""
+        """Read answers until every episode of `group` has one; answers of the other group are stored as well."""
         while True:
             owing = {running.worker.connection: running.worker for running in group if running.waiting}
             if not owing:
@@ -321,7 +321,7 @@ class _Run:
     def _note(self, outcome: Outcome) -> None:
         running = self._by_slot.get(outcome.slot)
         if running is None or not running.waiting:
-            return  # redone only to be ready for its next action; this step's outcome was noted before the death
+            return  # redone to be ready for its next action; this step's outcome was stored before the death
         running.take(outcome)
         if not outcome.over:
             return
@@ -341,7 +341,7 @@ class _Run:
     def _redo(self, worker: Worker) -> None:
         """Replace a dead worker and bring its episodes back to where they were."""
         # Calls are worked off in order, so the oldest unanswered one is what the worker died of. Episodes are redone
-        # one a call: the second death of a culprit names it alone.
+        # one a call: the second death identifies the culprit.
         suspects: list[Any] = worker.pending[0] if worker.pending else []
         death = worker.replace()
         self._pool.deaths.append(death)

@@ -1,6 +1,6 @@
 """What runs inside a worker process: a loop that answers method calls, and the host of several environments.
 
-A worker is a fresh interpreter (see `llmdpd.tasks.simulation.processes`), so this module must stay light: no torch.
+A worker is a fresh interpreter (see `llmdpd.tasks.simulation.processes`), so this module must not import torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def serve(connection: Connection, parent: int) -> None:
                     continue
                 answer: tuple[Any, ...] = ("ok", getattr(handler, name)(*arguments))
             except Exception as error:
-                # InputError is known to travel; others may hold what can't be pickled, so their text goes alone.
+                # An InputError can be pickled; others may not, so only their text is sent.
                 answer = ("error", error if isinstance(error, InputError) else None, traceback.format_exc())
             connection.send(answer)
     except (EOFError, OSError):
@@ -98,7 +98,7 @@ class EnvironmentCache:
         self._released = 0
 
     def acquire(self, task: str, render: bool) -> Environment:
-        """An environment of `task` that nobody else uses."""
+        """An environment of `task` that no other episode uses."""
         self._busy += 1
         wanted = (task, render)
         for key in reversed(self._idle):
@@ -109,14 +109,14 @@ class EnvironmentCache:
         return self._make(task, self._goal_visible, render)
 
     def release(self, task: str, render: bool, environment: Environment) -> None:
-        """Give an environment back."""
+        """Return an environment to the cache."""
         self._busy -= 1
         self._released += 1
         self._idle[self._released] = ((task, render), environment)
 
 
 class Outcome(NamedTuple):
-    """What the parent is told of one episode after a start or a step."""
+    """What the parent receives about one episode after a start or a step."""
 
     slot: int
     observation: FloatArray
@@ -138,23 +138,23 @@ class _Episode:
 
     def start(self) -> Outcome:
         observation = self.environment.reset(self.request.seed)
-        self._film(last=False)
+        self._record_frame(last=False)
         return Outcome(self.slot, observation, 0.0, False, False, None)
 
     def step(self, action: FloatArray) -> Outcome:
         observation, reward, success, over = self.environment.step(action)
         self.steps += 1
         over = over or self.steps >= self.request.max_steps or (success and self.request.stop_on_success)
-        self._film(last=over)
+        self._record_frame(last=over)
         return Outcome(self.slot, observation, reward, success, over, self.frames if over else None)
 
-    def _film(self, last: bool) -> None:
+    def _record_frame(self, last: bool) -> None:
         if self.frames is not None and (last or self.steps % self.request.record_every == 0):
             self.frames.append(self.environment.render())
 
 
 class EpisodeHost:
-    """Several environments in one process, stepped together; each running episode sits in a slot that the parent names.
+    """Several environments in one process, stepped together; the parent gives each a slot number.
 
     Args:
         make: name ("module:function") of the factory of environments, called with (task, goal_visible, render).

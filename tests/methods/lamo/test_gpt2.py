@@ -71,13 +71,10 @@ def test_another_kind_is_refused_by_the_field(folder: Path, fields: dict[str, An
     assert str(error.value.path).endswith("config.json")
 
 
-def test_no_object_is_no_configuration(folder: Path) -> None:
+def test_one_that_is_absent_names_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match="not a language model's configuration"):
         find_language_model(str(folder))
-
-
-def test_one_that_is_absent_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="hf download gpt2`, or pass the folder") as error:
         find_language_model("gpt2")

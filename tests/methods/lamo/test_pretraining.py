@@ -102,46 +102,6 @@ def test_what_can_not_be(config: PretrainConfig, changes: dict[str, float], fiel
     assert not config.out.exists()
 
 
-def test_a_folder_that_is_there_is_left(config: PretrainConfig) -> None:
-    config.out.mkdir()
-    (config.out / "mine").write_text("mine")
-    with pytest.raises(InputError, match="something is there already"):
-        pretrain_gpt2(config)
-    assert [file.name for file in config.out.iterdir()] == ["mine"]
-
-
-def test_a_folder_that_can_not_be_is_told_before_the_work(config: PretrainConfig, tmp_path: Path) -> None:
-    def never(step: int, total: int, words: str) -> None:
-        raise AssertionError("it has begun")
-
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="a file is where") as caught:
-        pretrain_gpt2(dataclasses.replace(config, out=tmp_path / "file" / "model"), never)
-    assert caught.value.field == "out"
-
-
-def test_text_that_is_not_there_names_the_option(config: PretrainConfig) -> None:
-    with pytest.raises(InputError) as caught:
-        pretrain_gpt2(dataclasses.replace(config, corpus="no/such"))
-    assert caught.value.field == "corpus"
-    assert "lamo" not in str(caught.value.hint)
-
-
-def test_a_diverged_run_is_told_and_writes_nothing(config: PretrainConfig) -> None:
-    with pytest.raises(TrainingDivergedError, match="nothing is written"):
-        pretrain_gpt2(dataclasses.replace(config, lr=1e30))
-    assert not config.out.exists()
-
-
-def test_stopped_it_leaves_nothing(config: PretrainConfig) -> None:
-    def stop(step: int, total: int, words: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pretrain_gpt2(config, stop)
-    assert sorted(path.name for path in config.out.parent.iterdir() if path.name != "cache") == ["text.txt"]
-
-
 @pytest.mark.usefixtures("torch_settings")
 def test_the_command(config: PretrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
@@ -152,3 +112,29 @@ def test_the_command(config: PretrainConfig, capsys: pytest.CaptureFixture[str])
     assert not told.err
     assert main(["--corpus", config.corpus, "--out", str(config.out), *words]) == 2
     assert "something is there already" in capsys.readouterr().err
+
+
+def test_a_place_that_can_not_be_is_refused_before_the_work(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    changes: list[tuple[dict[str, object], str, str]] = [
+        ({"out": tmp_path / "mine"}, "out", "something is there already"),
+        ({"out": tmp_path / "file" / "model"}, "out", "a file is where"),
+        ({"corpus": "no/such"}, "corpus", "not on this machine"),
+    ]
+    for change, field, problem in changes:
+        with pytest.raises(InputError, match=problem) as caught:
+            pretrain_gpt2(dataclasses.replace(config, **change), lambda *_: pytest.fail("it has begun"))  # type: ignore[arg-type]
+        assert caught.value.field == field
+        assert "lamo" not in str(caught.value.hint)
+
+
+def test_stopped_or_diverged_it_leaves_nothing(config: PretrainConfig) -> None:
+    def stop(step: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_gpt2(config, stop)
+    with pytest.raises(TrainingDivergedError, match="nothing is written"):
+        pretrain_gpt2(dataclasses.replace(config, lr=1e30))
+    assert sorted(path.name for path in config.out.parent.iterdir() if path.name != "cache") == ["text.txt"]

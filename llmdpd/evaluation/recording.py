@@ -1,0 +1,118 @@
+"""Recording videos of a policy, or of a non-learned baseline, with maps of what its attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.evaluation.episodes import MakeAct, act_maker
+from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.evaluation.videos import save_video
+from llmdpd.policy.policy import Policy
+from llmdpd.tasks import EVALUATION_SEED_START
+from llmdpd.tasks.locomotion import is_locomotion
+from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest
+from llmdpd.utils.files import atomic_write_text
+from llmdpd.utils.progress import ProgressBar, console
+
+# A Meta-World step is 12.5 ms: half of real time, since a success may take no second.
+FRAMES_PER_SECOND = 10
+STEPS_PER_FRAME = 4
+# Steps of 8 ms (walker2d, hopper) and 50 ms (halfcheetah): about real time for the first two.
+LOCOMOTION_FRAMES_PER_SECOND = 30
+
+
+def record_videos(
+    policy: Policy | MakeAct,
+    prompts: Mapping[str, TaskPrompt],
+    folder: Path,
+    *,
+    max_steps: int,
+    goal_visible: bool | None,
+    seen: Sequence[str] = (),
+    most: int | None = None,
+    checkpoint: str = "last",
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Record one episode of each task into `folder`: TASK.mp4, a strip of frames TASK.png, and TASK.json beside them.
+
+    For a policy that retrieves, attention/TASK.png shows which steps of its demonstration the recorded episode read
+    (with action chunks, also what it would have read at the steps in between). Where no off-screen renderer works,
+    the reason and how to get one are printed and written to README.txt there. With the policy and prompts of an
+    evaluation, each is the task's first evaluated episode.
+
+    seen, most: at most `most` tasks are recorded, those first that are not `seen`. `check` is called as episodes end
+    and may raise to stop.
+    """
+    from llmdpd.tasks.simulation.render import rendering_backend
+
+    folder.mkdir(parents=True, exist_ok=True)
+    backend, reason = rendering_backend()
+    if backend is None:
+        atomic_write_text(folder / "README.txt", reason + "\n")
+        console.print(f"no videos: {reason}")
+        return
+    requests = [
+        EpisodeRequest(task, EVALUATION_SEED_START, max_steps, record=True, record_every=STEPS_PER_FRAME)
+        for task in sorted(prompts, key=lambda task: task in seen)[:most]
+    ]
+    with (
+        ProgressBar("recording videos", "episodes") as bar,
+        EnvPool(goal_visible=bool(goal_visible), parallel=len(requests), render=True) as pool,
+    ):
+        bar.update(0, len(requests))
+
+        def progress(done: int) -> None:
+            bar.update(done, len(requests))
+            check()
+
+        watched = _Watched(act_maker(policy)(prompts, requests), len(requests))
+        results = pool.run(requests, watched, progress)
+    if isinstance(policy, Policy):
+        for request, states in zip(requests, watched.states, strict=True):
+            _map_attention(policy, prompts[request.task], states, folder / "attention" / f"{request.task}.png")
+    for result in results:
+        assert result.frames is not None
+        task = result.request.task
+        locomotion = is_locomotion(task)
+        outcome = {"return": round(result.episode_return, 1)} if locomotion else {"success": result.success}
+        info = {**outcome, "seed": result.request.seed, "steps": result.length, "checkpoint": checkpoint}
+        rate = LOCOMOTION_FRAMES_PER_SECOND if locomotion else FRAMES_PER_SECOND
+        save_video(folder, task, result.frames, info, frames_per_second=rate)
+    console.print(f"videos: {folder}")
+
+
+class _Watched:
+    """An `act` that keeps what each request's episode observed, by time step."""
+
+    def __init__(self, act: Act, requests: int) -> None:
+        self._act = act
+        self.states: list[dict[int, NDArray[np.float32]]] = [{} for _ in range(requests)]
+
+    def __call__(
+        self,
+        observations: NDArray[np.float32],
+        index: NDArray[np.int64],
+        steps: NDArray[np.int64],
+        rewards: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        for observation, request, step in zip(observations, index, steps, strict=True):
+            self.states[request][int(step)] = observation.copy()
+        actions: NDArray[np.float32] = np.asarray(self._act(observations, index, steps, rewards), np.float32)
+        return actions
+
+
+def _map_attention(policy: Policy, prompt: TaskPrompt, states: Mapping[int, NDArray[np.float32]], path: Path) -> None:
+    if prompt.demonstration is None or prompt.text is None:
+        return  # the attention is defined for both prompts together
+    from llmdpd.evaluation.attention import save_attention
+
+    observations = np.stack([states[step] for step in sorted(states)])
+    found = policy.attention(prompt.text, prompt.demonstration, observations)
+    if found is None:
+        return
+    path.parent.mkdir(exist_ok=True)
+    save_attention(path, *found, f"{path.stem}: which steps of its demonstration the policy reads")

@@ -1,0 +1,35 @@
+"""The prompts that a run keeps, so that its evaluation can be repeated without the data that they came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from llmdpd.config.schema import PRESETS
+from llmdpd.data import TrajectoryDataset, load_dataset
+from llmdpd.evaluation.prompts import choose_demonstrations
+from llmdpd.prompts import metaworld_prompt
+from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.prompt_choice import keep_prompts
+
+
+def test_demonstrations_are_kept_in_the_run(metaworld_data: Callable[..., TrajectoryDataset], tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", PRESETS["smoke"])
+    data = metaworld_data(("reach-v3", "push-v3", "sweep-v3"), first_seed=40)
+    prompts = keep_prompts(run, data, ("push-v3", "reach-v3"), True)
+    kept = load_dataset(run.prompts)
+    assert sorted(kept.tasks) == ["push-v3", "reach-v3"]
+    assert kept.num_episodes == 2
+    described = json.loads((run.path / "prompts.json").read_text())
+    for task in kept.tasks:
+        shown = prompts[task].demonstration
+        original = data.episode(choose_demonstrations(data, task)[0])
+        assert shown is not None
+        np.testing.assert_array_equal(shown.observations, original.observations)
+        np.testing.assert_array_equal(shown.actions, original.actions)
+        trajectory = {"source": "made by a test", "seed": 40, "steps": 30}
+        text = metaworld_prompt(task).render()
+        assert described[task] == {"text": text, "text_source": "built in", "trajectory": trajectory}
