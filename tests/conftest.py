@@ -160,29 +160,32 @@ def shared_options(data_folder: Path) -> list[str]:
 
     Those that all runs of an experiment can share; `tiny_options` has the rest.
     """
+    context = {
+        "text-dim": 8,
+        "trajectory-dim": 8,
+        "text-hidden": 16,
+        "encoder.layers": 1,
+        "encoder.width": 16,
+        "encoder.inner": 32,
+        "encoder.steps": 8,
+        "retrieval.width": 16,
+    }
     fields = {
         "data.path": data_folder / "train",
-        "data.prompts": data_folder / "prompts",
+        "data.demonstrations": data_folder / "prompts",
         "training.iterations": 200,
-        "training.batch-size": 16,
-        "training.prompts-per-batch": 2,
         "training.log-every": 10,
         "training.checkpoint-every": 25,
         "training.select-every": 50,
         "training.select-episodes": 1,
         "evaluation.max-steps": 15,
-        "policy.hidden-dim": 16,
-        "policy.context.text-dim": 8,
-        "policy.context.trajectory-dim": 8,
-        "policy.context.text-hidden": 16,
-        "policy.context.encoder.layers": 1,
-        "policy.context.encoder.width": 16,
-        "policy.context.encoder.inner": 32,
-        "policy.context.encoder.steps": 8,
-        "policy.context.retrieval.width": 16,
-        "agent.eta": 0.05,
-        "agent.critic-hidden": 16,
-        "agent.ema-start": 20,
+        "method.batch-size": 16,
+        "method.prompts-per-batch": 2,
+        "method.network.hidden-dim": 16,
+        **{f"method.network.context.{name}": value for name, value in context.items()},
+        "method.eta": 0.05,
+        "method.critic-hidden": 16,
+        "method.ema-start": 20,
     }
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     options += ["--tasks.seen", *(task.removesuffix("-v3") for task in SEEN)]
@@ -306,7 +309,7 @@ def run_copy(straight_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stopped_and_resumed(train: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs into `run`, with an agent of `kind`, stopped by SIGTERM in iteration `at`, resumed to its end."""
+    """Runs into `run`, with a method of class `kind`, stopped by SIGTERM in iteration `at`, resumed to its end."""
 
     def go(run: Path, options: list[str], kind: type[Any], at: int) -> None:
         update = kind.update

@@ -14,7 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.command_line import option_lines, parse, take_option
-from llmdpd.utils.legacy import is_old, leaves, renamed_field
+from llmdpd.utils.legacy import GONE, is_old, leaves, renamed_field
 from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import error_console
 
@@ -148,7 +148,10 @@ def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
 
 
 def _check_no_others(option: Option, start: TrainConfig) -> None:
-    """Raise `InputError` for an option of other methods than the configuration's."""
+    """Raise `InputError` for an option of other methods than the configuration's, or of the last version alone."""
+    if option.field in GONE:
+        hint = "version 0.1 was the last that had it"
+        raise InputError("this option is gone", field=option.name, found=" ".join(option.words), hint=hint)
     others = [name for name in METHODS if current_field(option, with_method(PRESETS[start.preset], name))]
     if others:
         method = start.method.name

@@ -31,7 +31,7 @@ _PREFIXES = {
     "policy.context.": ("method.network.context.", "method.network."),
     "policy.": ("method.network.",),
 }
-_GONE = {
+GONE = {
     "acting.views": 1,
     "training.augmentation.gripper": 0.0,
     "training.augmentation.example_noise": 0.0,
@@ -42,7 +42,7 @@ _GONE = {
 
 def is_old(field: str, sections: Collection[str]) -> bool:
     """Whether a dotted field can be version 0.1's; `sections`: those of all methods."""
-    names = (*_RENAMED, *_GONE)
+    names = (*_RENAMED, *GONE)
     return field in names or field.startswith(tuple(_PREFIXES)) or field.partition(".")[0] in sections
 
 
@@ -74,9 +74,9 @@ def upgraded(plain: Mapping[str, Any], sections: Mapping[str, str], default: Map
     result = _copy(default)
     known = [name for name, _ in leaves(default)]
     for name, value in leaves(plain):
-        if name in _GONE and value != _GONE[name]:
+        if name in GONE and value != GONE[name]:
             hint = "load it with version 0.1 of llmdpd"
-            raise InputError("this is no longer possible", field=name, found=value, expected=_GONE[name], hint=hint)
+            raise InputError("this is no longer possible", field=name, found=value, expected=GONE[name], hint=hint)
         now = renamed_field(name, sections, known)
         if now is not None:
             *parts, last = now.split(".")

@@ -1,4 +1,4 @@
-"""A small policy with random weights, an example for it."""
+"""A small policy with random weights, a demonstration for it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.methods.acting import ActingConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.nn.policy_network import Spaces
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
@@ -22,22 +22,25 @@ S, A, D = 7, 3, 10
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)
 CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=4, encoder=ENCODER)
 KNOWN = "Task: push the puck."
-SINGLE = ActingConfig(samples=1)
+SINGLE = BestOfN(samples=1)
 
 MakePolicy = Callable[..., Policy]
 
 
 @pytest.fixture
 def make_policy(rng: np.random.Generator) -> MakePolicy:
-    """A policy of S, A, D that knows two texts; keywords are fields of its context."""
+    """A policy of S, A, D that knows two texts; `network`: fields of its configuration, others: of its context."""
 
-    def make(critic: bool = True, acting: ActingConfig = SINGLE, **context: Any) -> Policy:
-        config = PolicyConfig(hidden_dim=24, time_dim=8, context=dataclasses.replace(CONTEXT, **context))
-        network = ConditionalPolicy(S, A, D, config)
-        network.context.features.fit(torch.randn(50, S) * 2 + 1)
-        q = DoubleQ(network.context.state_dim, A, network.context.prompt_dim, 16) if critic else None
+    def make(
+        critic: bool = True, acting: BestOfN = SINGLE, network: dict[str, Any] | None = None, **context: Any
+    ) -> Policy:
+        reads = dataclasses.replace(CONTEXT, **context)
+        config = DiffusionNetworkConfig(**{"hidden_dim": 24, "time_dim": 8, "context": reads, **(network or {})})
+        net = DiffusionPolicy(Spaces(S, A, D), config)
+        net.context.features.fit(torch.randn(50, S) * 2 + 1)
+        q = net.make_critic(16, sees_prompts=True) if critic else None
         texts = {text_key(text): torch.randn(D) for text in (KNOWN, "Task: reach.")}
-        return Policy(network, q, acting, texts=texts, facts={"trained_on": ["push"], "seed": 3})
+        return Policy("llmdpd", net, q, acting, texts=texts, facts={"trained_on": ["push"], "seed": 3})
 
     return make
 
@@ -50,5 +53,5 @@ def example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def policy(make_policy: MakePolicy, example: Any) -> Policy:
-    """A policy that was told what to do."""
+    """A policy with its prompt."""
     return make_policy().prompt(text=KNOWN, trajectory=example)

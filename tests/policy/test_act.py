@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig
+from llmdpd.nn.acting import BestOfN
+from llmdpd.nn.context import RetrievalConfig
 from llmdpd.policy.policy import Policy
 
 S, A = 7, 3
@@ -27,18 +28,52 @@ def test_shapes(policy: Policy, rng: np.random.Generator) -> None:
     assert policy.act(np.zeros((0, S))).shape == (0, A)
 
 
-def test_where_it_looks(make_policy: MakePolicy, example: Any, rng: np.random.Generator) -> None:
-    policy = make_policy(kind="retrieval")
-    assert policy.retrieves
-    seen = rng.normal(size=(7, S)).astype(np.float32)
-    weights, times = policy.looks(KNOWN, example, seen)
-    heads = policy.network.config.context.retrieval.heads
-    assert weights.shape == (7, heads, len(times))
+def test_attention_to_the_demonstration(make_policy: MakePolicy, example: Any, rng: np.random.Generator) -> None:
+    policy, seen = make_policy(kind="retrieval"), rng.normal(size=(7, S)).astype(np.float32)
+    found = policy.attention(KNOWN, example, seen)
+    assert found is not None
+    weights, times = found
+    assert weights.shape == (7, policy.network.reads.retrieval.heads, len(times))
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-    assert times[0] == 0
-    assert times[-1] == 19
+    assert (times[0], times[-1]) == (0, 19)
     assert (np.diff(times) > 0).all()
     # The clock runs from the episode's start.
+    later = policy.attention(KNOWN, example, np.concatenate([seen, seen[:1]]))
+    assert later is not None
+    np.testing.assert_allclose(later[0][:7], weights, rtol=1e-4, atol=1e-6)
+    assert np.abs(later[0][7] - weights[0]).max() > 1e-6
+    for other in (make_policy(), make_policy(kind="retrieval", retrieval=RetrievalConfig(waypoints=False))):
+        assert other.attention(KNOWN, example, seen) is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        *[(bad, "no array of numbers") for bad in ([[1.0], [1.0, 2.0]], "push", {"a": 1}, [object()])],
+        *[([1.0] * (S - 1) + [value], "NaN or Inf") for value in (np.nan, np.inf, -np.inf, None)],
+        ([[1.0] * S, [np.nan] * S], "NaN or Inf"),
+        *[(np.ones(shape), "wrong observation") for shape in ((S + 1,), (4, S - 1), (2, 3, S), ())],
+    ],
+)
+def test_an_observation_that_is_refused(policy: Policy, bad: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        policy.act(bad)
+    assert error.value.field == "observation"
+
+
+def test_arrays_of_every_layout(policy: Policy, rng: np.random.Generator) -> None:
+    rows = rng.normal(size=(4, 2 * S))
+    frozen = rows[:, :S].astype(np.float32)
+    frozen.flags.writeable = False
+    layouts = (rows[::-1, :S], rows[:, ::-2], rows[0, S - 1 :: -1], rows[:, :S].T.copy().T, frozen)
+    for view in layouts:
+        policy.seed(1)
+        action = policy.act(view)
+        policy.seed(1)
+        np.testing.assert_array_equal(action, policy.act(np.ascontiguousarray(view, np.float32).copy()))
+
+
+# The clock runs from the episode's start.
     later, _ = policy.looks(KNOWN, example, np.concatenate([seen, seen[:1]]))
     np.testing.assert_allclose(later[:7], weights, rtol=1e-4, atol=1e-6)
     assert np.abs(later[7] - weights[0]).max() > 1e-6
@@ -48,33 +83,27 @@ def test_where_it_looks(make_policy: MakePolicy, example: Any, rng: np.random.Ge
         pooled.looks(KNOWN, example, seen)
 
 
-@pytest.mark.parametrize("bad", [[[1.0], [1.0, 2.0]], "push", {"a": 1}, [object()]])
-def test_an_observation_that_is_no_numbers(policy: Policy, bad: Any) -> None:
-    with pytest.raises(InputError, match="no array of numbers") as error:
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        *[(bad, "no array of numbers") for bad in ([[1.0], [1.0, 2.0]], "push", {"a": 1}, [object()])],
+        *[([1.0] * (S - 1) + [value], "NaN or Inf") for value in (np.nan, np.inf, -np.inf, None)],
+        ([[1.0] * S, [np.nan] * S], "NaN or Inf"),
+        *[(np.ones(shape), "wrong observation") for shape in ((S + 1,), (4, S - 1), (2, 3, S), ())],
+    ],
+)
+def test_an_observation_that_is_refused(policy: Policy, bad: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         policy.act(bad)
     assert error.value.field == "observation"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, None])
-def test_an_observation_that_is_not_finite(policy: Policy, value: Any) -> None:
-    row = [1.0] * (S - 1) + [value]
-    for bad in (row, [[1.0] * S, row]):
-        with pytest.raises(InputError, match="NaN or Inf"):
-            policy.act(bad)
-
-
-def test_views_of_every_kind(policy: Policy, rng: np.random.Generator) -> None:
+def test_arrays_of_every_layout(policy: Policy, rng: np.random.Generator) -> None:
     rows = rng.normal(size=(4, 2 * S))
     frozen = rows[:, :S].astype(np.float32)
     frozen.flags.writeable = False
-    for view in (
-        rows[::-1, :S],
-        rows[:, ::-2],
-        rows[:1, :S][::-1],
-        rows[0, S - 1 :: -1],
-        rows[:, :S].T.copy().T,
-        frozen,
-    ):
+    layouts = (rows[::-1, :S], rows[:, ::-2], rows[0, S - 1 :: -1], rows[:, :S].T.copy().T, frozen)
+    for view in layouts:
         policy.seed(1)
         action = policy.act(view)
         policy.seed(1)
@@ -139,17 +168,16 @@ def test_noise_is_new_at_each_act_and_in_each_row(policy: Policy) -> None:
 def test_many_episodes_at_once_equal_each_alone(
     make_policy: MakePolicy, rng: np.random.Generator, samples: int
 ) -> None:
-    policy = make_policy(acting=ActingConfig(samples=samples))
+    policy, texts = make_policy(acting=BestOfN(samples=samples)), (KNOWN, "Task: reach.")
     examples = [(rng.normal(size=(n, S)), rng.normal(size=(n, A))) for n in (3, 30)]
-    prompts = policy.encode_prompts([KNOWN, "Task: reach."], examples)
-    states = rng.normal(size=(9, S)).astype(np.float32)
-    index, seeds = rng.integers(0, 2, 9), rng.integers(0, 2**62, 9)
-    steps = rng.integers(0, 50, 9)
-    whole = policy.act_many(states, prompts, index, steps, seeds)
-    for row in range(9):
-        alone = policy.encode_prompts([[KNOWN, "Task: reach."][index[row]]], [examples[index[row]]])
-        one = slice(row, row + 1)
-        action = policy.act_many(states[one], alone, None, steps[one], seeds[one])
+    states, nothing = rng.normal(size=(9, S)).astype(np.float32), np.zeros(9, np.float32)
+    index, seeds, steps = rng.integers(0, 2, 9), rng.integers(0, 2**62, 9), rng.integers(0, 50, 9)
+    many = policy.episodes(policy.encode_prompts(texts, examples), index)
+    whole = many.act(np.arange(9), steps, states, nothing, lambda rows: seeds[rows])
+    for row, number in enumerate(index):
+        one = policy.episodes(policy.encode_prompts([texts[number]], [examples[number]]))
+        part = slice(row, row + 1)
+        action = one.act(np.zeros(1, np.int64), steps[part], states[part], nothing[part], lambda _, k=part: seeds[k])
         np.testing.assert_allclose(action[0], whole[row], atol=1e-4)
 
 
@@ -159,8 +187,10 @@ def test_another_way_of_acting(policy: Policy, example: Any) -> None:
     assert policy.acting.samples == 1
     assert other.network is policy.network
     assert other.prompt(KNOWN, example).act(np.ones(S)).shape == (A,)
-    with pytest.raises(InputError, match="selection"):
-        policy.with_acting(selection="best")
+    for name, value in (("selection", "best"), ("temperature", -1.0), ("steps", 3)):
+        with pytest.raises(InputError) as error:
+            policy.with_acting(**{name: value})
+        assert str(error.value.field).startswith("acting"), name
 
 
 def test_a_policy_shows_what_it_is_in_a_line(make_policy: MakePolicy, example: Any) -> None:

@@ -16,20 +16,23 @@ from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.policy.folder import (
-    read_policy_folder,
-    resolve_policy,
-    text_key,
-    write_policy_folder,
-)
+from llmdpd.policy.folder import read_policy_folder, resolve_policy, text_key, write_policy_folder
 
 DESCRIPTION: dict[str, Any] = {
-    "sizes": {"state_dim": 3},
-    "policy": {},
+    "method": "llmdpd",
+    "spaces": {"state_dim": 3, "action_dim": 2, "embedding_dim": 7},
+    "network": {},
+    "critic": None,
     "acting": {},
     "llm": "minilm",
     "facts": {"trained_on": ["a"]},
 }
+FORMAT_1: dict[str, Any] = {"format": 1, "sizes": {}, "policy": {}, "spaces": ..., "network": ..., "critic": ...}
+"""What policy.json had in place of some fields; `...`: it had none."""
+
+
+def refused(description: dict[str, Any]) -> dict[str, Any]:
+    raise AssertionError("nothing is to be upgraded")
 
 
 @pytest.fixture
@@ -48,27 +51,28 @@ def folder(tmp_path: Path, tensors: dict[str, dict[str, Tensor]]) -> Path:
 
 
 def change(folder: Path, **fields: Any) -> None:
-    """Write fields of policy.json anew; None takes one out."""
+    """Write fields of policy.json anew; `...` takes one out."""
     file = folder / "policy.json"
     content = {**json.loads(file.read_text()), **fields}
-    file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    file.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
 
 
 def test_comes_back_bit_for_bit(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
-    description, found = read_policy_folder(folder)
+    description, found = read_policy_folder(folder, refused)
     assert {name: description[name] for name in DESCRIPTION} == DESCRIPTION
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "policy.json", "texts.safetensors"]
     assert found.keys() == tensors.keys()
     for stem, content in tensors.items():
         assert found[stem].keys() == content.keys()
-        for name, tensor in content.items():
-            assert torch.equal(found[stem][name], tensor)
+        assert all(torch.equal(found[stem][name], tensor) for name, tensor in content.items())
 
 
 def test_no_texts_and_critics(tmp_path: Path, rng: np.random.Generator) -> None:
     parts = {"model": {"a": torch.randn(2)}, "texts": {}, "critic": {"q": torch.randn(3)}}
-    write_policy_folder(tmp_path / "p", DESCRIPTION, parts)
-    _, found = read_policy_folder(tmp_path / "p")
+    critic = {"hidden": 16, "sees_prompts": True}
+    write_policy_folder(tmp_path / "p", DESCRIPTION | {"critic": critic}, parts)
+    description, found = read_policy_folder(tmp_path / "p", refused)
+    assert description["critic"] == critic
     assert found["texts"] == {}
     assert torch.equal(found["critic"]["q"], parts["critic"]["q"])
 
@@ -82,43 +86,66 @@ def test_texts_are_known_by_their_exact_words() -> None:
 def test_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(InputError, match="missing") as error:
-        read_policy_folder(folder)
+        read_policy_folder(folder, refused)
     assert error.value.path == str(folder / name)
 
 
-@pytest.mark.parametrize("position", [0, 100, -1])
-def test_altered_file(folder: Path, position: int) -> None:
+@pytest.mark.parametrize("position", [0, 100, -1, None])
+def test_altered_file(folder: Path, position: int | None) -> None:
+    """One bit at a position; None: the last byte is cut off."""
     file = folder / "model.safetensors"
     content = bytearray(file.read_bytes())
-    content[position] ^= 1
+    if position is None:
+        content.pop()
+    else:
+        content[position] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match="altered") as error:
-        read_policy_folder(folder)
+        read_policy_folder(folder, refused)
     assert error.value.path == str(file)
     assert error.value.found != error.value.expected
 
 
-def test_truncated_file(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    os.truncate(file, file.stat().st_size - 1)
-    with pytest.raises(InputError, match="altered"):
-        read_policy_folder(folder)
+# Formats
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", ...])
 def test_another_version(folder: Path, version: Any) -> None:
     change(folder, format=version)
     with pytest.raises(InputError, match="another format version") as error:
-        read_policy_folder(folder)
-    assert (error.value.found, error.value.expected) == (version, 1)
+        read_policy_folder(folder, refused)
+    assert (error.value.found, error.value.expected) == (None if version is ... else version, 2)
 
 
-@pytest.mark.parametrize("name", ["sizes", "policy", "acting", "llm", "facts", "sha256"])
-@pytest.mark.parametrize("value", [None, 3])
+def test_format_1_is_upgraded_and_then_checked(folder: Path) -> None:
+    def upgrade(description: dict[str, Any]) -> dict[str, Any]:
+        assert description["format"] == 1
+        kept = {name: value for name, value in description.items() if name not in ("sizes", "policy")}
+        return kept | {name: DESCRIPTION[name] for name in ("spaces", "network", "critic")}
+
+    change(folder, **FORMAT_1)
+    description, _ = read_policy_folder(folder, upgrade)
+    assert {name: description[name] for name in DESCRIPTION} == DESCRIPTION
+    assert description["format"] == 2
+    with pytest.raises(InputError) as error:
+        read_policy_folder(folder, lambda old: upgrade(old) | {"spaces": {}})
+    assert error.value.field == "spaces.action_dim"
+    for name in ("sizes", "policy", "facts"):
+        change(folder, **{**FORMAT_1, name: ...})
+        with pytest.raises(InputError, match="field of the policy") as error:
+            read_policy_folder(folder, refused)
+        assert error.value.field == name
+
+
+# The description
+
+
+@pytest.mark.parametrize("name", [*DESCRIPTION, "sha256"])
+@pytest.mark.parametrize("value", [..., 3])
 def test_description_with_a_field_missing_or_of_another_type(folder: Path, name: str, value: Any) -> None:
     change(folder, **{name: value})
     with pytest.raises(InputError, match="field of the policy") as error:
-        read_policy_folder(folder)
+        read_policy_folder(folder, refused)
     assert error.value.field == name
     assert error.value.path == str(folder / "policy.json")
 
@@ -126,7 +153,7 @@ def test_description_with_a_field_missing_or_of_another_type(folder: Path, name:
 def test_unknown_field(folder: Path) -> None:
     change(folder, actign={})
     with pytest.raises(InputError, match="unknown field") as error:
-        read_policy_folder(folder)
+        read_policy_folder(folder, refused)
     assert error.value.field == "actign"
     assert "acting" in str(error.value.hint)
 
@@ -136,7 +163,7 @@ def test_other_files_than_a_policys(folder: Path, names: dict[str, str]) -> None
     sums = json.loads((folder / "policy.json").read_text())["sha256"] if "../x" in names else {}
     change(folder, sha256=sums | names)
     with pytest.raises(InputError, match="other files") as error:
-        read_policy_folder(folder)
+        read_policy_folder(folder, refused)
     assert error.value.field == "sha256"
 
 
@@ -144,25 +171,23 @@ def test_other_files_than_a_policys(folder: Path, names: dict[str, str]) -> None
 def test_broken_description(folder: Path, content: str) -> None:
     (folder / "policy.json").write_text(content)
     with pytest.raises(InputError) as error:
-        read_policy_folder(folder)
+        read_policy_folder(folder, refused)
     assert error.value.path == str(folder / "policy.json")
 
 
 def test_not_a_policy_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hi")
-    with pytest.raises(InputError, match="not a policy folder") as error:
-        read_policy_folder(tmp_path)
-    assert error.value.found == "notes.txt"
-    with pytest.raises(InputError, match="not a policy folder") as error:
-        read_policy_folder(tmp_path / "nothing")
-    assert error.value.found == "no folder"
+    for path, found in ((tmp_path, "notes.txt"), (tmp_path / "nothing", "no folder")):
+        with pytest.raises(InputError, match="not a policy folder") as error:
+            read_policy_folder(path, refused)
+        assert error.value.found == found
 
 
 def test_a_write_that_fails_keeps_the_old_policy(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
     bad: dict[str, dict[str, Any]] = {"model": tensors["model"], "texts": {"x": "no tensor"}}
     with pytest.raises(AttributeError):
         write_policy_folder(folder, DESCRIPTION, bad)
-    _, found = read_policy_folder(folder)
+    _, found = read_policy_folder(folder, refused)
     assert torch.equal(found["model"]["b"], tensors["model"]["b"])
     assert [p.name for p in folder.parent.iterdir()] == ["policy"]
 
@@ -180,14 +205,8 @@ def test_a_repository_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: 
 
         def download(repository: str, allow_patterns: list[str], snapshot: Path = snapshot) -> str:
             assert repository == "someone/policy"
-            files = [
-                "policy.json",
-                "model.safetensors",
-                "critic.safetensors",
-                "policy/policy.json",
-                "policy/texts.safetensors",
-            ]
-            others = ["checkpoint/step-1/networks.safetensors", "results.json", "films/x.mp4"]
+            files = ["policy.json", "model.safetensors", "policy/policy.json", "policy/texts.safetensors"]
+            others = ["checkpoint/step-1/networks.safetensors", "results.json", "videos/x.mp4"]
             kept = filter_repo_objects([*files, *others], allow_patterns=allow_patterns)
             assert list(kept) == files
             return str(snapshot)

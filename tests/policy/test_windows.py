@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from llmdpd.cli.train import configuration
-from llmdpd.methods.networks import METHODS, make_network
-from llmdpd.nn.policy_network import Window
+from llmdpd.config.parse import parse_train
+from llmdpd.methods import METHODS
+from llmdpd.nn.policy_network import Spaces, Window
 
+PLAN, SEQUENCE, CHUNK = "--method.network.plan.horizon", "--method.network.sequence.context", "--method.network.chunk"
 EXPECTED = {
-    "trajectory-diffusion": Window(6),
-    "dt": Window(5),
-    "prompt-dt": Window(5),
-    "lamo": Window(5),
-    "mtdiff": Window(6, 2),
+    "trajectory-diffusion": ([PLAN, "6"], Window(6)),
+    "dt": ([SEQUENCE, "5"], Window(5)),
+    "prompt-dt": ([SEQUENCE, "5"], Window(5)),
+    "lamo": ([SEQUENCE, "5"], Window(5)),
+    "mtdiff": ([PLAN, "6", "--method.network.plan.history", "3"], Window(6, 2)),
+    "diffusion-bc": ([CHUNK, "3"], Window(3)),
+    "llmdpd": ([CHUNK, "3"], Window(3)),
 }
-"""Methods that learn from more than transitions, made with a plan of 6 steps after 3 states, and a context of 5."""
+"""Methods that learn from more than transitions, with some options, and their windows then."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_says_what_it_learns_from(method: str) -> None:
-    words = ["--preset", "metaworld-trajectory-diffusion"] if method == "trajectory-diffusion" else ["--agent", method]
-    policy = configuration(words).policy
-    plan = dataclasses.replace(policy.plan, horizon=6, history=3)
-    sequence = dataclasses.replace(policy.sequence, context=5)
-    sizes = {"layers": 1, "heads": 1, "width": 4, "inner": 4}
-    language = dataclasses.replace(policy.language, **sizes)
-    config = dataclasses.replace(policy, plan=plan, sequence=sequence, language=language, chunk=1)
-    assert make_network(method, 39, 4, 8, config).window == EXPECTED.get(method, Window())
-    if method in ("llmdpd", "diffusion-bc", "diffusion-ql"):
-        assert make_network(method, 39, 4, 8, dataclasses.replace(config, chunk=3)).window == Window(3)
+    options, expected = EXPECTED.get(method, ([], Window()))
+    network: Any = parse_train(["--method", method, *options]).method.network
+    if method == "lamo":
+        tiny = dataclasses.replace(network.language, layers=1, heads=1, width=4, inner=4)
+        network = dataclasses.replace(network, language=tiny)
+    assert METHODS[method].build_network(Spaces(39, 4, 8), network).window == expected
+    if CHUNK in options:
+        single = dataclasses.replace(network, chunk=1)
+        assert METHODS[method].build_network(Spaces(39, 4, 8), single).window == Window()

@@ -14,27 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmdpd import train
-from llmdpd.config.schema import PRESETS
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.nn.policy_network import Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
-from llmdpd.runs.pipeline import prepare_config
-from llmdpd.training.cuda_graph import (
-    CaptureError,
-    GraphedUpdate,
-    check_cuda_graph,
-    describe_cuda_graph,
-    watch,
-    with_cuda_graph,
-)
+from llmdpd.training.cuda_graph import CaptureError, GraphedUpdate, describe_cuda_graph, watch, with_cuda_graph
 
 S, A, D = 4, 2, 6
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.1)
-CPU = torch.device("cpu")
 
 
 def state_of(agent: Any) -> list[Tensor]:
@@ -128,7 +118,7 @@ def make_batch(rng: np.random.Generator) -> MakeBatch:
 
 def make_agent(**changes: Any) -> LLMDPD:
     context = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, text_dropout=0.2, encoder=ENCODER)
-    network = ConditionalPolicy(S, A, D, PolicyConfig(hidden_dim=16, time_dim=8, context=context))
+    network = DiffusionPolicy(Spaces(S, A, D), DiffusionNetworkConfig(hidden_dim=16, time_dim=8, context=context))
     settings: dict[str, Any] = {"critic_hidden": 16, "lr_warmup": 5, "lr_final": 0.1, "ema_every": 2, "ema_start": 6}
     return LLMDPD(network, LLMDPDConfig(**settings | changes), 30)
 
@@ -249,23 +239,15 @@ def test_beyond_the_limit_kinds_stay_eager(make_batch: MakeBatch, caplog: pytest
     assert [r.message for r in caplog.records] == ["more than 2 kinds of batch: the others run without a CUDA graph"]
 
 
-def test_strided_parts_are_taken_as_they_are(make_batch: MakeBatch) -> None:
+def test_metrics_outlive_the_next_replay_and_strided_parts_are_read(make_batch: MakeBatch) -> None:
     other, _ = graphed(Sums(), warm_up=1)
-    batch = make_batch()
-    for _ in range(3):
-        wide = torch.randn(6, 2 * S)
-        metrics = other.update(dataclasses.replace(batch, observations=wide[:, ::2]), 0)
-        assert float(metrics["observations"]) == float(wide[:, ::2].double().sum().float())
-
-
-def test_metrics_outlive_the_next_replay(make_batch: MakeBatch) -> None:
-    other, _ = graphed(Sums(), warm_up=1)
-    batches = [make_batch() for _ in range(6)]
+    batches = [dataclasses.replace(make_batch(), observations=torch.randn(6, 2 * S)[:, ::2]) for _ in range(6)]
     for batch, metrics in zip(batches, run(other, batches), strict=True):
-        assert float(metrics["rewards"]) == float(batch.rewards.double().sum().float())
+        for name in ("rewards", "observations"):
+            assert float(metrics[name]) == float(getattr(batch, name).double().sum().float())
 
 
-# What hangs on addresses and versions
+# What depends on addresses and versions
 
 
 def test_a_loaded_state_drops_the_graphs(make_batch: MakeBatch) -> None:
@@ -345,30 +327,32 @@ def test_obstacles_of_the_first_iterations_do_not_count(make_batch: MakeBatch) -
     assert other.captured == 1
 
 
-def test_watching_tells_what_a_graph_cannot_hold() -> None:
-    def quiet() -> dict[str, Tensor]:
-        return {"x": torch.ones(())}
+def draws() -> None:
+    torch.rand(())
 
-    def draws() -> dict[str, Tensor]:
-        return {"x": torch.rand(())}
 
-    def waits() -> dict[str, Tensor]:
-        warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=2)
-        return {"x": torch.ones(())}
+def waits() -> None:
+    warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=2)
 
+
+@pytest.mark.parametrize(("act", "obstacle"), [(draws, "random numbers on the host"), (waits, "waits for the device")])
+def test_watching_tells_what_a_graph_cannot_hold(act: Callable[[], None], obstacle: str) -> None:
+    def work() -> dict[str, Tensor]:
+        act()
+        return {}
+
+    found = watch(work)[1]
+    assert found is not None
+    assert obstacle in found
+
+
+def test_watching_keeps_results_and_other_warnings() -> None:
     def warns() -> dict[str, Tensor]:
         warnings.warn("something else", stacklevel=2)
         return {"x": torch.ones(())}
 
-    assert watch(quiet) == ({"x": torch.ones(())}, None)
-    found = watch(draws)[1]
-    assert found is not None
-    assert "random numbers on the host" in found
-    found = watch(waits)[1]
-    assert found is not None
-    assert "waits for the device" in found
     with pytest.warns(UserWarning, match="something else"):
-        assert watch(warns)[1] is None
+        assert watch(warns) == ({"x": torch.ones(())}, None)
 
 
 # The setting
@@ -376,32 +360,18 @@ def test_watching_tells_what_a_graph_cannot_hold() -> None:
 
 def test_the_mode_and_the_device_decide() -> None:
     agent = make_agent()
-    for mode in ("auto", "off"):
-        assert with_cuda_graph(agent, mode, CPU) is agent  # type: ignore[arg-type]
+    assert with_cuda_graph(agent, "auto", torch.device("cpu")) is agent
     assert with_cuda_graph(agent, "off", torch.device("cuda")) is agent
     assert describe_cuda_graph(agent) == "not used"
     other, _ = graphed(agent)
     assert describe_cuda_graph(other) == "captured 0"
     assert (other.modules, other.optimizers) == (agent.modules, agent.optimizers)
-    check_cuda_graph("on", torch.device("cuda:1"))
 
 
-@pytest.mark.parametrize(("mode", "found"), [("on", "cpu"), ("always", "always")])
-def test_a_mode_that_cannot_be_is_refused(mode: str, found: str) -> None:
-    config = PRESETS["smoke"]
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, cuda_graph=mode))  # type: ignore[arg-type]
-    for call in (lambda: prepare_config(config), lambda: with_cuda_graph(make_agent(), mode, CPU)):  # type: ignore[arg-type]
-        with pytest.raises(InputError) as error:
-            call()
-        assert error.value.field == "training.cuda_graph"
-        assert found in str(error.value.found)
-
-
-@pytest.mark.parametrize("option", ["--cuda-graph", "--training.cuda-graph"])
-def test_the_command_refuses_it_before_anything_is_made(
-    option: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert train.main(["--run-dir", "run", option, "on"]) == 2
-    assert "training.cuda_graph" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_a_method_that_no_graph_can_hold() -> None:
+    agent = make_agent()
+    agent.same_work = False  # type: ignore[misc]
+    assert with_cuda_graph(agent, "auto", torch.device("cuda")) is agent
+    with pytest.raises(InputError, match="no CUDA graph") as error:
+        with_cuda_graph(agent, "on", torch.device("cuda"))
+    assert (error.value.field, "LLMDPD" in str(error.value.found)) == ("training.cuda_graph", True)

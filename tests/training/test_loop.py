@@ -14,19 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmdpd.config.schema import TrainingConfig
 from llmdpd.data import TrajectoryDataset
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.training.batches import BatchSampler
-from llmdpd.training.loop import Hooks, TrainingDivergedError, TrainingLoop, _selection_words
+from llmdpd.training.config import TrainingConfig
+from llmdpd.training.loop import Hooks, TrainingLoop, _selection_words
 from llmdpd.training.metrics import read_metrics
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.checkpoint import latest_checkpoint
 
-CONFIG = TrainingConfig(
-    iterations=40, batch_size=4, prompts_per_batch=2, log_every=4, checkpoint_every=9, select_every=10
-)
+CONFIG = TrainingConfig(iterations=40, log_every=4, checkpoint_every=9, select_every=10)
 
 
 class Kill(BaseException):
@@ -162,7 +160,7 @@ def test_a_record_is_the_mean_since_the_last(trial: Callable[..., Trial]) -> Non
 
 
 def test_without_selection_there_is_no_best(trial: Callable[..., Trial]) -> None:
-    config = TrainingConfig(iterations=10, batch_size=4, prompts_per_batch=2, log_every=5, select_every=0)
+    config = TrainingConfig(iterations=10, log_every=5, select_every=0)
     one = trial("run", config=config).execute()
     assert one.selected == []
     assert one.kept == [("last", 10)]
