@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from typing import Any
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
