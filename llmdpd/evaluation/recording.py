@@ -31,7 +31,7 @@ def record_videos(
     folder: Path,
     *,
     max_steps: int,
-    goal_visible: bool | None,
+    goal_visible: bool,
     seen: Sequence[str] = (),
     most: int | None = None,
     checkpoint: str = "last",

@@ -30,23 +30,22 @@ _RENAMED, _DROPPED = {"replan": "action_horizon"}, ("views",)
 _SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
 
 
-def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a success probability (E. B. Wilson, 1927), without continuity correction.
+_Z2 = NormalDist().inv_cdf(0.975) ** 2
+
+
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a success probability (E. B. Wilson, 1927), without continuity correction.
 
     Returns (low, high) as fractions within [0, 1]. Unlike mean ± 1.96 standard errors it stays inside [0, 1] and is
-    not empty at 0 or all successes. Raises `InputError` unless 0 <= successes <= episodes, episodes >= 1 and
-    0 < confidence < 1.
+    not empty at 0 or all successes. Raises `InputError` unless 0 <= successes <= episodes and episodes >= 1.
     """
     if episodes < 1 or not 0 <= successes <= episodes:
         raise InputError(
             "no such count of successes", found=f"{successes} of {episodes}", expected="0 <= k <= n, n >= 1"
         )
-    if not 0.0 < confidence < 1.0:
-        raise InputError("no such confidence", found=confidence, expected="between 0 and 1")
-    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     rate = successes / episodes
-    centre = (rate + z2 / (2 * episodes)) / (1 + z2 / episodes)
-    half = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * episodes)) / episodes) / (1 + z2 / episodes)
+    centre = (rate + _Z2 / (2 * episodes)) / (1 + _Z2 / episodes)
+    half = math.sqrt(_Z2 * (rate * (1 - rate) + _Z2 / (4 * episodes)) / episodes) / (1 + _Z2 / episodes)
     # At the ends the bound is exact in real numbers; rounding would put it a hair beside 0 or 1.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == episodes else centre + half

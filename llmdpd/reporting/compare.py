@@ -32,10 +32,6 @@ class Arm:
     members: tuple[tuple[Run, tuple[TaskResult, ...]], ...]
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        return tuple(run for run, _ in self.members)
-
-    @property
     def records(self) -> tuple[TaskResult, ...]:
         return tuple(record for _, records in self.members for record in records)
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.reporting.compare import Arm
 from llmdpd.reporting.estimate import Estimate, tasks_by_split
-from llmdpd.reporting.paper import success_row
+from llmdpd.reporting.paper import TABLE_1, find_row
 from llmdpd.reporting.run import Run
 
 SERIES = 6  # colours that report.css.j2 defines as --s0 ... --s5; more arms than that repeat them
@@ -175,7 +175,7 @@ def _paper_marks(axes: Axes, rows: Sequence[AxisRow], places: Sequence[float]) -
     other: dict[str, Any] = {"marker": "|", "markersize": 15, "markeredgewidth": 2.5, "color": _MUTED, "linestyle": ""}
     found = False
     for row, y in zip(rows, places, strict=True):
-        paper = success_row(row.task or "")
+        paper = find_row(TABLE_1, row.task or "")
         if paper is not None:
             found = True
             axes.errorbar(paper.llmdpd.mean, y - 0.44, xerr=paper.llmdpd.std, color=_INK, linewidth=1)

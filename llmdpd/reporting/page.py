@@ -18,7 +18,7 @@ from llmdpd.evaluation.results import SPLITS, TaskResult
 from llmdpd.reporting.compare import Arm, differing_settings, flatten, goal_words, group_arms, on_off
 from llmdpd.reporting.estimate import tasks_by_split
 from llmdpd.reporting.figures import Drawing, curve_figure, success_figure
-from llmdpd.reporting.paper import locomotion_row, success_row
+from llmdpd.reporting.paper import TABLE_1, TABLE_2, find_row
 from llmdpd.reporting.run import Run, read_run
 from llmdpd.utils.files import atomic_write_text
 
@@ -220,7 +220,7 @@ def _success_table(arms: Sequence[Arm]) -> dict[str, Any] | None:
 
 def _paper(task: str, split: str) -> tuple[str, str]:
     """The paper's two columns for a task; where the paper counts it to the other split, that is said."""
-    row = success_row(task)
+    row = find_row(TABLE_1, task)
     if row is None:
         return "", ""
     other = "" if row.split == split else f" ({row.split} there)"
@@ -229,7 +229,7 @@ def _paper(task: str, split: str) -> tuple[str, str]:
 
 def _paper_means(tasks: Sequence[str], split: str) -> tuple[str, str]:
     """Means of the paper's figures, only where it has every one of these tasks in the same split."""
-    rows = [success_row(task) for task in tasks]
+    rows = [find_row(TABLE_1, task) for task in tasks]
     known = [row for row in rows if row is not None and row.split == split]
     if len(known) < len(rows):
         return "", ""
@@ -248,7 +248,7 @@ def _locomotion_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
 
 
 def _locomotion_row(arm: Arm, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
-    paper = locomotion_row(task)
+    paper = find_row(TABLE_2, task)
     return {
         "arm": arm.label,
         "task": task,

@@ -111,13 +111,3 @@ def find_row(table: PaperTable, task: str) -> PaperRow | None:
     """A table's row for a task's name in any of its spellings ("box-close-v3", "hopper-medium-replay-v2")."""
     name = base_name(task.lower())
     return table.get(name) or table.get(name.split("-")[0])
-
-
-def success_row(task: str) -> PaperRow | None:
-    """The paper's table 1 for a Meta-World task name of any version ("box-close", "box-close-v3"), if it is there."""
-    return find_row(TABLE_1, task)
-
-
-def locomotion_row(task: str) -> PaperRow | None:
-    """The paper's table 2 for a locomotion name ("HalfCheetah-v5", "hopper-medium-replay-v2"), if it is there."""
-    return find_row(TABLE_2, task)

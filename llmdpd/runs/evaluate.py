@@ -193,7 +193,7 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> Evaluated:
                 prompts,
                 videos / config.prompt_behaviours[number] if len(sets) > 1 else videos,
                 max_steps=steps,
-                goal_visible=trained.tasks.goal_visible if spec.has_success else None,
+                goal_visible=trained.tasks.goal_visible,
                 seen=trained.tasks.seen,
                 most=None if config.tasks else trained.evaluation.video_tasks,
                 checkpoint=next(iter(policies), "last"),
