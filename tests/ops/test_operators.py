@@ -191,7 +191,7 @@ class NoGradient(torch.autograd.Function):
 
 def outputs(make_net: Any, state: Tensor) -> list[Tensor]:
     """Of the chain and of the net."""
-    x, weight, init, *trunk = net_case(np.random.default_rng(0), 4, 3, 8, 1, False)
+    _, weight, init, *trunk = net_case(np.random.default_rng(0), 4, 3, 8, 1, False)
     return [
         reverse_diffusion(make_net(3, 2, 4), state, torch.randn(4), sampler_plan(clip=None), seed=1),
         mish_mlp(state, weight, init, linear_layers(trunk)),
@@ -381,8 +381,13 @@ def linear_layers(trunk: list[Tensor]) -> list[torch.nn.Linear]:
 @pytest.mark.parametrize("per_row", [False, True])
 @pytest.mark.parametrize(
     ("size", "precision"),
-    [((256, 43, 256, 1), "fp32"), ((37, 7, 33, 4), "fp32"), ((1, 1, 1, 1), "fp32"), ((1301, 5, 24, 20), "fp32")]
-    + [((12, 0, 9, 3), "fp32"), ((256, 43, 256, 1), "bf16"), ((37, 7, 65, 4), "bf16")],
+    [
+        *(
+            (size, "fp32")
+            for size in [(256, 43, 256, 1), (37, 7, 33, 4), (1, 1, 1, 1), (1301, 5, 24, 20), (12, 0, 9, 3)]
+        ),
+        *((size, "bf16") for size in [(256, 43, 256, 1), (37, 7, 65, 4)]),
+    ],
 )
 def test_the_net_and_its_gradients(
     rng: np.random.Generator, isa: str, size: tuple[int, int, int, int], per_row: bool, precision: Any
