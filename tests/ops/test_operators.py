@@ -15,7 +15,7 @@ from torch import Tensor
 from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, reverse_diffusion, sampler_plan
 from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.ops import autograd, native, operators
-from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops.arguments import ChainArguments, MlpArguments
 from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.ops.mish_mlp import mish_mlp, mish_mlp_reference
 
@@ -241,7 +241,7 @@ def test_the_operators_and_the_way_round_them_are_the_same(rng: np.random.Genera
     first = torch.randn(18, 5, requires_grad=True)
     ways = [
         torch.ops.llmdpd.mish_mlp(state, first, bias, trunk, False, True)[0],
-        autograd.mish_mlp(state, first, bias, trunk, False, True),
+        autograd.mish_mlp(MlpArguments(state, first, bias, trunk, False), True),
     ]
     leaves = [state, first, bias, *trunk]
     for one, other in zip(*(torch.autograd.grad(way.square().sum(), leaves) for way in ways), strict=True):
