@@ -405,7 +405,7 @@ def test_the_net_and_its_gradients(
     wanted = torch.autograd.grad((expected * weight.double()).sum(), double)
     assert relative(out, expected) <= ACTIONS[precision]
     for one, other in zip(found, wanted, strict=True):
-        assert relative(one, other) <= GRADIENTS[precision]
+        assert relative(one, other, least=1e-2) <= GRADIENTS[precision]
 
 
 def test_the_net_takes_slices_of_columns_and_leading_axes(rng: np.random.Generator) -> None:
