@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESERVE = 10.0  # seconds kept back for the last report
-TESTS = ("tests/kernels", "tests/diffusion")
+TESTS = ("tests/kernels", "tests/ops", "tests/diffusion")
 
 
 def build(target: Path, seconds: float) -> dict[str, Any]:

@@ -24,7 +24,6 @@ class SinusoidalTime(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         half = dim // 2
-        self.frequencies: Tensor
         step = math.log(10000.0) / max(half - 1, 1)
         self.register_buffer("frequencies", torch.exp(torch.arange(half) * -step), persistent=False)
 
@@ -52,9 +51,8 @@ class NoiseMLP(nn.Module):
     ) -> None:
         super().__init__()
         if time_dim < 2 or time_dim % 2:
-            raise InputError(
-                "the time embedding is sine and cosine pairs", field="time_dim", found=time_dim, expected="even"
-            )
+            problem = "the time embedding consists of pairs of sine and cosine"
+            raise InputError(problem, field="time_dim", found=time_dim, expected="an even number")
         self.state_dim, self.action_dim, self.prompt_dim = state_dim, action_dim, prompt_dim
         self.hidden_dim, self.time_dim = hidden_dim, time_dim
         self.time_mlp = nn.Sequential(
@@ -127,24 +125,19 @@ class NoiseMLP(nn.Module):
         """
         names = {"time_mlp.1": "time_mlp.1", "time_mlp.3": "time_mlp.3", "final_layer": "layers.3"}
         names |= {f"mid_layer.{2 * i}": f"layers.{i}" for i in range(3)}
-        prefix = next(
-            (key[: -len("final_layer.weight")] for key in state_dict if key.endswith("final_layer.weight")), ""
-        )
+        last = "final_layer.weight"
+        prefix = next((key.removesuffix(last) for key in state_dict if key.endswith(last)), "")
         ours: dict[str, Tensor] = {}
-        for theirs, name in names.items():
-            for part in ("weight", "bias"):
-                key = f"{prefix}{theirs}.{part}"
-                if key not in state_dict:
-                    raise InputError(
-                        "not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor"
-                    )
-                ours[f"{name}.{part}"] = state_dict[key]
+        for (theirs, name), part in itertools.product(names.items(), ("weight", "bias")):
+            key = f"{prefix}{theirs}.{part}"
+            if key not in state_dict:
+                raise InputError("not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor")
+            ours[f"{name}.{part}"] = state_dict[key]
         time_dim, hidden_dim = ours["time_mlp.3.bias"].shape[0], ours["layers.0.bias"].shape[0]
         net = cls(state_dim, action_dim, prompt_dim, hidden_dim, time_dim)
         for key, value in net.state_dict().items():
-            if ours[key].shape != value.shape:
-                raise InputError(
-                    "a tensor of another size", field=key, found=tuple(ours[key].shape), expected=tuple(value.shape)
-                )
+            found, expected = tuple(ours[key].shape), tuple(value.shape)
+            if found != expected:
+                raise InputError("a tensor of another size", field=key, found=found, expected=expected)
         net.load_state_dict(ours)
         return net

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache, lru_cache
-from typing import Literal, SupportsIndex, get_args
+from typing import Literal, NamedTuple, SupportsIndex, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,20 @@ _log = logging.getLogger(__name__)
 
 class BackendUnavailableError(RuntimeError):
     """A backend requested by name that cannot run here; the message says why and what would help."""
+
+
+class _Call(NamedTuple):
+    """The arguments of `reverse_diffusion`."""
+
+    net: NoiseMLP
+    state: Tensor
+    prompt: Tensor
+    plan: SamplerCoefficients
+    samples: int
+    seed: int | Tensor | None
+    noise: Tensor | None
+    backend: str
+    precision: str
 
 
 def reverse_diffusion(
@@ -81,21 +95,20 @@ def reverse_diffusion(
         actions = packing.sample_again(net, plan, state, prompt, samples, seed, precision == "bf16")
         if actions is not None:
             return actions
-    _check(net, state, prompt, plan, samples, seed, noise, backend, precision)
-    chosen = _choose(net, state, prompt, noise, backend)
+    call = _Call(net, state, prompt, plan, samples, seed, noise, backend, precision)
+    _check(call)
+    chosen, bf16 = _choose(call), precision == "bf16"
     needs_grad = torch.is_grad_enabled() and (
         state.requires_grad or prompt.requires_grad or any(t.requires_grad for t in net.parameters())
     )
     if chosen == "cpp" and not needs_grad and not compiling:
-        return packing.sample(net, plan, state, prompt, samples, seed, noise, precision == "bf16")
-    given = None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim)
+        return packing.sample(net, plan, state, prompt, samples, seed, noise, bf16)
+    xi = None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim)
     if chosen == "reference":
-        xi = _noise(seed, state, samples, plan.steps, net.action_dim) if given is None else given
+        xi = _noise(call) if xi is None else xi
         actions = reverse_diffusion_reference(net, state, prompt, plan, xi, precision)
     else:
-        key = torch.zeros(1, dtype=torch.int64, device=state.device) if given is not None else _key(seed, state.device)
-        chain = _arguments(net, state, prompt, plan, samples, key, given, precision == "bf16")
-        actions = autograd.reverse_diffusion(chain, needs_grad)
+        actions = autograd.reverse_diffusion(_arguments(call, xi), needs_grad)
     return actions if samples > 1 else actions[:, 0]
 
 
@@ -108,31 +121,26 @@ def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
     return torch.full((1,), signed64(seed), dtype=torch.int64, device=device)  # filled there: no copy to wait for
 
 
-def _noise(seed: int | Tensor | None, state: Tensor, samples: int, steps: int, action_dim: int) -> Tensor:
-    """xi [K + 1, B, N, A] on the state's device and in its dtype."""
-    batch, key = state.shape[0], _key(seed, state.device)
+def _noise(call: _Call) -> Tensor:
+    """xi [K + 1, B, N, A] from the seed, on the state's device and in its dtype."""
+    state, batch, key = call.state, call.state.shape[0], _key(call.seed, call.state.device)
     own = key if key.shape[0] == batch and batch != 1 else int(key)
-    return philox_normal(own, batch, samples, steps + 1, action_dim, state.device).to(state.dtype)
+    xi = philox_normal(own, batch, call.samples, call.plan.steps + 1, call.net.action_dim, state.device)
+    return xi.to(state.dtype)
 
 
-def _arguments(
-    net: NoiseMLP,
-    state: Tensor,
-    prompt: Tensor,
-    plan: SamplerCoefficients,
-    samples: int,
-    key: Tensor,
-    noise: Tensor | None,
-    bf16: bool,
-) -> ChainArguments:
+def _arguments(call: _Call, xi: Tensor | None) -> ChainArguments:
     """The operator's arguments: what does not depend on the step is computed in torch, W_s s excepted."""
+    net, state, plan = call.net, call.state, call.plan
     timesteps, table = _coefficient_tensors(plan, state.device)
     with torch.autocast(state.device.type, enabled=False):
         W_a, _, W_s, W_z, b1 = net.first_layer()
-        u_z = F.linear(prompt, W_z, b1)
+        u_z = F.linear(call.prompt, W_z, b1)
         tau = net.time_rows(timesteps)
     trunk = [part for layer in net.linears[1:] for part in (layer.weight, layer.bias)]
-    return ChainArguments(state, W_s, u_z, tau, W_a, trunk, table, key, noise, plan.start, plan.bound, samples, bf16)
+    key = _key(call.seed, state.device) if xi is None else timesteps.new_zeros(1)
+    bf16 = call.precision == "bf16"
+    return ChainArguments(state, W_s, u_z, tau, W_a, trunk, table, key, xi, plan.start, plan.bound, call.samples, bf16)
 
 
 @constant_when_compiled
@@ -148,32 +156,32 @@ def _kept_coefficient_tensors(plan: SamplerCoefficients, device: torch.device) -
         return torch.tensor(plan.timesteps, device=device), torch.from_numpy(plan.table()).to(device)
 
 
-def _choose(net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None, backend: str) -> str:
+def _choose(call: _Call) -> str:
     """The backend that runs: the requested one, or for `auto` the fastest that can."""
-    if backend == "reference":
-        return backend
-    name = backend if backend != "auto" else "triton" if state.is_cuda else "cpp"
-    reason = _cannot_run(name, net, state, prompt, noise)
+    if call.backend == "reference":
+        return call.backend
+    name = call.backend if call.backend != "auto" else "triton" if call.state.is_cuda else "cpp"
+    reason = _cannot_run(name, call)
     if reason is None:
         return name
     reason = f"the {name} backend cannot run: {reason}"
-    if backend != "auto":
+    if call.backend != "auto":
         raise BackendUnavailableError(reason)
     _log_once(reason)
     return "reference"
 
 
-def _cannot_run(name: str, net: NoiseMLP, state: Tensor, prompt: Tensor, noise: Tensor | None) -> str | None:
+def _cannot_run(name: str, call: _Call) -> str | None:
     """Why a backend cannot run here, on these tensors; None where it can."""
     missing = native.available()[1] if name == "cpp" else triton.unavailable()
     if missing is not None:
         return missing
-    device = "cpu" if name == "cpp" else "cuda"
-    if state.device.type != device:
-        return f"tensors are on {state.device}, and it runs on {device}: move them there or use another backend"
-    if {state.dtype, prompt.dtype, net.layers[0].weight.dtype} != {torch.float32}:
+    device, found = "cpu" if name == "cpp" else "cuda", call.state.device
+    if found.type != device:
+        return f"tensors are on {found}, and it runs on {device}: move them there or use another backend"
+    if {call.state.dtype, call.prompt.dtype, call.net.layers[0].weight.dtype} != {torch.float32}:
         return "it takes float32 only: use float32 tensors, or backend='reference'"
-    if noise is not None and noise.requires_grad and torch.is_grad_enabled():
+    if call.noise is not None and call.noise.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for given noise: use backend='reference'"
     return None
 
@@ -183,18 +191,9 @@ def _log_once(reason: str) -> None:
     _log.info("reverse_diffusion runs on the reference backend: %s", reason)
 
 
-def _check(
-    net: NoiseMLP,
-    state: Tensor,
-    prompt: Tensor,
-    plan: SamplerCoefficients,
-    samples: int,
-    seed: int | Tensor | None,
-    noise: Tensor | None,
-    backend: str,
-    precision: str,
-) -> None:
+def _check(call: _Call) -> None:
     """Raise `InputError` for anything that does not fit, before native code sees it."""
+    net, state, prompt, plan, samples, seed, noise, backend, precision = call
     if backend not in get_args(Backend):
         raise InputError("unknown backend", field="backend", found=backend, expected=get_args(Backend))
     if precision not in get_args(Precision):
@@ -209,19 +208,19 @@ def _check(
         if not fits or tensor.device != weight.device or tensor.layout != torch.strided:
             found, expected = (f"{t.dtype} on {t.device}, {t.layout}" for t in (tensor, weight))
             raise InputError("wrong kind of tensor", field=name, found=found, expected=f"{expected}, as the net")
-    if seed is not None and noise is not None:
-        raise InputError(
-            "seed and noise exclude each other", field="seed", found=seed, expected="None where noise is given"
-        )
-    if isinstance(seed, Tensor) and (seed.shape != (batch,) or seed.dtype != torch.int64):
-        found = f"{seed.dtype} {tuple(seed.shape)}"
-        raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")
-    if not (seed is None or isinstance(seed, (Tensor, SupportsIndex))):
-        raise InputError("wrong kind of seed", field="seed", found=seed, expected=f"an int, or int64 [{batch}]")
     if noise is not None:
+        if seed is not None:
+            raise InputError("seed and noise exclude each other", field="seed", found=seed, expected="None with noise")
         full = (plan.steps + 1, batch, samples, net.action_dim)
         allowed = {full} if samples > 1 else {full, (plan.steps + 1, batch, net.action_dim)}
         if tuple(noise.shape) not in allowed:
-            raise InputError(
-                "wrong shape", field="noise", found=tuple(noise.shape), expected=" or ".join(map(str, allowed))
-            )
+            expected = " or ".join(map(str, allowed))
+            raise InputError("wrong shape", field="noise", found=tuple(noise.shape), expected=expected)
+    kind = seed is None or (
+        seed.shape == (batch,) and seed.dtype == torch.int64
+        if isinstance(seed, Tensor)
+        else isinstance(seed, SupportsIndex)
+    )
+    if not kind:
+        found = f"{seed.dtype} {tuple(seed.shape)}" if isinstance(seed, Tensor) else repr(seed)
+        raise InputError("wrong kind of seed", field="seed", found=found, expected=f"an int, or int64 [{batch}]")

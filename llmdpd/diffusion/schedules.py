@@ -33,9 +33,7 @@ def alphas(schedule: ScheduleName, steps: int) -> Array:
     2021, offset 0.008. Betas are at most 0.999.
     """
     if steps < 1:
-        raise InputError(
-            "a diffusion chain needs a step", field="steps", found=steps, expected="an integer of at least 1"
-        )
+        raise InputError("a diffusion chain needs a step", field="steps", found=steps, expected="an integer from 1")
     index = np.arange(1, steps + 1, dtype=np.float64)
     if schedule == "vp":
         return np.exp(-0.1 / steps - 0.5 * (10.0 - 0.1) * (2 * index - 1) / steps**2)
@@ -89,24 +87,17 @@ def sampler_plan(
 
 
 def _check_arguments(name: str, steps: int, total: int, clip: float | None, eta: float, noise_scale: float) -> None:
-    if name not in get_args(SamplerName):
-        raise InputError("unknown sampler", field="name", found=name, expected=get_args(SamplerName))
-    if not 1 <= steps <= total:
-        raise InputError(
-            "sampler steps out of range", field="steps", found=steps, expected=f"1 to {total} (train_steps)"
-        )
-    if name == "ddpm" and steps != total:
+    if name == "ddpm" and 1 <= steps < total:
         raise InputError("ddpm walks every training step", field="steps", found=steps, expected=total, hint="use ddim")
-    if clip is not None and not clip > 0:
-        raise InputError(
-            "the action bound must be positive", field="clip", found=clip, expected="a number above 0, or None"
-        )
-    if not 0 <= noise_scale < np.inf:
-        raise InputError(
-            "the noise scale is out of range", field="noise_scale", found=noise_scale, expected="a number from 0"
-        )
-    if not 0 <= eta <= 1:
-        raise InputError("DDIM's noise is out of range", field="eta", found=eta, expected="0 to 1")
+    for fits, problem, field, found, expected in (
+        (name in get_args(SamplerName), "unknown sampler", "name", name, get_args(SamplerName)),
+        (1 <= steps <= total, "sampler steps out of range", "steps", steps, f"1 to {total} (train_steps)"),
+        (clip is None or clip > 0, "the action bound must be positive", "clip", clip, "a number above 0, or None"),
+        (0 <= noise_scale < np.inf, "the noise scale is out of range", "noise_scale", noise_scale, "a number from 0"),
+        (0 <= eta <= 1, "DDIM's noise is out of range", "eta", eta, "0 to 1"),
+    ):
+        if not fits:
+            raise InputError(problem, field=field, found=found, expected=expected)
 
 
 def _timesteps(name: SamplerName, bar: Array, steps: int) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ Symbols, the same in PyTorch, C++ and Triton (k = K first, the paper's equations
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -78,12 +78,6 @@ class NoiseNetwork(Protocol):
     @property
     def linears(self) -> list[nn.Linear]: ...
 
-    def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
-
-    def time_rows(self, timesteps: Tensor) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
 
 class ChainArguments(NamedTuple):
     """One call of the reverse chain, in the order of the registered operator's arguments.
@@ -91,32 +85,29 @@ class ChainArguments(NamedTuple):
     The result is a_0 [B, N, A]; it is differentiable in the first six.
     """
 
-    state: Tensor
-    """s [B, S]."""
-    W_s: Tensor
-    """[H, S]."""
-    u_z: Tensor
-    """W_z z + b1: [H], or [B, H] where each state has a prompt of its own."""
-    tau: Tensor
-    """[K, H]."""
-    W_a: Tensor
-    """[H, A]."""
-    trunk: Sequence[Tensor]
-    """W2, b2, W3, b3, W4, b4."""
-    table: Tensor
-    """p, e, A, B, C, S: float32 [K, 6]."""
-    key: Tensor
-    """Key of the counter-based noise: int64 [1], or [B], one for each state."""
-    noise: Tensor | None
-    """xi [K + 1, B, N, A] instead of a key, the start first."""
-    start: float
-    """Factor on the start noise."""
-    clip: float
-    """Bound on x0 and a_0; infinity for none."""
-    samples: int
-    """N, actions for each state."""
+    state: Tensor  # s [B, S]
+    W_s: Tensor  # [H, S]
+    u_z: Tensor  # W_z z + b1: [H], or [B, H] where each state has a prompt of its own
+    tau: Tensor  # [K, H]
+    W_a: Tensor  # [H, A]
+    trunk: Sequence[Tensor]  # W2, b2, W3, b3, W4, b4
+    table: Tensor  # p, e, A, B, C, S: float32 [K, 6]
+    key: Tensor  # of the counter-based noise: int64 [1], or [B], one for each state
+    noise: Tensor | None  # xi [K + 1, B, N, A] instead of a key, the start first
+    start: float  # factor on the start noise
+    clip: float  # bound on x0 and a_0; infinity for none
+    samples: int  # N, actions for each state
+    bf16: bool  # whether the trunk's matrix products are computed in bfloat16
+
+
+class MlpArguments(NamedTuple):
+    """One call of the three-layer net W4 mish(W3 mish(W2 mish(W1 x + init) + b2) + b3) + b4 → [B, O]."""
+
+    x: Tensor  # [B, I]
+    input_weight: Tensor  # W1 [H, I]
+    init: Tensor  # [H] or [B, H]
+    trunk: Sequence[Tensor]  # W2, b2, W3, b3, W4, b4
     bf16: bool
-    """Whether the trunk's matrix products are computed in bfloat16."""
 
 
 def check_shapes(net: NoiseNetwork, state: Tensor, prompt: Tensor, samples: int) -> int:

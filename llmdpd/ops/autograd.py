@@ -8,7 +8,6 @@ called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmdpd.ops import operators
-from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops.arguments import ChainArguments, MlpArguments
 
 
 class _Chain(torch.autograd.Function):
@@ -43,7 +42,7 @@ class _Chain(torch.autograd.Function):
 class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bf16: bool, keep: bool, *tensors: Tensor) -> Tensor:
-        out, tape = operators.mlp_forward_cpu((*tensors[:3], tensors[3:], bf16), keep)
+        out, tape = operators.mlp_forward_cpu(MlpArguments._make((*tensors[:3], tensors[3:], bf16)), keep)
         ctx.bf16 = bf16
         ctx.save_for_backward(tape, *tensors)
         return out
@@ -55,7 +54,7 @@ class _Mlp(torch.autograd.Function):
         need_x, *weights = ctx.needs_input_grad[2:]
         # The reward term asks a critic that does not learn meanwhile.
         need_weights = any(weights)
-        mlp = (*tensors[:3], tensors[3:], ctx.bf16)
+        mlp = MlpArguments._make((*tensors[:3], tensors[3:], ctx.bf16))
         gradients = operators.mlp_backward_cpu(grad, tape, mlp, need_x, need_weights)
         rest = gradients[1:] if need_weights else [None] * len(weights)
         return None, None, gradients[0] if need_x else None, *rest
@@ -81,14 +80,12 @@ def reverse_diffusion(chain: ChainArguments, differentiate: bool) -> Tensor:
     return actions
 
 
-def mish_mlp(
-    x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool, differentiate: bool
-) -> Tensor:
-    """The three-layer net's outputs [B, O] for x [B, I] and init [H] or [B, H]."""
-    keep = differentiate and operators.keeps_tape(operators.mlp_tape_floats(x, trunk, bf16))
+def mish_mlp(mlp: MlpArguments, differentiate: bool) -> Tensor:
+    """The three-layer net's outputs [B, O]."""
+    keep = differentiate and operators.keeps_tape(operators.mlp_tape_floats(mlp))
     out: Tensor
-    if _eager_on_cpu(x):
-        out = _Mlp.apply(bf16, keep, x, input_weight, init, *trunk)
+    if _eager_on_cpu(mlp.x):
+        out = _Mlp.apply(mlp.bf16, keep, *mlp[:3], *mlp.trunk)
     else:
-        out = torch.ops.llmdpd.mish_mlp(x, input_weight, init, trunk, bf16, keep)[0]
+        out = torch.ops.llmdpd.mish_mlp(*mlp, keep)[0]
     return out

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.ops import autograd, native
-from llmdpd.ops.arguments import Precision
+from llmdpd.ops.arguments import MlpArguments, Precision
 
 
 def mish_mlp(
@@ -43,7 +43,7 @@ def mish_mlp(
     rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
     inits = init if init.ndim == 1 else init.expand(*x.shape[:-1], -1).flatten(0, -2)
     differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out = autograd.mish_mlp(rows, input_weight, inits, trunk, precision == "bf16", differentiate)
+    out = autograd.mish_mlp(MlpArguments(rows, input_weight, inits, trunk, precision == "bf16"), differentiate)
     return out.reshape(*x.shape[:-1], trunk[4].shape[0])
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops.arguments import ChainArguments, MlpArguments
 from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.utils.cores import usable_cores
 from llmdpd.version import __version__
@@ -86,24 +86,12 @@ def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
     Raises:
         InputError: another dtype or device, or not dense.
     """
-    if (
-        tensor.dtype is torch.float32
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and tensor.data_ptr() % 4 == 0
-    ):
-        found_array: NDArray[np.float32] = tensor.detach().numpy()
-        return found_array
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        layout = "" if tensor.layout == torch.strided else f", {tensor.layout}"
-        found = f"{tensor.dtype} on {tensor.device}{layout}"
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.layout is not torch.strided:
+        found = f"{tensor.dtype} on {tensor.device}, {tensor.layout}"
         raise InputError("the C++ sampler computes in float32 on the CPU", field=name, found=found)
     dense = tensor.detach().contiguous()
-    if not aligned(dense):
-        dense = dense.clone()
-    copied: NDArray[np.float32] = dense.numpy()
-    return copied
+    found_array: NDArray[np.float32] = (dense if aligned(dense) else dense.clone()).numpy()
+    return found_array
 
 
 def aligned(tensor: Tensor) -> bool:
@@ -126,23 +114,10 @@ def keys(seed: Tensor) -> NDArray[np.uint64]:
 
 
 def _chain(chain: ChainArguments) -> Any:
-    noise = chain.noise
-    return module().ChainArguments(
-        rows(chain.state),
-        rows(chain.W_s),
-        array(chain.u_z),
-        array(chain.tau),
-        rows(chain.W_a),
-        [array(part) for part in chain.trunk],
-        array(chain.table),
-        keys(chain.key),
-        None if noise is None else array(noise).reshape(len(noise), -1, noise.shape[-1]),
-        chain.start,
-        chain.clip,
-        chain.samples,
-        chain.bf16,
-        threads(),
-    )
+    state, W_s, u_z, tau, W_a, trunk, table, key, noise, *constants = chain
+    first = (rows(state), rows(W_s), array(u_z), array(tau), rows(W_a), [array(part) for part in trunk])
+    given = None if noise is None else array(noise).reshape(len(noise), -1, noise.shape[-1])
+    return module().ChainArguments(*first, array(table), keys(key), given, *constants, threads())
 
 
 def chain_forward(chain: ChainArguments, actions: Tensor, tape: Tensor) -> None:
@@ -154,36 +129,26 @@ def chain_backward(
     chain: ChainArguments, grad: Tensor, tape: Tensor, gradients: Sequence[Tensor], need_state: bool
 ) -> None:
     """Compute the gradients of the first six arguments, the trunk last, from that of a_0 [B, N, A]."""
-    state, W_s, u_z, tau, W_a, *trunk = [array(part) for part in gradients]
-    module().chain_backward(
-        _chain(chain),
-        array(grad).reshape(-1, grad.shape[-1]),
-        array(tape),
-        state if need_state else None,
-        W_s,
-        u_z,
-        tau,
-        W_a,
-        trunk,
-    )
+    state, *first, trunk = *(array(part) for part in gradients[:5]), [array(part) for part in gradients[5:]]
+    rows_of_grad = array(grad).reshape(-1, grad.shape[-1])
+    module().chain_backward(_chain(chain), rows_of_grad, array(tape), state if need_state else None, *first, trunk)
 
 
-def _mlp(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], bf16: bool) -> Any:
-    return module().MlpArguments(
-        rows(x), rows(input_weight), array(init), [array(part) for part in trunk], bf16, threads()
-    )
+def _mlp(mlp: MlpArguments) -> Any:
+    trunk = [array(part) for part in mlp.trunk]
+    return module().MlpArguments(rows(mlp.x), rows(mlp.input_weight), array(mlp.init), trunk, mlp.bf16, threads())
 
 
-def mlp_forward(mlp: tuple[Any, ...], out: Tensor, tape: Tensor) -> None:
-    """Compute the three-layer net `mlp` (x, input weight, init, trunk, bf16) into out [B, O]; tape as for the chain."""
-    module().mlp_forward(_mlp(*mlp), array(out), array(tape))
+def mlp_forward(mlp: MlpArguments, out: Tensor, tape: Tensor) -> None:
+    """Compute the net into out [B, O]; the tape as for the chain."""
+    module().mlp_forward(_mlp(mlp), array(out), array(tape))
 
 
 def mlp_backward(
-    mlp: tuple[Any, ...], grad: Tensor, tape: Tensor, gradients: Sequence[Tensor], need_x: bool, need_weights: bool
+    mlp: MlpArguments, grad: Tensor, tape: Tensor, gradients: Sequence[Tensor], need_x: bool, need_weights: bool
 ) -> None:
     """Compute the gradients of x, of the input weight, of init and of the trunk from that of the outputs [B, O]."""
     x, weight, init, *trunk = [array(part) for part in gradients]
     module().mlp_backward(
-        _mlp(*mlp), array(grad), array(tape), x if need_x else None, weight, init, trunk if need_weights else []
+        _mlp(mlp), array(grad), array(tape), x if need_x else None, weight, init, trunk if need_weights else []
     )

@@ -8,7 +8,7 @@ does. C++ computes them on the CPU, Triton computes the chain on CUDA. They chec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from llmdpd.ops import native, triton
-from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops.arguments import ChainArguments, MlpArguments
 from llmdpd.ops.compiling import constant_when_compiled
 
 # Where a tape would be larger, the backward pass computes the forward pass again, one block of rows after another.
@@ -59,9 +59,9 @@ def chain_tape_floats(chain: ChainArguments) -> int:
     return tape_floats(chain.state.shape[0] * samples, hidden, action_dim, action_dim, samples, steps, chain.bf16)
 
 
-def mlp_tape_floats(x: Tensor, trunk: Sequence[Tensor], bf16: bool) -> int:
-    outputs, hidden = trunk[4].shape
-    return tape_floats(x.shape[0], hidden, outputs, 0, 1, 1, bf16)
+def mlp_tape_floats(mlp: MlpArguments) -> int:
+    outputs, hidden = mlp.trunk[4].shape
+    return tape_floats(mlp.x.shape[0], hidden, outputs, 0, 1, 1, mlp.bf16)
 
 
 def keeps_tape(floats: int) -> bool:
@@ -132,35 +132,30 @@ def _chain_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     return (gradients[0] if need_state else None, *gradients[1:5], gradients[5:], *[None] * 8)
 
 
-# The three-layer net. `mlp` stands for (x, input weight, init, trunk, bf16).
+# The three-layer net.
 
 
-def _mlp_outputs(mlp: tuple[Any, ...], keep: bool) -> tuple[Tensor, Tensor]:
-    x, _, _, trunk, bf16 = mlp
-    out = x.new_empty(x.shape[0], trunk[4].shape[0])
-    return out, _new_tape(x, mlp_tape_floats(x, trunk, bf16)) if keep else x.new_empty(0)
+def _mlp_outputs(mlp: MlpArguments, keep: bool) -> tuple[Tensor, Tensor]:
+    x = mlp.x
+    out = x.new_empty(x.shape[0], mlp.trunk[4].shape[0])
+    return out, _new_tape(x, mlp_tape_floats(mlp)) if keep else x.new_empty(0)
 
 
-def _mlp_gradients(mlp: tuple[Any, ...], need_x: bool, need_weights: bool) -> list[Tensor]:
+def _mlp_gradients(mlp: MlpArguments, need_x: bool, need_weights: bool) -> list[Tensor]:
     """Memory for the gradients, each empty where it is not needed: x; the weights (all or none of them)."""
-    x, input_weight, init, trunk, _ = mlp
-    weights = (input_weight, init, *trunk)
-    return [
-        x.new_empty(x.shape if need_x else (0,)),
-        *(tensor.new_empty(tensor.shape if need_weights else (0,)) for tensor in weights),
-    ]
+    x = mlp.x.new_empty(mlp.x.shape if need_x else (0,))
+    weights = (mlp.input_weight, mlp.init, *mlp.trunk)
+    return [x, *(x.new_empty(tensor.shape if need_weights else (0,)) for tensor in weights)]
 
 
-def mlp_forward_cpu(mlp: tuple[Any, ...], keep: bool) -> tuple[Tensor, Tensor]:
+def mlp_forward_cpu(mlp: MlpArguments, keep: bool) -> tuple[Tensor, Tensor]:
     """The outputs, computed in C++."""
     out, tape = _mlp_outputs(mlp, keep)
     native.mlp_forward(mlp, out, tape)
     return out, tape
 
 
-def mlp_backward_cpu(
-    grad: Tensor, tape: Tensor, mlp: tuple[Any, ...], need_x: bool, need_weights: bool
-) -> list[Tensor]:
+def mlp_backward_cpu(grad: Tensor, tape: Tensor, mlp: MlpArguments, need_x: bool, need_weights: bool) -> list[Tensor]:
     """The gradients, computed in C++."""
     gradients = _mlp_gradients(mlp, need_x, need_weights)
     native.mlp_backward(mlp, grad, tape, gradients, need_x, need_weights)
@@ -190,64 +185,34 @@ def _mlp_autograd(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     return (first, *gradients[1:3], gradients[3:], None, None)
 
 
-# Registration. The dispatcher passes flat arguments.
+# Registration.
 
 
-@torch.library.register_fake("llmdpd::reverse_diffusion", lib=_library)
-def _(*flat: Any) -> tuple[Tensor, Tensor]:
-    return _chain_outputs(ChainArguments(*flat[:-1]), flat[-1])
-
-
-@torch.library.impl(_library, "reverse_diffusion", "CPU")
-def _(*flat: Any) -> tuple[Tensor, Tensor]:
-    return chain_forward_cpu(ChainArguments(*flat[:-1]), flat[-1])
-
-
-@torch.library.impl(_library, "reverse_diffusion", "CUDA")
-def _(*flat: Any) -> tuple[Tensor, Tensor]:
-    return triton.chain_forward(ChainArguments(*flat[:-1]), flat[-1])
-
-
-@torch.library.register_fake("llmdpd::reverse_diffusion_backward", lib=_library)
-def _(grad: Tensor, tape: Tensor, *flat: Any) -> list[Tensor]:
-    return _chain_gradients(ChainArguments(*flat[:-1]), flat[-1])
-
-
-@torch.library.impl(_library, "reverse_diffusion_backward", "CPU")
-def _(grad: Tensor, tape: Tensor, *flat: Any) -> list[Tensor]:
-    return chain_backward_cpu(grad, tape, ChainArguments(*flat[:-1]), flat[-1])
-
-
-@torch.library.impl(_library, "reverse_diffusion_backward", "CUDA")
-def _(grad: Tensor, tape: Tensor, *flat: Any) -> list[Tensor]:
-    return triton.chain_backward(grad, tape, ChainArguments(*flat[:-1]), flat[-1])
-
-
-@torch.library.register_fake("llmdpd::mish_mlp", lib=_library)
-def _(*flat: Any) -> tuple[Tensor, Tensor]:
-    return _mlp_outputs(flat[:-1], flat[-1])
-
-
-@torch.library.impl(_library, "mish_mlp", "CPU")
-def _(*flat: Any) -> tuple[Tensor, Tensor]:
-    return mlp_forward_cpu(flat[:-1], flat[-1])
-
-
-@torch.library.register_fake("llmdpd::mish_mlp_backward", lib=_library)
-def _(grad: Tensor, tape: Tensor, *flat: Any) -> list[Tensor]:
-    return _mlp_gradients(flat[:-2], *flat[-2:])
-
-
-@torch.library.impl(_library, "mish_mlp_backward", "CPU")
-def _(grad: Tensor, tape: Tensor, *flat: Any) -> list[Tensor]:
-    return mlp_backward_cpu(grad, tape, flat[:-2], *flat[-2:])
+def _flat(arguments: Callable[..., Any], function: Callable[..., Any], first: int = 0) -> Callable[..., Any]:
+    """The function as the dispatcher calls it, which passes the NamedTuple's fields one by one from `first` on."""
+    end = first + len(arguments._fields)  # type: ignore[attr-defined]
+    return lambda *flat: function(*flat[:first], arguments(*flat[first:end]), *flat[end:])
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> Any:
     raise RuntimeError("the fused operators have no second derivative: use backend='reference', or float64 tensors")
 
 
-torch.library.register_autograd("llmdpd::reverse_diffusion", _chain_autograd, setup_context=_chain_setup, lib=_library)
-torch.library.register_autograd("llmdpd::mish_mlp", _mlp_autograd, setup_context=_mlp_setup, lib=_library)
-for _name in ("reverse_diffusion_backward", "mish_mlp_backward"):
-    torch.library.register_autograd(f"llmdpd::{_name}", _no_second_derivative, lib=_library)
+for _name, _device, _implementation in (
+    ("reverse_diffusion", "CPU", _flat(ChainArguments, chain_forward_cpu)),
+    ("reverse_diffusion", "CUDA", _flat(ChainArguments, triton.chain_forward)),
+    ("reverse_diffusion_backward", "CPU", _flat(ChainArguments, chain_backward_cpu, 2)),
+    ("reverse_diffusion_backward", "CUDA", _flat(ChainArguments, triton.chain_backward, 2)),
+    ("mish_mlp", "CPU", _flat(MlpArguments, mlp_forward_cpu)),
+    ("mish_mlp_backward", "CPU", _flat(MlpArguments, mlp_backward_cpu, 2)),
+):
+    _library.impl(_name, _implementation, _device)
+for _name, _arguments, _outputs, _gradients, _autograd, _setup in (
+    ("reverse_diffusion", ChainArguments, _chain_outputs, _chain_gradients, _chain_autograd, _chain_setup),
+    ("mish_mlp", MlpArguments, _mlp_outputs, _mlp_gradients, _mlp_autograd, _mlp_setup),
+):
+    _of_gradients = _flat(_arguments, lambda grad, tape, *rest, memory=_gradients: memory(*rest), 2)
+    torch.library.register_fake(f"llmdpd::{_name}", _flat(_arguments, _outputs), lib=_library)
+    torch.library.register_fake(f"llmdpd::{_name}_backward", _of_gradients, lib=_library)
+    torch.library.register_autograd(f"llmdpd::{_name}", _autograd, setup_context=_setup, lib=_library)
+    torch.library.register_autograd(f"llmdpd::{_name}_backward", _no_second_derivative, lib=_library)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llmdpd.ops import native
 from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_shapes
 
+PackedT = TypeVar("PackedT", bound="_Packed")
 _MASK64 = (1 << 64) - 1
 _MAX_SAMPLERS = 32  # bound to one network at a time
 
@@ -74,8 +75,19 @@ def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any,
     return tuple(watched) if found == plain else None
 
 
-class PackedNet:
-    """A noise network's weights in the C++ code's layout, and the samplers that were bound to them."""
+class _Packed:
+    """Weights in the C++ code's layout."""
+
+    watch: _Watch
+    packed: Any
+
+    def is_current(self) -> bool:
+        """Whether the network still has the weights that were packed."""
+        return self.watch.unchanged() and bool(self.packed.unchanged())
+
+
+class PackedNet(_Packed):
+    """A noise network packed, and the samplers that were bound to it."""
 
     def __init__(self, net: NoiseNetwork, bf16: bool) -> None:
         first, *rest = net.linears
@@ -84,14 +96,10 @@ class PackedNet:
         self.action_dim = net.action_dim
         self._time_mlp = net.time_mlp  # not the network itself, which must be free to go
         weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
-        self._packed = native.module().PackedNet(
+        self.packed = native.module().PackedNet(
             net.action_dim, net.time_dim, weight, bias, _trunk_arrays(rest), net.state_dim, bf16
         )
         self._samplers: dict[SamplerCoefficients, Any] = {}
-
-    def is_current(self) -> bool:
-        """Whether the network still has the weights that were packed."""
-        return self.watch.unchanged() and bool(self._packed.unchanged())
 
     def learns(self) -> bool:
         """Whether a parameter asks for a gradient."""
@@ -105,7 +113,7 @@ class PackedNet:
                 embedding = self._time_mlp(torch.tensor(coefficients.timesteps, device="cpu"))
             time = native.array(embedding, "time embedding")
             table, start, clip = coefficients.table(), coefficients.start, coefficients.bound
-            sampler = native.module().Sampler(self._packed, table, time, start, clip)
+            sampler = native.module().Sampler(self.packed, table, time, start, clip)
             if len(self._samplers) >= _MAX_SAMPLERS:
                 self._samplers.clear()
             self._samplers[coefficients] = sampler
@@ -127,8 +135,8 @@ class PackedNet:
         return result if samples == 1 else result.view(len(states), samples, self.action_dim)
 
 
-class PackedCritic:
-    """A critic's weights in the C++ code's layout."""
+class PackedCritic(_Packed):
+    """A critic packed."""
 
     def __init__(self, network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> None:
         first, *rest = layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
@@ -136,10 +144,6 @@ class PackedCritic:
         self.packed = native.module().PackedCritic(
             state_dim, action_dim, native.array(first.weight), native.array(first.bias), _trunk_arrays(rest), bf16
         )
-
-    def is_current(self) -> bool:
-        """Whether the critic still has the weights that were packed."""
-        return self.watch.unchanged() and bool(self.packed.unchanged())
 
 
 def _trunk_arrays(layers: Sequence[nn.Linear]) -> list[np.ndarray]:
@@ -150,35 +154,32 @@ def _trunk_arrays(layers: Sequence[nn.Linear]) -> list[np.ndarray]:
     ]
 
 
-Kept = tuple[weakref.WeakKeyDictionary[nn.Module, Any], weakref.WeakKeyDictionary[nn.Module, Any]]
-_nets: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
-_critics: Kept = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
+Kept = weakref.WeakKeyDictionary[Any, Any]
+_nets: tuple[Kept, Kept] = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())  # fp32, bf16
+_critics: tuple[Kept, Kept] = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
+_actors: Kept = weakref.WeakKeyDictionary()
 
 
 def packed(net: NoiseNetwork, bf16: bool) -> PackedNet:
-    """The network packed, from an earlier call where its weights have not changed since."""
-    module = cast("nn.Module", net)
-    entry: PackedNet | None = _nets[bf16].get(module)
-    if entry is None or not entry.is_current():
-        entry = PackedNet(net, bf16)
-        _keep(_nets[bf16], module, entry)
-    return entry
+    """The network packed, by an earlier call where its weights have not changed since."""
+    entry: PackedNet | None = _nets[bf16].get(net)
+    return entry if entry is not None and entry.is_current() else _keep(_nets[bf16], net, PackedNet(net, bf16))
 
 
 def packed_critic(network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> PackedCritic:
-    """The critic packed, from an earlier call where its weights have not changed since."""
+    """The critic packed, by an earlier call where its weights have not changed since."""
     entry: PackedCritic | None = _critics[bf16].get(network)
     if entry is None or not entry.is_current():
-        entry = PackedCritic(network, state_dim, action_dim, bf16)
-        _keep(_critics[bf16], network, entry)
+        entry = _keep(_critics[bf16], network, PackedCritic(network, state_dim, action_dim, bf16))
     return entry
 
 
-def _keep(kept: weakref.WeakKeyDictionary[nn.Module, Any], module: nn.Module, entry: PackedNet | PackedCritic) -> None:
+def _keep(kept: Kept, module: Any, entry: PackedT) -> PackedT:
     if entry.watch.lasting:
         kept[module] = entry
     else:
         kept.pop(module, None)
+    return entry
 
 
 def sample(
@@ -215,16 +216,10 @@ def sample_again(
     That is: a network that was packed before and has not changed, no gradient, dense float32 tensors on the CPU, one
     prompt for all. A call for one state takes 15 microseconds in C++, as much as careful checks take in Python.
     """
-    entry: PackedNet | None = _nets[bf16].get(net)  # type: ignore[call-overload]
+    entry: PackedNet | None = _nets[bf16].get(net)
     if (
         entry is None
-        or type(state) is not Tensor
-        or type(prompt) is not Tensor
-        or state.dtype is not torch.float32
-        or prompt.dtype is not torch.float32
-        or not (state.layout is torch.strided is prompt.layout and state.is_cpu and prompt.is_cpu)
-        or not (state.is_contiguous() and prompt.is_contiguous())
-        or not (native.aligned(state) and native.aligned(prompt))
+        or not (_in_place(state) and _in_place(prompt))
         or type(samples) is not int
         or (torch.is_grad_enabled() and (state.requires_grad or prompt.requires_grad or entry.learns()))
         or not entry.is_current()
@@ -237,6 +232,18 @@ def sample_again(
         return None
     keys = _keys(_random_seed() if seed is None else seed)
     return entry.run(coefficients, state.detach().numpy(), prompt.detach().numpy(), samples, keys, None)
+
+
+def _in_place(tensor: Tensor) -> bool:
+    """Whether the C++ code can read the tensor where it is."""
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype is torch.float32
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and native.aligned(tensor)
+    )
 
 
 def best_of_n(
@@ -273,34 +280,16 @@ def best_of_n(
     if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
         return None
     batch = check_shapes(net, state, prompt, samples)
-    actor = _actor(net, critics, coefficients, samples, temperature, bf16)
-    actions = np.empty((batch, net.action_dim), np.float32)
-    actor.act(native.array(state), native.array(prompt), native.keys(seeds), actions, native.threads())
-    return torch.from_numpy(actions)
-
-
-def _actor(
-    net: NoiseNetwork,
-    critics: Sequence[nn.Module],
-    coefficients: SamplerCoefficients,
-    samples: int,
-    temperature: float | None,
-    bf16: bool,
-) -> Any:
-    """The C++ actor of these networks as they are now; the last one where nothing has changed, as in an episode."""
     q1, q2 = (packed_critic(critic, net.state_dim, net.action_dim, bf16) for critic in critics)
-    sampler = packed(net, bf16).sampler(coefficients)
-    made_of = (sampler, q1, q2, samples, temperature)
-    module = cast("nn.Module", net)
-    kept = _actors.get(module)
-    if kept is None or kept[0] != made_of:
+    made_of = (packed(net, bf16).sampler(coefficients), q1, q2, samples, temperature)
+    kept = _actors.get(net)
+    if kept is None or kept[0] != made_of:  # in an episode it is always the same
         soft = temperature is not None
-        kept = made_of, native.module().Actor(sampler, q1.packed, q2.packed, samples, soft, temperature or 1.0)
-        _actors[module] = kept
-    return kept[1]
-
-
-_actors: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
+        kept = made_of, native.module().Actor(made_of[0], q1.packed, q2.packed, samples, soft, temperature or 1.0)
+        _actors[net] = kept
+    actions = np.empty((batch, net.action_dim), np.float32)
+    kept[1].act(native.array(state), native.array(prompt), native.keys(seeds), actions, native.threads())
+    return torch.from_numpy(actions)
 
 
 def _random_seed() -> int:

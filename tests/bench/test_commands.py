@@ -132,7 +132,7 @@ def gpu_run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_gpu_command_end_to_end_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, report = gpu_run(tmp_path, "--tests", "tests/diffusion/test_philox.py")
+    status, report = gpu_run(tmp_path, "--tests", "tests/ops/test_philox.py")
     assert (status, report["errors"], report["left_out"]) == (0, [], [])
     assert report["tests"]["ok"] is True
     assert set(report["reports"]) == {"sampler", "train_step", "act"}

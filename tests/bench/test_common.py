@@ -8,8 +8,6 @@ from typing import Any
 
 import common
 import pytest
-import report
-import timing
 import torch
 from common import Bench, Deadline, NotHere
 from report import format_seconds, format_table, plot_report, print_report, write_report
@@ -156,15 +154,6 @@ def test_deadline_is_over_when_it_is_over() -> None:
     assert Deadline(10.0).allows(5.0)
     assert not Deadline(10.0).allows(20.0)
     assert Deadline(-1.0).left() < 0
-
-
-def test_modules_agree_on_what_a_dash_is() -> None:
-    assert report.row_cells({"case": {}, "backend": "x", "seconds": None}, ["B"]) == [
-        report.DASH,
-        "x",
-        *[report.DASH] * 7,
-    ]
-    assert set(timing.PERCENTILES) >= {"median", "p20", "p80", "p99"}
 
 
 def test_threads_go_to_whom_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,48 +4,61 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import machine
 import pytest
 import torch
 
-from llmdpd.ops import native
-
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", ""])
-def test_peak_rate_is_positive_on_every_instruction_set(isa: str) -> None:
-    rate = native.module().peak_rate("fp32", 1, 0.01, isa)
-    assert rate is None or rate > 0
-    assert native.module().peak_rate("fp32", 1, 0.01) > 0
+@pytest.fixture(scope="module")
+def peak_rate() -> Callable[..., float | None]:
+    """The benchmarks' own compiled function, built here where it is not yet."""
+    module = machine.peak_rate_module()
+    if isinstance(module, str):
+        pytest.skip(module)
+    rate: Callable[..., float | None] = module.peak_rate
+    return rate
 
 
-def test_peak_rate_of_what_the_cpu_lacks_is_none() -> None:
-    assert native.module().peak_rate("bf16", 1, 0.01, "avx2") is None
-    assert native.module().peak_rate("fp32", 1, 0.01, "avx512_bf16") is None
+def test_peak_rates(peak_rate: Callable[..., float | None]) -> None:
+    best = peak_rate("fp32", 1, 0.01)
+    assert best is not None
+    assert best > 0
+    for isa in ("plain", "avx2", "avx512"):
+        rate = peak_rate("fp32", 1, 0.01, isa)
+        assert rate is None or rate > 0
+    # What no CPU has is None.
+    assert peak_rate("bf16", 1, 0.01, "avx2") is None
+    assert peak_rate("fp32", 1, 0.01, "avx512_bf16") is None
 
 
 @pytest.mark.parametrize(
-    "words", [("fp16", 1, 0.1), ("fp32", 0, 0.1), ("fp32", 1, 0.0), ("fp32", 1, float("nan")), ("fp32", 1, 1e9)]
+    "arguments", [("fp16", 1, 0.1), ("fp32", 0, 0.1), ("fp32", 1, 0.0), ("fp32", 1, float("nan")), ("fp32", 1, 1e9)]
 )
-def test_peak_rate_refuses_what_makes_no_sense(words: tuple[str, int, float]) -> None:
+def test_peak_rate_refuses_what_makes_no_sense(peak_rate: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=r"precision|threads|seconds"):
-        native.module().peak_rate(*words)
+        peak_rate(*arguments)
 
 
-def test_peak_rate_lets_other_threads_of_python_run() -> None:
-    """Without the GIL released, this thread could set nothing before the measurement is over."""
-    done = threading.Event()
-    inside = threading.Thread(target=lambda: (native.module().peak_rate("fp32", 2, 1.0), done.set()))
-    inside.start()
-    threading.Event().wait(0.05)
-    assert not done.is_set()
-    inside.join()
+def test_without_the_peak_rate_module_the_limit_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*command: Any, **_: Any) -> None:
+        raise FileNotFoundError("no cmake")
+
+    monkeypatch.setattr(machine, "_BUILT", Path("nowhere"))
+    monkeypatch.setattr(machine.subprocess, "run", fail)
+    machine.peak_rate_module.cache_clear()
+    try:
+        assert machine.measure_limit(CPU, "fp32") is None
+        assert "needs cmake, pybind11 and a C++ compiler (no cmake)" in machine.how_limit(CPU, "fp32")
+    finally:
+        machine.peak_rate_module.cache_clear()
 
 
 def test_the_highest_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +75,7 @@ def test_the_highest_measurement_counts(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_best_window_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([2.0, 7.0, 3.0])
     stand_in = types.SimpleNamespace(peak_rate=lambda precision, threads, seconds: next(rates))
-    monkeypatch.setattr(machine.native, "module", lambda: stand_in)
+    monkeypatch.setattr(machine, "peak_rate_module", lambda: stand_in)
     assert machine.measure_limit(CPU, "fp32", windows=3) == 7.0
 
 

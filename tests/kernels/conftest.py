@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from llmdpd import kernels
-from llmdpd.diffusion import NoiseMLP, SamplerPlan, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal
 from llmdpd.diffusion.reference import reverse_diffusion_reference, walk_chain
-from llmdpd.ops.philox import philox_normal
+from llmdpd.ops.arguments import ChainArguments
 
 TOLERANCES = {False: (2e-5, 1e-4), True: (2e-2, 5e-2)}
 """bf16 → relative L2 of the actions, and of each gradient."""
+EDGE = 0.1
+"""bf16 rounds an estimate that lies this near to the bound to the other side of it now and then, and its whole gradient
+appears or vanishes. Rows that have such an estimate get no gradient, so that they add nothing."""
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +34,6 @@ def device() -> torch.device:
     if not available:
         pytest.skip(f"{why}; test_interpreter.py runs these")
     return torch.device("cpu" if kernels.interpreted() else "cuda")
-
-
-def random_plan(rng: np.random.Generator, steps: int = 3, clip: float | None = 0.9) -> SamplerPlan:
-    """A table in which no coefficient is zero or one, so that each of them has to be used, and rightly."""
-    names = ["p", "e", "A", "B", "C", "S"]
-    table = {name: rng.uniform(0.2, 0.8, steps) * rng.choice([-1, 1], steps) for name in names}
-    table["S"] = np.abs(table["S"])
-    start = float(rng.uniform(0.5, 1.5))
-    return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, start=start, **table)
 
 
 class Gradient(NamedTuple):
@@ -57,58 +51,69 @@ class Case:
     """A network in float32 and its like in float64, inputs, and what the reference makes of them."""
 
     net: NoiseMLP
-    plan: SamplerPlan
+    plan: SamplerCoefficients
     state: Tensor
     prompt: Tensor
     samples: int
     bf16: bool
     device: torch.device
 
-    def parts(self) -> dict[str, Tensor]:
-        """The operation's inputs from the network's, in torch: what is differentiated here comes before the kernels."""
-        net, layers = self.net, self.net.layers
-        parts = {
-            "context": net.context(self.state, self.prompt),
-            "time_rows": net.time_rows(torch.tensor(self.plan.timesteps, device=self.device)),
-            "action_weight": net.first_layer()[0],
-        }
-        for number in (1, 2, 3):
-            parts |= {f"w{number + 1}": layers[number].weight, f"b{number + 1}": layers[number].bias}
-        return parts
+    def parts(self) -> list[Tensor]:
+        """u, tau, W_a and the trunk, computed in torch from the network's inputs: differentiated before the kernels."""
+        tau = self.net.time_rows(torch.tensor(self.plan.timesteps, device=self.device))
+        trunk = [part for layer in self.net.linears[1:] for part in (layer.weight, layer.bias)]
+        return [self.net.context(self.state, self.prompt), tau, self.net.first_layer()[0], *trunk]
 
-    @property
-    def table(self) -> Tensor:
-        rows = np.stack([getattr(self.plan, name) for name in "peABCS"], axis=1)
-        return torch.from_numpy(rows).float().to(self.device)
-
-    @property
-    def clip(self) -> float:
-        return float("inf") if self.plan.clip is None else self.plan.clip
+    def call(self, key: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, ChainArguments]:
+        """u and the kernels' other arguments."""
+        u, tau, W_a, *trunk = (part.detach() for part in self.parts())
+        table = torch.from_numpy(self.plan.table()).to(self.device)
+        key = torch.zeros(1, dtype=torch.int64) if key is None else key
+        _, _, W_s, _, bias = (part.detach() for part in self.net.first_layer())
+        return u, ChainArguments(
+            self.state.detach(), W_s, bias, tau, W_a, trunk, table, key.to(self.device), noise, self.plan.start,
+            self.plan.bound, self.samples, self.bf16,
+        )  # fmt: skip
 
     def forward(self, key: Tensor, noise: Tensor | None = None, keep: bool = False) -> tuple[Tensor, Tensor]:
         from llmdpd.kernels import reverse_diffusion as operation
 
         with torch.no_grad():
-            return operation.forward(
-                **self.parts(), table=self.table, key=key.to(self.device), noise=noise, start=self.plan.start,
-                clip=self.clip, samples=self.samples, bf16=self.bf16, keep=keep,
-            )  # fmt: skip
+            return operation.forward(*self.call(key, noise), keep)
 
-    def gradients(self, chain: Tensor, grad_actions: Tensor) -> dict[str, Tensor]:
+    def check_actions(self, key: Tensor) -> Tensor:
+        """The actions, after a comparison with the reference."""
+        actions, tape = self.forward(key)
+        assert tape.numel() == 0
+        close(actions, self.reference(self.noise(key))[0], TOLERANCES[self.bf16][0])
+        return actions
+
+    def gradients(self, tape: Tensor, grad_actions: Tensor) -> dict[str, Tensor]:
         """Of the network's parameters, the state and the prompt."""
         from llmdpd.kernels import reverse_diffusion as operation
 
         parts = self.parts()
-        found = operation.backward(
-            grad_actions, **{name: part.detach() for name, part in parts.items()}, table=self.table, chain=chain,
-            clip=self.clip, samples=self.samples, bf16=self.bf16,
-        )  # fmt: skip
-        for part, gradient in zip(parts.values(), found, strict=True):
+        found = operation.backward(grad_actions, *self.call(), tape)
+        for part, gradient in zip(parts, found, strict=True):
             assert gradient.shape == part.shape
             assert gradient.dtype == torch.float32
         targets = {**dict(self.net.named_parameters()), "state": self.state, "prompt": self.prompt}
-        made = torch.autograd.grad(list(parts.values()), list(targets.values()), list(found))
+        made = torch.autograd.grad(parts, list(targets.values()), found)
         return dict(zip(targets, made, strict=True))
+
+    def check_gradients(self, key: Tensor) -> dict[str, Tensor]:
+        """The gradients, after a comparison with the reference's."""
+        _, tape = self.forward(key, keep=True)
+        grad_actions, noise = torch.randn(tape.shape[1:], device=self.device), self.noise(key)
+        if self.bf16:
+            away = self.distance_from_the_edge(noise).to(self.device) > EDGE  # [B, N]
+            assert away.any()
+            grad_actions *= away[..., None]
+        _, expected = self.reference(noise, grad_actions)
+        found = self.gradients(tape, grad_actions)
+        for name, gradient in expected.items():
+            close(found[name], gradient.value, TOLERANCES[self.bf16][1], name, gradient.size)
+        return found
 
     def noise(self, key: Tensor) -> Tensor:
         """float64, from the definition."""
@@ -127,20 +132,19 @@ class Case:
     def distance_from_the_edge(self, noise: Tensor) -> Tensor:
         """How far from ± the clip the nearest of a row's estimates and actions lies, float64 [B, N]."""
         net, plan = self.exact_net(), self.plan
-        clip = float("inf") if plan.clip is None else plan.clip
         nearest = torch.full(noise.shape[1:3], float("inf"), dtype=torch.float64)
 
         def look(x: Tensor) -> None:
             # A plan whose last row has A = 0 and B = 1 ends on the edge where its last estimate was clipped.
-            distance = (x.abs() - clip).abs()
+            distance = (x.abs() - plan.bound).abs()
             nearest.copy_(torch.minimum(nearest, distance.where(distance > 1e-6, float("inf")).amin(-1)))
 
         with torch.no_grad():
-            context = net.context(self.state.cpu().double(), self.prompt.cpu().double())[:, None, :]
-            rows = net.time_rows(torch.tensor(plan.timesteps))
+            u = net.context(self.state.cpu().double(), self.prompt.cpu().double())[:, None, :]
+            tau = net.time_rows(torch.tensor(plan.timesteps))
 
             def epsilon(x: Tensor, k: int) -> Tensor:
-                predicted = net.denoise(x, context, rows[k])
+                predicted = net.denoise(x, u, tau[k])
                 look(plan.p[k] * x + plan.e[k] * predicted)
                 return predicted
 
@@ -176,40 +180,34 @@ class Case:
 
 
 @pytest.fixture
-def make_case(rng: np.random.Generator, device: torch.device) -> Callable[..., Case]:
+def make_case(random_coefficients: Any, device: torch.device) -> Callable[..., Case]:
     def make(
         *, B: int = 5, N: int = 1, A: int = 4, H: int = 33, K: int = 3, bf16: bool = False,
-        plan: SamplerPlan | None = None,
-        clip: float | None = 0.9, scale: float = 1.5,
+        plan: SamplerCoefficients | None = None, clip: float | None = 0.9, scale: float = 1.5,
     ) -> Case:  # fmt: skip
         net = NoiseMLP(7, A, 6, H, 8).to(device)
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.copy_(torch.randn(parameter.shape) * scale / parameter.shape[-1] ** 0.5)
         state, prompt = (torch.randn(B, n, device=device).requires_grad_() for n in (7, 6))
-        return Case(net, plan or random_plan(rng, K, clip), state, prompt, N, bf16, device)
+        return Case(net, plan or random_coefficients(K, clip), state, prompt, N, bf16, device)
 
     return make
 
 
-@pytest.fixture
-def close() -> Callable[..., None]:
-    """Asserts a tensor's L2 distance to what it should be, relative to that or to a size that is greater."""
-
-    def check(found: Any, expected: Tensor, tolerance: float, name: str = "", size: float = 0.0) -> None:
-        found = found.detach().cpu().double()
-        assert found.shape == expected.shape
-        scale = max(float(expected.norm()), size)
-        assert scale or not found.any(), f"{name}: all of it should be 0"
-        error = float((found - expected).norm()) / (scale or 1.0)
-        assert error <= tolerance, f"{name}: relative error {error:.2e}"
-
-    return check
+def close(found: Tensor, expected: Tensor, tolerance: float, name: str = "", size: float = 0.0) -> None:
+    """Assert a tensor's L2 distance to what it should be, relative to that or to a size that is greater."""
+    found = found.detach().cpu().double()
+    assert found.shape == expected.shape
+    scale = max(float(expected.norm()), size)
+    assert scale or not found.any(), f"{name}: all of it should be 0"
+    error = float((found - expected).norm()) / (scale or 1.0)
+    assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
 
-@pytest.fixture
-def tolerances() -> dict[bool, tuple[float, float]]:
-    return TOLERANCES
+@pytest.fixture(name="close")
+def close_fixture() -> Callable[..., None]:
+    return close
 
 
 @pytest.fixture

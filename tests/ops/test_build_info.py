@@ -54,7 +54,7 @@ def test_the_instruction_set_in_use_is_told() -> None:
 
 
 def test_without_the_compiled_parts() -> None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     info = json.loads(done.stdout)
@@ -81,7 +81,7 @@ def test_a_compiled_module_of_another_version_is_not_used(monkeypatch: pytest.Mo
 
 
 def test_command() -> None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "llmdpd.ops.build_info"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
