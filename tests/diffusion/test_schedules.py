@@ -1,4 +1,4 @@
-"""Variance schedules and samplers against formulas written anew and numbers typed in by hand. For ddpm's see test_reference.py."""
+"""Variance schedules and samplers against formulas written anew and numbers typed in; ddpm's are in test_reference."""
 
 from __future__ import annotations
 
