@@ -241,7 +241,7 @@ def test_fewer_workers_find_the_same(run_copy: Path, tmp_path: Path, cache_home:
 
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {
-    "task": (["--tasks", "reech"], ["unknown Meta-World task", "reach-v3"]),
+    "task": (["--tasks", "reech"], ["unknown task", "reach-v3"]),
     "no example": (["--tasks", "soccer"], ["no example of this task", "soccer-v3", "--prompt-data"]),
     "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
     "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
