@@ -65,7 +65,7 @@ def _load_by_name(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
             raise InputError(
                 "the data has no task name, and several tasks are requested", path=whole.source, field="task",
                 found=f"{whole.tasks[0]!r}, which no task suite knows", expected=", ".join(tasks),
-                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task only",
+                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
             ) from None  # fmt: skip
         dataset = whole
     return dataclasses.replace(dataset, tasks=tuple(tasks))

@@ -118,11 +118,12 @@ def _check(config: SacConfig) -> None:
 
 def _content(config: SacConfig, spec: TaskSpec) -> dict[str, Any]:
     """The settings that determine the data, as JSON."""
-    same = ("level", "steps", "evaluate_every", "evaluation_episodes", "seed")
+    same = ("level", "steps", "evaluate_every", "evaluation_episodes")
     return {
         **{"format": _FORMAT, "policy": "sac", "task": spec.task},
         **{name: getattr(config, name) for name in same},
         "max_steps": min(config.max_steps or spec.max_steps, spec.max_steps),
+        "seed": config.seed,
         "goal_visible": config.goal_visible if spec.has_success else None,
     }
 
