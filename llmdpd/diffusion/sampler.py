@@ -22,7 +22,7 @@ from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.errors import InputError
 from llmdpd.ops import autograd, native, packing, triton
-from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_shapes
+from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seeds, check_shapes
 from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.ops.philox import philox_normal, signed64
 
@@ -213,9 +213,8 @@ def _check(
         raise InputError(
             "seed and noise exclude each other", field="seed", found=seed, expected="None where noise is given"
         )
-    if isinstance(seed, Tensor) and (seed.shape != (batch,) or seed.dtype != torch.int64):
-        found = f"{seed.dtype} {tuple(seed.shape)}"
-        raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")
+    if isinstance(seed, Tensor):
+        check_seeds(seed, batch)
     if not (seed is None or isinstance(seed, (Tensor, SupportsIndex))):
         raise InputError("wrong kind of seed", field="seed", found=seed, expected=f"an int, or int64 [{batch}]")
     if noise is not None:

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
@@ -137,3 +138,10 @@ def check_shapes(net: NoiseNetwork, state: Tensor, prompt: Tensor, samples: int)
         expected = f"[{net.prompt_dim}] or [{batch}, {net.prompt_dim}]"
         raise InputError("wrong shape", field="prompt", found=tuple(prompt.shape), expected=expected)
     return batch
+
+
+def check_seeds(seeds: Tensor, batch: int) -> None:
+    """Raise `InputError` unless there is an int64 seed for each of the B states."""
+    if seeds.shape != (batch,) or seeds.dtype != torch.int64:
+        found = f"{seeds.dtype} {tuple(seeds.shape)}"
+        raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.ops import native
-from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_shapes
+from llmdpd.ops.arguments import (
+    MAX_ROWS,
+    MAX_SAMPLES,
+    NoiseNetwork,
+    SamplerCoefficients,
+    check_seeds,
+    check_shapes,
+)
 
 _MASK64 = (1 << 64) - 1
 _MAX_SAMPLERS = 32  # bound to one network at a time
@@ -268,11 +275,12 @@ def best_of_n(
         [B, A]; None where the C++ code cannot run: it takes float32 on the CPU.
 
     Raises:
-        InputError: a shape that does not fit the network.
+        InputError: shapes or seeds that do not fit.
     """
     if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
         return None
     batch = check_shapes(net, state, prompt, samples)
+    check_seeds(seeds, batch)
     actor = _actor(net, critics, coefficients, samples, temperature, bf16)
     actions = np.empty((batch, net.action_dim), np.float32)
     actor.act(native.array(state), native.array(prompt), native.keys(seeds), actions, native.threads())

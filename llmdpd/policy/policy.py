@@ -54,7 +54,7 @@ class Policy:
             policy which is conditioned on history asks for.
 
     Raises:
-        InputError: a way of acting that the network does not have.
+        InputError: options for acting that are out of range, or that do not fit the network.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Policy:
         texts: Mapping[str, Tensor] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
+        check_config(acting, "acting")
         with located(field="acting"):
             acting.check_network(network.config)
         self.method, self.acting, self.llm = method, acting, llm
@@ -112,8 +113,7 @@ class Policy:
             kind = METHODS[description["method"]]
             config = from_plain(kind.network_config(), description["network"], file, "network.")
             acting = from_plain(kind.acting_config(), description["acting"], file, "acting.")
-            for part, name in ((config, "network"), (acting, "acting")):
-                check_config(part, name)
+            check_config(config, "network")
             if "llm" in description["facts"]:
                 from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
             check_targets(description["facts"].get("target_returns", {}))

@@ -202,7 +202,7 @@ class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
         self.text = load_language(config, network)
         super().__init__(network, config, iterations)
         # The language model's own weights are read again from its folder: no checkpoint need hold them.
-        self.modules |= {"policy": network.learned(), "ema_policy": self.ema_policy.learned()}
+        self.modules.update(policy=network.learned(), ema_policy=self.ema_policy.learned())
 
     def _copy(self, network: LanguageDecisionTransformer) -> LanguageDecisionTransformer:
         return network.sharing_copy()
