@@ -27,7 +27,7 @@ S, A, D = 4, 2, 6
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.0)
 CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, encoder=ENCODER)
 TINY_PLAN = {"layers": 1, "width": 16, "inner": 16, "dropout": 0.0}
-DEMONSTRATION = DemonstrationConfig(6, "even")
+DEMONSTRATION = DemonstrationConfig(8, "even")
 
 _DIFFUSION = {"network.hidden_dim": 16, "network.time_dim": 8, "network.context": CONTEXT, "critic_hidden": 16}
 _ACTOR = {"network.hidden_dim": 32, "network.context": dataclasses.replace(CONTEXT, text=False, trajectory=False)}

@@ -17,8 +17,8 @@ from llmdpd.utils.plain import from_plain, to_plain
 
 OFFLINE = [name for name in METHODS if issubclass(METHODS[name], Method)]
 MODULES = {
-    **dict.fromkeys(("llmdpd", "diffusion-ql", "diffusion-bc"), {"critic", "target_critic"}),
-    **dict.fromkeys(("td3-bc", "rad", "s4rl"), {"critic", "target_critic", "target_policy"}),
+    **{name: {"critic", "target_critic"} for name in ("llmdpd", "diffusion-ql", "diffusion-bc")},
+    **{name: {"critic", "target_critic", "target_policy"} for name in ("td3-bc", "rad", "s4rl")},
     "cql": {"critic", "target_critic", "temperature"},
 }
 TWO = pytest.mark.parametrize("name", ["llmdpd", "trajectory-diffusion"])
