@@ -79,7 +79,8 @@ def make_config(request: pytest.FixtureRequest) -> MakeConfig:
     def make(name: str, **changes: Any) -> Any:
         config = METHODS[name].Config()
         if name == "lamo":
-            model, corpus = map(str, request.getfixturevalue("tiny_gpt2"))
+            with torch.enable_grad():  # it is made when it is first asked for, and trained
+                model, corpus = map(str, request.getfixturevalue("tiny_gpt2"))
             sizes = find_language_model(model).sizes
             config = changed(config, {"model": model, "corpus": corpus, "network.language": sizes})
         return changed(config, {**TINY[name], **changes})
