@@ -22,7 +22,7 @@ from llmdpd.nn.policy_network import Spaces
 from llmdpd.nn.sequence_model import LoRAConfig, SequenceConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
-S, A, D = 4, 2, 6
+S, A, D = SPACES = Spaces(4, 2, 6)
 # Without dropout, so that a prompt is encoded alike twice.
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.0)
 CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, encoder=ENCODER)
@@ -92,7 +92,7 @@ def make_config(request: pytest.FixtureRequest) -> MakeConfig:
 def make_network(make_config: MakeConfig, rng: np.random.Generator) -> Callable[..., Any]:
     """A method's network for S, A and D, with statistics of random data; changes as of `make_config`."""
 
-    def make(name: str, spaces: Spaces = Spaces(S, A, D), **changes: Any) -> Any:
+    def make(name: str, spaces: Spaces = SPACES, **changes: Any) -> Any:
         network = METHODS[name].build_network(spaces, make_config(name, **changes).network)
         network.fit(torch.randn(60, spaces.state_dim) * 2 + 1, lambda: torch.tensor([1.0, -30.0, 7.0]))
         return network.eval()
@@ -104,9 +104,15 @@ def make_network(make_config: MakeConfig, rng: np.random.Generator) -> Callable[
 def make_method(make_config: MakeConfig, make_network: Callable[..., Any]) -> MakeMethod:
     """A method by its name, of which the EMA and the targets differ from what is trained."""
 
-    def make(name: str = "llmdpd", iterations: int = 100, network: Any = None, **changes: Any) -> Method[Any, Any]:
+    def make(
+        name: str = "llmdpd",
+        iterations: int = 100,
+        network: Any = None,
+        spaces: Spaces = SPACES,
+        **changes: Any,
+    ) -> Method[Any, Any]:
         kind: Any = METHODS[name]
-        network = make_network(name, **changes) if network is None else network
+        network = make_network(name, spaces, **changes) if network is None else network
         method: Method[Any, Any] = kind(network, make_config(name, **changes), iterations)
         with torch.no_grad():
             for part, module in method.modules.items():

@@ -1,4 +1,4 @@
-"""What the optimisation of all methods has in common: options, rates, EMA, bound on gradients, stored configurations."""
+"""What the optimisation of all methods has in common: rates, EMA, gradients' bound, stored configurations."""
 
 from __future__ import annotations
 

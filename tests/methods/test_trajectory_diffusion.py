@@ -135,7 +135,7 @@ def final_distance(states: np.ndarray, task: int) -> float:
 
 
 def point_data(rng: np.random.Generator) -> tuple[TrajectoryDataset, float]:
-    """Behaviour data of both tasks, one of five episodes clean (the demonstrations), and how far from the goals they end."""
+    """Data of both tasks, one of five episodes clean (the demonstrations), and how far from the goals they end."""
     episodes = [behave(rng, task, number % 5 == 0) for task in (0, 1) for number in range(60)]
     ends = [final_distance(np.asarray(e.observations)[-1:], int(e.task[-1])) for e in episodes]
     return join_episodes(episodes, source="made by a test"), float(np.mean(ends))
