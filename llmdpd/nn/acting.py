@@ -55,6 +55,10 @@ class ChainActing(NoisyActing):
     steps: Annotated[int | None, Bounds(1)] = None
     """Denoising steps; by default those of training (ddpm needs those)."""
 
+    def check(self) -> None:
+        """Raise `InputError` for a sampler that does not exist."""
+        _check_choice(self, "sampler", get_args(SamplerName))
+
     def coefficients(self, network: ChainConfig) -> SamplerCoefficients:
         """The sampler's coefficients for a network.
 
@@ -95,11 +99,10 @@ class BestOfN(ChainActing):
     """Actions of a chunk that are executed before the next is sampled; by default the whole chunk."""
 
     def check(self) -> None:
-        """Raise `InputError` for a selection or a precision that does not exist."""
-        for name, choices in (("selection", ("soft", "max")), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                expected = " or ".join(choices)
-                raise InputError(f"unknown {name}", field=name, found=getattr(self, name), expected=expected)
+        """Raise `InputError` for a sampler, a selection or a precision that does not exist."""
+        super().check()
+        _check_choice(self, "selection", ("soft", "max"))
+        _check_choice(self, "precision", get_args(Precision))
 
     def check_network(self, network: Any) -> None:
         super().check_network(network)
@@ -124,3 +127,9 @@ class BestOfN(ChainActing):
     def describe(self, network: Any) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("samples", "selection", "temperature", "precision")}
         return super().describe(network) | own
+
+
+def _check_choice(config: ActingConfig, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        expected = " or ".join(choices)
+        raise InputError(f"unknown {name}", field=name, found=getattr(config, name), expected=expected)

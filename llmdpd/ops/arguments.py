@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -128,3 +129,10 @@ def check_shapes(net: NoiseNetwork, state: Tensor, prompt: Tensor, samples: int)
         expected = f"[{net.prompt_dim}] or [{batch}, {net.prompt_dim}]"
         raise InputError("wrong shape", field="prompt", found=tuple(prompt.shape), expected=expected)
     return batch
+
+
+def check_seeds(seeds: Tensor, batch: int) -> None:
+    """Raise `InputError` unless there is an int64 seed for each of the B states."""
+    if seeds.shape != (batch,) or seeds.dtype != torch.int64:
+        found = f"{seeds.dtype} {tuple(seeds.shape)}"
+        raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")

@@ -7,6 +7,7 @@ read at all, by forbidding tensors of the CPU. The tests at the end need a GPU a
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd import method as module
-from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.nn.context import Keep
 from llmdpd.training.cuda_graph import CaptureError, CudaGraphs, GraphedUpdate, with_cuda_graph
 
 aten = torch.ops.aten
@@ -27,11 +28,18 @@ READS = {
     *(aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten.allclose),
     *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.is_nonzero, aten.item, aten.nonzero_numpy),
 }
-CONFIGS = pytest.mark.parametrize(
-    "changes",
-    [{}, {"critic_sees_prompts": True, "grad_clip": 1.0, "clone": "expert"}, {"eta": 0.0}],
-    ids=["paper", "metaworld", "cloning"],
-)
+DROPOUT = {"network.context.text_dropout": 0.2, "network.context.trajectory_dropout": 0.2}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "paper": ("llmdpd", DROPOUT),
+    "metaworld": ("llmdpd", {**DROPOUT, "critic_sees_prompts": True, "grad_clip": 1.0, "clone": "expert"}),
+    "cloning": ("llmdpd", {**DROPOUT, "eta": 0.0}),
+}
+# Without CQL, which computes constants on the host.
+OTHERS = {
+    **{name: (name, {}) for name in ("trajectory-diffusion", "bc", "td3-bc", "rad", "s4rl", "dt")},
+    **{name: (name, {"network.trajectory_dropout": 0.2}) for name in ("prompt-dt", "mtdiff")},
+    "lamo": ("lamo", {"network.sequence.dropout": 0.1}),
+}
 PROMPTS = pytest.mark.parametrize("P", [1, 3])
 
 
@@ -48,7 +56,7 @@ class DeviceWork(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         assert func.overloadpacket not in READS, f"{func} reads values"
         if func.overloadpacket in (aten.repeat_interleave, aten.index, aten.index_put, aten.index_put_):
-            assert not any(t.dtype == torch.bool for t in given[1:]), f"{func} by a mask: its shape hangs on values"
+            assert not any(t.dtype == torch.bool for t in given[1:]), f"{func} by a mask: its shape depends on values"
             assert func is not aten.repeat_interleave.Tensor, f"{func} reads its counts"
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -68,14 +76,11 @@ def sampler_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "reverse_diffusion", draw)
 
 
-DROPOUT = {"text_dropout": 0.2, "trajectory_dropout": 0.2}
-
-
-def on(device: str, agent: LLMDPD) -> LLMDPD:
-    """The agent with its networks on another device, and optimisers for it."""
-    other = LLMDPD(copy.deepcopy(agent.policy).to(device), agent.config, agent.iterations)
+def on(device: str, method: Any) -> Any:
+    """The method with its networks on another device, and optimisers for it."""
+    other = type(method)(copy.deepcopy(method.policy).to(device), method.config, method.iterations)
     if device != "meta":
-        for name, network in agent.modules.items():
+        for name, network in method.modules.items():
             other.modules[name].load_state_dict(network.state_dict())
     return other
 
@@ -100,47 +105,56 @@ class Descent:
             parameter.sub_(parameter.grad * self.param_groups[0]["lr"])
 
 
-def on_meta(monkeypatch: pytest.MonkeyPatch, agent: LLMDPD) -> LLMDPD:
+def on_meta(monkeypatch: pytest.MonkeyPatch, method: Any) -> Any:
     with monkeypatch.context() as patch:
         for name in ("Adam", "AdamW"):
             patch.setattr(torch.optim, name, Descent)
-        return on("meta", agent)
+        return on("meta", method)
+
+
+def tiny(variant: str, P: int, make_method: Any, make_batch: Any) -> tuple[Any, PromptedBatch]:
+    """The method of this variant, and a batch with the windows that it learns from."""
+    name, changes = (VARIANTS | OTHERS)[variant]
+    method = make_method(name, **changes)
+    window = method.policy.window
+    batch = make_batch(6, P, H=window.horizon, before=window.before)
+    prompts = Keep(torch.ones(P, 1), torch.ones(P, 1)) if variant not in VARIANTS else batch.keep
+    return method, dataclasses.replace(batch, keep=prompts)
 
 
 @PROMPTS
-@CONFIGS
+@pytest.mark.parametrize("variant", VARIANTS | OTHERS)
 def test_learning_reads_no_value(
-    make_agent: Any, make_batch: Any, sampler_of_the_device: None, P: int, changes: dict[str, Any]
+    make_method: Any, make_batch: Any, sampler_of_the_device: None, P: int, variant: str
 ) -> None:
-    agent, batch = make_agent(context=DROPOUT, **changes), make_batch(6, P)
-    agent.choose_on_host = False
-    agent.schedule(0)
-    agent.learn(batch)  # what is made once, as the optimisers' state
+    method, batch = tiny(variant, P, make_method, make_batch)
+    method.choose_on_host = False
+    method.update(batch, 0)  # what is made once, as the optimisers' state
     with DeviceWork(host=True) as mode:
-        metrics = agent.learn(batch)
-    assert {aten.mse_loss, aten.mse_loss_backward, aten.native_layer_norm_backward} <= mode.seen
+        metrics = method.learn(batch)
+    assert any("backward" in str(operation) for operation in mode.seen)
     assert all(torch.isfinite(m) for m in metrics.values())
 
 
 @PROMPTS
-@CONFIGS
+@pytest.mark.parametrize("variant", VARIANTS | OTHERS)
 def test_learning_has_nothing_of_the_host(
-    make_agent: Any,
+    make_method: Any,
     make_batch: Any,
     sampler_of_the_device: None,
     monkeypatch: pytest.MonkeyPatch,
     P: int,
-    changes: dict[str, Any],
+    variant: str,
 ) -> None:
-    agent = on_meta(monkeypatch, make_agent(context=DROPOUT, **changes))
-    batch = moved(make_batch(6, P), "meta")
-    assert not agent.choose_on_host
-    drawn = torch.get_rng_state()
+    method, batch = tiny(variant, P, make_method, make_batch)
+    method, batch = on_meta(monkeypatch, method), moved(batch, "meta")
+    assert not getattr(method, "choose_on_host", False)
+    before = torch.get_rng_state()
     with DeviceWork(host=False) as mode:
-        metrics = agent.learn(batch)
-    assert {aten.mse_loss, aten.mse_loss_backward, aten.native_layer_norm_backward} <= mode.seen
+        metrics = method.learn(batch)
+    assert any("backward" in str(operation) for operation in mode.seen)
     assert {m.device.type for m in metrics.values()} == {"meta"}
-    assert torch.equal(drawn, torch.get_rng_state())
+    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(
@@ -167,37 +181,20 @@ def test_the_check_sees_reads_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("P", [1, 3])
-def test_the_devices_choice_of_critic_is_the_hosts(make_agent: Any, make_batch: Any, P: int) -> None:
+def test_the_devices_choice_of_critic_is_the_hosts(make_method: Any, make_batch: Any, P: int) -> None:
     """Values and gradients: the critic that was not chosen adds exact zeros."""
-    agent, batches = make_agent(), [make_batch(6, P) for _ in range(8)]
-    other = on("cpu", agent)
+    method, batches = make_method(), [make_batch(6, P) for _ in range(8)]
+    other = on("cpu", method)
     other.choose_on_host = False
     results = []
-    for one in (agent, other):
+    for one in (method, other):
         torch.manual_seed(5)
         results.append([one.update(batch, number) for number, batch in enumerate(batches)])
     for one, two in zip(*results, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)
-    for name, network in agent.modules.items():
+    for name, network in method.modules.items():
         theirs = other.modules[name].state_dict()
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in network.state_dict().items())
-
-
-def test_rates_stay_the_same_tensors(make_agent: Any, make_batch: Any) -> None:
-    """What a graph reads must be where it was, also after an optimiser's state was loaded."""
-    agent, batch = make_agent(10, lr=1e-2, lr_warmup=4, lr_final=0.1), make_batch()
-    groups = [group for optimizer in agent.optimizers.values() for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
-    seen = set()
-    for iteration in range(10):
-        agent.update(batch, iteration)
-        seen.add(float(rates[0]))
-        assert all(group["lr"] is rate for group, rate in zip(groups, rates, strict=True))
-    assert len(seen) > 6
-    for optimizer in agent.optimizers.values():
-        optimizer.load_state_dict(optimizer.state_dict())
-    agent.schedule(0)
-    assert float(agent.policy_optimizer.param_groups[0]["lr"]) == pytest.approx(1e-2 / 4)
 
 
 # On a GPU
@@ -206,8 +203,8 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 # What it needs of the sampler: that it draws its key on the device, and keeps its tables there.
 
 
-def run(agent: Any, batches: list[PromptedBatch], first: int = 0) -> list[dict[str, Tensor]]:
-    return [agent.update(batch, first + number) for number, batch in enumerate(batches)]
+def run(method: Any, batches: list[PromptedBatch], first: int = 0) -> list[dict[str, Tensor]]:
+    return [method.update(batch, first + number) for number, batch in enumerate(batches)]
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -219,13 +216,14 @@ def assert_same(one: Any, other: Any) -> None:
 
 @GPU
 @PROMPTS
-@CONFIGS
+@pytest.mark.parametrize("variant", [*VARIANTS, "trajectory-diffusion"])
 def test_on_a_gpu_captured_iterations_are_eager_ones_bit_for_bit(
-    make_agent: Any, make_batch: Any, P: int, changes: dict[str, Any]
+    make_method: Any, make_batch: Any, P: int, variant: str
 ) -> None:
-    agent = make_agent(context=DROPOUT, lr_warmup=4, ema_every=2, ema_start=6, **changes)
-    batches = [moved(make_batch(6, P), "cuda") for _ in range(3)] * 6
-    plain, other = on("cuda", agent), on("cuda", agent)
+    name, changes = (VARIANTS | OTHERS)[variant]
+    method = make_method(name, lr_warmup=4, ema_every=2, ema_start=6, **changes)
+    batches = [moved(make_batch(6, P, H=5), "cuda") for _ in range(3)] * 6
+    plain, other = on("cuda", method), on("cuda", method)
     graphed = with_cuda_graph(other, "on", torch.device("cuda"))
     assert isinstance(graphed, GraphedUpdate)
     results, ends = [], []
@@ -243,14 +241,14 @@ def test_on_a_gpu_captured_iterations_are_eager_ones_bit_for_bit(
 
 
 @GPU
-def test_on_a_gpu_a_loaded_state_is_taken_up(make_agent: Any, make_batch: Any) -> None:
-    agent, batches = on("cuda", make_agent()), [moved(make_batch(), "cuda")] * 8
-    graphed = with_cuda_graph(agent, "on", torch.device("cuda"))
+def test_on_a_gpu_a_loaded_state_is_taken_up(make_method: Any, make_batch: Any) -> None:
+    method, batches = on("cuda", make_method()), [moved(make_batch(), "cuda")] * 8
+    graphed = with_cuda_graph(method, "on", torch.device("cuda"))
     run(graphed, batches)
-    plain = on("cuda", agent)
+    plain = on("cuda", method)
     for name, optimizer in plain.optimizers.items():
-        optimizer.load_state_dict(copy.deepcopy(agent.optimizers[name].state_dict()))
-    for optimizer in agent.optimizers.values():
+        optimizer.load_state_dict(copy.deepcopy(method.optimizers[name].state_dict()))
+    for optimizer in method.optimizers.values():
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for one in (plain, graphed):
         torch.manual_seed(6)
@@ -259,17 +257,17 @@ def test_on_a_gpu_a_loaded_state_is_taken_up(make_agent: Any, make_batch: Any) -
 
 
 @GPU
-def test_on_a_gpu_what_waits_is_found_before_the_capture(make_agent: Any, make_batch: Any) -> None:
-    agent, batch = on("cuda", make_agent()), moved(make_batch(), "cuda")
-    learn = agent.learn
+def test_on_a_gpu_what_waits_is_found_before_the_capture(make_method: Any, make_batch: Any) -> None:
+    method, batch = on("cuda", make_method()), moved(make_batch(), "cuda")
+    learn = method.learn
 
     def waits(batch: PromptedBatch) -> dict[str, Tensor]:
         metrics = learn(batch)
         float(metrics["loss/actor"])
         return metrics
 
-    agent.learn = waits  # type: ignore[method-assign]
-    graphed = with_cuda_graph(agent, "auto", torch.device("cuda"))
+    method.learn = waits  # type: ignore[method-assign]
+    graphed = with_cuda_graph(method, "auto", torch.device("cuda"))
     assert isinstance(graphed, GraphedUpdate)
     run(graphed, [batch] * 6)
     assert graphed.captured == 0

@@ -1,87 +1,130 @@
-"""The options that every method's optimisation has: declared once, named and loaded as before."""
+"""What the optimisation of all methods has in common: rates, EMA, gradients' bound, stored configurations."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any
 
 import pytest
+import torch
 
-from llmdpd.cli.train import configuration
-from llmdpd.config.schema import TrainConfig
-from llmdpd.methods.llmdpd.method import LLMDPDConfig
+from llmdpd.methods import METHODS
+from llmdpd.methods.base import Method, MethodConfig, OfflineConfig
 from llmdpd.methods.optimisation import OptimisationConfig, ema_rate, rate_factor
-from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusionConfig
-from llmdpd.utils.bounds import LIMITS
 from llmdpd.utils.plain import from_plain, to_plain
 
-# As config.json of a run had them before they were inherited; the order of the fields was another.
-SAVED: dict[str, dict[str, Any]] = {
-    "agent": {
-        "lr": 6e-4,
-        "critic_lr": 1e-4,
-        "lr_warmup": 300,
-        "lr_final": 0.03,
-        "weight_decay": 1e-4,
-        "gamma": 0.98,
-        "tau": 0.01,
-        "eta": 0.05,
-        "reward_scale": 0.1,
-        "grad_clip": 1.5,
-        "ema_decay": 0.999,
-        "ema_every": 1,
-        "ema_start": 20,
-        "critic_sees_prompts": True,
-        "precision": "bf16",
-        "critic_hidden": 16,
-        "clone": "expert",
-    },
-    "planner": {
-        "lr": 5e-4,
-        "lr_warmup": 200,
-        "lr_final": 0.1,
-        "weight_decay": 1e-3,
-        "grad_clip": 2.5,
-        "first_action_weight": 4.0,
-        "ema_decay": 0.99,
-        "ema_every": 2,
-        "ema_start": 30,
-        "clone": "expert",
-    },
+OFFLINE = [name for name in METHODS if issubclass(METHODS[name], Method)]
+MODULES = {
+    **{name: {"critic", "target_critic"} for name in ("llmdpd", "diffusion-ql", "diffusion-bc")},
+    **{name: {"critic", "target_critic", "target_policy"} for name in ("td3-bc", "rad", "s4rl")},
+    "cql": {"critic", "target_critic", "temperature"},
 }
-METHODS = {"agent": LLMDPDConfig, "planner": TrajectoryDiffusionConfig}
+TWO = pytest.mark.parametrize("name", ["llmdpd", "trajectory-diffusion"])
 
 
-@pytest.mark.parametrize("part", METHODS)
-def test_a_saved_configuration_loads_as_it_was(part: str) -> None:
-    config = from_plain(TrainConfig, SAVED, "config.json")
-    assert to_plain(getattr(config, part)) == SAVED[part]
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stored_configuration_is_read_as_it_was(name: str) -> None:
+    config = METHODS[name].Config()
+    plain = to_plain(config)
+    assert plain["name"] == name
+    assert from_plain(MethodConfig, plain, "config.json") == config
+    if name in OFFLINE:
+        assert isinstance(config, OfflineConfig)
+        changes = {field.name: 1 for field in dataclasses.fields(OptimisationConfig)}
+        assert to_plain(from_plain(MethodConfig, plain | changes, "config.json")) == plain | changes
 
 
-@pytest.mark.parametrize("part", METHODS)
-def test_a_method_inherits_every_option_under_its_own_name(part: str) -> None:
-    shared = {field.name for field in dataclasses.fields(OptimisationConfig)}
-    assert issubclass(METHODS[part], OptimisationConfig)
-    assert set(METHODS[part].__annotations__) & shared <= {"lr"}, "declared twice"
-    assert {f"{part}.{name}" for name in shared} <= LIMITS.keys()
-    method = {"agent": "llmdpd", "planner": "trajectory-diffusion"}[part]
-    for name in shared:
-        option = f"--{part}.{name.replace('_', '-')}"
-        words = ["--preset", "metaworld-paper", "--method", method, "--acting.samples", "1", option, "1"]
-        config = configuration(words)
-        assert getattr(getattr(config, part), name) == 1
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_checkpoint_holds_every_module_and_optimiser(name: str, make_method: Any) -> None:
+    method = make_method(name)
+    assert method.modules.keys() == {"policy", "ema_policy", *MODULES.get(name, ())}
+    extra = {"cql": ("critic", "temperature"), "lamo": ("adapters",)}
+    learns = ("policy", *extra.get(name, MODULES.get(name, set()) & {"critic"}))
+    assert method.optimizers.keys() == {f"{one}_optimizer" for one in learns}
+    owned = [p for optimizer in method.optimizers.values() for group in optimizer.param_groups for p in group["params"]]
+    assert len({id(p) for p in owned}) == len(owned)
+    learned = [p for one in ("policy", "critic", "temperature") for p in _parameters(method, one)]
+    assert {id(p) for p in owned} == {id(p) for p in learned}
+    assert not method.acting_network.training
+    assert not any(p.requires_grad for p in method.acting_network.parameters())
 
 
-def test_each_method_keeps_its_own_defaults() -> None:
-    defaults = [to_plain(kind()) for kind in (OptimisationConfig, LLMDPDConfig, TrajectoryDiffusionConfig)]
-    shared, agent, planner = ({name: values[name] for name in defaults[0]} for values in defaults)
-    assert agent == shared
-    assert planner == {**shared, "lr": 2e-4}
+def _parameters(method: Any, name: str) -> list[torch.nn.Parameter]:
+    return list(method.modules[name].parameters()) if name in method.modules else []
 
 
-def test_the_schedules_take_any_methods_options() -> None:
+def test_the_schedules_follow_any_methods_options() -> None:
     config = OptimisationConfig(lr_warmup=4, lr_final=0.2, ema_decay=0.75, ema_every=2, ema_start=3)
     assert rate_factor(config, 0, 10) == pytest.approx(1 / 4)
     assert rate_factor(config, 5, 10) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert [ema_rate(config, iteration) for iteration in range(5)] == [1.0, None, 1.0, None, 0.25]
+
+
+@pytest.mark.parametrize(("warmup", "final"), [(0, 1.0), (0, 0.1), (10, 0.1), (4, 1.0)])
+def test_rates_warm_up_and_decay_per_iteration(make_method: Any, warmup: int, final: float) -> None:
+    method = make_method(iterations=40, lr=2e-3, critic_lr=5e-4, lr_warmup=warmup, lr_final=final)
+    for iteration in (0, 1, 3, 9, 20, 39):
+        method.schedule(iteration)
+        factor = final + (1 - final) * (1 + math.cos(math.pi * iteration / 40)) / 2
+        if warmup:
+            factor *= min(1.0, (iteration + 1) / warmup)
+        for name, rate in (("policy", 2e-3), ("critic", 5e-4)):
+            group = method.optimizers[f"{name}_optimizer"].param_groups[0]
+            assert float(group["lr"]) == pytest.approx(rate * factor, rel=1e-5)
+
+
+def test_rates_stay_the_same_tensors(make_method: Any, make_batch: Any) -> None:
+    """What a CUDA graph reads must be where it was, also after an optimiser's state was loaded."""
+    method, batch = make_method(iterations=10, lr=1e-2, lr_warmup=4, lr_final=0.1), make_batch()
+    groups = [group for optimizer in method.optimizers.values() for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
+    seen = set()
+    for iteration in range(10):
+        method.update(batch, iteration)
+        seen.add(float(rates[0]))
+        assert all(group["lr"] is rate for group, rate in zip(groups, rates, strict=True))
+    assert len(seen) > 6
+    for optimizer in method.optimizers.values():
+        optimizer.load_state_dict(optimizer.state_dict())
+    method.schedule(0)
+    assert float(method.optimizers["policy_optimizer"].param_groups[0]["lr"]) == pytest.approx(1e-2 / 4)
+
+
+@TWO
+def test_the_ema_copies_first_and_then_averages_at_its_marks(name: str, make_method: Any, make_batch: Any) -> None:
+    method, batch = make_method(name, ema_every=3, ema_start=6, ema_decay=0.8, lr=1e-2), make_batch(H=5)
+    before = copy.deepcopy(method.policy.state_dict())
+    for iteration in range(14):
+        kept = copy.deepcopy(method.ema_policy.state_dict())
+        method.update(batch, iteration)
+        rate = 0.0 if iteration % 3 else 1.0 if iteration < 6 else 0.2
+        now = method.policy.state_dict()
+        for key, value in method.ema_policy.state_dict().items():
+            torch.testing.assert_close(value, kept[key] + rate * (now[key] - kept[key]), msg=key)
+            assert rate or torch.equal(value, kept[key])
+    still = {key for key, value in method.policy.state_dict().items() if torch.equal(value, before[key])}
+    statistics = {"context.features.mean", "context.features.std"}
+    assert still == (statistics if name == "llmdpd" else statistics | {"low", "high"})
+
+
+@TWO
+def test_the_gradients_norm_is_bounded(name: str, make_method: Any, make_batch: Any) -> None:
+    def norm(network: torch.nn.Module) -> float:
+        return float(torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
+
+    batch = make_batch(H=5)
+    for clip in (0.01, 0.0):
+        method = make_method(name, grad_clip=clip)
+        metrics = method.update(batch, 0)
+        for part in {"policy", "critic"} & method.modules.keys():
+            found = float(metrics[f"grad/{part}"])  # as it was before the bound
+            assert found > 0.01
+            assert norm(method.modules[part]) == pytest.approx(clip or found, rel=1e-3)
+
+
+def test_weight_decay_is_the_policys(make_method: Any) -> None:
+    method = make_method(weight_decay=0.3)
+    decays = {name: each.param_groups[0]["weight_decay"] for name, each in method.optimizers.items()}
+    assert decays == {"policy_optimizer": 0.3, "critic_optimizer": 0}

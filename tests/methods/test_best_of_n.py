@@ -1,8 +1,7 @@
-"""Choosing among N drawn actions."""
+"""Best of N: the choice among N sampled actions."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,14 @@ from torch import Tensor
 
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
 from llmdpd.errors import InputError
-from llmdpd.methods.acting import ActingConfig, _draw_in_torch, draw_actions
+from llmdpd.methods.llmdpd.best_of_n import _sample_in_torch, sample_actions
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
+from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.policy_network import PolicyConfig
 
 S, A, Z = 5, 3, 4
-POLICY = PolicyConfig(hidden_dim=16, time_dim=8)
+NETWORK = DiffusionNetworkConfig(hidden_dim=16, time_dim=8)
 
 
 class Case:
@@ -31,18 +31,18 @@ class Case:
         self.condition = Condition(torch.randn(B, S), torch.randn(Z) if shared else torch.randn(B, Z))
         self.seeds = torch.from_numpy(rng.integers(0, 2**63 - 1, B))
 
-    def draw(self, critic: DoubleQ | None, rows: Any = slice(None), **acting: Any) -> Tensor:
-        config = ActingConfig(**acting)
+    def sample(self, critic: DoubleQ | None, rows: Any = slice(None), **acting: Any) -> Tensor:
+        config = BestOfN(**acting)
         prompt = self.condition.prompt
         condition = Condition(self.condition.state[rows], prompt if prompt.ndim == 1 else prompt[rows])
-        return draw_actions(self.net, critic, condition, config.plan(POLICY), config, self.seeds[rows])
+        return sample_actions(self.net, critic, condition, config.coefficients(NETWORK), config, self.seeds[rows])
 
     @torch.no_grad()
     def candidates(self, N: int) -> tuple[Tensor, Tensor]:
         """The N actions of each state, and min Q of each."""
         state, prompt = self.condition
         actions = reverse_diffusion(
-            self.net, state, prompt, ActingConfig().plan(POLICY), N, seed=self.seeds, backend="reference"
+            self.net, state, prompt, BestOfN().coefficients(NETWORK), N, seed=self.seeds, backend="reference"
         )
         values = torch.stack(
             [self.critic.minimum(state, actions[:, n], prompt.expand(len(state), -1)) for n in range(N)], 1
@@ -55,19 +55,14 @@ def case(rng: np.random.Generator) -> Case:
     return Case(rng)
 
 
-def test_default_is_diffusion_qls() -> None:
-    config = ActingConfig()
-    assert (config.samples, config.selection, config.temperature) == (50, "soft", 1.0)
-
-
 def test_one_sample_needs_no_critic(case: Case) -> None:
-    expected = reverse_diffusion(case.net, *case.condition, ActingConfig().plan(POLICY), seed=case.seeds).detach()
-    torch.testing.assert_close(case.draw(None, samples=1), expected, atol=1e-5, rtol=0)
+    expected = reverse_diffusion(case.net, *case.condition, BestOfN().coefficients(NETWORK), seed=case.seeds).detach()
+    torch.testing.assert_close(case.sample(None, samples=1), expected, atol=1e-5, rtol=0)
 
 
 def test_several_samples_do(case: Case) -> None:
     with pytest.raises(InputError, match="no critic") as error:
-        case.draw(None, samples=7)
+        case.sample(None, samples=7)
     assert error.value.field == "acting.samples"
     assert error.value.found == 7
 
@@ -77,7 +72,7 @@ def test_max_takes_the_best_of_the_minimum(rng: np.random.Generator, shared: boo
     case = Case(rng, shared=shared)
     actions, values = case.candidates(20)
     expected = actions[torch.arange(6), values.argmax(1)]
-    torch.testing.assert_close(case.draw(case.critic, samples=20, selection="max"), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(case.sample(case.critic, samples=20, selection="max"), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
@@ -87,7 +82,7 @@ def test_soft_choice_is_distributed_as_the_softmax(rng: np.random.Generator, tem
     case = Case(rng, B=B)
     case.condition = Condition(case.condition.state[:1].expand(B, S), case.condition.prompt[:1].expand(B, Z))
     actions, values = case.candidates(N)
-    taken = case.draw(case.critic, samples=N, temperature=temperature)
+    taken = case.sample(case.critic, samples=N, temperature=temperature)
     distance = (actions - taken[:, None]).abs().amax(-1)
     assert float(distance.amin(1).max()) < 1e-5  # it is one of the N
     probability = (values.double() / temperature).softmax(1)
@@ -104,9 +99,9 @@ def test_soft_choice_is_distributed_as_the_softmax(rng: np.random.Generator, tem
 
 
 def test_cold_is_max_and_hot_is_not(case: Case) -> None:
-    best = case.draw(case.critic, samples=30, selection="max")
-    torch.testing.assert_close(case.draw(case.critic, samples=30, temperature=1e-9), best, rtol=0, atol=1e-6)
-    assert not torch.allclose(case.draw(case.critic, samples=30, temperature=1e9), best, atol=1e-3)
+    best = case.sample(case.critic, samples=30, selection="max")
+    torch.testing.assert_close(case.sample(case.critic, samples=30, temperature=1e-9), best, rtol=0, atol=1e-6)
+    assert not torch.allclose(case.sample(case.critic, samples=30, temperature=1e9), best, atol=1e-3)
 
 
 def test_the_choice_is_independent_of_the_draws(rng: np.random.Generator) -> None:
@@ -114,7 +109,7 @@ def test_the_choice_is_independent_of_the_draws(rng: np.random.Generator) -> Non
     N, B = 4, 4000
     case = Case(rng, B=B)
     actions, _ = case.candidates(N)
-    taken = case.draw(case.critic, samples=N, temperature=1e9)
+    taken = case.sample(case.critic, samples=N, temperature=1e9)
     choice = (actions - taken[:, None]).abs().amax(-1).argmin(1)
     counts = torch.bincount(choice, minlength=N)
     assert float((counts - B / N).abs().max()) < 6 * (B * 3 / 16) ** 0.5
@@ -127,11 +122,11 @@ def test_the_choice_is_independent_of_the_draws(rng: np.random.Generator) -> Non
 @pytest.mark.parametrize("acting", [{"samples": 1}, {"samples": 9}, {"samples": 9, "selection": "max"}])
 def test_an_action_does_not_depend_on_its_batch(rng: np.random.Generator, acting: dict[str, Any]) -> None:
     case = Case(rng, B=12)
-    whole = case.draw(case.critic, **acting)
+    whole = case.sample(case.critic, **acting)
     order = torch.from_numpy(rng.permutation(12))
-    torch.testing.assert_close(case.draw(case.critic, order, **acting), whole[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(case.sample(case.critic, order, **acting), whole[order], rtol=0, atol=1e-5)
     for row in (0, 7):
-        alone = case.draw(case.critic, slice(row, row + 1), **acting)
+        alone = case.sample(case.critic, slice(row, row + 1), **acting)
         torch.testing.assert_close(alone[0], whole[row], rtol=0, atol=1e-5)
 
 
@@ -144,19 +139,19 @@ def test_the_actor_in_cpp_is_the_one_in_torch(
     case = Case(rng, 40, shared)
     critic = case.critic if sees_prompts else DoubleQ(S, A, 0, 24)
     for samples, temperature in ((7, 1.0), (50, 0.3), (2, 5.0)):
-        config = ActingConfig(samples=samples, selection=selection, temperature=temperature)
-        plan = config.plan(POLICY)
-        found = draw_actions(case.net, critic, case.condition, plan, config, case.seeds)
+        config = BestOfN(samples=samples, selection=selection, temperature=temperature)
+        coefficients = config.coefficients(NETWORK)
+        found = sample_actions(case.net, critic, case.condition, coefficients, config, case.seeds)
         with torch.no_grad():
-            expected = _draw_in_torch(case.net, critic, case.condition, plan, config, case.seeds)
+            expected = _sample_in_torch(case.net, critic, case.condition, coefficients, config, case.seeds)
         # Two draws may be worth the same to within rounding, or a draw lie on a step of the running sum.
         different = ((found - expected).abs().amax(1) > 1e-5).sum()
         assert different <= 1
 
 
 def test_what_does_not_fit_never_reaches_cpp(case: Case) -> None:
-    config = ActingConfig()
-    plan = config.plan(POLICY)
+    config = BestOfN()
+    coefficients = config.coefficients(NETWORK)
     state, prompt = case.condition
     for field, condition, seeds in (
         ("state", Condition(state[:, 1:], prompt), case.seeds),
@@ -165,58 +160,27 @@ def test_what_does_not_fit_never_reaches_cpp(case: Case) -> None:
         ("seed", Condition(state, prompt), case.seeds.int()),
     ):
         with pytest.raises(InputError) as caught:
-            draw_actions(case.net, case.critic, condition, plan, config, seeds)
+            sample_actions(case.net, case.critic, condition, coefficients, config, seeds)
         assert caught.value.field == field
 
 
 def test_an_actor_in_bf16_takes_nearly_the_same(rng: np.random.Generator) -> None:
     case = Case(rng, 60)
-    exact, rounded = (case.draw(None, samples=1, precision=precision) for precision in ("fp32", "bf16"))
+    exact, rounded = (case.sample(None, samples=1, precision=precision) for precision in ("fp32", "bf16"))
     assert not torch.equal(exact, rounded)
     assert float((exact - rounded).norm() / exact.norm()) <= 2e-2
-    best = [case.draw(case.critic, samples=20, selection="max", precision=p) for p in ("fp32", "bf16")]
+    best = [case.sample(case.critic, samples=20, selection="max", precision=p) for p in ("fp32", "bf16")]
     assert float(((best[0] - best[1]).abs().amax(1) < 0.05).float().mean()) > 0.8
 
 
 def test_empty_batch(rng: np.random.Generator) -> None:
     case = Case(rng, B=0)
     for acting in ({"samples": 1}, {"samples": 5}, {"samples": 5, "selection": "max"}):
-        assert case.draw(case.critic, **acting).shape == (0, A)
+        assert case.sample(case.critic, **acting).shape == (0, A)
 
 
 def test_no_noise_is_the_same_for_every_seed(case: Case) -> None:
-    first = case.draw(None, samples=1, noise_scale=0.0)
+    first = case.sample(None, samples=1, noise_scale=0.0)
     case.seeds = case.seeds + 1
-    assert torch.equal(case.draw(None, samples=1, noise_scale=0.0), first)
-    assert not torch.equal(case.draw(None, samples=1), first)
-
-
-def test_plan_follows_policy_and_config() -> None:
-    policy = dataclasses.replace(POLICY, diffusion_steps=9, schedule="cosine", action_bound=0.5)
-    plan = ActingConfig(noise_scale=0.3).plan(policy)
-    assert (plan.name, plan.steps, plan.train_steps, plan.schedule, plan.clip) == ("ddpm", 9, 9, "cosine", 0.5)
-    assert plan.start == 0.3
-    plan = ActingConfig(sampler="dpm++2m", steps=4).plan(policy)
-    assert (plan.name, plan.steps, plan.train_steps) == ("dpm++2m", 4, 9)
-    with pytest.raises(InputError, match="every training step"):
-        ActingConfig(steps=4).plan(policy)
-    with pytest.raises(InputError, match="steps"):
-        ActingConfig(sampler="ddim", steps=0).plan(policy)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("samples", 0),
-        ("selection", "best"),
-        ("temperature", 0.0),
-        ("temperature", -1.0),
-        ("temperature", float("nan")),
-    ],
-)
-def test_what_makes_no_sense_is_refused(field: str, value: Any) -> None:
-    with pytest.raises(InputError) as error:
-        ActingConfig(**{field: value})
-    assert error.value.field == f"acting.{field}"
-    assert error.value.found == value or value != value
-    assert error.value.expected is not None
+    assert torch.equal(case.sample(None, samples=1, noise_scale=0.0), first)
+    assert not torch.equal(case.sample(None, samples=1), first)
