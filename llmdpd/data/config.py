@@ -39,3 +39,9 @@ class DataConfig:
     """Steps of SAC at most, where it collects; it stops earlier where it reaches the medium level."""
     workers: Annotated[int | None, Bounds(1)] = None
     """Processes for collection and evaluation; one a core by default."""
+
+    def check(self) -> None:
+        """Raise `InputError` for a mixture that names an unknown demonstrator, or has a wrong share."""
+        from llmdpd.data.collecting.scripted import parse_noise
+
+        parse_noise(self.noise)

@@ -24,11 +24,6 @@ def test_normalised_by_the_given_data_alone(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(normal.std(0), 1, rtol=1e-2)
 
 
-def test_before_a_fit_observations_pass() -> None:
-    state = torch.tensor([[0.5, -3.0, 9.0]])
-    assert torch.equal(StateFeatures(3)(state), state)
-
-
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("count", [7, 1000, 200_003])
 @pytest.mark.parametrize("value", [0.0, 0.6, -123.456, 3333.3, 5e5])
@@ -47,21 +42,15 @@ def test_a_constant_dimension_keeps_its_scale(rng: np.random.Generator, value: f
     assert float(features(moved)[0, -1]) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_raw_features_are_the_observation(rng: np.random.Generator) -> None:
+def test_raw_features_are_the_observation_and_so_are_others_before_a_fit(rng: np.random.Generator) -> None:
+    small = torch.tensor([[0.5, -3.0, 9.0]])
+    assert torch.equal(StateFeatures(3)(small), small)
     features = StateFeatures(5, "raw")
     state = torch.from_numpy(rng.normal(0, 100, (4, 5)).astype(np.float32))
     features.fit(state)
     assert torch.equal(features(state), state)
     assert torch.equal(features.geometry(state), state)
     assert (features.output_dim, features.geometry_dim) == (5, 5)
-
-
-def test_leading_axes_are_kept(rng: np.random.Generator) -> None:
-    features = StateFeatures(39, "metaworld")
-    state = torch.from_numpy(rng.normal(size=(2, 5, 39)).astype(np.float32))
-    assert features.output_dim == 39 + 36
-    assert features(state).shape == (2, 5, 75)
-    torch.testing.assert_close(features(state)[1, 3], features(state[1, 3]))
 
 
 def test_metaworld_numbers_by_hand() -> None:
@@ -88,6 +77,8 @@ def test_metaworld_numbers_by_hand() -> None:
     np.testing.assert_allclose(out[39:54], 4 * np.array(relative), atol=1e-6)
     np.testing.assert_allclose(out[54:69], np.tanh(25 * np.array(relative)), atol=1e-5)
     np.testing.assert_allclose(out[69:], velocity, atol=1e-4)
+    many = StateFeatures(39, "metaworld")(state.expand(2, 5, 39))
+    torch.testing.assert_close(many, out.expand(2, 5, 75))  # leading axes are kept
 
 
 def test_metaworld_needs_its_layout() -> None:
@@ -96,11 +87,3 @@ def test_metaworld_needs_its_layout() -> None:
     assert "11" in str(error.value)
     assert error.value.expected == 39
     assert "normalised" in str(error.value.hint)
-
-
-def test_statistics_are_saved(rng: np.random.Generator) -> None:
-    features, other = StateFeatures(4), StateFeatures(4)
-    features.fit(torch.from_numpy(rng.normal(3, 2, (50, 4)).astype(np.float32)))
-    other.load_state_dict(features.state_dict())
-    assert torch.equal(other.mean, features.mean)
-    assert torch.equal(other.std, features.std)

@@ -45,7 +45,7 @@ def test_everything_that_it_is_given_matters() -> None:
     }
     for name, changed in others.items():
         assert ((net(*changed) - before).abs().amax((1, 2)) > 1e-3).all(), name
-    # Each step hears of every other one.
+    # Each step attends to every other one.
     nudged = plan.clone()
     nudged[:, -1] += 1
     assert ((net(nudged, timesteps, state, prompt) - before)[:, 0].abs().amax(1) > 1e-4).all()
@@ -62,7 +62,7 @@ def test_a_shared_prompt_is_each_rows_prompt() -> None:
     assert bare(plan, timesteps, state, torch.zeros(0)).shape == plan.shape
 
 
-def test_masked_steps_are_not_heard(rng: np.random.Generator) -> None:
+def test_masked_steps_have_no_effect(rng: np.random.Generator) -> None:
     net = make_net()
     _, state, prompt = inputs(5)
     plan, timesteps = torch.randn(5, 6, S + A), torch.arange(5)
@@ -115,7 +115,7 @@ def test_with_the_right_noise_the_chain_ends_at_the_plan(
 
 
 @SAMPLERS
-def test_a_plan_hangs_on_its_own_key(rng: np.random.Generator, name: Any, steps: int) -> None:
+def test_a_plan_depends_on_its_own_key(rng: np.random.Generator, name: Any, steps: int) -> None:
     net, B = make_net(), 7
     present, state, prompt = inputs(B)
     seeds = torch.from_numpy(rng.integers(-(2**62), 2**62, B))
@@ -127,11 +127,11 @@ def test_a_plan_hangs_on_its_own_key(rng: np.random.Generator, name: Any, steps:
         shuffled = reverse_plan(net, present[order], state[order], prompt[order], plan, seeds[order])
         alone = reverse_plan(net, present[2:3], state[2:3], prompt[2], plan, seeds[2:3])
         other = reverse_plan(net, present, state, prompt, plan, seeds + 1)
-        nobody = reverse_plan(net, present[:0], state[:0], prompt[0], plan, seeds[:0])
+        nothing = reverse_plan(net, present[:0], state[:0], prompt[0], plan, seeds[:0])
     # But for rounding: some machines' products round a row by its place among the others.
     torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-4)
     torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-4)
-    assert nobody.shape == (0, 6, S + A)
+    assert nothing.shape == (0, 6, S + A)
     assert not torch.allclose(other, together, atol=1e-3)
 
 

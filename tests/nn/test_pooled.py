@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.nn.context import ContextConfig, EncodedPrompts, Keep, PooledContext, make_context
+from llmdpd.nn.context import ContextConfig, Keep, PooledContext, make_context
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
 
 S, A, D = 6, 2, 9
@@ -74,10 +74,10 @@ def test_prompt_vector_is_text_then_trajectory(rng: np.random.Generator) -> None
 
 
 def test_text_head_is_the_papers(rng: np.random.Generator) -> None:
-    head = ContextConfig().text_hidden, PooledContext(S, A, D, ContextConfig()).text_head
-    assert isinstance(head[1], torch.nn.Sequential)
-    assert [type(layer).__name__ for layer in head[1]] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
-    assert head[1][0].out_features == head[1][2].out_features == head[0] == 512
+    head = PooledContext(S, A, D, ContextConfig()).text_head
+    assert isinstance(head, torch.nn.Sequential)
+    assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+    assert head[0].out_features == head[2].out_features == 512
 
 
 @torch.no_grad()
@@ -94,23 +94,15 @@ def test_mixed_prompts_equal_each_alone(rng: np.random.Generator) -> None:
         assert alone.prompt.shape == (8,)  # one vector for all: multiplied once by the sampler
 
 
-def test_states_pass_through_the_features(rng: np.random.Generator) -> None:
-    context = make()
-    context.features.fit(torch.randn(100, S) * 4 + 7)
-    state = torch.randn(8, S)
-    condition = context.condition(state, EncodedPrompts(torch.randn(1, 8)), None, CLOCK)
-    assert torch.equal(condition.state, context.features(state))
-    assert not torch.allclose(condition.state, state)
-
-
-def test_prompt_steps_pass_through_the_same_features(rng: np.random.Generator) -> None:
-    context, text, tokens = make(), torch.randn(1, D), tokens_of(rng, 6)
-    with torch.no_grad():
-        before = context.encode(text, tokens).pooled
-        shifted = dataclasses.replace(tokens, states=tokens.states * 4 + 7)
-        context.features.mean.fill_(7.0)
-        context.features.std.fill_(4.0)
-        torch.testing.assert_close(context.encode(text, shifted).pooled, before, rtol=1e-4, atol=1e-5)
+@torch.no_grad()
+def test_states_and_demonstrations_pass_through_the_same_features(rng: np.random.Generator) -> None:
+    context, text, tokens, state = make(), torch.randn(1, D), tokens_of(rng, 6), torch.randn(8, S)
+    before = context.encode(text, tokens)
+    context.features.mean.fill_(7.0)
+    context.features.std.fill_(4.0)
+    shifted = context.encode(text, dataclasses.replace(tokens, states=tokens.states * 4 + 7))
+    torch.testing.assert_close(shifted.pooled, before.pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(context.condition(state * 4 + 7, before, None, CLOCK).state, state)
 
 
 @torch.no_grad()
@@ -139,10 +131,8 @@ def test_a_missing_prompt(rng: np.random.Generator, which: str) -> None:
     assert pooled.shape == (2, 8)
     assert (part == 0).all()
     assert (pooled != 0).any()
-
-
-def test_no_prompt_at_all_with_dropout() -> None:
-    assert torch.equal(make(text_dropout=0.1, trajectory_dropout=0.1).encode(None, None).pooled, torch.zeros(1, 8))
+    neither = make(text_dropout=0.1, trajectory_dropout=0.1).encode(None, None).pooled
+    assert torch.equal(neither, torch.zeros(1, 8))
 
 
 def test_metaworld_features_widen_the_condition() -> None:

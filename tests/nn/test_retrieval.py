@@ -1,8 +1,9 @@
-"""The retrieval context: its parts, its grouping, what it reads from the example and what it must not read."""
+"""The retrieval context: its parts, its grouping, what it reads from the demonstration, and what it must not read."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -10,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.errors import InputError
 from llmdpd.nn.context import ContextConfig, EncodedPrompts, Keep, RetrievalConfig, RetrievalContext, make_context
-from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 S, A, D, W, HEADS, AHEAD = 39, 4, 9, 16, 2, (0, 3)
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=10, dropout=0.0)
@@ -37,24 +37,24 @@ def pair(rng: np.random.Generator, length: int) -> tuple[Any, Any]:
     return rng.normal(size=(length, S)).astype(np.float32), rng.normal(size=(length, A)).astype(np.float32)
 
 
+def encoded(context: RetrievalContext, *pairs: tuple[Any, Any]) -> EncodedPrompts:
+    """Prompts of these demonstrations, under random texts."""
+    return context.encode(torch.randn(len(pairs), D), make_tokens(pairs, ENCODER))
+
+
 def states(rng: np.random.Generator, count: int) -> torch.Tensor:
     return torch.from_numpy(rng.normal(size=(count, S)).astype(np.float32))
 
 
-@pytest.mark.parametrize("text", [True, False])
-@pytest.mark.parametrize("attention", [True, False])
-@pytest.mark.parametrize("waypoints", [True, False])
-@pytest.mark.parametrize("clock", [True, False])
+@pytest.mark.parametrize(("text", "attention", "waypoints", "clock"), list(itertools.product([True, False], repeat=4)))
 def test_each_part_can_be_switched(
     rng: np.random.Generator, text: bool, attention: bool, waypoints: bool, clock: bool
 ) -> None:
     context = make({"attention": attention, "waypoints": waypoints, "clock": clock}, text=text)
     expected = FEATURES + clock * CLOCK + attention * W + waypoints * HEADS * (A + 2 * len(AHEAD) * GEOMETRY)
     assert context.state_dim == expected
-    tokens = make_tokens([pair(rng, 4), pair(rng, 30)], ENCODER)
-    prompts = context.encode(torch.randn(2, D), tokens)
-    time = torch.arange(6)
-    state, prompt = context.condition(states(rng, 6), prompts, None, time)
+    prompts = encoded(context, pair(rng, 4), pair(rng, 30))
+    state, prompt = context.condition(states(rng, 6), prompts, None, torch.arange(6))
     assert state.shape == (6, expected)
     assert prompt.shape == (6, 3 + 5 * text)
 
@@ -102,11 +102,17 @@ def sharp(context: RetrievalContext, prompts: EncodedPrompts, step: int) -> None
     torch.nn.init.constant_(context.likeness, -math.inf)
 
 
+def by_geometry_alone(context: RetrievalContext) -> None:
+    """Make every waypoint head ask for geometric similarity and nothing else."""
+    torch.nn.init.zeros_(context.waypoint_query.weight)
+    torch.nn.init.zeros_(context.waypoint_query.bias)
+
+
 @torch.no_grad()
 def test_waypoints_are_the_examples_action_and_the_way_to_where_it_went(rng: np.random.Generator) -> None:
     context = make()
     observations, actions = pair(rng, 8)
-    prompts = context.encode(torch.randn(1, D), make_tokens([(observations, actions)], ENCODER))
+    prompts = encoded(context, (observations, actions))
     state, step = states(rng, 5), 6
     sharp(context, prompts, step)
     parts = context.condition(state, prompts, None, torch.zeros(5)).state[:, FEATURES + CLOCK + W :]
@@ -122,7 +128,7 @@ def test_waypoints_are_the_examples_action_and_the_way_to_where_it_went(rng: np.
 @torch.no_grad()
 def test_with_an_example_waypoints_never_look_nowhere(rng: np.random.Generator) -> None:
     context = make(trajectory_dropout=0.1)
-    prompts = context.encode(torch.randn(1, D), make_tokens([pair(rng, 8)], ENCODER))
+    prompts = encoded(context, pair(rng, 8))
     assert (context.weights(states(rng, 5), prompts, torch.zeros(5))[..., -1] == 0).all()
     none = context.encode(torch.randn(1, D), None)
     parts = context.condition(states(rng, 5), none, None, torch.zeros(5)).state[:, FEATURES + CLOCK + W :]
@@ -133,11 +139,10 @@ def test_with_an_example_waypoints_never_look_nowhere(rng: np.random.Generator) 
 @pytest.mark.parametrize("clock", [True, False])
 def test_likeness_is_minus_the_scaled_squared_distance(rng: np.random.Generator, clock: bool) -> None:
     context = make({"clock": clock})
-    torch.nn.init.zeros_(context.waypoint_query.weight)
-    torch.nn.init.zeros_(context.waypoint_query.bias)
+    by_geometry_alone(context)
     observations, actions = pair(rng, 7)
     context.likeness.copy_(0.3 * torch.randn_like(context.likeness) - 4)
-    prompts = context.encode(torch.randn(1, D), make_tokens([(observations, actions)], ENCODER))
+    prompts = encoded(context, (observations, actions))
     state, time = states(rng, 5), torch.from_numpy(rng.integers(0, 400, 5))
     here, there = context.features.geometry(state), context.features.geometry(torch.from_numpy(observations))
     away = here[:, None] - there
@@ -153,8 +158,7 @@ def test_likeness_is_minus_the_scaled_squared_distance(rng: np.random.Generator,
 def test_likeness_does_not_cancel_far_from_the_origin(rng: np.random.Generator) -> None:
     """Multiplied out, w here^2 and its like are 8e5 here, and a float32 knows them to 0.06."""
     context = make()
-    torch.nn.init.zeros_(context.waypoint_query.weight)
-    torch.nn.init.zeros_(context.waypoint_query.bias)
+    by_geometry_alone(context)
     context.likeness.fill_(3.0)
     observations, actions = pair(rng, 7)
     observations = observations[:1] + 0.01 * observations  # near each other: all of them are looked at
@@ -174,25 +178,17 @@ def test_an_example_that_is_left_out_leaves_no_trace(rng: np.random.Generator) -
     context = make(text_dropout=0.1, trajectory_dropout=0.1)
     text, state, time = torch.randn(2, D), states(rng, 6), torch.arange(6)
     keep = Keep(trajectory=torch.tensor([[0.0], [1.0]]))
-    first, second = (
-        context.condition(state, context.encode(text, make_tokens([pair(rng, 9), given], ENCODER), keep), None, time)
-        for given in [pair(rng, 10)] * 2
+    given = pair(rng, 10)
+    first, second, other = (
+        context.condition(state, context.encode(text, make_tokens([pair(rng, 9), kept], ENCODER), keep), None, time)
+        for kept in (given, given, pair(rng, 10))
     )
-    assert torch.equal(first.state, second.state), "the first prompt's example differs, and is left out"
-    other = context.condition(
-        state, context.encode(text, make_tokens([pair(rng, 9), pair(rng, 10)], ENCODER), keep), None, time
-    )
+    assert torch.equal(first.state, second.state), "the first prompt's demonstration differs, and is left out"
     assert (other.state[3:] != first.state[3:]).any(1).all()
     # Acting without an example is the same.
     alone = context.condition(state[:3], context.encode(text[:1], None), None, time[:3])
     torch.testing.assert_close(alone.state, first.state[:3], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone.prompt.expand(3, -1), first.prompt[:3])
-
-
-def test_a_missing_example_is_an_error_where_none_was_ever_left_out() -> None:
-    with pytest.raises(InputError, match="trajectory prompt") as error:
-        make().encode(torch.randn(1, D), None)
-    assert "trajectory-dropout" in str(error.value.hint)
 
 
 @torch.no_grad()
@@ -213,7 +209,7 @@ def test_padding_is_never_looked_at(rng: np.random.Generator) -> None:
 def test_weights_are_those_of_the_retrieval(rng: np.random.Generator) -> None:
     context = make()
     observations, actions = pair(rng, 7)
-    prompts = context.encode(torch.randn(1, D), make_tokens([(observations, actions)], ENCODER))
+    prompts = encoded(context, (observations, actions))
     state, time = states(rng, 5), torch.arange(5)
     weights = context.weights(state, prompts, time)
     assert weights.shape == (5, HEADS, 8)
@@ -227,26 +223,11 @@ def test_weights_are_those_of_the_retrieval(rng: np.random.Generator) -> None:
 
 def test_gradients_reach_every_parameter(rng: np.random.Generator) -> None:
     context = make().train()
-    tokens = make_tokens([pair(rng, 4), pair(rng, 10)], ENCODER)
-    condition = context.condition(states(rng, 6), context.encode(torch.randn(2, D), tokens), None, torch.arange(6))
+    prompts = encoded(context, pair(rng, 4), pair(rng, 10))
+    condition = context.condition(states(rng, 6), prompts, None, torch.arange(6))
     (condition.state.square().sum() + condition.prompt.square().sum()).backward()
     for name, parameter in context.named_parameters():
         assert parameter.grad is not None, name
         # A key's bias moves all scores alike, and a softmax does not see that.
         if not name.endswith("key.bias"):
             assert parameter.grad.abs().max() > 0, name
-
-
-def test_the_bias_excludes(rng: np.random.Generator) -> None:
-    context = make()
-    prompts = context.encode(torch.randn(2, D), make_tokens([pair(rng, 3), pair(rng, 10)], ENCODER))
-    bias = prompts.memory["bias"][:, 0, 0]
-    assert bias.shape == (2, 11)
-    assert (bias[0] == 0).tolist() == [True] * 3 + [False] * 7 + [True]
-    assert bias[0, 3] == -math.inf
-
-
-def test_tokens_know_their_time(rng: np.random.Generator) -> None:
-    tokens: TrajectoryTokens = make_tokens([pair(rng, 28), pair(rng, 4)], ENCODER)
-    assert tokens.times[0].tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
-    assert tokens.times[1, :4].tolist() == [0, 1, 2, 3]

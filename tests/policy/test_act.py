@@ -73,51 +73,6 @@ def test_arrays_of_every_layout(policy: Policy, rng: np.random.Generator) -> Non
         np.testing.assert_array_equal(action, policy.act(np.ascontiguousarray(view, np.float32).copy()))
 
 
-# The clock runs from the episode's start.
-    later, _ = policy.looks(KNOWN, example, np.concatenate([seen, seen[:1]]))
-    np.testing.assert_allclose(later[:7], weights, rtol=1e-4, atol=1e-6)
-    assert np.abs(later[7] - weights[0]).max() > 1e-6
-    pooled = make_policy()
-    assert not pooled.retrieves
-    with pytest.raises(ValueError, match="retrieves nothing"):
-        pooled.looks(KNOWN, example, seen)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        *[(bad, "no array of numbers") for bad in ([[1.0], [1.0, 2.0]], "push", {"a": 1}, [object()])],
-        *[([1.0] * (S - 1) + [value], "NaN or Inf") for value in (np.nan, np.inf, -np.inf, None)],
-        ([[1.0] * S, [np.nan] * S], "NaN or Inf"),
-        *[(np.ones(shape), "wrong observation") for shape in ((S + 1,), (4, S - 1), (2, 3, S), ())],
-    ],
-)
-def test_an_observation_that_is_refused(policy: Policy, bad: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message) as error:
-        policy.act(bad)
-    assert error.value.field == "observation"
-
-
-def test_arrays_of_every_layout(policy: Policy, rng: np.random.Generator) -> None:
-    rows = rng.normal(size=(4, 2 * S))
-    frozen = rows[:, :S].astype(np.float32)
-    frozen.flags.writeable = False
-    layouts = (rows[::-1, :S], rows[:, ::-2], rows[0, S - 1 :: -1], rows[:, :S].T.copy().T, frozen)
-    for view in layouts:
-        policy.seed(1)
-        action = policy.act(view)
-        policy.seed(1)
-        np.testing.assert_array_equal(action, policy.act(np.ascontiguousarray(view, np.float32).copy()))
-
-
-@pytest.mark.parametrize("shape", [(S + 1,), (4, S - 1), (2, 3, S), ()])
-def test_wrong_observations(policy: Policy, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="wrong observation") as error:
-        policy.act(np.ones(shape))
-    assert error.value.found == shape
-    assert str(S) in str(error.value.expected)
-
-
 # The clock
 
 

@@ -139,9 +139,7 @@ def test_what_is_left_is_dropped_at_reset_seed_and_prompt(
     assert np.abs(policy.act(states[0]) - first[0]).max() > 1e-3
 
 
-def test_a_clock_that_is_set_samples_anew(
-    make_chunked: MakePolicy, example: Any, sampled_at: list[list[int]]
-) -> None:
+def test_a_clock_that_is_set_samples_anew(make_chunked: MakePolicy, example: Any, sampled_at: list[list[int]]) -> None:
     policy, state = make_chunked(3).prompt(KNOWN, example), np.ones(S)
     for step in (None, 1, None, None, 9, None, 9, 10, 11, 12):
         policy.act(state, step=step)

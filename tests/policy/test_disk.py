@@ -36,7 +36,9 @@ def test_saved_and_loaded_acts_bit_for_bit(
         assert (loaded.critic is not None) == critic
         assert loaded.network.config == policy.network.config
         for one in (policy, loaded):
-            one.prompt(KNOWN if prompts.get("text", True) else None, example if prompts.get("trajectory", True) else None)
+            one.prompt(
+                KNOWN if prompts.get("text", True) else None, example if prompts.get("trajectory", True) else None
+            )
             one.seed(4)
         for _ in range(3):
             np.testing.assert_array_equal(loaded.act(states), policy.act(states))

@@ -20,7 +20,9 @@ def actions(policy: Policy) -> np.ndarray:
     """The actions [12, 3, 4] of twelve steps in three episodes, under the recorded prompts."""
     with np.load(RECORDED / "inputs.npz") as file:
         given = dict(file)
-    demonstration = Trajectory(*(given[f"demonstration_{part}"] for part in ("observations", "actions", "rewards")), "-")
+    demonstration = Trajectory(
+        *(given[f"demonstration_{part}"] for part in ("observations", "actions", "rewards")), "-"
+    )
     text, reads = str(given["text"]), policy.network.reads
     assert text_key(text) in policy.texts or not reads.text
     policy.prompt(text if reads.text else None, demonstration if reads.trajectory else None).seed(5)

@@ -41,17 +41,6 @@ def test_a_known_text_needs_no_llm(make_policy: MakePolicy, tmp_path: Path) -> N
     assert done.stdout.split() == []
 
 
-def test_a_new_text_goes_to_the_llm_once(
-    make_policy: MakePolicy, example: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("llmdpd.prompts.llm.LLMEncoder", fake_encoder(asked))
-    policy = make_policy()
-    policy.prompt("Task: something new.", example)
-    policy.prompt("Task: something new.", example)
-    assert asked == [("minilm", torch.device("cpu"), None, ["Task: something new."])]
-
-
 def fake_encoder(asked: list[tuple[Any, ...]], width: int = D) -> type:
     class Encoder:
         def __init__(self, model: str, device: torch.device, dtype: str | None) -> None:
@@ -72,9 +61,13 @@ def test_a_new_text_is_embedded_as_in_training(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Once for each text."""
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr("llmdpd.prompts.llm.LLMEncoder", fake_encoder(asked))
     policy = make_policy()
+    for _ in range(2):
+        policy.prompt("Task: something new.", example)
+    assert asked == [("minilm", torch.device("cpu"), None, ["Task: something new."])]
     for number, (revision, told) in enumerate((("r2", False), ("r1", True))):
         policy.facts["llm"] = {"model": "m", "revision": revision, "dtype": "bfloat16"}
         policy.save(tmp_path / "p")

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -207,24 +207,20 @@ def test_one_changed_part_is_seen(make_batch: MakeBatch) -> None:
     assert backend.captures == 1
 
 
-def variants(make_batch: MakeBatch) -> Iterator[PromptedBatch]:
-    batch = make_batch()
-    yield batch
-    yield make_batch(B=8)
-    yield make_batch((7,))
-    yield make_batch((8, 8))
-    yield make_batch(expert=False)
-    yield make_batch(text=False)
-    yield dataclasses.replace(batch, tokens=None)
-    yield dataclasses.replace(batch, tokens=dataclasses.replace(batch.tokens, padded=True))  # type: ignore[type-var]
-    yield dataclasses.replace(batch, observations=batch.observations.double())
-
-
 def test_each_kind_of_batch_has_a_graph_of_its_own(make_batch: MakeBatch) -> None:
     other, backend = graphed(Sums(), warm_up=1, limit=100)
-    for number, batch in enumerate(variants(make_batch)):
+    batch = make_batch()
+    kinds = [{"B": 8}, {"lengths": (7,)}, {"lengths": (8, 8)}, {"expert": False}, {"text": False}]
+    assert batch.tokens is not None
+    changes = [
+        {"tokens": None},
+        {"tokens": dataclasses.replace(batch.tokens, padded=True)},
+        {"observations": batch.observations.double()},
+    ]
+    variants = [batch, *(make_batch(**kind) for kind in kinds), *(dataclasses.replace(batch, **c) for c in changes)]
+    for number, variant in enumerate(variants):
         for _ in range(3):
-            other.update(batch, 0)
+            other.update(variant, 0)
         assert backend.captures == number + 1
     assert backend.warmed == backend.captures == 9
 
@@ -295,7 +291,7 @@ def test_a_replay_raises_the_versions_of_what_it_writes(make_batch: MakeBatch) -
 
 
 @pytest.mark.parametrize("which", ["obstacle", "refusal"])
-def test_what_cannot_be_captured_runs_without_for_a_reason_told_once(
+def test_what_cannot_be_captured_runs_without_for_a_reason_logged_once_or_is_refused(
     make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, which: str
 ) -> None:
     agent = make_agent()
@@ -306,14 +302,10 @@ def test_what_cannot_be_captured_runs_without_for_a_reason_told_once(
     assert backend.replays == 0
     assert [r.message for r in caplog.records] == ["training runs without a CUDA graph: it waits for the moon"]
     assert describe_cuda_graph(other) == "not used: it waits for the moon"
-
-
-@pytest.mark.parametrize("which", ["obstacle", "refusal"])
-def test_asked_for_by_name_it_is_an_error(make_batch: MakeBatch, which: str) -> None:
-    other, backend = graphed(make_agent(), required=True, warm_up=2)
+    required, backend = graphed(make_agent(), required=True, warm_up=2)
     setattr(backend, which, "it waits for the moon")
     with pytest.raises(InputError) as error:
-        run(other, [make_batch() for _ in range(12)])
+        run(required, [make_batch() for _ in range(12)])
     assert (error.value.field, error.value.found) == ("training.cuda_graph", "it waits for the moon")
 
 

@@ -16,6 +16,7 @@ from llmdpd.training.metrics import MetricsWriter, first_not_finite, read_metric
 
 
 def write(run: Path, iterations: range, resume_at: int | None = None, elapsed: float = 0.0) -> None:
+    run.mkdir(exist_ok=True)
     with MetricsWriter(run, resume_at, elapsed) as metrics:
         for iteration in iterations:
             metrics.write(iteration, {"loss/a": iteration / 3, "q": float(iteration)})
@@ -28,20 +29,17 @@ def scalars(run: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_records_and_scalars(tmp_path: Path) -> None:
-    write(tmp_path, range(1, 5))
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write(1, {"q": 1.0})
+        assert read_metrics(tmp_path / "metrics.jsonl")[0]["q"] == 1.0, "on disk as soon as it is written"
+        assert scalars(tmp_path, "q") == [(1, 1.0)]
+    write(tmp_path / "whole", range(1, 5))
+    tmp_path /= "whole"
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [(r["iteration"], r["loss/a"], r["q"]) for r in records] == [(i, i / 3, float(i)) for i in range(1, 5)]
     assert all(r["wall_seconds"] >= 0 for r in records)
     assert scalars(tmp_path, "q") == [(i, float(i)) for i in range(1, 5)]
     assert scalars(tmp_path, "loss/a") == [(i, pytest.approx(i / 3)) for i in range(1, 5)]
-
-
-def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path) as metrics:
-        metrics.write(1, {"q": 1.0})
-        assert read_metrics(tmp_path / "metrics.jsonl")[0]["q"] == 1.0
-
-    assert scalars(tmp_path, "q") == [(1, 1.0)]
 
 
 FULL_DISK = """
