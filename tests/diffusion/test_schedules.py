@@ -1,4 +1,7 @@
-"""Variance schedules and samplers against formulas written anew and numbers typed in by hand. For ddpm's see test_reference.py."""
+"""Variance schedules and samplers against formulas written anew and numbers typed in by hand.
+
+DDPM's are compared in test_reference.py.
+"""
 
 from __future__ import annotations
 
