@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +19,17 @@ from counting import Sizes, best_of
 from numpy.typing import NDArray
 from peers import Acting, Compiler
 from timing import Call, HostClock
-from workloads import TEXT, with_precision
+from workloads import TEXT
 
 SAMPLES = 50
 
 
 def our_call(
-    sizes: Sizes, device: torch.device, samples: int, steps: int, observation: NDArray[np.float32], precision: str
+    sizes: Sizes, device: torch.device, samples: int, steps: int, observation: NDArray[np.float32], precision: Any
 ) -> Call:
     """`Policy.act` of a policy of random weights under a text and an example.
 
     Raises:
-        NoPrecisionError: acting has no such precision in this version.
         ImportError: `llmdpd.policy.policy` can't be imported here.
     """
     from llmdpd.methods.acting import ActingConfig
@@ -44,7 +44,7 @@ def our_call(
     encoder = TrajectoryEncoderConfig(layers=1, width=32, inner=32, steps=10)
     context = ContextConfig(text_dim=half, trajectory_dim=sizes.prompt - half, encoder=encoder)
     config = PolicyConfig(hidden_dim=sizes.hidden, diffusion_steps=steps, context=context)
-    acting = with_precision(ActingConfig(samples=samples), precision)
+    acting = ActingConfig(samples=samples, precision=precision)
     network = ConditionalPolicy(sizes.state, sizes.action, TEXT, config).to(device)
     critic = DoubleQ(sizes.state, sizes.action, 0, sizes.hidden).to(device)
     task = "a task"

@@ -88,7 +88,7 @@ def _commit() -> str | None:
 
 @lru_cache(maxsize=1)
 def peak_rate_module() -> ModuleType | str:
-    """The module of bench/peak_rate, in no wheel: built at the first use and after a change. Or why it is absent.
+    """The module of bench/peak_rate, built at the first use and after a change; or why it is absent. No wheel has it.
 
     By hand: `cmake -S . -B build/bench -DLLMDPD_BENCHMARKS=ON -DSKBUILD_PROJECT_VERSION=0
     -Dpybind11_DIR=$(python -m pybind11 --cmakedir)`, `cmake --build build/bench --target _peak_rate`, and copy

@@ -40,6 +40,11 @@ class TimeEmbedding(nn.Module):
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
 
 
+def _hidden_layers(inputs: int, hidden: int) -> nn.Sequential:
+    parts = [layer for width in (inputs, hidden, hidden) for layer in (nn.Linear(width, hidden), nn.Mish())]
+    return nn.Sequential(*parts)
+
+
 class Model(nn.Module):
     """epsilon(a, t, condition). Its parameters are named as `NoiseMLP.from_diffusion_ql` reads them."""
 
@@ -48,14 +53,7 @@ class Model(nn.Module):
         self.time_mlp = nn.Sequential(
             TimeEmbedding(time_dim), nn.Linear(time_dim, time_dim * 2), nn.Mish(), nn.Linear(time_dim * 2, time_dim)
         )
-        self.mid_layer = nn.Sequential(
-            nn.Linear(condition_dim + action_dim + time_dim, hidden),
-            nn.Mish(),
-            nn.Linear(hidden, hidden),
-            nn.Mish(),
-            nn.Linear(hidden, hidden),
-            nn.Mish(),
-        )
+        self.mid_layer = _hidden_layers(condition_dim + action_dim + time_dim, hidden)
         self.final_layer = nn.Linear(hidden, action_dim)
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -139,18 +137,9 @@ class Critic(nn.Module):
     def __init__(self, state_dim: int, action_dim: int, hidden: int = 256) -> None:
         super().__init__()
 
-        def network() -> nn.Sequential:
-            return nn.Sequential(
-                nn.Linear(state_dim + action_dim, hidden),
-                nn.Mish(),
-                nn.Linear(hidden, hidden),
-                nn.Mish(),
-                nn.Linear(hidden, hidden),
-                nn.Mish(),
-                nn.Linear(hidden, 1),
-            )
-
-        self.q1, self.q2 = network(), network()
+        self.q1, self.q2 = (
+            _hidden_layers(state_dim + action_dim, hidden).append(nn.Linear(hidden, 1)) for _ in range(2)
+        )
 
     def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.cat([state, action], dim=-1)

@@ -44,14 +44,9 @@ class Case:
 # What a first look wants, the cases of the table of floors first.
 DEFAULT = {
     "cpu": (
-        Case("forward", 1, 5, "fp32"),
-        Case("forward", 256, 5, "fp32"),
-        Case("forward", 256, 5, "bf16"),
-        Case("forward+backward", 256, 5, "fp32"),
-        Case("forward+backward", 256, 5, "bf16"),
-        Case("forward", 16, 5, "fp32"),
-        Case("forward", 2560, 5, "fp32"),
-        Case("forward", 256, 15, "fp32"),
+        *(Case("forward", B, 5, precision) for B, precision in ((1, "fp32"), (256, "fp32"), (256, "bf16"))),
+        *(Case("forward+backward", 256, 5, precision) for precision in PRECISIONS),
+        *(Case("forward", B, K, "fp32") for B, K in ((16, 5), (2560, 5), (256, 15))),
     ),
     "cuda": (
         Case("forward", 256, 5, "bf16"),

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from llmdpd.diffusion import (
     BackendUnavailableError,
     NoiseMLP,
-    SamplerPlan,
+    SamplerCoefficients,
     philox_normal,
     reverse_diffusion,
     sampler_plan,
 )
-from llmdpd.diffusion.sampler import Backend, Precision
+from llmdpd.diffusion.reference import walk_chain
+from llmdpd.diffusion.sampler import Backend
 from llmdpd.nn.critic import DoubleQ
+from llmdpd.ops.arguments import Precision
 
 ACTIONS = {"fp32": 2e-5, "bf16": 2e-2}
 GRADIENTS = {"fp32": 1e-4, "bf16": 5e-2}
@@ -153,20 +155,19 @@ class Problem:
 
 
 @torch.no_grad()
-def clip_margin(net: NoiseMLP, plan: SamplerPlan, state: Tensor, prompt: Tensor, noise: Tensor) -> Tensor:
+def clip_margin(net: NoiseMLP, plan: SamplerCoefficients, state: Tensor, prompt: Tensor, noise: Tensor) -> Tensor:
     """How far every state's x0 keep from the bound at the closest, in multiples of what the network's error can move
     them by: [B]."""
-    assert plan.clip is not None
-    context = net.context(state, prompt)[:, None, :]
-    time_rows = net.time_rows(torch.tensor(plan.timesteps))
-    actions, previous = plan.start * noise[0], torch.zeros_like(noise[0])
+    u, tau = net.context(state, prompt)[:, None, :], net.time_rows(torch.tensor(plan.timesteps))
     margins = []
-    for k in range(plan.steps):
-        x0 = plan.p[k] * actions + plan.e[k] * net.denoise(actions, context, time_rows[k])
-        margins.append(((x0.abs() - plan.clip).abs() / max(1.0, abs(plan.e[k]))).flatten(1).amin(1))
-        x0 = x0.clamp(-plan.clip, plan.clip)
-        actions = plan.A[k] * actions + plan.B[k] * x0 + plan.C[k] * previous + plan.S[k] * noise[k + 1]
-        previous = x0
+
+    def epsilon(a: Tensor, k: int) -> Tensor:
+        predicted = net.denoise(a, u, tau[k])
+        x0 = plan.p[k] * a + plan.e[k] * predicted
+        margins.append(((x0.abs() - plan.bound).abs() / max(1.0, abs(plan.e[k]))).flatten(1).amin(1))
+        return predicted
+
+    walk_chain(plan, noise, epsilon)
     return torch.stack(margins).amin(0)
 
 
@@ -193,7 +194,7 @@ def check_chain(shape: Shape, device: torch.device, backend: Backend, precision:
         yield check(label, tolerance, relative_error(found[name], expected))
 
 
-def noise_plan(draw: int, steps: int) -> SamplerPlan:
+def noise_plan(draw: int, steps: int) -> SamplerCoefficients:
     """A chain whose result is its draw number `draw` (0: the start), whatever the network says."""
     zero, one = np.zeros(steps), np.ones(steps)
     noise = zero.copy()

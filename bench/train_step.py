@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,12 +30,11 @@ from common import (
 from counting import Sizes
 from peers import Compiler, Trainer
 from timing import Call
-from workloads import NoPrecisionError, Training, diffusion_ql, gradient_note, metaworld, with_precision
+from workloads import Training, diffusion_ql, metaworld
 
-from llmdpd.diffusion.sampler import Backend
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.llmdpd.method import LLMDPDConfig
+from llmdpd.training import cuda_graph
 
 
 def peer_call(sizes: Sizes, batch: PromptedBatch, steps: int, precision: str, compiler: Compiler | None) -> Call:
@@ -61,14 +59,10 @@ def graphed(training: Training) -> Call:
     """Our iteration captured in one CUDA graph.
 
     Raises:
-        NotHere: this version can't, or this device can't.
+        NotHere: this device can't.
     """
     if training.batch.observations.device.type != "cuda":
         raise NotHere("CUDA graphs need a CUDA device")
-    try:
-        cuda_graph = importlib.import_module("llmdpd.training.cuda_graph")
-    except ImportError:
-        raise NotHere("this version has no llmdpd.training.cuda_graph") from None
     return graph_call(cuda_graph, training)
 
 
@@ -97,29 +91,17 @@ def graph_call(module: Any, training: Training) -> Call:
 def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence[str], quick: bool) -> None:
     """The common ground, then LLMDPD with its encoders; bf16 is autocast for the peers."""
     batch, steps = (4, 2) if quick else (256, 5)
-    native: Backend = "triton" if bench.device.type == "cuda" else "cpp"
     for precision in precisions:
         probe = diffusion_ql(sizes, bench.device, batch, steps)
         peer = functools.partial(peer_call, sizes, probe.batch, steps, precision)
-        makers: dict[str, Make] = {}
-        if trains_in(precision):
-            makers |= {"eager": functools.partial(peer, None), "compile": functools.partial(peer, compiler)}
+        makers: dict[str, Make] = {"eager": functools.partial(peer, None), "compile": functools.partial(peer, compiler)}
         makers |= ours(functools.partial(diffusion_ql, sizes, bench.device, batch, steps, precision), bench.device)
-        _group(bench, "diffusion-ql", precision, batch, steps, probe, makers, native)
+        _group(bench, "diffusion-ql", precision, batch, steps, probe, makers)
     for precision in precisions:
         probe = metaworld(sizes, bench.device, quick)
         makers = ours(functools.partial(metaworld, sizes, bench.device, quick, precision), bench.device)
         plan = probe.agent.policy.plan
-        _group(bench, "llmdpd", precision, len(probe.batch.rewards), plan.steps, probe, makers, native)
-
-
-def trains_in(precision: str) -> bool:
-    """Whether this version's agent can; where not, the peers, which take minutes to compile, are left out."""
-    try:
-        with_precision(LLMDPDConfig(), precision)
-    except NoPrecisionError:
-        return False
-    return True
+        _group(bench, "llmdpd", precision, len(probe.batch.rewards), plan.steps, probe, makers)
 
 
 def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:
@@ -131,21 +113,12 @@ def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:
 
 
 def _group(
-    bench: Bench,
-    size: str,
-    precision: str,
-    batch: int,
-    steps: int,
-    probe: Training,
-    makers: dict[str, Make],
-    native: Backend,
+    bench: Bench, size: str, precision: str, batch: int, steps: int, probe: Training, makers: dict[str, Make]
 ) -> None:
-    note = gradient_note(probe.agent, probe.batch, native)
-    notes = {} if note is None else {name: note for name in makers if name.startswith("ours")}
     case = {"size": size, "B": batch, "K": steps, "precision": precision}
     estimate = 90.0 if "compile" in makers and not bench.settings.get("quick") else 2.0
     estimate += bench.budget.seconds * len(makers)
-    bench.group(case, probe.flops, makers, prepare=threads_for(makers, bench.threads), notes=notes, estimate=estimate)
+    bench.group(case, probe.flops, makers, prepare=threads_for(makers, bench.threads), estimate=estimate)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,20 +1,18 @@
-"""Agents and batches of the benchmarks, of random numbers: what an iteration costs doesn't hang on what is learned."""
+"""Agents and batches of random numbers: what an iteration costs does not depend on what is learned."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 from counting import Sizes, prompted_train_step, text_head, train_step, trajectory_encoder
 
-from llmdpd.diffusion import BackendUnavailableError, reverse_diffusion
-from llmdpd.diffusion.sampler import Backend
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.ops.arguments import Precision
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 ITERATIONS = 1_000_000
@@ -39,13 +37,13 @@ class Training:
 
 
 def diffusion_ql(
-    sizes: Sizes, device: torch.device, batch: int = 256, steps: int = 5, precision: str = "fp32"
+    sizes: Sizes, device: torch.device, batch: int = 256, steps: int = 5, precision: Precision = "fp32"
 ) -> Training:
     """LLMDPD at Diffusion-QL's size: no prompt encoder, Diffusion-QL's hyperparameters."""
     config = PolicyConfig(
         hidden_dim=sizes.hidden, diffusion_steps=steps, context=ContextConfig(text=False, trajectory=False)
     )
-    agent_config = with_precision(LLMDPDConfig(critic_hidden=sizes.hidden), precision)
+    agent_config = LLMDPDConfig(critic_hidden=sizes.hidden, precision=precision)
     policy = ConditionalPolicy(sizes.state, sizes.action, 0, config).to(device)
     plain = dataclasses.replace(sizes, prompt=0)
     flops = train_step(plain, plain, batch, steps)
@@ -54,7 +52,7 @@ def diffusion_ql(
     return Training(agent, random_batch(sizes, device, batch, None), flops, agent_config.ema_start)
 
 
-def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision: str = "fp32") -> Training:
+def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision: Precision = "fp32") -> Training:
     """The whole of Algorithm 1 with its encoders: pooled prompts, critics that see them, one task a batch."""
     context = ContextConfig(
         features="metaworld", encoder=TrajectoryEncoderConfig(layers=2, width=128, inner=512, steps=25)
@@ -64,8 +62,9 @@ def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision
         encoder = TrajectoryEncoderConfig(layers=1, width=8, inner=8, steps=4)
         context = ContextConfig(text_dim=4, text_hidden=8, trajectory_dim=4, encoder=encoder)
         policy_config, batch = PolicyConfig(hidden_dim=16, diffusion_steps=2, context=context), 4
-    agent_config = LLMDPDConfig(lr=6e-4, grad_clip=1.0, eta=0.05, clone="expert", critic_sees_prompts=True)
-    agent_config = with_precision(agent_config, precision)
+    agent_config = LLMDPDConfig(
+        lr=6e-4, grad_clip=1.0, eta=0.05, clone="expert", critic_sees_prompts=True, precision=precision
+    )
     if quick:
         agent_config = dataclasses.replace(agent_config, critic_hidden=16)
     policy = ConditionalPolicy(sizes.state, sizes.action, TEXT, policy_config).to(device)
@@ -114,32 +113,3 @@ def random_batch(
         text=None if encoder is None else draw(1, TEXT),
         tokens=tokens,
     )
-
-
-class NoPrecisionError(BackendUnavailableError):
-    """This version has no such setting."""
-
-
-def with_precision(config: Any, precision: str) -> Any:
-    """The configuration with `precision`.
-
-    Raises:
-        NoPrecisionError: it has no such field, and the precision is not fp32.
-    """
-    if "precision" in {field.name for field in dataclasses.fields(config)}:
-        return dataclasses.replace(config, precision=precision)
-    if precision != "fp32":
-        raise NoPrecisionError(f"{type(config).__name__} has no field 'precision' in this version")
-    return config
-
-
-def gradient_note(agent: LLMDPD, batch: PromptedBatch, backend: Backend) -> str | None:
-    """Why the chain with gradient falls back to the reference in this version, or None where it doesn't."""
-    policy = agent.policy
-    prompts = policy.encode(batch.text, batch.tokens)
-    state, prompt = policy.condition(batch.observations, prompts, None, batch.timesteps)
-    try:
-        reverse_diffusion(policy.net, state, prompt, policy.plan, backend=backend)
-    except BackendUnavailableError as reason:
-        return f"its chain with gradient runs on the reference: {reason}"
-    return None

@@ -1,4 +1,7 @@
-"""Variance schedules and samplers against formulas written anew and numbers typed in; ddpm's are in test_reference."""
+"""Variance schedules and samplers against formulas written anew and numbers typed in by hand.
+
+DDPM's are compared in test_reference.py.
+"""
 
 from __future__ import annotations
 
