@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from llmdpd.cli.common import run_command, take_option, training_summary
+from llmdpd.cli.common import renamed, run_command, take_option, training_summary
 from llmdpd.cli.options import check_method_options
 from llmdpd.config.baselines import with_method
 from llmdpd.config.schema import PRESETS, PROTOCOLS, TrainConfig
@@ -23,6 +23,7 @@ from llmdpd.runs.pipeline import execute, prepare_config
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.progress import console
 
+_RENAMED = {"--evaluation.films": "--evaluation.videos", "--evaluation.film-tasks": "--evaluation.video-tasks"}
 _DESCRIPTION = f"""Train a policy, told by text and one example trajectory what to do; evaluate it; write a report.
 
     --preset NAME    start from a named configuration: {", ".join(PRESETS)} (default: metaworld)
@@ -39,7 +40,7 @@ policy diffusion's (llmdpd, diffusion-ql, diffusion-bc), planner.* trajectory-di
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 2 for bad input, 1 for a diverged loss, 128 + signal when stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _train(words))
+    return run_command(lambda: _train(renamed(words, _RENAMED)))
 
 
 def _train(arguments: list[str]) -> None:
