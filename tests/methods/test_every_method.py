@@ -176,7 +176,8 @@ def test_evaluation_refuses_what_the_method_does_not_do(
 ) -> None:
     method, run = baseline
     options = {"--samples": 3, "--noise-scale": 0.5, "--action-horizon": 1}
-    refused = [name for name in options if not has_field(method, f"acting.{name[2:].replace('-', '_')}")]
+    fields = {"--samples": "samples", "--noise-scale": "noise_scale", "--action-horizon": "replan"}
+    refused = [name for name in options if not has_field(method, f"acting.{fields[name]}")]
     for name in refused:
         assert evaluate([str(run), name, str(options[name])]) == 2
         assert name in capsys.readouterr().err
