@@ -147,6 +147,3 @@ def _dpm_solver_2m(now: Array, after: Array, eta: float) -> Rows:
     if len(h) > 2:
         r[1:-1] = 0.5 * h[1:-1] / h[:-2]  # 1 / (2 r) of the paper, r = h_previous / h
     return ratio, gain * (1 + r), -gain * r, np.zeros_like(h)
-
-
-SamplerPlan = SamplerCoefficients  # its name until all callers use the new one

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import NoiseMLP, SamplerPlan, alphas, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, alphas, reverse_diffusion, sampler_plan
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 
 F64 = torch.float64
 
 
-def noise_of(plan: SamplerPlan, B: int, A: int, N: int = 1) -> Tensor:
+def noise_of(plan: SamplerCoefficients, B: int, A: int, N: int = 1) -> Tensor:
     return torch.randn(plan.steps + 1, B, N, A, dtype=F64)
 
 
@@ -117,7 +117,7 @@ class GaussianEpsilon:
         bar = self.bar[-1]
         return self.mu + self.s * (noise - bar.sqrt() * self.mu) / (bar * self.s**2 + 1 - bar).sqrt()
 
-    def run(self, plan: SamplerPlan, noise: Tensor) -> Tensor:
+    def run(self, plan: SamplerCoefficients, noise: Tensor) -> Tensor:
         empty = torch.zeros(noise.shape[1], 0, dtype=F64)
         return reverse_diffusion_reference(self, empty, empty, plan, noise)[:, 0]  # type: ignore[arg-type]
 

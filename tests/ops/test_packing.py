@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
-from llmdpd.methods.acting import ActingConfig, draw_actions
+from llmdpd.methods.llmdpd.best_of_n import sample_actions
+from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.ops import packing
@@ -134,10 +135,10 @@ def test_changed_critics_are_packed_anew(rng: np.random.Generator, make_net: Any
     net, critic = make_net(3, 2, 4), DoubleQ(3, 2, 0, 33)
     condition = Condition(torch.randn(40, 3), torch.randn(4))
     seeds = torch.arange(40)
-    acting = ActingConfig(samples=20, selection="max")
+    acting = BestOfN(samples=20, selection="max")
 
     def act(of: DoubleQ) -> torch.Tensor:
-        return draw_actions(net, of, condition, sampler_plan(), acting, seeds)
+        return sample_actions(net, of, condition, sampler_plan(), acting, seeds)
 
     act(critic)
     kept = {q: packing.packed_critic(q, 3, 2, False) for q in (critic.q1, critic.q2)}
