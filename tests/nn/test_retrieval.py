@@ -39,7 +39,7 @@ def pair(rng: np.random.Generator, length: int) -> tuple[Any, Any]:
 
 def encoded(context: RetrievalContext, *pairs: tuple[Any, Any]) -> EncodedPrompts:
     """Prompts of these demonstrations, under random texts."""
-    return context.encode(torch.randn(len(pairs), D), make_tokens(pairs, ENCODER))
+    return context.encode(torch.randn(len(pairs), D), make_tokens(list(pairs), ENCODER))
 
 
 def states(rng: np.random.Generator, count: int) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -
     # Random states lie metres apart: at the scales of real ones their scores would be in the thousands, and rounded so.
     context.likeness -= 5
     pairs = [pair(rng, n) for n in (2, 30, 7)]
-    together = context.encode(text, make_tokens(pairs, ENCODER))
+    together = context.encode(text, make_tokens(list(pairs), ENCODER))
     state, time = states(rng, 12), torch.from_numpy(rng.integers(0, 400, 12))
     grouped = context.condition(state, together, None, time)
     index = torch.arange(3).repeat_interleave(4)
