@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts, RetrievalContext
 from llmdpd.nn.history_policy import asked_returns, check_targets
-from llmdpd.nn.policy_network import PolicyNetwork, Spaces
-from llmdpd.policy.episodes import Episodes
+from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
+from llmdpd.policy.action_chunks import ActionChunks
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
 from llmdpd.policy.inputs import Example, read_examples, read_observations, read_rewards
 from llmdpd.prompts import TextPrompt
@@ -33,6 +33,8 @@ from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.tensors import load_tensors
 
 _log = logging.getLogger(__name__)
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
 
 
 class Policy:
@@ -214,12 +216,12 @@ class Policy:
         self,
         prompts: EncodedPrompts,
         prompt_of: NDArray[np.int64] | None = None,
-        targets: NDArray[np.float32] | float = 0.0,
+        targets: FloatArray | float = 0.0,
     ) -> Episodes:
         """What acts in many episodes at once, of several tasks; see `Episodes`."""
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)
 
-    def target_returns(self, tasks: Sequence[str | None], examples: Sequence[Example | None]) -> NDArray[np.float32]:
+    def target_returns(self, tasks: Sequence[str | None], examples: Sequence[Example | None]) -> FloatArray:
         """The returns that a policy conditioned on history asks for of B tasks, given B demonstrations.
 
         See `asked_returns`.
@@ -229,8 +231,8 @@ class Policy:
         )
 
     def attention(
-        self, text: str | TextPrompt, trajectory: Example, observations: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        self, text: str | TextPrompt, trajectory: Example, observations: FloatArray
+    ) -> tuple[NDArray[np.float32], FloatArray] | None:
         """Where in its demonstration the policy looks during an episode: observations [L, S] from its start on.
 
         Returns:
@@ -261,9 +263,7 @@ class Policy:
             self._episodes.drop_chunks()
         self._random = torch.Generator().manual_seed(seed)
 
-    def act(
-        self, observation: ArrayLike, step: int | None = None, reward: ArrayLike | None = None
-    ) -> NDArray[np.float32]:
+    def act(self, observation: ArrayLike, step: int | None = None, reward: ArrayLike | None = None) -> FloatArray:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
 
         The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
@@ -317,6 +317,88 @@ class Policy:
         return read_examples(
             examples, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
         )
+
+
+class Episodes:
+    """Acts in episodes that are told apart by numbers, each with a clock of its own.
+
+    What is sampled for an episode depends on that episode's own past alone, but for rounding, whatever else is in the
+    batch.
+
+    Args:
+        network: the policy's. acting: how it acts. critic: what chooses among several samples; None for nothing.
+        prompts: P of them, encoded.
+        prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
+        targets: returns that are asked for at the beginning, by episode, or one for all; for policies that are
+            conditioned on history.
+    """
+
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        acting: ActingConfig,
+        critic: nn.Module | None,
+        prompts: EncodedPrompts,
+        prompt_of: IntArray | None = None,
+        targets: FloatArray | float = 0.0,
+    ) -> None:
+        self._network, self._acting, self._critic = network, acting, critic
+        self._prompts, self._prompt_of, self._targets = prompts, prompt_of, np.asarray(targets, np.float32)
+        self._horizon = acting.horizon(network.config)
+        self._chunks, self._memory = ActionChunks(self._horizon), network.episode_memory()
+
+    def reset(self) -> None:
+        """Forget every episode."""
+        self.drop_chunks()
+        if self._memory is not None:
+            self._memory.reset()
+
+    def drop_chunks(self) -> None:
+        """Sample anew from the next step on."""
+        self._chunks.reset()
+
+    def act(
+        self,
+        episodes: IntArray,
+        steps: IntArray,
+        observations: FloatArray,
+        rewards: FloatArray,
+        seeds: Callable[[IntArray], IntArray],
+    ) -> FloatArray:
+        """The next action of each of B episodes, [B, A].
+
+        Args:
+            episodes: [B], their numbers; no two alike. steps: [B], time step of each within itself.
+            observations: [B, S], the present ones. rewards: [B], what came of each one's last action.
+            seeds: rows [b] of the B that a chunk is sampled for → seeds [b] of its noise.
+        """
+        if self._horizon == 1:
+            return self._sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))[:, 0]
+        due = self._chunks.due(episodes, steps)
+        if len(due):
+            who, when = episodes[due], steps[due]
+            chunks = self._sample(who, when, observations[due], rewards[due], seeds(due))
+            self._chunks.put(who, when, chunks)
+        return self._chunks.take(episodes) if len(episodes) else observations[:, : self._network.action_dim]
+
+    def _sample(
+        self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, seeds: IntArray
+    ) -> FloatArray:
+        """Chunks [b, H, A] from the present states of these episodes on."""
+        place, history = self._network.device, None
+        if self._memory is not None:
+            targets = self._targets[who] if self._targets.ndim else np.full(len(who), self._targets)
+            history = self._memory.recall(who, steps, observations, rewards, targets).to(place)
+        index = None if self._prompt_of is None else torch.from_numpy(self._prompt_of[who]).to(place)
+        states, clock, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
+        with torch.no_grad():
+            sampled = self._network.sample(
+                States(states, index, clock, history), self._prompts, self._acting, keys, self._critic
+            )
+        chunks: FloatArray = sampled.cpu().numpy()
+        if self._memory is not None:
+            self._memory.note(who, chunks[:, 0])
+        return chunks
 
 
 def _upgraded(description: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
 from llmdpd.errors import InputError
-from llmdpd.methods.llmdpd.best_of_n import _sample_in_torch, sample_actions
-from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, _sample_in_torch, sample_actions
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ

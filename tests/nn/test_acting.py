@@ -42,7 +42,7 @@ def test_the_action_horizon_is_the_chunk_unless_it_is_given() -> None:
         (
             BestOfN(samples=3, selection="max", temperature=2.0, precision="bf16", action_horizon=2),
             {
-                **{"samples": 3, "selection": "max", "temperature": 2.0, "precision": "bf16", "replan": 2},
+                **{"samples": 3, "selection": "max", "temperature": 2.0, "precision": "bf16", "action_horizon": 2},
                 **{"noise_scale": 1.0, "sampler": "ddpm", "steps": 9},
             },
         ),
@@ -50,7 +50,7 @@ def test_the_action_horizon_is_the_chunk_unless_it_is_given() -> None:
 )
 def test_results_record_every_option(acting: ActingConfig, described: dict[str, Any]) -> None:
     none = {"samples": 1, "selection": "soft", "temperature": 1.0, "noise_scale": 0.0, "sampler": "none", "steps": 1}
-    assert acting.describe(NETWORK) == {**none, "precision": "fp32", "replan": 1, **described}
+    assert acting.describe(NETWORK) == {**none, "precision": "fp32", "action_horizon": 1, **described}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -
         own = index == number
         alone = context.encode(text[number : number + 1], make_tokens(pairs[number : number + 1], ENCODER))
         single = context.condition(state[own], alone, None, time[own])
-        torch.testing.assert_close(single.state, grouped.state[own], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(single.state, grouped.state[own], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(single.prompt.expand(4, -1), grouped.prompt[own], rtol=1e-4, atol=1e-5)
 
 

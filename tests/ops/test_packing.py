@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
-from llmdpd.methods.llmdpd.best_of_n import sample_actions
+from llmdpd.methods.llmdpd.network import sample_actions
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
