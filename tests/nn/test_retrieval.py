@@ -75,7 +75,7 @@ def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -
     # Random states lie metres apart: at the scales of real ones their scores would be in the thousands, and rounded so.
     context.likeness -= 5
     pairs = [pair(rng, n) for n in (2, 30, 7)]
-    together = context.encode(text, make_tokens(list(pairs), ENCODER))
+    together = context.encode(text, make_tokens(pairs, ENCODER))
     state, time = states(rng, 12), torch.from_numpy(rng.integers(0, 400, 12))
     grouped = context.condition(state, together, None, time)
     index = torch.arange(3).repeat_interleave(4)
