@@ -22,6 +22,8 @@ LOG = DOCS / "research-log"
 PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if LOG not in page.parents)]
 WITH_LOG = [*PAGES, *sorted(LOG.glob("*.md"))]
 COMMANDS = ("train", "evaluate", "collect", "report", "experiment", "pretrain")
+OTHERS = {"--index-url", "--policy", "--steps", "--level"}
+"""Options of pip, and of `llmdpd collect --policy sac`, which has a help of its own."""
 FENCE = re.compile(r"^ *```")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -119,7 +121,7 @@ def expanded(option: str) -> list[str]:
 @pytest.mark.skipif(importlib.util.find_spec("llmdpd.__main__") is None, reason="there is no llmdpd command")
 @every_page
 def test_options_exist(page: Path, options: Callable[..., set[str]]) -> None:
-    known = set().union(*map(options, COMMANDS))
+    known = set().union(*map(options, COMMANDS), options("train", "--method", "lamo"), OTHERS)
     missing = []
     for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         called = re.search(r"llmdpd[. ](\w+)(.*)", line.split("#")[0])
