@@ -58,10 +58,6 @@ TINY: dict[str, dict[str, Any]] = {
 }
 """Changes of a method's default configuration, by dotted names."""
 
-MakeConfig = Callable[..., Any]
-MakeMethod = Callable[..., Any]
-MakeBatch = Callable[..., PromptedBatch]
-
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     """A configuration with the fields of these dotted names changed."""
@@ -73,7 +69,7 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 @pytest.fixture
-def make_config(request: pytest.FixtureRequest) -> MakeConfig:
+def make_config(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """A method's configuration with tiny networks; further changes by dotted names, as `eta` or `network.chunk`."""
 
     def make(name: str, **changes: Any) -> Any:
@@ -89,7 +85,7 @@ def make_config(request: pytest.FixtureRequest) -> MakeConfig:
 
 
 @pytest.fixture
-def make_network(make_config: MakeConfig, rng: np.random.Generator) -> Callable[..., Any]:
+def make_network(make_config: Any, rng: np.random.Generator) -> Callable[..., Any]:
     """A method's network for S, A and D, with statistics of random data; changes as of `make_config`."""
 
     def make(name: str, spaces: Spaces = SPACES, **changes: Any) -> Any:
@@ -101,7 +97,7 @@ def make_network(make_config: MakeConfig, rng: np.random.Generator) -> Callable[
 
 
 @pytest.fixture
-def make_method(make_config: MakeConfig, make_network: Callable[..., Any]) -> MakeMethod:
+def make_method(make_config: Any, make_network: Any) -> Callable[..., Any]:
     """A method by its name, of which the EMA and the targets differ from what is trained."""
 
     def make(
@@ -132,7 +128,7 @@ def make_pairs(rng: np.random.Generator) -> Callable[..., list[tuple[np.ndarray,
 
 
 @pytest.fixture
-def make_batch(rng: np.random.Generator, make_pairs: Any) -> MakeBatch:
+def make_batch(rng: np.random.Generator, make_pairs: Any) -> Callable[..., PromptedBatch]:
     """B transitions under P prompts; where H is given with windows of `before` steps and H from the transition on.
 
     Their episodes end after 1 … H of those, and every second one begins at the transition.

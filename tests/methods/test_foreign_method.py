@@ -116,13 +116,3 @@ def test_it_learns_and_its_policy_is_saved_loaded_and_acts(
     found = loaded.prompt().act(states)
     assert found.shape == (5, 4)
     assert np.array_equal(found, policy.prompt().act(states))
-
-
-def test_without_the_module_a_policy_names_what_is_missing(tmp_path: Path, make_network: Any) -> None:
-    policy = Policy("bc", make_network("bc"), None, METHODS["bc"].Config().acting)
-    policy.save(tmp_path / "policy")
-    file = tmp_path / "policy" / "policy.json"
-    file.write_text(file.read_text().replace('"method": "bc"', '"method": "regression"'))
-    with pytest.raises(InputError, match="unknown method") as error:
-        Policy.load(tmp_path / "policy")
-    assert (str(error.value.path), error.value.found) == (str(file), "regression")

@@ -80,10 +80,9 @@ def test_an_episode_does_not_depend_on_the_others(
     demonstrations = [demonstration_of(pair) for pair in make_pairs(4, 9)] if name in PROMPTED else [None, None]
     prompts = policy.encode_prompts([None, None], demonstrations)
     which, targets = np.array([0, 1, 1, 0]), rng.normal(size=4).astype(np.float32)
-    together, alone = (
-        policy.episodes(prompts, which, targets),
-        [policy.episodes(prompts, which, targets) for _ in which],
-    )
+    together = policy.episodes(prompts, which, targets)
+    own_prompts = [policy.encode_prompts([None], [demonstrations[n]]) for n in which]
+    alone = [policy.episodes(encoded, targets=targets) for encoded in own_prompts]
     clock = np.zeros(4, np.int64)
     for _ in range(2 * K):
         who = rng.permutation(4)[: rng.integers(1, 5)]

@@ -1,4 +1,4 @@
-"""Algorithm 1 learns two tasks that only the prompt tells apart, and cannot where the prompt is switched off."""
+"""Diffusion of actions, and of trajectories, learns two tasks that only the prompt tells apart, and not without it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.acting import BestOfN
+from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.plan_denoiser import PlanConfig
 from llmdpd.nn.policy_network import Spaces
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 GOALS = np.array([[0.8, 0.5], [-0.8, -0.5]], np.float32)
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=32, steps=6, dropout=0.0)
+H = 3
+CHANGES: dict[str, dict[str, Any]] = {
+    "llmdpd": {"network.hidden_dim": 48, "network.time_dim": 16, "critic_hidden": 48, "acting.samples": 1},
+    "trajectory-diffusion": {
+        **{"network.diffusion_steps": 10, "network.time_dim": 16, "acting.sampler": "ddim", "acting.steps": 4},
+        "network.plan": PlanConfig(horizon=H, layers=1, width=32, inner=64, dropout=0.0),
+    },
+}
 
 
 class TwoGoals:
@@ -35,6 +43,16 @@ class TwoGoals:
         state = self.rng.uniform(-1, 1, (6, 2)).astype(np.float32)
         return state, self.best(state, np.full(6, task)).astype(np.float32)
 
+    def windows(self, state: np.ndarray, task: np.ndarray) -> StepWindows:
+        """H steps by the best actions."""
+        states, actions = [state], []
+        for _ in range(H):
+            actions.append(self.best(states[-1], task).astype(np.float32))
+            states.append(states[-1] + actions[-1])
+        parts = [torch.from_numpy(np.stack(part[:H], 1)) for part in (states, actions)]
+        mask = torch.ones(len(state), H, dtype=torch.bool)
+        return StepWindows(parts[0], parts[1], None, mask, torch.zeros(len(state), H))
+
     def batch(self, size: int, random_actions: bool) -> PromptedBatch:
         state = self.rng.uniform(-1, 1, (size, 2)).astype(np.float32)
         task = np.repeat([0, 1], size // 2)
@@ -49,6 +67,7 @@ class TwoGoals:
             timesteps=torch.zeros(size, dtype=torch.int64),
             text=self.text,
             tokens=make_tokens([self.demonstration(0), self.demonstration(1)], ENCODER),
+            windows=self.windows(state, task),
         )
 
 
@@ -62,15 +81,14 @@ def world(rng: np.random.Generator) -> TwoGoals:  # type: ignore[override]
 def error_of(world: TwoGoals, make_method: Any) -> Callable[..., float]:
     """Train with these prompts; the mean distance of the actions from the best ones, over both tasks."""
 
-    def error(text: bool, trajectory: bool, iterations: int, random_actions: bool, **changes: Any) -> float:
+    def error(name: str, text: bool, trajectory: bool, iterations: int, random_actions: bool, **changes: Any) -> float:
         sizes = {"text_dim": 8, "text_hidden": 32, "trajectory_dim": 8, "encoder": ENCODER}
         context = ContextConfig(text=text, trajectory=trajectory, **sizes)  # type: ignore[arg-type]
-        shape = {"network.hidden_dim": 48, "network.context": context, "critic_hidden": 48, "network.time_dim": 16}
-        learning = {"lr": 3e-3, "lr_final": 0.1, "ema_decay": 0.9, **shape, **changes}
-        method = make_method("llmdpd", iterations, spaces=Spaces(2, 2, 8), **learning)
+        learning = {"lr": 3e-3, "lr_final": 0.1, "ema_decay": 0.9, "network.context": context, **CHANGES[name]}
+        method = make_method(name, iterations, spaces=Spaces(2, 2, 8), **learning, **changes)
         for iteration in range(iterations):
             method.update(world.batch(128, random_actions), iteration)
-        policy = Policy("llmdpd", method.acting_network, method.acting_critic, BestOfN(samples=1))
+        policy = Policy(name, method.acting_network, method.acting_critic, method.config.acting)
         prompts = policy.network.encode(
             world.text, make_tokens([world.demonstration(0), world.demonstration(1)], ENCODER)
         )
@@ -84,16 +102,18 @@ def error_of(world: TwoGoals, make_method: Any) -> Callable[..., float]:
     return error
 
 
+@pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize(("text", "trajectory"), [(True, False), (False, True), (True, True), (False, False)])
-def test_cloning_follows_either_prompt(error_of: Callable[..., float], text: bool, trajectory: bool) -> None:
-    error = error_of(text, trajectory, 300, random_actions=False, eta=0.0)
+def test_cloning_follows_either_prompt(error_of: Callable[..., float], name: str, text: bool, trajectory: bool) -> None:
+    alone = {"eta": 0.0} if name == "llmdpd" else {"ema_start": 100}
+    error = error_of(name, text, trajectory, 300, random_actions=False, **alone)
     # The two tasks' best actions lie 0.94 apart: half of that is the least that not knowing the task costs.
     assert error < 0.2 if text or trajectory else error > 0.4
 
 
 def test_the_reward_term_improves_on_the_data(error_of: Callable[..., float]) -> None:
     """From random actions: cloning is as bad as the data, with the critics' reward term it finds the best ones."""
-    cloned = error_of(True, False, 250, random_actions=True, eta=0.0)
-    learned = error_of(True, False, 350, random_actions=True, eta=3.0, critic_sees_prompts=True, critic_lr=3e-3)
+    cloned = error_of("llmdpd", True, False, 250, random_actions=True, eta=0.0)
+    critics = {"eta": 3.0, "critic_sees_prompts": True, "critic_lr": 3e-3}
     assert cloned > 0.5
-    assert learned < 0.6 * cloned
+    assert error_of("llmdpd", True, False, 350, random_actions=True, **critics) < 0.6 * cloned
