@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +17,10 @@ import torch
 from llmdpd.data import FORMATS, load_dataset
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
+from llmdpd.methods import METHODS
+from llmdpd.methods.base import Start
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.nn.policy_network import Spaces
 from llmdpd.prompts import TEXT_MODELS, LLMEncoder, task_prompt
 from llmdpd.prompts.llm import INSTRUCTION
 from llmdpd.tasks import SUITES
@@ -98,3 +107,25 @@ def test_an_entry_is_imported_when_it_is_looked_up() -> None:
     with pytest.raises(InputError, match="unknown thing") as caught:
         registry["pie"]
     assert "pi" in str(caught.value.hint)
+
+
+def test_the_method_of_the_guide_learns() -> None:
+    """The page about adding a method has a whole method: it is registered, and its loss falls."""
+    page = Path(__file__).parents[2] / "docs" / "guides" / "add-method.md"
+    (code, registration) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    names: dict[str, Any] = {"__name__": "my_method"}
+    sys.modules["my_method"] = types.ModuleType("my_method")  # dataclasses look their module up
+    exec(compile(code, "guide", "exec"), names)
+    exec(registration.replace("from my_package.my_method import MyMethod\n", ""), names)
+    try:
+        config = METHODS["my-method"].Config.from_preset(Start(None, None))
+        context = replace(config.network.context, text=False, trajectory=False)
+        config = replace(config, lr=1e-2, network=replace(config.network, context=context, hidden_dim=16))
+        method = METHODS["my-method"](METHODS["my-method"].build_network(Spaces(3, 2, 0), config.network), config, 100)
+        states, actions = torch.randn(40, 3), torch.rand(40, 2) * 2 - 1
+        ends, clock = torch.zeros(40), torch.zeros(40, dtype=torch.int64)
+        batch = PromptedBatch(states, actions, ends, states, ends, None, clock, None, None)
+        losses = [float(method.update(batch, iteration)["loss/cloning"]) for iteration in range(100)]
+        assert losses[-1] < 0.7 * losses[0]
+    finally:
+        METHODS._loaded.pop("my-method")
