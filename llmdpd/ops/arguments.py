@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -128,3 +129,13 @@ def check_shapes(net: NoiseNetwork, state: Tensor, prompt: Tensor, samples: int)
         expected = f"[{net.prompt_dim}] or [{batch}, {net.prompt_dim}]"
         raise InputError("wrong shape", field="prompt", found=tuple(prompt.shape), expected=expected)
     return batch
+
+
+def check_seed(seed: object, batch: int) -> None:
+    """Raise `InputError` for a seed that is neither None, nor an integer, nor int64 [B]."""
+    if isinstance(seed, Tensor):
+        fits, found = seed.shape == (batch,) and seed.dtype == torch.int64, f"{seed.dtype} {tuple(seed.shape)}"
+    else:
+        fits, found = seed is None or isinstance(seed, SupportsIndex), repr(seed)
+    if not fits:
+        raise InputError("wrong kind of seed", field="seed", found=found, expected=f"an int, or int64 [{batch}]")

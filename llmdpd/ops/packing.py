@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.ops import native
-from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_shapes
+from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_seed, check_shapes
 
 PackedT = TypeVar("PackedT", bound="_Packed")
 _MASK64 = (1 << 64) - 1
@@ -275,11 +275,12 @@ def best_of_n(
         [B, A]; None where the C++ code cannot run: it takes float32 on the CPU.
 
     Raises:
-        InputError: a shape that does not fit the network.
+        InputError: a shape that does not fit the network, or seeds that do not fit the batch.
     """
     if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
         return None
     batch = check_shapes(net, state, prompt, samples)
+    check_seed(seeds, batch)
     q1, q2 = (packed_critic(critic, net.state_dim, net.action_dim, bf16) for critic in critics)
     made_of = (packed(net, bf16).sampler(coefficients), q1, q2, samples, temperature)
     kept = _actors.get(net)
