@@ -295,7 +295,7 @@ def best_of_n(
 
 def _random_seed() -> int:
     """From torch's global generator, which `torch.manual_seed` governs."""
-    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    return int(torch.randint(2**63 - 1, ()))
 
 
 def _keys(seed: int | Tensor) -> NDArray[np.uint64]:
