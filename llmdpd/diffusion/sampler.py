@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache, lru_cache
-from typing import Literal, NamedTuple, SupportsIndex, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.errors import InputError
 from llmdpd.ops import autograd, native, packing, triton
-from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seeds, check_shapes
+from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seed, check_shapes
 from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.ops.philox import philox_normal, signed64
 
@@ -216,7 +216,4 @@ def _check(call: _Call) -> None:
         if tuple(noise.shape) not in allowed:
             expected = " or ".join(map(str, allowed))
             raise InputError("wrong shape", field="noise", found=tuple(noise.shape), expected=expected)
-    if isinstance(seed, Tensor):
-        check_seeds(seed, batch)
-    elif not (seed is None or isinstance(seed, SupportsIndex)):
-        raise InputError("wrong kind of seed", field="seed", found=repr(seed), expected=f"an int, or int64 [{batch}]")
+    check_seed(seed, batch)

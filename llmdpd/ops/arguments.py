@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 import torch
@@ -131,8 +131,11 @@ def check_shapes(net: NoiseNetwork, state: Tensor, prompt: Tensor, samples: int)
     return batch
 
 
-def check_seeds(seeds: Tensor, batch: int) -> None:
-    """Raise `InputError` unless there is an int64 seed for each of the B states."""
-    if seeds.shape != (batch,) or seeds.dtype != torch.int64:
-        found = f"{seeds.dtype} {tuple(seeds.shape)}"
-        raise InputError("wrong kind of seeds", field="seed", found=found, expected=f"an int, or int64 [{batch}]")
+def check_seed(seed: object, batch: int) -> None:
+    """Raise `InputError` for a seed that is neither None, nor an integer, nor int64 [B]."""
+    if isinstance(seed, Tensor):
+        fits, found = seed.shape == (batch,) and seed.dtype == torch.int64, f"{seed.dtype} {tuple(seed.shape)}"
+    else:
+        fits, found = seed is None or isinstance(seed, SupportsIndex), repr(seed)
+    if not fits:
+        raise InputError("wrong kind of seed", field="seed", found=found, expected=f"an int, or int64 [{batch}]")

@@ -20,14 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.ops import native
-from llmdpd.ops.arguments import (
-    MAX_ROWS,
-    MAX_SAMPLES,
-    NoiseNetwork,
-    SamplerCoefficients,
-    check_seeds,
-    check_shapes,
-)
+from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_seed, check_shapes
 
 PackedT = TypeVar("PackedT", bound="_Packed")
 _MASK64 = (1 << 64) - 1
@@ -282,12 +275,12 @@ def best_of_n(
         [B, A]; None where the C++ code cannot run: it takes float32 on the CPU.
 
     Raises:
-        InputError: shapes or seeds that do not fit.
+        InputError: a shape that does not fit the network, or seeds that do not fit the batch.
     """
     if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
         return None
     batch = check_shapes(net, state, prompt, samples)
-    check_seeds(seeds, batch)
+    check_seed(seeds, batch)
     q1, q2 = (packed_critic(critic, net.state_dim, net.action_dim, bf16) for critic in critics)
     made_of = (packed(net, bf16).sampler(coefficients), q1, q2, samples, temperature)
     kept = _actors.get(net)
@@ -302,7 +295,7 @@ def best_of_n(
 
 def _random_seed() -> int:
     """From torch's global generator, which `torch.manual_seed` governs."""
-    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    return int(torch.randint(2**63 - 1, ()))
 
 
 def _keys(seed: int | Tensor) -> NDArray[np.uint64]:
