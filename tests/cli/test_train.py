@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 
 from llmdpd.cli.report import build_report
-from llmdpd.cli.train import configuration
-from llmdpd.config.schema import PRESETS, PROTOCOLS
+from llmdpd.config.parse import parse_train
+from llmdpd.config.presets import PRESETS
+from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.data import save_d4rl, save_minari
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.method import LLMDPD
@@ -122,7 +123,7 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
 def test_a_rate_that_is_too_high_diverges_without_traceback(
     tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--run-dir", tmp_path / "run", *tiny_options, "--agent.critic-lr", 1e30) == 1
+    assert train("--run-dir", tmp_path / "run", *tiny_options, "--method.critic-lr", 1e30) == 1
     error = capsys.readouterr().err
     assert "There was no checkpoint yet" in error
     assert "Traceback" not in error
@@ -225,10 +226,10 @@ def test_presets_are_what_they_are_named() -> None:
 
 def test_a_protocol_is_a_choice_of_tasks() -> None:
     ml45, paper, design = (PROTOCOLS[name] for name in ("ml45", "paper", "design"))
-    assert configuration([]).tasks == ml45, "the default"
-    assert configuration(["--protocol", "paper"]).tasks == configuration(["--preset", "metaworld-paper"]).tasks == paper
+    assert parse_train([]).tasks == ml45, "the default"
+    assert parse_train(["--protocol", "paper"]).tasks == parse_train(["--preset", "metaworld-paper"]).tasks == paper
     words = ["--protocol", "design", "--preset", "metaworld-paper"]
-    assert configuration(words) == dataclasses.replace(configuration(["--preset", "metaworld-paper"]), tasks=design)
+    assert parse_train(words) == dataclasses.replace(parse_train(["--preset", "metaworld-paper"]), tasks=design)
     # The design's choices were made without the tasks that either protocol tests on.
     assert set(design.unseen) <= set(ml45.seen)
     assert set(design.seen) == set(ml45.seen) - set(design.unseen)
@@ -236,12 +237,12 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
 
 
 def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    words = ["--agent.lr", f"{rng.uniform(1e-5, 1e-4)}"]
-    first = configuration(words)
+    words = ["--method.lr", f"{rng.uniform(1e-5, 1e-4)}"]
+    first = parse_train(words)
     monkeypatch.setattr("llmdpd.cli.train.tyro.cli", None)
-    assert configuration(words) == first
+    assert parse_train(words) == first
     with pytest.raises(TypeError):
-        configuration([*words, "--seed", "1"])
+        parse_train([*words, "--seed", "1"])
 
 
 @pytest.mark.parametrize("base", ["metaworld", "metaworld-paper"])
@@ -251,10 +252,10 @@ def test_each_ablation_of_table_3_is_its_base_with_one_change(base: str) -> None
     for name in ("no-prompts", "no-text", "no-trajectory", "olmo-1b", "trajectory-diffusion"):
         config = PRESETS[f"{base}-{name}"]
         changed[name] = {line.split(":")[0] for line in differences(whole, to_plain(config))} - {"preset"}
-        prepare_config(config)
-    assert changed["no-prompts"] == {"policy.context.text", "policy.context.trajectory"}
-    assert changed["no-text"] == {"policy.context.text"}
-    assert changed["no-trajectory"] == {"policy.context.trajectory"}
+        config.resolved()
+    assert changed["no-prompts"] == {"method.network.context.text", "method.network.context.trajectory"}
+    assert changed["no-text"] == {"method.network.context.text"}
+    assert changed["no-trajectory"] == {"method.network.context.trajectory"}
     assert changed["olmo-1b"] == {"llm"}
     own = {"acting.sampler", "acting.steps", "acting.samples", "policy.diffusion_steps"}
     assert "method" in changed["trajectory-diffusion"]
@@ -273,8 +274,8 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "no task": (["--tasks.seen"], ["no task to train on", "tasks.seen"]),
     "cuda": (["--device", "cuda:77"], ["GPU", "cuda:77", "--device cpu"]),
     "device": (["--device", "abacus"], ["no such device", "abacus"]),
-    "batch": (["--training.batch-size", 15], ["shared out evenly", "training.batch_size", "15", "multiple of 2"]),
-    "prompts a batch": (["--training.prompts-per-batch", 3], ["prompts_per_batch", "3"]),
+    "batch": (["--method.batch-size", 15], ["shared out evenly", "training.batch_size", "15", "multiple of 2"]),
+    "prompts a batch": (["--method.prompts-per-batch", 3], ["prompts_per_batch", "3"]),
     "iterations": (["--training.iterations", 0], ["training.iterations", "0", "at least 1"]),
     "log": (["--training.log-every", 0], ["training.log_every"]),
     "checkpoints": (["--training.checkpoint-every", 0], ["training.checkpoint_every"]),
@@ -282,11 +283,11 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "episodes": (["--evaluation.episodes", 0], ["evaluation.episodes"]),
     "workers": (["--data.workers", 0], ["data.workers"]),
     "threads": (["--threads", -1], ["threads", "-1"]),
-    "heads": (["--policy.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
-    "samples": (["--agent.eta", 0, "--acting.samples", 5], ["no critic", "acting.samples"]),
-    "sampler": (["--acting.steps", 3], ["ddpm walks every training step"]),
+    "heads": (["--method.network.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
+    "samples": (["--method.eta", 0, "--method.acting.samples", 5], ["no critic", "acting.samples"]),
+    "sampler": (["--method.acting.steps", 3], ["ddpm walks every training step"]),
     "data": (["--data.path", "no/such/data"], ["no such file or folder", "no/such/data", "Minari"]),
-    "prompts": (["--data.prompts", "no/such/data"], ["no such file or folder", "no/such/data"]),
+    "prompts": (["--data.demonstrations", "no/such/data"], ["no such file or folder", "no/such/data"]),
     "llm": (["--llm", "no-such-model-anywhere"], ["no-such-model-anywhere"]),
     "option without value": (["--run-dir"], ["an option without its value", "--run-dir"]),
 }
@@ -311,7 +312,7 @@ def test_wrong_settings_are_told_and_leave_no_run(
     ("which", "data", "options", "parts"),
     [
         ("path", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers", "39 numbers"]),
-        ("path", {"expert": False}, [], ["no expert actions", "agent.clone", "--agent.clone executed"]),
+        ("path", {"expert": False}, [], ["no expert actions", "agent.clone", "--method.clone executed"]),
         ("path", {"success": 0}, [], ["every episode of a task failed", "reach-v3", "3 failed episodes"]),
         ("path", {"success": 0}, ["--data.keep-failed"], ["no episode", "reach-v3"]),
         ("path", {"goal_visible": False}, [], ["goal is visible", "tasks.goal_visible"]),
