@@ -23,6 +23,7 @@ DATA, UNSEEN = "{data}", "{unseen}"
 DECIDED = {
     "preset": "--only chooses among the methods, each of which has a preset",
     "method": "--only chooses among the experiment's methods",
+    "agent": "--only chooses among the experiment's methods",
     "protocol": "--protocol before the --",
     "tasks.protocol": "--protocol before the --",
     "run_dir": "--out before the -- is the folder of all runs",
