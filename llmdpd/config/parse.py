@@ -51,6 +51,13 @@ DESCRIPTION = f"""Train a policy that is prompted with a text and a demonstratio
 Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 
 
+_OF_DATA_SETS = (
+    *("training.cuda_graph", "data.path", "data.demonstrations", "data.episodes", "data.demonstration_episodes"),
+    *("data.noise", "data.post_success_steps", "data.seed", "data.keep_failed", "data.fraction", "data.sac_steps"),
+)
+"""Fields that a method which learns online, from no data set, has no use for."""
+
+
 class Option(NamedTuple):
     """An option as it was given: its name ("--method.critic-lr"), its field ("method.critic_lr"), all of its words."""
 
@@ -120,13 +127,23 @@ def change(start: TrainConfig, words: Sequence[str]) -> TrainConfig:
 
 def has_field(config: TrainConfig, field: str) -> bool:
     """Whether the configuration has an option for this field, or for fields within it."""
-    return any(name == field or name.startswith(f"{field}.") for name in field_names(config))
+    return any(_within(name, field) for name in field_names(config))
 
 
 def field_names(config: TrainConfig) -> list[str]:
     """Dotted names of the fields that options set."""
-    hidden = ("preset", "method.name", "method.network.language")
-    return [name for name, _ in leaves(to_plain(config)) if not name.startswith(hidden)]
+    hidden = _hidden(config)
+    return [name for name, _ in leaves(to_plain(config)) if not any(_within(name, part) for part in hidden)]
+
+
+def _hidden(config: TrainConfig) -> tuple[str, ...]:
+    """Fields, or parts, that no option sets: they follow from others, or the method has no use for them."""
+    online = METHODS[config.method.name].online
+    return ("preset", "method.name", "method.network.language", *(_OF_DATA_SETS if online else ()))
+
+
+def _within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
 
 
 def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
@@ -188,5 +205,5 @@ def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
 
 
 def _help(config: TrainConfig) -> list[str]:
-    lines = option_lines(config, hidden=("preset", "method.network.language"))
+    lines = option_lines(config, hidden=_hidden(config))
     return [f"options of {config.method.name}, with their defaults:", *lines]

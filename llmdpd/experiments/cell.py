@@ -23,6 +23,7 @@ DATA, UNSEEN = "{data}", "{unseen}"
 DECIDED = {
     "preset": "--only chooses among the methods, each of which has a preset",
     "method": "--only chooses among the experiment's methods",
+    "agent": "--only chooses among the experiment's methods",
     "protocol": "--protocol before the --",
     "tasks.protocol": "--protocol before the --",
     "run_dir": "--out before the -- is the folder of all runs",
@@ -222,8 +223,8 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
     """What two configurations must agree in.
 
     The same cell may have been trained on another kind of device, and a language model that is no longer here can't say
-    its sizes: `lamo.model` stands for them.
+    its sizes: `method.model` stands for them.
     """
     compared = {name: value for name, value in decisive(config).items() if name != "device"}
-    compared["policy"] = {name: value for name, value in compared["policy"].items() if name != "language"}
+    compared["method"]["network"].pop("language", None)
     return compared

@@ -111,18 +111,23 @@ def _known(name: str, names: Collection[str], option: str) -> str:
 def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) -> None:
     """Refuse options that another one decides already, or that would undo what a method stands for."""
     for option in split_options(options):
-        if option.field in DECIDED:
+        fields = {method.key: _field(method, option) for method in grid.methods}
+        for field in {option.field, *fields.values()} & DECIDED.keys():
             raise InputError(
                 "the experiment decides this option itself",
                 field=option.name,
                 found=f"{' '.join(option.words)}, after --",
                 expected="options of llmdpd.train that the experiment leaves open",
-                hint=DECIDED[option.field],
+                hint=DECIDED[field],
             )
         fit = [method.key for method in grid.methods if _is_open(method, option)]
-        # For the methods that read it, whatever is beside them in the table; where none does, it is a mistake.
-        readers = [method.key for method in grid.methods if _field(method, option) is not None]
-        meant = [key for key in chosen if key in readers] or chosen
+        readers = [key for key, field in fields.items() if field is not None]
+        if not readers:
+            first = grid.methods[0]  # the training command says which options are near, or whose it is
+            parse_train(("--preset", first.preset, *first.options, *option.words))
+        # What the default method, whose ablations the tables compare, does not have is for those that have it.
+        special = current_field(option, TrainConfig()) is None
+        meant = [key for key in chosen if key in readers or not special] or chosen
         unfit = [key for key in meant if key not in fit]
         if unfit:
             raise InputError(

@@ -37,7 +37,7 @@ from llmdpd.methods.optimisation import (
 )
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
-from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces
+from llmdpd.nn.policy_network import ContextNetworkConfig, NetworkConfig, PolicyNetwork, Spaces
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Count
 from llmdpd.utils.plain import Named
@@ -162,6 +162,15 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
                 found=self.batch_size,
                 expected=f"a multiple of {self.prompts_per_batch} (prompts_per_batch)",
                 hint=f"for example {max(round(self.batch_size / self.prompts_per_batch), 1) * self.prompts_per_batch}",
+            )
+        # A network whose context can be switched off keeps its preset's augmentation, which then changes nothing.
+        reads = isinstance(self.network, ContextNetworkConfig) or self.network.context_config().trajectory
+        if self.augmentation.active and not reads:
+            raise InputError(
+                "only what is learned under a demonstration is augmented, and this method reads none",
+                field="augmentation",
+                found=self.augmentation,
+                expected="no augmentation",
             )
 
     def check_run(self, spec: TaskSpec, iterations: int) -> None:

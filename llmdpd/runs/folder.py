@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd.config.schema import TrainConfig
+from llmdpd.config.stored import read_stored
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_write_json, process_lock, read_json, recover_directory
-from llmdpd.utils.plain import differences, from_plain, to_plain
+from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import Stopwatch as Stopwatch
 
 _PACKAGES = (
@@ -39,9 +40,6 @@ _FREE_ON_RESUME = (
     *("data.root", "data.workers"),
     *("training.checkpoint_every", "training.cuda_graph"),
 )
-
-# How earlier versions called fields of `evaluation`.
-_RENAMED = {"films": "videos", "film_tasks": "video_tasks"}
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,7 @@ class RunFolder:
 
     def read_config(self) -> TrainConfig:
         """The configuration that the run was started with."""
-        plain = read_json(self.config)
-        evaluation = plain.get("evaluation", {}) if isinstance(plain, dict) else {}
-        for old in _RENAMED.keys() & evaluation.keys():
-            evaluation[_RENAMED[old]] = evaluation.pop(old)
-        return from_plain(TrainConfig, plain, self.config)
+        return read_stored(read_json(self.config), self.config)
 
     def take_up(self, config: TrainConfig) -> None:
         """Prepare an interrupted run for continuing with `config`, and remove what a kill left half written.

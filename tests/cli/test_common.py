@@ -10,12 +10,12 @@ from typing import Literal
 import pytest
 from rich.console import Console, RenderableType
 
-from llmdpd.cli.common import parse, renamed, results_table, run_command, take_option, training_summary
-from llmdpd.errors import InputError
+from llmdpd.cli.common import results_table, run_command, training_summary
+from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
-from llmdpd.training.loop import TrainingDivergedError
 from llmdpd.training.stopping import StopRequestedError
+from llmdpd.utils.command_line import option_lines, parse, renamed, take_option
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,8 @@ from llmdpd.training.stopping import StopRequestedError
 )
 def test_an_option_is_taken_out(words: list[str], value: str | None, rest: list[str]) -> None:
     assert take_option(words, "--run-dir") == (value, rest)
-
-
-def test_an_option_without_value() -> None:
     with pytest.raises(InputError, match="without its value"):
-        take_option(["--a", "--run-dir"], "--run-dir")
+        take_option([*words, "--run-dir"], "--run-dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +48,27 @@ class Options:
     """Which."""
     add_noise: bool = True
     """Whether."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer(Options):
+    """Options with a part."""
+
+    part: Options = dataclasses.field(default_factory=lambda: Options(9))
+    """The part."""
+    tasks: tuple[str, ...] = ("a-task-of-a-long-name", "another")
+    """What is done."""
+
+
+def test_help_has_a_line_for_each_option() -> None:
+    lines = option_lines(Outer(), width=70, hidden=("kind", "part.add_noise"))
+    assert [line.split(maxsplit=2) for line in lines] == [
+        ["--episodes", "3", "How many."],
+        ["--add-noise", "True", "Whether."],
+        ["--tasks", "a-task-of-a-long-name…", "What is done."],
+        ["--part.episodes", "9", "How many."],
+        ["--part.kind", "one", "Which."],
+    ]
 
 
 def test_options_are_read() -> None:
@@ -95,17 +113,13 @@ def test_old_spellings_are_taken_with_a_line_each(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (
-            InputError("wrong", field="x", found="[1] [/bold]"),
-            2,
-            "error: wrong\n  field:    x\n  found:    [1] [/bold]",
-        ),
+        (InputError("wrong", field="x", found="[1] [/b]"), 2, "error: wrong\n  field:    x\n  found:    [1] [/b]"),
         (TrainingDivergedError("loss became nan"), 1, "error: loss became nan"),
         (OSError(errno.ENOSPC, "No space left on device", "some/file"), 2, "some/file"),
         (PermissionError(errno.EACCES, "Permission denied", "some/file"), 2, "Permission denied"),
     ],
 )
-def test_errors_are_told_without_traceback(
+def test_errors_are_printed_without_traceback(
     error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(_raising(error)) == code
@@ -114,19 +128,16 @@ def test_errors_are_told_without_traceback(
     assert printed.out == ""
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(StopRequestedError(15), 143), (StopRequestedError(2), 130), (KeyboardInterrupt(), 130)]
-)
-def test_a_stop_has_the_code_of_its_signal(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(_raising(error)) == code
-    assert "stopped by SIG" in capsys.readouterr().out
+def test_a_stop_has_the_code_of_its_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code in ((StopRequestedError(15), 143), (StopRequestedError(2), 130), (KeyboardInterrupt(), 130)):
+        assert run_command(_raising(error)) == code
+        assert "stopped by SIG" in capsys.readouterr().out
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_command(_raising(ZeroDivisionError()))
-    with pytest.raises(FileNotFoundError):
-        run_command(_raising(FileNotFoundError(errno.ENOENT, "no such file")))
+    for error in (ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "no such file")):
+        with pytest.raises(type(error)):
+            run_command(_raising(error))
 
 
 def _raising(error: BaseException) -> Callable[[], None]:

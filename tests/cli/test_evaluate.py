@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmdpd.cli.evaluate import main
-from llmdpd.config.schema import PRESETS
+from llmdpd.config.presets import PRESETS
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
 from llmdpd.errors import InputError
 from llmdpd.evaluation import scoring
@@ -22,19 +22,18 @@ from llmdpd.runs.folder import RunFolder
 
 MakeData = Callable[..., TrajectoryDataset]
 Evaluate = Callable[..., int]
-FEW = ("--workers", 1, "--threads", 1)
-
-
-@pytest.fixture
-def evaluate(cache_home: Path, torch_settings: None) -> Evaluate:
-    """The command with episodes of six steps."""
-    return lambda *words: main([str(word) for word in ("--max-steps", 6, *FEW, *words)])
 
 
 @pytest.fixture
 def evaluate_whole(cache_home: Path, torch_settings: None) -> Evaluate:
     """The command with episodes of the run's own length."""
-    return lambda *words: main([str(word) for word in (*FEW, *words)])
+    return lambda *words: main([str(word) for word in ("--workers", 1, "--threads", 1, *words)])
+
+
+@pytest.fixture
+def evaluate(evaluate_whole: Evaluate) -> Evaluate:
+    """The command with episodes of six steps."""
+    return lambda *words: evaluate_whole("--max-steps", 6, *words)
 
 
 def save(data: TrajectoryDataset, folder: Path) -> Path:
@@ -190,7 +189,7 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "samples": (["--samples", 0], ["samples", "at least 1"]),
     "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
     "no horizon": (["--action-horizon", 0], ["action_horizon", "found:    0"]),
-    "horizon": (["--action-horizon", 2], ["1 to 1 (policy.chunk)"]),
+    "horizon": (["--action-horizon", 2], ["action_horizon", "1 to 1"]),
     "out": (["--out", "."], ["cannot be written", "a folder"]),
     "behaviour": (["--prompt-behaviours", "slo"], ["unknown behaviour", "nearest: slow"]),
     "two places": (["--prompt-behaviours", "slow", "--prompt-data", "x"], ["demonstrations from two places"]),
@@ -224,12 +223,9 @@ def test_wrong_options_are_named(
 
 @pytest.mark.parametrize("option", ["--prompt-data", "--prompt-text"])
 def test_a_prompt_that_the_policy_was_not_trained_with(option: str) -> None:
-    trained = PRESETS["smoke"]
-    context = dataclasses.replace(trained.policy.context, text=False, trajectory=False)
-    trained = dataclasses.replace(trained, policy=dataclasses.replace(trained.policy, context=context))
     given: dict[str, Any] = {option.removeprefix("--").replace("-", "_"): Path("x")}
     with pytest.raises(InputError, match="trained without such prompts") as caught:
-        check_evaluation(EvaluateConfig(run=Path("run"), **given), trained)
+        check_evaluation(EvaluateConfig(run=Path("run"), **given), PRESETS["metaworld-no-prompts"])
     assert caught.value.field == option
 
 
@@ -291,7 +287,7 @@ def test_one_prompt_alone_where_dropout_taught_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, out = tmp_path / "dropped", tmp_path / "o.json"
-    dropout = ("--policy.context.text-dropout", 0.5, "--policy.context.trajectory-dropout", 0)
+    dropout = ("--method.network.context.text-dropout", 0.5, "--method.network.context.trajectory-dropout", 0)
     assert train("--run-dir", run, *tiny_options, *dropout, "--training.iterations", 50) == 0
     assert evaluate(run, "--prompts", "no-text", "--episodes", 1, "--checkpoint", "last", "--out", out) == 0
     assert {record.prompts.kind for record in read_results(out)} == {"demonstration alone"}

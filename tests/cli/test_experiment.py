@@ -150,13 +150,13 @@ def test_a_folder_of_another_run_stops_the_command_before_anything_runs(
 ) -> None:
     given = words()
     options = tuple(given[given.index("--") + 1 :])
-    plan = make_plan(Settings("figure2", seeds=1, out=tmp_path / "grid", options=(*options, "--agent.lr", "0.5")))
+    plan = make_plan(Settings("figure2", seeds=1, out=tmp_path / "grid", options=(*options, "--method.lr", "0.5")))
     foreign = plan.cells["no-prompts"][0]
     RunFolder.create(foreign.folder, foreign.config)
     before = times(foreign.folder)
     assert main(given) == 2
     error = capsys.readouterr().err
-    assert "agent.lr: 0.5 → 0.0006" in error
+    assert "method.lr: 0.5 → 0.0006" in error
     assert str(foreign.folder) in error
     assert times(foreign.folder) == before
     assert not (tmp_path / "grid" / "full-seed0").exists()

@@ -16,15 +16,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmdpd.cli.report import build_report
-from llmdpd.cli.train import configuration
-from llmdpd.config.schema import PRESETS, PROTOCOLS
+from llmdpd.cli.train import main
+from llmdpd.config.parse import parse_train
+from llmdpd.config.presets import PRESETS
 from llmdpd.data import save_d4rl, save_minari
+from llmdpd.data.config import DataConfig
 from llmdpd.errors import InputError
-from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusionConfig
 from llmdpd.policy.policy import Policy
+from llmdpd.reporting.page import build_report
 from llmdpd.runs.data import training_data
-from llmdpd.runs.pipeline import prepare_config
+from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.training.metrics import read_metrics
 from llmdpd.utils.plain import differences, to_plain
 
@@ -58,9 +61,9 @@ def test_the_run_folder_is_whole(straight_run: Path, data_folder: Path) -> None:
         assert task in page
     assert "llmdpd.train --run-dir" in page
     records = json.loads((straight_run / "results.json").read_text())["records"]
-    told = [(r["task"], r["split"], r["checkpoint"]) for r in records]
+    found = [(r["task"], r["split"], r["checkpoint"]) for r in records]
     tasks = [("reach-v3", "seen"), ("push-v3", "seen"), ("door-lock-v3", "unseen")]
-    assert told == [(*task, checkpoint) for checkpoint in ("last", "best") for task in tasks]
+    assert found == [(*task, checkpoint) for checkpoint in ("last", "best") for task in tasks]
     assert {r["training_data"] for r in records} == {f"{data_folder / 'train'}, 6 episodes; clones the expert actions"}
     assert {tuple(r["trained_on"]) for r in records} == {("reach-v3", "push-v3")}
     assert records[0]["iterations"] == 200
@@ -122,7 +125,7 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
 def test_a_rate_that_is_too_high_diverges_without_traceback(
     tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--run-dir", tmp_path / "run", *tiny_options, "--agent.critic-lr", 1e30) == 1
+    assert train("--run-dir", tmp_path / "run", *tiny_options, "--method.critic-lr", 1e30) == 1
     error = capsys.readouterr().err
     assert "There was no checkpoint yet" in error
     assert "Traceback" not in error
@@ -186,7 +189,7 @@ def test_ctrl_c_while_collecting_is_heeded_at_once(
     assert (tmp_path / "run" / "config.json").is_file()
 
 
-def test_a_missing_llm_is_told_before_anything_is_collected(
+def test_a_missing_llm_is_named_before_anything_is_collected(
     tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from llmdpd.runs import data
@@ -217,18 +220,17 @@ def test_a_run_that_fails_early_takes_away_only_what_it_made(
 def test_presets_are_what_they_are_named() -> None:
     assert list(PRESETS) == [config.preset for config in PRESETS.values()]
     assert {"metaworld", "metaworld-paper", "smoke"} <= PRESETS.keys()
-    paper = PRESETS["metaworld-paper"]
-    assert paper.agent.clone == "executed"
-    assert not paper.agent.critic_sees_prompts
-    assert paper.training.prompts_per_batch == 1
+    paper = PRESETS["metaworld-paper"].method
+    assert isinstance(paper, LLMDPDConfig)
+    assert (paper.clone, paper.critic_sees_prompts, paper.prompts_per_batch) == ("executed", False, 1)
 
 
 def test_a_protocol_is_a_choice_of_tasks() -> None:
     ml45, paper, design = (PROTOCOLS[name] for name in ("ml45", "paper", "design"))
-    assert configuration([]).tasks == ml45, "the default"
-    assert configuration(["--protocol", "paper"]).tasks == configuration(["--preset", "metaworld-paper"]).tasks == paper
+    assert parse_train([]).tasks == ml45, "the default"
+    assert parse_train(["--protocol", "paper"]).tasks == parse_train(["--preset", "metaworld-paper"]).tasks == paper
     words = ["--protocol", "design", "--preset", "metaworld-paper"]
-    assert configuration(words) == dataclasses.replace(configuration(["--preset", "metaworld-paper"]), tasks=design)
+    assert parse_train(words) == dataclasses.replace(parse_train(["--preset", "metaworld-paper"]), tasks=design)
     # The design's choices were made without the tasks that either protocol tests on.
     assert set(design.unseen) <= set(ml45.seen)
     assert set(design.seen) == set(ml45.seen) - set(design.unseen)
@@ -236,64 +238,93 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
 
 
 def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    words = ["--agent.lr", f"{rng.uniform(1e-5, 1e-4)}"]
-    first = configuration(words)
-    monkeypatch.setattr("llmdpd.cli.train.tyro.cli", None)
-    assert configuration(words) == first
+    words = ["--method.lr", f"{rng.uniform(1e-5, 1e-4)}"]
+    first = parse_train(words)
+    monkeypatch.setattr("llmdpd.utils.command_line.tyro.cli", None)
+    assert parse_train(words) == first
     with pytest.raises(TypeError):
-        configuration([*words, "--seed", "1"])
+        parse_train([*words, "--seed", "1"])
+
+
+def test_short_spellings() -> None:
+    short = "--data x --iterations 7 --tasks reach push --lr 0.5 --batch-size 24 --cuda-graph off"
+    long = "--data.path x --training.iterations 7 --tasks.seen reach push --method.lr 0.5 --method.batch-size=24"
+    assert parse_train(short.split()) == parse_train([*long.split(), "--training.cuda-graph", "off"])
+    with pytest.raises(InputError) as error:
+        parse_train(["--gpu"])
+    assert error.value.field == "device" or "cuda" in str(error.value)
+
+
+def test_help_shows_one_methods_options(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for method in ("llmdpd", "bc", "sac"):
+        with pytest.raises(SystemExit) as done:
+            main(["--method", method, "--help"])
+        assert done.value.code == 0
+        shown[method] = capsys.readouterr().out
+        assert len(shown[method].splitlines()) <= 120
+        assert f"options of {method}, with their defaults" in shown[method]
+        assert "--method.lr " in shown[method]
+    assert [method for method, text in shown.items() if "--method.eta " in text] == ["llmdpd"]
+    assert [method for method, text in shown.items() if "--data.path " in text] == ["llmdpd", "bc"]
+    with pytest.raises(SystemExit):
+        main(["--help-all"])
+    assert "--method.network.context.encoder.width" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("base", ["metaworld", "metaworld-paper"])
 def test_each_ablation_of_table_3_is_its_base_with_one_change(base: str) -> None:
-    whole = to_plain(PRESETS[base])
-    changed = {}
-    for name in ("no-prompts", "no-text", "no-trajectory", "olmo-1b", "trajectory-diffusion"):
-        config = PRESETS[f"{base}-{name}"]
-        changed[name] = {line.split(":")[0] for line in differences(whole, to_plain(config))} - {"preset"}
-        prepare_config(config)
-    assert changed["no-prompts"] == {"policy.context.text", "policy.context.trajectory"}
-    assert changed["no-text"] == {"policy.context.text"}
-    assert changed["no-trajectory"] == {"policy.context.trajectory"}
-    assert changed["olmo-1b"] == {"llm"}
-    own = {"acting.sampler", "acting.steps", "acting.samples", "policy.diffusion_steps"}
-    assert "method" in changed["trajectory-diffusion"]
-    turned = {f"training.augmentation.{change}" for change in ("turn", "mirror", "gripper")}
-    assert changed["trajectory-diffusion"] <= {"method", *own, *turned}
-    plan = PRESETS[f"{base}-trajectory-diffusion"]
-    assert plan.method == "trajectory-diffusion"
-    assert plan.acting.plan(plan.policy).steps < plan.policy.diffusion_steps
+    def changes(name: str) -> set[str]:
+        config = PRESETS[f"{base}-{name}"].resolved()
+        lines = differences(to_plain(PRESETS[base].resolved()), to_plain(config))
+        return {line.split(":")[0] for line in lines} - {"preset"}
+
+    text, trajectory = "method.network.context.text", "method.network.context.trajectory"
+    assert changes("no-prompts") == {text, trajectory}
+    assert changes("no-text") == {text}
+    assert changes("no-trajectory") == {trajectory}
+    assert changes("olmo-1b") == {"llm"}
+    whole, plans = PRESETS[base], PRESETS[f"{base}-trajectory-diffusion"]
+    assert dataclasses.replace(plans, method=whole.method, preset=base) == whole
+    method = plans.method
+    assert isinstance(method, TrajectoryDiffusionConfig)
+    assert method.network.context == whole.method.network.context_config()
+    assert method.acting.coefficients(method.network).steps < method.network.diffusion_steps
 
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {
     "preset": (["--preset", "smoak"], ["unknown preset", "smoak", "nearest names: smoke"]),
     "protocol": (["--protocol", "ml46"], ["unknown protocol", "ml46", "paper, ml45, design"]),
+    "method": (["--method", "td3bc"], ["unknown method", "td3bc", "td3-bc"]),
     "task": (["--tasks.seen", "sweep-in"], ["unknown Meta-World task", "sweep-into-v3"]),
     "seen and unseen": (["--tasks.unseen", "reach-v2"], ["both seen and unseen", "reach-v3"]),
     "no task": (["--tasks.seen"], ["no task to train on", "tasks.seen"]),
     "cuda": (["--device", "cuda:77"], ["GPU", "cuda:77", "--device cpu"]),
     "device": (["--device", "abacus"], ["no such device", "abacus"]),
-    "batch": (["--training.batch-size", 15], ["shared out evenly", "training.batch_size", "15", "multiple of 2"]),
-    "prompts a batch": (["--training.prompts-per-batch", 3], ["prompts_per_batch", "3"]),
+    "CUDA graph": (["--cuda-graph", "on"], ["needs a CUDA device", "training.cuda_graph"]),
+    "batch": (["--method.batch-size", 15], ["shared out evenly", "method.batch_size", "15", "multiple of 2"]),
+    "prompts a batch": (["--method.prompts-per-batch", 3], ["prompts_per_batch", "3"]),
     "iterations": (["--training.iterations", 0], ["training.iterations", "0", "at least 1"]),
     "log": (["--training.log-every", 0], ["training.log_every"]),
     "checkpoints": (["--training.checkpoint-every", 0], ["training.checkpoint_every"]),
     "selection": (["--training.select-episodes", 0], ["training.select_episodes"]),
     "episodes": (["--evaluation.episodes", 0], ["evaluation.episodes"]),
+    "fraction": (["--data.fraction", 1.5], ["data.fraction"]),
     "workers": (["--data.workers", 0], ["data.workers"]),
     "threads": (["--threads", -1], ["threads", "-1"]),
-    "heads": (["--policy.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
-    "samples": (["--agent.eta", 0, "--acting.samples", 5], ["no critic", "acting.samples"]),
-    "sampler": (["--acting.steps", 3], ["ddpm walks every training step"]),
+    "heads": (["--method.network.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
+    "samples": (["--method.eta", 0, "--method.acting.samples", 5], ["no critic", "acting.samples"]),
+    "sampler": (["--method.acting.steps", 3], ["ddpm walks every training step", "method.acting.steps"]),
+    "misspelled": (["--method.network.hiden-dim", 3], ["no such option", "perhaps --method.network.hidden-dim"]),
     "data": (["--data.path", "no/such/data"], ["no such file or folder", "no/such/data", "Minari"]),
-    "prompts": (["--data.prompts", "no/such/data"], ["no such file or folder", "no/such/data"]),
+    "demonstrations": (["--data.demonstrations", "no/such/data"], ["no such file or folder", "no/such/data"]),
     "llm": (["--llm", "no-such-model-anywhere"], ["no-such-model-anywhere"]),
     "option without value": (["--run-dir"], ["an option without its value", "--run-dir"]),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_settings_are_told_and_leave_no_run(
+def test_wrong_settings_are_named_and_leave_no_run(
     case: str, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, parts = WRONG[case]
@@ -311,19 +342,19 @@ def test_wrong_settings_are_told_and_leave_no_run(
     ("which", "data", "options", "parts"),
     [
         ("path", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers", "39 numbers"]),
-        ("path", {"expert": False}, [], ["no expert actions", "agent.clone", "--agent.clone executed"]),
+        ("path", {"expert": False}, [], ["no expert actions", "method.clone", "--method.clone executed"]),
         ("path", {"success": 0}, [], ["every episode of a task failed", "reach-v3", "3 failed episodes"]),
         ("path", {"success": 0}, ["--data.keep-failed"], ["no episode", "reach-v3"]),
         ("path", {"goal_visible": False}, [], ["goal is visible", "tasks.goal_visible"]),
         ("path", {"tasks": ("reach-v3",)}, [], ["no such task", "push-v3"]),
-        ("prompts", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers"]),
-        ("prompts", {"success": 0}, [], ["no episode", "reach-v3"]),
-        ("prompts", {"goal_visible": False}, [], ["goal is visible"]),
-        ("prompts", {"first_seed": 1_000_000_000}, [], ["no episode", "0 of 3 episodes", "not evaluated"]),
-        ("prompts", {"tasks": ("reach-v3", "push-v3")}, [], ["no such task", "door-lock-v3"]),
+        ("demonstrations", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers"]),
+        ("demonstrations", {"success": 0}, [], ["no episode", "reach-v3"]),
+        ("demonstrations", {"goal_visible": False}, [], ["goal is visible"]),
+        ("demonstrations", {"first_seed": 1_000_000_000}, [], ["no episode", "0 of 3 episodes", "not evaluated"]),
+        ("demonstrations", {"tasks": ("reach-v3", "push-v3")}, [], ["no such task", "door-lock-v3"]),
     ],
 )
-def test_unfit_data_is_told_and_leaves_no_run(
+def test_unfit_data_is_named_and_leaves_no_run(
     which: str,
     data: dict[str, Any],
     options: list[str],
@@ -345,7 +376,7 @@ def test_unfit_data_is_told_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_data_set_is_told(
+def test_an_empty_data_set_is_named(
     tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -356,19 +387,14 @@ def test_an_empty_data_set_is_told(
 
 
 def test_one_plain_hdf5_file_trains_the_one_task_that_is_seen(
-    tmp_path: Path, tiny_options: list[str], metaworld_data: Callable[..., Any]
+    tmp_path: Path, metaworld_data: Callable[..., Any]
 ) -> None:
-    task = dataclasses.replace(PRESETS["metaworld"].tasks, seen=("reach-v3",))
-    save_d4rl(dataclasses.replace(metaworld_data(("reach-v3",)), tasks=("my-replay",)), tmp_path / "replay.hdf5")
-    config = dataclasses.replace(
-        PRESETS["metaworld-paper"],
-        tasks=task,
-        data=dataclasses.replace(PRESETS["metaworld"].data, path=str(tmp_path / "replay.hdf5")),
-    )
-    dataset, words = training_data(config)
-    assert dataset.tasks == ("reach-v3",)
-    assert dataset.num_episodes == 3
-    assert words == f"{tmp_path / 'replay.hdf5'}, 3 episodes; clones the executed actions"
+    file = tmp_path / "replay.hdf5"
+    save_d4rl(dataclasses.replace(metaworld_data(("reach-v3",)), tasks=("my-replay",)), file)
+    tasks = TaskConfig(seen=("reach-v3",))
+    dataset, words = training_data(DataConfig(path=str(file)), tasks, PRESETS["metaworld-paper"].method)
+    assert (dataset.tasks, dataset.num_episodes) == (("reach-v3",), 3)
+    assert words == f"{file}, 3 episodes; clones the executed actions"
 
 
 def test_a_run_folder_in_use_is_refused(

@@ -11,9 +11,10 @@ import torch
 from llmdpd.data import Trajectory
 from llmdpd.evaluation.episodes import evaluate_tasks, policy_act, prompt_rows
 from llmdpd.evaluation.prompts import TaskPrompt, task_prompts
-from llmdpd.methods.acting import ActingConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.nn.policy_network import Spaces, States
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
@@ -83,18 +84,18 @@ def test_more_episodes_begin_with_the_same_ones(
 @pytest.fixture
 def keys(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The keys of the noise of each call; an untrained policy's actions are clipped and may coincide."""
-    drawn: list[list[int]] = []
-    draw_many = policy.draw_many
+    sampled: list[list[int]] = []
+    sample = policy.network.sample
 
-    def noted(*arguments: Any) -> Any:
-        drawn.append(arguments[4].tolist())
-        return draw_many(*arguments)
+    def noted(states: States, prompts: Any, acting: Any, seeds: torch.Tensor, critic: Any) -> torch.Tensor:
+        sampled.append(seeds.tolist())
+        return sample(states, prompts, acting, seeds, critic)
 
-    monkeypatch.setattr(policy, "draw_many", noted)
-    return drawn
+    monkeypatch.setattr(policy.network, "sample", noted)
+    return sampled
 
 
-def test_noise_hangs_on_task_seed_and_step_alone(
+def test_noise_depends_on_task_seed_and_step_alone(
     policy: Policy, prompts: dict[str, TaskPrompt], rng: np.random.Generator, keys: list[list[int]]
 ) -> None:
     requests = [EpisodeRequest(task, EVALUATION_SEED_START + i) for task in prompts for i in range(4)]
@@ -118,15 +119,14 @@ def test_noise_hangs_on_task_seed_and_step_alone(
 @pytest.mark.parametrize("which", ["text", "trajectory"])
 def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompts: dict[str, TaskPrompt]) -> None:
     context = dataclasses.replace(ContextConfig(), **{which: False})
-    network = ConditionalPolicy(39, 4, 384, dataclasses.replace(PolicyConfig(hidden_dim=8), context=context))
-    policy = Policy(
-        network, None, ActingConfig(samples=1), texts={text_key(p.text): torch.ones(384) for p in prompts.values()}
-    )
+    network = DiffusionPolicy(Spaces(39, 4, 384), DiffusionNetworkConfig(hidden_dim=8, context=context))
+    texts = {text_key(str(prompt.text)): torch.ones(384) for prompt in prompts.values()}
+    policy = Policy("llmdpd", network, None, BestOfN(samples=1), texts=texts)
     act = policy_act(policy, prompts, [EpisodeRequest(task, 0) for task in prompts])
     assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64), np.zeros(2))) == (2, 4)
 
 
-def test_the_episodes_of_a_task_take_its_examples_in_turn(rng: np.random.Generator) -> None:
+def test_the_episodes_of_a_task_take_its_demonstrations_in_turn(rng: np.random.Generator) -> None:
     def some(task: str, count: int) -> TaskPrompt:
         arrays = rng.normal(size=(9, 39)).astype(np.float32), np.zeros((9, 4), np.float32), np.zeros(9, np.float32)
         return TaskPrompt(f"do {task}", "-", tuple(Trajectory(*arrays, task, seed=n) for n in range(count)), "-")
@@ -145,7 +145,7 @@ def test_the_episodes_of_a_task_take_its_examples_in_turn(rng: np.random.Generat
             assert (taken.task, taken.seed) == (request.task, request.seed % len(prompts[request.task].demonstrations))
 
 
-def test_a_policy_acts_under_the_example_of_the_episode(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
+def test_a_policy_acts_under_the_demonstration_of_the_episode(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
     one, two = (prompt.demonstration for prompt in prompts.values())
     assert one is not None
     assert two is not None

@@ -52,7 +52,6 @@ def test_a_video_shows_an_evaluated_episode(
     renderer: None, policy: Policy, prompts: dict[str, TaskPrompt], tmp_path: Path
 ) -> None:
     record_videos(policy, prompts, tmp_path, **SETTINGS)
-    assert policy.retrieves
     names = {f"door-lock-v3.{kind}" for kind in ("mp4", "png", "json")} | {"attention"}
     assert {file.name for file in tmp_path.iterdir()} == names
     assert (tmp_path / "attention" / "door-lock-v3.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""No evaluated episode is a problem that the policy saw in training or was shown as an example."""
+"""No evaluated episode is a problem that the policy saw in training or was shown in a demonstration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from llmdpd.data import TrajectoryDataset
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.plan import Settings, make_plan
-from llmdpd.runs.data import behaviour_examples, example_data, training_data
+from llmdpd.runs.data import behaviour_demonstrations, demonstrations, training_data
 from llmdpd.tasks import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.metaworld.environment import MetaWorldTask, make_task
 from llmdpd.tasks.metaworld.layout import FRAME
@@ -47,21 +47,23 @@ def seeds_of(dataset: TrajectoryDataset, task: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """What a run of an experiment's grid learns from, what its examples are taken from, and those of another maker."""
+    """What a run of an experiment learns from, its demonstrations, and those of another demonstrator."""
     folder = tmp_path_factory.mktemp("integrity")
     options = ("--tasks.seen", *SEEN, "--tasks.unseen", *UNSEEN, "--data.keep-failed")
     settings = Settings("table1", "paper", budget="smoke", out=folder / "out", options=options, variants=False)
     config = make_plan(settings).cells["full"][0].config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(folder / "data"), workers=1))
-    return training_data(config)[0], example_data(config), behaviour_examples(config, UNSEEN, "overrun", 1)
+    data, tasks = dataclasses.replace(config.data, root=str(folder / "data"), workers=1), config.tasks
+    learned, _ = training_data(data, tasks, config.method)
+    others = behaviour_demonstrations(data, tasks, UNSEEN, "overrun", 1, lambda: None)
+    return learned, demonstrations(data, tasks), others
 
 
 @pytest.mark.parametrize("task", [*SEEN, *UNSEEN])
 def test_no_evaluated_episode_was_seen(task: str, data: Data) -> None:
-    training, examples, others = data
+    training, shown, others = data
     env = make_task(task)
     groups = {
-        "shown": problems(env, seeds_of(examples, task)),
+        "shown": problems(env, seeds_of(shown, task)),
         "evaluated": problems(env, range(EVALUATION_SEED_START, EVALUATION_SEED_START + EPISODES)),
         "selected": problems(env, range(SELECTION_SEED_START, SELECTION_SEED_START + EPISODES)),
     }
@@ -71,13 +73,13 @@ def test_no_evaluated_episode_was_seen(task: str, data: Data) -> None:
         assert groups["learned"]
     # Every seed is a problem of its own, else sets would hide what they share.
     assert len(groups["evaluated"]) == len(groups["selected"]) == EPISODES
-    assert len(groups["shown"]) == len(seeds_of(examples, task)) > 0
+    assert len(groups["shown"]) == len(seeds_of(shown, task)) > 0
     for name, group in groups.items():
         for other in groups.keys() - {name}:
             starts, goals = shared_parts(group, groups[other])
             assert not starts, f"{name} and {other} share a start"
             assert bool(goals) == (task in CONSTANT_GOALS), f"goals of {name} and {other}"
-    if task in UNSEEN:  # another maker's examples are of the same problems as the run's own
+    if task in UNSEEN:  # another demonstrator's are of the same problems as the run's own
         by_another = problems(env, seeds_of(others, task))
         assert by_another
         assert by_another.keys() <= groups["shown"].keys()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.cli.options import split_options
-from llmdpd.config.schema import PRESETS
+from llmdpd.config.parse import split_options
+from llmdpd.config.presets import PRESETS
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import DECIDED, Cell, Evaluation, Share, Step
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Grid, Method, Variant
@@ -105,10 +105,12 @@ def test_a_budget_is_the_most_and_options_count_for_more(tmp_path: Path) -> None
         ({"only": ("no-promts",)}, "--only", "no-prompts"),
         ({"seeds": 0}, "--seeds", None),
         ({"episodes": 0}, "--episodes", None),
-        ({"only": ("full",), "options": ("--agent.gamma", "2")}, "agent.gamma", None),
+        ({"only": ("full",), "options": ("--method.gamma", "2")}, "method.gamma", None),
+        ({"options": ("--training.iteration", "2")}, None, "lists the options"),
+        ({"options": ("--method.alpha", "2")}, "--method.alpha", "--help"),
     ],
 )
-def test_wrong_settings_are_named(changes: dict[str, object], field: str, hint: str | None, tmp_path: Path) -> None:
+def test_wrong_settings_are_named(changes: dict[str, object], field: str | None, hint: str | None, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         make_plan(dataclasses.replace(Settings("table3", out=tmp_path), **changes))  # type: ignore[arg-type]
     assert caught.value.field == field
@@ -116,7 +118,7 @@ def test_wrong_settings_are_named(changes: dict[str, object], field: str, hint: 
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "told"),
+    ("name", "option", "hint"),
     [
         *(
             ("table3", option, hint)
@@ -135,28 +137,28 @@ def test_wrong_settings_are_named(changes: dict[str, object], field: str, hint: 
                 (("--data.root", "data"), "--data-root"),
                 (("--evaluation.episodes", "3"), "--episodes"),
                 (("--evaluation.videos",), "llmdpd.evaluate"),
-                (("--evaluation.video-tasks", "3"), "llmdpd.evaluate"),
+                (("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
             )
         ),
         # What a method stands for: by its options, by its preset, or for want of it.
         ("table3", ("--llm", "minilm"), "--only full no-prompts"),
-        ("table3", ("--policy.context.text",), "--only full olmo-1b no-trajectory"),
-        ("table3", ("--acting.steps", "3"), "--only full olmo-1b"),
-        ("table3", ("--agent.lr", "1e-4"), "--only full olmo-1b"),
+        ("table3", ("--method.network.context.text",), "--only full olmo-1b no-trajectory"),
+        ("table3", ("--method.acting.steps", "3"), "--only full olmo-1b"),
+        ("table3", ("--method.critic-lr", "1e-4"), "--only full olmo-1b"),
         ("generalisation", ("--training.iterations", "9"), "--only full pooled"),
         ("reward", ("--data.noise", "clean"), "leave it out"),
         ("reward", ("--data", "folder"), "leave it out"),
-        ("table1", ("--policy.context.kind", "retrieval"), "--only full"),
+        ("table1", ("--method.network.context.kind", "retrieval"), "--only full"),
     ],
 )
 def test_an_option_that_the_experiment_decides_is_refused(
-    name: str, option: tuple[str, ...], told: str, tmp_path: Path
+    name: str, option: tuple[str, ...], hint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
-        make_plan(Settings(name, out=tmp_path, options=("--training.batch-size", "12", *option)))
+        make_plan(Settings(name, out=tmp_path, options=("--method.batch-size", "12", *option)))
     assert caught.value.field == option[0].split("=")[0]
     assert " ".join(option) in str(caught.value.found)
-    assert told in str(caught.value.hint)
+    assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("key", ["short-tail", "three-makers"])
@@ -176,28 +178,29 @@ def test_every_word_of_a_cells_own_is_refused_as_an_option(make_test_plan: MakeP
 
 
 def test_methods_that_were_not_asked_for_do_without_what_is_not_theirs_to_take(tmp_path: Path) -> None:
-    options = ("--agent.lr", "1e-4", "--llm", "minilm", "--training.iterations", "77")
+    options = ("--method.critic-lr", "1e-4", "--llm", "minilm", "--training.iterations", "77")
     cells = make_plan(Settings("table3", out=tmp_path, only=("full", "no-text"), options=options)).cells
     configs = {key: group[0].config for key, group in cells.items()}
     assert {config.training.iterations for config in configs.values()} == {77}
-    assert (configs["full"].agent.lr, configs["olmo-1b"].agent.lr) == (1e-4, 1e-4)
+    assert [to_plain(configs[key].method)["critic_lr"] for key in ("full", "olmo-1b")] == [1e-4, 1e-4]
     assert configs["olmo-1b"].llm == "olmo-1b"
-    assert "--agent.lr" not in cells["trajectory-diffusion"][0].options
+    assert "--method.critic-lr" not in cells["trajectory-diffusion"][0].options
 
 
-def test_an_option_under_a_baselines_name_is_for_that_baseline(tmp_path: Path) -> None:
-    settings = Settings("baselines", only=("td3-bc", "rad", "bc"), out=tmp_path, options=("--td3-bc.alpha", "1"))
+@pytest.mark.parametrize("option", ["--method.alpha", "--td3-bc.alpha"])
+def test_an_option_of_some_methods_is_for_those(option: str, tmp_path: Path) -> None:
+    settings = Settings("baselines", only=("td3-bc", "rad", "bc"), out=tmp_path, options=(option, "1"))
     cells = make_plan(settings).cells
-    assert {cell.config.td3_bc.alpha for key in ("td3-bc", "rad") for cell in cells[key]} == {1.0}
-    assert "--td3-bc.alpha" in cells["rad"][0].options
-    assert "--td3-bc.alpha" not in cells["bc"][0].options
+    assert {to_plain(cell.config.method)["alpha"] for key in ("td3-bc", "rad") for cell in cells[key]} == {1.0}
+    assert option in cells["rad"][0].options
+    assert option not in cells["bc"][0].options
     with pytest.raises(InputError, match=r"--only td3-bc rad s4rl"):
         make_plan(dataclasses.replace(settings, only=("bc", "dt")))
 
 
 def test_options_need_to_fit_the_chosen_methods_alone(tmp_path: Path) -> None:
     """faithful's batch of 256 has no twelve equal shares, and its critics no chunks."""
-    for option in (("--training.prompts-per-batch", "12"), ("--policy.chunk", "4")):
+    for option in (("--method.prompts-per-batch", "12"), ("--method.network.chunk", "4")):
         plan = make_plan(Settings("table1", out=tmp_path, only=("full",), options=option))
         assert option[0] in plan.cells["full"][0].options
         assert option[0] not in plan.cells["faithful"][0].options
@@ -310,8 +313,8 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
 @pytest.mark.parametrize(
     ("options", "evaluation", "field"),
     [
-        (("--policy.context.text-dropout", "0"), "no-text", "text"),
-        (("--policy.context.trajectory-dropout", "0"), "no-trajectory", "trajectory"),
+        (("--method.network.context.text-dropout", "0"), "no-text", "text"),
+        (("--method.network.context.trajectory-dropout", "0"), "no-trajectory", "trajectory"),
         (("--tasks.unseen", "door-lock"), "swapped", "--prompts swapped"),
     ],
 )
@@ -335,15 +338,14 @@ def test_a_run_of_another_configuration_is_told_and_left(make_test_plan: MakePla
     cell = make_test_plan().cells["full"][0]
     finish(cell, COUNTS)
     value = json.loads(cell.run.config.read_text())
-    value["agent"]["lr"] = 0.5
+    value["method"]["lr"] = 0.5
     value["threads"] = 64  # decides nothing
     atomic_write_json(cell.run.config, value)
     with pytest.raises(InputError) as caught:
         _ = cell.state
     assert caught.value.path == str(cell.run.config)
-    assert caught.value.found == "agent.lr: 0.5 → 0.0006"
-    value["agent"]["lr"], value["device"] = 0.0006, "cuda"  # trained elsewhere
-    value["policy"]["language"]["layers"] = 3  # the language model's, which may be gone
+    assert caught.value.found == "method.lr: 0.5 → 0.0006"
+    value["method"]["lr"], value["device"] = 0.0006, "cuda"  # trained elsewhere
     atomic_write_json(cell.run.config, value)
     assert cell.state == "done"
 

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from llmdpd.cli.evaluate import main as evaluate_main
-from llmdpd.config.schema import PRESETS
+from llmdpd.config.presets import PRESETS
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
+from llmdpd.data.d4rl import load_d4rl
+from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.evaluation.prompts import choose_demonstrations
 from llmdpd.evaluation.results import TaskResult, read_results
-from llmdpd.runs.data import load_tasks
+from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.tasks.locomotion import REFERENCE_RETURNS
-from llmdpd.training.batches import BatchSampler
 from llmdpd.training.metrics import read_metrics
 
 Train = Callable[..., int]
@@ -58,7 +59,7 @@ def write_d4rl(path: Path, data: TrajectoryDataset, *, following: bool = False, 
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options for a run of seconds, without its data."""
     fields = {
@@ -66,28 +67,28 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data.workers": 1,
         "threads": 1,
         "training.iterations": 40,
-        "training.batch-size": 8,
+        "method.batch-size": 8,
         "training.log-every": 10,
         "training.checkpoint-every": 20,
         "training.select-every": 20,
         "training.select-episodes": 1,
         "evaluation.episodes": 2,
         "evaluation.max-steps": 12,
-        "policy.hidden-dim": 16,
-        "policy.context.encoder.width": 16,
-        "policy.context.encoder.steps": 8,
-        "agent.critic-hidden": 16,
-        "acting.samples": 3,
+        "method.network.hidden-dim": 16,
+        "method.network.context.encoder.width": 16,
+        "method.network.context.encoder.steps": 8,
+        "method.critic-hidden": 16,
+        "method.acting.samples": 3,
     }
     return [*(word for name, value in fields.items() for word in (f"--{name}", str(value))), "--evaluation.no-videos"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hopper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_d4rl(tmp_path_factory.mktemp("d4rl") / "hopper_medium_replay-v2.hdf5", locomotion_data("hopper"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hopper_run(tmp_path_factory: pytest.TempPathFactory, train: Train, tiny: list[str], hopper_file: Path) -> Path:
     """A run on a file as D4RL's are. Copy it before changing anything."""
     run = tmp_path_factory.mktemp("runs") / "hopper"
@@ -141,27 +142,11 @@ def test_the_report_shows_the_normalised_score(hopper_run: Path) -> None:
     assert "Success by task" not in page
 
 
-def test_the_table_of_the_command(
-    train: Train, hopper_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = shutil.copytree(hopper_run, tmp_path / "run")
-    assert train("--resume", run) == 0
-    said = capsys.readouterr().out
-    assert "normalised score" in said
-    assert "Hopper-v4" in said
-    assert "success" not in said
-
-
 @pytest.mark.parametrize(
     ("task", "spelling"), [("halfcheetah", "minari"), ("walker2d", "folder"), ("hopper", "d4rl"), ("hopper", "config")]
 )
 def test_every_spelling_of_the_data(
-    task: str,
-    spelling: str,
-    train: Train,
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    task: str, spelling: str, train: Train, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, words = locomotion_data(f"{task}-medium-replay-v2"), ["--data"]
     if spelling == "minari":
@@ -174,19 +159,13 @@ def test_every_spelling_of_the_data(
     else:
         path = write_d4rl(tmp_path / "any.hdf5", data, following=True)
         words = ["--data.path", str(path)] if spelling == "config" else ["--data", f"d4rl:{task}-medium-replay-v2"]
-        monkeypatch.setattr("llmdpd.data.d4rl.load_d4rl_by_name", lambda name: _load_as(path, name))
+        monkeypatch.setattr("llmdpd.data.d4rl.load_d4rl_by_name", lambda name: load_d4rl(path, task=name))
     run = tmp_path / "run"
     assert train("--preset", f"d4rl-{task}", *words, "--run-dir", run, *tiny, "--training.iterations", 10) == 0
     gymnasium_id = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}[task]
     records = read_results(run / "results.json")
     check_records(records, gymnasium_id)
     assert records[0].training_data.startswith(words[-1])
-
-
-def _load_as(path: Path, task: str) -> TrajectoryDataset:
-    from llmdpd.data.d4rl import load_d4rl
-
-    return load_d4rl(path, task=task)
 
 
 def test_data_that_say_who_made_them_are_labelled(tmp_path: Path, train: Train, tiny: list[str]) -> None:
@@ -202,7 +181,7 @@ def test_diffusion_ql_is_the_same_run_without_prompts(
     tmp_path: Path, train: Train, tiny: list[str], hopper_file: Path
 ) -> None:
     run = tmp_path / "run"
-    without = ["--policy.context.no-text", "--policy.context.no-trajectory"]
+    without = ["--method.network.context.no-text", "--method.network.context.no-trajectory"]
     assert train("--preset", "d4rl-hopper", "--data", hopper_file, "--run-dir", run, *tiny, *without) == 0
     records = read_results(run / "results.json")
     check_records(records, "Hopper-v4")
@@ -232,29 +211,18 @@ def test_a_resumed_run_ends_as_the_straight_one(
     hopper_run: Path,
     hopper_file: Path,
     tmp_path: Path,
-    train: Train,
     tiny: list[str],
     contents: Callable[[Path], dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    stopped_and_resumed: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    draw, drawn = BatchSampler.next, []
-
-    def fail_at_30(self: BatchSampler) -> Any:
-        drawn.append(None)
-        if len(drawn) > 30:
-            raise Killed
-        return draw(self)
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchSampler, "next", fail_at_30)
-        with pytest.raises(Killed):
-            train("--preset", "d4rl-hopper", "--data", hopper_file, "--run-dir", run, *tiny)
-    assert train("--resume", run) == 0
+    stopped_and_resumed(run, ["--preset", "d4rl-hopper", "--data", hopper_file, *tiny], LLMDPD, 29)
     assert contents(run) == contents(hopper_run)
+    said = capsys.readouterr().out
+    assert "normalised score" in said
+    assert "Hopper-v4" in said
+    assert "success" not in said
 
 
 def test_evaluation_with_other_prompt_data(
@@ -281,8 +249,8 @@ def test_evaluation_with_other_prompt_data(
         (["--data", "{hopper}", "--evaluation.max-steps", "1001"], ["evaluation.max_steps", "1001", "1000"]),
         (["--data", "{hopper}", "--tasks.seen", "hopper", "walker2d"], ["Hopper-v4", "Walker2d-v4", "same obs"]),
         (["--data", "{hopper}", "--tasks.seen", "reach"], ["evaluation.max_steps", "500"]),
-        (["--data", "{hopper}", "--training.augmentation.offset", "0.1"], ["training.augmentation", "Hopper-v4"]),
-        (["--data", "{hopper}", "--agent.clone", "expert"], ["no expert actions"]),
+        (["--data", "{hopper}", "--method.augmentation.offset", "0.1"], ["method.augmentation", "Hopper-v4"]),
+        (["--data", "{hopper}", "--method.clone", "expert"], ["no expert actions"]),
     ],
 )
 def test_bad_data_and_settings_are_told(
@@ -328,10 +296,11 @@ def test_data_of_a_task_is_found_among_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("task", "clip"), [("hopper", 4.0), ("halfcheetah", 2.0), ("walker2d", 4.0)])
 def test_the_presets_are_diffusion_qls_settings(task: str, clip: float) -> None:
     config = PRESETS[f"d4rl-{task}"]
-    agent = config.agent
-    assert (agent.grad_clip, agent.eta, agent.lr, agent.critic_lr) == (clip, 1.0, 3e-4, 3e-4)
-    assert (agent.gamma, agent.tau, agent.reward_scale, agent.clone) == (0.99, 0.005, 1.0, "executed")
-    assert (agent.ema_decay, agent.ema_every, agent.ema_start) == (0.995, 5, 1000)
-    assert (config.policy.diffusion_steps, config.policy.schedule, config.policy.hidden_dim) == (5, "vp", 256)
-    assert (config.training.batch_size, config.acting.samples, config.acting.selection) == (256, 50, "soft")
+    method = config.method
+    assert isinstance(method, LLMDPDConfig)
+    assert (method.grad_clip, method.eta, method.lr, method.critic_lr) == (clip, 1.0, 3e-4, 3e-4)
+    assert (method.gamma, method.tau, method.reward_scale, method.clone) == (0.99, 0.005, 1.0, "executed")
+    assert (method.ema_decay, method.ema_every, method.ema_start) == (0.995, 5, 1000)
+    assert (method.network.diffusion_steps, method.network.schedule, method.network.hidden_dim) == (5, "vp", 256)
+    assert (method.batch_size, method.acting.samples, method.acting.selection) == (256, 50, "soft")
     assert config.evaluation.max_steps == 1000

@@ -5,13 +5,18 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmdpd.config.schema import PRESETS, TrainConfig
+from llmdpd.config.presets import PRESETS
+from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
+from llmdpd.methods.td3_bc.method import TD3BC
 from llmdpd.policy.folder import resolve_policy
 from llmdpd.runs.folder import RunFolder, decisive
+from llmdpd.utils.legacy import leaves
+from llmdpd.utils.plain import to_plain
 
 CONFIG = PRESETS["smoke"]
 
@@ -30,7 +35,7 @@ def test_a_new_folder_holds_configuration_and_versions(run: RunFolder) -> None:
     assert RunFolder.open(run.path) == run
 
 
-def test_its_name_tells_preset_seed_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_name_has_preset_seed_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunFolder.create(None, dataclasses.replace(CONFIG, seed=4))
     assert re.fullmatch(r"runs/smoke-seed4-\d{8}-\d{6}", str(run.path))
@@ -64,8 +69,7 @@ def test_notes_are_merged(run: RunFolder) -> None:
     run.note(times={"b": 2}, other={"x": "y"})
     run.note(times={"a": 3})
     meta = json.loads(run.meta.read_text())
-    assert meta["times"] == {"a": 3, "b": 2}
-    assert meta["other"] == {"x": "y"}
+    assert (meta["times"], meta["other"]) == ({"a": 3, "b": 2}, {"x": "y"})
     assert meta["versions"]
 
 
@@ -89,7 +93,7 @@ def test_a_full_disk_while_times_are_noted_hides_no_error(run: RunFolder, monkey
         raise InputError("the checkpoint could not be written")
 
 
-def _changed(**parts: dict[str, object]) -> TrainConfig:
+def _changed(**parts: dict[str, Any]) -> TrainConfig:
     changes = {name: dataclasses.replace(getattr(CONFIG, name), **fields) for name, fields in parts.items()}
     return dataclasses.replace(CONFIG, **changes)
 
@@ -109,11 +113,11 @@ def test_what_does_not_change_the_learning_may_change(run: RunFolder) -> None:
 def test_every_field_that_may_not_change_is_named(run: RunFolder) -> None:
     # Selection rolls out max_steps steps: they decide which policy is the best.
     evaluation = {"episodes": 9, "max_steps": 7}
-    config = _changed(agent={"lr": 0.5}, tasks={"seen": ("reach-v3",)}, evaluation=evaluation)
+    config = _changed(method={"lr": 0.5}, tasks={"seen": ("reach-v3",)}, evaluation=evaluation)
     with pytest.raises(InputError) as error:
         run.take_up(config)
     found = str(error.value.found)
-    assert f"agent.lr: {CONFIG.agent.lr!r} → 0.5" in found
+    assert f"method.lr: {CONFIG.method.lr!r} → 0.5" in found
     assert "tasks.seen: " in found
     assert "evaluation.max_steps: " in found
     assert "episodes" not in found
@@ -131,31 +135,25 @@ def test_what_a_kill_left_half_written_is_removed_and_nothing_else(run: RunFolde
     assert all((folder / "file").exists() for folder in whole)
 
 
-@pytest.mark.parametrize("name", ["policy", "policy_best"])
-def test_a_policy_that_a_kill_left_under_its_temporary_name_is_put_back(run: RunFolder, name: str) -> None:
-    left = run.path / f".{name}.0123abcd.old"
-    left.mkdir()
-    (left / "file").write_text("x")
+def test_a_policy_that_a_kill_left_under_its_temporary_name_is_put_back(run: RunFolder) -> None:
+    for name in ("policy", "policy_best"):
+        left = run.path / f".{name}.0123abcd.old"
+        left.mkdir()
+        (left / "policy.json").write_text("{}")
     RunFolder.open(run.path)
-    assert (run.path / name / "file").read_text() == "x"
-
-
-def test_a_policy_is_put_back_where_it_is_loaded(run: RunFolder) -> None:
+    assert all((run.policy(name) / "policy.json").is_file() for name in ("last", "best"))
     left = run.path / ".policy.0123abcd.old"
-    left.mkdir()
-    (left / "policy.json").write_text("{}")
+    (run.path / "policy").rename(left)
     assert resolve_policy(run.path) == run.path / "policy"
     (run.path / "policy").rename(left)
     assert resolve_policy(run.path / "policy") == run.path / "policy"
 
 
-def test_a_run_has_begun_with_its_first_metrics(run: RunFolder) -> None:
+def test_a_run_has_begun_with_its_first_metrics_and_what_is_discarded_is_its_own(run: RunFolder) -> None:
     assert not run.begun
     (run.path / "metrics.jsonl").write_text("")
     assert run.begun
-
-
-def test_what_is_discarded_is_the_runs_own(run: RunFolder) -> None:
+    (run.path / "metrics.jsonl").unlink()
     run.prompts.mkdir()
     (run.path / "notes.txt").write_text("mine")
     run.discard()
@@ -168,7 +166,10 @@ def test_what_is_discarded_is_the_runs_own(run: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"agent": {"learning_rate": 1}}, ["unknown field", "agent.learning_rate", "lr"]),
+        ({"method": {"name": "llmdpd", "learning_rate": 1}}, ["unknown field", "method.learning_rate", "lr"]),
+        ({"method": {"name": "guesswork"}}, ["unknown method", "method.name", "guesswork"]),
+        ({"method": "guesswork"}, ["unknown method", "method", "guesswork"]),
+        ({"method": ["llmdpd"]}, ["an object"]),
         ({"seed": "zero"}, ["wrong value", "seed", "'zero'", "int"]),
     ],
 )
@@ -178,3 +179,25 @@ def test_a_configuration_that_was_altered(run: RunFolder, change: dict[str, obje
         run.read_config()
     for part in (*parts, str(run.config)):
         assert part in str(error.value)
+
+
+def test_a_configuration_of_version_0_1_is_read(run: RunFolder) -> None:
+    old: dict[str, Any] = {
+        **{"preset": "smoke", "seed": 3, "method": "td3-bc", "td3_bc": {"alpha": 1.5}, "agent": {"lr": 9.0}},
+        **{"data": {"prompts": "x", "prompt_episodes": 2, "tail": 5}, "evaluation": {"films": False}},
+        **{"training": {"batch_size": 24, "prompts_per_batch": 12, "iterations": 7, "augmentation": {"turn": 0.25}}},
+        **{"policy": {"hidden_dim": 16, "context": {"kind": "retrieval"}}, "acting": {"views": 1, "samples": 2}},
+    }
+    run.config.write_text(json.dumps(old))
+    read = run.read_config()
+    assert (read.preset, read.seed, read.training.iterations, read.evaluation.videos) == ("smoke", 3, 7, False)
+    assert (read.data.demonstrations, read.data.demonstration_episodes, read.data.post_success_steps) == ("x", 2, 5)
+    own = {"alpha": 1.5, "batch_size": 24, "prompts_per_batch": 12, "augmentation.rotate": 0.25}
+    own |= {"network.hidden_dim": 16, "network.context.kind": "retrieval"}
+    found = dict(leaves(to_plain(read.method)))
+    changed = {name: value for name, value in leaves(to_plain(TD3BC.Config())) if found[name] != value}
+    assert {name: found[name] for name in changed} == own
+    run.config.write_text(json.dumps(old | {"acting": {"views": 8}}))
+    with pytest.raises(InputError, match="no longer possible") as error:
+        run.read_config()
+    assert error.value.field == "acting.views"

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from llmdpd.config.schema import PRESETS, DataConfig, TrainConfig
+from llmdpd.config.presets import PRESETS
+from llmdpd.config.schema import TrainConfig
+from llmdpd.data.config import DataConfig
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
-from llmdpd.runs.pipeline import prepare_config
+from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.pipeline import STAGES, execute
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
+from llmdpd.training.stopping import StopRequestedError, StopSignals
 
 SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)
 
@@ -43,28 +47,30 @@ def test_places_are_kept_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "model").mkdir()
 
-    def prepared(llm: str = "minilm", **data: str) -> TrainConfig:
-        return prepare_config(dataclasses.replace(PRESETS["smoke"], llm=llm, data=DataConfig(**data)))  # type: ignore[arg-type]
+    def resolved(llm: str = "minilm", **data: str) -> TrainConfig:
+        return dataclasses.replace(PRESETS["smoke"], llm=llm, data=DataConfig(**data)).resolved()  # type: ignore[arg-type]
 
-    one = prepared("model", path="../a/b.hdf5", prompts="~/c", root="data")
-    assert (one.data.path, one.data.prompts) == (str(tmp_path.parent / "a" / "b.hdf5"), str(tmp_path / "home" / "c"))
+    one = resolved("model", path="../a/b.hdf5", demonstrations="~/c", root="data")
+    places = (str(tmp_path.parent / "a" / "b.hdf5"), str(tmp_path / "home" / "c"))
+    assert (one.data.path, one.data.demonstrations) == places
     assert (one.data.root, one.llm) == (str(tmp_path / "data"), str(tmp_path / "model"))
     monkeypatch.chdir("/")
-    assert prepare_config(one) == one
-    two = prepared("meta-llama/Meta-Llama-3-8B", path="minari:metaworld/reach-v0", prompts="d4rl:hopper-medium-v2")
-    assert (two.data.path, two.data.prompts) == ("minari:metaworld/reach-v0", "d4rl:hopper-medium-v2")
+    assert one.resolved() == one
+    names = ("minari:metaworld/reach-v0", "d4rl:hopper-medium-v2")
+    two = resolved("meta-llama/Meta-Llama-3-8B", path=names[0], demonstrations=names[1])
+    assert (two.data.path, two.data.demonstrations) == names
     assert two.llm == "meta-llama/Meta-Llama-3-8B"
-    assert prepared().data.path is None
+    assert resolved().data.path is None
 
 
 @pytest.mark.parametrize(
     ("options", "text", "trajectory"),
     [
-        (["--policy.context.no-text"], False, True),
-        (["--policy.context.no-trajectory"], True, False),
-        (["--policy.context.no-text", "--policy.context.no-trajectory"], False, False),
-        (["--agent.eta", 0, "--agent.clone", "executed", "--training.prompts-per-batch", 1], True, True),
-        (["--acting.samples", 3, "--agent.no-critic-sees-prompts"], True, True),
+        (["--method.network.context.no-text"], False, True),
+        (["--method.network.context.no-trajectory"], True, False),
+        (["--method.network.context.no-text", "--method.network.context.no-trajectory"], False, False),
+        (["--method.eta", 0, "--method.clone", "executed", "--method.prompts-per-batch", 1], True, True),
+        (["--method.acting.samples", 3, "--method.no-critic-sees-prompts"], True, True),
     ],
 )
 def test_ablations_run_from_end_to_end(
@@ -93,7 +99,24 @@ def test_ablations_run_from_end_to_end(
     parts = [policy.network] + ([policy.critic] if policy.critic and policy.acting.samples > 1 else [])
     assert acting["parameters"] == sum(tensor.numel() for part in parts for tensor in part.parameters())
     assert 0 < acting["milliseconds_an_action"] < 1000
-    assert (policy.critic is None) == ("--agent.eta" in options)
+    assert (policy.critic is None) == ("--method.eta" in options)
     assert bool(policy.texts) == text
     assert ("llm" in policy.facts) == text
-    assert json.loads((run / "config.json").read_text())["policy"]["context"]["text"] == text
+    assert policy.network.reads.text == text
+
+
+def test_stages_run_in_order_and_a_stop_is_heeded_between_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Stop(StopSignals):
+        def check(self) -> None:
+            if len(done) == 3:
+                raise StopRequestedError(2)
+
+    noted = [lambda run, name=stage.__name__: done.append(name) for stage in STAGES]
+    monkeypatch.setattr("llmdpd.runs.pipeline.STAGES", noted)
+    with pytest.raises(StopRequestedError):
+        execute(PRESETS["smoke"], RunFolder(tmp_path), Stop())
+    assert done == ["set_up", "embed", "prepare_data"], "a missing text model is reported before anything is collected"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd.config.schema import PRESETS
+from llmdpd.config.presets import PRESETS
 from llmdpd.data import TrajectoryDataset, load_dataset
 from llmdpd.evaluation.prompts import choose_demonstrations
 from llmdpd.prompts import metaworld_prompt

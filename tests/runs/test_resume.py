@@ -25,22 +25,23 @@ from llmdpd.utils.checkpoint import latest_checkpoint
 
 Train = Callable[..., int]
 Contents = Callable[[Path], dict[str, Any]]
+Start = Callable[[], subprocess.Popen[str]]
 PATIENCE = 120.0
 
 
 @pytest.fixture
-def started(cache_home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(cache_home: Path, tmp_path: Path, tiny_options: list[str]) -> Iterator[Start]:
     """Starts the real command in a process of its own; the run folder is tmp_path/run."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llmdpd.train", *options]
+    def begin() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llmdpd.train", "--run-dir", "run", *tiny_options]
         processes.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
         )
         return processes[-1]
 
-    yield start
+    yield begin
     for process in processes:
         process.kill()
         process.communicate()
@@ -58,25 +59,30 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read_metrics(run / "metrics.jsonl")]
 
 
-def test_a_killed_run_resumed_is_the_straight_run_bit_for_bit(
-    started: Callable[..., subprocess.Popen[str]],
-    tiny_options: list[str],
-    tmp_path: Path,
-    train: Train,
-    straight_run: Path,
-    contents: Contents,
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_resumed_is_the_straight_run_bit_for_bit(
+    number: int, start: Start, tmp_path: Path, train: Train, straight_run: Path, contents: Contents
 ) -> None:
     run = tmp_path / "run"
-    process = started("--run-dir", "run", *tiny_options)
+    process = start()
     wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
-    delay = random.SystemRandom().uniform(0, 1)
-    print(f"killed {delay:.3f} s after the first checkpoint")
+    delay = random.SystemRandom().uniform(0, 1) if number == signal.SIGKILL else 0.0
+    print(f"stopped {delay:.3f} s after the first checkpoint")
     time.sleep(delay)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    first = latest_checkpoint(run / "checkpoint")
-    assert first is not None
-    assert first.name < "step-00000200"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=PATIENCE)
+    checkpoint = latest_checkpoint(run / "checkpoint")
+    assert checkpoint is not None
+    assert checkpoint.name < "step-00000200"
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 143, output
+        assert "saved; go on with: python -m llmdpd.train --resume run" in output
+        assert "stopped by SIGTERM" in output
+        assert "Traceback" not in output
+        iteration = json.loads((checkpoint / "state.json").read_text())["iteration"]
+        assert Policy.load(run).facts["iterations"] == iteration
     assert train("--resume", run) == 0
     assert contents(run) == contents(straight_run)
     assert metrics_of(run) == metrics_of(straight_run)
@@ -84,8 +90,7 @@ def test_a_killed_run_resumed_is_the_straight_run_bit_for_bit(
 
 
 def test_a_live_run_is_not_resumed_by_another_process(
-    started: Callable[..., subprocess.Popen[str]],
-    tiny_options: list[str],
+    start: Start,
     tmp_path: Path,
     train: Train,
     capsys: pytest.CaptureFixture[str],
@@ -93,7 +98,7 @@ def test_a_live_run_is_not_resumed_by_another_process(
     contents: Contents,
 ) -> None:
     run = tmp_path / "run"
-    process = started("--run-dir", "run", *tiny_options)
+    process = start()
     wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
     (run / ".policy.0123abcd.tmp").mkdir()  # as if it were writing it just now
     assert train("--resume", run) == 2
@@ -105,41 +110,11 @@ def test_a_live_run_is_not_resumed_by_another_process(
     assert not (run / ".lock").exists()
 
 
-def test_sigterm_saves_and_the_resumed_run_is_the_straight_run(
-    started: Callable[..., subprocess.Popen[str]],
-    tiny_options: list[str],
-    tmp_path: Path,
-    train: Train,
-    straight_run: Path,
-    contents: Contents,
-) -> None:
-    run = tmp_path / "run"
-    process = started("--run-dir", "run", *tiny_options)
-    wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
-    process.terminate()
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143, output
-    assert "saved; go on with: python -m llmdpd.train --resume run" in output
-    assert "stopped by SIGTERM" in output
-    assert "Traceback" not in output
-    checkpoint = latest_checkpoint(run / "checkpoint")
-    assert checkpoint is not None
-    policy = Policy.load(run)
-    assert policy.facts["iterations"] == json.loads((checkpoint / "state.json").read_text())["iteration"]
-    assert train("--resume", run) == 0
-    assert contents(run) == contents(straight_run)
-
-
 def test_ctrl_c_in_a_selection_saves_and_the_resumed_run_makes_it(
-    started: Callable[..., subprocess.Popen[str]],
-    tiny_options: list[str],
-    tmp_path: Path,
-    train: Train,
-    straight_run: Path,
-    contents: Contents,
+    start: Start, tmp_path: Path, train: Train, straight_run: Path, contents: Contents
 ) -> None:
     run = tmp_path / "run"
-    process = started("--run-dir", "run", *tiny_options)
+    process = start()
     wait_until(lambda: any(r["iteration"] == 50 for r in read_metrics(run / "metrics.jsonl")), process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE)
@@ -179,7 +154,7 @@ def test_a_run_is_resumed_from_another_directory(
 ) -> None:
     monkeypatch.chdir(data_folder)
     short = ["--training.iterations", 2, "--training.select-every", 0, "--evaluation.max-steps", 2]
-    places = ["--data.path", "train", "--data.prompts", "prompts"]
+    places = ["--data.path", "train", "--data.demonstrations", "prompts"]
     assert train("--run-dir", tmp_path / "run", *tiny_options, *short, *places) == 0
     times = json.loads((tmp_path / "run" / "meta.json").read_text())["times"]
     monkeypatch.chdir(tmp_path)
@@ -198,8 +173,8 @@ def test_what_a_resume_may_not_do(
         (["--resume", run_copy, "--preset", "smoke"], ["own configuration", "--preset", "smoke"]),
         (["--resume", run_copy, "--run-dir", "x"], ["own configuration and folder", "--run-dir"]),
         (
-            ["--resume", run_copy, "--agent.lr", 1, "--training.iterations", 300, "--evaluation.episodes", 1],
-            ["another configuration", "agent.lr: 0.0006 → 1.0", "training.iterations: 200 → 300"],
+            ["--resume", run_copy, "--method.lr", 1, "--training.iterations", 300, "--evaluation.episodes", 1],
+            ["another configuration", "method.lr: 0.0006 → 1.0", "training.iterations: 200 → 300"],
         ),
     ]
     for words, parts in wrong:
@@ -217,17 +192,17 @@ def test_a_configuration_edited_by_hand_is_told(
 ) -> None:
     """The options agree with config.json then; the checkpoint knows better."""
     config = json.loads((run_copy / "config.json").read_text())
-    config["agent"]["lr"] = 0.5
+    config["method"]["lr"] = 0.5
     config["evaluation"]["max_steps"] = 16
     (run_copy / "config.json").write_text(json.dumps(config))
     assert train("--resume", run_copy) == 2
     error = capsys.readouterr().err
-    assert "config.agent.lr: 0.0006 → 0.5" in error
+    assert "config.method.lr: 0.0006 → 0.5" in error
     assert "config.evaluation.max_steps: 15 → 16" in error
     assert "training data" not in error
 
 
-@pytest.mark.parametrize("which", ["training data", "example data", "text embeddings"])
+@pytest.mark.parametrize("which", ["training data", "demonstrations", "text embeddings"])
 def test_other_inputs_than_the_checkpoints_are_told(
     which: str,
     tmp_path: Path,
@@ -238,53 +213,62 @@ def test_other_inputs_than_the_checkpoints_are_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, every = tmp_path / "run", ("reach-v3", "push-v3", "door-lock-v3")
-    for name in ("path", "prompts"):
+    for name in ("path", "demonstrations"):
         save_minari(metaworld_data(every), tmp_path / name)
     short = ["--training.iterations", 2, "--training.select-every", 0, "--evaluation.max-steps", 2]
-    places = ["--data.path", tmp_path / "path", "--data.prompts", tmp_path / "prompts"]
+    places = ["--data.path", tmp_path / "path", "--data.demonstrations", tmp_path / "demonstrations"]
     assert train("--run-dir", run, *tiny_options, *short, *places) == 0
     prompts = (run / "prompts.json").read_bytes()
     capsys.readouterr()
     if which == "text embeddings":
-        embed = pipeline.embed_tasks
+        embed = pipeline.embed_texts
 
         def other(*arguments: Any) -> Any:
             texts = embed(*arguments)
             return dataclasses.replace(texts, vectors={text: v + 1e-6 for text, v in texts.vectors.items()})
 
-        monkeypatch.setattr(pipeline, "embed_tasks", other)
+        monkeypatch.setattr(pipeline, "embed_texts", other)
     else:
-        name = "path" if which == "training data" else "prompts"
+        name = "path" if which == "training data" else "demonstrations"
         save_minari(metaworld_data(every, seed=9, first_seed=50), tmp_path / name)
     assert train("--resume", run) == 2
     error = capsys.readouterr().err
     assert "not what its checkpoint learned from" in error
-    told = ("training data", "example data", "text embeddings", "config.")
-    assert [part for part in told if part in error] == [which]
+    inputs = ("training data:", "demonstrations:", "text embeddings:", "config.")
+    assert [part for part in inputs if part in error] == [f"{which}:"]
     assert (run / "prompts.json").read_bytes() == prompts
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut off", "format", "other sizes"])
-def test_a_damaged_checkpoint_is_told(
-    damage: str, run_copy: Path, train: Train, capsys: pytest.CaptureFixture[str]
+def _other_sizes(file: Path) -> None:
+    tensors = safetensors.torch.load_file(file)
+    tensors["critic/q1.0.weight"] = torch.zeros(3, 3)
+    safetensors.torch.save_file(tensors, file)
+
+
+def _other_format(file: Path) -> None:
+    state = json.loads((file.parent / "state.json").read_text())
+    (file.parent / "state.json").write_text(json.dumps({**state, "format": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (Path.unlink, ["missing", "networks.safetensors"]),
+        (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["broken", "networks.safetensors"]),
+        (_other_format, ["another format version", "99", "expected: 1"]),
+        (_other_sizes, ["does not fit", "q1.0.weight", "[3, 3]"]),
+    ],
+    ids=["missing", "cut off", "format", "other sizes"],
+)
+def test_a_damaged_checkpoint_is_named(
+    damage: Callable[[Path], object],
+    parts: list[str],
+    run_copy: Path,
+    train: Train,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (checkpoint,) = (run_copy / "checkpoint").iterdir()
-    file = checkpoint / "networks.safetensors"
-    if damage == "missing":
-        file.unlink()
-        parts = ["missing", str(file)]
-    elif damage == "cut off":
-        file.write_bytes(file.read_bytes()[:-10])
-        parts = ["broken", str(file)]
-    elif damage == "format":
-        state = json.loads((checkpoint / "state.json").read_text())
-        (checkpoint / "state.json").write_text(json.dumps({**state, "format": 99}))
-        parts = ["another format version", "99", "expected: 1"]
-    else:
-        tensors = safetensors.torch.load_file(file)
-        tensors["critic/q1.0.weight"] = torch.zeros(3, 3)
-        safetensors.torch.save_file(tensors, file)
-        parts = ["does not fit", "q1.0.weight", "[3, 3]"]
+    damage(checkpoint / "networks.safetensors")
     assert train("--resume", run_copy) == 2
     error = capsys.readouterr().err
     for part in parts:
