@@ -46,11 +46,7 @@ def test_every_command_has_help_of_at_most_120_lines_that_describes_each_option(
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 120
     lines = [line.strip("│ ") for line in text[text.index("-h, --help") :].splitlines()]
-<<<<<<< HEAD
-    options = [number for number, line in enumerate(lines) if re.match(r"--[\w-]+( |,|$)", line)]
-=======
     options = [number for number, line in enumerate(lines) if re.match(r"--[\w-]+([ ,]|$)", line)]
->>>>>>> t3
     assert options
     for number in options:
         # The text begins beside the option's name, or below it.

@@ -21,12 +21,13 @@ PAPER = {
     "reach": PaperRow("seen", {"LLMDPD": Reported(90.5, 1.25), "other": Reported(11.0)}, "other"),
     "door-lock": PaperRow("unseen", {"LLMDPD": Reported(70.0, 2.5), "other": Reported(22.0, 3.0)}, "other"),
 }
+WITHOUT = tuple(f"--method.network.context.no-{name}" for name in ("text", "trajectory"))
 GRID = Grid(
     "A grid of tests",
     "Two methods.",
     (
         Method("full", "full", "smoke", reported="LLMDPD"),
-        Method("plain", "w/o prompts", "smoke", tuple(f"--method.network.context.no-{n}" for n in ("text", "trajectory"))),
+        Method("plain", "w/o prompts", "smoke", WITHOUT),
     ),
     protocols=("custom",),
     paper=PAPER,

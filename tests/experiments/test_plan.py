@@ -110,7 +110,9 @@ def test_a_budget_is_the_most_and_options_count_for_more(tmp_path: Path) -> None
         ({"options": ("--method.alpha", "2")}, "--method.alpha", "--help"),
     ],
 )
-def test_wrong_settings_are_named(changes: dict[str, object], field: str | None, hint: str | None, tmp_path: Path) -> None:
+def test_wrong_settings_are_named(
+    changes: dict[str, object], field: str | None, hint: str | None, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as caught:
         make_plan(dataclasses.replace(Settings("table3", out=tmp_path), **changes))  # type: ignore[arg-type]
     assert caught.value.field == field

@@ -220,15 +220,6 @@ def test_an_action_depends_on_its_own_row_alone(trained: tuple[str, Path], rng: 
 def test_evaluation_refuses_what_the_method_does_not_do(
     trained: tuple[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-<<<<<<< HEAD
-    method, run = baseline
-    options = {"--samples": 3, "--noise-scale": 0.5, "--action-horizon": 1}
-    fields = {"--samples": "samples", "--noise-scale": "noise_scale", "--action-horizon": "replan"}
-    refused = [name for name in options if not has_field(method, f"acting.{fields[name]}")]
-    for name in refused:
-        assert evaluate([str(run), name, str(options[name])]) == 2
-        assert name in capsys.readouterr().err
-=======
     method, run = trained
     for name, value in (("--samples", 3), ("--noise-scale", 0.5), ("--action-horizon", 1)):
         if name not in ACTING.get(method, ()):
@@ -236,7 +227,6 @@ def test_evaluation_refuses_what_the_method_does_not_do(
             assert name in capsys.readouterr().err
     fields = {name for name in vars(Policy.load(run).acting) if f"--{name.replace('_', '-')}" in ACTING["llmdpd"]}
     assert fields == {name.removeprefix("--").replace("-", "_") for name in ACTING.get(method, ())}
->>>>>>> t3
     if method not in READERS:
         assert evaluate([str(run), "--prompts", "swapped"]) == 2
         assert "trained without such prompts" in capsys.readouterr().err
@@ -246,7 +236,9 @@ def test_a_method_resumes_with_its_own_options_alone(
     trained: tuple[str, Path], train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method, run = trained
-    option = "--method.eta" if method not in SAMPLERS or method in ("trajectory-diffusion", "mtdiff") else "--method.alpha"
+    option = (
+        "--method.eta" if method not in SAMPLERS or method in ("trajectory-diffusion", "mtdiff") else "--method.alpha"
+    )
     assert train("--resume", run, option, 1) == 2
     assert f"{option} 1, with --method {method}" in capsys.readouterr().err
 

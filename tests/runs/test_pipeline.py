@@ -105,9 +105,7 @@ def test_ablations_run_from_end_to_end(
     assert policy.network.reads.text == text
 
 
-def test_stages_run_in_order_and_a_stop_is_heeded_between_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_run_in_order_and_a_stop_is_heeded_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     class Stop(StopSignals):
