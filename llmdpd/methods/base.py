@@ -26,24 +26,17 @@ from torch import Tensor, nn
 from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError, located
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.optimisation import (
-    OptimisationConfig,
-    clip_gradient,
-    ema_rate,
-    lerp,
-    rate_factor,
-    rate_tensor,
-    set_rate,
-)
+from llmdpd.methods.optimisation import OptimisationConfig, ema_rate, rate_factor
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
 from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces
 from llmdpd.tasks.specs import TaskSpec
-from llmdpd.utils.bounds import Count
+from llmdpd.utils.bounds import Count, Fraction
 from llmdpd.utils.plain import Named
 
 Network = TypeVar("Network", bound=PolicyNetwork)
 Config = TypeVar("Config", bound="OfflineConfig")
+Module = TypeVar("Module", bound=nn.Module)
 Clone = Literal["executed", "expert"]
 
 
@@ -182,10 +175,34 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
             )
 
 
+@dataclass(frozen=True)
+class UnaveragedConfig(OfflineConfig):
+    """Methods whose policy acts as it is: there is no average of it."""
+
+    ema_decay: Fraction = 0.0
+    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
+    ema_every: Count = 1
+    """Iterations from one EMA update to the next."""
+
+
+@dataclass(frozen=True)
+class CloningConfig(OfflineConfig):
+    """Methods that can clone the expert in the visited states."""
+
+    clone: Clone = "executed"
+    """What is cloned: the executed actions (the paper), or the expert's clean ones in the visited states."""
+
+    @property
+    def cloned(self) -> Clone:
+        return self.clone
+
+
 class Learner(ABC):
     """What the training loop trains, and what a checkpoint holds of it."""
 
     Config: ClassVar[type[MethodConfig]]
+    network_class: ClassVar[type[PolicyNetwork]]
+    """The policy's network."""
     online: ClassVar[bool] = False
     """Whether it learns in the environments themselves, from no data set."""
     same_work: ClassVar[bool] = False
@@ -212,13 +229,9 @@ class Learner(ABC):
         return None
 
     @classmethod
-    @abstractmethod
-    def build_network(cls, spaces: Spaces, config: Any) -> PolicyNetwork:
-        """The policy's network.
-
-        Args:
-            spaces: what it is built for. config: its configuration, as `Config.network`.
-        """
+    def build_network(cls, spaces: Spaces, config: Any) -> Any:
+        """A `network_class` for these spaces, by a configuration as `Config.network`."""
+        return cls.network_class(spaces, config)
 
     @classmethod
     def network_config(cls) -> type[NetworkConfig]:
@@ -299,7 +312,8 @@ class Method(Learner, Generic[Network, Config]):
         """Write the learning rates of the iteration where the optimisers read them."""
         factor = rate_factor(self.config, iteration, self.iterations)
         for name, optimizer in self.optimizers.items():
-            set_rate(optimizer, self._rates[name] * factor)
+            for group in optimizer.param_groups:  # in place: a captured graph reads these tensors
+                group["lr"].fill_(self._rates[name] * factor)
 
     @abstractmethod
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
@@ -336,9 +350,11 @@ class Method(Learner, Generic[Network, Config]):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = clip_gradient(
-            [p for name in names for p in self._parameters[f"{name}_optimizer"]], self.config.grad_clip
-        )
+        parameters = [p for name in names for p in self._parameters[f"{name}_optimizer"]]
+        if self.config.grad_clip:
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         for optimizer in optimizers:
             optimizer.step()
         return norm
@@ -371,28 +387,30 @@ class Method(Learner, Generic[Network, Config]):
         """Make the optimiser of these parameters, which follows the schedule of rates."""
         device, name = parameters[0].device, f"{name}_optimizer"
         self._rates[name], self._parameters[name] = rate, parameters
-        self.optimizers[name] = torch.optim.AdamW(
-            parameters, rate_tensor(rate, device), weight_decay=decay, fused=True, capturable=device.type == "cuda"
-        )
+        # The rate is a tensor, so that a schedule can change it under a captured graph. The CPU's fused Adam reads
+        # any float (in float64 the same bits as a Python float), CUDA's reads float32.
+        cuda = device.type == "cuda"
+        lr = torch.tensor(rate, dtype=torch.float32 if device.type != "cpu" else torch.float64, device=device)
+        self.optimizers[name] = torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True, capturable=cuda)
 
-    def _add(self, name: str, module: nn.Module, rate: float) -> None:
-        """A further network that learns, `name`, with a target of its own, `target_NAME`."""
+    def _add(self, name: str, module: Module, rate: float) -> Module:
+        """Add a further network that learns, and return its target."""
         self.modules[name] = module
-        self._add_target(name, module)
+        target = self._add_target(name, module)
         self._optimise(name, list(module.parameters()), rate)
+        return target
 
-    def _add_target(self, name: str, module: nn.Module) -> None:
-        self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
+    def _add_target(self, name: str, module: Module) -> Module:
+        """Add and return `target_NAME`, a copy of the network that `track` moves after it."""
+        target = self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
+        return target
 
     def _of(self, name: str) -> list[nn.Parameter]:
         if name not in self._parameters:
             self._parameters[name] = list(self.modules[name].parameters())
         return self._parameters[name]
 
+    @torch.no_grad()
     def _lerp(self, target: str, source: str, rate: float) -> None:
-        lerp(self._of(target), self._of(source), rate)
-
-
-def detached(condition: Condition) -> Condition:
-    """The condition without its gradient: critics do not train the policy's encoders."""
-    return Condition(condition.state.detach(), condition.prompt.detach())
+        """target ← target + rate (source - target), in place so that the tensors' versions count it."""
+        torch._foreach_lerp_(self._of(target), self._of(source), rate)

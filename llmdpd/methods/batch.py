@@ -66,6 +66,13 @@ class PromptedBatch:
         return _with_tensors(self, tensors, "")
 
 
+def cloned_actions(source: PromptedBatch | StepWindows, clone: str) -> Tensor:
+    """The executed actions, or with `clone` "expert" the expert's."""
+    actions = source.expert_actions if clone == "expert" else source.actions
+    assert actions is not None, "checked when the training data is prepared"
+    return actions
+
+
 def _leaves(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(part):
         value, name = getattr(part, field.name), prefix + field.name

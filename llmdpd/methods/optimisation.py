@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
@@ -36,20 +34,6 @@ class OptimisationConfig:
     """Iteration from which the EMA averages; before it copies."""
 
 
-def rate_tensor(rate: float, device: torch.device) -> Tensor:
-    """A learning rate as data, so that a schedule can change it under a captured graph.
-
-    The CPU's fused Adam reads any float (in float64 the same bits as a Python float), CUDA's reads float32.
-    """
-    return torch.tensor(rate, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Write the rate where the optimiser reads it; in place, since a captured graph reads that tensor."""
-    for group in optimizer.param_groups:
-        group["lr"].fill_(rate)
-
-
 def rate_factor(config: OptimisationConfig, iteration: int, iterations: int) -> float:
     """The fraction of its rate that an iteration (from 0) learns with: linear warm-up, cosine decay to `lr_final`."""
     progress = torch.tensor(iteration / max(iterations, 1) * torch.pi)
@@ -64,16 +48,3 @@ def ema_rate(config: OptimisationConfig, iteration: int) -> float | None:
     if iteration % config.ema_every:
         return None
     return 1 - config.ema_decay if iteration >= config.ema_start else 1.0
-
-
-@torch.no_grad()
-def lerp(target: Sequence[Tensor], source: Sequence[Tensor], rate: float) -> None:
-    """target ← target + rate (source - target), in place so that the tensors' versions count it."""
-    torch._foreach_lerp_(list(target), list(source), rate)
-
-
-def clip_gradient(parameters: Sequence[Tensor], bound: float) -> Tensor:
-    """The norm of the gradient, which is then cut to the bound; 0 for none."""
-    if bound:
-        return nn.utils.clip_grad_norm_(list(parameters), bound)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

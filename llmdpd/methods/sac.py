@@ -20,7 +20,7 @@ from llmdpd.methods.base import Learner, MethodConfig, Start
 from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.actor import SACActor
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import NetworkConfig, Spaces
+from llmdpd.nn.policy_network import NetworkConfig
 from llmdpd.tasks.specs import TaskSpec, make_environment
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, WholeNumber, Width
 
@@ -108,11 +108,8 @@ class SAC(Learner):
     """
 
     Config = SACConfig
+    network_class = SACActor
     online = True
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: SACNetworkConfig) -> SACActor:
-        return SACActor(spaces, config)
 
     def __init__(
         self,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from llmdpd.methods.base import Method, OfflineConfig, Start
+from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.decision_transformer.network import (
     DecisionTransformer,
@@ -18,12 +18,11 @@ from llmdpd.methods.decision_transformer.network import (
     PromptDecisionTransformerConfig,
 )
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.policy_network import Spaces
-from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
+from llmdpd.utils.bounds import Count, NonNegative, WholeNumber
 
 
 @dataclass(frozen=True)
-class DTConfig(OfflineConfig):
+class DTConfig(UnaveragedConfig):
     """Learning of Decision Transformers: its published settings for Gym, with a shorter warm-up."""
 
     name = "dt"
@@ -43,10 +42,6 @@ class DTConfig(OfflineConfig):
     """Decoupled weight decay (AdamW)."""
     grad_clip: NonNegative = 0.25
     """Bound on the norm of the gradient."""
-    ema_decay: Fraction = 0.0
-    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: Count = 1
-    """Iterations from one EMA update to the next."""
 
     @classmethod
     def from_preset(cls, start: Start) -> DTConfig:
@@ -72,10 +67,7 @@ class DT(Method[DecisionTransformer, DTConfig]):
     """Regression of the executed actions on returns-to-go, states and the actions before."""
 
     Config: ClassVar[type[DTConfig]] = DTConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: Any) -> DecisionTransformer:
-        return DecisionTransformer(spaces, config)
+    network_class = DecisionTransformer
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
@@ -89,10 +81,7 @@ class PromptDT(DT):
     """The same, read after a demonstration."""
 
     Config = PromptDTConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: Any) -> PromptDecisionTransformer:
-        return PromptDecisionTransformer(spaces, config)
+    network_class = PromptDecisionTransformer
 
 
 def cloning_loss(policy: DecisionTransformer, batch: PromptedBatch) -> Tensor:

@@ -13,19 +13,18 @@ from torch import Tensor
 from llmdpd.diffusion import reverse_diffusion
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
-from llmdpd.methods.base import Clone, Method, OfflineConfig, Start
-from llmdpd.methods.batch import PromptedBatch, StepWindows
+from llmdpd.methods.base import CloningConfig, Method, Start
+from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.policy_network import Spaces
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
 
 
 @dataclass(frozen=True)
-class LLMDPDConfig(OfflineConfig):
+class LLMDPDConfig(CloningConfig):
     """Algorithm 1. Where the paper is silent the values are Diffusion-QL's, the framework that it builds on."""
 
     name = "llmdpd"
@@ -49,17 +48,11 @@ class LLMDPDConfig(OfflineConfig):
     """Of the hidden layers' products in all three networks; encoders may follow. Weights, sums, optimisers: float32."""
     critic_hidden: Width = 256
     """Width of the critics' three hidden layers."""
-    clone: Clone = "executed"
-    """What equation 5 clones: the executed actions (the paper), or the expert's clean action in the visited state."""
 
     @classmethod
     def from_preset(cls, start: Start) -> LLMDPDConfig:
         own: LLMDPDConfig = start.diffusion
         return own
-
-    @property
-    def cloned(self) -> Clone:
-        return self.clone
 
     @property
     def choosing_critic(self) -> bool:
@@ -87,10 +80,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     """
 
     Config = LLMDPDConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: DiffusionNetworkConfig) -> DiffusionPolicy:
-        return DiffusionPolicy(spaces, config)
+    network_class = DiffusionPolicy
 
     def __init__(self, network: DiffusionPolicy, config: LLMDPDConfig, iterations: int) -> None:
         check_chunk(network.config.chunk, config.eta)
@@ -98,8 +88,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         prompt_dim = network.context.prompt_dim if config.critic_sees_prompts else 0
         self.critic = DoubleQ(network.context.state_dim, network.action_dim, prompt_dim, config.critic_hidden)
         self.critic.to(network.device)
-        self._add("critic", self.critic, config.critic_lr)
-        self.target_critic: DoubleQ = self.modules["target_critic"]  # type: ignore[assignment]
+        self.target_critic = self._add("critic", self.critic, config.critic_lr)
         # On the CPU it costs nothing to read a draw, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
 
@@ -207,8 +196,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         if self.policy.config.chunk > 1:
             assert batch.windows is not None, "the sampler was made with the chunk as its horizon"
             source = batch.windows
-        actions = source.expert_actions if self.config.clone == "expert" else source.actions
-        assert actions is not None, "checked when the training data is prepared"
+        actions = cloned_actions(source, self.config.clone)
         return (actions.flatten(1), source.mask) if isinstance(source, StepWindows) else (actions, None)
 
     def _sample(self, policy: DiffusionPolicy, condition: Condition) -> Tensor:

@@ -14,7 +14,6 @@ from llmdpd.methods.base import Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.mtdiff.network import MTDiffNetworkConfig, MTDiffPlanConfig, MTDiffPolicy
 from llmdpd.nn.acting import ChainActing
-from llmdpd.nn.policy_network import Spaces
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
 
@@ -57,10 +56,7 @@ class MTDiff(Method[MTDiffPolicy, MTDiffConfig]):
     """Denoising of the executed actions to come."""
 
     Config = MTDiffConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: MTDiffNetworkConfig) -> MTDiffPolicy:
-        return MTDiffPolicy(spaces, config)
+    network_class = MTDiffPolicy
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""

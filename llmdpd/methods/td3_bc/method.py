@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdpd.methods.base import Method, OfflineConfig, Start, detached
+from llmdpd.methods.actor_critic import ActorCritic, ActorCriticConfig
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.td3_bc.state_augmentation import (
     RADAugmentation,
@@ -23,33 +23,19 @@ from llmdpd.methods.td3_bc.state_augmentation import (
     StateAugmentation,
 )
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.actor import ActorNetworkConfig, DeterministicPolicy, TwinQ
+from llmdpd.nn.actor import DeterministicPolicy
 from llmdpd.nn.context import EncodedPrompts
-from llmdpd.nn.policy_network import Spaces
-from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
+from llmdpd.utils.bounds import Count, NonNegative
 
 
 @dataclass(frozen=True)
-class TD3BCConfig(OfflineConfig):
+class TD3BCConfig(ActorCriticConfig):
     """TD3+BC. Defaults are its paper's, and its code's."""
 
     name = "td3-bc"
     legacy: ClassVar[Mapping[str, str]] = {"td3_bc": "method."}
 
-    network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
-    ema_decay: Fraction = 0.0
-    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: Count = 1
-    """Iterations from one EMA update to the next."""
-    critic_lr: NonNegative = 3e-4
-    """Learning rate of the critics."""
-    critic_hidden: Width = 256
-    """Width of the critics' two hidden layers."""
-    gamma: Fraction = 0.99
-    """Discount a step."""
-    tau: Fraction = 0.005
-    """Polyak rate of the target networks, at each of the actor's steps."""
     alpha: NonNegative = 2.5
     """Weight of Q against cloning."""
     policy_noise: NonNegative = 0.2
@@ -58,12 +44,6 @@ class TD3BCConfig(OfflineConfig):
     """Where that noise is cut, of the action bound."""
     policy_every: Count = 2
     """Critic steps from one step of the actor to the next."""
-    reward_scale: NonNegative = 1.0
-    """Factor on rewards in the critics' targets."""
-
-    @classmethod
-    def from_preset(cls, start: Start) -> TD3BCConfig:
-        return cls(network=ActorNetworkConfig.from_preset(start), **start.batches)
 
 
 @dataclass(frozen=True)
@@ -88,25 +68,16 @@ class S4RLConfig(TD3BCConfig):
     """How states are changed."""
 
 
-class TD3BC(Method[DeterministicPolicy, TD3BCConfig]):
+class TD3BC(ActorCritic[DeterministicPolicy, TD3BCConfig]):
     """Actor, critics, and the targets of both."""
 
     Config = TD3BCConfig
+    network_class = DeterministicPolicy
     same_work = False  # the actor learns at every second iteration
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: ActorNetworkConfig) -> DeterministicPolicy:
-        return DeterministicPolicy(spaces, config)
 
     def __init__(self, network: DeterministicPolicy, config: TD3BCConfig, iterations: int) -> None:
         super().__init__(network, config, iterations)
-        widths = (config.critic_hidden, config.critic_hidden)
-        self.critic = TwinQ(network.context.state_dim, network.action_dim, network.context.prompt_dim, widths)
-        self.critic.to(network.device)
-        self._add("critic", self.critic, config.critic_lr)
-        self.target_critic: TwinQ = self.modules["target_critic"]  # type: ignore[assignment]
-        self._add_target("policy", network)
-        self.target_policy: DeterministicPolicy = self.modules["target_policy"]  # type: ignore[assignment]
+        self.target_policy = self._add_target("policy", network)
         self._iteration = 0
 
     @property
@@ -150,7 +121,7 @@ class TD3BC(Method[DeterministicPolicy, TD3BCConfig]):
             target_prompts = self.encode(first, self.target_policy)
             following = torch.stack([self._next_value(batch, prompts, target_prompts) for batch in batches]).mean(0)
             target = first.rewards * config.reward_scale + config.gamma * (1 - first.terminals) * following
-        values = [self.critic(detached(self.condition(batch, prompts)), batch.actions) for batch in batches]
+        values = [self.critic(self.condition(batch, prompts).detached(), batch.actions) for batch in batches]
         q1, q2 = (torch.stack(part).mean(0) for part in zip(*values, strict=True))
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
         return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
@@ -166,7 +137,7 @@ class TD3BC(Method[DeterministicPolicy, TD3BCConfig]):
         """- lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)², lambda = alpha / mean |Q_1|."""
         condition = self.condition(batch, prompts)
         actions = self.policy(condition)
-        q = self.critic(detached(condition), actions)[0]
+        q = self.critic(condition.detached(), actions)[0]
         cloning = F.mse_loss(actions, batch.actions)
         weight = self.config.alpha / q.detach().abs().mean().clamp_min(1e-6)
         return cloning - weight * q.mean(), {"loss/cloning": cloning.detach()}

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.methods.base import Clone, Method, OfflineConfig, Start
-from llmdpd.methods.batch import PromptedBatch, StepWindows
+from llmdpd.methods.base import CloningConfig, Method, Start
+from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.methods.trajectory_diffusion.network import PlanPolicy, TrajectoryNetworkConfig
 from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import Condition
 from llmdpd.nn.plan_denoiser import with_present
-from llmdpd.nn.policy_network import Spaces
 from llmdpd.utils.bounds import NonNegative
 
 
 @dataclass(frozen=True)
-class TrajectoryDiffusionConfig(OfflineConfig):
+class TrajectoryDiffusionConfig(CloningConfig):
     """Learning by trajectory diffusion. Defaults are MTDiff's; of its EMA, Diffusion-QL's."""
 
     name = "trajectory-diffusion"
@@ -37,17 +36,11 @@ class TrajectoryDiffusionConfig(OfflineConfig):
     """Learning rate of denoiser and encoders."""
     first_action_weight: NonNegative = 10.0
     """Weight in the loss of a trajectory's first action, the one that is executed; all else has 1."""
-    clone: Clone = "executed"
-    """Actions that are learned: the executed ones, or the expert's clean ones in the visited states."""
 
     @classmethod
     def from_preset(cls, start: Start) -> TrajectoryDiffusionConfig:
         own: TrajectoryDiffusionConfig = start.trajectory_diffusion
         return own
-
-    @property
-    def cloned(self) -> Clone:
-        return self.clone
 
     def check(self) -> None:
         super().check()
@@ -65,10 +58,7 @@ class TrajectoryDiffusion(Method[PlanPolicy, TrajectoryDiffusionConfig]):
     """Denoising of trajectories."""
 
     Config = TrajectoryDiffusionConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: TrajectoryNetworkConfig) -> PlanPolicy:
-        return PlanPolicy(spaces, config)
+    network_class = PlanPolicy
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
@@ -101,8 +91,7 @@ class TrajectoryDiffusion(Method[PlanPolicy, TrajectoryDiffusionConfig]):
 
     def _plans(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
         """The plans that are learned [B, H, S + A], and the weights of their numbers."""
-        actions = windows.expert_actions if self.config.clone == "expert" else windows.actions
-        assert actions is not None, "checked when the training data is prepared"
+        actions = cloned_actions(windows, self.config.clone)
         real = windows.mask[..., None]
         clean = torch.where(real, torch.cat([self.policy.scaled(windows.states), actions], dim=-1), 0.0)
         weight = real.to(clean.dtype).expand_as(clean).clone()

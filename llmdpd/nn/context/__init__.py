@@ -1,7 +1,15 @@
 """Contexts: how prompts and state become the noise network's condition."""
 
-from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, EncodedPrompts, Keep, RetrievalConfig
-from llmdpd.nn.context.pooled import PooledContext
+from llmdpd.nn.context.base import (
+    ALL_KEPT,
+    Condition,
+    Context,
+    ContextConfig,
+    EncodedPrompts,
+    Keep,
+    PooledContext,
+    RetrievalConfig,
+)
 from llmdpd.nn.context.retrieval import RetrievalContext
 
 __all__ = [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.nn.features import FeatureKind, StateFeatures
+from llmdpd.nn.layers import mlp
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
 from llmdpd.utils.bounds import Fraction, Layers, Width, check_heads
@@ -103,6 +104,14 @@ class Condition(NamedTuple):
     state: Tensor
     prompt: Tensor
 
+    def joined(self) -> Tensor:
+        """Both parts side by side [B, F + Z]."""
+        return torch.cat([self.state, self.prompt.expand(len(self.state), -1)], dim=-1)
+
+    def detached(self) -> Condition:
+        """The condition without its gradient: critics do not train the policy's encoders."""
+        return Condition(self.state.detach(), self.prompt.detach())
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -128,25 +137,17 @@ class Context(nn.Module, ABC):
         config: sizes and switches.
     """
 
-    state_dim: int
-    prompt_dim: int
-
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
         super().__init__()
         self.config = config
         self.features = StateFeatures(state_dim, config.features)
+        self.state_dim = self.features.output_dim
         self.prompt_dim = config.text * config.text_dim + config.trajectory * config.trajectory_dim
         self.text_head: nn.Module | None = None
         self.trajectory_encoder: TrajectoryEncoder | None = None
         if config.text:
             hidden = config.text_hidden
-            self.text_head = nn.Sequential(
-                nn.Linear(embedding_dim, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, config.text_dim),
-            )
+            self.text_head = mlp(embedding_dim, (hidden, hidden), config.text_dim)
         if config.trajectory:
             self.trajectory_encoder = TrajectoryEncoder(
                 self.features.output_dim, action_dim, config.trajectory_dim, config.encoder
@@ -175,7 +176,6 @@ class Context(nn.Module, ABC):
         pooled = torch.cat(parts, dim=-1) if parts else torch.zeros(1, 0, device=self.features.mean.device)
         return EncodedPrompts(pooled, self.remember(pooled, steps, tokens, keep.trajectory))
 
-    @abstractmethod
     def remember(
         self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None
     ) -> dict[str, Tensor]:
@@ -183,6 +183,7 @@ class Context(nn.Module, ABC):
 
         pooled [P, Z]; steps [P, T, W] encoded and tokens raw, None without examples; given [P, 1], see `Keep`.
         """
+        return {}
 
     @abstractmethod
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
@@ -217,6 +218,15 @@ def check_left_out(config: ContextConfig, which: Literal["text", "trajectory"]) 
         )
 
 
+class PooledContext(Context):
+    """The paper's: z = [z_text, z_traj] (equations 1 and 3) beside the state features; see `Context`."""
+
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, steps: Tensor) -> Condition:
+        """The state's features and its prompt's vector, whatever the time step."""
+        features, pooled = self.features(state), prompts.pooled
+        return Condition(features, pooled[0] if len(pooled) == 1 else spread(pooled, index, len(features)))
+
+
 def spread(vectors: Tensor, index: Tensor | None, batch: int) -> Tensor:
-    """Each prompt's vector [P, Z] for each of its states [B, Z]; see `Context.condition` for `index`."""
+    """Each prompt's part [P, …] for each of its states [B, …]; see `Context.condition` for `index`."""
     return vectors.repeat_interleave(batch // len(vectors), 0) if index is None else vectors[index]
