@@ -413,4 +413,4 @@ class Method(Learner, Generic[Network, Config]):
     @torch.no_grad()
     def _lerp(self, target: str, source: str, rate: float) -> None:
         """target ← target + rate (source - target), in place so that the tensors' versions count it."""
-        torch._foreach_lerp_(self._of(target), self._of(source), rate)
+        torch._foreach_lerp_([*self._of(target)], [*self._of(source)], rate)

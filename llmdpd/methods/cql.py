@@ -95,15 +95,15 @@ class CQL(ActorCritic[SquashedGaussianPolicy, CQLConfig]):
         return bellman + config.penalty * penalty, metrics
 
     def _others(self, now: Condition, following: Condition) -> tuple[Tensor, Tensor]:
-        """Actions [3 N, B, A] that Q is pressed down at, and the log of the density that each was drawn from [3 N, B].
+        """Actions [3 N, B, A] that Q is pressed down at, and the log of the density that each was sampled from [3 N, B].
 
         A third is uniform, a third the policy's, a third the policy's in the next state.
         """
-        draws, bound, numbers = self.config.draws, self.policy.config.action_bound, self.policy.action_dim
-        shape = (draws, len(now.state), numbers)
+        count, bound, numbers = self.config.draws, self.policy.config.action_bound, self.policy.action_dim
+        shape = (count, len(now.state), numbers)
         uniform = bound * (2 * torch.rand(shape, device=now.state.device) - 1)
         flat = torch.full(shape[:2], -numbers * float(torch.log(torch.tensor(2 * bound))), device=uniform.device)
-        (own, own_density), (next_own, next_density) = (self.policy.rsample(c, draws) for c in (now, following))
+        (own, own_density), (next_own, next_density) = (self.policy.rsample(c, count) for c in (now, following))
         return torch.cat([uniform, own, next_own]), torch.cat([flat, own_density, next_density])
 
     def _penalty(self, now: Condition, others: Tensor, density: Tensor, values: tuple[Tensor, Tensor]) -> Tensor:

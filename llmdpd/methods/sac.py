@@ -184,7 +184,7 @@ class SAC(Learner):
         Raises:
             TrainingDivergedError: NaN or Inf in the actor's weights.
         """
-        with _told_divergence(self.trainer, iteration):
+        with _naming_divergence(self.trainer, iteration):
             metrics = self.trainer.learn()
         if batch is not None:
             metrics["rollout/return"] = batch.episode_return
@@ -207,7 +207,7 @@ class SACSteps:
         """
         if not self._trainer.steps:
             self._log.take_up(0)  # what a process that was killed before its first checkpoint has left
-        with _told_divergence(self._trainer, self._trainer.steps):
+        with _naming_divergence(self._trainer, self._trainer.steps):
             return self._trainer.step()
 
     def state(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class SACSteps:
 
 
 @contextmanager
-def _told_divergence(trainer: SacTrainer, iteration: int) -> Iterator[None]:
+def _naming_divergence(trainer: SacTrainer, iteration: int) -> Iterator[None]:
     """stable-baselines3's distributions refuse NaN by a ValueError that says nothing of the training."""
     try:
         yield

@@ -115,11 +115,11 @@ class SquashedGaussianPolicy(GaussianPolicy):
     log_std = (-20.0, 2.0)
     """As in SAC's reference implementation."""
 
-    def rsample(self, condition: Condition, draws: int = 1) -> tuple[Tensor, Tensor]:
+    def rsample(self, condition: Condition, count: int = 1) -> tuple[Tensor, Tensor]:
         """Actions [N, B, A] that the gradient goes through, and their log-probabilities [N, B]."""
         mean, log_std = self.statistics(condition)
         normal = _normal(mean, log_std)
-        raw = normal.rsample((draws,))
+        raw = normal.rsample((count,))
         return self.config.action_bound * torch.tanh(raw), self._log_probability(normal, raw)
 
     def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ IntArray = NDArray[np.int64]
 
 
 class ActionChunks:
-    """What is left of the action chunks of many episodes, each with a clock of its own.
+    """What is left of the action chunks of many episodes, each with its own time steps.
 
     An episode executes the first `horizon` actions of a chunk at consecutive time steps, and has the next one sampled
     in the state that it is in then (action chunking: Zhao et al. 2023, ACT, without its temporal ensembling; receding
@@ -30,7 +30,7 @@ class ActionChunks:
         """The rows of B episodes [B], at time steps [B], that need a chunk.
 
         A chunk goes on at the time step after its last action's and at no other: an episode that begins anew, or whose
-        clock was set, needs one.
+        time step was set, needs one.
         """
         clocks = zip(episodes.tolist(), steps.tolist(), strict=True)
         return np.array([row for row, (who, step) in enumerate(clocks) if self._step_of(who) != step], np.int64)

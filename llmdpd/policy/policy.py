@@ -18,7 +18,7 @@ from llmdpd.errors import InputError, located
 from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts, RetrievalContext
-from llmdpd.nn.history_policy import asked_returns, check_targets
+from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
 from llmdpd.policy.action_chunks import ActionChunks
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
@@ -222,11 +222,11 @@ class Policy:
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)
 
     def target_returns(self, tasks: Sequence[str | None], examples: Sequence[Example | None]) -> FloatArray:
-        """The returns that a policy conditioned on history asks for of B tasks, given B demonstrations.
+        """The target returns of B tasks for a policy conditioned on history, given B demonstrations.
 
-        See `asked_returns`.
+        See `llmdpd.nn.history_policy.target_returns`.
         """
-        return asked_returns(
+        return target_returns(
             self.facts.get("target_returns", {}), tasks, examples if self.network.reads.trajectory else None
         )
 
@@ -252,7 +252,7 @@ class Policy:
         return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].numpy()
 
     def reset(self) -> None:
-        """Start an episode: the clock goes back to 0, and what is left of a chunk is dropped."""
+        """Start an episode: the time step goes back to 0, and what is left of a chunk is dropped."""
         self._step = 0
         if self._episodes is not None:
             self._episodes.reset()
@@ -268,7 +268,7 @@ class Policy:
 
         The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
         action chunks, an observation is read where a chunk is sampled: after `reset()`, after the last one's
-        `action_horizon` actions, and where the clock was set to another step than the next. `reward`, of the last
+        `action_horizon` actions, and where the time step was set to another step than the next. `reward`, of the last
         action (a number, or [B]), is taken off the return that a policy which is conditioned on history asks for, and
         which stays as it is without; other policies have no use for it.
 
@@ -320,7 +320,7 @@ class Policy:
 
 
 class Episodes:
-    """Acts in episodes that are told apart by numbers, each with a clock of its own.
+    """Acts in episodes that are told apart by numbers, each with its own time steps.
 
     What is sampled for an episode depends on that episode's own past alone, but for rounding, whatever else is in the
     batch.
@@ -329,7 +329,7 @@ class Episodes:
         network: the policy's. acting: how it acts. critic: what chooses among several samples; None for nothing.
         prompts: P of them, encoded.
         prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
-        targets: returns that are asked for at the beginning, by episode, or one for all; for policies that are
+        targets: target returns at the beginning, by episode, or one for all; for policies that are
             conditioned on history.
     """
 
@@ -390,10 +390,10 @@ class Episodes:
             targets = self._targets[who] if self._targets.ndim else np.full(len(who), self._targets)
             history = self._memory.recall(who, steps, observations, rewards, targets).to(place)
         index = None if self._prompt_of is None else torch.from_numpy(self._prompt_of[who]).to(place)
-        states, clock, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
+        states, times, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
         with torch.no_grad():
             sampled = self._network.sample(
-                States(states, index, clock, history), self._prompts, self._acting, keys, self._critic
+                States(states, index, times, history), self._prompts, self._acting, keys, self._critic
             )
         chunks: FloatArray = sampled.cpu().numpy()
         if self._memory is not None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes
 from llmdpd.diffusion import alphas
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.plan_denoiser import PlanConfig
 from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.policy.policy import Policy
 from llmdpd.training.batches import BatchSampler
 
@@ -111,7 +111,7 @@ STEP, LENGTH = 0.25, 12
 LEARNING = {
     **{"lr": 3e-3, "lr_final": 0.05, "ema_decay": 0.9, "ema_start": 100, "clone": "expert"},
     **{"network.diffusion_steps": 10, "network.time_dim": 16},
-    "network.plan": PlanConfig(horizon=3, layers=1, width=32, inner=64, dropout=0.0),
+    "network.plan": TrajectoryConfig(horizon=3, layers=1, width=32, inner=64, dropout=0.0),
     **{"acting.sampler": "ddim", "acting.steps": 4},
 }
 

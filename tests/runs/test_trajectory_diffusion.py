@@ -15,7 +15,7 @@ from llmdpd.cli.options import has_field, split_options
 from llmdpd.errors import InputError
 from llmdpd.methods.networks import Method
 from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusion
-from llmdpd.methods.trajectory_diffusion.network import PlanPolicy
+from llmdpd.methods.trajectory_diffusion.network import TrajectoryPolicy
 from llmdpd.policy.folder import DESCRIPTION
 from llmdpd.policy.policy import Policy
 from llmdpd.training.metrics import read_metrics
@@ -84,7 +84,7 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
 
 def test_the_policy_comes_back_and_acts_the_same(plan_run: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     policy = Policy.load(plan_run)
-    assert isinstance(policy.network, PlanPolicy)
+    assert isinstance(policy.network, TrajectoryPolicy)
     assert policy.critic is None
     policy.save(tmp_path / "copy")
     again = Policy.load(tmp_path / "copy")
@@ -154,7 +154,7 @@ def test_a_policy_of_an_unknown_method_is_told(plan_run: Path, straight_run: Pat
     description = json.loads((folder / DESCRIPTION).read_text())
     assert description.pop("method") == "llmdpd"
     (folder / DESCRIPTION).write_text(json.dumps(description))
-    assert not isinstance(Policy.load(folder).network, PlanPolicy)
+    assert not isinstance(Policy.load(folder).network, TrajectoryPolicy)
 
 
 def test_data_without_labels_names_the_methods_own_field(

@@ -18,6 +18,7 @@ from llmdpd.methods.decision_transformer.network import (
     PromptDecisionTransformerConfig,
 )
 from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.utils.bounds import Count, NonNegative, WholeNumber
 
 
@@ -67,7 +68,7 @@ class DT(Method[DecisionTransformer, DTConfig]):
     """Regression of the executed actions on returns-to-go, states and the actions before."""
 
     Config: ClassVar[type[DTConfig]] = DTConfig
-    network_class = DecisionTransformer
+    network_class: ClassVar[type[PolicyNetwork]] = DecisionTransformer
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
@@ -89,8 +90,8 @@ def cloning_loss(policy: DecisionTransformer, batch: PromptedBatch) -> Tensor:
     windows = batch.windows
     assert windows is not None, "the sampler was made with the model's context"
     steps = torch.arange(windows.mask.shape[1], device=windows.mask.device)
-    clock = batch.timesteps[:, None] + steps
+    timesteps = batch.timesteps[:, None] + steps
     prompts = policy.encode(batch.text, batch.tokens, batch.keep) if policy.prompted else None
-    found = policy(windows.returns, windows.states, windows.actions, clock, prompts)
+    found = policy(windows.returns, windows.states, windows.actions, timesteps, prompts)
     error = (found - windows.actions).square().mean(-1)
     return (error * windows.mask).sum() / windows.mask.sum()

@@ -89,7 +89,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         self.critic = DoubleQ(network.context.state_dim, network.action_dim, prompt_dim, config.critic_hidden)
         self.critic.to(network.device)
         self.target_critic = self._add("critic", self.critic, config.critic_lr)
-        # On the CPU it costs nothing to read a draw, and saves the other critic's backward pass.
+        # On the CPU it costs nothing to read a random number, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
 
     @property
@@ -99,7 +99,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12 of Algorithm 1, on one batch.
 
-        It reads nothing back from a CUDA device, draws nothing on the host then, and does the same operations at every
+        It reads nothing back from a CUDA device, samples nothing on the host then, and does the same operations at every
         iteration: one recording of it serves all.
 
         Returns:
@@ -154,7 +154,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         return diffusion - self.config.eta / scale.clamp_min(1e-6) * objective, metrics
 
     def diffusion_loss(self, batch: PromptedBatch, condition: Condition) -> Tensor:
-        """Equation 5: mean squared error between drawn and predicted noise, k uniform in 1 … K.
+        """Equation 5: mean squared error between sampled and predicted noise, k uniform in 1 … K.
 
         Of a policy with chunks the mean is over the numbers of all actions within their episodes, as ACT masks its own
         (Zhao et al. 2023); all numbers of a chunk are noisy to the same k.

@@ -148,7 +148,7 @@ def _sample_in_torch(
     if acting.selection == "max":
         choice = value.argmax(1)
     else:
-        # Inverse transform of the softmax by one uniform number a state; its draw lies past the sampler's K + 1.
+        # Inverse transform of the softmax by one uniform number a state; its noise lies past the sampler's K + 1.
         normal = philox_normal(seeds, batch, 1, coefficients.steps + 2, 1, value.device)[-1, :, 0, 0]
         uniform = torch.special.ndtr(normal)
         probability = (value.double() / acting.temperature).softmax(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmdpd.methods.base import Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.mtdiff.network import MTDiffNetworkConfig, MTDiffPlanConfig, MTDiffPolicy
+from llmdpd.methods.mtdiff.network import MTDiffNetworkConfig, MTDiffPolicy, MTDiffTrajectoryConfig
 from llmdpd.nn.acting import ChainActing
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
@@ -45,7 +45,7 @@ class MTDiffConfig(OfflineConfig):
             time_dim=preset.network.time_dim,
             schedule=preset.network.schedule,
             features=preset.network.context.features,
-            plan=MTDiffPlanConfig(**{field.name: getattr(sizes, field.name) for field in fields(sizes)}),
+            plan=MTDiffTrajectoryConfig(**{field.name: getattr(sizes, field.name) for field in fields(sizes)}),
         )
         # Published: 16 windows a prompt.
         prompts = preset.prompts_per_batch
@@ -72,16 +72,16 @@ class MTDiff(Method[MTDiffPolicy, MTDiffConfig]):
         Steps after the episode's end count nothing.
 
         Returns:
-            The weighted mean over the numbers of all plans, and the plain mean over the first actions'.
+            The weighted mean over the numbers of all sequences, and the plain mean over the first actions'.
         """
         windows, policy = batch.windows, self.policy
-        assert windows is not None, "the sampler was made with the plan's horizon"
+        assert windows is not None, "the sampler was made with the sequence's horizon"
         shown = policy.memory_length
         clean, mask = windows.actions[:, shown - 1 :], windows.mask[:, shown - 1 :]
         prompts = policy.encode(batch.text, batch.tokens, batch.keep)
         before = policy.before(windows.states[:, :shown], windows.mask[:, :shown], prompts, None)
         given = (torch.rand(len(clean), device=clean.device) < self.config.return_probability).to(clean.dtype)
-        condition = policy.asked(windows.returns[:, shown - 1], given)
+        condition = policy.return_condition(windows.returns[:, shown - 1], given)
         timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
         noise, level = torch.randn_like(clean), policy.alpha_bar[timesteps, None, None]
         noisy = level.sqrt() * torch.where(mask[..., None], clean, 0.0) + (1 - level).sqrt() * noise

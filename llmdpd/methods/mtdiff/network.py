@@ -1,8 +1,8 @@
-"""MTDiff-p: actions to come by diffusion, from an example, the last states and a return (He et al. 2023)."""
+"""MTDiff-p: actions to come by diffusion, from a demonstration, the last states and a return (He et al. 2023)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -11,24 +11,25 @@ from torch import Tensor, nn
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.errors import InputError
 from llmdpd.nn.acting import ChainActing
-from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
+from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
-from llmdpd.nn.plan_denoiser import Before, PlanConfig, PlanDenoiser, noise_blocks
+from llmdpd.nn.layers import mlp
 from llmdpd.nn.policy_network import ChainConfig, Spaces, Window
+from llmdpd.nn.trajectory_denoiser import Before, TrajectoryConfig, TrajectoryDenoiser, noise_blocks
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, Steps
 
 
 @dataclass(frozen=True)
-class MTDiffPlanConfig(PlanConfig):
+class MTDiffTrajectoryConfig(TrajectoryConfig):
     """The sequence of actions to come and the transformer that denoises it."""
 
     history: Steps = 2
     """States that it goes on from, the present one among them."""
     guidance: NonNegative = 1.2
-    """How far the noise goes from what it is without a return towards what it is with the one asked for."""
+    """How far the noise goes from what it is without a return towards what it is with the target return."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class MTDiffNetworkConfig(ChainConfig):
     """How the demonstration is cut."""
     trajectory_dropout: Fraction = 0.0
     """Probability in training that a task's demonstration is left out."""
-    plan: MTDiffPlanConfig = field(default_factory=MTDiffPlanConfig)
+    plan: MTDiffTrajectoryConfig = field(default_factory=MTDiffTrajectoryConfig)
     """What is denoised in place of an action, and the transformer that does it."""
 
     def context_config(self) -> ContextConfig:
@@ -51,23 +52,22 @@ class MTDiffNetworkConfig(ChainConfig):
 
 
 class MTDiffPolicy(HistoryPolicy):
-    """p(a_t … a_{t+H-1} | example, s_{t-1}, s_t, R): a token a step of the example, a state, an action to come.
+    """p(a_t … a_{t+H-1} | demonstration, s_{t-1}, s_t, R): a token a step of the example, a state, an action to come.
 
-    The denoiser is the plan's (`PlanDenoiser`), which is not causal; the return is its condition, or that none is
-    given. States are read by the features that all methods have; returns are scaled by the greatest of the data.
+    The denoiser is that of trajectories (`TrajectoryDenoiser`), which is not causal; its condition is the return, or
+    that none is given. States are read by the features that all methods have; returns are scaled by the data's.
     """
 
     config: MTDiffNetworkConfig
     alpha_bar: Tensor
 
     def __init__(self, spaces: Spaces, config: MTDiffNetworkConfig) -> None:
-        # It reads its demonstration itself, step by step: no encoder of the context's.
-        super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
+        super().__init__(spaces, config)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         action_dim = spaces.action_dim
         features, width = self.context.features.output_dim, config.plan.width
         # The condition: the return and whether one is given; no prompt vector.
-        self.net = PlanDenoiser(action_dim, 2, 0, config.time_dim, config.plan)
+        self.net = TrajectoryDenoiser(action_dim, 2, 0, config.time_dim, config.plan)
         self.embed_example = _embedding(features + action_dim, width)
         self.embed_state = _embedding(features, width)
         self.example_position = nn.Parameter(0.02 * torch.randn(config.demonstration.steps, width))
@@ -80,18 +80,20 @@ class MTDiffPolicy(HistoryPolicy):
 
     @property
     def window(self) -> Window:
-        """The plan's steps, and the states that it goes on from."""
+        """The steps to come, and the states that it goes on from."""
         return Window(self.config.plan.horizon, self.memory_length - 1)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
-        """Embed the steps of P examples.
+        """Embed the steps of P demonstrations.
 
         Raises:
             InputError: no example, where training left none out.
         """
         if tokens is None:
             if not self.config.trajectory_dropout:
-                raise InputError("MTDiff reads an example", field="trajectory", found="none", expected="an example")
+                raise InputError(
+                    "MTDiff reads a demonstration", field="trajectory", found="none", expected="a demonstration"
+                )
             return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
         embedded = self.embed_example(torch.cat([self.context.features(tokens.states), tokens.actions], dim=-1))
         embedded = embedded + self.example_position[: embedded.shape[1]]
@@ -101,7 +103,7 @@ class MTDiffPolicy(HistoryPolicy):
         return EncodedPrompts(embedded.new_zeros(len(embedded), 0), {"tokens": embedded, "mask": mask})
 
     def before(self, states: Tensor, given: Tensor, prompts: EncodedPrompts, index: Tensor | None) -> Before:
-        """What stands before the plans of B episodes: their example's steps, then their last states.
+        """What stands before the actions to come of B episodes: their example's steps, then their last states.
 
         Args:
             states: [B, L, S], the present one last. given: [B, L], False before the episode's start.
@@ -109,15 +111,11 @@ class MTDiffPolicy(HistoryPolicy):
         """
         tokens, mask = self.embed_state(self.context.features(states)) + self.state_position, given
         if prompts.memory:
-            example, there = prompts.memory["tokens"], prompts.memory["mask"]
-            if index is None:
-                example, there = (part.repeat_interleave(len(states) // len(part), 0) for part in (example, there))
-            else:
-                example, there = example[index], there[index]
-            tokens, mask = torch.cat([example, tokens], 1), torch.cat([there, mask], 1)
+            demonstration, there = (spread(prompts.memory[name], index, len(states)) for name in ("tokens", "mask"))
+            tokens, mask = torch.cat([demonstration, tokens], 1), torch.cat([there, mask], 1)
         return Before(tokens, mask)
 
-    def asked(self, returns: Tensor, given: Tensor) -> Tensor:
+    def return_condition(self, returns: Tensor, given: Tensor) -> Tensor:
         """The denoiser's condition [B, W]: returns [B], as they are, and whether they are given, float [B]."""
         condition: Tensor = self.net.context(
             torch.stack([returns / self.return_scale * given, given], dim=-1), returns.new_zeros(0)
@@ -135,31 +133,25 @@ class MTDiffPolicy(HistoryPolicy):
         given, rows = place >= 0, torch.arange(len(seeds), device=seeds.device)[:, None]
         before = self.before(history.states[rows, place.clamp_min(0)], given, prompts, index)
         returns = history.returns[rows[:, 0], place[:, -1]]
-        plan, guidance = acting.coefficients(self.config), self.config.plan.guidance
-        time_rows = self.net.time_rows(torch.tensor(plan.timesteps).to(seeds.device))
+        coefficients, guidance = acting.coefficients(self.config), self.config.plan.guidance
+        time_rows = self.net.time_rows(torch.tensor(coefficients.timesteps).to(seeds.device))
         found = []
-        for block, noise in noise_blocks(self.net, plan, seeds, returns):
+        for block, noise in noise_blocks(self.net, coefficients, seeds, returns):
             # With the return and without it, in one pass.
             twice = block.repeat(2)
             known = Before(before.tokens[twice], before.mask[twice])
             with_return = (torch.arange(len(twice), device=seeds.device) < len(block)).to(returns.dtype)
-            condition = self.asked(returns[twice], with_return)
+            condition = self.return_condition(returns[twice], with_return)
 
             def epsilon(x: Tensor, k: int, condition: Tensor = condition, known: Before = known) -> Tensor:
                 both = self.net.denoise(torch.cat([x, x]), condition, time_rows[k], before=known)
-                asked, free = both.chunk(2)
-                return free + guidance * (asked - free)
+                guided, free = both.chunk(2)
+                return free + guidance * (guided - free)
 
-            found.append(walk_chain(plan, noise, epsilon)[:, 0])
+            found.append(walk_chain(coefficients, noise, epsilon)[:, 0])
         return torch.cat(found)[: len(seeds)]
 
 
 def _embedding(numbers: int, width: int) -> nn.Sequential:
     """MTDiff's embedding of a step, without the LayerNorm before it: features are normalised, and one would undo it."""
-    return nn.Sequential(
-        nn.Linear(numbers, 2 * width),
-        nn.Mish(),
-        nn.Linear(2 * width, 4 * width),
-        nn.Mish(),
-        nn.Linear(4 * width, width),
-    )
+    return mlp(numbers, (2 * width, 4 * width), width, nn.Mish)

@@ -54,11 +54,11 @@ class RADAugmentation(StateAugmentation):
             )
 
     def batches(self, batch: PromptedBatch, value: Value) -> list[PromptedBatch]:
-        """One batch, a draw for each of its transitions."""
+        """One batch, sampled for each of its transitions."""
         now, later = batch.observations, batch.next_observations
         if self.kind == "scale":
-            draw = torch.rand(len(now), 1, device=now.device)
-            factor = self.scale_low + (self.scale_high - self.scale_low) * draw
+            uniform = torch.rand(len(now), 1, device=now.device)
+            factor = self.scale_low + (self.scale_high - self.scale_low) * uniform
             return [dataclasses.replace(batch, observations=now * factor, next_observations=later * factor)]
         noise = self.sigma * torch.randn_like(now)
         return [dataclasses.replace(batch, observations=_plus(now, noise), next_observations=_plus(later, noise))]
@@ -87,7 +87,7 @@ class S4RLAugmentation(StateAugmentation):
     width: NonNegative = 1e-4
     """The uniform noise lies within ± this."""
     dropout: Fraction = 0.5
-    """Probability that a state loses one of its numbers, drawn at random."""
+    """Probability that a state loses one of its numbers, chosen at random."""
     mixup: Annotated[float, Bounds(1e-6)] = 0.4
     """Both parameters of the Beta distribution of a state's own share in a mixture."""
     step: NonNegative = 1e-4

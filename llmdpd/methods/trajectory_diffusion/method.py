@@ -1,7 +1,7 @@
 """Trajectory diffusion under prompts: the paper's ablation «w/o-DP» (table 3), policy diffusion put out of action.
 
-What is denoised is a plan of H steps, states and actions, as MTDiff does it, in place of one action; prompts and their
-encoders are the same. It clones: there is no Q-learning in it, and no guidance by return.
+What is denoised is a trajectory of H steps, states and actions, in place of one action; prompts and their encoders are
+the same. It clones: there is no Q-learning in it, and no guidance by return.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from llmdpd.errors import InputError
 from llmdpd.methods.base import CloningConfig, Method, Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
-from llmdpd.methods.trajectory_diffusion.network import PlanPolicy, TrajectoryNetworkConfig
+from llmdpd.methods.trajectory_diffusion.network import TrajectoryNetworkConfig, TrajectoryPolicy
 from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import Condition
-from llmdpd.nn.plan_denoiser import with_present
+from llmdpd.nn.trajectory_denoiser import with_present
 from llmdpd.utils.bounds import NonNegative
 
 
@@ -54,15 +54,15 @@ class TrajectoryDiffusionConfig(CloningConfig):
                 )
 
 
-class TrajectoryDiffusion(Method[PlanPolicy, TrajectoryDiffusionConfig]):
+class TrajectoryDiffusion(Method[TrajectoryPolicy, TrajectoryDiffusionConfig]):
     """Denoising of trajectories."""
 
     Config = TrajectoryDiffusionConfig
-    network_class = PlanPolicy
+    network_class = TrajectoryPolicy
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """One gradient step."""
-        assert batch.windows is not None, "the sampler was made with the plan's horizon"
+        assert batch.windows is not None, "the sampler was made with the trajectory's horizon"
         if not self.policy.training:
             self.policy.train()
         loss, first_action = self.diffusion_loss(batch.windows, self.condition(batch, self.encode(batch)))
@@ -70,17 +70,17 @@ class TrajectoryDiffusion(Method[PlanPolicy, TrajectoryDiffusionConfig]):
         return {"loss/diffusion": loss.detach(), "loss/first_action": first_action.detach(), "grad/policy": norm}
 
     def diffusion_loss(self, windows: StepWindows, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Mean squared error between drawn and predicted noise of plans, k uniform in 1 … K.
+        """Mean squared error between sampled and predicted noise of trajectories, k uniform in 1 … K.
 
-        It is the noise that is predicted, and not the plan: the sampler's tables take the noise, and so does the
+        It is the noise that is predicted, and not the trajectory: the sampler's tables take the noise, and so does the
         paper's equation 5, from which this then differs by what is denoised alone. The present state is put into the
-        noisy plan as it is when acting, and counts nothing; neither do steps after the episode's end.
+        noisy trajectory as it is when acting, and counts nothing; neither do steps after the episode's end.
 
         Returns:
-            The weighted mean over the numbers of all plans, and the plain mean over the first actions'.
+            The weighted mean over the numbers of all trajectories, and the plain mean over the first actions'.
         """
         policy = self.policy
-        clean, weight = self._plans(windows)
+        clean, weight = self._trajectories(windows)
         timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
         noise = torch.randn_like(clean)
         level = policy.alpha_bar[timesteps, None, None]
@@ -89,8 +89,8 @@ class TrajectoryDiffusion(Method[PlanPolicy, TrajectoryDiffusionConfig]):
         error = (predicted - noise).square()
         return (weight * error).sum() / weight.sum(), error[:, 0, policy.state_dim :].mean()
 
-    def _plans(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
-        """The plans that are learned [B, H, S + A], and the weights of their numbers."""
+    def _trajectories(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
+        """The trajectories that are learned [B, H, S + A], and the weights of their numbers."""
         actions = cloned_actions(windows, self.config.clone)
         real = windows.mask[..., None]
         clean = torch.where(real, torch.cat([self.policy.scaled(windows.states), actions], dim=-1), 0.0)

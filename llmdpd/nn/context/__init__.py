@@ -9,6 +9,7 @@ from llmdpd.nn.context.base import (
     Keep,
     PooledContext,
     RetrievalConfig,
+    spread,
 )
 from llmdpd.nn.context.retrieval import RetrievalContext
 
@@ -23,6 +24,7 @@ __all__ = [
     "RetrievalConfig",
     "RetrievalContext",
     "make_context",
+    "spread",
 ]
 
 
