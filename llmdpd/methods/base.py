@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -234,18 +234,6 @@ class Learner(ABC):
         return cls.network_class(spaces, config)
 
     @classmethod
-    def network_config(cls) -> type[NetworkConfig]:
-        """The class of the network's configuration."""
-        kind: type[NetworkConfig] = get_type_hints(cls.Config)["network"]
-        return kind
-
-    @classmethod
-    def acting_config(cls) -> type[ActingConfig]:
-        """The class of the acting's configuration."""
-        kind: type[ActingConfig] = get_type_hints(cls.Config)["acting"]
-        return kind
-
-    @classmethod
     def in_environments(
         cls,
         network: Any,
@@ -333,11 +321,7 @@ class Method(Learner, Generic[Network, Config]):
         return (network or self.policy).encode(batch.text, batch.tokens, batch.keep)
 
     def condition(
-        self,
-        batch: PromptedBatch,
-        prompts: EncodedPrompts,
-        following: bool = False,
-        network: Network | None = None,
+        self, batch: PromptedBatch, prompts: EncodedPrompts, following: bool = False, network: Network | None = None
     ) -> Condition:
         """The batch's states, or the next ones, under prompts that `network` (by default the policy) has encoded."""
         states = batch.next_observations if following else batch.observations

@@ -37,7 +37,7 @@ class PromptedBatch:
 
     observations, next_observations [B, S]; actions [B, A] (executed); expert_actions [B, A] or None; rewards,
     terminals [B] float32; timesteps [B] int64 within the episode; text [P, D] LLM embeddings; tokens: the trajectory
-    prompts; keep: which of the prompts are given in this batch; windows: for trajectories, chunks, sequences, else None. The
+    prompts; keep: which of the prompts are given in this batch; windows: of steps, where the method needs them. The
     transitions lie in P equal groups, one a prompt, in the prompts' order.
     """
 

@@ -95,7 +95,7 @@ class CQL(ActorCritic[SquashedGaussianPolicy, CQLConfig]):
         return bellman + config.penalty * penalty, metrics
 
     def _others(self, now: Condition, following: Condition) -> tuple[Tensor, Tensor]:
-        """Actions [3 N, B, A] that Q is pressed down at, and the log of the density that each was sampled from [3 N, B].
+        """Actions [3 N, B, A] that Q is pressed down at, and the log of the density that each is sampled from [3 N, B].
 
         A third is uniform, a third the policy's, a third the policy's in the next state.
         """

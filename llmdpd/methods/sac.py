@@ -66,11 +66,9 @@ class SACConfig(MethodConfig):
     def check_run(self, spec: TaskSpec, iterations: int) -> None:
         if self.max_steps is not None:
             spec.check_max_steps(self.max_steps, "max_steps")
-        if self.network.action_bound != 1:
-            found = self.network.action_bound
-            raise InputError(
-                "the environments' actions lie within ±1", field="network.action_bound", found=found, expected=1
-            )
+        bound = self.network.action_bound
+        if bound != 1:
+            raise InputError("actions of environments lie in ±1", field="network.action_bound", found=bound, expected=1)
         if self.learning_starts >= iterations:
             raise InputError(
                 "the run ends before the first gradient step",
@@ -124,37 +122,25 @@ class SAC(Learner):
     ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._has_success = specs[0].has_success
-        settings = {
-            "learning_rate": config.lr,
-            "gamma": config.gamma,
-            "tau": config.tau,
-            "learning_starts": config.learning_starts,
-            "batch_size": config.batch_size,
-            "policy_kwargs": {"net_arch": [config.network.hidden_dim] * network.layers},
+        settings: dict[str, Any] = {
+            name: getattr(config, name) for name in ("gamma", "tau", "learning_starts", "batch_size")
         }
+        settings["learning_rate"] = config.lr
+        settings["policy_kwargs"] = {"net_arch": [config.network.hidden_dim] * network.layers}
         self.trainer = SacTrainer(
-            specs,
-            seed,
-            steps,
-            max_steps=config.max_steps,
-            goal_visible=goal_visible,
-            settings=settings,
-            make=make,
+            specs, seed, steps, max_steps=config.max_steps, goal_visible=goal_visible, settings=settings, make=make
         )
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Actor, critics with targets, and the entropy's weight."""
         return self.trainer.modules
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """An optimiser for each."""
         return self.trainer.optimizers
 
     @property
     def acting_network(self) -> SACActor:
-        """The network that acts, with the actor's weights as they are now."""
         self._network.copy_actor(self.trainer.actor)
         return self._network
 

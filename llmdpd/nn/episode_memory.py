@@ -65,12 +65,7 @@ class EpisodeMemory:
         self._episodes.clear()
 
     def recall(
-        self,
-        episodes: IntArray,
-        steps: IntArray,
-        observations: FloatArray,
-        rewards: FloatArray,
-        targets: FloatArray,
+        self, episodes: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, targets: FloatArray
     ) -> History:
         """Take note of the present states, and show them with what went before.
 

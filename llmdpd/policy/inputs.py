@@ -26,10 +26,7 @@ def read_observations(observation: ArrayLike, width: int) -> NDArray[np.float32]
         state = np.array(observation, np.float32, order="C")
     except (TypeError, ValueError) as error:
         raise InputError(
-            "the observation is no array of numbers",
-            field="observation",
-            found=str(error),
-            expected="[S] or [B, S]",
+            "the observation is no array of numbers", field="observation", found=str(error), expected="[S] or [B, S]"
         ) from None
     if state.ndim not in (1, 2) or state.shape[-1] != width:
         raise InputError(

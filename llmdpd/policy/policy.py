@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -118,8 +118,9 @@ class Policy:
         file = path / DESCRIPTION
         with located(path=file):
             kind = METHODS[description["method"]]
-            config = from_plain(kind.network_config(), description["network"], file, "network.")
-            acting = from_plain(kind.acting_config(), description["acting"], file, "acting.")
+            parts = get_type_hints(kind.Config)
+            config = from_plain(parts["network"], description["network"], file, "network.")
+            acting = from_plain(parts["acting"], description["acting"], file, "acting.")
             check_config(config, "network")
             if "llm" in description["facts"]:
                 from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
@@ -130,16 +131,9 @@ class Policy:
         if critic is not None:
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
+        kept = {"llm": description["llm"], "texts": tensors["texts"], "facts": description["facts"]}
         with located(path=file):
-            return cls(
-                description["method"],
-                network.to(place),
-                critic,
-                acting,
-                llm=description["llm"],
-                texts=tensors["texts"],
-                facts=description["facts"],
-            )
+            return cls(description["method"], network.to(place), critic, acting, **kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy folder, whole or not at all; one that was there is replaced."""
@@ -213,10 +207,7 @@ class Policy:
             return self.network.encode(embeddings, tokens)
 
     def episodes(
-        self,
-        prompts: EncodedPrompts,
-        prompt_of: NDArray[np.int64] | None = None,
-        targets: FloatArray | float = 0.0,
+        self, prompts: EncodedPrompts, prompt_of: NDArray[np.int64] | None = None, targets: FloatArray | float = 0.0
     ) -> Episodes:
         """What acts in many episodes at once, of several tasks; see `Episodes`."""
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)

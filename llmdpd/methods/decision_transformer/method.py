@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -46,8 +46,9 @@ class DTConfig(UnaveragedConfig):
 
     @classmethod
     def from_preset(cls, start: Start) -> DTConfig:
-        network = start.diffusion.network
-        return cls(network=DecisionTransformerConfig(network.action_bound, network.context.features))
+        own, network = cls(), start.diffusion.network
+        network = replace(own.network, action_bound=network.action_bound, features=network.context.features)
+        return replace(own, network=network)
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,6 @@ class PromptDTConfig(DTConfig):
     name = "prompt-dt"
 
     network: PromptDecisionTransformerConfig = field(default_factory=PromptDecisionTransformerConfig)
-
-    @classmethod
-    def from_preset(cls, start: Start) -> PromptDTConfig:
-        network = start.diffusion.network
-        return cls(network=PromptDecisionTransformerConfig(network.action_bound, network.context.features))
 
 
 class DT(Method[DecisionTransformer, DTConfig]):

@@ -99,7 +99,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12 of Algorithm 1, on one batch.
 
-        It reads nothing back from a CUDA device, samples nothing on the host then, and does the same operations at every
+        On a CUDA device it reads nothing back, samples nothing on the host, and does the same operations at every
         iteration: one recording of it serves all.
 
         Returns:

@@ -17,11 +17,7 @@ from torch import Tensor
 
 from llmdpd.methods.actor_critic import ActorCritic, ActorCriticConfig
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.td3_bc.state_augmentation import (
-    RADAugmentation,
-    S4RLAugmentation,
-    StateAugmentation,
-)
+from llmdpd.methods.td3_bc.state_augmentation import RADAugmentation, S4RLAugmentation, StateAugmentation
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.actor import DeterministicPolicy
 from llmdpd.nn.context import EncodedPrompts
@@ -78,12 +74,8 @@ class TD3BC(ActorCritic[DeterministicPolicy, TD3BCConfig]):
     def __init__(self, network: DeterministicPolicy, config: TD3BCConfig, iterations: int) -> None:
         super().__init__(network, config, iterations)
         self.target_policy = self._add_target("policy", network)
+        self.augmentation: StateAugmentation = getattr(config, "states", StateAugmentation())
         self._iteration = 0
-
-    @property
-    def augmentation(self) -> StateAugmentation:
-        """What changes the states that are learned in."""
-        return StateAugmentation()
 
     def schedule(self, iteration: int) -> None:
         """The learning rates, and whether it is the actor's turn."""
@@ -147,19 +139,9 @@ class RAD(TD3BC):
     """TD3+BC on states under random amplitude scaling, or noise (Laskin et al. 2020)."""
 
     Config = RADConfig
-    config: RADConfig
-
-    @property
-    def augmentation(self) -> RADAugmentation:
-        return self.config.states
 
 
 class S4RL(TD3BC):
     """TD3+BC on states under S4RL's augmentations (Sinha et al. 2021)."""
 
     Config = S4RLConfig
-    config: S4RLConfig
-
-    @property
-    def augmentation(self) -> S4RLAugmentation:
-        return self.config.states

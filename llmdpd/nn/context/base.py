@@ -59,7 +59,7 @@ class ContextConfig:
     """How prompts and state become the condition."""
 
     kind: Literal["pooled", "retrieval"] = "pooled"
-    """`pooled` is the paper's: each prompt becomes one vector. `retrieval` also attends to the demonstration's steps."""
+    """`pooled` is the paper's: each prompt becomes one vector. `retrieval` also attends to single steps."""
     text: bool = True
     """Use the text prompt (off: the paper's ablation w/o-z_text)."""
     trajectory: bool = True

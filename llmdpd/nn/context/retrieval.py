@@ -117,7 +117,7 @@ class RetrievalContext(Context):
         return self.reads and self.sizes.waypoints
 
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
-        """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last is for none of them.
+        """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
 
         Raises:
             ValueError: a context without waypoints.
