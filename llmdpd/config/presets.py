@@ -13,8 +13,7 @@ from llmdpd.methods import METHODS
 from llmdpd.methods.base import MethodConfig, Start
 from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
-from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusionConfig
-from llmdpd.methods.trajectory_diffusion.network import TrajectoryNetworkConfig
+from llmdpd.methods.trajectory_diffusion import TrajectoryDiffusionConfig, TrajectoryNetworkConfig
 from llmdpd.nn.acting import BestOfN, ChainActing
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig

@@ -13,9 +13,9 @@ import torch
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Method
 from llmdpd.methods.batch import PromptedBatch, StepWindows
-from llmdpd.methods.decision_transformer.network import DemonstrationConfig
+from llmdpd.methods.decision_transformer import DemonstrationConfig
 from llmdpd.methods.lamo.gpt2 import find_language_model
-from llmdpd.methods.mtdiff.network import MTDiffTrajectoryConfig
+from llmdpd.methods.mtdiff import MTDiffTrajectoryConfig
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import Spaces
 from llmdpd.nn.sequence_model import LoRAConfig, SequenceConfig

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion import alphas, philox_normal
-from llmdpd.methods.mtdiff.network import MTDiffPolicy
+from llmdpd.methods.mtdiff import MTDiffPolicy
 from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.policy.policy import Policy

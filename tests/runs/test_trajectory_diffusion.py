@@ -14,8 +14,7 @@ import pytest
 from llmdpd.cli.options import has_field, split_options
 from llmdpd.errors import InputError
 from llmdpd.methods.networks import Method
-from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusion
-from llmdpd.methods.trajectory_diffusion.network import TrajectoryPolicy
+from llmdpd.methods.trajectory_diffusion import TrajectoryDiffusion, TrajectoryPolicy
 from llmdpd.policy.folder import DESCRIPTION
 from llmdpd.policy.policy import Policy
 from llmdpd.training.metrics import read_metrics

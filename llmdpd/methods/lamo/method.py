@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from llmdpd.errors import InputError
 from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.decision_transformer.method import cloning_loss
+from llmdpd.methods.decision_transformer import cloning_loss
 from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
 from llmdpd.methods.lamo.gpt2 import LanguageModel, Words, find_language_model, load_language_model
 from llmdpd.methods.lamo.network import LaMoNetworkConfig, LanguageDecisionTransformer, check_peft

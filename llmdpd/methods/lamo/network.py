@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, located
-from llmdpd.methods.decision_transformer.network import DecisionTransformer
+from llmdpd.methods.decision_transformer import DecisionTransformer
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
