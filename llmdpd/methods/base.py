@@ -275,17 +275,12 @@ class Learner(ABC):
 
     @classmethod
     def in_environments(
-        cls,
-        network: Any,
-        config: Any,
-        specs: Sequence[TaskSpec],
-        *,
-        steps: int,
-        seed: int,
-        goal_visible: bool,
-        folder: Path,
+        cls, network: Any, config: Any, specs: Sequence[TaskSpec], *, folder: Path, **options: Any
     ) -> tuple[Learner, Any]:
-        """A method that learns online, and what it learns from: steps in the environments, kept in `folder`."""
+        """A method that learns online, and what it learns from: steps in the environments, kept in `folder`.
+
+        Options: steps (of the whole run), seed, goal_visible.
+        """
         raise NotImplementedError
 
     def visited_states(self) -> NDArray[np.float32]:

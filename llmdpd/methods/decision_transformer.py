@@ -63,8 +63,10 @@ class DecisionTransformer(HistoryPolicy):
     prompted = False
     """Whether it reads a demonstration."""
 
-    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
+    def __init__(self, spaces: Spaces, config: Any) -> None:
         super().__init__(spaces, config)
+        self.memory_length: int = config.sequence.context
+        self.window = Window(self.memory_length)
         self._build(self.context.features.output_dim, spaces.action_dim, config)
 
     def _build(self, feature_dim: int, action_dim: int, config: Any) -> None:
@@ -74,17 +76,6 @@ class DecisionTransformer(HistoryPolicy):
         self.norm: nn.Module = nn.LayerNorm(sizes.width)
         self.model = CausalTransformer(sizes.sizes, sizes.dropout)
         self.head: nn.Module = nn.Linear(sizes.width, action_dim)
-
-    @property
-    def memory_length(self) -> int:  # type: ignore[override]
-        """K, steps of the episode that it sees."""
-        length: int = self.config.sequence.context
-        return length
-
-    @property
-    def window(self) -> Window:
-        """As many steps as it sees."""
-        return Window(self.memory_length)
 
     def forward(
         self,

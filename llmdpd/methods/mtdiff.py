@@ -67,6 +67,8 @@ class MTDiffPolicy(HistoryPolicy):
 
     def __init__(self, spaces: Spaces, config: MTDiffNetworkConfig) -> None:
         super().__init__(spaces, config)
+        self.memory_length = config.plan.history
+        self.window = Window(config.plan.horizon, config.plan.history - 1)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         action_dim = spaces.action_dim
         features, width = self.context.features.output_dim, config.plan.width
@@ -76,16 +78,6 @@ class MTDiffPolicy(HistoryPolicy):
         self.embed_state = _embedding(features, width)
         self.example_position = nn.Parameter(0.02 * torch.randn(config.demonstration.steps, width))
         self.state_position = nn.Parameter(0.02 * torch.randn(config.plan.history, width))
-
-    @property
-    def memory_length(self) -> int:  # type: ignore[override]
-        """States that it is shown, the present one among them."""
-        return self.config.plan.history
-
-    @property
-    def window(self) -> Window:
-        """The steps to come, and the states that it goes on from."""
-        return Window(self.config.plan.horizon, self.memory_length - 1)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Embed the steps of P demonstrations.

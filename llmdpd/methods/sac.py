@@ -146,17 +146,9 @@ class SAC(Learner):
 
     @classmethod
     def in_environments(
-        cls,
-        network: SACActor,
-        config: SACConfig,
-        specs: Sequence[TaskSpec],
-        *,
-        steps: int,
-        seed: int,
-        goal_visible: bool,
-        folder: Path,
+        cls, network: SACActor, config: SACConfig, specs: Sequence[TaskSpec], *, folder: Path, **options: Any
     ) -> tuple[SAC, SACSteps]:
-        learner = cls(network, config, specs, steps=steps, seed=seed, goal_visible=goal_visible)
+        learner = cls(network, config, specs, **options)
         return learner, SACSteps(learner, folder)
 
     def visited_states(self) -> NDArray[np.float32]:

@@ -45,6 +45,7 @@ class TrajectoryPolicy(ConditionedNetwork):
 
     def __init__(self, spaces: Spaces, config: TrajectoryNetworkConfig) -> None:
         super().__init__(spaces, config)
+        self.window = Window(config.plan.horizon)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         self.net = TrajectoryDenoiser(
             spaces.state_dim + spaces.action_dim,
@@ -55,11 +56,6 @@ class TrajectoryPolicy(ConditionedNetwork):
         )
         self.register_buffer("low", -torch.ones(spaces.state_dim))
         self.register_buffer("high", torch.ones(spaces.state_dim))
-
-    @property
-    def window(self) -> Window:
-        """The trajectory's steps."""
-        return Window(self.config.plan.horizon)
 
     def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
         super().fit(observations, returns)

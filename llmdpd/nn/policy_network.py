@@ -127,6 +127,8 @@ class PolicyNetwork(nn.Module, ABC):
         context: another context than that of the configuration.
     """
 
+    window = Window()
+    """The steps that its batches carry beside transitions."""
     memory_length = 0
     """Steps of an episode that the policy is shown, the present one among them; 0: the present state alone."""
     reads_rewards = False
@@ -143,11 +145,6 @@ class PolicyNetwork(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it is."""
         return self.context.features.mean.device
-
-    @property
-    def window(self) -> Window:
-        """The steps that its batches carry beside transitions."""
-        return Window()
 
     def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
         """Take the statistics of the training tasks' observations [N, S]; `returns()`: returns-to-go [N]."""
@@ -166,7 +163,7 @@ class PolicyNetwork(nn.Module, ABC):
         return EpisodeMemory(self.memory_length, self.action_dim) if self.memory_length else None
 
     def make_critic(self, **sizes: Any) -> nn.Module:
-        """Critics that choose among several samples, built with what `critic_sizes` of them gives.
+        """Critics that choose among several samples, built with what `sizes` of them gives.
 
         Raises:
             InputError: the method's policies have none.

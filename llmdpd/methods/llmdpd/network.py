@@ -52,16 +52,13 @@ class DiffusionPolicy(ConditionedNetwork):
                 expected=f"{ACTION_NUMBERS.high} numbers at most",
             )
         super().__init__(spaces, config)
+        if config.chunk > 1:
+            self.window = Window(config.chunk)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         self.training_sampler = config.training_sampler()
         self.net = NoiseMLP(
             self.context.state_dim, numbers, self.context.prompt_dim, config.hidden_dim, config.time_dim
         )
-
-    @property
-    def window(self) -> Window:
-        """The steps of a chunk; of single actions none."""
-        return Window(self.config.chunk) if self.config.chunk > 1 else Window()
 
     def make_critic(self, hidden: int = 256, sees_prompts: bool = False) -> DoubleQ:  # type: ignore[override]
         """Q_1 and Q_2 on this policy's features, of that width; `sees_prompts`: on its prompt vectors too.
