@@ -15,7 +15,7 @@ from llmdpd.config.presets import find_preset, with_method
 from llmdpd.methods import METHODS
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.diffusion_ql import DiffusionQLConfig
-from llmdpd.methods.td3_bc.state_augmentation import RADAugmentation
+from llmdpd.methods.td3_bc import RADAugmentation
 from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.context import Condition
 from llmdpd.policy.policy import Policy
