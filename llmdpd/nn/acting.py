@@ -61,15 +61,9 @@ class ChainActing(NoisyActing):
         Raises:
             InputError: a number of steps that the sampler cannot take.
         """
-        total = network.diffusion_steps
-        return sampler_plan(
-            self.sampler,
-            total if self.steps is None else self.steps,
-            network.schedule,
-            network.action_bound,
-            train_steps=total,
-            noise_scale=self.noise_scale,
-        )
+        total, bound = network.diffusion_steps, network.action_bound
+        steps, noise = total if self.steps is None else self.steps, self.noise_scale
+        return sampler_plan(self.sampler, steps, network.schedule, bound, train_steps=total, noise_scale=noise)
 
     def check_network(self, network: ChainConfig) -> None:
         self.coefficients(network)

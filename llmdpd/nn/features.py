@@ -31,7 +31,7 @@ class StateFeatures(nn.Module):
     the observation itself.
 
     Raises:
-        InputError: `metaworld` features for observations of another size.
+        InputError: features of Meta-World's layout for observations of another size.
     """
 
     mean: Tensor

@@ -21,7 +21,7 @@ from llmdpd.nn.context import EncodedPrompts, RetrievalContext
 from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
-from llmdpd.policy.inputs import Example, read_examples, read_observations, read_rewards
+from llmdpd.policy.inputs import Demonstration, read_demonstrations, read_observations, read_rewards
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.models import LLMIdentity
@@ -158,7 +158,7 @@ class Policy:
     def prompt(
         self,
         text: str | TextPrompt | None = None,
-        trajectory: Example | None = None,
+        trajectory: Demonstration | None = None,
         target_return: float | None = None,
     ) -> Policy:
         """Set the prompts: a text, and a demonstration (a `Trajectory`, or observations [T, S] and actions [T, A]).
@@ -185,7 +185,7 @@ class Policy:
         return self
 
     def encode_prompts(
-        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Example | None]
+        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Demonstration | None]
     ) -> EncodedPrompts:
         """Read P prompts at once, for `episodes`.
 
@@ -193,8 +193,8 @@ class Policy:
             InputError: as `prompt`; or a kind of prompt that is given for some of the P and not for others.
         """
         words = [text for text in texts if text is not None]
-        examples = [example for example in trajectories if example is not None]
-        for name, given, count in (("text", len(words), len(texts)), ("trajectory", len(examples), len(trajectories))):
+        shown = [demonstration for demonstration in trajectories if demonstration is not None]
+        for name, given, count in (("text", len(words), len(texts)), ("trajectory", len(shown), len(trajectories))):
             if 0 < given < count:
                 found = f"{given} of {count}"
                 raise InputError("prompts are given for all or for none", field=name, found=found, expected=count)
@@ -202,7 +202,7 @@ class Policy:
                 raise InputError(f"this policy was trained without {name} prompts", field=name, expected="none")
         embeddings = torch.stack([self._embed(text) for text in words]).to(self.device) if words else None
         with torch.no_grad():
-            tokens = self._tokens(examples).to(self.device) if examples else None
+            tokens = self._tokens(shown).to(self.device) if shown else None
             return self.network.encode(embeddings, tokens)
 
     def episodes(
@@ -211,17 +211,17 @@ class Policy:
         """What acts in many episodes at once, of several tasks; see `Episodes`."""
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)
 
-    def target_returns(self, tasks: Sequence[str | None], examples: Sequence[Example | None]) -> FloatArray:
+    def target_returns(self, tasks: Sequence[str | None], demonstrations: Sequence[Demonstration | None]) -> FloatArray:
         """The target returns of B tasks for a policy conditioned on history, given B demonstrations.
 
         See `llmdpd.nn.history_policy.target_returns`.
         """
         return target_returns(
-            self.facts.get("target_returns", {}), tasks, examples if self.network.reads.trajectory else None
+            self.facts.get("target_returns", {}), tasks, demonstrations if self.network.reads.trajectory else None
         )
 
     def attention(
-        self, text: str | TextPrompt, trajectory: Example, observations: FloatArray
+        self, text: str | TextPrompt, trajectory: Demonstration, observations: FloatArray
     ) -> tuple[NDArray[np.float32], FloatArray] | None:
         """Where in its demonstration the policy looks during an episode: observations [L, S] from its start on.
 
@@ -302,10 +302,10 @@ class Policy:
             self.texts[key] = vector
         return self.texts[key]
 
-    def _tokens(self, examples: Sequence[Example]) -> TrajectoryTokens:
+    def _tokens(self, demonstrations: Sequence[Demonstration]) -> TrajectoryTokens:
         network = self.network
-        return read_examples(
-            examples, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
+        return read_demonstrations(
+            demonstrations, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
         )
 
 

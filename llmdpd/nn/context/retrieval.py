@@ -41,6 +41,8 @@ class RetrievalContext(Context):
         embedding = 2 * len(_PERIODS) if sizes.clock else 0
         self.state_dim = features + embedding
         self.reads = config.trajectory and (sizes.attention or sizes.waypoints)
+        self.retrieves = self.reads and sizes.waypoints
+        """Whether it retrieves waypoints from its demonstration, whose `weights` can be shown."""
         if not self.reads:
             return
         width = sizes.width
@@ -92,7 +94,6 @@ class RetrievalContext(Context):
         return memory
 
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, time: Tensor) -> Condition:
-        """See `Context.condition`."""
         batch, single = len(state), len(prompts) == 1
         prompt = prompts.pooled[0] if single else spread(prompts.pooled, index, batch)
         own, streams = self._streams(state, prompt, time)
@@ -110,11 +111,6 @@ class RetrievalContext(Context):
             here = self._place(self.features.geometry(state), time).unflatten(0, (groups, -1))
             parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
         return Condition(torch.cat(parts, dim=-1), prompt)
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether it retrieves waypoints from its demonstration, so that `weights` can tell where."""
-        return self.reads and self.sizes.waypoints
 
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
         """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
