@@ -68,7 +68,7 @@ class SACConfig(MethodConfig):
             spec.check_max_steps(self.max_steps, "max_steps")
         bound = self.network.action_bound
         if bound != 1:
-            raise InputError("actions of environments lie in ±1", field="network.action_bound", found=bound, expected=1)
+            raise InputError("actions must lie within ±1", field="network.action_bound", found=bound, expected=1)
         if self.learning_starts >= iterations:
             raise InputError(
                 "the run ends before the first gradient step",
