@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from llmdpd.cli.common import run_command
-from llmdpd.data.collecting.replay import SacConfig, collect_sac
+from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
 from llmdpd.errors import InputError
 from llmdpd.training.stopping import StopRequestedError, StopSignals

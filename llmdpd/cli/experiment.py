@@ -18,7 +18,7 @@ from llmdpd.experiments.duration import seconds_left
 from llmdpd.experiments.grids import BUDGETS, GRIDS
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.experiments.schedule import Outcome, Scheduler, shares
+from llmdpd.experiments.scheduler import Outcome, Scheduler, shares
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse
 from llmdpd.utils.files import process_lock
@@ -30,7 +30,7 @@ _DESCRIPTION = f"""Run an experiment: train and evaluate what is missing, and ma
 {_EXPERIMENTS}
 
 Runs that are finished are not repeated, interrupted ones continue. Options of llmdpd.train for all of its runs, or for
-the methods that have them, stand at the end, after --:  llmdpd.experiment table1 --seeds 1 -- --agent.lr 1e-4
+the methods that have them, stand at the end, after --:  llmdpd.experiment table1 --seeds 1 -- --method.lr 1e-4
 What the experiment itself decides, such as --seed and --preset, or a method that it compares, is refused there.
 
 Budgets: {"; ".join(f"{name} ({budget})" for name, budget in BUDGETS.items())}"""

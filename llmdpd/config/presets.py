@@ -13,11 +13,10 @@ from llmdpd.methods import METHODS
 from llmdpd.methods.base import MethodConfig, Start
 from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
-from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusionConfig
-from llmdpd.methods.trajectory_diffusion.network import TrajectoryNetworkConfig
+from llmdpd.methods.trajectory_diffusion import TrajectoryDiffusionConfig, TrajectoryNetworkConfig
 from llmdpd.nn.acting import BestOfN, ChainActing
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.plan_denoiser import PlanConfig
+from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.training.config import TrainingConfig
@@ -111,7 +110,7 @@ def _trajectory_diffusion(config: TrainConfig) -> TrajectoryDiffusionConfig:
     preset = config.method
     assert isinstance(preset, LLMDPDConfig)
     small = config.preset in _SMALL
-    plan = PlanConfig(horizon=8, layers=2, width=128, inner=256) if small else PlanConfig()
+    plan = TrajectoryConfig(horizon=8, layers=2, width=128, inner=256) if small else TrajectoryConfig()
     names = ("lr", "lr_warmup", "lr_final", "weight_decay", "grad_clip", "ema_decay", "ema_every", "clone")
     learning = {name: getattr(preset, name) for name in names} if small else {}
     return TrajectoryDiffusionConfig(

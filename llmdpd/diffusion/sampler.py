@@ -2,7 +2,7 @@
 
 | backend | gradient | where it is computed |
 | --- | --- | --- |
-| `cpp` | no | `llmdpd.ops.packing`: weights packed once, the whole call in C++ |
+| `cpp` | no | `llmdpd.ops.inference`: weights packed once, the whole call in C++ |
 | `cpp`, `triton` | yes, or on CUDA | `llmdpd.ops.autograd`: the operators, in C++ or Triton |
 | `reference` | either | `llmdpd.diffusion.reference`: plain PyTorch |
 """
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.errors import InputError
-from llmdpd.ops import autograd, native, packing, triton
+from llmdpd.ops import autograd, inference, native, triton
 from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seed, check_shapes
 from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.ops.philox import philox_normal, signed64
@@ -92,7 +92,7 @@ def reverse_diffusion(
         and backend in ("auto", "cpp")
         and precision in ("fp32", "bf16")
     ):
-        actions = packing.sample_again(net, plan, state, prompt, samples, seed, precision == "bf16")
+        actions = inference.sample_again(net, plan, state, prompt, samples, seed, precision == "bf16")
         if actions is not None:
             return actions
     call = _Call(net, state, prompt, plan, samples, seed, noise, backend, precision)
@@ -102,7 +102,7 @@ def reverse_diffusion(
         state.requires_grad or prompt.requires_grad or any(t.requires_grad for t in net.parameters())
     )
     if chosen == "cpp" and not needs_grad and not compiling:
-        return packing.sample(net, plan, state, prompt, samples, seed, noise, bf16)
+        return inference.sample(net, plan, state, prompt, samples, seed, noise, bf16)
     xi = None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim)
     if chosen == "reference":
         xi = _noise(call) if xi is None else xi

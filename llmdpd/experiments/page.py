@@ -12,7 +12,7 @@ from llmdpd.evaluation.results import SPLITS
 from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.pictures import picture, picture_png
 from llmdpd.experiments.plan import Plan
-from llmdpd.experiments.schedule import Outcome
+from llmdpd.experiments.scheduler import Outcome
 from llmdpd.experiments.summary import Row, make_rows, reported_figures, reported_mean
 from llmdpd.reporting.compare import Arm, flatten
 from llmdpd.reporting.estimate import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Estimate

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,24 +26,16 @@ from torch import Tensor, nn
 from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError, located
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.optimisation import (
-    OptimisationConfig,
-    clip_gradient,
-    ema_rate,
-    lerp,
-    rate_factor,
-    rate_tensor,
-    set_rate,
-)
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
 from llmdpd.nn.policy_network import ContextNetworkConfig, NetworkConfig, PolicyNetwork, Spaces
 from llmdpd.tasks.specs import TaskSpec
-from llmdpd.utils.bounds import Count
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named
 
 Network = TypeVar("Network", bound=PolicyNetwork)
 Config = TypeVar("Config", bound="OfflineConfig")
+Module = TypeVar("Module", bound=nn.Module)
 Clone = Literal["executed", "expert"]
 
 
@@ -145,6 +137,31 @@ class MethodConfig(Named):
 
 
 @dataclass(frozen=True)
+class OptimisationConfig:
+    """How any method's policy is optimised: AdamW, its rate's schedule, and the EMA that acts.
+
+    A method's own config inherits it, and declares a field again where its literature has another default.
+    """
+
+    lr: NonNegative = 3e-4
+    """Learning rate of policy and encoders."""
+    lr_warmup: WholeNumber = 0
+    """Iterations of linear warm-up, of every rate."""
+    lr_final: Fraction = 1.0
+    """Fraction of the rates that is left at the end of a cosine decay per iteration; 1 keeps them constant."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay (AdamW) of policy and encoders."""
+    grad_clip: NonNegative = 0.0
+    """Bound on the norm of each optimiser's gradient; 0 for none."""
+    ema_decay: Fraction = 0.995
+    """Decay of the EMA of the policy, which acts, and samples target actions where critics learn."""
+    ema_every: Count = 5
+    """Iterations from one EMA update to the next."""
+    ema_start: WholeNumber = 1000
+    """Iteration from which the EMA averages; before it copies."""
+
+
+@dataclass(frozen=True)
 class OfflineConfig(OptimisationConfig, MethodConfig):
     """What methods have that learn from a data set."""
 
@@ -191,10 +208,50 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
             )
 
 
+@dataclass(frozen=True)
+class UnaveragedConfig(OfflineConfig):
+    """Methods whose policy acts as it is: there is no average of it."""
+
+    ema_decay: Fraction = 0.0
+    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
+    ema_every: Count = 1
+    """Iterations from one EMA update to the next."""
+
+
+@dataclass(frozen=True)
+class CloningConfig(OfflineConfig):
+    """Methods that can clone the expert in the visited states."""
+
+    clone: Clone = "executed"
+    """What is cloned: the executed actions (the paper), or the expert's clean ones in the visited states."""
+
+    @property
+    def cloned(self) -> Clone:
+        return self.clone
+
+
+def rate_factor(config: OptimisationConfig, iteration: int, iterations: int) -> float:
+    """The fraction of its rate that an iteration (from 0) learns with: linear warm-up, cosine decay to `lr_final`."""
+    progress = torch.tensor(iteration / max(iterations, 1) * torch.pi)
+    factor = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(torch.cos(progress)))
+    if config.lr_warmup:
+        factor *= min(1.0, (iteration + 1) / config.lr_warmup)
+    return factor
+
+
+def ema_rate(config: OptimisationConfig, iteration: int) -> float | None:
+    """How far the EMA goes to the trained weights after an iteration: 1 (a copy) before `ema_start`; None: not now."""
+    if iteration % config.ema_every:
+        return None
+    return 1 - config.ema_decay if iteration >= config.ema_start else 1.0
+
+
 class Learner(ABC):
     """What the training loop trains, and what a checkpoint holds of it."""
 
     Config: ClassVar[type[MethodConfig]]
+    network_class: ClassVar[type[PolicyNetwork]]
+    """The policy's network."""
     online: ClassVar[bool] = False
     """Whether it learns in the environments themselves, from no data set."""
     same_work: ClassVar[bool] = False
@@ -221,39 +278,18 @@ class Learner(ABC):
         return None
 
     @classmethod
-    @abstractmethod
-    def build_network(cls, spaces: Spaces, config: Any) -> PolicyNetwork:
-        """The policy's network.
-
-        Args:
-            spaces: what it is built for. config: its configuration, as `Config.network`.
-        """
-
-    @classmethod
-    def network_config(cls) -> type[NetworkConfig]:
-        """The class of the network's configuration."""
-        kind: type[NetworkConfig] = get_type_hints(cls.Config)["network"]
-        return kind
-
-    @classmethod
-    def acting_config(cls) -> type[ActingConfig]:
-        """The class of the acting's configuration."""
-        kind: type[ActingConfig] = get_type_hints(cls.Config)["acting"]
-        return kind
+    def build_network(cls, spaces: Spaces, config: Any) -> Any:
+        """A `network_class` for these spaces, by a configuration as `Config.network`."""
+        return cls.network_class(spaces, config)
 
     @classmethod
     def in_environments(
-        cls,
-        network: Any,
-        config: Any,
-        specs: Sequence[TaskSpec],
-        *,
-        steps: int,
-        seed: int,
-        goal_visible: bool,
-        folder: Path,
+        cls, network: Any, config: Any, specs: Sequence[TaskSpec], *, folder: Path, **options: Any
     ) -> tuple[Learner, Any]:
-        """A method that learns online, and what it learns from: steps in the environments, kept in `folder`."""
+        """A method that learns online, and what it learns from: steps in the environments, kept in `folder`.
+
+        Options: steps (of the whole run), seed, goal_visible.
+        """
         raise NotImplementedError
 
     def visited_states(self) -> NDArray[np.float32]:
@@ -308,7 +344,8 @@ class Method(Learner, Generic[Network, Config]):
         """Write the learning rates of the iteration where the optimisers read them."""
         factor = rate_factor(self.config, iteration, self.iterations)
         for name, optimizer in self.optimizers.items():
-            set_rate(optimizer, self._rates[name] * factor)
+            for group in optimizer.param_groups:  # in place: a captured graph reads these tensors
+                group["lr"].fill_(self._rates[name] * factor)
 
     @abstractmethod
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
@@ -328,11 +365,7 @@ class Method(Learner, Generic[Network, Config]):
         return (network or self.policy).encode(batch.text, batch.tokens, batch.keep)
 
     def condition(
-        self,
-        batch: PromptedBatch,
-        prompts: EncodedPrompts,
-        following: bool = False,
-        network: Network | None = None,
+        self, batch: PromptedBatch, prompts: EncodedPrompts, following: bool = False, network: Network | None = None
     ) -> Condition:
         """The batch's states, or the next ones, under prompts that `network` (by default the policy) has encoded."""
         states = batch.next_observations if following else batch.observations
@@ -345,9 +378,11 @@ class Method(Learner, Generic[Network, Config]):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = clip_gradient(
-            [p for name in names for p in self._parameters[f"{name}_optimizer"]], self.config.grad_clip
-        )
+        parameters = [p for name in names for p in self._parameters[f"{name}_optimizer"]]
+        if self.config.grad_clip:
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         for optimizer in optimizers:
             optimizer.step()
         return norm
@@ -380,28 +415,30 @@ class Method(Learner, Generic[Network, Config]):
         """Make the optimiser of these parameters, which follows the schedule of rates."""
         device, name = parameters[0].device, f"{name}_optimizer"
         self._rates[name], self._parameters[name] = rate, parameters
-        self.optimizers[name] = torch.optim.AdamW(
-            parameters, rate_tensor(rate, device), weight_decay=decay, fused=True, capturable=device.type == "cuda"
-        )
+        # The rate is a tensor, so that a schedule can change it under a captured graph. The CPU's fused Adam reads
+        # any float (in float64 the same bits as a Python float), CUDA's reads float32.
+        cuda = device.type == "cuda"
+        lr = torch.tensor(rate, dtype=torch.float32 if device.type != "cpu" else torch.float64, device=device)
+        self.optimizers[name] = torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True, capturable=cuda)
 
-    def _add(self, name: str, module: nn.Module, rate: float) -> None:
-        """A further network that learns, `name`, with a target of its own, `target_NAME`."""
+    def _add(self, name: str, module: Module, rate: float) -> Module:
+        """Add a further network that learns, and return its target."""
         self.modules[name] = module
-        self._add_target(name, module)
+        target = self._add_target(name, module)
         self._optimise(name, list(module.parameters()), rate)
+        return target
 
-    def _add_target(self, name: str, module: nn.Module) -> None:
-        self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
+    def _add_target(self, name: str, module: Module) -> Module:
+        """Add and return `target_NAME`, a copy of the network that `track` moves after it."""
+        target = self.modules[f"target_{name}"] = copy.deepcopy(module).eval().requires_grad_(False)
+        return target
 
     def _of(self, name: str) -> list[nn.Parameter]:
         if name not in self._parameters:
             self._parameters[name] = list(self.modules[name].parameters())
         return self._parameters[name]
 
+    @torch.no_grad()
     def _lerp(self, target: str, source: str, rate: float) -> None:
-        lerp(self._of(target), self._of(source), rate)
-
-
-def detached(condition: Condition) -> Condition:
-    """The condition without its gradient: critics do not train the policy's encoders."""
-    return Condition(condition.state.detach(), condition.prompt.detach())
+        """target ← target + rate (source - target), in place so that the tensors' versions count it."""
+        torch._foreach_lerp_([*self._of(target)], [*self._of(source)], rate)

@@ -1,4 +1,4 @@
-"""What every agent learns from in one iteration."""
+"""What every method learns from in one iteration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepWindows:
-    """The H steps of an episode from each of B transitions on: what a plan, chunk or sequence is learned from.
+    """The H steps of an episode from each of B transitions on: what a trajectory, chunk or sequence is learned from.
 
     states [B, H, S]; actions [B, H, A] (executed); expert_actions [B, H, A] or None; mask [B, H], False past the
     episode's end, where its last step is repeated; returns [B, H], undiscounted, from each step to the episode's end.
@@ -37,7 +37,7 @@ class PromptedBatch:
 
     observations, next_observations [B, S]; actions [B, A] (executed); expert_actions [B, A] or None; rewards,
     terminals [B] float32; timesteps [B] int64 within the episode; text [P, D] LLM embeddings; tokens: the trajectory
-    prompts; keep: which of the prompts are given in this batch; windows: for plans, chunks, sequences, else None. The
+    prompts; keep: which of the prompts are given in this batch; windows: of steps, where the method needs them. The
     transitions lie in P equal groups, one a prompt, in the prompts' order.
     """
 
@@ -64,6 +64,13 @@ class PromptedBatch:
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> PromptedBatch:
         """The same batch with these in place of its own tensors; every one of `tensors()` must be given."""
         return _with_tensors(self, tensors, "")
+
+
+def cloned_actions(source: PromptedBatch | StepWindows, clone: str) -> Tensor:
+    """The executed actions, or with `clone` "expert" the expert's."""
+    actions = source.expert_actions if clone == "expert" else source.actions
+    assert actions is not None, "checked when the training data is prepared"
+    return actions
 
 
 def _leaves(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -10,51 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.methods.base import Method, OfflineConfig, Start, detached
+from llmdpd.methods.actor_critic import ActorCritic, ActorCriticConfig
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.acting import NoisyActing
-from llmdpd.nn.actor import ActorNetworkConfig, SquashedGaussianPolicy, TwinQ
+from llmdpd.nn.actor import SquashedGaussianPolicy
 from llmdpd.nn.context import Condition
-from llmdpd.nn.policy_network import Spaces
-from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, Width
+from llmdpd.utils.bounds import Bounds, NonNegative
 
 
 @dataclass(frozen=True)
-class CQLConfig(OfflineConfig):
+class CQLConfig(ActorCriticConfig):
     """CQL(H) with a fixed weight of its penalty. Defaults are those of its code for locomotion."""
 
     name = "cql"
     action_use = "learns from"
     legacy: ClassVar[Mapping[str, str]] = {"cql": "method."}
 
-    network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
     acting: NoisyActing = field(default_factory=NoisyActing)
     lr: NonNegative = 1e-4
     """Learning rate of policy and encoders."""
-    ema_decay: Fraction = 0.0
-    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: Count = 1
-    """Iterations from one EMA update to the next."""
-    critic_lr: NonNegative = 3e-4
-    """Learning rate of the critics."""
-    critic_hidden: Width = 256
-    """Width of the critics' three hidden layers."""
-    gamma: Fraction = 0.99
-    """Discount a step."""
-    tau: Fraction = 0.005
-    """Polyak rate of the target critics, an iteration."""
     penalty: NonNegative = 10.0
     """Weight of the conservative term."""
     draws: Annotated[int, Bounds(1, 1000)] = 10
     """Actions by which log Σ exp Q is estimated: so many uniform ones, the policy's, and its in the next state."""
     temperature_lr: NonNegative = 1e-4
     """Learning rate of the entropy's temperature."""
-    reward_scale: NonNegative = 1.0
-    """Factor on rewards in the critics' targets."""
-
-    @classmethod
-    def from_preset(cls, start: Start) -> CQLConfig:
-        return cls(network=ActorNetworkConfig.from_preset(start), **start.batches)
 
 
 class Temperature(nn.Module):
@@ -65,22 +45,15 @@ class Temperature(nn.Module):
         self.log = nn.Parameter(torch.zeros(()))
 
 
-class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
+class CQL(ActorCritic[SquashedGaussianPolicy, CQLConfig]):
     """Actor, critics with targets, and the temperature; the entropy aimed at is - A."""
 
     Config = CQLConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: ActorNetworkConfig) -> SquashedGaussianPolicy:
-        return SquashedGaussianPolicy(spaces, config)
+    network_class = SquashedGaussianPolicy
+    critic_layers = 3
 
     def __init__(self, network: SquashedGaussianPolicy, config: CQLConfig, iterations: int) -> None:
         super().__init__(network, config, iterations)
-        widths = (config.critic_hidden,) * 3
-        self.critic = TwinQ(network.context.state_dim, network.action_dim, network.context.prompt_dim, widths)
-        self.critic.to(network.device)
-        self._add("critic", self.critic, config.critic_lr)
-        self.target_critic: TwinQ = self.modules["target_critic"]  # type: ignore[assignment]
         self.temperature = Temperature().to(network.device)
         self.modules["temperature"] = self.temperature
         self._optimise("temperature", [self.temperature.log], config.temperature_lr)
@@ -101,7 +74,7 @@ class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
     def actor_loss(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """mean (temperature log pi(a | s) - min Q(s, a)), a from the policy; and log pi(a | s) [B]."""
         actions, log_probability = self.policy.rsample(condition)
-        value = self.critic.minimum(detached(condition), actions[0])
+        value = self.critic.minimum(condition.detached(), actions[0])
         weight = self.temperature.log.detach().exp()
         return (weight * log_probability[0] - value).mean(), log_probability[0]
 
@@ -122,15 +95,15 @@ class CQL(Method[SquashedGaussianPolicy, CQLConfig]):
         return bellman + config.penalty * penalty, metrics
 
     def _others(self, now: Condition, following: Condition) -> tuple[Tensor, Tensor]:
-        """Actions [3 N, B, A] that Q is pressed down at, and the log of the density that each was drawn from [3 N, B].
+        """Actions [3 N, B, A] that Q is pressed down at, and the log of the density that each is sampled from [3 N, B].
 
         A third is uniform, a third the policy's, a third the policy's in the next state.
         """
-        draws, bound, numbers = self.config.draws, self.policy.config.action_bound, self.policy.action_dim
-        shape = (draws, len(now.state), numbers)
+        count, bound, numbers = self.config.draws, self.policy.config.action_bound, self.policy.action_dim
+        shape = (count, len(now.state), numbers)
         uniform = bound * (2 * torch.rand(shape, device=now.state.device) - 1)
         flat = torch.full(shape[:2], -numbers * float(torch.log(torch.tensor(2 * bound))), device=uniform.device)
-        (own, own_density), (next_own, next_density) = (self.policy.rsample(c, draws) for c in (now, following))
+        (own, own_density), (next_own, next_density) = (self.policy.rsample(c, count) for c in (now, following))
         return torch.cat([uniform, own, next_own]), torch.cat([flat, own_density, next_density])
 
     def _penalty(self, now: Condition, others: Tensor, density: Tensor, values: tuple[Tensor, Tensor]) -> Tensor:

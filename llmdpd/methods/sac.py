@@ -20,7 +20,7 @@ from llmdpd.methods.base import Learner, MethodConfig, Start
 from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.actor import SACActor
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import NetworkConfig, Spaces
+from llmdpd.nn.policy_network import NetworkConfig
 from llmdpd.tasks.specs import TaskSpec, make_environment
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, WholeNumber, Width
 
@@ -66,11 +66,9 @@ class SACConfig(MethodConfig):
     def check_run(self, spec: TaskSpec, iterations: int) -> None:
         if self.max_steps is not None:
             spec.check_max_steps(self.max_steps, "max_steps")
-        if self.network.action_bound != 1:
-            found = self.network.action_bound
-            raise InputError(
-                "the environments' actions lie within ±1", field="network.action_bound", found=found, expected=1
-            )
+        bound = self.network.action_bound
+        if bound != 1:
+            raise InputError("actions must lie within ±1", field="network.action_bound", found=bound, expected=1)
         if self.learning_starts >= iterations:
             raise InputError(
                 "the run ends before the first gradient step",
@@ -108,11 +106,8 @@ class SAC(Learner):
     """
 
     Config = SACConfig
+    network_class = SACActor
     online = True
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: SACNetworkConfig) -> SACActor:
-        return SACActor(spaces, config)
 
     def __init__(
         self,
@@ -127,53 +122,33 @@ class SAC(Learner):
     ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._has_success = specs[0].has_success
-        settings = {
-            "learning_rate": config.lr,
-            "gamma": config.gamma,
-            "tau": config.tau,
-            "learning_starts": config.learning_starts,
-            "batch_size": config.batch_size,
-            "policy_kwargs": {"net_arch": [config.network.hidden_dim] * network.layers},
+        settings: dict[str, Any] = {
+            name: getattr(config, name) for name in ("gamma", "tau", "learning_starts", "batch_size")
         }
+        settings["learning_rate"] = config.lr
+        settings["policy_kwargs"] = {"net_arch": [config.network.hidden_dim] * network.layers}
         self.trainer = SacTrainer(
-            specs,
-            seed,
-            steps,
-            max_steps=config.max_steps,
-            goal_visible=goal_visible,
-            settings=settings,
-            make=make,
+            specs, seed, steps, max_steps=config.max_steps, goal_visible=goal_visible, settings=settings, make=make
         )
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Actor, critics with targets, and the entropy's weight."""
         return self.trainer.modules
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """An optimiser for each."""
         return self.trainer.optimizers
 
     @property
     def acting_network(self) -> SACActor:
-        """The network that acts, with the actor's weights as they are now."""
         self._network.copy_actor(self.trainer.actor)
         return self._network
 
     @classmethod
     def in_environments(
-        cls,
-        network: SACActor,
-        config: SACConfig,
-        specs: Sequence[TaskSpec],
-        *,
-        steps: int,
-        seed: int,
-        goal_visible: bool,
-        folder: Path,
+        cls, network: SACActor, config: SACConfig, specs: Sequence[TaskSpec], *, folder: Path, **options: Any
     ) -> tuple[SAC, SACSteps]:
-        learner = cls(network, config, specs, steps=steps, seed=seed, goal_visible=goal_visible)
+        learner = cls(network, config, specs, **options)
         return learner, SACSteps(learner, folder)
 
     def visited_states(self) -> NDArray[np.float32]:
@@ -187,7 +162,7 @@ class SAC(Learner):
         Raises:
             TrainingDivergedError: NaN or Inf in the actor's weights.
         """
-        with _told_divergence(self.trainer, iteration):
+        with _naming_divergence(self.trainer, iteration):
             metrics = self.trainer.learn()
         if batch is not None:
             metrics["rollout/return"] = batch.episode_return
@@ -210,7 +185,7 @@ class SACSteps:
         """
         if not self._trainer.steps:
             self._log.take_up(0)  # what a process that was killed before its first checkpoint has left
-        with _told_divergence(self._trainer, self._trainer.steps):
+        with _naming_divergence(self._trainer, self._trainer.steps):
             return self._trainer.step()
 
     def state(self) -> dict[str, Any]:
@@ -234,7 +209,7 @@ class SACSteps:
 
 
 @contextmanager
-def _told_divergence(trainer: SacTrainer, iteration: int) -> Iterator[None]:
+def _naming_divergence(trainer: SacTrainer, iteration: int) -> Iterator[None]:
     """stable-baselines3's distributions refuse NaN by a ValueError that says nothing of the training."""
     try:
         yield

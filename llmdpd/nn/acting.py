@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmdpd.diffusion import SamplerCoefficients, sampler_plan
 from llmdpd.diffusion.schedules import Precision, SamplerName
@@ -55,25 +55,15 @@ class ChainActing(NoisyActing):
     steps: Annotated[int | None, Bounds(1)] = None
     """Denoising steps; by default those of training (ddpm needs those)."""
 
-    def check(self) -> None:
-        """Raise `InputError` for a sampler that does not exist."""
-        _check_choice(self, "sampler", get_args(SamplerName))
-
     def coefficients(self, network: ChainConfig) -> SamplerCoefficients:
         """The sampler's coefficients for a network.
 
         Raises:
-            InputError: a sampler that does not exist, or a number of steps that it cannot take.
+            InputError: a number of steps that the sampler cannot take.
         """
-        total = network.diffusion_steps
-        return sampler_plan(
-            self.sampler,
-            total if self.steps is None else self.steps,
-            network.schedule,
-            network.action_bound,
-            train_steps=total,
-            noise_scale=self.noise_scale,
-        )
+        total, bound = network.diffusion_steps, network.action_bound
+        steps, noise = total if self.steps is None else self.steps, self.noise_scale
+        return sampler_plan(self.sampler, steps, network.schedule, bound, train_steps=total, noise_scale=noise)
 
     def check_network(self, network: ChainConfig) -> None:
         self.coefficients(network)
@@ -98,12 +88,6 @@ class BestOfN(ChainActing):
     action_horizon: Annotated[int | None, Bounds(1)] = None
     """Actions of a chunk that are executed before the next is sampled; by default the whole chunk."""
 
-    def check(self) -> None:
-        """Raise `InputError` for a sampler, a selection or a precision that does not exist."""
-        super().check()
-        _check_choice(self, "selection", ("soft", "max"))
-        _check_choice(self, "precision", get_args(Precision))
-
     def check_network(self, network: Any) -> None:
         super().check_network(network)
         self.horizon(network)
@@ -127,9 +111,3 @@ class BestOfN(ChainActing):
     def describe(self, network: Any) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("samples", "selection", "temperature", "precision")}
         return super().describe(network) | own
-
-
-def _check_choice(config: ActingConfig, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(config, name) not in choices:
-        expected = " or ".join(choices)
-        raise InputError(f"unknown {name}", field=name, found=getattr(config, name), expected=expected)

@@ -5,8 +5,6 @@ They are what the baselines act with. Encoders, context and features are those o
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,50 +14,16 @@ from torch import Tensor, nn
 from llmdpd.diffusion import philox_normal
 from llmdpd.nn.acting import ActingConfig, NoisyActing
 from llmdpd.nn.context import Condition, ContextConfig
+from llmdpd.nn.layers import mlp
 from llmdpd.nn.policy_network import ConditionedNetwork, ContextNetworkConfig, Spaces
 from llmdpd.utils.bounds import Width
 
 _INSIDE = 1 - 1e-6
 
 
-def relu_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    widths = (inputs, *hidden)
-    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
-
-
-class TwinQ(nn.Module):
-    """Q_1 and Q_2 (s, a) or (s, a, z), each an MLP with ReLU: the critics of TD3 and SAC.
-
-    Args:
-        state_dim: size of the state features. action_dim: A. prompt_dim: size of the prompt vector, 0 for none.
-        hidden: widths of the hidden layers.
-    """
-
-    def __init__(self, state_dim: int, action_dim: int, prompt_dim: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        inputs = state_dim + action_dim + prompt_dim
-        self.q1, self.q2 = (relu_mlp(inputs, hidden, 1) for _ in range(2))
-
-    def forward(self, condition: Condition, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The condition of B states, actions [B, A] → two times [B]."""
-        joined = torch.cat([joined_condition(condition), action], dim=-1)
-        return self.q1(joined).squeeze(-1), self.q2(joined).squeeze(-1)
-
-    def minimum(self, condition: Condition, action: Tensor) -> Tensor:
-        """min(Q_1, Q_2) [B]."""
-        return torch.minimum(*self(condition, action))
-
-
 def _normal(mean: Tensor, log_std: Tensor) -> torch.distributions.Normal:
     # Unchecked: a check would wait for the device.
     return torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
-
-
-def joined_condition(condition: Condition) -> Tensor:
-    """State features and prompt vectors side by side [B, F + Z]."""
-    return torch.cat([condition.state, condition.prompt.expand(len(condition.state), -1)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +52,7 @@ class ActorPolicy(ConditionedNetwork):
     def __init__(self, spaces: Spaces, config: Any, context: ContextConfig | None = None) -> None:
         super().__init__(spaces, config, context)
         inputs = self.context.state_dim + self.context.prompt_dim
-        self.net = relu_mlp(inputs, (config.hidden_dim,) * self.layers, self.outputs * spaces.action_dim)
+        self.net = mlp(inputs, (config.hidden_dim,) * self.layers, self.outputs * spaces.action_dim)
 
     def sample_conditioned(
         self, observations: Tensor, condition: Condition, acting: ActingConfig, seeds: Tensor, critic: Any
@@ -105,7 +69,7 @@ class DeterministicPolicy(ActorPolicy):
 
     def forward(self, condition: Condition) -> Tensor:
         """The condition of B states → actions [B, A]."""
-        return self.config.action_bound * torch.tanh(self.net(joined_condition(condition)))
+        return self.config.action_bound * torch.tanh(self.net(condition.joined()))
 
     def action(self, condition: Condition, acting: ActingConfig, seeds: Tensor) -> Tensor:
         """The action, which has no noise."""
@@ -125,7 +89,7 @@ class GaussianPolicy(ActorPolicy):
 
     def statistics(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """m and log s [B, A], the latter within `log_std`."""
-        mean, log_std = self.net(joined_condition(condition)).chunk(2, dim=-1)
+        mean, log_std = self.net(condition.joined()).chunk(2, dim=-1)
         return mean, log_std.clamp(*self.log_std)
 
     def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:
@@ -151,11 +115,11 @@ class SquashedGaussianPolicy(GaussianPolicy):
     log_std = (-20.0, 2.0)
     """As in SAC's reference implementation."""
 
-    def rsample(self, condition: Condition, draws: int = 1) -> tuple[Tensor, Tensor]:
+    def rsample(self, condition: Condition, count: int = 1) -> tuple[Tensor, Tensor]:
         """Actions [N, B, A] that the gradient goes through, and their log-probabilities [N, B]."""
         mean, log_std = self.statistics(condition)
         normal = _normal(mean, log_std)
-        raw = normal.rsample((draws,))
+        raw = normal.rsample((count,))
         return self.config.action_bound * torch.tanh(raw), self._log_probability(normal, raw)
 
     def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:

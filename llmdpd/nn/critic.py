@@ -1,16 +1,20 @@
-"""Double Q: two networks of three hidden layers with Mish, as in Diffusion-QL."""
+"""Critics: two Q networks each, of which targets and choices take the lesser value."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.diffusion.schedules import Precision
+from llmdpd.nn.context import Condition
+from llmdpd.nn.layers import mlp
 from llmdpd.ops.mish_mlp import mish_mlp
 
 
 class DoubleQ(nn.Module):
-    """Q_1 and Q_2 (s, a) or (s, a, z): the critics of the paper's equation 6.
+    """Q_1 and Q_2 (s, a) or (s, a, z), with Mish as in Diffusion-QL: the critics of the paper's equation 6.
 
     Args:
         state_dim: size of the state features.
@@ -25,7 +29,7 @@ class DoubleQ(nn.Module):
         super().__init__()
         self.prompt_dim, self.hidden_dim = prompt_dim, hidden_dim
         inputs = state_dim + action_dim + prompt_dim
-        self.q1, self.q2 = _q_network(inputs, hidden_dim), _q_network(inputs, hidden_dim)
+        self.q1, self.q2 = (mlp(inputs, (hidden_dim,) * 3, 1, nn.Mish) for _ in range(2))
 
     @property
     def sizes(self) -> dict[str, int | bool]:
@@ -50,8 +54,23 @@ def _value(network: nn.Sequential, joined: Tensor, precision: Precision) -> Tens
     return mish_mlp(joined, first.weight, first.bias, rest, precision).squeeze(-1)
 
 
-def _q_network(inputs: int, hidden_dim: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in (inputs, hidden_dim, hidden_dim):
-        layers += [nn.Linear(width, hidden_dim), nn.Mish()]
-    return nn.Sequential(*layers, nn.Linear(hidden_dim, 1))
+class TwinQ(nn.Module):
+    """Q_1 and Q_2 (s, a) or (s, a, z), each an MLP with ReLU: the critics of TD3 and SAC.
+
+    Args:
+        state_dim: size of the state features. action_dim: A. prompt_dim: size of the prompt vector, 0 for none.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, prompt_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.q1, self.q2 = (mlp(state_dim + action_dim + prompt_dim, hidden, 1) for _ in range(2))
+
+    def forward(self, condition: Condition, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The condition of B states, actions [B, A] → two times [B]."""
+        joined = torch.cat([condition.joined(), action], dim=-1)
+        return self.q1(joined).squeeze(-1), self.q2(joined).squeeze(-1)
+
+    def minimum(self, condition: Condition, action: Tensor) -> Tensor:
+        """min(Q_1, Q_2) [B]."""
+        return torch.minimum(*self(condition, action))

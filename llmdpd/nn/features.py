@@ -31,7 +31,7 @@ class StateFeatures(nn.Module):
     the observation itself.
 
     Raises:
-        InputError: `metaworld` features for observations of another size.
+        InputError: features of Meta-World's layout for observations of another size.
     """
 
     mean: Tensor
@@ -69,7 +69,7 @@ class StateFeatures(nn.Module):
         """Take mean and std [S] from the training tasks' observations [N, S]."""
         low, high = observations.amin(0), observations.amax(0)
         std = observations.std(0, correction=0)
-        # Asked exactly: rounding gives many equal numbers a mean beside them, and so a deviation.
+        # Compared exactly: rounding gives many equal numbers a mean beside them, and so a deviation.
         constant = low == high
         self.mean.copy_(torch.where(constant, low, observations.mean(0)))
         self.std.copy_(torch.where(constant | (std <= 1e-6), 1.0, std))

@@ -1,10 +1,10 @@
-"""Policies that are conditioned on the last steps of an episode and on the return that is asked for."""
+"""Policies that are conditioned on the last steps of an episode and on a target return."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from llmdpd.errors import InputError
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, States, padded_rows
+from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, States
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig
 from llmdpd.utils.bounds import Count
 
@@ -42,8 +42,9 @@ class HistoryPolicy(PolicyNetwork):
 
     return_scale: Tensor
 
-    def __init__(self, spaces: Spaces, config: NetworkConfig, context: ContextConfig | None = None) -> None:
-        super().__init__(spaces, config, context)
+    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
+        # It reads its demonstration itself, step by step: no encoder of the context's.
+        super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
         self.register_buffer("return_scale", torch.ones(()))
 
     def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
@@ -51,67 +52,54 @@ class HistoryPolicy(PolicyNetwork):
         self.return_scale.copy_(returns().abs().max().clamp_min(1e-6))
 
     def sample(self, states: States, prompts: EncodedPrompts, acting: Any, seeds: Tensor, critic: Any = None) -> Tensor:
-        """See `PolicyNetwork.sample`.
-
-        Raises:
-            ValueError: no history.
-        """
         if states.history is None:
             raise ValueError("this policy is conditioned on history: it needs what an episode memory recalls")
-        count = len(states.observations)
-        alone = states.prompt_of is None and len(prompts) > 1
-        rows = torch.arange(count) if alone else padded_rows(count)
-        rows = rows.to(self.device)
-        index = None if states.prompt_of is None else states.prompt_of[rows]
-        return self.action(states.history.take(rows), prompts, index, acting, seeds[rows])[:count, None]
+        rows, index = states.padded(len(prompts))
+        actions = self.action(states.history.take(rows), prompts, index, acting, seeds[rows])
+        return actions[: len(states.observations), None]
 
     def action(
         self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: Any, seeds: Tensor
     ) -> Tensor:
         """The action of the present step of B episodes, [B, A].
 
-        Args:
-            history: of B episodes.
-            prompts: P of them. index: [B], which prompt each episode is under; None: P = 1.
-            acting: the method's `ActingConfig`.
-            seeds: int64 [B], of what is random in it.
+        index [B] says which of the P prompts each episode is under; None: equal groups in order.
         """
         raise NotImplementedError
 
 
-def asked_returns(
-    known: Mapping[str, float], tasks: Sequence[str | None], examples: Sequence[Any] | None = None
+def target_returns(
+    known: Mapping[str, float], tasks: Sequence[str | None], demonstrations: Sequence[Any] | None = None
 ) -> NDArray[np.float32]:
-    """The return that is asked for of each of B tasks, [B].
+    """The target return of each of B tasks, [B].
 
-    A task's own where it was trained on; else that of the example that it is told by, if its rewards are there; else
-    the mean over the tasks that were trained on.
+    It is the task's own where it was trained on, else that of its demonstration if its rewards are known, else the mean
+    over the tasks that were trained on.
 
     Args:
         known: task → return, of the training data.
         tasks: [B], None where it is not known.
-        examples: [B], where examples are read.
+        demonstrations: [B], where the policy reads them.
 
     Raises:
-        InputError: nothing is known to ask for.
+        InputError: no return is known.
     """
-    given = examples or [None] * len(tasks)
-    asked = []
-    for task, example in zip(tasks, given, strict=True):
+    targets = []
+    for task, demonstration in zip(tasks, demonstrations or [None] * len(tasks), strict=True):
         if task is not None and task in known:
-            asked.append(known[task])
-        elif isinstance(example, Trajectory) and example.rewards is not None:
-            asked.append(float(np.sum(example.rewards, dtype=np.float64)))
+            targets.append(known[task])
+        elif isinstance(demonstration, Trajectory) and demonstration.rewards is not None:
+            targets.append(float(np.sum(demonstration.rewards, dtype=np.float64)))
         elif known:
-            asked.append(sum(known.values()) / len(known))
+            targets.append(sum(known.values()) / len(known))
         else:
             raise InputError(
-                "no return to ask for",
+                "no target return",
                 field="target_return",
                 found="none in the policy's facts (target_returns), and none given",
                 expected="prompt(target_return=…)",
             )
-    return np.array(asked, np.float32)
+    return np.array(targets, np.float32)
 
 
 def check_targets(known: Any) -> None:
@@ -121,5 +109,5 @@ def check_targets(known: Any) -> None:
     )
     if not good:
         raise InputError(
-            "wrong returns to ask for", field="facts.target_returns", found=known, expected="task → a finite number"
+            "wrong target returns", field="facts.target_returns", found=known, expected="task → a finite number"
         )

@@ -107,6 +107,16 @@ class States(NamedTuple):
     steps: Tensor
     history: History | None = None
 
+    def padded(self, prompts: int) -> tuple[Tensor, Tensor | None]:
+        """Rows that the networks are run on, the last one repeated up to a multiple of eight; and their `prompt_of`.
+
+        Where the states lie in equal groups, one for each of several prompts, nothing is repeated.
+        """
+        count, device = len(self.observations), self.observations.device
+        repeated = 0 if self.prompt_of is None and prompts > 1 else -count % _ROWS
+        rows = torch.arange(count + repeated, device=device).clamp_max(count - 1)
+        return rows, None if self.prompt_of is None else self.prompt_of[rows]
+
 
 class PolicyNetwork(nn.Module, ABC):
     """The network of a policy: encoders (psi, phi), context, and what names an action.
@@ -117,6 +127,8 @@ class PolicyNetwork(nn.Module, ABC):
         context: another context than that of the configuration.
     """
 
+    window = Window()
+    """The steps that its batches carry beside transitions."""
     memory_length = 0
     """Steps of an episode that the policy is shown, the present one among them; 0: the present state alone."""
     reads_rewards = False
@@ -133,11 +145,6 @@ class PolicyNetwork(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it is."""
         return self.context.features.mean.device
-
-    @property
-    def window(self) -> Window:
-        """The steps that its batches carry beside transitions."""
-        return Window()
 
     def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
         """Take the statistics of the training tasks' observations [N, S]; `returns()`: returns-to-go [N]."""
@@ -156,7 +163,7 @@ class PolicyNetwork(nn.Module, ABC):
         return EpisodeMemory(self.memory_length, self.action_dim) if self.memory_length else None
 
     def make_critic(self, **sizes: Any) -> nn.Module:
-        """Critics that choose among several samples, built with what `critic_sizes` of them gives.
+        """Critics that choose among several samples, built with what `sizes` of them gives.
 
         Raises:
             InputError: the method's policies have none.
@@ -181,11 +188,7 @@ class ConditionedNetwork(PolicyNetwork):
     def sample(
         self, states: States, prompts: EncodedPrompts, acting: ActingConfig, seeds: Tensor, critic: Any = None
     ) -> Tensor:
-        count = len(states.observations)
-        alone = states.prompt_of is None and len(prompts) > 1
-        rows = torch.arange(count) if alone else padded_rows(count)
-        rows = rows.to(self.device)
-        index = None if states.prompt_of is None else states.prompt_of[rows]
+        count, (rows, index) = len(states.observations), states.padded(len(prompts))
         state, prompt = self.condition(states.observations[rows], prompts, index, states.steps[rows])
         condition = Condition(state[:count], prompt if prompt.dim() == 1 else prompt[:count])
         return self.sample_conditioned(states.observations, condition, acting, seeds, critic)
@@ -195,8 +198,3 @@ class ConditionedNetwork(PolicyNetwork):
         self, observations: Tensor, condition: Condition, acting: Any, seeds: Tensor, critic: Any
     ) -> Tensor:
         """Sample actions [B, H, A] in the condition of B states; see `PolicyNetwork.sample`."""
-
-
-def padded_rows(count: int) -> Tensor:
-    """Rows 0 … count - 1, the last one repeated up to a multiple of eight."""
-    return torch.arange(count + -count % _ROWS).clamp_max(count - 1)

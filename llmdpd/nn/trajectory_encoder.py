@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.nn.layers import mlp, transformer
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
 
 _POSITION_FREQUENCIES = 6
@@ -28,13 +29,8 @@ class TrajectoryEncoder(nn.Module):
         self.config = config
         self.embed = nn.Linear(feature_dim + action_dim, config.width)
         self.position = nn.Linear(2 * _POSITION_FREQUENCIES, config.width, bias=False)
-        layer = nn.TransformerEncoderLayer(
-            config.width, config.heads, config.inner, config.dropout, "gelu", batch_first=True, norm_first=True
-        )
-        self.transformer = nn.TransformerEncoder(
-            layer, config.layers, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
-        )
-        self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, output_dim))
+        self.transformer = transformer(config.layers, config.width, config.heads, config.inner, config.dropout)
+        self.head = mlp(config.width, (config.width,), output_dim)
         frequencies = torch.pi * 2.0 ** torch.arange(_POSITION_FREQUENCIES)
         self.register_buffer("frequencies", frequencies, persistent=False)
 

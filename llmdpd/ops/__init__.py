@@ -1,1 +1,1 @@
-"""How the fused operations are computed: registered operators, C++, Triton, packing."""
+"""How the fused operations are computed: registered operators, C++, Triton, inference."""

@@ -25,16 +25,14 @@ from llmdpd.utils.tensors import write_tensors
 
 FORMAT = 2
 DESCRIPTION = "policy.json"
-_PARTS: dict[str, tuple[type[Any], ...]] = {
-    **{"format": (int,), "method": (str,), "spaces": (dict,), "network": (dict,), "critic": (dict, type(None))},
-    **{"acting": (dict,), "llm": (str,), "facts": (dict,), "sha256": (dict,)},
-}
-_FORMAT_1: dict[str, tuple[type[Any], ...]] = {
-    **{"format": (int,), "method": (str,), "sizes": (dict,), "policy": (dict,), "acting": (dict,)},
-    **{"llm": (str,), "facts": (dict,), "sha256": (dict,)},
-}
 _SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
 _CRITIC = {"hidden": Bounds(1, 16_384), "sees_prompts": Bounds(0, 1)}
+_SHARED = {"format": int, "method": str, "acting": dict, "llm": str, "facts": dict, "sha256": dict}
+_PARTS: dict[int, dict[str, Any]] = {
+    1: {**_SHARED, "sizes": dict, "policy": dict},
+    FORMAT: {**_SHARED, "spaces": dict, "network": dict, "critic": dict | None},
+}
+"""The fields of each format's description, and their types."""
 _STEMS = {"model", "critic", "texts"}
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """The description of an earlier format → that of this one."""
@@ -73,7 +71,7 @@ def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], di
     description = read_json(file)
     found = description.get("format") if isinstance(description, dict) else None
     if found == 1:
-        _check_description(description, file, _FORMAT_1)
+        _check_description(description, file, 1)
         with located(path=file):
             description = upgrade(description) | {"format": FORMAT}
     elif found != FORMAT:
@@ -85,8 +83,10 @@ def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], di
             expected=FORMAT,
             hint="load it with the version of llmdpd that wrote it",
         )
-    _check_description(description, file, _PARTS)
-    _check_sizes(description, file)
+    _check_description(description, file, FORMAT)
+    for part, bounds in (("spaces", _SPACES), ("critic", _CRITIC)):
+        if description[part] is not None:
+            _check_sizes(part, description[part], bounds, file)
     tensors = {}
     for name, expected in description["sha256"].items():
         part = path / name
@@ -97,18 +97,15 @@ def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], di
         found = file_sha256(part)
         if found != expected:
             raise InputError(
-                "a file of the policy was altered",
-                path=part,
-                field="SHA-256",
-                found=found,
-                expected=expected,
+                "a file of the policy was altered", path=part, field="SHA-256", found=found, expected=expected
             )
         tensors[part.stem] = safetensors.torch.load_file(part)
     return description, tensors
 
 
-def _check_description(description: dict[str, Any], file: Path, parts: Mapping[str, tuple[type[Any], ...]]) -> None:
+def _check_description(description: dict[str, Any], file: Path, version: int) -> None:
     """Raise `InputError` for fields of the description that are missing, unknown or of another type."""
+    parts = _PARTS[version]
     for name in sorted(parts.keys() | description.keys()):
         if name not in parts:
             hint = f"nearest names: {nearest_names(name, parts)}"
@@ -116,7 +113,7 @@ def _check_description(description: dict[str, Any], file: Path, parts: Mapping[s
         found = description.get(name)
         if name not in description or not isinstance(found, parts[name]):
             kind = type(found).__name__ if name in description else "no such field"
-            expected = " or ".join(part.__name__ for part in parts[name])
+            expected = getattr(parts[name], "__name__", str(parts[name]))
             raise InputError("a field of the policy is wrong", path=file, field=name, found=kind, expected=expected)
     stems = {name.removesuffix(".safetensors") for name in description["sha256"]}
     if not {"model", "texts"} <= stems <= _STEMS:
@@ -125,18 +122,14 @@ def _check_description(description: dict[str, Any], file: Path, parts: Mapping[s
         raise InputError("other files than a policy's", path=file, field="sha256", found=found, expected=expected)
 
 
-def _check_sizes(description: dict[str, Any], file: Path) -> None:
+def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds], file: Path) -> None:
     """Raise `InputError` for sizes that are missing, unknown, no integers or out of bounds."""
-    for part, bounds in (("spaces", _SPACES), ("critic", _CRITIC)):
-        sizes = description[part]
-        for name in sorted(bounds.keys() | sizes.keys()) if sizes is not None else ():
-            found = sizes.get(name, "no such field")
-            if name not in bounds or not isinstance(found, int):
-                expected = "an integer" if name in bounds else f"one of {', '.join(bounds)}"
-                raise InputError(
-                    "a field of the policy is wrong", path=file, field=f"{part}.{name}", found=found, expected=expected
-                )
-            bounds[name].check(found, f"{part}.{name}", file)
+    for name in sorted(bounds.keys() | sizes.keys()):
+        found, field = sizes.get(name, "no such field"), f"{part}.{name}"
+        if name not in bounds or not isinstance(found, int):
+            expected = "an integer" if name in bounds else f"one of {', '.join(bounds)}"
+            raise InputError("a field of the policy is wrong", path=file, field=field, found=found, expected=expected)
+        bounds[name].check(found, field, file)
 
 
 def resolve_policy(source: str | os.PathLike[str]) -> Path:

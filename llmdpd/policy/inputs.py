@@ -1,4 +1,4 @@
-"""What users give a policy, as arrays that fit it: observations, rewards, examples."""
+"""What users give a policy, as arrays that fit it: observations, rewards, demonstrations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
 
-Example = Trajectory | tuple[ArrayLike, ArrayLike]
+Demonstration = Trajectory | tuple[ArrayLike, ArrayLike]
 """A `Trajectory`, or observations [T, S] and actions [T, A]."""
 
 
@@ -26,10 +26,7 @@ def read_observations(observation: ArrayLike, width: int) -> NDArray[np.float32]
         state = np.array(observation, np.float32, order="C")
     except (TypeError, ValueError) as error:
         raise InputError(
-            "the observation is no array of numbers",
-            field="observation",
-            found=str(error),
-            expected="[S] or [B, S]",
+            "the observation is no array of numbers", field="observation", found=str(error), expected="[S] or [B, S]"
         ) from None
     if state.ndim not in (1, 2) or state.shape[-1] != width:
         raise InputError(
@@ -58,17 +55,21 @@ def read_rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
     return np.broadcast_to(given, (count,))
 
 
-def read_examples(
-    examples: Sequence[Example], state_dim: int, action_dim: int, encoder: TrajectoryEncoderConfig, rewards: bool
+def read_demonstrations(
+    demonstrations: Sequence[Demonstration],
+    state_dim: int,
+    action_dim: int,
+    encoder: TrajectoryEncoderConfig,
+    rewards: bool,
 ) -> TrajectoryTokens:
-    """Examples as tokens, with their rewards where those are read and every example has them.
+    """Demonstrations as tokens, with their rewards where those are read and every demonstration has them.
 
     Raises:
         InputError: no numbers, of another width, or too long.
     """
     pairs = []
-    for example in examples:
-        parts = (example.observations, example.actions) if isinstance(example, Trajectory) else example
+    for one in demonstrations:
+        parts = (one.observations, one.actions) if isinstance(one, Trajectory) else one
         try:
             observations, actions = (np.asarray(part, np.float32) for part in parts)
         except (TypeError, ValueError) as error:
@@ -87,5 +88,5 @@ def read_examples(
                 expected=f"{state_dim} and {action_dim}",
             )
         pairs.append((observations, actions))
-    earned = [np.asarray(one.rewards, np.float32) for one in examples if isinstance(one, Trajectory)]
-    return make_tokens(pairs, encoder, rewards=earned if rewards and len(earned) == len(examples) else None)
+    earned = [np.asarray(one.rewards, np.float32) for one in demonstrations if isinstance(one, Trajectory)]
+    return make_tokens(pairs, encoder, rewards=earned if rewards and len(earned) == len(demonstrations) else None)

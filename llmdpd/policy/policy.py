@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from llmdpd.errors import InputError, located
 from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts, RetrievalContext
-from llmdpd.nn.history_policy import asked_returns, check_targets
+from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
-from llmdpd.policy.action_chunks import ActionChunks
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
-from llmdpd.policy.inputs import Example, read_examples, read_observations, read_rewards
+from llmdpd.policy.inputs import Demonstration, read_demonstrations, read_observations, read_rewards
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.models import LLMIdentity
@@ -118,8 +117,9 @@ class Policy:
         file = path / DESCRIPTION
         with located(path=file):
             kind = METHODS[description["method"]]
-            config = from_plain(kind.network_config(), description["network"], file, "network.")
-            acting = from_plain(kind.acting_config(), description["acting"], file, "acting.")
+            parts = get_type_hints(kind.Config)
+            config = from_plain(parts["network"], description["network"], file, "network.")
+            acting = from_plain(parts["acting"], description["acting"], file, "acting.")
             check_config(config, "network")
             if "llm" in description["facts"]:
                 from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
@@ -130,16 +130,9 @@ class Policy:
         if critic is not None:
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
+        kept = {"llm": description["llm"], "texts": tensors["texts"], "facts": description["facts"]}
         with located(path=file):
-            return cls(
-                description["method"],
-                network.to(place),
-                critic,
-                acting,
-                llm=description["llm"],
-                texts=tensors["texts"],
-                facts=description["facts"],
-            )
+            return cls(description["method"], network.to(place), critic, acting, **kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy folder, whole or not at all; one that was there is replaced."""
@@ -165,7 +158,7 @@ class Policy:
     def prompt(
         self,
         text: str | TextPrompt | None = None,
-        trajectory: Example | None = None,
+        trajectory: Demonstration | None = None,
         target_return: float | None = None,
     ) -> Policy:
         """Set the prompts: a text, and a demonstration (a `Trajectory`, or observations [T, S] and actions [T, A]).
@@ -192,7 +185,7 @@ class Policy:
         return self
 
     def encode_prompts(
-        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Example | None]
+        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Demonstration | None]
     ) -> EncodedPrompts:
         """Read P prompts at once, for `episodes`.
 
@@ -200,8 +193,8 @@ class Policy:
             InputError: as `prompt`; or a kind of prompt that is given for some of the P and not for others.
         """
         words = [text for text in texts if text is not None]
-        examples = [example for example in trajectories if example is not None]
-        for name, given, count in (("text", len(words), len(texts)), ("trajectory", len(examples), len(trajectories))):
+        shown = [demonstration for demonstration in trajectories if demonstration is not None]
+        for name, given, count in (("text", len(words), len(texts)), ("trajectory", len(shown), len(trajectories))):
             if 0 < given < count:
                 found = f"{given} of {count}"
                 raise InputError("prompts are given for all or for none", field=name, found=found, expected=count)
@@ -209,29 +202,26 @@ class Policy:
                 raise InputError(f"this policy was trained without {name} prompts", field=name, expected="none")
         embeddings = torch.stack([self._embed(text) for text in words]).to(self.device) if words else None
         with torch.no_grad():
-            tokens = self._tokens(examples).to(self.device) if examples else None
+            tokens = self._tokens(shown).to(self.device) if shown else None
             return self.network.encode(embeddings, tokens)
 
     def episodes(
-        self,
-        prompts: EncodedPrompts,
-        prompt_of: NDArray[np.int64] | None = None,
-        targets: FloatArray | float = 0.0,
+        self, prompts: EncodedPrompts, prompt_of: NDArray[np.int64] | None = None, targets: FloatArray | float = 0.0
     ) -> Episodes:
         """What acts in many episodes at once, of several tasks; see `Episodes`."""
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)
 
-    def target_returns(self, tasks: Sequence[str | None], examples: Sequence[Example | None]) -> FloatArray:
-        """The returns that a policy conditioned on history asks for of B tasks, given B demonstrations.
+    def target_returns(self, tasks: Sequence[str | None], demonstrations: Sequence[Demonstration | None]) -> FloatArray:
+        """The target returns of B tasks for a policy conditioned on history, given B demonstrations.
 
-        See `asked_returns`.
+        See `llmdpd.nn.history_policy.target_returns`.
         """
-        return asked_returns(
-            self.facts.get("target_returns", {}), tasks, examples if self.network.reads.trajectory else None
+        return target_returns(
+            self.facts.get("target_returns", {}), tasks, demonstrations if self.network.reads.trajectory else None
         )
 
     def attention(
-        self, text: str | TextPrompt, trajectory: Example, observations: FloatArray
+        self, text: str | TextPrompt, trajectory: Demonstration, observations: FloatArray
     ) -> tuple[NDArray[np.float32], FloatArray] | None:
         """Where in its demonstration the policy looks during an episode: observations [L, S] from its start on.
 
@@ -252,7 +242,7 @@ class Policy:
         return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].numpy()
 
     def reset(self) -> None:
-        """Start an episode: the clock goes back to 0, and what is left of a chunk is dropped."""
+        """Start an episode: the time step goes back to 0, and what is left of a chunk is dropped."""
         self._step = 0
         if self._episodes is not None:
             self._episodes.reset()
@@ -268,7 +258,7 @@ class Policy:
 
         The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
         action chunks, an observation is read where a chunk is sampled: after `reset()`, after the last one's
-        `action_horizon` actions, and where the clock was set to another step than the next. `reward`, of the last
+        `action_horizon` actions, and where the time step was set to another step than the next. `reward`, of the last
         action (a number, or [B]), is taken off the return that a policy which is conditioned on history asks for, and
         which stays as it is without; other policies have no use for it.
 
@@ -312,15 +302,61 @@ class Policy:
             self.texts[key] = vector
         return self.texts[key]
 
-    def _tokens(self, examples: Sequence[Example]) -> TrajectoryTokens:
+    def _tokens(self, demonstrations: Sequence[Demonstration]) -> TrajectoryTokens:
         network = self.network
-        return read_examples(
-            examples, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
+        return read_demonstrations(
+            demonstrations, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
         )
 
 
+class ActionChunks:
+    """What is left of the action chunks of many episodes, each with its own time steps.
+
+    An episode executes the first `horizon` actions of a chunk at consecutive time steps, and has the next one sampled
+    in the state that it is in then (action chunking: Zhao et al. 2023, ACT, without its temporal ensembling; receding
+    horizon: Chi et al. 2023, Diffusion Policy).
+    """
+
+    def __init__(self, horizon: int) -> None:
+        self._horizon = horizon
+        # Of each episode under way the time step at which it goes on, and the actions [n, A] from there on.
+        self._left: dict[int, tuple[int, FloatArray]] = {}
+
+    def reset(self) -> None:
+        """Drop what is left of every chunk."""
+        self._left.clear()
+
+    def due(self, episodes: IntArray, steps: IntArray) -> IntArray:
+        """The rows of B episodes [B], at time steps [B], that need a chunk.
+
+        A chunk goes on at the time step after its last action's and at no other: an episode that begins anew, or whose
+        time step was set, needs one.
+        """
+        clocks = zip(episodes.tolist(), steps.tolist(), strict=True)
+        return np.array([row for row, (who, step) in enumerate(clocks) if self._step_of(who) != step], np.int64)
+
+    def put(self, episodes: IntArray, steps: IntArray, chunks: FloatArray) -> None:
+        """Chunks [B, H, A] of B episodes, from these time steps on."""
+        for who, step, chunk in zip(episodes.tolist(), steps.tolist(), chunks, strict=True):
+            self._left[who] = step, chunk[: self._horizon]
+
+    def take(self, episodes: IntArray) -> FloatArray:
+        """The next action of each of B episodes, [B, A]."""
+        return np.stack([self._take(who) for who in episodes.tolist()])
+
+    def _step_of(self, episode: int) -> int | None:
+        return self._left[episode][0] if episode in self._left else None
+
+    def _take(self, episode: int) -> FloatArray:
+        step, actions = self._left.pop(episode)
+        if len(actions) > 1:
+            self._left[episode] = step + 1, actions[1:]
+        first: FloatArray = actions[0]
+        return first
+
+
 class Episodes:
-    """Acts in episodes that are told apart by numbers, each with a clock of its own.
+    """Acts in episodes that are told apart by numbers, each with its own time steps.
 
     What is sampled for an episode depends on that episode's own past alone, but for rounding, whatever else is in the
     batch.
@@ -329,7 +365,7 @@ class Episodes:
         network: the policy's. acting: how it acts. critic: what chooses among several samples; None for nothing.
         prompts: P of them, encoded.
         prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
-        targets: returns that are asked for at the beginning, by episode, or one for all; for policies that are
+        targets: target returns at the beginning, by episode, or one for all; for policies that are
             conditioned on history.
     """
 
@@ -390,10 +426,10 @@ class Episodes:
             targets = self._targets[who] if self._targets.ndim else np.full(len(who), self._targets)
             history = self._memory.recall(who, steps, observations, rewards, targets).to(place)
         index = None if self._prompt_of is None else torch.from_numpy(self._prompt_of[who]).to(place)
-        states, clock, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
+        states, times, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
         with torch.no_grad():
             sampled = self._network.sample(
-                States(states, index, clock, history), self._prompts, self._acting, keys, self._critic
+                States(states, index, times, history), self._prompts, self._acting, keys, self._critic
             )
         chunks: FloatArray = sampled.cpu().numpy()
         if self._memory is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from llmdpd.data import TrajectoryDataset, join_datasets
-from llmdpd.data.collecting.replay import SacConfig, collect_sac
+from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, collect_metaworld
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks

@@ -26,8 +26,8 @@ from llmdpd.prompts import task_prompt
 from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
 from llmdpd.runs.evaluate import evaluate_run, record_run
 from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.inputs import check_inputs, input_hashes
 from llmdpd.runs.prompt_choice import keep_prompts
+from llmdpd.runs.resume_check import check_inputs, input_hashes
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
 from llmdpd.tasks.specs import task_spec

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from llmdpd.errors import InputError, located
 
@@ -56,8 +56,14 @@ def bounds_of(kind: type[Any]) -> dict[str, Bounds]:
     return found
 
 
+@cache
+def choices_of(kind: type[Any]) -> dict[str, tuple[str, ...]]:
+    """The values of a dataclass's fields that are `Literal`, by name."""
+    return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
+
+
 def check_config(config: Any, prefix: str = "", path: str | Path | None = None) -> None:
-    """Hold a configuration, and every one within it, to the bounds of its fields and to its own `check()`.
+    """Hold a configuration, and every one within it, to the bounds and choices of its fields and to its own `check()`.
 
     Args:
         config: a dataclass; a `check()` method raises `InputError` for fields that do not fit each other.
@@ -72,6 +78,11 @@ def check_config(config: Any, prefix: str = "", path: str | Path | None = None) 
         value = getattr(config, field.name)
         if field.name in bounds:
             bounds[field.name].check(value, f"{dot}{field.name}", path)
+        choices = choices_of(type(config)).get(field.name)  # type: ignore[arg-type]
+        if choices and value not in choices:
+            expected = " or ".join(choices)
+            name = f"{dot}{field.name}"
+            raise InputError(f"unknown {field.name}", path=path, field=name, found=value, expected=expected)
         if dataclasses.is_dataclass(value):
             check_config(value, f"{dot}{field.name}", path)
     if hasattr(config, "check"):

@@ -21,7 +21,7 @@ from llmdpd.diffusion import (
 )
 from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.errors import InputError
-from llmdpd.ops import native, packing
+from llmdpd.ops import inference, native
 
 TOLERANCE = 2e-5  # relative L2 of actions in float32
 BACKENDS = ["reference", "cpp"]
@@ -179,7 +179,7 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(owner, name, called)
 
-    spy(packing.PackedNet, "run", "packed")
+    spy(inference.PackedNet, "run", "packed")
     spy(sampler_module.autograd, "reverse_diffusion", "operator")
     return calls
 
@@ -213,9 +213,9 @@ def test_a_repeated_call_gives_the_bits_of_the_first(make_net: Any, monkeypatch:
         for options in ({"seed": 5}, {"seed": 5, "samples": 3}, {"seed": -5, "precision": "bf16"}):
             state, prompt = torch.randn(shape), torch.randn(4)
             with monkeypatch.context() as patch:
-                patch.setattr(packing, "sample_again", lambda *_: None)
+                patch.setattr(inference, "sample_again", lambda *_: None)
                 careful = reverse_diffusion(net, state, prompt, sampler_plan(), **options)
-            monkeypatch.setattr(packing, "sample", None)
+            monkeypatch.setattr(inference, "sample", None)
             assert torch.equal(reverse_diffusion(net, state, prompt, sampler_plan(), **options), careful)
             monkeypatch.undo()
 

@@ -15,7 +15,7 @@ from llmdpd.evaluation.results import wilson_interval
 from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan
-from llmdpd.experiments.schedule import Outcome
+from llmdpd.experiments.scheduler import Outcome
 from llmdpd.reporting.estimate import bootstrap_interval
 
 COUNTS = {

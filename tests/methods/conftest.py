@@ -13,20 +13,20 @@ import torch
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Method
 from llmdpd.methods.batch import PromptedBatch, StepWindows
-from llmdpd.methods.decision_transformer.network import DemonstrationConfig
+from llmdpd.methods.decision_transformer import DemonstrationConfig
 from llmdpd.methods.lamo.gpt2 import find_language_model
-from llmdpd.methods.mtdiff.network import MTDiffPlanConfig
+from llmdpd.methods.mtdiff import MTDiffTrajectoryConfig
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.plan_denoiser import PlanConfig
 from llmdpd.nn.policy_network import Spaces
 from llmdpd.nn.sequence_model import LoRAConfig, SequenceConfig
+from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 S, A, D = SPACES = Spaces(4, 2, 6)
 # Without dropout, so that a prompt is encoded alike twice.
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.0)
 CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, encoder=ENCODER)
-TINY_PLAN = {"layers": 1, "width": 16, "inner": 16, "dropout": 0.0}
+TINY_TRAJECTORY = {"layers": 1, "width": 16, "inner": 16, "dropout": 0.0}
 DEMONSTRATION = DemonstrationConfig(8, "even")
 
 _DIFFUSION = {"network.hidden_dim": 16, "network.time_dim": 8, "network.context": CONTEXT, "critic_hidden": 16}
@@ -40,7 +40,7 @@ TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llmdpd", "diffusion-ql", "diffusion-bc"), _DIFFUSION),
     "trajectory-diffusion": {
         **{"network.time_dim": 8, "network.diffusion_steps": 7, "network.context": CONTEXT},
-        "network.plan": PlanConfig(horizon=5, **TINY_PLAN),
+        "network.plan": TrajectoryConfig(horizon=5, **TINY_TRAJECTORY),
     },
     "bc": _ACTOR,
     **dict.fromkeys(("td3-bc", "rad", "s4rl", "cql"), _ACTOR_CRITIC),
@@ -49,7 +49,7 @@ TINY: dict[str, dict[str, Any]] = {
     "mtdiff": {
         **{"network.action_bound": 1.5, "network.time_dim": 8, "network.diffusion_steps": 12},
         "network.demonstration": DEMONSTRATION,
-        "network.plan": MTDiffPlanConfig(horizon=3, history=2, **TINY_PLAN),
+        "network.plan": MTDiffTrajectoryConfig(horizon=3, history=2, **TINY_TRAJECTORY),
     },
     "lamo": {
         **{"network.sequence.context": 5, "network.sequence.dropout": 0.0, "network.sequence.longest": 40},

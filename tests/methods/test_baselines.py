@@ -15,7 +15,7 @@ from llmdpd.config.presets import find_preset, with_method
 from llmdpd.methods import METHODS
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.diffusion_ql import DiffusionQLConfig
-from llmdpd.methods.td3_bc.state_augmentation import RADAugmentation
+from llmdpd.methods.td3_bc import RADAugmentation
 from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.context import Condition
 from llmdpd.policy.policy import Policy
@@ -102,7 +102,7 @@ def test_cql_losses(make_method: Any, make_batch: Any, numbers: Any, monkeypatch
         method.temperature.log.fill_(-0.7)
     sampled = torch.rand(1, 6, A) * 2 - 1, torch.randn(1, 6)
     others, density = torch.rand(6, 6, A) * 2 - 1, torch.randn(6, 6)
-    monkeypatch.setattr(method.policy, "rsample", lambda condition, draws=1: sampled)
+    monkeypatch.setattr(method.policy, "rsample", lambda condition, count=1: sampled)
     monkeypatch.setattr(method, "_others", lambda now, following: (others, density))
     now, later = features(method, batch.observations), features(method, batch.next_observations)
     critics, targets = ((c.q1, c.q2) for c in (method.critic, method.target_critic))

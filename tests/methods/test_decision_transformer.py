@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmdpd.methods.batch import StepWindows
-from llmdpd.methods.decision_transformer.method import cloning_loss
+from llmdpd.methods.decision_transformer import cloning_loss
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.policy.policy import Policy

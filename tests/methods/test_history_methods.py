@@ -107,7 +107,7 @@ def test_the_return_that_is_asked_for(name: str, make_policy: Any, make_pairs: A
     assert found == [3.0, 36.0 if name in PROMPTED else 4.0]
     without_rewards = demonstration.observations, demonstration.actions
     assert policy.target_returns([None], [without_rewards]).tolist() == [4.0]
-    with pytest.raises(InputError, match="no return to ask for"):
+    with pytest.raises(InputError, match="no target return"):
         make_policy(name).target_returns([None], [without_rewards])
 
 

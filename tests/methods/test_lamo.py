@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.methods.decision_transformer.method import cloning_loss
+from llmdpd.methods.decision_transformer import cloning_loss
 from llmdpd.methods.lamo.method import LaMo, LaMoConfig, Text
 from llmdpd.methods.lamo.network import LanguageDecisionTransformer
 from llmdpd.nn.acting import ActingConfig

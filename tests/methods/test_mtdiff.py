@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion import alphas, philox_normal
-from llmdpd.methods.mtdiff.network import MTDiffPolicy
+from llmdpd.methods.mtdiff import MTDiffPolicy
 from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.policy.policy import Policy
@@ -31,7 +31,7 @@ def test_the_loss_by_hand(make_method: Any, make_batch: Any, calls_of: Any, monk
     monkeypatch.setattr(torch, "randn_like", lambda like: noise.clone())
     monkeypatch.setattr(torch, "randint", lambda *given, **named: steps.clone())
     monkeypatch.setattr(torch, "rand", lambda *given, **named: uniform.clone())
-    denoised, conditions = calls_of(policy.net, "denoise"), calls_of(policy, "asked")
+    denoised, conditions = calls_of(policy.net, "denoise"), calls_of(policy, "return_condition")
     loss, first = method.loss(batch)
 
     mask = batch.windows.mask.numpy()[:, L - 1 :]
@@ -54,7 +54,7 @@ def epsilon(
 ) -> Tensor:
     count = len(states)
     before = model.before(states, given, prompts, torch.arange(count) % max(len(prompts), 1))
-    condition = model.asked(returns, torch.full((count,), keep))
+    condition = model.return_condition(returns, torch.full((count,), keep))
     return model.net.denoise(x, condition, model.net.time_rows(torch.full((count,), 3)), None, before)
 
 
@@ -123,7 +123,7 @@ def test_it_acts_as_it_was_trained(
             time = model.net.time_rows(torch.full((2,), int(table.timesteps[k])))
             before = model.before(shown, given, prompts, torch.zeros(2, dtype=torch.long))
             conditional, free = (
-                model.net.denoise(x, model.asked(asked, torch.full((2,), which)), time, None, before)
+                model.net.denoise(x, model.return_condition(asked, torch.full((2,), which)), time, None, before)
                 for which in (1.0, 0.0)
             )
             guided = free + guidance * (conditional - free)

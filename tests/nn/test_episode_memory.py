@@ -33,7 +33,7 @@ def test_memory_keeps_each_episodes_own_last_steps(rng: np.random.Generator) -> 
             seen = [*known, (states[row], np.zeros(A), asked[episode], int(steps[row]))][-3:]
             length = int(history.lengths[row])
             assert length == len(seen)
-            for column, part in enumerate((history.states, history.actions, history.returns, history.clock)):
+            for column, part in enumerate((history.states, history.actions, history.returns, history.timesteps)):
                 expected = np.stack([one[column] for one in seen])
                 np.testing.assert_allclose(part[row, :length], expected, rtol=0, atol=1e-4)
                 assert not part[row, length:].any()

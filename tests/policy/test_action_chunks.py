@@ -14,8 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.policy_network import Spaces, States
-from llmdpd.policy.action_chunks import ActionChunks
-from llmdpd.policy.policy import Policy
+from llmdpd.policy.policy import ActionChunks, Policy
 from llmdpd.utils.bounds import ACTION_NUMBERS
 
 S, A, D = 7, 3, 10

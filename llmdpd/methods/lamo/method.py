@@ -14,19 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmdpd.errors import InputError
-from llmdpd.methods.base import Method, OfflineConfig, Start
+from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.decision_transformer.method import cloning_loss
+from llmdpd.methods.decision_transformer import cloning_loss
 from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
 from llmdpd.methods.lamo.gpt2 import LanguageModel, Words, find_language_model, load_language_model
 from llmdpd.methods.lamo.network import LaMoNetworkConfig, LanguageDecisionTransformer, check_peft
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.policy_network import Spaces
-from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, WholeNumber
+from llmdpd.utils.bounds import Bounds, Count, NonNegative, WholeNumber
 
 
 @dataclass(frozen=True)
-class LaMoConfig(OfflineConfig):
+class LaMoConfig(UnaveragedConfig):
     """Learning of LaMo: its published settings for continuous control."""
 
     name = "lamo"
@@ -58,10 +57,6 @@ class LaMoConfig(OfflineConfig):
     """Decoupled weight decay (AdamW)."""
     grad_clip: NonNegative = 0.25
     """Bound on the norm of the gradient, of both losses together."""
-    ema_decay: Fraction = 0.0
-    """Decay of the EMA of the policy, which acts; 0: the policy itself."""
-    ema_every: Count = 1
-    """Iterations from one EMA update to the next."""
 
     @classmethod
     def from_preset(cls, start: Start) -> LaMoConfig:
@@ -197,10 +192,7 @@ class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
     """
 
     Config = LaMoConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: LaMoNetworkConfig) -> LanguageDecisionTransformer:
-        return LanguageDecisionTransformer(spaces, config)
+    network_class = LanguageDecisionTransformer
 
     def __init__(self, network: LanguageDecisionTransformer, config: LaMoConfig, iterations: int) -> None:
         self.text = load_language(config, network)

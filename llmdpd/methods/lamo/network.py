@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, located
-from llmdpd.methods.decision_transformer.network import DecisionTransformer
+from llmdpd.methods.decision_transformer import DecisionTransformer
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
@@ -196,9 +196,9 @@ class StepMLPs(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.time = nn.Embedding(longest, width)
 
-    def forward(self, returns: Tensor, features: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+    def forward(self, returns: Tensor, features: Tensor, actions: Tensor, timesteps: Tensor) -> Tensor:
         """Returns [B, T], features [B, T, F], actions [B, T, A], time steps [B, T] → tokens [B, 3 T, W], by step."""
-        time = self.time(clock.long().clamp(0, self.time.num_embeddings - 1))
+        time = self.time(timesteps.long().clamp(0, self.time.num_embeddings - 1))
         parts = (self.returns(returns[..., None]), self.states(features), self.actions(actions))
         return (self.norm(torch.stack(parts, dim=2)) + time[:, :, None]).flatten(1, 2)
 

@@ -13,19 +13,18 @@ from torch import Tensor
 from llmdpd.diffusion import reverse_diffusion
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
-from llmdpd.methods.base import Clone, Method, OfflineConfig, Start
-from llmdpd.methods.batch import PromptedBatch, StepWindows
+from llmdpd.methods.base import CloningConfig, Method, Start
+from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.policy_network import Spaces
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
 
 
 @dataclass(frozen=True)
-class LLMDPDConfig(OfflineConfig):
+class LLMDPDConfig(CloningConfig):
     """Algorithm 1. Where the paper is silent the values are Diffusion-QL's, the framework that it builds on."""
 
     name = "llmdpd"
@@ -49,17 +48,11 @@ class LLMDPDConfig(OfflineConfig):
     """Of the hidden layers' products in all three networks; encoders may follow. Weights, sums, optimisers: float32."""
     critic_hidden: Width = 256
     """Width of the critics' three hidden layers."""
-    clone: Clone = "executed"
-    """What equation 5 clones: the executed actions (the paper), or the expert's clean action in the visited state."""
 
     @classmethod
     def from_preset(cls, start: Start) -> LLMDPDConfig:
         own: LLMDPDConfig = start.diffusion
         return own
-
-    @property
-    def cloned(self) -> Clone:
-        return self.clone
 
     @property
     def choosing_critic(self) -> bool:
@@ -87,10 +80,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     """
 
     Config = LLMDPDConfig
-
-    @classmethod
-    def build_network(cls, spaces: Spaces, config: DiffusionNetworkConfig) -> DiffusionPolicy:
-        return DiffusionPolicy(spaces, config)
+    network_class = DiffusionPolicy
 
     def __init__(self, network: DiffusionPolicy, config: LLMDPDConfig, iterations: int) -> None:
         check_chunk(network.config.chunk, config.eta)
@@ -98,9 +88,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         prompt_dim = network.context.prompt_dim if config.critic_sees_prompts else 0
         self.critic = DoubleQ(network.context.state_dim, network.action_dim, prompt_dim, config.critic_hidden)
         self.critic.to(network.device)
-        self._add("critic", self.critic, config.critic_lr)
-        self.target_critic: DoubleQ = self.modules["target_critic"]  # type: ignore[assignment]
-        # On the CPU it costs nothing to read a draw, and saves the other critic's backward pass.
+        self.target_critic = self._add("critic", self.critic, config.critic_lr)
+        # On the CPU it costs nothing to read a random number, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
 
     @property
@@ -108,9 +97,9 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         return self.critic if self.config.choosing_critic else None
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
-        """Lines 5 to 12 of Algorithm 1, on one batch.
+        """Lines 5 to 12 of Algorithm 1, on the batch that lines 2 to 4 sampled (`BatchSampler`).
 
-        It reads nothing back from a CUDA device, draws nothing on the host then, and does the same operations at every
+        On a CUDA device it reads nothing back, samples nothing on the host, and does the same operations at every
         iteration: one recording of it serves all.
 
         Returns:
@@ -118,19 +107,21 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
             `reward/objective` (7), `loss/actor` (8), and diagnostics.
         """
         with matmul_precision(self.config.precision):
-            metrics: dict[str, Tensor] = {}
             if not self.policy.training:  # asked first: setting it walks through every module
                 self.policy.train()
             prompts = self.encode(batch)
             condition = self.condition(batch, prompts)
-            if self.config.eta:
-                loss, metrics = self.critic_loss(batch, prompts, condition)
-                metrics = {"loss/critic": loss.detach(), **metrics, "grad/critic": self.step("critic", loss)}
+            metrics: dict[str, Tensor] = {}
+            if self.config.eta:  # 0 in the default preset, which clones alone
+                loss, parts = self.critic_loss(batch, prompts, condition)
+                norm = self.step("critic", loss)
+                metrics |= {"loss/critic": loss.detach(), **parts, "grad/critic": norm}
             loss, parts = self.actor_loss(batch, condition)
-            metrics |= {"loss/actor": loss.detach(), **parts, "grad/policy": self.step("policy", loss)}
+            norm = self.step("policy", loss)
+            metrics |= {"loss/actor": loss.detach(), **parts, "grad/policy": norm}
             if self.config.eta:
                 self.track("critic", self.config.tau)
-            return metrics
+            return metrics  # the EMA, which acts, follows in `follow`
 
     def critic_loss(
         self, batch: PromptedBatch, prompts: EncodedPrompts, condition: Condition
@@ -142,12 +133,13 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         """
         config = self.config
         with torch.no_grad():
-            acting = self.condition(batch, self.encode(batch, self.ema_policy), True, self.ema_policy)
-            actions = self._sample(self.ema_policy, acting)
+            ema_prompts = self.encode(batch, self.ema_policy)
+            next_for_ema = self.condition(batch, ema_prompts, following=True, network=self.ema_policy)
+            actions = self._sample(self.ema_policy, next_for_ema)
             # The critics read the policy's own context, old and new state alike; what acts is the average's.
-            following = self.condition(batch, prompts, following=True)
-            next_prompt = self._critic_prompt(condition, len(actions))
-            next_value = self.target_critic.minimum(following.state, actions, next_prompt, config.precision)
+            next_state, _ = self.condition(batch, prompts, following=True)
+            prompt = self._critic_prompt(condition, len(actions))
+            next_value = self.target_critic.minimum(next_state, actions, prompt, config.precision)
             target = batch.rewards * config.reward_scale + config.gamma * (1 - batch.terminals) * next_value
         q1, q2 = self._values(condition, batch.actions)
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
@@ -165,7 +157,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         return diffusion - self.config.eta / scale.clamp_min(1e-6) * objective, metrics
 
     def diffusion_loss(self, batch: PromptedBatch, condition: Condition) -> Tensor:
-        """Equation 5: mean squared error between drawn and predicted noise, k uniform in 1 … K.
+        """Equation 5: mean squared error between sampled and predicted noise, k uniform in 1 … K.
 
         Of a policy with chunks the mean is over the numbers of all actions within their episodes, as ACT masks its own
         (Zhao et al. 2023); all numbers of a chunk are noisy to the same k.
@@ -190,12 +182,15 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
             The objective, and mean |Q| of the other critic at the same actions: what lambda is normalised by.
         """
         first, second = self._values(condition, self._sample(self.policy, condition))
-        keep = torch.rand((), device=first.device) < 0.5
-        if self.choose_on_host:
-            chosen, other = (first, second) if bool(keep) else (second, first)
-        else:
-            chosen, other = torch.where(keep, first, second), torch.where(keep, second, first)
+        chosen, other = self._choose_critic(first, second)
         return chosen.mean(), other.detach().abs().mean()
+
+    def _choose_critic(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """The values of one of the two critics at random (line 9), and those of the other."""
+        take_first = torch.rand((), device=first.device) < 0.5
+        if self.choose_on_host:
+            return (first, second) if bool(take_first) else (second, first)
+        return torch.where(take_first, first, second), torch.where(take_first, second, first)
 
     def _cloned(self, batch: PromptedBatch) -> tuple[Tensor, Tensor | None]:
         """What is cloned: actions [B, A], and None; or chunks [B, H A], and which of their actions are real [B, H].
@@ -207,8 +202,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         if self.policy.config.chunk > 1:
             assert batch.windows is not None, "the sampler was made with the chunk as its horizon"
             source = batch.windows
-        actions = source.expert_actions if self.config.clone == "expert" else source.actions
-        assert actions is not None, "checked when the training data is prepared"
+        actions = cloned_actions(source, self.config.clone)
         return (actions.flatten(1), source.mask) if isinstance(source, StepWindows) else (actions, None)
 
     def _sample(self, policy: DiffusionPolicy, condition: Condition) -> Tensor:

@@ -14,7 +14,7 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import ChainConfig, ConditionedNetwork, ContextNetworkConfig, Spaces, Window
-from llmdpd.ops.packing import best_of_n
+from llmdpd.ops.inference import best_of_n
 from llmdpd.ops.philox import philox_normal
 from llmdpd.utils.bounds import ACTION_NUMBERS, Steps, Width
 
@@ -52,16 +52,13 @@ class DiffusionPolicy(ConditionedNetwork):
                 expected=f"{ACTION_NUMBERS.high} numbers at most",
             )
         super().__init__(spaces, config)
+        if config.chunk > 1:
+            self.window = Window(config.chunk)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         self.training_sampler = config.training_sampler()
         self.net = NoiseMLP(
             self.context.state_dim, numbers, self.context.prompt_dim, config.hidden_dim, config.time_dim
         )
-
-    @property
-    def window(self) -> Window:
-        """The steps of a chunk; of single actions none."""
-        return Window(self.config.chunk) if self.config.chunk > 1 else Window()
 
     def make_critic(self, hidden: int = 256, sees_prompts: bool = False) -> DoubleQ:  # type: ignore[override]
         """Q_1 and Q_2 on this policy's features, of that width; `sees_prompts`: on its prompt vectors too.
@@ -148,7 +145,7 @@ def _sample_in_torch(
     if acting.selection == "max":
         choice = value.argmax(1)
     else:
-        # Inverse transform of the softmax by one uniform number a state; its draw lies past the sampler's K + 1.
+        # Inverse transform of the softmax by one uniform number a state; its noise lies past the sampler's K + 1.
         normal = philox_normal(seeds, batch, 1, coefficients.steps + 2, 1, value.device)[-1, :, 0, 0]
         uniform = torch.special.ndtr(normal)
         probability = (value.double() / acting.temperature).softmax(1)

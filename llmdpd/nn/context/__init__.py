@@ -1,7 +1,16 @@
 """Contexts: how prompts and state become the noise network's condition."""
 
-from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, EncodedPrompts, Keep, RetrievalConfig
-from llmdpd.nn.context.pooled import PooledContext
+from llmdpd.nn.context.base import (
+    ALL_KEPT,
+    Condition,
+    Context,
+    ContextConfig,
+    EncodedPrompts,
+    Keep,
+    PooledContext,
+    RetrievalConfig,
+    spread,
+)
 from llmdpd.nn.context.retrieval import RetrievalContext
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "RetrievalConfig",
     "RetrievalContext",
     "make_context",
+    "spread",
 ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.nn.features import FeatureKind, StateFeatures
+from llmdpd.nn.layers import mlp
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
 from llmdpd.utils.bounds import Fraction, Layers, Width, check_heads
@@ -25,13 +26,13 @@ class RetrievalConfig:
     """The four parts of the retrieval context that can be switched, and their sizes."""
 
     attention: bool = True
-    """Attention from the state to the encoded steps of the example."""
+    """Attention from the state to the encoded steps of the demonstration."""
     waypoints: bool = True
-    """Attention whose values are raw: the example's action, and how far the state is from where the example went."""
+    """Attention whose values are raw: the demonstrated action, and how far the state is from the demonstrated ones."""
     likeness: bool = True
-    """Waypoints are looked for by how alike the geometry is, too, each number of it at a scale that a head learns."""
+    """Retrieve waypoints by geometric similarity too, each number of the geometry at a scale that a head learns."""
     clock: bool = True
-    """The time step, for the state and for every step of the example."""
+    """Embed the time step, of the state and of every step of the demonstration."""
     layers: Layers = 2
     """Attention layers, each with a feed-forward of twice the width."""
     heads: Width = 4
@@ -39,7 +40,7 @@ class RetrievalConfig:
     width: Width = 128
     """Width of the attention layers."""
     lookahead: tuple[int, ...] = (0, 2)
-    """Steps of the (subsampled) example after the retrieved one whose geometry is looked up too."""
+    """Steps of the (subsampled) demonstration after the retrieved one whose geometry is looked up too."""
 
     def check(self) -> None:
         """Raise `InputError` for a width that the heads cannot share evenly, and for no step to look up."""
@@ -58,7 +59,7 @@ class ContextConfig:
     """How prompts and state become the condition."""
 
     kind: Literal["pooled", "retrieval"] = "pooled"
-    """`pooled` is the paper's: each prompt becomes one vector. `retrieval` also looks things up in the example."""
+    """`pooled` is the paper's: each prompt becomes one vector. `retrieval` also attends to single steps."""
     text: bool = True
     """Use the text prompt (off: the paper's ablation w/o-z_text)."""
     trajectory: bool = True
@@ -72,7 +73,7 @@ class ContextConfig:
     text_dropout: Fraction = 0.0
     """Probability in training that a task's text is left out (a zero vector)."""
     trajectory_dropout: Fraction = 0.0
-    """Probability in training that a task's example is left out."""
+    """Probability in training that a task's demonstration is left out."""
     features: FeatureKind = "normalised"
     """State features: `normalised`, `metaworld` with relative positions beside, `relative`, those alone, or `raw`,
     observations as they are."""
@@ -103,6 +104,14 @@ class Condition(NamedTuple):
     state: Tensor
     prompt: Tensor
 
+    def joined(self) -> Tensor:
+        """Both parts side by side [B, F + Z]."""
+        return torch.cat([self.state, self.prompt.expand(len(self.state), -1)], dim=-1)
+
+    def detached(self) -> Condition:
+        """The condition without its gradient: critics do not train the policy's encoders."""
+        return Condition(self.state.detach(), self.prompt.detach())
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -118,8 +127,8 @@ ALL_KEPT = Keep()
 class Context(nn.Module, ABC):
     """Joins prompts and state. `state_dim` and `prompt_dim` are the sizes of the condition's two parts.
 
-    Every context reads the text by equation 1 and pools the example by equation 3; what else it does with the example
-    is its own.
+    Every context reads the text by equation 1 and pools the demonstration by equation 3; what else it does with that is
+    its own.
 
     Args:
         state_dim: S, of the observations.
@@ -128,25 +137,17 @@ class Context(nn.Module, ABC):
         config: sizes and switches.
     """
 
-    state_dim: int
-    prompt_dim: int
-
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
         super().__init__()
         self.config = config
         self.features = StateFeatures(state_dim, config.features)
+        self.state_dim = self.features.output_dim
         self.prompt_dim = config.text * config.text_dim + config.trajectory * config.trajectory_dim
         self.text_head: nn.Module | None = None
         self.trajectory_encoder: TrajectoryEncoder | None = None
         if config.text:
             hidden = config.text_hidden
-            self.text_head = nn.Sequential(
-                nn.Linear(embedding_dim, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, config.text_dim),
-            )
+            self.text_head = mlp(embedding_dim, (hidden, hidden), config.text_dim)
         if config.trajectory:
             self.trajectory_encoder = TrajectoryEncoder(
                 self.features.output_dim, action_dim, config.trajectory_dim, config.encoder
@@ -175,21 +176,21 @@ class Context(nn.Module, ABC):
         pooled = torch.cat(parts, dim=-1) if parts else torch.zeros(1, 0, device=self.features.mean.device)
         return EncodedPrompts(pooled, self.remember(pooled, steps, tokens, keep.trajectory))
 
-    @abstractmethod
     def remember(
         self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None
     ) -> dict[str, Tensor]:
-        """What `condition` needs of the examples beside their vectors, computed once a prompt.
+        """What `condition` needs of the demonstrations beside their vectors, computed once a prompt.
 
-        pooled [P, Z]; steps [P, T, W] encoded and tokens raw, None without examples; given [P, 1], see `Keep`.
+        pooled [P, Z]; steps [P, T, W] encoded and tokens raw, None without demonstrations; given [P, 1], see `Keep`.
         """
+        return {}
 
     @abstractmethod
-    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, steps: Tensor) -> Condition:
         """Observations [B, S] under prompts → the condition.
 
         index [B] says which prompt each state is under; None: the states lie in P equal groups, one a prompt, in
-        order. clock [B] is the time step within the episode. F of the condition's state part is `state_dim`, Z of its
+        order. steps [B] are the time steps within the episode. F of the condition's state part is `state_dim`, Z of its
         prompt part `prompt_dim`.
         """
 
@@ -217,6 +218,15 @@ def check_left_out(config: ContextConfig, which: Literal["text", "trajectory"]) 
         )
 
 
+class PooledContext(Context):
+    """The paper's: z = [z_text, z_traj] (equations 1 and 3) beside the state features; see `Context`."""
+
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, steps: Tensor) -> Condition:
+        """The state's features and its prompt's vector, whatever the time step."""
+        features, pooled = self.features(state), prompts.pooled
+        return Condition(features, pooled[0] if len(pooled) == 1 else spread(pooled, index, len(features)))
+
+
 def spread(vectors: Tensor, index: Tensor | None, batch: int) -> Tensor:
-    """Each prompt's vector [P, Z] for each of its states [B, Z]; see `Context.condition` for `index`."""
+    """Each prompt's part [P, …] for each of its states [B, …]; see `Context.condition` for `index`."""
     return vectors.repeat_interleave(batch // len(vectors), 0) if index is None else vectors[index]

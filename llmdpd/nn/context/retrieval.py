@@ -1,9 +1,10 @@
-"""A context that looks things up in the example, step by step, instead of reading it as one vector.
+"""A context that attends to the demonstration step by step, instead of reading it as one vector.
 
-Four parts beside the paper's vectors, each a switch of `RetrievalConfig`: attention from the state to the encoded steps
-of the example; retrieved waypoints, an attention whose values are raw (what was done at the moment of the example that
-is like now, and how far the state is from where the example went); a clock; and, in training, augmentation of the
-geometry (`llmdpd.training.augmentation`), which makes reading the example the only way to know what to do.
+It has four parts beside the paper's vectors, each a switch of `RetrievalConfig`: attention from the state to the
+encoded steps of the demonstration; retrieved waypoints, an attention whose values are raw (the action at the most
+similar moment of the demonstration, and how far the state is from the demonstrated ones), by geometric similarity too;
+and a timestep embedding. Augmentation of the geometry in training (`llmdpd.data.augmentation`) makes reading the
+demonstration the only way to know what to do.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from torch import Tensor, nn
 from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPrompts, spread
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
-_CLOCK_PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
-"""Periods of the clock's waves, in time steps: from the length of a grasp to that of an episode."""
-_CLOCK_UNIT = 50.0
+_PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
+"""Periods of the timestep embedding's waves, in time steps: from the length of a grasp to that of an episode."""
+_TIME_UNIT = 50.0
 _NEARNESS = 6.0
-_LIKENESS = (-1.0, 3.0)
+_SIMILARITY_SCALES = (-1.0, 3.0)
 """Logarithms of the scales, a square of 25 cm, that the first and the last head start with."""
 
 
 class RetrievalContext(Context):
-    """Pooled prompt vectors, attention to the example's steps, retrieved waypoints, clock; see `Context`."""
+    """Pooled prompt vectors, attention to the demonstration, waypoints, timestep embedding; see `Context`."""
 
     periods: Tensor
 
@@ -35,18 +36,20 @@ class RetrievalContext(Context):
         super().__init__(state_dim, action_dim, embedding_dim, config)
         sizes = config.retrieval
         self.sizes, self.action_dim = sizes, action_dim
-        self.register_buffer("periods", torch.tensor(_CLOCK_PERIODS), persistent=False)
+        self.register_buffer("periods", torch.tensor(_PERIODS), persistent=False)
         features = self.features.output_dim
-        clock = 2 * len(_CLOCK_PERIODS) if sizes.clock else 0
-        self.state_dim = features + clock
+        embedding = 2 * len(_PERIODS) if sizes.clock else 0
+        self.state_dim = features + embedding
         self.reads = config.trajectory and (sizes.attention or sizes.waypoints)
+        self.retrieves = self.reads and sizes.waypoints
+        """Whether it retrieves waypoints from its demonstration, whose `weights` can be shown."""
         if not self.reads:
             return
         width = sizes.width
         text = config.text_dim if config.text else 0
-        self.query = nn.Linear(features + clock + text, width)
-        self.step = nn.Linear(config.encoder.width + clock, width)
-        # What is attended to where no example is given, and where none of its steps says anything.
+        self.query = nn.Linear(features + embedding + text, width)
+        self.step = nn.Linear(config.encoder.width + embedding, width)
+        # What is attended to where no demonstration is given, and where none of its steps says anything.
         self.nothing = nn.Parameter(torch.zeros(width))
         depth = sizes.layers if sizes.attention else 0
         self.layers: Iterable[AttentionLayer] = nn.ModuleList(  # type: ignore[assignment]
@@ -61,7 +64,7 @@ class RetrievalContext(Context):
             if sizes.likeness:
                 compared = self.features.geometry_dim + sizes.clock
                 # Heads begin with scales of their own, so that they are no copies of each other.
-                start = torch.linspace(*_LIKENESS, sizes.heads)[:, None].expand(-1, compared)
+                start = torch.linspace(*_SIMILARITY_SCALES, sizes.heads)[:, None].expand(-1, compared)
                 self.likeness = nn.Parameter(start.clone())
             geometry = self.features.geometry_dim * len(sizes.lookahead)
             self.state_dim += sizes.heads * (action_dim + 2 * geometry)
@@ -78,7 +81,7 @@ class RetrievalContext(Context):
             embedded = self.nothing.expand(prompts, 1, -1)
             mask = torch.ones(prompts, 1, dtype=torch.bool, device=pooled.device)
         else:
-            streams = [steps, self._clock(tokens.times)] if sizes.clock else [steps]
+            streams = [steps, self._embedded_steps(tokens.times)] if sizes.clock else [steps]
             embedded = self.step(torch.cat(streams, dim=-1))
             embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
             usable = tokens.mask if given is None else tokens.mask & (given > 0)
@@ -90,11 +93,10 @@ class RetrievalContext(Context):
             memory |= self._waypoint_memory(embedded, tokens, mask)
         return memory
 
-    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, clock: Tensor) -> Condition:
-        """See `Context.condition`."""
+    def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, time: Tensor) -> Condition:
         batch, single = len(state), len(prompts) == 1
         prompt = prompts.pooled[0] if single else spread(prompts.pooled, index, batch)
-        own, streams = self._streams(state, prompt, clock)
+        own, streams = self._streams(state, prompt, time)
         if not self.reads:
             return Condition(own, prompt)
         # Groups [G, M, ·] of states that share a prompt; where they don't lie in groups, each is one by itself.
@@ -106,56 +108,51 @@ class RetrievalContext(Context):
         if self.sizes.attention:
             parts.append(self.norm(hidden).flatten(0, 1))
         if self.sizes.waypoints:
-            here = self._place(self.features.geometry(state), clock).unflatten(0, (groups, -1))
+            here = self._place(self.features.geometry(state), time).unflatten(0, (groups, -1))
             parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
         return Condition(torch.cat(parts, dim=-1), prompt)
 
-    @property
-    def retrieves(self) -> bool:
-        """Whether it retrieves waypoints from its demonstration, so that `weights` can tell where."""
-        return self.reads and self.sizes.waypoints
-
-    def weights(self, state: Tensor, prompts: EncodedPrompts, clock: Tensor) -> Tensor:
-        """Where in the one example states look: the waypoint heads' weights [B, heads, T + 1], the last for nowhere.
+    def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
+        """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
 
         Raises:
             ValueError: a context without waypoints.
         """
         if not self.retrieves:
             raise ValueError("this context retrieves no waypoints")
-        streams = self._streams(state, prompts.pooled[0], clock)[1]
+        streams = self._streams(state, prompts.pooled[0], time)[1]
         hidden = self._attend(streams, 1, prompts.memory)
-        here = self._place(self.features.geometry(state), clock)[None]
+        here = self._place(self.features.geometry(state), time)[None]
         return self._waypoint_weights(hidden, here, prompts.memory)[0].transpose(0, 1)
 
-    def _streams(self, state: Tensor, prompt: Tensor, clock: Tensor) -> tuple[Tensor, Tensor]:
+    def _streams(self, state: Tensor, prompt: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees of a state by itself [B, ·], and with its text beside: what queries are made of."""
         features = self.features(state)
-        own = torch.cat([features, self._clock(clock)], dim=-1) if self.sizes.clock else features
+        own = torch.cat([features, self._embedded_steps(time)], dim=-1) if self.sizes.clock else features
         if not self.config.text:
             return own, own
         return own, torch.cat([own, prompt[..., : self.config.text_dim].expand(len(own), -1)], dim=-1)
 
     def _attend(self, streams: Tensor, groups: int, memory: dict[str, Tensor]) -> Tensor:
-        """Queries [G, M, W] of the states, after they have looked at the example."""
+        """Queries [G, M, W] of the states, after they have looked at the demonstration."""
         hidden: Tensor = self.query(streams).unflatten(0, (groups, -1))
         for number, layer in enumerate(self.layers):
             hidden = layer(hidden, memory[f"key{number}"], memory[f"value{number}"], memory["bias"])
         return hidden
 
-    def _clock(self, steps: Tensor) -> Tensor:
+    def _embedded_steps(self, steps: Tensor) -> Tensor:
         """Time steps [...] → [..., 2 waves a period]."""
         angle = 2 * math.pi * steps[..., None].to(self.periods.dtype) / self.periods
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
-    def _place(self, geometry: Tensor, clock: Tensor) -> Tensor:
-        """What moments are compared by: geometry [..., G], with the time beside where there is a clock."""
-        return torch.cat([geometry, clock[..., None] / _CLOCK_UNIT], dim=-1) if self.sizes.clock else geometry
+    def _place(self, geometry: Tensor, time: Tensor) -> Tensor:
+        """What moments are compared by: geometry [..., G], with the time beside where it is embedded."""
+        return torch.cat([geometry, time[..., None] / _TIME_UNIT], dim=-1) if self.sizes.clock else geometry
 
     def _waypoint_memory(self, embedded: Tensor, tokens: TrajectoryTokens | None, mask: Tensor) -> dict[str, Tensor]:
         """Keys, places, raw values of the waypoints' retrieval, and which steps there are."""
         given = mask[:, :-1].any(1, keepdim=True)
-        # The last step is for prompts without an example alone: heads that may look nowhere end up looking nowhere.
+        # The last step is for prompts without a demonstration alone: heads that may ignore it would end up ignoring it.
         memory = {
             "waypoint_key": _heads(self.waypoint_key(embedded), self.sizes.heads),
             "waypoint_bias": _bias(torch.cat([mask[:, :-1], ~given], dim=1)),
@@ -172,7 +169,7 @@ class RetrievalContext(Context):
         if tokens is None:
             return self.nothing.new_zeros(prompts, 1, 1, width)
         geometry = self.features.geometry(tokens.states)
-        # Past the example's end its last step stands: it is where the example went.
+        # Past the demonstration's end its last step stands: it is where the demonstration went.
         last = (tokens.mask.sum(1, keepdim=True) - 1).clamp_min(0)
         place = torch.arange(tokens.states.shape[1], device=geometry.device)
         parts = [tokens.actions]

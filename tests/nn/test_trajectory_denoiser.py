@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion import alphas, philox_normal, sampler_plan
-from llmdpd.nn.plan_denoiser import _BLOCK, PlanConfig, PlanDenoiser, reverse_plan, with_present
+from llmdpd.nn.trajectory_denoiser import _BLOCK, TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
 
 S, A, F, Z = 3, 2, 5, 4
 SAMPLERS = pytest.mark.parametrize(("name", "steps"), [("ddpm", 12), ("ddim", 4), ("dpm++2m", 4)])
 
 
-def make_net(horizon: int = 6, **changes: Any) -> PlanDenoiser:
+def make_net(horizon: int = 6, **changes: Any) -> TrajectoryDenoiser:
     sizes = {"layers": 2, "width": 16, "inner": 24, **changes}
-    net = PlanDenoiser(S + A, F, Z, 8, PlanConfig(horizon=horizon, **sizes))
+    net = TrajectoryDenoiser(S + A, F, Z, 8, TrajectoryConfig(horizon=horizon, **sizes))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -58,7 +58,7 @@ def test_a_shared_prompt_is_each_rows_prompt() -> None:
     plan, timesteps = torch.randn(3, 6, S + A), torch.tensor([1, 2, 3])
     shared = net(plan, timesteps, state, prompt[0])
     torch.testing.assert_close(shared, net(plan, timesteps, state, prompt[:1].expand(3, -1)))
-    bare = PlanDenoiser(S + A, F, 0, 8, PlanConfig(horizon=6, layers=1, width=8, inner=8))
+    bare = TrajectoryDenoiser(S + A, F, 0, 8, TrajectoryConfig(horizon=6, layers=1, width=8, inner=8))
     assert bare(plan, timesteps, state, torch.zeros(0)).shape == plan.shape
 
 
@@ -88,7 +88,7 @@ def test_the_present_state_stands_in_the_plan_at_every_step(
     monkeypatch.setattr(net, "denoise", lambda x, *rest: seen.append(x.clone()) or denoise(x, *rest))
     plan = sampler_plan(name, steps, train_steps=12)
     with torch.no_grad():
-        drawn = reverse_plan(net, present, state, prompt, plan, torch.arange(_BLOCK))
+        drawn = reverse_trajectory(net, present, state, prompt, plan, torch.arange(_BLOCK))
     assert len(seen) == steps
     for x in (*seen, drawn):
         assert torch.equal(x[:, 0, :S], present)
@@ -110,7 +110,7 @@ def test_with_the_right_noise_the_chain_ends_at_the_plan(
     monkeypatch.setattr(net, "time_rows", lambda timesteps: bar[timesteps][:, None])
     monkeypatch.setattr(net, "denoise", lambda x, _, level: (x - level.sqrt() * truth) / (1 - level).sqrt())
     plan = sampler_plan(name, steps, train_steps=T)
-    drawn = reverse_plan(net, present, state, prompt, plan, torch.arange(B))
+    drawn = reverse_trajectory(net, present, state, prompt, plan, torch.arange(B))
     torch.testing.assert_close(drawn, truth, rtol=0, atol=1e-4)
 
 
@@ -121,13 +121,13 @@ def test_a_plan_depends_on_its_own_key(rng: np.random.Generator, name: Any, step
     seeds = torch.from_numpy(rng.integers(-(2**62), 2**62, B))
     plan = sampler_plan(name, steps, train_steps=12)
     with torch.no_grad():
-        together = reverse_plan(net, present, state, prompt, plan, seeds)
-        assert torch.equal(together, reverse_plan(net, present, state, prompt, plan, seeds))
+        together = reverse_trajectory(net, present, state, prompt, plan, seeds)
+        assert torch.equal(together, reverse_trajectory(net, present, state, prompt, plan, seeds))
         order = torch.from_numpy(rng.permutation(B))
-        shuffled = reverse_plan(net, present[order], state[order], prompt[order], plan, seeds[order])
-        alone = reverse_plan(net, present[2:3], state[2:3], prompt[2], plan, seeds[2:3])
-        other = reverse_plan(net, present, state, prompt, plan, seeds + 1)
-        nothing = reverse_plan(net, present[:0], state[:0], prompt[0], plan, seeds[:0])
+        shuffled = reverse_trajectory(net, present[order], state[order], prompt[order], plan, seeds[order])
+        alone = reverse_trajectory(net, present[2:3], state[2:3], prompt[2], plan, seeds[2:3])
+        other = reverse_trajectory(net, present, state, prompt, plan, seeds + 1)
+        nothing = reverse_trajectory(net, present[:0], state[:0], prompt[0], plan, seeds[:0])
     # But for rounding: some machines' products round a row by its place among the others.
     torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-4)
     torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-4)
@@ -143,6 +143,6 @@ def test_the_noise_is_scaled_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     denoise = net.denoise
     monkeypatch.setattr(net, "denoise", lambda x, *rest: starts.append(x) or denoise(x, *rest))
     seeds = torch.arange(_BLOCK) + 5
-    reverse_plan(net, present, state, prompt, sampler_plan("ddim", 1, train_steps=12, noise_scale=0.3), seeds)
+    reverse_trajectory(net, present, state, prompt, sampler_plan("ddim", 1, train_steps=12, noise_scale=0.3), seeds)
     expected = 0.3 * philox_normal(seeds, _BLOCK, 6, 1, S + A)[0].float()
     torch.testing.assert_close(starts[0], with_present(expected, present))

@@ -18,7 +18,7 @@ from llmdpd.methods.llmdpd.network import sample_actions
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.ops import packing
+from llmdpd.ops import inference
 
 
 def step_optimizer(net: nn.Module, name: str, **options: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_changed_network_is_packed_anew(rng: np.random.Generator, make_net: An
     CHANGES[name](net)
     after = draw(net)
     assert not torch.equal(after, before)
-    # A copy was never packing.
+    # A copy was never packed.
     assert torch.equal(after, draw(copy.deepcopy(net)))
 
 
@@ -141,10 +141,10 @@ def test_changed_critics_are_packed_anew(rng: np.random.Generator, make_net: Any
         return sample_actions(net, of, condition, sampler_plan(), acting, seeds)
 
     act(critic)
-    kept = {q: packing.packed_critic(q, 3, 2, False) for q in (critic.q1, critic.q2)}
+    kept = {q: inference.packed_critic(q, 3, 2, False) for q in (critic.q1, critic.q2)}
     CHANGES[name](critic)
     assert torch.equal(act(critic), act(copy.deepcopy(critic)))
-    assert any(packing.packed_critic(q, 3, 2, False) is not entry for q, entry in kept.items())
+    assert any(inference.packed_critic(q, 3, 2, False) is not entry for q, entry in kept.items())
 
 
 def test_a_changed_buffer_is_seen(make_net: Any) -> None:
@@ -158,13 +158,13 @@ def test_a_changed_buffer_is_seen(make_net: Any) -> None:
 def test_an_unchanged_network_is_packed_once(make_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net, plans = make_net(3, 2, 4), [sampler_plan(), sampler_plan("ddim", 3, train_steps=5)]
     made: list[int] = []
-    create = packing.PackedNet.__init__
+    create = inference.PackedNet.__init__
 
-    def spy(self: packing.PackedNet, *arguments: Any) -> None:
+    def spy(self: inference.PackedNet, *arguments: Any) -> None:
         made.append(1)
         create(self, *arguments)
 
-    monkeypatch.setattr(packing.PackedNet, "__init__", spy)
+    monkeypatch.setattr(inference.PackedNet, "__init__", spy)
     with torch.no_grad():
         for _ in range(3):
             for plan in plans:
@@ -179,7 +179,7 @@ def test_what_has_no_versions_is_never_kept(make_net: Any) -> None:
     nn.utils.parametrizations.weight_norm(parametrised.layers[1])
     with torch.no_grad():
         for net in (inference, parametrised):
-            assert not packing.packed(net, False).watch.lasting
+            assert not inference.packed(net, False).watch.lasting
             first = sampled(net)
             with torch.inference_mode():
                 for parameter in net.parameters():
@@ -190,7 +190,7 @@ def test_what_has_no_versions_is_never_kept(make_net: Any) -> None:
 def test_a_network_that_is_gone_is_forgotten(make_net: Any) -> None:
     net = make_net(3, 2, 4)
     sampled(net)
-    entry = weakref.ref(packing.packed(net, False))
+    entry = weakref.ref(inference.packed(net, False))
     del net
     gc.collect()
     assert entry() is None

@@ -14,7 +14,7 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.experiments import schedule
 from llmdpd.experiments.cell import Share, Step
-from llmdpd.experiments.schedule import Scheduler, shares
+from llmdpd.experiments.scheduler import Scheduler, shares
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.files import process_lock
 
@@ -203,7 +203,7 @@ time.sleep(60)
 """
     parent = f"""
 import sys
-from llmdpd.experiments.schedule import start_process
+from llmdpd.experiments.scheduler import start_process
 start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r}, "w")).wait()
 """
     import subprocess

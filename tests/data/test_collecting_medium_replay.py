@@ -16,7 +16,7 @@ import pytest
 
 from llmdpd.cli.collect import main
 from llmdpd.data import TrajectoryDataset, load_dataset
-from llmdpd.data.collecting.replay import SacConfig, collect_sac, replay_path
+from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac, replay_path
 from llmdpd.errors import InputError
 from llmdpd.tasks import COLLECTION_SEED_END
 from llmdpd.tasks.locomotion import LocomotionTask, normalised_score

@@ -1,26 +1,29 @@
-"""Decision Transformers: actions as the continuation of an episode, given the return that is asked for.
+"""Decision Transformers: cloning of the executed actions as the continuation of an episode, given the target return.
 
-Chen et al. 2021 (arXiv 2106.01345); with a trajectory prompt before it, Xu et al. 2022 (arXiv 2206.13499).
+Chen et al. 2021 (arXiv 2106.01345); with a trajectory prompt before it, Prompt-DT: Xu et al. 2022 (arXiv 2206.13499).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.methods.base import Method, Start, UnaveragedConfig
+from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep
+from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
-from llmdpd.nn.policy_network import NetworkConfig, Spaces, Window
+from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
 from llmdpd.prompts.demonstration import TrajectoryTokens
-from llmdpd.utils.bounds import Fraction
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ class DecisionTransformer(HistoryPolicy):
     prompted = False
     """Whether it reads a demonstration."""
 
-    def __init__(self, spaces: Spaces, config: NetworkConfig) -> None:
-        # It reads its demonstration itself, step by step: no encoder of the context's.
-        super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
+    def __init__(self, spaces: Spaces, config: Any) -> None:
+        super().__init__(spaces, config)
+        self.memory_length: int = config.sequence.context
+        self.window = Window(self.memory_length)
         self._build(self.context.features.output_dim, spaces.action_dim, config)
 
     def _build(self, feature_dim: int, action_dim: int, config: Any) -> None:
@@ -73,41 +77,26 @@ class DecisionTransformer(HistoryPolicy):
         self.model = CausalTransformer(sizes.sizes, sizes.dropout)
         self.head: nn.Module = nn.Linear(sizes.width, action_dim)
 
-    @property
-    def memory_length(self) -> int:  # type: ignore[override]
-        """K, steps of the episode that it sees."""
-        length: int = self.config.sequence.context
-        return length
-
-    @property
-    def window(self) -> Window:
-        """As many steps as it sees."""
-        return Window(self.memory_length)
-
     def forward(
         self,
         returns: Tensor,
         states: Tensor,
         actions: Tensor,
-        clock: Tensor,
+        timesteps: Tensor,
         prompts: EncodedPrompts | None = None,
         index: Tensor | None = None,
     ) -> Tensor:
         """The action that each step of B windows calls for, from what lies before it → [B, T, A].
 
         Args:
-            returns: [B, T], returns-to-go, as they are. states: [B, T, S]. actions: [B, T, A]. clock: [B, T].
-            prompts: where it reads an example, P of them.
+            returns: [B, T], returns-to-go, as they are. states: [B, T, S]. actions: [B, T, A]. timesteps: [B, T].
+            prompts: where it reads a demonstration, P of them.
             index: [B], which prompt each window is under; None: P equal groups in order.
         """
         count, steps = returns.shape
-        tokens, mask = self.norm(self._embedded(self.embed, returns, states, actions, clock)), None
+        tokens, mask = self.norm(self._embedded(self.embed, returns, states, actions, timesteps)), None
         if prompts is not None and prompts.memory:
-            before, given = prompts.memory["tokens"], prompts.memory["mask"]
-            if index is None:
-                before, given = (part.repeat_interleave(count // len(part), 0) for part in (before, given))
-            else:
-                before, given = before[index], given[index]
+            before, given = (spread(prompts.memory[name], index, count) for name in ("tokens", "mask"))
             tokens = torch.cat([before, tokens], dim=1)
             mask = torch.cat([given, given.new_ones(count, 3 * steps)], dim=1)
         hidden = self.model(tokens, mask)[:, -3 * steps :]
@@ -118,7 +107,7 @@ class DecisionTransformer(HistoryPolicy):
         self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
     ) -> Tensor:
         """The action of the present step of B episodes, [B, A]; there is nothing random in it."""
-        found = self(history.returns, history.states, history.actions, history.clock, prompts, index)
+        found = self(history.returns, history.states, history.actions, history.timesteps, prompts, index)
         present = (history.lengths - 1)[:, None, None].expand(-1, 1, found.shape[-1])
         actions: Tensor = found.gather(1, present)[:, 0]
         return actions
@@ -127,8 +116,8 @@ class DecisionTransformer(HistoryPolicy):
         """The actions [B, T, A] of the state tokens' outputs [B, T, W]."""
         return self.config.action_bound * torch.tanh(self.head(hidden))
 
-    def _embedded(self, embed: nn.Module, returns: Tensor, states: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
-        tokens: Tensor = embed(returns / self.return_scale, self.context.features(states), actions, clock)
+    def _embedded(self, embed: nn.Module, returns: Tensor, states: Tensor, *others: Tensor) -> Tensor:
+        tokens: Tensor = embed(returns / self.return_scale, self.context.features(states), *others)
         return tokens
 
 
@@ -141,15 +130,15 @@ class StepEmbedding(nn.Module):
         self.states = nn.Linear(feature_dim, config.width)
         self.time = nn.Embedding(config.longest, config.width)
 
-    def forward(self, returns: Tensor, features: Tensor, actions: Tensor, clock: Tensor) -> Tensor:
+    def forward(self, returns: Tensor, features: Tensor, actions: Tensor, timesteps: Tensor) -> Tensor:
         """Returns [B, T], features [B, T, F], actions [B, T, A], time steps [B, T] → tokens [B, 3 T, W], by step."""
-        time = self.time(clock.long().clamp(0, self.time.num_embeddings - 1))
+        time = self.time(timesteps.long().clamp(0, self.time.num_embeddings - 1))
         parts = (self.returns(returns[..., None]), self.states(features), self.actions(actions))
         return torch.stack([part + time for part in parts], dim=2).flatten(1, 2)
 
 
 class PromptDecisionTransformer(DecisionTransformer):
-    """The same with an example's steps before the episode's (Prompt-DT), by an embedding of their own."""
+    """The same with a demonstration's steps before the episode's (Prompt-DT), by an embedding of their own."""
 
     prompted = True
     reads_rewards = True
@@ -159,7 +148,7 @@ class PromptDecisionTransformer(DecisionTransformer):
         self.embed_prompt = StepEmbedding(self.context.features.output_dim, spaces.action_dim, config.sequence)
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
-        """Embed the steps of P examples.
+        """Embed the steps of P demonstrations.
 
         Raises:
             InputError: one without rewards, since its returns-to-go are part of what is read; or none, where training
@@ -169,10 +158,10 @@ class PromptDecisionTransformer(DecisionTransformer):
             return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
         if tokens is None or tokens.returns is None:
             raise InputError(
-                "a Prompt Decision Transformer reads an example with its rewards",
+                "a Prompt Decision Transformer reads a demonstration with its rewards",
                 field="trajectory",
                 found="no example" if tokens is None else "observations and actions alone",
-                expected="an example with rewards (llmdpd.data.Trajectory)",
+                expected="a demonstration with rewards (llmdpd.data.Trajectory)",
                 hint="train with --method.network.trajectory-dropout to leave it out when acting",
             )
         embedded = self._embedded(self.embed_prompt, tokens.returns, tokens.states, tokens.actions, tokens.times)
@@ -181,3 +170,74 @@ class PromptDecisionTransformer(DecisionTransformer):
             mask = mask & (keep.trajectory > 0)
         pooled = embedded.new_zeros(len(embedded), 0)
         return EncodedPrompts(pooled, {"tokens": embedded, "mask": mask})
+
+
+@dataclass(frozen=True)
+class DTConfig(UnaveragedConfig):
+    """Learning of Decision Transformers: its published settings for Gym, with a shorter warm-up."""
+
+    name = "dt"
+    legacy: ClassVar[Mapping[str, str]] = {"dt": "method."}
+
+    network: DecisionTransformerConfig = field(default_factory=DecisionTransformerConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    batch_size: Count = 64
+    """Windows an iteration."""
+    prompts_per_batch: Count = 8
+    """Tasks in a batch, each with its own share of the windows."""
+    lr: NonNegative = 1e-4
+    """Learning rate."""
+    lr_warmup: WholeNumber = 500
+    """Iterations of linear warm-up."""
+    weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay (AdamW)."""
+    grad_clip: NonNegative = 0.25
+    """Bound on the norm of the gradient."""
+
+    @classmethod
+    def from_preset(cls, start: Start) -> DTConfig:
+        own, network = cls(), start.diffusion.network
+        network = replace(own.network, action_bound=network.action_bound, features=network.context.features)
+        return replace(own, network=network)
+
+
+@dataclass(frozen=True)
+class PromptDTConfig(DTConfig):
+    """Prompt-DT: the same with a demonstration's last five steps before the episode's."""
+
+    name = "prompt-dt"
+
+    network: PromptDecisionTransformerConfig = field(default_factory=PromptDecisionTransformerConfig)
+
+
+class DT(Method[DecisionTransformer, DTConfig]):
+    """Regression of the executed actions on returns-to-go, states and the actions before."""
+
+    Config: ClassVar[type[DTConfig]] = DTConfig
+    network_class: ClassVar[type[PolicyNetwork]] = DecisionTransformer
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """One gradient step."""
+        self.policy.train()
+        loss = cloning_loss(self.policy, batch)
+        norm = self.step("policy", loss)
+        return {"loss/cloning": loss.detach(), "grad/policy": norm}
+
+
+class PromptDT(DT):
+    """The same, read after a demonstration."""
+
+    Config = PromptDTConfig
+    network_class = PromptDecisionTransformer
+
+
+def cloning_loss(policy: DecisionTransformer, batch: PromptedBatch) -> Tensor:
+    """Mean squared error of the actions of all steps of the windows, those past an episode's end left out."""
+    windows = batch.windows
+    assert windows is not None, "the sampler was made with the model's context"
+    steps = torch.arange(windows.mask.shape[1], device=windows.mask.device)
+    timesteps = batch.timesteps[:, None] + steps
+    prompts = policy.encode(batch.text, batch.tokens, batch.keep) if policy.prompted else None
+    found = policy(windows.returns, windows.states, windows.actions, timesteps, prompts)
+    error = (found - windows.actions).square().mean(-1)
+    return (error * windows.mask).sum() / windows.mask.sum()

@@ -1,1 +1,0 @@
-"""Decision Transformer and Prompt-DT."""

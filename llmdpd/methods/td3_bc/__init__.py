@@ -1,1 +1,0 @@
-"""TD3+BC, and under RAD and S4RL."""

@@ -1,0 +1,157 @@
+"""Trajectory diffusion under prompts: the paper's ablation «w/o-DP» (table 3), policy diffusion put out of action.
+
+What is denoised is a trajectory of H steps, states and actions, in place of one action; prompts and their encoders are
+the same. It clones: there is no Q-learning in it, and no guidance by return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from llmdpd.errors import InputError
+from llmdpd.methods.base import CloningConfig, Method, Start
+from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
+from llmdpd.nn.acting import ChainActing
+from llmdpd.nn.context import Condition
+from llmdpd.nn.policy_network import ChainConfig, ConditionedNetwork, ContextNetworkConfig, Spaces, Window
+from llmdpd.nn.trajectory_denoiser import TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
+from llmdpd.utils.bounds import NonNegative
+
+
+@dataclass(frozen=True)
+class TrajectoryNetworkConfig(ContextNetworkConfig, ChainConfig):
+    """The denoiser of trajectories and its diffusion chain."""
+
+    plan: TrajectoryConfig = field(default_factory=TrajectoryConfig)
+    """What is denoised in place of an action, and the transformer that does it."""
+
+
+class TrajectoryPolicy(ConditionedNetwork):
+    """p(s_t, a_t … s_{t+H-1}, a_{t+H-1} | s_t, z_text, z_traj): encoders and a denoiser of trajectories.
+
+    The states of a trajectory are scaled to ± the action bound by the least and the greatest that the training tasks
+    have, so that the sampler's clip fits states and actions alike.
+    """
+
+    config: TrajectoryNetworkConfig
+    alpha_bar: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, spaces: Spaces, config: TrajectoryNetworkConfig) -> None:
+        super().__init__(spaces, config)
+        self.window = Window(config.plan.horizon)
+        self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
+        self.net = TrajectoryDenoiser(
+            spaces.state_dim + spaces.action_dim,
+            self.context.state_dim,
+            self.context.prompt_dim,
+            config.time_dim,
+            config.plan,
+        )
+        self.register_buffer("low", -torch.ones(spaces.state_dim))
+        self.register_buffer("high", torch.ones(spaces.state_dim))
+
+    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
+        super().fit(observations, returns)
+        self.low.copy_(observations.amin(0))
+        self.high.copy_(observations.amax(0))
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """States [..., S] scaled to ± the action bound, 0 where the training tasks have one value alone."""
+        span = self.high - self.low
+        unit = torch.where(span > 0, (states - self.low) / span.clamp_min(1e-12) * 2 - 1, 0.0)
+        return self.config.action_bound * unit.clamp(-1.0, 1.0)
+
+    def sample_conditioned(
+        self, observations: Tensor, condition: Condition, acting: ChainActing, seeds: Tensor, critic: Any
+    ) -> Tensor:
+        """The first action of a trajectory for each state, [B, 1, A]: it is sampled anew at every step."""
+        return self.trajectories(observations, condition, acting, seeds)[:, :1, self.state_dim :]
+
+    def trajectories(self, observations: Tensor, condition: Condition, acting: ChainActing, seeds: Tensor) -> Tensor:
+        """Trajectories [B, H, S + A] from observations [B, S] on, in their condition; seeds int64 [B]."""
+        present = self.scaled(observations)
+        return reverse_trajectory(self.net, present, *condition, acting.coefficients(self.config), seeds)
+
+
+@dataclass(frozen=True)
+class TrajectoryDiffusionConfig(CloningConfig):
+    """Learning by trajectory diffusion. Defaults are MTDiff's; of its EMA, Diffusion-QL's."""
+
+    name = "trajectory-diffusion"
+    legacy: ClassVar[Mapping[str, str]] = {"planner": "method."}
+
+    network: TrajectoryNetworkConfig = field(default_factory=TrajectoryNetworkConfig)
+    acting: ChainActing = field(default_factory=ChainActing)
+    lr: NonNegative = 2e-4
+    """Learning rate of denoiser and encoders."""
+    first_action_weight: NonNegative = 10.0
+    """Weight in the loss of a trajectory's first action, the one that is executed; all else has 1."""
+
+    @classmethod
+    def from_preset(cls, start: Start) -> TrajectoryDiffusionConfig:
+        own: TrajectoryDiffusionConfig = start.trajectory_diffusion
+        return own
+
+    def check(self) -> None:
+        super().check()
+        for name in ("rotate", "mirror"):
+            if getattr(self.augmentation, name):
+                raise InputError(
+                    "trajectories are scaled to the range of the data, which this augmentation leaves",
+                    field=f"augmentation.{name}",
+                    found=getattr(self.augmentation, name),
+                    expected="0 with trajectory diffusion",
+                )
+
+
+class TrajectoryDiffusion(Method[TrajectoryPolicy, TrajectoryDiffusionConfig]):
+    """Denoising of trajectories."""
+
+    Config = TrajectoryDiffusionConfig
+    network_class = TrajectoryPolicy
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """One gradient step."""
+        assert batch.windows is not None, "the sampler was made with the trajectory's horizon"
+        if not self.policy.training:
+            self.policy.train()
+        loss, first_action = self.diffusion_loss(batch.windows, self.condition(batch, self.encode(batch)))
+        norm = self.step("policy", loss)
+        return {"loss/diffusion": loss.detach(), "loss/first_action": first_action.detach(), "grad/policy": norm}
+
+    def diffusion_loss(self, windows: StepWindows, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Mean squared error between sampled and predicted noise of trajectories, k uniform in 1 … K.
+
+        It is the noise that is predicted, and not the trajectory: the sampler's tables take the noise, and so does the
+        paper's equation 5, from which this then differs by what is denoised alone. The present state is put into the
+        noisy trajectory as it is when acting, and counts nothing; neither do steps after the episode's end.
+
+        Returns:
+            The weighted mean over the numbers of all trajectories, and the plain mean over the first actions'.
+        """
+        policy = self.policy
+        clean, weight = self._trajectories(windows)
+        timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
+        noise = torch.randn_like(clean)
+        level = policy.alpha_bar[timesteps, None, None]
+        noisy = with_present(level.sqrt() * clean + (1 - level).sqrt() * noise, clean[:, 0, : policy.state_dim])
+        predicted = policy.net(noisy, timesteps, condition.state, condition.prompt, windows.mask)
+        error = (predicted - noise).square()
+        return (weight * error).sum() / weight.sum(), error[:, 0, policy.state_dim :].mean()
+
+    def _trajectories(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
+        """The trajectories that are learned [B, H, S + A], and the weights of their numbers."""
+        actions = cloned_actions(windows, self.config.clone)
+        real = windows.mask[..., None]
+        clean = torch.where(real, torch.cat([self.policy.scaled(windows.states), actions], dim=-1), 0.0)
+        weight = real.to(clean.dtype).expand_as(clean).clone()
+        weight[:, 0, : self.policy.state_dim] = 0.0
+        weight[:, 0, self.policy.state_dim :] *= self.config.first_action_weight
+        return clean, weight

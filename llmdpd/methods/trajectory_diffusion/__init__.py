@@ -1,1 +1,0 @@
-"""Trajectory diffusion, the paper's ablation w/o-DP."""
