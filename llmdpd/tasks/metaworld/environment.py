@@ -43,9 +43,8 @@ class MetaWorldTask:
     def __init__(self, task: str, *, goal_visible: bool = True, render: bool = False) -> None:
         self.task = check_task(task)
         self.goal_visible = goal_visible
-        options: dict[str, Any] = {}
-        if render:
-            options = {"render_mode": "rgb_array", "camera_name": CAMERA, "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
+        size = {"width": FRAME_WIDTH, "height": FRAME_HEIGHT}
+        options: dict[str, Any] = {"render_mode": "rgb_array", "camera_name": CAMERA, **size} if render else {}
         self._env = ALL_V3_ENVIRONMENTS[self.task](**options)
         self._env._partially_observable = not goal_visible
         # The space was cached while the goal was hidden, and `step` clips every observation to it.
@@ -107,10 +106,8 @@ class MetaWorldTask:
     def start_and_goal(self) -> npt.NDArray[np.float64]:
         """Where this episode started and where its goal is: f64 [21], 18 hand and object values, then the goal.
 
-        Two episodes with the same values are the same problem; prompts and evaluation must not share one.
-
-        Raises:
-            RuntimeError: no `reset` before.
+        Two episodes with the same values are the same problem; prompts and evaluation must not share one. Raises
+        RuntimeError where there was no `reset` before.
         """
         if self._start is None:
             raise RuntimeError(f"{self.task}: reset(seed) comes before start_and_goal()")

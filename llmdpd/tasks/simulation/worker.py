@@ -9,7 +9,6 @@ import importlib
 import os
 import signal
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -90,29 +89,24 @@ class EnvironmentCache:
     """
 
     def __init__(self, make: Callable[[str, bool, bool], Environment], *, goal_visible: bool, limit: int) -> None:
-        self._make = make
-        self._goal_visible = goal_visible
-        self._limit = limit
-        self._idle: OrderedDict[int, tuple[tuple[str, bool], Environment]] = OrderedDict()
+        self._make, self._goal_visible, self._limit = make, goal_visible, limit
+        self._idle: list[tuple[tuple[str, bool], Environment]] = []  # the longest unused first
         self._busy = 0
-        self._released = 0
 
     def acquire(self, task: str, render: bool) -> Environment:
         """An environment of `task` that no other episode uses."""
         self._busy += 1
-        wanted = (task, render)
-        for key in reversed(self._idle):
-            if self._idle[key][0] == wanted:
-                return self._idle.pop(key)[1]
+        for place in reversed(range(len(self._idle))):
+            if self._idle[place][0] == (task, render):
+                return self._idle.pop(place)[1]
         while self._idle and self._busy + len(self._idle) > self._limit:
-            self._idle.popitem(last=False)
+            del self._idle[0]
         return self._make(task, self._goal_visible, render)
 
     def release(self, task: str, render: bool, environment: Environment) -> None:
         """Return an environment to the cache."""
         self._busy -= 1
-        self._released += 1
-        self._idle[self._released] = ((task, render), environment)
+        self._idle.append(((task, render), environment))
 
 
 class Outcome(NamedTuple):
@@ -130,9 +124,7 @@ class _Episode:
     """A running episode: its environment, its step count and its frames."""
 
     def __init__(self, slot: int, request: EpisodeRequest, environment: Environment) -> None:
-        self.slot = slot
-        self.request = request
-        self.environment = environment
+        self.slot, self.request, self.environment = slot, request, environment
         self.steps = 0
         self.frames: list[Frame] | None = [] if request.record else None
 
@@ -170,10 +162,8 @@ class EpisodeHost:
         self, starts: list[tuple[int, EpisodeRequest]], slots: list[int], actions: FloatArray | None
     ) -> list[Outcome]:
         """Step the episodes in `slots` by `actions` [len(slots), A], then start new ones; one outcome for each."""
-        outcomes = []
-        for row, slot in enumerate(slots):
-            assert actions is not None
-            outcomes.append(self._settle(self._episodes[slot].step(actions[row])))
+        steps = zip(slots, () if actions is None else actions, strict=True)
+        outcomes = [self._settle(self._episodes[slot].step(action)) for slot, action in steps]
         return outcomes + [self._begin(slot, request).start() for slot, request in starts]
 
     def replay(self, slot: int, request: EpisodeRequest, actions: FloatArray | None) -> list[Outcome]:
