@@ -29,10 +29,9 @@ def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> Tr
     name = expected.family if expected.has_success else expected.task
     dataset.check_matches(expected.state_dim, expected.action_dim, name)
     if expected.has_success and dataset.goal_visible not in (None, goal_visible):
-        raise InputError(
-            "data and evaluation differ in whether the goal is visible", path=dataset.source,
-            field="tasks.goal_visible", found=f"data: {dataset.goal_visible}", expected=goal_visible,
-        )  # fmt: skip
+        problem, found = "data and evaluation differ in whether the goal is visible", f"data: {dataset.goal_visible}"
+        path, field = dataset.source, "tasks.goal_visible"
+        raise InputError(problem, path=path, field=field, found=found, expected=goal_visible)
     return dataset
 
 
@@ -45,10 +44,9 @@ def _load_locomotion(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDatase
         numbers = [0]
     missing = [task for number, task in enumerate(tasks) if number not in numbers]
     if missing:
-        raise InputError(
-            "the data set has no such task", path=whole.source, field="task", found=", ".join(whole.tasks),
-            expected=", ".join(missing),
-        )  # fmt: skip
+        found, expected = ", ".join(whole.tasks), ", ".join(missing)
+        problem = "the data set has no such task"
+        raise InputError(problem, path=whole.source, field="task", found=found, expected=expected)
     ids = np.array(numbers, np.int32)[whole.task_ids]
     part = whole.select(ids >= 0)
     return dataclasses.replace(part, tasks=tuple(tasks), texts=("",) * len(tasks), task_ids=ids[ids >= 0])

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
 from llmdpd.tasks.simulation.processes import map_unordered
+from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.files import (
     atomic_directory,
     atomic_write_json,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MANIFEST = "collect.json"
 _FORMAT = 1
 _EPISODE_ARRAYS = ("observations", "actions", "expert_actions", "rewards")
+_EXPERT = "llmdpd.tasks.metaworld.scripted:ScriptedExpert"
 _OTHER_OUT = "choose another --out, or remove this folder"
 _log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class CollectConfig:
 
     tasks: tuple[str, ...] = ("sweep-into",)
     """Tasks: Meta-World names ("sweep-into", "box-close-v3"), "all" (50), "ml45-train" (45)."""
-    episodes: int = 100
+    episodes: Count = 100
     """Episodes for each task."""
     noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
     """Behaviours and their shares of the episodes, as KIND:SHARE,… Noise on the executed action: clean (the expert
@@ -66,13 +68,13 @@ class CollectConfig:
     the expert itself to 1 for random actions."""
     out: Path = Path("data/metaworld")
     """Folder of the Minari data sets. Until all is collected, episodes lie in OUT.partial."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Decides goals and noise of all episodes."""
-    workers: int | None = None
+    workers: Annotated[int | None, Bounds(1)] = None
     """Worker processes; one a core by default. The content does not depend on it."""
-    post_success_steps: int = 20
+    post_success_steps: WholeNumber = 20
     """Steps kept after the first success (cut and overrun have their own number); an episode is truncated there."""
-    max_steps: int = 500
+    max_steps: Annotated[int, Bounds(1, 500)] = 500
     """Steps after which an episode ends without success (Meta-World's limit is 500)."""
     goal_visible: bool = True
     """Whether the observations hold the goal (as in MT1 … MT50) or zeros in its place (as in ML45)."""
@@ -114,8 +116,7 @@ OnEpisode = Callable[[int, int, int], None]
 def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """Canonical names of tasks given by name or by group ("all", "ml45-train"), each once, in the order given.
 
-    Raises:
-        InputError: an unknown name, or none at all.
+    Raises InputError for an unknown name, or none at all.
     """
     groups = {"all": TASKS, "ml45-train": ML45_TRAIN}
     tasks = [task for name in names for task in groups.get(name) or (check_task(name),)]
@@ -220,9 +221,8 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
         return collected
     if out.exists() and any(out.iterdir()):
         found = ", ".join(sorted(path.name for path in out.iterdir())[:4])
-        raise InputError(
-            "the output folder holds something else", path=out, field="out", found=found, expected="no such folder yet"
-        )
+        problem, expected = "the output folder holds something else", "no such folder yet"
+        raise InputError(problem, path=out, field="out", found=found, expected=expected)
     if (partial / MANIFEST).exists():
         hint = "remove this folder to start again, or choose another --out"
         _check_same(read_json(partial / MANIFEST), content, partial, hint)
@@ -235,23 +235,14 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
 
 def _content_of(config: CollectConfig) -> dict[str, Any]:
     """The checked settings that decide the content, as JSON."""
-    bounds = {"episodes": 1, "max_steps": 1, "post_success_steps": 0, "seed": 0, "workers": 1}
-    for name, least in bounds.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"{name} is too small", field=name, found=value, expected=f"{least} or more")
-    if config.max_steps > 500:
-        raise InputError("max_steps is too large", field="max_steps", found=config.max_steps, expected="500 or less")
+    check_config(config)
+    same = ("episodes", "seed", "max_steps", "goal_visible", "keep_failed")
     return {
         "format": _FORMAT,
         "tasks": list(resolve_tasks(config.tasks)),
-        "episodes": config.episodes,
         "noise": parse_noise(config.noise),
-        "seed": config.seed,
         "tail": config.post_success_steps,
-        "max_steps": config.max_steps,
-        "goal_visible": config.goal_visible,
-        "keep_failed": config.keep_failed,
+        **{name: getattr(config, name) for name in same},
     }
 
 
@@ -300,17 +291,12 @@ def _collect_missing(
 
     report(len(lengths))
     items = [(requests[index],) for index in missing]
-    factory = "llmdpd.tasks.metaworld.scripted:ScriptedExpert"
-    episodes = map_unordered(factory, (config.goal_visible,), "episode", items, workers=config.workers)
+    episodes = map_unordered(_EXPERT, (config.goal_visible,), "episode", items, workers=config.workers)
     for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
-        _write_episode(paths[missing[position]], episode)
+        with atomic_writer(paths[missing[position]]) as temporary, temporary.open("wb") as file:
+            np.savez(file, **dataclasses.asdict(episode))
         transitions += len(episode.actions)
         report(finished)
-
-
-def _write_episode(path: Path, episode: ScriptedEpisode) -> None:
-    with atomic_writer(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **dataclasses.asdict(episode))
 
 
 def _read_episode(path: Path) -> ScriptedEpisode:
@@ -338,8 +324,8 @@ def _finish(
     summaries = _summaries(config, requests, episodes)
     dataset = _join(config, requests, episodes)
     digest = content_hash(dataset)
-    seconds = time.perf_counter() - start
     rows = [dataclasses.asdict(summary) for summary in summaries]
+    seconds = time.perf_counter() - start
     manifest = {"config": dict(content), "content": digest, "seconds": seconds, "summaries": rows}
     with atomic_directory(out) as temporary:
         save_minari(dataset, temporary)
@@ -367,12 +353,8 @@ def _join(
     if without:
         hint = "keep failed episodes (--keep-failed), or choose less noise"
         raise InputError("no episode of a task succeeded", field="keep_failed", found=", ".join(without), hint=hint)
-    return join_episodes(
-        kept,
-        texts={task: metaworld_prompt(task).render() for task in tasks},
-        goal_visible=config.goal_visible,
-        source=str(config.out),
-    )
+    texts = {task: metaworld_prompt(task).render() for task in tasks}
+    return join_episodes(kept, texts=texts, goal_visible=config.goal_visible, source=str(config.out))
 
 
 def _summaries(
@@ -382,14 +364,13 @@ def _summaries(
     for number, task in enumerate(resolve_tasks(config.tasks)):
         rows = slice(number * config.episodes, (number + 1) * config.episodes)
         mine = list(zip(requests[rows], episodes[rows], strict=True))
-        lengths = [len(episode.actions) for _, episode in mine]
         kept = [len(episode.actions) for _, episode in mine if episode.success or config.keep_failed]
         successes = {}
         for kind in parse_noise(config.noise):
             flags = [episode.success for request, episode in mine if request.behaviour == kind]
             if flags:
                 successes[kind] = (sum(flags), len(flags))
-        mean_length = float(np.mean(lengths))
+        mean_length = float(np.mean([len(episode.actions) for _, episode in mine]))
         summaries.append(TaskSummary(task, len(mine), len(kept), sum(kept), successes, mean_length))
     return tuple(summaries)
 
@@ -406,8 +387,8 @@ def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: flo
     dataset = dataclasses.replace(loaded.select(order), source=str(out))
     found, expected = content_hash(dataset), manifest.get("content")
     if found != expected:
-        problem, hint = "the data sets in this folder are not those that were collected here", _OTHER_OUT
-        raise InputError(problem, path=out, field="content", found=found, expected=expected, hint=hint)
+        problem = "the data sets in this folder are not those that were collected here"
+        raise InputError(problem, path=out, field="content", found=found, expected=expected, hint=_OTHER_OUT)
     summaries = tuple(
         TaskSummary(**{**row, "successes": {kind: tuple(counts) for kind, counts in row["successes"].items()}})
         for row in manifest["summaries"]
