@@ -18,7 +18,7 @@ _EPISODE = ("terminated", "noise_level", "success", "seed", "behaviour")
 
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
-    """Real numbers of any type as a float32 array of `ndim` dimensions.
+    """Real numbers of any type as a float32 array of `ndim` dimensions; [T, 1] becomes [T] where that is 1.
 
     Raises InputError for anything else (text, objects, complex numbers, another number of dimensions).
     """
@@ -28,17 +28,13 @@ def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> 
         raise InputError("not an array", path=path, field=field, found="rows of unequal length") from None
     if array.dtype.kind not in "fiub":
         raise InputError("not numbers", path=path, field=field, found=f"type {array.dtype}", expected="real numbers")
+    if ndim == 1 and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     if array.ndim != ndim:
         found, expected = f"shape {list(array.shape)}", f"{ndim} dimensions"
         raise InputError("wrong number of dimensions", path=path, field=field, found=found, expected=expected)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the data set then refuses by name
         return array.astype(np.float32, copy=False)
-
-
-def as_column(value: ArrayLike) -> NDArray[Any]:
-    """`value` [T, 1] as [T]; any other shape unchanged."""
-    array = np.asarray(value)
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 
 def join_episodes(
@@ -92,7 +88,6 @@ def join_episodes(
 def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArray[np.float32] | None]:
     path, label = source or None, f" of episode {number}"
     arrays: dict[str, Any] = {name: getattr(record, name) for name in _ARRAYS}
-    arrays["rewards"] = as_column(record.rewards)
     for name, value in arrays.items():
         if value is not None:
             arrays[name] = as_float32(value, name + label, path, ndim=1 if name == "rewards" else 2)

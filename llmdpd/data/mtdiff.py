@@ -22,9 +22,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from llmdpd.data.assemble import as_column, as_float32, check_rows, join_episodes
+from llmdpd.data.assemble import as_float32, check_rows, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
-from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
 from llmdpd.tasks import check_task, is_metaworld
 from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
@@ -69,14 +69,10 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     records = value if isinstance(value, list) else [value]
     wrong = next((r for r in records if not isinstance(r, dict)), None)
     if wrong is not None:
-        raise InputError("not MTDiff's layout", path=path, found=_kind(wrong), expected=_WHAT)
+        raise InputError("not MTDiff's layout", path=path, found=describe(wrong), expected=_WHAT)
     if not records:
         raise InputError("the data set is empty", path=path, found="no episode", expected="one or more")
     return records
-
-
-def _kind(value: object) -> str:
-    return f"an array {value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _read(path: Path) -> Any:
@@ -134,9 +130,8 @@ def _episodes(record: Mapping[str, Any], number: int, path: Path) -> Iterator[Ep
         raise InputError("a field is missing", path=path, field=_at(missing[0], number), found=found, expected=_WHAT)
     arrays: dict[str, Any] = {}
     for name in _FIELDS:
-        column = name in ("rewards", "terminals")
-        value = as_column(record[name]) if column else record[name]
-        arrays[name] = as_float32(value, _at(name, number), str(path), ndim=1 if column else 2)
+        ndim = 1 if name in ("rewards", "terminals") else 2
+        arrays[name] = as_float32(record[name], _at(name, number), str(path), ndim=ndim)
     steps = len(arrays["observations"])
     for name, array in arrays.items():
         check_rows(_at(name, number), array, steps, path)

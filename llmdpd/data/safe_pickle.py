@@ -15,14 +15,13 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
 
-_CONSTRUCTORS_ONLY = "NumPy's array constructors only"
 _DTYPE = re.compile(r"(?:[fiuc][0-9]{1,2}|b1|\?|[SU][0-9]{0,6}|O8?)")
 _MAX_DEPTH = 16
 
@@ -72,25 +71,21 @@ _NDARRAY = _Inert("numpy.ndarray")
 class _DType:
     """Stand-in for a dtype under construction: numbers, text or objects; no record, no sub-array, no forged size."""
 
-    __slots__ = ("code", "order")
+    __slots__ = ("code", "real")
 
     def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
             raise _RefusedError(f"numpy.dtype({code!r:.60})")
         self.code = code
-        self.order: Literal["<", ">", "="] = "="
+        self.real: np.dtype[Any] = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
         # (version, byte order, sub-array, names, fields, size, alignment, flags): all but the order follow from `code`.
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _RefusedError("a dtype with fields or sub-arrays")
-        orders: dict[object, Literal["<", ">", "="]] = {"<": "<", ">": ">", "=": "=", "|": "="}
-        if state[1] not in orders:
+        if state[1] not in ("<", ">", "=", "|"):
             raise _RefusedError(f"a dtype of byte order {state[1]!r:.20}")
-        self.order = orders[state[1]]
-
-    def real(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder(self.order)
+        self.real = self.real.newbyteorder(state[1])
 
 
 class _Array:
@@ -120,7 +115,7 @@ def _array_value(data: object, dtype: object, shape: object, fortran: bool) -> N
     raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote its bytes as text
     if not isinstance(raw, (bytes, bytearray)):
         raise _RefusedError("an array of numbers whose contents are not bytes")
-    real = dtype.real()
+    real = dtype.real
     if len(raw) != real.itemsize * math.prod(shape):
         raise _RefusedError(f"an array of shape {shape} and type {real} from {len(raw)} bytes")
     flat = np.frombuffer(raw, real) if real.itemsize else np.zeros(math.prod(shape), real)
@@ -155,16 +150,12 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _bytes() -> bytes:
-    # How protocols 0 to 2 write no bytes at all (an array without rows). Any argument is one too many.
-    return b""
-
-
 _ADMITTED: dict[tuple[str, str], _Inert] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Inert("numpy.dtype", _DType),
     ("_codecs", "encode"): _Inert("_codecs.encode", _encode),
-    ("__builtin__", "bytes"): _Inert("bytes", _bytes),
+    # How protocols 0 to 2 write no bytes at all (an array without rows). Any argument is one too many.
+    ("__builtin__", "bytes"): _Inert("bytes", lambda: b""),
 }
 for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Inert("numpy _reconstruct", _reconstruct)
@@ -199,7 +190,8 @@ def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | Non
         # latin1 is how NumPy's own loader reads files written by Python 2.
         return _resolve(_ArrayUnpickler(file, encoding="latin1").load(), {}, 0)
     except _RefusedError as refused:
-        problem, expected = "refused: the pickle asks for more than arrays (nothing of it was run)", _CONSTRUCTORS_ONLY
+        problem = "refused: the pickle asks for more than arrays (nothing of it was run)"
+        expected = "NumPy's array constructors only"
         raise InputError(problem, path=path, field=field, found=str(refused), expected=expected) from None
     except Exception as error:  # hostile or damaged bytes can make the parser raise anything
         problem, found = "a damaged or cut off pickle", f"{type(error).__name__}: {error}"[:200]

@@ -60,10 +60,9 @@ def _load_by_name(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
         if whole is None or len(whole.tasks) > 1 or find_suite(whole.tasks[0]) is not None:
             raise
         if len(tasks) > 1:
-            raise InputError(
-                "the data has no task name, and several tasks are requested", path=whole.source, field="task",
-                found=f"{whole.tasks[0]!r}, which no task suite knows", expected=", ".join(tasks),
-                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
-            ) from None  # fmt: skip
+            problem, found = "the data has no task name, and several tasks are requested", repr(whole.tasks[0])
+            found, expected = f"{found}, which no task suite knows", ", ".join(tasks)
+            hint, path = f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone", whole.source
+            raise InputError(problem, path=path, field="task", found=found, expected=expected, hint=hint) from None
         dataset = whole
     return dataclasses.replace(dataset, tasks=tuple(tasks))

@@ -30,7 +30,6 @@ class Batch(NamedTuple):
     terminals: NDArray[np.float32]  # [B], 1 where the episode truly ended; a time limit is none
     expert_actions: NDArray[np.float32] | None  # [B, A]
     timesteps: NDArray[np.int64]  # [B], step within the episode, from 0
-    episode_ids: NDArray[np.int64]  # [B]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,7 @@ class TrajectoryDataset:
     def _check_offsets(self) -> None:
         offsets = self.offsets
         if not isinstance(offsets, np.ndarray) or offsets.dtype != np.int64 or offsets.ndim != 1:
-            raise self._error("wrong episode offsets", "offsets", _describe(offsets), "int64 [episodes + 1]")
+            raise self._error("wrong episode offsets", "offsets", describe(offsets), "int64 [episodes + 1]")
         if len(offsets) < 2:
             raise self._error("the data set is empty", "offsets", "no episode", "at least one episode")
         lengths = np.diff(offsets)
@@ -143,11 +142,11 @@ class TrajectoryDataset:
         letters = [str(size) if size is not None else "any width" for size in shape]
         expected = f"{np.dtype(dtype).name} [{', '.join(letters)}]"
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
-            raise self._error("wrong array", name, _describe(array), expected)
+            raise self._error("wrong array", name, describe(array), expected)
         if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
-            raise self._error("wrong shape", name, _describe(array), expected)
+            raise self._error("wrong shape", name, describe(array), expected)
         if array.size == 0:
-            raise self._error("an array without numbers", name, _describe(array), expected)
+            raise self._error("an array without numbers", name, describe(array), expected)
         if finite and array.dtype.kind == "f":
             check_finite(array, name, self.source or None)
 
@@ -195,21 +194,14 @@ class TrajectoryDataset:
         rows = self._rows(index)
         return np.searchsorted(self.offsets, rows, side="right").astype(np.int64) - 1
 
-    def timesteps(self, index: ArrayLike) -> NDArray[np.int64]:
-        """The step within its episode, from 0, of each transition in `index` [B]."""
-        rows = self._rows(index)
-        return rows - self.offsets[self.episode_ids(rows)]
-
     def gather(self, index: ArrayLike) -> Batch:
         """The transitions of `index` [B], as new arrays. Raises IndexError outside 0 … N - 1."""
         rows = self._rows(index)
-        episodes = self.episode_ids(rows)
         return Batch(
             **{name: getattr(self, name)[rows] for name in ("observations", "actions", "rewards", "next_observations")},
             terminals=self.terminals[rows].astype(np.float32),
             expert_actions=None if self.expert_actions is None else self.expert_actions[rows],
-            timesteps=rows - self.offsets[episodes],
-            episode_ids=episodes,
+            timesteps=rows - self.offsets[self.episode_ids(rows)],
         )
 
     def windows(self, index: ArrayLike, horizon: int, before: int = 0) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -228,7 +220,7 @@ class TrajectoryDataset:
         # Negative indices are refused: an array would take them, the search for their episode would not.
         rows = np.asarray(index)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise IndexError(f"transition indices must be whole numbers [B], not {_describe(rows)}")
+            raise IndexError(f"transition indices must be whole numbers [B], not {describe(rows)}")
         if rows.size and (rows.min() < 0 or rows.max() >= self.num_transitions):
             raise IndexError(f"transition index outside 0 … {self.num_transitions - 1}")
         return rows.astype(np.int64, copy=False)
@@ -384,5 +376,6 @@ def unknown_task(name: str, known: Sequence[str], path: str | Path | None) -> In
     return InputError(problem, path=path, field="task", found=repr(name), expected=expected, hint=hint)
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """The type and shape of an array, the type of anything else."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

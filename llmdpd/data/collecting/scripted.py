@@ -229,8 +229,11 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
     else:
         atomic_write_json(partial / MANIFEST, content)
     requests = _requests(config)
-    _collect_missing(config, partial, requests, progress)
-    return _finish(config, content, partial, requests, start)
+    paths = [partial / each.task / f"{index % config.episodes:06d}.npz" for index, each in enumerate(requests)]
+    _collect_missing(config, paths, requests, progress or (lambda *_: None))
+    collected = _finish(config, content, requests, [_read_episode(path) for path in paths], start)
+    shutil.rmtree(partial, ignore_errors=True)
+    return collected
 
 
 def _content_of(config: CollectConfig) -> dict[str, Any]:
@@ -272,31 +275,21 @@ def _requests(config: CollectConfig) -> list[ScriptedRequest]:
     return requests
 
 
-def _episode_path(partial: Path, config: CollectConfig, index: int, request: ScriptedRequest) -> Path:
-    return partial / request.task / f"{index % config.episodes:06d}.npz"
-
-
 def _collect_missing(
-    config: CollectConfig, partial: Path, requests: Sequence[ScriptedRequest], progress: OnEpisode | None
+    config: CollectConfig, paths: Sequence[Path], requests: Sequence[ScriptedRequest], progress: OnEpisode
 ) -> None:
-    """Run the episodes that `partial` does not hold yet."""
-    paths = [_episode_path(partial, config, index, request) for index, request in enumerate(requests)]
+    """Run the requests whose episodes are not at their `paths` yet."""
     lengths = {index: length for index, path in enumerate(paths) if (length := _length_of(path))}
     missing = [index for index in range(len(paths)) if index not in lengths]
     transitions = sum(lengths.values())
-
-    def report(finished: int) -> None:
-        if progress is not None:
-            progress(finished, len(paths), transitions)
-
-    report(len(lengths))
+    progress(len(lengths), len(paths), transitions)
     items = [(requests[index],) for index in missing]
     episodes = map_unordered(_EXPERT, (config.goal_visible,), "episode", items, workers=config.workers)
     for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
         with atomic_writer(paths[missing[position]]) as temporary, temporary.open("wb") as file:
             np.savez(file, **dataclasses.asdict(episode))
         transitions += len(episode.actions)
-        report(finished)
+        progress(finished, len(paths), transitions)
 
 
 def _read_episode(path: Path) -> ScriptedEpisode:
@@ -316,21 +309,23 @@ def _length_of(path: Path) -> int:
 
 
 def _finish(
-    config: CollectConfig, content: Mapping[str, Any], partial: Path, requests: Sequence[ScriptedRequest], start: float
+    config: CollectConfig,
+    content: dict[str, Any],
+    requests: Sequence[ScriptedRequest],
+    episodes: Sequence[ScriptedEpisode],
+    start: float,
 ) -> Collected:
-    """Join the episodes, write the data sets and remove the partial."""
+    """Join the episodes and write the data sets."""
     out = Path(config.out)
-    episodes = [_read_episode(_episode_path(partial, config, index, each)) for index, each in enumerate(requests)]
     summaries = _summaries(config, requests, episodes)
     dataset = _join(config, requests, episodes)
     digest = content_hash(dataset)
     rows = [dataclasses.asdict(summary) for summary in summaries]
     seconds = time.perf_counter() - start
-    manifest = {"config": dict(content), "content": digest, "seconds": seconds, "summaries": rows}
+    manifest = {"config": content, "content": digest, "seconds": seconds, "summaries": rows}
     with atomic_directory(out) as temporary:
         save_minari(dataset, temporary)
         atomic_write_json(temporary / MANIFEST, manifest)
-    shutil.rmtree(partial, ignore_errors=True)
     return Collected(dataset, out, summaries, digest, seconds)
 
 

@@ -64,16 +64,8 @@ class Behaviour:
     """
 
     def __init__(self, kind: str, rng: np.random.Generator) -> None:
-        policies: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
-            "gaussian": self._gaussian,
-            "bursts": self._bursts,
-            "random": self._random,
-            "slow": self._slow,
-            "pauses": self._pauses,
-            "detour": self._detour,
-            "jerky": self._jerky,
-        }
-        self._apply = policies.get(kind, self._expert)
+        # Each kind's method is called as it is; those that only end elsewhere have none.
+        self._apply: Callable[[FloatArray, FloatArray], FloatArray] = getattr(self, f"_{kind}", self._expert)
         self._rng = rng
         self.level = float(rng.uniform(*_KINDS[kind][0]))
         self._post_success: int | None = 0 if kind == "cut" else None
