@@ -95,18 +95,18 @@ def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArr
     if steps == 0:
         raise InputError("an episode without steps", path=path, field="actions" + label, found=0, expected="1 or more")
     if record.next_observations is None:
-        check_rows("observations" + label, arrays["observations"], steps + 1, path)
+        check_rows({"observations": arrays["observations"]}, steps + 1, path, label)
         arrays |= {"observations": arrays["observations"][:-1], "next_observations": arrays["observations"][1:]}
-    for name, array in arrays.items():
-        if array is not None:
-            check_rows(name + label, array, steps, path)
+    check_rows(arrays, steps, path, label)
     return arrays
 
 
-def check_rows(field: str, array: NDArray[Any], rows: int, path: str | Path | None) -> None:
-    """Raise InputError unless `array` has this number of rows."""
-    if len(array) != rows:
-        raise InputError("unequal lengths", path=path, field=field, found=f"{len(array)} rows", expected=f"{rows} rows")
+def check_rows(arrays: Mapping[str, Any], rows: int, path: str | Path | None, label: str = "") -> None:
+    """Raise InputError unless every array has this number of rows; `label` follows its name in the message."""
+    for name, array in arrays.items():
+        if array is not None and len(array) != rows:
+            found, expected = f"{len(array)} rows", f"{rows} rows"
+            raise InputError("unequal lengths", path=path, field=name + label, found=found, expected=expected)
 
 
 def _same_widths(

@@ -57,8 +57,7 @@ def collector_of(path: str | Path) -> str:
 def load_d4rl_by_name(name: str) -> TrajectoryDataset:
     """Read D4RL's data set `name` ('hopper-medium-replay-v2'), fetched by the `d4rl` package.
 
-    Raises:
-        InputError: the package cannot be imported here (with how to do without), or does not know the name.
+    Raises InputError where the package cannot be imported (with how to do without), or does not know the name.
     """
     try:
         infos = importlib.import_module("d4rl.infos")
@@ -133,8 +132,7 @@ def _read_fields(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
     names = [name for name in (*wide, "rewards", "terminals", "timeouts") if name in file]
     arrays = {name: _read_numbers(file, name, path, ndim=2 if name in wide else 1) for name in names}
     rows = len(arrays["observations"])
-    for name, array in arrays.items():
-        check_rows(name, array, rows, path)
+    check_rows(arrays, rows, path)
     if rows == 0:
         raise InputError("the data set is empty", path=path, field="observations", found="0 rows", expected="1 or more")
     return arrays

@@ -145,11 +145,11 @@ def minari_task(folder: Path) -> str:
 def load_minari_id(dataset_id: str) -> TrajectoryDataset:
     """Read the data set of this id from Minari's local folder (MINARI_DATASETS_PATH), where it is first fetched to.
 
-    Raises:
-        InputError: neither there nor to be had (with the nearest local ids), and as `load_minari`.
+    Raises InputError where it is neither there nor to be had (with the nearest local ids), and as `load_minari`.
     """
     folder = Path(get_dataset_path(dataset_id)) / "data"
-    if not _is_whole(folder):
+    # A download may have broken off between the metadata and the rest.
+    if not is_minari(folder) or sum(1 for _ in folder.iterdir()) == 1:
         try:
             # Forced, Minari continues an interrupted download; otherwise it takes the partial one for the data set.
             minari.download_dataset(dataset_id, force_download=folder.exists())
@@ -161,11 +161,6 @@ def load_minari_id(dataset_id: str) -> TrajectoryDataset:
             found = f"{dataset_id}; {type(error).__name__}: {error}"[:300]
             raise InputError(problem, path=folder, field="id", found=found, hint=hint) from None
     return load_minari(folder)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a data set's `data` folder holds more than its metadata: a download may have broken off between."""
-    return is_minari(folder) and sum(1 for _ in folder.iterdir()) > 1
 
 
 def load_minari(folder: str | Path) -> TrajectoryDataset:

@@ -133,8 +133,7 @@ def _episodes(record: Mapping[str, Any], number: int, path: Path) -> Iterator[Ep
         ndim = 1 if name in ("rewards", "terminals") else 2
         arrays[name] = as_float32(record[name], _at(name, number), str(path), ndim=ndim)
     steps = len(arrays["observations"])
-    for name, array in arrays.items():
-        check_rows(_at(name, number), array, steps, path)
+    check_rows(arrays, steps, path, f" of record {number}")
     if steps == 0:
         raise InputError("an episode without steps", path=path, field=_at("observations", number), found="0 rows")
     shape, other = (list(arrays[name].shape) for name in ("observations", "next_observations"))

@@ -249,7 +249,7 @@ class TrajectoryDataset:
         The best are those with the highest returns; where success is recorded, the shortest successful ones: episodes
         last until they succeed, so that the highest returns are those of the slowest.
         """
-        returns, lengths = self.returns().astype(np.float64), np.diff(self.offsets)
+        returns, lengths = self.returns().astype(np.float64), self.lengths
         best = {}
         for task in self.tasks:
             own = self.episodes_of(task)

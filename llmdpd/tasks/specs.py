@@ -47,8 +47,7 @@ def make_environment(task: str, goal_visible: bool, render: bool) -> Environment
 def common_spec(tasks: Sequence[str]) -> TaskSpec:
     """The spec of the first task, which the others must match.
 
-    Raises:
-        InputError: tasks of different families or widths: one network cannot serve them.
+    Raises InputError for tasks of different families or widths: one network cannot serve them.
     """
     specs = [task_spec(task) for task in tasks]
     first = specs[0]

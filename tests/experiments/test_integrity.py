@@ -12,7 +12,7 @@ import pytest
 from llmdpd.data import TrajectoryDataset
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.plan import Settings, make_plan
-from llmdpd.runs.data import behaviour_examples, example_data, training_data
+from llmdpd.runs.data import behaviour_demonstrations, demonstrations, training_data
 from llmdpd.tasks import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.metaworld.environment import MetaWorldTask, make_task
 from llmdpd.tasks.metaworld.layout import FRAME
@@ -53,7 +53,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     settings = Settings("table1", "paper", budget="smoke", out=folder / "out", options=options, variants=False)
     config = make_plan(settings).cells["full"][0].config
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(folder / "data"), workers=1))
-    return training_data(config)[0], example_data(config), behaviour_examples(config, UNSEEN, "overrun", 1)
+    others = behaviour_demonstrations(config.data, config.tasks, UNSEEN, "overrun", 1, lambda: None)
+    return training_data(config.data, config.tasks, config.method)[0], demonstrations(config.data, config.tasks), others
 
 
 @pytest.mark.parametrize("task", [*SEEN, *UNSEEN])

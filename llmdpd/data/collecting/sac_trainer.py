@@ -116,8 +116,7 @@ class SacTrainer:
     @property
     def actor(self) -> nn.Module:
         """stable-baselines3's actor as it is now: `latent_pi`, then `mu` and `log_std`."""
-        actor: nn.Module = self._model.actor
-        return actor
+        return self._model.actor
 
     @property
     def steps(self) -> int:
@@ -200,8 +199,8 @@ class SacTrainer:
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Every optimiser by name."""
         model: Any = self._model
-        found = (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer)
-        return dict(zip(("actor", "critic", "entropy"), found, strict=True))
+        actor, critic = model.actor.optimizer, model.critic.optimizer
+        return {"actor": actor, "critic": critic, "entropy": model.ent_coef_optimizer}
 
     def state(self) -> dict[str, Any]:
         """Everything besides networks, optimisers and transitions that is needed to continue, as JSON."""
@@ -218,10 +217,8 @@ class SacTrainer:
     def load_state(self, state: Mapping[str, Any], transitions: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Restore a `state` after networks and optimisers; `transitions` are all steps before it.
 
-        The current episode is replayed from its seed and its actions, which on one machine gives the same bits.
-
-        Raises:
-            KeyError, ValueError: a state or transitions that do not fit.
+        The current episode is replayed from its seed and its actions, which on one machine gives the same bits. Raises
+        KeyError or ValueError for a state or transitions that do not fit.
         """
         model, steps = self._model, int(state["counters"][0])
         self._random = _random_from_json(state["random"])

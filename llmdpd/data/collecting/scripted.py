@@ -128,8 +128,7 @@ def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
 def parse_noise(text: str) -> dict[str, float]:
     """ "clean:1,gaussian:3" → {"clean": 0.25, "gaussian": 0.75}; a kind without a share counts 1.
 
-    Raises:
-        InputError: an unknown or repeated kind, a share that is not a positive number.
+    Raises InputError for an unknown or repeated kind, and a share that is not a positive number.
     """
     shares: dict[str, float] = {}
     for part in text.split(","):
@@ -196,21 +195,19 @@ def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) 
     out = Path(config.out)
     if (out / MANIFEST).exists() and not partial_folder(out).exists():
         return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
-    announced = False
+    report, announced = progress or (lambda *_: None), set[int | None]()
 
     def wait(holder: int | None) -> None:
-        nonlocal announced
-        if not announced:
-            announced = True
+        if holder not in announced:
+            announced.add(holder)
             _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", out)
-        if progress is not None:
-            progress(0, config.episodes * len(resolve_tasks(config.tasks)), 0)
+        report(0, config.episodes * len(resolve_tasks(config.tasks)), 0)
 
     with process_lock(out.with_name(f".{out.name}.lock"), wait):
-        return _collect(config, content, start, progress)
+        return _collect(config, content, start, report)
 
 
-def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode | None) -> Collected:
+def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode) -> Collected:
     """See `collect_metaworld`; the caller holds the lock."""
     out = Path(config.out)
     partial = partial_folder(out)
@@ -230,7 +227,7 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
         atomic_write_json(partial / MANIFEST, content)
     requests = _requests(config)
     paths = [partial / each.task / f"{index % config.episodes:06d}.npz" for index, each in enumerate(requests)]
-    _collect_missing(config, paths, requests, progress or (lambda *_: None))
+    _collect_missing(config, paths, requests, progress)
     collected = _finish(config, content, requests, [_read_episode(path) for path in paths], start)
     shutil.rmtree(partial, ignore_errors=True)
     return collected

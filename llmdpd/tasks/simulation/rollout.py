@@ -64,13 +64,6 @@ class _Running:
     deaths: int = 0
     waiting: bool = True
 
-    def take(self, outcome: Outcome) -> None:
-        """Store the answer to the start or to the last action."""
-        self.waiting = False
-        self.observation, self.reward = outcome.observation, outcome.reward
-        self.episode_return += outcome.reward
-        self.success = self.success or outcome.success
-
 
 class EnvPool:
     """Processes that each host several environments; a context manager that keeps both alive between calls of `run`.
@@ -307,7 +300,10 @@ class _Run:
         running = self._by_slot.get(outcome.slot)
         if running is None or not running.waiting:
             return  # redone to be ready for its next action; this step's outcome was stored before the death
-        running.take(outcome)
+        running.waiting = False
+        running.observation, running.reward = outcome.observation, outcome.reward
+        running.episode_return += outcome.reward
+        running.success = running.success or outcome.success
         if not outcome.over:
             return
         del self._by_slot[outcome.slot]
