@@ -18,7 +18,7 @@ _KINDS: dict[str, tuple[tuple[float, float], str]] = {
     "bursts": ((0.1, 0.4), "the expert; now and then one random action for 5 … 15 steps; level = share of such steps"),
     "random": ((0.8, 1.0), "a new random action in most steps, otherwise the expert; level = share of them, 0.8 … 1"),
     "slow": ((0.3, 0.7), "the expert at 0.3 … 0.7 of its speed, its gripper delayed in proportion; level = 1 - speed"),
-    "pauses": ((0.1, 0.4), "the expert; now and then it stands still for 5 … 20 steps; level = share of such steps"),
+    "pauses": ((0.1, 0.4), "the expert, now and then still for 5 … 20 steps, gripper held; level = share of these"),
     "cut": ((0.0, 0.0), "the expert; the episode ends with the first success; level 0"),
     "overrun": ((0.0, 0.0), "the expert, which continues for 100 … 200 steps after the first success; level 0"),
     "detour": (

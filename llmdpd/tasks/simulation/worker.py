@@ -10,7 +10,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -120,13 +120,15 @@ class Outcome(NamedTuple):
     frames: list[Frame] | None
 
 
+@dataclass
 class _Episode:
     """A running episode: its environment, its step count and its frames."""
 
-    def __init__(self, slot: int, request: EpisodeRequest, environment: Environment) -> None:
-        self.slot, self.request, self.environment = slot, request, environment
-        self.steps = 0
-        self.frames: list[Frame] | None = [] if request.record else None
+    slot: int
+    request: EpisodeRequest
+    environment: Environment
+    steps: int = 0
+    frames: list[Frame] = field(default_factory=list)
 
     def start(self) -> Outcome:
         observation = self.environment.reset(self.request.seed)
@@ -138,10 +140,12 @@ class _Episode:
         self.steps += 1
         over = over or self.steps >= self.request.max_steps or (success and self.request.stop_on_success)
         self._record_frame(last=over)
-        return Outcome(self.slot, observation, reward, success, over, self.frames if over else None)
+        return Outcome(
+            self.slot, observation, reward, success, over, self.frames if over and self.request.record else None
+        )
 
     def _record_frame(self, last: bool) -> None:
-        if self.frames is not None and (last or self.steps % self.request.record_every == 0):
+        if self.request.record and (last or self.steps % self.request.record_every == 0):
             self.frames.append(self.environment.render())
 
 
