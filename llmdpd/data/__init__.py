@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -41,10 +40,8 @@ FORMATS: Registry[DataFormat] = Registry(
 """File formats by name, each a `llmdpd.data.formats.DataFormat`; packages add theirs as entry points."""
 
 
-@dataclass(frozen=True)
-class _Source:
-    task: str | None  # where it is known without reading the data
-    load: Callable[[], TrajectoryDataset]
+_Source = tuple[str | None, Callable[[], TrajectoryDataset]]
+"""(task where it is known without reading the data, the reader)."""
 
 
 def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> TrajectoryDataset:
@@ -60,13 +57,12 @@ def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> Tra
     text = str(spec)
     sources = [_named(text)] if is_named(text) else _find(Path(spec).expanduser())
     if tasks is not None:
-        known = list(dict.fromkeys(source.task for source in sources if source.task is not None))
-        if all(source.task is not None for source in sources):
-            wanted = {base_name(resolve_task(name, known, text)) for name in tasks}
-        else:  # the names come out as the files are read; `select_tasks` checks them
-            wanted = {base_name(name) for name in tasks}
-        sources = [s for s in sources if s.task is None or base_name(s.task) in wanted] or sources
-    dataset = join_datasets([source.load() for source in sources])
+        known = list(dict.fromkeys(task for task, _ in sources if task is not None))
+        # Otherwise the names come out as the files are read; `select_tasks` checks them.
+        whole = all(task is not None for task, _ in sources)
+        wanted = {base_name(resolve_task(name, known, text) if whole else name) for name in tasks}
+        sources = [s for s in sources if s[0] is None or base_name(s[0]) in wanted] or sources
+    dataset = join_datasets([load() for _, load in sources])
     return dataset if tasks is None else dataset.select_tasks(tasks)
 
 
@@ -100,7 +96,7 @@ def _named(spec: str) -> _Source:
     scheme, _, name = spec.partition(":")
     if not name:
         raise InputError("no name given", field="data", found=spec, expected=_readable())
-    return _Source(None, partial(next(each for each in FORMATS.values() if each.scheme == scheme).load_named, name))
+    return None, partial(next(each for each in FORMATS.values() if each.scheme == scheme).load_named, name)
 
 
 def _find(path: Path) -> list[_Source]:
@@ -116,7 +112,7 @@ def _find(path: Path) -> list[_Source]:
 def _search(path: Path) -> list[_Source]:
     for each in FORMATS.values():
         if each.reads(path):
-            return [_Source(each.task(path), partial(each.load, path))]
+            return [(each.task(path), partial(each.load, path))]
     if not path.is_dir():
         return []
     inner = sorted(child for child in path.iterdir() if not child.name.startswith("."))

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, offsets_of
 from llmdpd.errors import InputError
 
-_ARRAYS = ("observations", "next_observations", "actions", "rewards", "expert_actions")
+_WIDE = ("observations", "next_observations", "actions", "expert_actions")
+_ARRAYS = (*_WIDE, "rewards")
 _EPISODE = ("terminated", "noise_level", "success", "seed", "behaviour")
 
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
-    """Real numbers of any type as a float32 array of `ndim` dimensions.
+    """Real numbers of any type as a float32 array of `ndim` dimensions; [T, 1] becomes [T] where that is 1.
 
     Raises InputError for anything else (text, objects, complex numbers, another number of dimensions).
     """
@@ -27,19 +28,13 @@ def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> 
         raise InputError("not an array", path=path, field=field, found="rows of unequal length") from None
     if array.dtype.kind not in "fiub":
         raise InputError("not numbers", path=path, field=field, found=f"type {array.dtype}", expected="real numbers")
+    if ndim == 1 and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     if array.ndim != ndim:
-        raise InputError(
-            "wrong number of dimensions", path=path, field=field, found=f"shape {list(array.shape)}",
-            expected=f"{ndim} dimensions",
-        )  # fmt: skip
+        found, expected = f"shape {list(array.shape)}", f"{ndim} dimensions"
+        raise InputError("wrong number of dimensions", path=path, field=field, found=found, expected=expected)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the data set then refuses by name
         return array.astype(np.float32, copy=False)
-
-
-def as_column(value: ArrayLike) -> NDArray[Any]:
-    """`value` [T, 1] as [T]; any other shape unchanged."""
-    array = np.asarray(value)
-    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 
 def join_episodes(
@@ -65,8 +60,7 @@ def join_episodes(
             _same_widths(first, arrays, f"episode {number}", "the first episode", source)
         for name, values in parts.items():
             values.append(arrays[name])
-        task = tasks.setdefault(record.task, len(tasks))
-        length = len(parts["rewards"][-1])
+        task, length = tasks.setdefault(record.task, len(tasks)), len(parts["rewards"][-1])
         rows.append((task, length, *(getattr(record, name) for name in _EPISODE)))
     if not rows:
         raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
@@ -76,16 +70,12 @@ def join_episodes(
     terminals[offsets[1:] - 1] = terminated
     # Each list is emptied once joined, so that a large data set is never held twice as a whole.
     return TrajectoryDataset(
-        observations=np.concatenate(parts.pop("observations")),
-        next_observations=np.concatenate(parts.pop("next_observations")),
-        actions=np.concatenate(parts.pop("actions")),
-        rewards=np.concatenate(parts.pop("rewards")),
+        **{name: np.concatenate(parts.pop(name)) for name in _ARRAYS if parts[name][0] is not None},
         terminals=terminals,
         offsets=offsets,
         task_ids=np.array(task_ids, np.int32),
         tasks=tuple(tasks),
         texts=tuple(texts.get(task, "") for task in tasks),
-        expert_actions=None if parts["expert_actions"][0] is None else np.concatenate(parts.pop("expert_actions")),
         noise_levels=np.array(noise_levels, np.float32),
         successes=np.array(successes, np.int8),
         seeds=np.array(seeds, np.int64),
@@ -97,49 +87,41 @@ def join_episodes(
 
 def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArray[np.float32] | None]:
     path, label = source or None, f" of episode {number}"
-    observations = as_float32(record.observations, "observations" + label, path, ndim=2)
-    actions = as_float32(record.actions, "actions" + label, path, ndim=2)
-    rewards = as_float32(as_column(record.rewards), "rewards" + label, path, ndim=1)
-    expert = record.expert_actions
-    if expert is not None:
-        expert = as_float32(expert, "expert_actions" + label, path, ndim=2)
-    steps = len(actions)
+    arrays: dict[str, Any] = {name: getattr(record, name) for name in _ARRAYS}
+    for name, value in arrays.items():
+        if value is not None:
+            arrays[name] = as_float32(value, name + label, path, ndim=1 if name == "rewards" else 2)
+    steps = len(arrays["actions"])
     if steps == 0:
         raise InputError("an episode without steps", path=path, field="actions" + label, found=0, expected="1 or more")
     if record.next_observations is None:
-        check_rows("observations" + label, observations, steps + 1, path)
-        observations, following = observations[:-1], observations[1:]
-    else:
-        following = as_float32(record.next_observations, "next_observations" + label, path, ndim=2)
-    arrays: dict[str, NDArray[np.float32] | None] = {"observations": observations, "next_observations": following}
-    arrays |= {"rewards": rewards, "expert_actions": expert}
-    for field, array in arrays.items():
-        if array is not None:
-            check_rows(field + label, array, steps, path)
-    return {**arrays, "actions": actions}
+        check_rows({"observations": arrays["observations"]}, steps + 1, path, label)
+        arrays |= {"observations": arrays["observations"][:-1], "next_observations": arrays["observations"][1:]}
+    check_rows(arrays, steps, path, label)
+    return arrays
 
 
-def check_rows(field: str, array: NDArray[Any], rows: int, path: str | Path | None) -> None:
-    """Raise InputError unless `array` has this number of rows."""
-    if len(array) != rows:
-        raise InputError("unequal lengths", path=path, field=field, found=f"{len(array)} rows", expected=f"{rows} rows")
+def check_rows(arrays: Mapping[str, Any], rows: int, path: str | Path | None, label: str = "") -> None:
+    """Raise InputError unless every array has this number of rows; `label` follows its name in the message."""
+    for name, array in arrays.items():
+        if array is not None and len(array) != rows:
+            found, expected = f"{len(array)} rows", f"{rows} rows"
+            raise InputError("unequal lengths", path=path, field=name + label, found=found, expected=expected)
 
 
 def _same_widths(
     first: Mapping[str, NDArray[Any] | None], other: Mapping[str, NDArray[Any] | None], who: str, than: str, source: str
 ) -> None:
-    for name in ("observations", "next_observations", "actions", "expert_actions"):
+    for name in _WIDE:
         a, b = first[name], other[name]
         if (a is None) != (b is None):
-            raise InputError(
-                f"{who} and {than} don't fit together", path=source or None, field=name,
-                found="present in one, absent in the other", expected="present in all or in none",
-            )  # fmt: skip
-        if a is not None and b is not None and a.shape[1] != b.shape[1]:
-            raise InputError(
-                f"{who} and {than} don't fit together", path=source or None, field=name,
-                found=f"{b.shape[1]} numbers a step", expected=f"{a.shape[1]} numbers a step",
-            )  # fmt: skip
+            found, expected = "present in one, absent in the other", "present in all or in none"
+        elif a is not None and b is not None and a.shape[1] != b.shape[1]:
+            found, expected = f"{b.shape[1]} numbers a step", f"{a.shape[1]} numbers a step"
+        else:
+            continue
+        problem = f"{who} and {than} don't fit together"
+        raise InputError(problem, path=source or None, field=name, found=found, expected=expected)
 
 
 def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
@@ -154,24 +136,21 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
     if len(datasets) == 1:
         return first
     texts: dict[str, str] = {}
-    names = ("observations", "next_observations", "actions", "expert_actions")
     for dataset in datasets:
-        one, other = ({name: getattr(d, name) for name in names} for d in (first, dataset))
+        one, other = ({name: getattr(d, name) for name in _WIDE} for d in (first, dataset))
         who, than = dataset.source or "a data set", first.source or "the first"
         _same_widths(one, other, who, than, dataset.source)
         _merge_texts(texts, dataset)
     index = {task: number for number, task in enumerate(texts)}
     task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]
+    names = (*_ARRAYS, "terminals", "noise_levels", "successes", "seeds")
     joined: dict[str, Any] = {
-        name: np.concatenate([getattr(d, name) for d in datasets])
-        for name in (*names[:3], "rewards", "terminals", "noise_levels", "successes", "seeds")
+        name: np.concatenate([getattr(d, name) for d in datasets]) for name in names if getattr(first, name) is not None
     }
-    expert = None if first.expert_actions is None else np.concatenate([d.expert_actions for d in datasets])
     behaviours = [name for d in datasets for name in d.behaviours or ("",) * d.num_episodes]
     sources = list(dict.fromkeys(d.source for d in datasets))
     return TrajectoryDataset(
         **joined,
-        expert_actions=expert,
         offsets=offsets_of(np.concatenate([d.lengths for d in datasets])),
         task_ids=np.concatenate(task_ids),
         tasks=tuple(texts),
@@ -186,19 +165,16 @@ def _merge_texts(texts: dict[str, str], dataset: TrajectoryDataset) -> None:
     for task, text in zip(dataset.tasks, dataset.texts, strict=True):
         known = texts.setdefault(task, text)
         if known and text and known != text:
-            raise InputError(
-                "two data sets give one task different texts", path=dataset.source or None, field=f"text of {task}",
-                found=repr(text[:80]), expected=repr(known[:80]),
-            )  # fmt: skip
+            problem, found, expected = "two data sets give one task different texts", repr(text[:80]), repr(known[:80])
+            path = dataset.source or None
+            raise InputError(problem, path=path, field=f"text of {task}", found=found, expected=expected)
         texts[task] = known or text
 
 
 def _merge_goal_visible(datasets: Sequence[TrajectoryDataset]) -> bool | None:
     values = {d.goal_visible for d in datasets}
     if {True, False} <= values:
-        hidden = next(d.source for d in datasets if d.goal_visible is False)
-        raise InputError(
-            "some data sets show the goal and others hide it", path=hidden or None, field="goal_visible",
-            found="both", expected="the same in all",
-        )  # fmt: skip
+        path = next(d.source for d in datasets if d.goal_visible is False) or None
+        problem, expected = "some data sets show the goal and others hide it", "the same in all"
+        raise InputError(problem, path=path, field="goal_visible", found="both", expected=expected)
     return values.pop() if len(values) == 1 else None

@@ -57,32 +57,27 @@ def collector_of(path: str | Path) -> str:
 def load_d4rl_by_name(name: str) -> TrajectoryDataset:
     """Read D4RL's data set `name` ('hopper-medium-replay-v2'), fetched by the `d4rl` package.
 
-    Raises:
-        InputError: the package cannot be imported here (with how to do without), or does not know the name.
+    Raises InputError where the package cannot be imported (with how to do without), or does not know the name.
     """
     try:
         infos = importlib.import_module("d4rl.infos")
         download = importlib.import_module("d4rl.offline_env").download_dataset_from_url
     except Exception as error:  # importing d4rl runs mujoco-py's set-up, which raises its own kinds of errors
         mujoco = re.fullmatch(r"((?:ant|halfcheetah|hopper|walker2d)[a-z-]*)-(v[0-2])", name)
-        fetch = ""
+        hint = "it is not needed: fetch the data set's .hdf5 file and give its path instead"
         if mujoco:
-            fetch = f": curl -LO {_FILES}/{mujoco[1].replace('-', '_')}-v2.hdf5"
-        found = f"{type(error).__name__}: {error}"[:200]
-        raise InputError(
-            "the d4rl package cannot be used here", field=f"d4rl:{name}", found=found,
-            expected="an importable d4rl (it needs mujoco-py and gym < 0.25)",
-            hint=f"it is not needed: fetch the data set's .hdf5 file and give its path instead{fetch}",
-        ) from None  # fmt: skip
+            hint += f": curl -LO {_FILES}/{mujoco[1].replace('-', '_')}-v2.hdf5"
+        problem, found = "the d4rl package cannot be used here", f"{type(error).__name__}: {error}"[:200]
+        expected = "an importable d4rl (it needs mujoco-py and gym < 0.25)"
+        raise InputError(problem, field=f"d4rl:{name}", found=found, expected=expected, hint=hint) from None
     if name not in infos.DATASET_URLS:
         raise InputError("d4rl has no such data set", field="name", found=name, expected="a name in d4rl.infos")
     try:
         path = download(infos.DATASET_URLS[name])
     except OSError as error:  # urllib's errors are of this kind
-        raise InputError(
-            "d4rl can't fetch the data set", field=f"d4rl:{name}", found=f"{type(error).__name__}: {error}"[:200],
-            hint=f"fetch {infos.DATASET_URLS[name]} where there is a network, and give the file's path instead",
-        ) from None  # fmt: skip
+        found = f"{type(error).__name__}: {error}"[:200]
+        hint = f"fetch {infos.DATASET_URLS[name]} where there is a network, and give the file's path instead"
+        raise InputError("d4rl can't fetch the data set", field=f"d4rl:{name}", found=found, hint=hint) from None
     return load_d4rl(path, task=name)
 
 
@@ -115,15 +110,14 @@ def save_d4rl(dataset: TrajectoryDataset, path: str | Path, *, attributes: Mappi
 def _unreadable(path: Path, error: OSError) -> InputError:
     if not path.is_file():
         return InputError("file not found", path=path)
-    size, expected = path.stat().st_size, f"HDF5 with {_LAYOUT}"
+    size = path.stat().st_size
+    problem, found = "the HDF5 file is cut off or damaged", f"{size} bytes; {error}"[:300]
     if size == 0:
-        return InputError("the file is empty", path=path, found="0 bytes", expected=expected)
-    if not h5py.is_hdf5(path):
+        problem, found = "the file is empty", "0 bytes"
+    elif not h5py.is_hdf5(path):
         with path.open("rb") as file:
-            start = file.read(8)
-        return InputError("not an HDF5 file", path=path, found=f"starts with {start!r}", expected=expected)
-    found = f"{size} bytes; {error}"[:300]
-    return InputError("the HDF5 file is cut off or damaged", path=path, found=found, expected=expected)
+            problem, found = "not an HDF5 file", f"starts with {file.read(8)!r}"
+    return InputError(problem, path=path, found=found, expected=f"HDF5 with {_LAYOUT}")
 
 
 def _read_fields(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
@@ -132,18 +126,13 @@ def _read_fields(file: h5py.File, path: Path) -> dict[str, NDArray[Any]]:
         hint = _OLD_FILES_HINT if missing == ["timeouts"] else None
         if any(name.startswith("episode_") for name in file):
             hint = "this file is the inside of a Minari data set: give the folder that holds its `data` folder"
-        raise InputError(
-            "a field is missing", path=path, field=missing[0], found=", ".join(sorted(file)[:12]) or "no field at all",
-            expected=_LAYOUT, hint=hint,
-        )  # fmt: skip
-    arrays = {name: _read_numbers(file, name, path, ndim=2) for name in ("observations", "actions")}
-    if "next_observations" in file:
-        arrays["next_observations"] = _read_numbers(file, "next_observations", path, ndim=2)
-    for name in ("rewards", "terminals", "timeouts"):
-        arrays[name] = _read_numbers(file, name, path, ndim=1)
+        found = ", ".join(sorted(file)[:12]) or "no field at all"
+        raise InputError("a field is missing", path=path, field=missing[0], found=found, expected=_LAYOUT, hint=hint)
+    wide = ("observations", "actions", "next_observations")
+    names = [name for name in (*wide, "rewards", "terminals", "timeouts") if name in file]
+    arrays = {name: _read_numbers(file, name, path, ndim=2 if name in wide else 1) for name in names}
     rows = len(arrays["observations"])
-    for name, array in arrays.items():
-        check_rows(name, array, rows, path)
+    check_rows(arrays, rows, path)
     if rows == 0:
         raise InputError("the data set is empty", path=path, field="observations", found="0 rows", expected="1 or more")
     return arrays
@@ -157,10 +146,8 @@ def _read_numbers(file: h5py.File, name: str, path: Path, *, ndim: int) -> NDArr
         raise InputError("not an array of numbers", path=path, field=name, found=found, expected="real numbers")
     column = ndim == 1 and field.ndim == 2 and field.shape[1] == 1
     if field.ndim != ndim and not column:
-        raise InputError(
-            "wrong number of dimensions", path=path, field=name, found=f"shape {list(field.shape)}",
-            expected="[N, width]" if ndim == 2 else "[N] or [N, 1]",
-        )  # fmt: skip
+        found, expected = f"shape {list(field.shape)}", "[N, width]" if ndim == 2 else "[N] or [N, 1]"
+        raise InputError("wrong number of dimensions", path=path, field=name, found=found, expected=expected)
     values = np.asarray(field[()], np.float32) if field.dtype.kind == "b" else field.astype(np.float32)[()]
     check_finite(values, name, str(path))
     return values.reshape(-1) if column else values
@@ -188,10 +175,8 @@ def _assemble(arrays: dict[str, Any], task: str, path: Path) -> TrajectoryDatase
     following = arrays.pop("next_observations", None)
     lengths = np.diff(np.flatnonzero(last), prepend=-1)
     if following is not None and following.shape != observations.shape:
-        raise InputError(
-            "wrong width", path=path, field="next_observations", found=list(following.shape),
-            expected=list(observations.shape),
-        )  # fmt: skip
+        found, expected = list(following.shape), list(observations.shape)
+        raise InputError("wrong width", path=path, field="next_observations", found=found, expected=expected)
     if following is None:
         following = np.concatenate([observations[1:], observations[-1:]])
         following[terminals] = observations[terminals]
@@ -199,10 +184,8 @@ def _assemble(arrays: dict[str, Any], task: str, path: Path) -> TrajectoryDatase
         lengths = np.add.reduceat(keep.astype(np.int64), np.cumsum(lengths) - lengths)
         lengths = lengths[lengths > 0]
         if not lengths.size:
-            raise InputError(
-                "no transition with a next observation", path=path, field="next_observations", found="absent",
-                expected="the field, or an episode of two steps or more",
-            )  # fmt: skip
+            problem, wanted = "no transition with a next observation", "the field, or an episode of two steps or more"
+            raise InputError(problem, path=path, field="next_observations", found="absent", expected=wanted)
         arrays = {name: array[keep] for name, array in arrays.items()}
         following, terminals = following[keep], terminals[keep]
     episodes = len(lengths)
@@ -214,10 +197,8 @@ def _assemble(arrays: dict[str, Any], task: str, path: Path) -> TrajectoryDatase
         task_ids=np.zeros(episodes, np.int32),
         tasks=(task,),
         texts=("",),
-        expert_actions=None,
         noise_levels=np.full(episodes, np.nan, np.float32),
         successes=np.full(episodes, -1, np.int8),
         seeds=np.full(episodes, -1, np.int64),
-        goal_visible=None,
         source=str(path),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
@@ -28,11 +30,7 @@ class DataFormat:
         raise NotImplementedError
 
     def load(self, path: Path) -> TrajectoryDataset:
-        """Read one data set.
-
-        Raises:
-            InputError: a damaged file.
-        """
+        """Read one data set. Raises InputError for a damaged file."""
         raise NotImplementedError
 
     def task(self, path: Path) -> str | None:
@@ -40,76 +38,49 @@ class DataFormat:
         return None
 
     def load_named(self, name: str) -> TrajectoryDataset:
-        """Read the data set that `scheme:name` names.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Read the data set that `scheme:name` names. Raises InputError where there is none."""
         raise InputError("data sets of this format have no names", field="data", found=name, expected=self.readable)
+
+
+def _imported(module: str, function: str) -> Any:
+    """A method that calls a function of a module of this folder, imported at the first call."""
+
+    def method(self: DataFormat, argument: Path | str) -> Any:
+        return getattr(importlib.import_module(f"llmdpd.data.{module}"), function)(argument)
+
+    return method
 
 
 class Minari(DataFormat):
     """Minari data sets, this project's own format (see `llmdpd.data.minari`)."""
 
-    readable = "a Minari data set or a folder of them, minari:ID"
-    scheme = "minari"
+    readable, scheme = "a Minari data set or a folder of them, minari:ID", "minari"
+    load, load_named = _imported("minari", "load_minari"), _imported("minari", "load_minari_id")
+    task, _is_minari = _imported("minari", "minari_task"), _imported("minari", "is_minari")
 
     def reads(self, path: Path) -> bool:
         # A Minari data set is a folder with this file; its inside is not searched for files of other formats.
-        if not (path / _MINARI_METADATA).is_file():
-            return False
-        from llmdpd.data.minari import is_minari
-
-        return is_minari(path)
-
-    def load(self, path: Path) -> TrajectoryDataset:
-        from llmdpd.data.minari import load_minari
-
-        return load_minari(path)
-
-    def task(self, path: Path) -> str | None:
-        from llmdpd.data.minari import minari_task
-
-        return minari_task(path)
-
-    def load_named(self, name: str) -> TrajectoryDataset:
-        from llmdpd.data.minari import load_minari_id
-
-        return load_minari_id(name)
+        return (path / _MINARI_METADATA).is_file() and self._is_minari(path)
 
 
 class D4RL(DataFormat):
     """HDF5 files of D4RL's layout (see `llmdpd.data.d4rl`)."""
 
-    readable = "an .hdf5 file of D4RL's layout, d4rl:NAME"
-    scheme = "d4rl"
+    readable, scheme = "an .hdf5 file of D4RL's layout, d4rl:NAME", "d4rl"
+    load, load_named = _imported("d4rl", "load_d4rl"), _imported("d4rl", "load_d4rl_by_name")
 
     def reads(self, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() in (".hdf5", ".h5")
-
-    def load(self, path: Path) -> TrajectoryDataset:
-        from llmdpd.data.d4rl import load_d4rl
-
-        return load_d4rl(path)
-
-    def load_named(self, name: str) -> TrajectoryDataset:
-        from llmdpd.data.d4rl import load_d4rl_by_name
-
-        return load_d4rl_by_name(name)
 
 
 class MTDiff(DataFormat):
     """NumPy and pickle files of MTDiff's layout (see `llmdpd.data.mtdiff`)."""
 
     readable = "an .npy/.npz/.pkl file of MTDiff's layout"
+    load = _imported("mtdiff", "load_mtdiff")
 
     def reads(self, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() in (".npy", ".npz", ".pkl", ".pickle")
-
-    def load(self, path: Path) -> TrajectoryDataset:
-        from llmdpd.data.mtdiff import load_mtdiff
-
-        return load_mtdiff(path)
 
 
 MINARI, D4RL_HDF5, MTDIFF = Minari(), D4RL(), MTDiff()

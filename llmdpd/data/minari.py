@@ -64,14 +64,12 @@ def _check_chained(dataset: TrajectoryDataset, root: str | Path) -> None:
     jumps = (dataset.next_observations[rows] != dataset.observations[rows + 1]).any(axis=1)
     if jumps.any():
         row = int(rows[np.argmax(jumps)])
-        raise InputError(
-            "these trajectories can't be kept as Minari", path=root, field="next_observations",
-            found=f"row {row} is not row {row + 1} of observations", expected="steps that follow one another",
-        )  # fmt: skip
+        found, expected = f"row {row} is not row {row + 1} of observations", "steps that follow one another"
+        problem = "these trajectories can't be kept as Minari"
+        raise InputError(problem, path=root, field="next_observations", found=found, expected=expected)
 
 
 def _write_task(dataset: TrajectoryDataset, task: str, dataset_id: str, folder: Path) -> None:
-    number = dataset.task_index(task)
     episodes = dataset.episodes_of(task)
     limit = 1.0 if np.abs(dataset.actions[dataset.transitions_of(task)]).max() <= 1.0 else np.inf
     storage = MinariStorage.new(
@@ -85,7 +83,7 @@ def _write_task(dataset: TrajectoryDataset, task: str, dataset_id: str, folder: 
             "minari_version": minari.__version__,
             _OURS: _FORMAT,
             "task": task,
-            "text_prompt": dataset.texts[number],
+            "text_prompt": dataset.texts[dataset.task_index(task)],
             "goal_visible": dataset.goal_visible,
         }
     )
@@ -94,7 +92,7 @@ def _write_task(dataset: TrajectoryDataset, task: str, dataset_id: str, folder: 
 
 
 def _buffer(dataset: TrajectoryDataset, e: int) -> EpisodeBuffer:
-    start, end = int(dataset.offsets[e]), int(dataset.offsets[e + 1])
+    start, end, episode = int(dataset.offsets[e]), int(dataset.offsets[e + 1]), dataset.episode(e)
     terminations = dataset.terminals[start:end]
     truncations = np.zeros(end - start, np.bool_)
     truncations[-1] = not terminations[-1]
@@ -102,12 +100,11 @@ def _buffer(dataset: TrajectoryDataset, e: int) -> EpisodeBuffer:
     if dataset.expert_actions is not None:
         # As long as the observations, which is what Minari's own collector writes.
         infos = {"expert_action": np.pad(dataset.expert_actions[start:end], ((0, 1), (0, 0)), constant_values=np.nan)}
-    seed = int(dataset.seeds[e])
     return EpisodeBuffer(
-        seed=None if seed < 0 else seed,
-        observations=np.concatenate([dataset.observations[start:end], dataset.next_observations[end - 1 : end]]),
-        actions=dataset.actions[start:end],
-        rewards=dataset.rewards[start:end],
+        seed=None if episode.seed < 0 else episode.seed,
+        observations=np.concatenate([episode.observations, dataset.next_observations[end - 1 : end]]),
+        actions=episode.actions,
+        rewards=episode.rewards,
         terminations=terminations,
         truncations=truncations,
         infos=infos,
@@ -115,21 +112,19 @@ def _buffer(dataset: TrajectoryDataset, e: int) -> EpisodeBuffer:
 
 
 def _episode_metadata(dataset: TrajectoryDataset, e: int) -> dict[str, Any]:
-    metadata: dict[str, Any] = {}
-    if not np.isnan(dataset.noise_levels[e]):
-        metadata["noise_level"] = float(dataset.noise_levels[e])
-    if dataset.behaviours and dataset.behaviours[e]:
-        metadata["behaviour"] = dataset.behaviours[e]
-    if dataset.successes[e] >= 0:
-        metadata["success"] = bool(dataset.successes[e])
-    return metadata
+    episode = dataset.episode(e)
+    known = {
+        "noise_level": None if np.isnan(episode.noise_level) else episode.noise_level,
+        "behaviour": episode.behaviour or None,
+        "success": None if episode.success < 0 else bool(episode.success),
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def is_minari(folder: Path) -> bool:
     """Whether this folder holds Minari's metadata and data themselves (it is the `data` folder of a data set)."""
-    if not (folder / METADATA_FILE_NAME).is_file():
-        return False
-    metadata = read_json(folder / METADATA_FILE_NAME)
+    path = folder / METADATA_FILE_NAME
+    metadata = read_json(path) if path.is_file() else None
     return isinstance(metadata, dict) and {"data_format", "total_episodes"} <= metadata.keys()
 
 
@@ -150,28 +145,22 @@ def minari_task(folder: Path) -> str:
 def load_minari_id(dataset_id: str) -> TrajectoryDataset:
     """Read the data set of this id from Minari's local folder (MINARI_DATASETS_PATH), where it is first fetched to.
 
-    Raises:
-        InputError: neither there nor to be had (with the nearest local ids), and as `load_minari`.
+    Raises InputError where it is neither there nor to be had (with the nearest local ids), and as `load_minari`.
     """
     folder = Path(get_dataset_path(dataset_id)) / "data"
-    if not _is_whole(folder):
+    # A download may have broken off between the metadata and the rest.
+    if not is_minari(folder) or sum(1 for _ in folder.iterdir()) == 1:
         try:
             # Forced, Minari continues an interrupted download; otherwise it takes the partial one for the data set.
             minari.download_dataset(dataset_id, force_download=folder.exists())
         except Exception as error:  # of the network, of its servers, of Minari for an id that they don't know
             known = sorted(minari.list_local_datasets())
             near = f"nearest local ids: {nearest_names(dataset_id, known)}; or " if known else ""
-            raise InputError(
-                "no such Minari data set here, and none that can be downloaded", path=folder, field="id",
-                found=f"{dataset_id}; {type(error).__name__}: {error}"[:300],
-                hint=f"{near}where there is a network: minari download {dataset_id}, and copy the folder here",
-            ) from None  # fmt: skip
+            hint = f"{near}where there is a network: minari download {dataset_id}, and copy the folder here"
+            problem = "no such Minari data set here, and none that can be downloaded"
+            found = f"{dataset_id}; {type(error).__name__}: {error}"[:300]
+            raise InputError(problem, path=folder, field="id", found=found, hint=hint) from None
     return load_minari(folder)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a data set's `data` folder holds more than its metadata: a download may have broken off between."""
-    return is_minari(folder) and sum(1 for _ in folder.iterdir()) > 1
 
 
 def load_minari(folder: str | Path) -> TrajectoryDataset:
@@ -196,10 +185,9 @@ def load_minari(folder: str | Path) -> TrajectoryDataset:
     except InputError:
         raise
     except Exception as error:  # Minari and h5py raise anything from ImportError to AssertionError here
-        raise InputError(
-            "the Minari data set can't be read", path=folder, found=f"{type(error).__name__}: {error}"[:300],
-            expected=f"{metadata['total_episodes']} whole episodes in format {metadata['data_format']}",
-        ) from error  # fmt: skip
+        found = f"{type(error).__name__}: {error}"[:300]
+        expected = f"{metadata['total_episodes']} whole episodes in format {metadata['data_format']}"
+        raise InputError("the Minari data set can't be read", path=folder, found=found, expected=expected) from error
     texts = {task: str(metadata["text_prompt"])} if "text_prompt" in metadata else {}
     return join_episodes(episodes, texts=texts, goal_visible=metadata.get("goal_visible"), source=str(folder))
 
@@ -218,34 +206,33 @@ def _check_space(text: object, field: str, folder: Path) -> None:
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise InputError("damaged metadata", path=path, field=field, found=text[:80]) from None
     if kind != "Box" or not isinstance(shape, list) or len(shape) != 1:
-        raise InputError(
-            "this space can't be used", path=path, field=field, found=f"{kind} of shape {shape}" if shape else kind,
-            expected="a Box of one dimension", hint="flatten the data set's observations and actions first",
-        )  # fmt: skip
+        found, expected = f"{kind} of shape {shape}" if shape else kind, "a Box of one dimension"
+        hint = "flatten the data set's observations and actions first"
+        raise InputError("this space can't be used", path=path, field=field, found=found, expected=expected, hint=hint)
 
 
 def _episodes(storage: MinariStorage, folder: Path, task: str, *, ours: bool) -> Iterator[EpisodeRecord]:
     numbers = range(storage.total_episodes)
-    for e, episode, about in zip(
+    for e, episode, about in zip(  # unnamed, so that an error's traceback does not keep the file open
         numbers, storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True
     ):
         terminations = np.asarray(episode["terminations"], np.bool_)
         if terminations.ndim != 1 or terminations[:-1].any() or len(terminations) != len(episode["actions"]):
-            raise InputError(
-                "wrong terminations", path=folder, field=f"terminations of episode {e}",
-                found=f"shape {list(terminations.shape)}, set at {np.flatnonzero(terminations)[:5].tolist()}",
-                expected=f"one for each of {len(episode['actions'])} actions, set only at the last",
-            )  # fmt: skip
+            found = f"shape {list(terminations.shape)}, set at {np.flatnonzero(terminations)[:5].tolist()}"
+            expected = f"one for each of {len(episode['actions'])} actions, set only at the last"
+            field = f"terminations of episode {e}"
+            raise InputError("wrong terminations", path=folder, field=field, found=found, expected=expected)
+        own = about if ours else {}
         expert = (episode.get("infos") or {}).get("expert_action") if ours else None
         yield EpisodeRecord(
-            observations=episode["observations"],
-            actions=episode["actions"],
-            rewards=episode["rewards"],
-            task=task,
+            episode["observations"],
+            episode["actions"],
+            episode["rewards"],
+            task,
             terminated=bool(terminations[-1:].any()),
             expert_actions=None if expert is None else expert[:-1],
-            noise_level=float(about.get("noise_level", np.nan)) if ours else float("nan"),
-            success=int(about.get("success", -1)) if ours else -1,
+            noise_level=float(own.get("noise_level", np.nan)),
+            success=int(own.get("success", -1)),
             seed=int(about["seed"]) if about.get("seed") is not None else -1,
-            behaviour=str(about.get("behaviour", "")) if ours else "",
+            behaviour=str(own.get("behaviour", "")),
         )

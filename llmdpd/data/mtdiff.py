@@ -14,7 +14,7 @@ import math
 import mmap
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from llmdpd.data.assemble import as_column, as_float32, check_rows, join_episodes
+from llmdpd.data.assemble import as_float32, check_rows, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
-from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
+from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
 from llmdpd.tasks import check_task, is_metaworld
 from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
@@ -53,17 +53,15 @@ def _goal_visible(dataset: TrajectoryDataset) -> bool | None:
         return None
     shown = np.logical_or.reduceat(dataset.observations[:, GOAL].any(axis=1), dataset.offsets[:-1])
     if shown.any() != shown.all():
-        raise InputError(
-            "some episodes show the goal and others hide it", path=dataset.source, field="observations",
-            found=f"{shown.sum()} of {len(shown)} show it", expected="the same in all",
-        )  # fmt: skip
+        problem, found = "some episodes show the goal and others hide it", f"{shown.sum()} of {len(shown)} show it"
+        path, expected = dataset.source, "the same in all"
+        raise InputError(problem, path=path, field="observations", found=found, expected=expected)
     return bool(shown[0])
 
 
 def _records(path: Path) -> list[Mapping[str, Any]]:
-    readers: dict[str, Callable[[Path], Any]] = {".npy": _read_npy_file, ".npz": _read_npz, ".pkl": _read_pickle}
     try:
-        value = readers.get(path.suffix.lower(), _read_pickle)(path)
+        value = _read(path)
     except FileNotFoundError:
         raise InputError("file not found", path=path) from None
     except OSError as error:
@@ -71,32 +69,22 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
     records = value if isinstance(value, list) else [value]
     wrong = next((r for r in records if not isinstance(r, dict)), None)
     if wrong is not None:
-        raise InputError("not MTDiff's layout", path=path, found=_kind(wrong), expected=_WHAT)
+        raise InputError("not MTDiff's layout", path=path, found=describe(wrong), expected=_WHAT)
     if not records:
         raise InputError("the data set is empty", path=path, found="no episode", expected="one or more")
     return records
 
 
-def _kind(value: object) -> str:
-    return f"an array {value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _map(path: Path) -> mmap.mmap:
-    # Mapped, not read: no second copy of a large file, and a forged length never allocates more than there is.
+def _read(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _read_npz(path)
     with path.open("rb") as file:
         if file.seek(0, io.SEEK_END) == 0:
             raise InputError("the file is empty", path=path, found="0 bytes", expected=_WHAT)
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _read_pickle(path: Path) -> Any:
-    with _map(path) as file:
-        return load_arrays(file, path)
-
-
-def _read_npy_file(path: Path) -> Any:
-    with _map(path) as file:
-        return _read_npy(file, path, None)
+        # Mapped, not read: no second copy of a large file, and a forged length never allocates more than there is.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _read_npy(mapped, path, None) if suffix == ".npy" else load_arrays(mapped, path)
 
 
 def _read_npy(file: io.BytesIO | mmap.mmap, path: Path, field: str | None) -> Any:
@@ -113,9 +101,8 @@ def _read_npy(file: io.BytesIO | mmap.mmap, path: Path, field: str | None) -> An
         return value if isinstance(value, list) else [value]
     data = file.read()
     if min(shape, default=0) < 0 or len(data) != dtype.itemsize * math.prod(shape):
-        raise InputError(
-            "the file is cut off", path=path, field=field, found=f"{len(data)} bytes", expected=f"{dtype} {shape}"
-        )
+        found, expected = f"{len(data)} bytes", f"{dtype} {shape}"
+        raise InputError("the file is cut off", path=path, field=field, found=found, expected=expected)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -141,31 +128,21 @@ def _episodes(record: Mapping[str, Any], number: int, path: Path) -> Iterator[Ep
     if missing:
         found = ", ".join(sorted(str(name) for name in record))[:200]
         raise InputError("a field is missing", path=path, field=_at(missing[0], number), found=found, expected=_WHAT)
-    matrix = ("observations", "actions", "next_observations")
-    arrays = {name: as_float32(record[name], _at(name, number), str(path), ndim=2) for name in matrix}
-    for name in ("rewards", "terminals"):
-        arrays[name] = as_float32(as_column(record[name]), _at(name, number), str(path), ndim=1)
+    arrays: dict[str, Any] = {}
+    for name in _FIELDS:
+        ndim = 1 if name in ("rewards", "terminals") else 2
+        arrays[name] = as_float32(record[name], _at(name, number), str(path), ndim=ndim)
     steps = len(arrays["observations"])
-    for name, array in arrays.items():
-        check_rows(_at(name, number), array, steps, path)
+    check_rows(arrays, steps, path, f" of record {number}")
     if steps == 0:
         raise InputError("an episode without steps", path=path, field=_at("observations", number), found="0 rows")
-    if arrays["observations"].shape != arrays["next_observations"].shape:
-        raise InputError(
-            "wrong width", path=path, field=_at("next_observations", number),
-            found=list(arrays["next_observations"].shape), expected=list(arrays["observations"].shape),
-        )  # fmt: skip
-    task = _task(record, number, path)
-    ends = _ends(arrays["terminals"], number, path)
-    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        rows = slice(start, end)
-        yield EpisodeRecord(
-            observations=arrays["observations"][rows],
-            actions=arrays["actions"][rows],
-            rewards=arrays["rewards"][rows],
-            next_observations=arrays["next_observations"][rows],
-            task=task,
-        )
+    shape, other = (list(arrays[name].shape) for name in ("observations", "next_observations"))
+    if shape != other:
+        field = _at("next_observations", number)
+        raise InputError("wrong width", path=path, field=field, found=other, expected=shape)
+    task, ends = _task(record, number, path), _ends(arrays.pop("terminals"), number, path).tolist()
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        yield EpisodeRecord(task=task, **{name: array[start:end] for name, array in arrays.items()})
 
 
 def _at(field: str, number: int) -> str:
@@ -184,17 +161,15 @@ def _task(record: Mapping[str, Any], number: int, path: Path) -> str:
         value = record["task"]
         names = np.unique(value) if isinstance(value, np.ndarray) else np.array([value])
         if names.size != 1 or not isinstance(names.flat[0], str) or not names.flat[0]:
-            raise InputError(
-                "wrong task", path=path, field=_at("task", number), found=repr(value)[:80], expected="one task name"
-            )
+            found, expected = repr(value)[:80], "one task name"
+            raise InputError("wrong task", path=path, field=_at("task", number), found=found, expected=expected)
         name = str(names.flat[0])
     else:
         # The project's own replay folders keep the name in the path: TASK/RUN/dataset/0.npz.
         folders = [part for part in (path.stem, *(p.name for p in path.parents)) if re.search(r"-v[23]\b", part)]
         if not folders:
-            raise InputError(
-                "the task is not known", path=path, field=_at("task", number), found="no `task`",
-                expected="`task`, or a folder named like box-close-v2",
-            )  # fmt: skip
+            found, expected = "no `task`", "`task`, or a folder named like box-close-v2"
+            problem = "the task is not known"
+            raise InputError(problem, path=path, field=_at("task", number), found=found, expected=expected)
         name = re.sub(r"(-v[23]).*", r"\1", folders[0])
     return check_task(name) if is_metaworld(name) else name

@@ -35,11 +35,7 @@ class ReplayLog:
         self.steps = 0
 
     def append(self, arrays: Mapping[str, NDArray[np.float32]], end: int) -> None:
-        """Write the steps from `self.steps` to before `end`, arrays [end - steps, …] by name; nothing if none.
-
-        Raises:
-            OSError: the disk is full or refuses.
-        """
+        """Write the steps from `self.steps` to before `end`, arrays [end - steps, …] by name; nothing if none."""
         if end == self.steps:
             return
         with atomic_writer(self._piece(self.steps, end)) as temporary, temporary.open("wb") as file:
@@ -49,10 +45,8 @@ class ReplayLog:
     def take_up(self, steps: int) -> dict[str, NDArray[np.float32]]:
         """The first `steps` steps, arrays by name (none of 0 steps); `append` continues after them.
 
-        Later pieces were written by a process that was killed before its checkpoint; they are removed.
-
-        Raises:
-            InputError: a piece that is missing or broken.
+        Later pieces were written by a process that was killed before its checkpoint; they are removed. Raises
+        InputError for a piece that is missing or broken.
         """
         found: dict[tuple[int, int], Path] = {}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():

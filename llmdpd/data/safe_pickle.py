@@ -15,14 +15,13 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
 
-_CONSTRUCTORS_ONLY = "NumPy's array constructors only"
 _DTYPE = re.compile(r"(?:[fiuc][0-9]{1,2}|b1|\?|[SU][0-9]{0,6}|O8?)")
 _MAX_DEPTH = 16
 
@@ -42,19 +41,17 @@ _OPCODES = frozenset(
 class _RefusedError(Exception):
     """The file asks for something that is not admitted; becomes an InputError naming the file."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        super().__init__(what)
-
 
 class _Inert:
-    """The stand-in for a name. It may be passed on, and no attribute of it may be set."""
+    """The stand-in for a name. It may be passed on and called, and no attribute of it may be set."""
 
-    __slots__ = ("name",)
+    __slots__ = ("function", "name")
     name: str
+    function: Callable[..., object] | None
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, function: Callable[..., object] | None = None) -> None:
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "function", function)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise _RefusedError(f"setting {name} of {self.name}")
@@ -62,16 +59,9 @@ class _Inert:
     def __setstate__(self, state: object) -> NoReturn:
         raise _RefusedError(f"setting the state of {self.name}")
 
-
-class _Callable(_Inert):
-    __slots__ = ("function",)
-    function: Callable[..., object]
-
-    def __init__(self, name: str, function: Callable[..., object]) -> None:
-        super().__init__(name)
-        object.__setattr__(self, "function", function)
-
     def __call__(self, *args: object) -> object:
+        if self.function is None:
+            raise _RefusedError(f"calling {self.name}")
         return self.function(*args)
 
 
@@ -81,29 +71,21 @@ _NDARRAY = _Inert("numpy.ndarray")
 class _DType:
     """Stand-in for a dtype under construction: numbers, text or objects; no record, no sub-array, no forged size."""
 
-    __slots__ = ("code", "order")
+    __slots__ = ("code", "real")
 
     def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
             raise _RefusedError(f"numpy.dtype({code!r:.60})")
         self.code = code
-        self.order: Literal["<", ">", "="] = "="
+        self.real: np.dtype[Any] = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
         # (version, byte order, sub-array, names, fields, size, alignment, flags): all but the order follow from `code`.
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _RefusedError("a dtype with fields or sub-arrays")
-        orders: dict[object, Literal["<", ">", "="]] = {"<": "<", ">": ">", "=": "=", "|": "="}
-        if state[1] not in orders:
+        if state[1] not in ("<", ">", "=", "|"):
             raise _RefusedError(f"a dtype of byte order {state[1]!r:.20}")
-        self.order = orders[state[1]]
-
-    @property
-    def is_object(self) -> bool:
-        return self.code[0] == "O"
-
-    def real(self) -> np.dtype[Any]:
-        return np.dtype(self.code).newbyteorder(self.order)
+        self.real = self.real.newbyteorder(state[1])
 
 
 class _Array:
@@ -126,14 +108,14 @@ def _array_value(data: object, dtype: object, shape: object, fortran: bool) -> N
         raise _RefusedError("an array without a dtype")
     if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
         raise _RefusedError(f"an array of shape {shape!r:.60}")
-    if dtype.is_object:
+    if dtype.code[0] == "O":
         if not isinstance(data, list) or len(data) != math.prod(shape):
             raise _RefusedError("an array of objects whose contents are not a list of its size")
         return data
     raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote its bytes as text
     if not isinstance(raw, (bytes, bytearray)):
         raise _RefusedError("an array of numbers whose contents are not bytes")
-    real = dtype.real()
+    real = dtype.real
     if len(raw) != real.itemsize * math.prod(shape):
         raise _RefusedError(f"an array of shape {shape} and type {real} from {len(raw)} bytes")
     flat = np.frombuffer(raw, real) if real.itemsize else np.zeros(math.prod(shape), real)
@@ -168,21 +150,17 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _bytes() -> bytes:
-    # How protocols 0 to 2 write no bytes at all (an array without rows). Any argument is one too many.
-    return b""
-
-
 _ADMITTED: dict[tuple[str, str], _Inert] = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Callable("numpy.dtype", _DType),
-    ("_codecs", "encode"): _Callable("_codecs.encode", _encode),
-    ("__builtin__", "bytes"): _Callable("bytes", _bytes),
+    ("numpy", "dtype"): _Inert("numpy.dtype", _DType),
+    ("_codecs", "encode"): _Inert("_codecs.encode", _encode),
+    # How protocols 0 to 2 write no bytes at all (an array without rows). Any argument is one too many.
+    ("__builtin__", "bytes"): _Inert("bytes", lambda: b""),
 }
 for _core in ("numpy.core", "numpy._core"):
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Callable("numpy _reconstruct", _reconstruct)
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _Callable("numpy scalar", _scalar)
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _Callable("numpy _frombuffer", _frombuffer)
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Inert("numpy _reconstruct", _reconstruct)
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = _Inert("numpy scalar", _scalar)
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _Inert("numpy _frombuffer", _frombuffer)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -212,15 +190,13 @@ def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | Non
         # latin1 is how NumPy's own loader reads files written by Python 2.
         return _resolve(_ArrayUnpickler(file, encoding="latin1").load(), {}, 0)
     except _RefusedError as refused:
-        raise InputError(
-            "refused: the pickle asks for more than arrays (nothing of it was run)", path=path, field=field,
-            found=refused.what, expected=_CONSTRUCTORS_ONLY,
-        ) from None  # fmt: skip
+        problem = "refused: the pickle asks for more than arrays (nothing of it was run)"
+        expected = "NumPy's array constructors only"
+        raise InputError(problem, path=path, field=field, found=str(refused), expected=expected) from None
     except Exception as error:  # hostile or damaged bytes can make the parser raise anything
-        raise InputError(
-            "a damaged or cut off pickle", path=path, field=field, found=f"{type(error).__name__}: {error}"[:200],
-            expected="a pickle of NumPy arrays",
-        ) from None  # fmt: skip
+        problem, found = "a damaged or cut off pickle", f"{type(error).__name__}: {error}"[:200]
+        expected = "a pickle of NumPy arrays"
+        raise InputError(problem, path=path, field=field, found=found, expected=expected) from None
 
 
 def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:

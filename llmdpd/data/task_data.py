@@ -29,10 +29,9 @@ def load_tasks(spec: str | Path, tasks: Sequence[str], goal_visible: bool) -> Tr
     name = expected.family if expected.has_success else expected.task
     dataset.check_matches(expected.state_dim, expected.action_dim, name)
     if expected.has_success and dataset.goal_visible not in (None, goal_visible):
-        raise InputError(
-            "data and evaluation differ in whether the goal is visible", path=dataset.source,
-            field="tasks.goal_visible", found=f"data: {dataset.goal_visible}", expected=goal_visible,
-        )  # fmt: skip
+        problem, found = "data and evaluation differ in whether the goal is visible", f"data: {dataset.goal_visible}"
+        path, field = dataset.source, "tasks.goal_visible"
+        raise InputError(problem, path=path, field=field, found=found, expected=goal_visible)
     return dataset
 
 
@@ -45,10 +44,9 @@ def _load_locomotion(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDatase
         numbers = [0]
     missing = [task for number, task in enumerate(tasks) if number not in numbers]
     if missing:
-        raise InputError(
-            "the data set has no such task", path=whole.source, field="task", found=", ".join(whole.tasks),
-            expected=", ".join(missing),
-        )  # fmt: skip
+        found, expected = ", ".join(whole.tasks), ", ".join(missing)
+        problem = "the data set has no such task"
+        raise InputError(problem, path=whole.source, field="task", found=found, expected=expected)
     ids = np.array(numbers, np.int32)[whole.task_ids]
     part = whole.select(ids >= 0)
     return dataclasses.replace(part, tasks=tuple(tasks), texts=("",) * len(tasks), task_ids=ids[ids >= 0])
@@ -62,10 +60,9 @@ def _load_by_name(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
         if whole is None or len(whole.tasks) > 1 or find_suite(whole.tasks[0]) is not None:
             raise
         if len(tasks) > 1:
-            raise InputError(
-                "the data has no task name, and several tasks are requested", path=whole.source, field="task",
-                found=f"{whole.tasks[0]!r}, which no task suite knows", expected=", ".join(tasks),
-                hint=f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone",
-            ) from None  # fmt: skip
+            problem, found = "the data has no task name, and several tasks are requested", repr(whole.tasks[0])
+            found, expected = f"{found}, which no task suite knows", ", ".join(tasks)
+            hint, path = f"name the file {tasks[0]}{Path(whole.source).suffix}, or ask for one task alone", whole.source
+            raise InputError(problem, path=path, field="task", found=found, expected=expected, hint=hint) from None
         dataset = whole
     return dataclasses.replace(dataset, tasks=tuple(tasks))

@@ -30,7 +30,6 @@ class Batch(NamedTuple):
     terminals: NDArray[np.float32]  # [B], 1 where the episode truly ended; a time limit is none
     expert_actions: NDArray[np.float32] | None  # [B, A]
     timesteps: NDArray[np.int64]  # [B], step within the episode, from 0
-    episode_ids: NDArray[np.int64]  # [B]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class EpisodeRecord:
     behaviour: str = ""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TrajectoryDataset:
     """Trajectories of tasks with common widths: N transitions in E episodes, S state numbers and A action numbers.
 
@@ -88,11 +87,11 @@ class TrajectoryDataset:
     task_ids: NDArray[np.int32]  # [E], into `tasks`
     tasks: tuple[str, ...]
     texts: tuple[str, ...]  # the text prompt of each task, "" where unknown
-    expert_actions: NDArray[np.float32] | None  # [N, A], the expert's clean action in the visited state
+    expert_actions: NDArray[np.float32] | None = None  # [N, A], the expert's clean action in the visited state
     noise_levels: NDArray[np.float32]  # [E], NaN where unknown
     successes: NDArray[np.int8]  # [E], 1, 0, or -1 where unknown
     seeds: NDArray[np.int64]  # [E], -1 where unknown
-    goal_visible: bool | None  # whether the observations show the goal; None where unknown or mixed
+    goal_visible: bool | None = None  # whether the observations show the goal; None where unknown or mixed
     source: str  # path or id, for messages
     behaviours: tuple[str, ...] = ()  # [E], the behaviour policy of each episode, "" where unknown; empty: all unknown
 
@@ -106,20 +105,17 @@ class TrajectoryDataset:
         self._check_array("terminals", np.bool_, (n,))
         if self.expert_actions is not None:
             self._check_array("expert_actions", np.float32, (n, self.action_dim))
-        self._check_array("task_ids", np.int32, (e,))
         self._check_array("noise_levels", np.float32, (e,), finite=False)
-        self._check_array("successes", np.int8, (e,))
-        self._check_array("seeds", np.int64, (e,))
+        for name, dtype in (("task_ids", np.int32), ("successes", np.int8), ("seeds", np.int64)):
+            self._check_array(name, dtype, (e,))
         if self.behaviours and len(self.behaviours) != e:
             raise self._error("one behaviour an episode", "behaviours", f"{len(self.behaviours)} names", f"{e} or none")
         self._check_tasks()
         inner = self.terminals.copy()
         inner[self.offsets[1:] - 1] = False
         if inner.any():
-            row = int(np.argmax(inner))
-            raise self._error(
-                "a terminal inside an episode", "terminals", f"True at row {row}", "True at last steps of episodes only"
-            )
+            found, expected = f"True at row {np.argmax(inner)}", "True at last steps of episodes only"
+            raise self._error("a terminal inside an episode", "terminals", found, expected)
 
     def _error(self, problem: str, field: str | None, found: object, expected: object) -> InputError:
         return InputError(problem, path=self.source or None, field=field, found=found, expected=expected)
@@ -127,7 +123,7 @@ class TrajectoryDataset:
     def _check_offsets(self) -> None:
         offsets = self.offsets
         if not isinstance(offsets, np.ndarray) or offsets.dtype != np.int64 or offsets.ndim != 1:
-            raise self._error("wrong episode offsets", "offsets", _describe(offsets), "int64 [episodes + 1]")
+            raise self._error("wrong episode offsets", "offsets", describe(offsets), "int64 [episodes + 1]")
         if len(offsets) < 2:
             raise self._error("the data set is empty", "offsets", "no episode", "at least one episode")
         lengths = np.diff(offsets)
@@ -146,11 +142,11 @@ class TrajectoryDataset:
         letters = [str(size) if size is not None else "any width" for size in shape]
         expected = f"{np.dtype(dtype).name} [{', '.join(letters)}]"
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
-            raise self._error("wrong array", name, _describe(array), expected)
+            raise self._error("wrong array", name, describe(array), expected)
         if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
-            raise self._error("wrong shape", name, _describe(array), expected)
+            raise self._error("wrong shape", name, describe(array), expected)
         if array.size == 0:
-            raise self._error("an array without numbers", name, _describe(array), expected)
+            raise self._error("an array without numbers", name, describe(array), expected)
         if finite and array.dtype.kind == "f":
             check_finite(array, name, self.source or None)
 
@@ -198,24 +194,14 @@ class TrajectoryDataset:
         rows = self._rows(index)
         return np.searchsorted(self.offsets, rows, side="right").astype(np.int64) - 1
 
-    def timesteps(self, index: ArrayLike) -> NDArray[np.int64]:
-        """The step within its episode, from 0, of each transition in `index` [B]."""
-        rows = self._rows(index)
-        return rows - self.offsets[self.episode_ids(rows)]
-
     def gather(self, index: ArrayLike) -> Batch:
         """The transitions of `index` [B], as new arrays. Raises IndexError outside 0 … N - 1."""
         rows = self._rows(index)
-        episodes = self.episode_ids(rows)
         return Batch(
-            observations=self.observations[rows],
-            actions=self.actions[rows],
-            rewards=self.rewards[rows],
-            next_observations=self.next_observations[rows],
+            **{name: getattr(self, name)[rows] for name in ("observations", "actions", "rewards", "next_observations")},
             terminals=self.terminals[rows].astype(np.float32),
             expert_actions=None if self.expert_actions is None else self.expert_actions[rows],
-            timesteps=rows - self.offsets[episodes],
-            episode_ids=episodes,
+            timesteps=rows - self.offsets[self.episode_ids(rows)],
         )
 
     def windows(self, index: ArrayLike, horizon: int, before: int = 0) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -234,7 +220,7 @@ class TrajectoryDataset:
         # Negative indices are refused: an array would take them, the search for their episode would not.
         rows = np.asarray(index)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise IndexError(f"transition indices must be whole numbers [B], not {_describe(rows)}")
+            raise IndexError(f"transition indices must be whole numbers [B], not {describe(rows)}")
         if rows.size and (rows.min() < 0 or rows.max() >= self.num_transitions):
             raise IndexError(f"transition index outside 0 … {self.num_transitions - 1}")
         return rows.astype(np.int64, copy=False)
@@ -245,9 +231,7 @@ class TrajectoryDataset:
             raise IndexError(f"episode {e} outside 0 … {self.num_episodes - 1}")
         rows = slice(int(self.offsets[e]), int(self.offsets[e + 1]))
         return Trajectory(
-            observations=self.observations[rows],
-            actions=self.actions[rows],
-            rewards=self.rewards[rows],
+            *(self.observations[rows], self.actions[rows], self.rewards[rows]),
             task=self.tasks[self.task_ids[e]],
             seed=int(self.seeds[e]),
             success=int(self.successes[e]),
@@ -265,7 +249,7 @@ class TrajectoryDataset:
         The best are those with the highest returns; where success is recorded, the shortest successful ones: episodes
         last until they succeed, so that the highest returns are those of the slowest.
         """
-        returns, lengths = self.returns().astype(np.float64), np.diff(self.offsets)
+        returns, lengths = self.returns().astype(np.float64), self.lengths
         best = {}
         for task in self.tasks:
             own = self.episodes_of(task)
@@ -308,9 +292,9 @@ class TrajectoryDataset:
         outside 0 … E - 1.
         """
         chosen = np.asarray(episodes)
-        if chosen.dtype == np.bool_ and chosen.shape != (self.num_episodes,):
-            raise IndexError(f"a mask of episodes must have shape ({self.num_episodes},), not {chosen.shape}")
         if chosen.dtype == np.bool_:
+            if chosen.shape != (self.num_episodes,):
+                raise IndexError(f"a mask of episodes must have shape ({self.num_episodes},), not {chosen.shape}")
             chosen = np.flatnonzero(chosen)
         chosen = chosen.astype(np.int64).reshape(-1)
         if chosen.size == 0:
@@ -340,22 +324,20 @@ class TrajectoryDataset:
         empty = [task for task in tasks if not self.episodes_of(task).size]
         if empty:
             raise self._error("a task without episodes", "tasks", ", ".join(empty), "at least one episode each")
+        places = [self.tasks.index(task) for task in tasks]
         ids = np.full(len(self.tasks), -1, np.int32)
-        for new, task in enumerate(tasks):
-            ids[self.tasks.index(task)] = new
+        ids[places] = np.arange(len(tasks))
         part = self.select(ids[self.task_ids] >= 0)
-        old = part.task_ids
-        texts = tuple(self.texts[self.tasks.index(task)] for task in tasks)
-        return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[old])
+        texts = tuple(self.texts[place] for place in places)
+        return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[part.task_ids])
 
     def check_matches(self, state_dim: int, action_dim: int, name: str) -> None:
         """Raise InputError unless the widths are those of the environment (or policy) called `name`."""
+        problem = f"the data set does not match {name}"
         widths = (("observations", self.state_dim, state_dim), ("actions", self.action_dim, action_dim))
         for field, have, want in widths:
             if have != want:
-                raise self._error(
-                    f"the data set does not match {name}", field, f"{have} numbers a step", f"{want} numbers a step"
-                )
+                raise self._error(problem, field, f"{have} numbers a step", f"{want} numbers a step")
 
 
 def check_finite(array: NDArray[Any], field: str, path: str | None) -> None:
@@ -365,11 +347,8 @@ def check_finite(array: NDArray[Any], field: str, path: str | None) -> None:
         if not good.all():
             place = np.argwhere(~good)[0]
             place[0] += start
-            value = array[tuple(place)]
-            raise InputError(
-                "NaN or Inf in the data", path=path, field=field, found=f"{value} at {place.tolist()}",
-                expected="finite numbers",
-            )  # fmt: skip
+            found = f"{array[tuple(place)]} at {place.tolist()}"
+            raise InputError("NaN or Inf in the data", path=path, field=field, found=found, expected="finite numbers")
 
 
 def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
@@ -392,11 +371,11 @@ def resolve_task(name: str, known: Sequence[str], path: str | Path | None) -> st
 
 def unknown_task(name: str, known: Sequence[str], path: str | Path | None) -> InputError:
     """The error for a task that the data at `path` do not hold."""
-    return InputError(
-        "the data set has no such task", path=path, field="task", found=repr(name),
-        expected=f"one of {len(known)} tasks", hint=f"nearest names: {nearest_names(name, known)}",
-    )  # fmt: skip
+    problem, expected = "the data set has no such task", f"one of {len(known)} tasks"
+    hint = f"nearest names: {nearest_names(name, known)}"
+    return InputError(problem, path=path, field="task", found=repr(name), expected=expected, hint=hint)
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """The type and shape of an array, the type of anything else."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -38,12 +38,8 @@ class TaskSpec:
     def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
         """Raise `InputError` where episodes are to be longer than the environment lets them be."""
         if max_steps > self.max_steps:
-            raise InputError(
-                "the number is out of range",
-                field=field,
-                found=max_steps,
-                expected=f"1 to {self.max_steps}, where {self.task} ends its episodes",
-            )
+            expected = f"1 to {self.max_steps}, where {self.task} ends its episodes"
+            raise InputError("the number is out of range", field=field, found=max_steps, expected=expected)
 
 
 class Environment(Protocol):

@@ -47,20 +47,15 @@ def locomotion_base(name: str) -> str | None:
 
 
 def locomotion_id(name: str) -> str:
-    """The Gymnasium id of an environment named in D4RL's or Gymnasium's way.
+    """The Gymnasium id of an environment named in D4RL's or Gymnasium's way. Raises InputError for another name.
 
     Without one of Gymnasium's versions in the name it is v4, the closest to D4RL's, or v5 where Gymnasium has no v4.
-
-    Raises:
-        InputError: another name.
     """
     parts = _split(name)
     if parts is None:
-        raise InputError(
-            f"unknown environment {name!r}", field="task", found=name,
-            expected="a Meta-World task, or one of " + ", ".join(sorted(REFERENCE_RETURNS)),
-            hint="nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS),
-        )  # fmt: skip
+        expected = "a Meta-World task, or one of " + ", ".join(sorted(REFERENCE_RETURNS))
+        hint = "nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS)
+        raise InputError(f"unknown environment {name!r}", field="task", found=name, expected=expected, hint=hint)
     import gymnasium
 
     base, version = parts
@@ -72,17 +67,11 @@ def locomotion_id(name: str) -> str:
 
 
 def normalised_score(name: str, episode_return: float) -> float:
-    """D4RL's score: 0 for a random policy's return, 100 for an expert's.
-
-    Raises:
-        InputError: `name` is none of the three environments.
-    """
-    parts = _split(name)
-    if parts is None:
-        raise InputError(
-            "no reference returns for this environment", field="task", found=name, expected=sorted(REFERENCE_RETURNS)
-        )
-    low, high = REFERENCE_RETURNS[parts[0]]
+    """D4RL's score: 0 for a random policy's return, 100 for an expert's. Raises InputError for other environments."""
+    base, expected = locomotion_base(name), sorted(REFERENCE_RETURNS)
+    if base is None:
+        raise InputError("no reference returns for this environment", field="task", found=name, expected=expected)
+    low, high = REFERENCE_RETURNS[base]
     return 100.0 * (episode_return - low) / (high - low)
 
 
@@ -98,25 +87,21 @@ class LocomotionTask:
 
         self.task = locomotion_id(name)
         self.terminated = False
-        options: dict[str, Any] = {}
-        if render:
-            options = {"render_mode": "rgb_array", "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
+        options: dict[str, Any] = {"render_mode": "rgb_array", "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
         with warnings.catch_warnings():
             # "Hopper-v4 is out of date": chosen on purpose, see `locomotion_id`.
             warnings.filterwarnings("ignore", message=".*out of date.*")
-            self._env = gymnasium.make(self.task, disable_env_checker=True, **options)
-        space: Any = self._env.action_space
-        observation_space: Any = self._env.observation_space
-        self._low, self._high = space.low, space.high
-        self.state_dim = int(observation_space.shape[0])
-        self.action_dim = int(space.shape[0])
+            self._env = gymnasium.make(self.task, disable_env_checker=True, **(options if render else {}))
+        state: Any = self._env.observation_space
+        action: Any = self._env.action_space
+        self._low, self._high = action.low, action.high
+        self.state_dim, self.action_dim = int(state.shape[0]), int(action.shape[0])
         self.max_steps = int(getattr(self._env.spec, "max_episode_steps", None) or 1000)
 
     def reset(self, seed: int) -> FloatArray:
         """Start the episode of `seed`; returns obs f32 [S]."""
-        observation, _ = self._env.reset(seed=int(seed))
         self.terminated = False
-        return np.asarray(observation, np.float32)
+        return np.asarray(self._env.reset(seed=int(seed))[0], np.float32)
 
     def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
         """Execute `action` [A], clipped to its bounds: obs f32 [S], reward, success (always False), over.

@@ -18,76 +18,43 @@ def find_suite(task: str) -> TaskSuite | None:
 
 
 def suite_of(task: str) -> TaskSuite:
-    """The first suite that knows a task.
-
-    Raises:
-        InputError: no suite knows it; the nearest names are offered.
-    """
+    """The first suite that knows a task. Raises InputError, which offers the nearest names, where none does."""
     suite = find_suite(task)
     if suite is None:
-        known = [name for suite in SUITES.values() for name in suite.tasks]
-        raise InputError(
-            f"unknown task {task!r}", field="task", found=task,
-            expected=f"a task of one of the suites {', '.join(SUITES)}",
-            hint="nearest: " + nearest_names(task.strip(), known),
-        )  # fmt: skip
+        hint = "nearest: " + nearest_names(task.strip(), [name for suite in SUITES.values() for name in suite.tasks])
+        expected = f"a task of one of the suites {', '.join(SUITES)}"
+        raise InputError(f"unknown task {task!r}", field="task", found=task, expected=expected, hint=hint)
     return suite
-
-    def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
-        """Raise `InputError` where episodes are to be longer than the environment lets them be."""
-        if max_steps > self.max_steps:
-            raise InputError(
-                "the number is out of range",
-                field=field,
-                found=max_steps,
-                expected=f"1 to {self.max_steps}, where {self.task} ends its episodes",
-            )
 
 
 def canonical_task(name: str) -> str:
-    """ "sweep-into" → "sweep-into-v3"; "hopper", "hopper-medium-replay-v2" → "Hopper-v4", Gymnasium's id.
-
-    Raises:
-        InputError: no suite knows the task.
-    """
+    """ "sweep-into" → "sweep-into-v3"; "hopper", "hopper-medium-replay-v2" → "Hopper-v4". Errors: see `suite_of`."""
     return suite_of(name).canonical(name)
 
 
 @lru_cache(maxsize=128)
 def task_spec(task: str) -> TaskSpec:
-    """The spec of a task in any spelling. A locomotion environment is made for it, and closed again.
-
-    Raises:
-        InputError: as `canonical_task`.
-    """
+    """The spec of a task in any spelling. An environment of locomotion is made and closed. Errors: see `suite_of`."""
     suite = suite_of(task)
     return suite.spec(suite.canonical(task))
 
 
 def make_environment(task: str, goal_visible: bool, render: bool) -> Environment:
-    """The environment of a task in any spelling.
-
-    Raises:
-        InputError: as `canonical_task`.
-    """
+    """The environment of a task in any spelling. Errors: see `suite_of`."""
     return suite_of(task).make(task, goal_visible=goal_visible, render=render)
 
 
 def common_spec(tasks: Sequence[str]) -> TaskSpec:
     """The spec of the first task, which the others must match.
 
-    Raises:
-        InputError: tasks of different families or widths: one network cannot serve them.
+    Raises InputError for tasks of different families or widths: one network cannot serve them.
     """
     specs = [task_spec(task) for task in tasks]
     first = specs[0]
     for spec in specs[1:]:
         if (spec.family, spec.state_dim, spec.action_dim) != (first.family, first.state_dim, first.action_dim):
-            raise InputError(
-                "tasks that one policy cannot serve",
-                field="tasks",
-                found=f"{first.task} ({first.state_dim} state and {first.action_dim} action numbers) and "
-                f"{spec.task} ({spec.state_dim} and {spec.action_dim})",
-                expected="tasks with the same observations and actions",
-            )
+            one = f"{first.task} ({first.state_dim} state and {first.action_dim} action numbers)"
+            found = f"{one} and {spec.task} ({spec.state_dim} and {spec.action_dim})"
+            expected = "tasks with the same observations and actions"
+            raise InputError("tasks that one policy cannot serve", field="tasks", found=found, expected=expected)
     return first

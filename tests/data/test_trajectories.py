@@ -63,9 +63,8 @@ def test_gather_knows_step_episode_and_successor(parts: Parts, data: st.DataObje
     np.testing.assert_array_equal(batch.next_observations, want + np.array([0, 1]))
     np.testing.assert_array_equal(batch.actions[:, 0], 100 * want[:, 0] + want[:, 1])
     np.testing.assert_array_equal(batch.rewards, want[:, 1] + 1)
-    np.testing.assert_array_equal(batch.episode_ids, want[:, 0])
     np.testing.assert_array_equal(batch.timesteps, want[:, 1])
-    assert batch.timesteps.dtype == batch.episode_ids.dtype == np.int64
+    assert batch.timesteps.dtype == np.int64
     assert batch.terminals.dtype == np.float32
     assert batch.expert_actions is None
 
@@ -80,7 +79,7 @@ def test_windows_begin_and_end_with_their_episode(parts: Parts, horizon: int, da
     index, mask = dataset.windows(np.array(rows, np.int64), horizon, before)
     assert index.shape == mask.shape == (len(rows), before + horizon)
     for row, steps, real in zip(rows, index, mask, strict=True):
-        (episode,), (start,) = dataset.episode_ids([row]), dataset.timesteps([row])
+        (episode,), (start,) = dataset.episode_ids([row]), dataset.gather([row]).timesteps
         wanted = [start + h for h in range(-before, horizon)]
         expected = [min(max(t, 0), lengths[episode] - 1) for t in wanted]
         assert dataset.observations[steps].tolist() == [[episode, t] for t in expected]
@@ -155,7 +154,7 @@ def test_episode_holds_views_and_what_is_known(make_dataset: MakeDataset) -> Non
 def test_indices_outside_are_refused(make_dataset: MakeDataset, index: Any) -> None:
     dataset = make_dataset()
     assert dataset.num_transitions == 16
-    for method in (dataset.gather, dataset.timesteps, dataset.episode_ids):
+    for method in (dataset.gather, dataset.episode_ids):
         with pytest.raises(IndexError):
             method(index)
 

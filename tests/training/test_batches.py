@@ -53,7 +53,7 @@ def test_each_task_has_its_share_under_its_own_prompts(dataset: TrajectoryDatase
         for task, state in zip(batch.text[:, 0].tolist(), batch.tokens.states[:, 0].numpy(), strict=True):
             (row,) = np.flatnonzero((dataset.observations == state).all(1))
             assert dataset.task_ids[dataset.episode_ids([row])[0]] == task
-            assert dataset.timesteps([row])[0] == 0, "a demonstration starts at its episode's start"
+            assert dataset.gather([row]).timesteps[0] == 0, "a demonstration starts at its episode's start"
 
 
 def test_transitions_are_copied_whole(dataset: TrajectoryDataset) -> None:
@@ -61,7 +61,7 @@ def test_transitions_are_copied_whole(dataset: TrajectoryDataset) -> None:
     rows = rows_of(dataset, batch)
     for name in ("actions", "rewards", "next_observations", "expert_actions"):
         assert torch.equal(getattr(batch, name), torch.from_numpy(getattr(dataset, name)[rows]))
-    assert batch.timesteps.tolist() == dataset.timesteps(rows).tolist()
+    assert batch.timesteps.tolist() == dataset.gather(rows).timesteps.tolist()
     assert batch.terminals.dtype == torch.float32
 
 

@@ -8,19 +8,19 @@ result has the same bits as without the interruption.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
 from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError
 from llmdpd.tasks.locomotion import locomotion_base, normalised_score
 from llmdpd.tasks.specs import TaskSpec, canonical_task, task_spec
+from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock, read_json
 from llmdpd.utils.plain import differences
@@ -47,23 +47,28 @@ class SacConfig:
 
     tasks: tuple[str, ...] = ("hopper",)
     """Tasks: hopper, halfcheetah, walker2d, or Meta-World names."""
-    level: float = MEDIUM
+    level: Annotated[float, Bounds(1e-9, 1000)] = MEDIUM
     """Stop at this level, the mean of evaluation episodes: D4RL's normalised score (a third of an expert's is medium),
     in Meta-World success in percent."""
-    steps: int = 1_000_000
+    steps: Count = 1_000_000
     """Maximal steps in the environment, each with a gradient step; a run that ends here says so."""
-    evaluate_every: int = 5000
+    evaluate_every: Count = 5000
     """Steps from one evaluation, and one checkpoint, to the next."""
-    evaluation_episodes: int = 5
+    evaluation_episodes: Count = 5
     """Episodes per evaluation, by the deterministic policy; they are not kept."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Bounds(1)] = None
     """Maximal steps of an episode; by default the environment's limit."""
     out: Path = Path("data/sac")
     """Folder of the data sets."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Decides networks, actions and episodes."""
     goal_visible: bool = True
     """Whether Meta-World's observations hold the goal, or zeros in its place."""
+
+    def check(self) -> None:
+        """Raise `InputError` where there is no task."""
+        if not self.tasks:
+            raise InputError("no tasks to collect", field="tasks", found="none", expected="one or more")
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def collect_sac(config: SacConfig, progress: OnSteps | None = None) -> list[SacC
     Raises:
         InputError: a wrong setting; stable-baselines3 is not installed; OUT holds another collection.
     """
-    _check(config)
+    check_config(config)
     report = progress or (lambda *_: None)
     tasks = dict.fromkeys(canonical_task(task) for task in config.tasks)
     return [_collect_task(config, task_spec(task), report) for task in tasks]
@@ -104,26 +109,13 @@ def replay_path(out: Path, task: str) -> Path:
     return out / (f"{canonical_task(task)}-medium-replay" if base is None else f"{base}-medium-replay.hdf5")
 
 
-def _check(config: SacConfig) -> None:
-    if not config.tasks:
-        raise InputError("no tasks to collect", field="tasks", found="none", expected="one or more")
-    least = {"steps": 1, "evaluate_every": 1, "evaluation_episodes": 1, "max_steps": 1, "seed": 0}
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and value < bound:
-            raise InputError(f"{name} is too small", field=name, found=value, expected=f"{bound} or more")
-    if not 0 < config.level <= 1000:
-        raise InputError("no such level", field="level", found=config.level, expected="above 0; 100 is an expert's")
-
-
 def _content(config: SacConfig, spec: TaskSpec) -> dict[str, Any]:
     """The settings that determine the data, as JSON."""
-    same = ("level", "steps", "evaluate_every", "evaluation_episodes")
+    same = ("level", "steps", "evaluate_every", "evaluation_episodes", "seed")
     return {
         **{"format": _FORMAT, "policy": "sac", "task": spec.task},
         **{name: getattr(config, name) for name in same},
         "max_steps": min(config.max_steps or spec.max_steps, spec.max_steps),
-        "seed": config.seed,
         "goal_visible": config.goal_visible if spec.has_success else None,
     }
 
@@ -152,12 +144,10 @@ def _read_finished(path: Path, summary: Path, content: dict[str, Any], spec: Tas
     found = read_json(summary) if summary.is_file() else {}
     changed = differences(found.get("config", {}), content)
     if changed:
-        raise InputError(
-            "this is not the requested collection", path=path,
-            found="; ".join(changed) if found else f"no {summary.name} beside it",
-            expected="a collection with these settings",
-            hint="choose another --out, or give the data by its path (--data)",
-        )  # fmt: skip
+        what = "; ".join(changed) if found else f"no {summary.name} beside it"
+        problem, expected = "this is not the requested collection", "a collection with these settings"
+        hint = "choose another --out, or give the data by its path (--data)"
+        raise InputError(problem, path=path, found=what, expected=expected, hint=hint)
     dataset = load_dataset(path)
     return SacCollected(spec.task, path, dataset, found["level"], found["reached"], reused=True)
 
@@ -223,25 +213,30 @@ class _Run:
         if not steps:
             return
         self._log.append(self._trainer.transitions(self._log.steps), steps)
-        level = None if self._level is None else [self._level.mean_return, self._level.success]
-        _save_trainer(self._trainer, self.folder / "checkpoint", {"level": level})
+        state = self._trainer.state()
+        del state["random"]["torch"]  # the checkpoint has it
+        with self._trainer.own_random():
+            save_checkpoint(self.folder / "checkpoint", self._trainer, steps, {**state, "level": self._level})
 
     def _restore(self) -> None:
         from llmdpd.data.collecting.sac_trainer import Level
 
+        trainer = self._trainer
         checkpoint = latest_checkpoint(self.folder / "checkpoint")
         if checkpoint is None:
             self._log.take_up(0)  # killed before its first one
             return
         try:
             state = read_state(checkpoint)
-            _restore_trainer(self._trainer, checkpoint, self._log.take_up(state["counters"][0]))
+            with trainer.own_random():
+                load_checkpoint(checkpoint, trainer)
+                torch_state = trainer.state()["random"]["torch"]
+            transitions = self._log.take_up(state["counters"][0])
+            trainer.load_state({**state, "random": {**state["random"], "torch": torch_state}}, transitions)
         except (OSError, KeyError, IndexError, ValueError) as error:
             found = (error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}")[:200]
-            hint = "remove this folder to start again"
-            raise InputError(
-                "the interrupted collection is damaged", path=self.folder, found=found, hint=hint
-            ) from None
+            problem, hint = "the interrupted collection is damaged", "remove this folder to start again"
+            raise InputError(problem, path=self.folder, found=found, hint=hint) from None
         self._level = None if state["level"] is None else Level(*state["level"])
 
     def write(self, path: Path, summary: Path) -> SacCollected:
@@ -252,9 +247,8 @@ class _Run:
         end = f"stopped at {stop}" if reached else f"{self._trainer.steps} steps, below {stop}"
         collector = f"stable-baselines3 SAC replay, {end}"
         attributes: dict[str, str | float] = {"collector": collector, "final_eval_return": self._level.mean_return}
-        summary_content = {"config": self._content, "level": self.level, "reached": reached, **attributes}
         # First the summary: data without it would be taken for foreign data.
-        atomic_write_json(summary, summary_content)
+        atomic_write_json(summary, {"config": self._content, "level": self.level, "reached": reached, **attributes})
         if self._spec.has_success:
             with atomic_directory(path) as temporary:
                 save_minari(dataset, temporary, name="sac-v0")
@@ -264,48 +258,22 @@ class _Run:
         return SacCollected(self._spec.task, path, load_dataset(path), self.level, reached)
 
     def _dataset(self, source: str) -> TrajectoryDataset:
-        steps = self._trainer.transitions()
-        dones = steps["dones"] != 0
-        ends = np.flatnonzero(dones) + 1
-        offsets = np.unique(np.concatenate([[0], ends, [len(dones)]])).astype(np.int64)
+        steps: dict[str, Any] = self._trainer.transitions()
+        has_success = self._spec.has_success
+        dones, timeouts = steps.pop("dones") != 0, steps.pop("timeouts") != 0
+        offsets = np.unique([0, *(np.flatnonzero(dones) + 1), len(dones)]).astype(np.int64)
         episodes = len(offsets) - 1
         succeeded = np.array(self._trainer.successes[:episodes], np.int8)
         return TrajectoryDataset(
-            observations=steps["observations"],
-            actions=steps["actions"],
-            rewards=steps["rewards"],
-            next_observations=steps["next_observations"],
-            terminals=dones & (steps["timeouts"] == 0),
+            **steps,
+            terminals=dones & ~timeouts,
             offsets=offsets,
             task_ids=np.zeros(episodes, np.int32),
             tasks=(self._spec.task,),
             texts=("",),
-            expert_actions=None,
             noise_levels=np.full(episodes, np.nan, np.float32),
-            successes=succeeded if self._spec.has_success else np.full(episodes, -1, np.int8),
+            successes=succeeded if has_success else np.full(episodes, -1, np.int8),
             seeds=self._trainer.seeds[:episodes],
-            goal_visible=self._config.goal_visible if self._spec.has_success else None,
+            goal_visible=self._config.goal_visible if has_success else None,
             source=source,
         )
-
-
-def _save_trainer(trainer: SacTrainer, folder: Path, more: Mapping[str, Any]) -> None:
-    """A checkpoint of everything but the transitions (see `llmdpd.utils.checkpoint`), with `more` in its state.json."""
-    state = trainer.state()
-    del state["random"]["torch"]  # the checkpoint has it
-    with trainer.own_random():
-        save_checkpoint(folder, trainer, trainer.steps, {**state, **more})
-
-
-def _restore_trainer(trainer: SacTrainer, checkpoint: Path, transitions: Mapping[str, NDArray[np.float32]]) -> None:
-    """Restore the state at which `_save_trainer` was called; `transitions` are all steps before it.
-
-    Raises:
-        InputError: a checkpoint that is broken or does not fit.
-        KeyError, ValueError: as `SacTrainer.load_state`.
-    """
-    state = read_state(checkpoint)
-    with trainer.own_random():
-        load_checkpoint(checkpoint, trainer)
-        torch_state = trainer.state()["random"]["torch"]
-    trainer.load_state({**state, "random": {**state["random"], "torch": torch_state}}, transitions)

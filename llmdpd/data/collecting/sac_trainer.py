@@ -9,7 +9,6 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +27,11 @@ MakeEnvironment = Callable[[str, bool, bool], Environment]
 
 _KEPT_ENVIRONMENTS = 8
 _EVALUATION = 1  # the stream of seeds of evaluation episodes; 0 is the collected ones'
+_LOSSES = (("critic", "critic_loss"), ("actor", "actor_loss"), ("temperature", "ent_coef_loss"))
 _COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """The quality of the deterministic policy: mean return and share of successful episodes."""
 
     mean_return: float
@@ -117,8 +116,7 @@ class SacTrainer:
     @property
     def actor(self) -> nn.Module:
         """stable-baselines3's actor as it is now: `latent_pi`, then `mu` and `log_std`."""
-        actor: nn.Module = self._model.actor
-        return actor
+        return self._model.actor
 
     @property
     def steps(self) -> int:
@@ -153,13 +151,8 @@ class SacTrainer:
         with self.own_random():
             if self._callback is None:
                 _, self._callback = model._setup_learn(model.replay_buffer.buffer_size, reset_num_timesteps=False)
-            model.collect_rollouts(
-                model.env,
-                callback=self._callback,
-                train_freq=model.train_freq,
-                replay_buffer=model.replay_buffer,
-                learning_starts=model.learning_starts,
-            )
+            settings = {name: getattr(model, name) for name in ("train_freq", "replay_buffer", "learning_starts")}
+            model.collect_rollouts(model.env, callback=self._callback, **settings)
         return self._episodes.last if len(self._episodes.successes) > ended else None
 
     def learn(self) -> dict[str, float]:
@@ -170,12 +163,8 @@ class SacTrainer:
         with self.own_random():
             model.train(gradient_steps=1, batch_size=model.batch_size)
         logged = model.logger.name_to_value
-        return {
-            "loss/critic": float(logged["train/critic_loss"]),
-            "loss/actor": float(logged["train/actor_loss"]),
-            "loss/temperature": float(logged["train/ent_coef_loss"]),
-            "temperature": float(logged["train/ent_coef"]),
-        }
+        losses = {f"loss/{name}": float(logged[f"train/{theirs}"]) for name, theirs in _LOSSES}
+        return {**losses, "temperature": float(logged["train/ent_coef"])}
 
     def evaluate(self, episodes: int) -> Level:
         """Roll out the deterministic policy for `episodes` episodes per task; training does not depend on it."""
@@ -186,7 +175,7 @@ class SacTrainer:
                 observation = environment.reset(episode_seed(self.seed, task, number, _EVALUATION))
                 total, success = 0.0, False
                 for _ in range(self.max_steps):
-                    action, _ = self._model.predict(observation, deterministic=True)
+                    action = self._model.predict(observation, deterministic=True)[0]
                     observation, reward, flag, over = environment.step(action)
                     total, success = total + reward, success or flag
                     if over:
@@ -210,8 +199,8 @@ class SacTrainer:
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Every optimiser by name."""
         model: Any = self._model
-        found = (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer)
-        return dict(zip(("actor", "critic", "entropy"), found, strict=True))
+        actor, critic = model.actor.optimizer, model.critic.optimizer
+        return {"actor": actor, "critic": critic, "entropy": model.ent_coef_optimizer}
 
     def state(self) -> dict[str, Any]:
         """Everything besides networks, optimisers and transitions that is needed to continue, as JSON."""
@@ -228,10 +217,8 @@ class SacTrainer:
     def load_state(self, state: Mapping[str, Any], transitions: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Restore a `state` after networks and optimisers; `transitions` are all steps before it.
 
-        The current episode is replayed from its seed and its actions, which on one machine gives the same bits.
-
-        Raises:
-            KeyError, ValueError: a state or transitions that do not fit.
+        The current episode is replayed from its seed and its actions, which on one machine gives the same bits. Raises
+        KeyError or ValueError for a state or transitions that do not fit.
         """
         model, steps = self._model, int(state["counters"][0])
         self._random = _random_from_json(state["random"])
@@ -286,11 +273,8 @@ def _set_random(state: Mapping[str, Any]) -> None:
 
 def _random_to_json(state: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {**state["numpy"]["state"], "key": state["numpy"]["state"]["key"].tolist()}
-    return {
-        "torch": state["torch"].numpy().tobytes().hex(),
-        "numpy": {**state["numpy"], "state": numbers},
-        "python": state["python"],
-    }
+    words = state["torch"].numpy().tobytes().hex()
+    return {**state, "torch": words, "numpy": {**state["numpy"], "state": numbers}}
 
 
 def _random_from_json(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
 from llmdpd.tasks.simulation.processes import map_unordered
+from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.files import (
     atomic_directory,
     atomic_write_json,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MANIFEST = "collect.json"
 _FORMAT = 1
 _EPISODE_ARRAYS = ("observations", "actions", "expert_actions", "rewards")
+_EXPERT = "llmdpd.tasks.metaworld.scripted:ScriptedExpert"
 _OTHER_OUT = "choose another --out, or remove this folder"
 _log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class CollectConfig:
 
     tasks: tuple[str, ...] = ("sweep-into",)
     """Tasks: Meta-World names ("sweep-into", "box-close-v3"), "all" (50), "ml45-train" (45)."""
-    episodes: int = 100
+    episodes: Count = 100
     """Episodes for each task."""
     noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
     """Behaviours and their shares of the episodes, as KIND:SHARE,… Noise on the executed action: clean (the expert
@@ -66,13 +68,13 @@ class CollectConfig:
     the expert itself to 1 for random actions."""
     out: Path = Path("data/metaworld")
     """Folder of the Minari data sets. Until all is collected, episodes lie in OUT.partial."""
-    seed: int = 0
+    seed: WholeNumber = 0
     """Decides goals and noise of all episodes."""
-    workers: int | None = None
+    workers: Annotated[int | None, Bounds(1)] = None
     """Worker processes; one a core by default. The content does not depend on it."""
-    post_success_steps: int = 20
+    post_success_steps: WholeNumber = 20
     """Steps kept after the first success (cut and overrun have their own number); an episode is truncated there."""
-    max_steps: int = 500
+    max_steps: Annotated[int, Bounds(1, 500)] = 500
     """Steps after which an episode ends without success (Meta-World's limit is 500)."""
     goal_visible: bool = True
     """Whether the observations hold the goal (as in MT1 … MT50) or zeros in its place (as in ML45)."""
@@ -114,8 +116,7 @@ OnEpisode = Callable[[int, int, int], None]
 def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """Canonical names of tasks given by name or by group ("all", "ml45-train"), each once, in the order given.
 
-    Raises:
-        InputError: an unknown name, or none at all.
+    Raises InputError for an unknown name, or none at all.
     """
     groups = {"all": TASKS, "ml45-train": ML45_TRAIN}
     tasks = [task for name in names for task in groups.get(name) or (check_task(name),)]
@@ -127,8 +128,7 @@ def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
 def parse_noise(text: str) -> dict[str, float]:
     """ "clean:1,gaussian:3" → {"clean": 0.25, "gaussian": 0.75}; a kind without a share counts 1.
 
-    Raises:
-        InputError: an unknown or repeated kind, a share that is not a positive number.
+    Raises InputError for an unknown or repeated kind, and a share that is not a positive number.
     """
     shares: dict[str, float] = {}
     for part in text.split(","):
@@ -195,21 +195,19 @@ def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) 
     out = Path(config.out)
     if (out / MANIFEST).exists() and not partial_folder(out).exists():
         return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
-    announced = False
+    report, announced = progress or (lambda *_: None), set[int | None]()
 
     def wait(holder: int | None) -> None:
-        nonlocal announced
-        if not announced:
-            announced = True
+        if holder not in announced:
+            announced.add(holder)
             _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", out)
-        if progress is not None:
-            progress(0, config.episodes * len(resolve_tasks(config.tasks)), 0)
+        report(0, config.episodes * len(resolve_tasks(config.tasks)), 0)
 
     with process_lock(out.with_name(f".{out.name}.lock"), wait):
-        return _collect(config, content, start, progress)
+        return _collect(config, content, start, report)
 
 
-def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode | None) -> Collected:
+def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode) -> Collected:
     """See `collect_metaworld`; the caller holds the lock."""
     out = Path(config.out)
     partial = partial_folder(out)
@@ -220,38 +218,31 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
         return collected
     if out.exists() and any(out.iterdir()):
         found = ", ".join(sorted(path.name for path in out.iterdir())[:4])
-        raise InputError(
-            "the output folder holds something else", path=out, field="out", found=found, expected="no such folder yet"
-        )
+        problem, expected = "the output folder holds something else", "no such folder yet"
+        raise InputError(problem, path=out, field="out", found=found, expected=expected)
     if (partial / MANIFEST).exists():
         hint = "remove this folder to start again, or choose another --out"
         _check_same(read_json(partial / MANIFEST), content, partial, hint)
     else:
         atomic_write_json(partial / MANIFEST, content)
     requests = _requests(config)
-    _collect_missing(config, partial, requests, progress)
-    return _finish(config, content, partial, requests, start)
+    paths = [partial / each.task / f"{index % config.episodes:06d}.npz" for index, each in enumerate(requests)]
+    _collect_missing(config, paths, requests, progress)
+    collected = _finish(config, content, requests, [_read_episode(path) for path in paths], start)
+    shutil.rmtree(partial, ignore_errors=True)
+    return collected
 
 
 def _content_of(config: CollectConfig) -> dict[str, Any]:
     """The checked settings that decide the content, as JSON."""
-    bounds = {"episodes": 1, "max_steps": 1, "post_success_steps": 0, "seed": 0, "workers": 1}
-    for name, least in bounds.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"{name} is too small", field=name, found=value, expected=f"{least} or more")
-    if config.max_steps > 500:
-        raise InputError("max_steps is too large", field="max_steps", found=config.max_steps, expected="500 or less")
+    check_config(config)
+    same = ("episodes", "seed", "max_steps", "goal_visible", "keep_failed")
     return {
         "format": _FORMAT,
         "tasks": list(resolve_tasks(config.tasks)),
-        "episodes": config.episodes,
         "noise": parse_noise(config.noise),
-        "seed": config.seed,
         "tail": config.post_success_steps,
-        "max_steps": config.max_steps,
-        "goal_visible": config.goal_visible,
-        "keep_failed": config.keep_failed,
+        **{name: getattr(config, name) for name in same},
     }
 
 
@@ -281,36 +272,21 @@ def _requests(config: CollectConfig) -> list[ScriptedRequest]:
     return requests
 
 
-def _episode_path(partial: Path, config: CollectConfig, index: int, request: ScriptedRequest) -> Path:
-    return partial / request.task / f"{index % config.episodes:06d}.npz"
-
-
 def _collect_missing(
-    config: CollectConfig, partial: Path, requests: Sequence[ScriptedRequest], progress: OnEpisode | None
+    config: CollectConfig, paths: Sequence[Path], requests: Sequence[ScriptedRequest], progress: OnEpisode
 ) -> None:
-    """Run the episodes that `partial` does not hold yet."""
-    paths = [_episode_path(partial, config, index, request) for index, request in enumerate(requests)]
+    """Run the requests whose episodes are not at their `paths` yet."""
     lengths = {index: length for index, path in enumerate(paths) if (length := _length_of(path))}
     missing = [index for index in range(len(paths)) if index not in lengths]
     transitions = sum(lengths.values())
-
-    def report(finished: int) -> None:
-        if progress is not None:
-            progress(finished, len(paths), transitions)
-
-    report(len(lengths))
+    progress(len(lengths), len(paths), transitions)
     items = [(requests[index],) for index in missing]
-    factory = "llmdpd.tasks.metaworld.scripted:ScriptedExpert"
-    episodes = map_unordered(factory, (config.goal_visible,), "episode", items, workers=config.workers)
+    episodes = map_unordered(_EXPERT, (config.goal_visible,), "episode", items, workers=config.workers)
     for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
-        _write_episode(paths[missing[position]], episode)
+        with atomic_writer(paths[missing[position]]) as temporary, temporary.open("wb") as file:
+            np.savez(file, **dataclasses.asdict(episode))
         transitions += len(episode.actions)
-        report(finished)
-
-
-def _write_episode(path: Path, episode: ScriptedEpisode) -> None:
-    with atomic_writer(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **dataclasses.asdict(episode))
+        progress(finished, len(paths), transitions)
 
 
 def _read_episode(path: Path) -> ScriptedEpisode:
@@ -330,21 +306,23 @@ def _length_of(path: Path) -> int:
 
 
 def _finish(
-    config: CollectConfig, content: Mapping[str, Any], partial: Path, requests: Sequence[ScriptedRequest], start: float
+    config: CollectConfig,
+    content: dict[str, Any],
+    requests: Sequence[ScriptedRequest],
+    episodes: Sequence[ScriptedEpisode],
+    start: float,
 ) -> Collected:
-    """Join the episodes, write the data sets and remove the partial."""
+    """Join the episodes and write the data sets."""
     out = Path(config.out)
-    episodes = [_read_episode(_episode_path(partial, config, index, each)) for index, each in enumerate(requests)]
     summaries = _summaries(config, requests, episodes)
     dataset = _join(config, requests, episodes)
     digest = content_hash(dataset)
-    seconds = time.perf_counter() - start
     rows = [dataclasses.asdict(summary) for summary in summaries]
-    manifest = {"config": dict(content), "content": digest, "seconds": seconds, "summaries": rows}
+    seconds = time.perf_counter() - start
+    manifest = {"config": content, "content": digest, "seconds": seconds, "summaries": rows}
     with atomic_directory(out) as temporary:
         save_minari(dataset, temporary)
         atomic_write_json(temporary / MANIFEST, manifest)
-    shutil.rmtree(partial, ignore_errors=True)
     return Collected(dataset, out, summaries, digest, seconds)
 
 
@@ -367,12 +345,8 @@ def _join(
     if without:
         hint = "keep failed episodes (--keep-failed), or choose less noise"
         raise InputError("no episode of a task succeeded", field="keep_failed", found=", ".join(without), hint=hint)
-    return join_episodes(
-        kept,
-        texts={task: metaworld_prompt(task).render() for task in tasks},
-        goal_visible=config.goal_visible,
-        source=str(config.out),
-    )
+    texts = {task: metaworld_prompt(task).render() for task in tasks}
+    return join_episodes(kept, texts=texts, goal_visible=config.goal_visible, source=str(config.out))
 
 
 def _summaries(
@@ -382,14 +356,13 @@ def _summaries(
     for number, task in enumerate(resolve_tasks(config.tasks)):
         rows = slice(number * config.episodes, (number + 1) * config.episodes)
         mine = list(zip(requests[rows], episodes[rows], strict=True))
-        lengths = [len(episode.actions) for _, episode in mine]
         kept = [len(episode.actions) for _, episode in mine if episode.success or config.keep_failed]
         successes = {}
         for kind in parse_noise(config.noise):
             flags = [episode.success for request, episode in mine if request.behaviour == kind]
             if flags:
                 successes[kind] = (sum(flags), len(flags))
-        mean_length = float(np.mean(lengths))
+        mean_length = float(np.mean([len(episode.actions) for _, episode in mine]))
         summaries.append(TaskSummary(task, len(mine), len(kept), sum(kept), successes, mean_length))
     return tuple(summaries)
 
@@ -406,8 +379,8 @@ def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: flo
     dataset = dataclasses.replace(loaded.select(order), source=str(out))
     found, expected = content_hash(dataset), manifest.get("content")
     if found != expected:
-        problem, hint = "the data sets in this folder are not those that were collected here", _OTHER_OUT
-        raise InputError(problem, path=out, field="content", found=found, expected=expected, hint=hint)
+        problem = "the data sets in this folder are not those that were collected here"
+        raise InputError(problem, path=out, field="content", found=found, expected=expected, hint=_OTHER_OUT)
     summaries = tuple(
         TaskSummary(**{**row, "successes": {kind: tuple(counts) for kind, counts in row["successes"].items()}})
         for row in manifest["summaries"]

@@ -15,18 +15,10 @@ FloatArray = npt.NDArray[np.float32]
 _KINDS: dict[str, tuple[tuple[float, float], str]] = {
     "clean": ((0.0, 0.0), "the expert's action; level 0"),
     "gaussian": ((0.1, 0.5), "expert + sigma * N(0, 1) in every step, clipped; level = sigma, 0.1 … 0.5"),
-    "bursts": (
-        (0.1, 0.4),
-        "the expert, now and then replaced by one random action held for 5 … 15 steps; level = expected share "
-        "of such steps, 0.1 … 0.4",
-    ),
+    "bursts": ((0.1, 0.4), "the expert; now and then one random action for 5 … 15 steps; level = share of such steps"),
     "random": ((0.8, 1.0), "a new random action in most steps, otherwise the expert; level = share of them, 0.8 … 1"),
     "slow": ((0.3, 0.7), "the expert at 0.3 … 0.7 of its speed, its gripper delayed in proportion; level = 1 - speed"),
-    "pauses": (
-        (0.1, 0.4),
-        "the expert, standing still now and then for 5 … 20 steps with the gripper held; level = expected share "
-        "of such steps, 0.1 … 0.4",
-    ),
+    "pauses": ((0.1, 0.4), "the expert, now and then still for 5 … 20 steps, gripper held; level = share of these"),
     "cut": ((0.0, 0.0), "the expert; the episode ends with the first success; level 0"),
     "overrun": ((0.0, 0.0), "the expert, which continues for 100 … 200 steps after the first success; level 0"),
     "detour": (
@@ -64,16 +56,8 @@ class Behaviour:
     """
 
     def __init__(self, kind: str, rng: np.random.Generator) -> None:
-        policies: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
-            "gaussian": self._gaussian,
-            "bursts": self._bursts,
-            "random": self._random,
-            "slow": self._slow,
-            "pauses": self._pauses,
-            "detour": self._detour,
-            "jerky": self._jerky,
-        }
-        self._apply = policies.get(kind, self._expert)
+        # Each kind's method is called as it is; those that only end elsewhere have none.
+        self._apply: Callable[[FloatArray, FloatArray], FloatArray] = getattr(self, f"_{kind}", self._expert)
         self._rng = rng
         self.level = float(rng.uniform(*_KINDS[kind][0]))
         self._post_success: int | None = 0 if kind == "cut" else None

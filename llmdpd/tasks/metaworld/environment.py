@@ -43,9 +43,8 @@ class MetaWorldTask:
     def __init__(self, task: str, *, goal_visible: bool = True, render: bool = False) -> None:
         self.task = check_task(task)
         self.goal_visible = goal_visible
-        options: dict[str, Any] = {}
-        if render:
-            options = {"render_mode": "rgb_array", "camera_name": CAMERA, "width": FRAME_WIDTH, "height": FRAME_HEIGHT}
+        size = {"width": FRAME_WIDTH, "height": FRAME_HEIGHT}
+        options: dict[str, Any] = {"render_mode": "rgb_array", "camera_name": CAMERA, **size} if render else {}
         self._env = ALL_V3_ENVIRONMENTS[self.task](**options)
         self._env._partially_observable = not goal_visible
         # The space was cached while the goal was hidden, and `step` clips every observation to it.
@@ -56,7 +55,7 @@ class MetaWorldTask:
         self._env.seeded_rand_vec = True
         self._env._set_task_called = True
         self._expert: Any = ENV_POLICY_MAP[self.task]()  # type: ignore[abstract]
-        self._start: npt.NDArray[np.float64] | None = None
+        self._started = False
 
     @property
     def max_steps(self) -> int:
@@ -68,9 +67,8 @@ class MetaWorldTask:
         self._env.seed(int(seed))
         # MuJoCo's instabilities set this flag for good; an episode must not inherit it from the one before.
         self._env._did_see_sim_exception = False
-        observation, _ = self._env.reset()
-        self._start = observation[:18].copy()
-        return np.asarray(observation, np.float32)
+        self._started = True
+        return np.asarray(self._env.reset()[0], np.float32)
 
     def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
         """Execute `action` [4], clipped to [-1, 1].
@@ -82,7 +80,7 @@ class MetaWorldTask:
         Raises:
             RuntimeError: no `reset` before, or the episode is over.
         """
-        if self._start is None:
+        if not self._started:
             raise RuntimeError(f"{self.task}: reset(seed) comes before step()")
         if self._env.curr_path_length >= self._env.max_path_length:
             raise RuntimeError(f"{self.task}: the episode is over; reset(seed) comes before the next step()")
@@ -97,24 +95,16 @@ class MetaWorldTask:
         """
         full = np.array(observation, np.float64)
         if not self.goal_visible:
-            full[GOAL] = np.asarray(self._env._get_pos_goal(), np.float32)
+            full[GOAL] = np.asarray(self.goal(), np.float32)
         with warnings.catch_warnings():
             # "Constant(s) may be too high": the experts' proportional gains exceed the bound by design; clipped below.
             warnings.simplefilter("ignore", UserWarning)
             action = self._expert.get_action(full)
         return np.clip(np.asarray(action, np.float32), -1.0, 1.0)
 
-    def start_and_goal(self) -> npt.NDArray[np.float64]:
-        """Where this episode started and where its goal is: f64 [21], 18 hand and object values, then the goal.
-
-        Two episodes with the same values are the same problem; prompts and evaluation must not share one.
-
-        Raises:
-            RuntimeError: no `reset` before.
-        """
-        if self._start is None:
-            raise RuntimeError(f"{self.task}: reset(seed) comes before start_and_goal()")
-        return np.concatenate([self._start, np.asarray(self._env._get_pos_goal(), np.float64)])
+    def goal(self) -> npt.NDArray[np.float64]:
+        """Where this episode's goal is, in metres: f64 [3], also where the observations hide it."""
+        return np.asarray(self._env._get_pos_goal(), np.float64)
 
     def render(self) -> npt.NDArray[np.uint8]:
         """The present state as an upright picture, uint8 [240, 320, 3]; needs `render=True` at construction."""

@@ -43,15 +43,11 @@ def is_metaworld(name: str) -> bool:
 def check_task(name: str) -> str:
     """The canonical name ("sweep-into-v3") of a Meta-World task given as "sweep-into", "sweep-into-v2" or "-v3".
 
-    The tasks of version 2 and 3 are the same; only the Python package around them changed.
-
-    Raises:
-        InputError: the task is unknown; the nearest names are offered.
+    The tasks of version 2 and 3 are the same; only the Python package around them changed. Raises InputError where the
+    task is unknown; the nearest names are offered.
     """
-    canonical = _canonical(name)
+    canonical, problem = _canonical(name), f"unknown Meta-World task {name!r}"
     if canonical not in TASKS:
-        raise InputError(
-            f"unknown Meta-World task {name!r}", field="task", found=name, expected="one of the 50 Meta-World tasks",
-            hint="nearest: " + nearest_names(canonical, TASKS),
-        )  # fmt: skip
+        hint, expected = "nearest: " + nearest_names(canonical, TASKS), "one of the 50 Meta-World tasks"
+        raise InputError(problem, field="task", found=name, expected=expected, hint=hint)
     return canonical

@@ -62,28 +62,18 @@ def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisod
     """Roll out `request` on `task`."""
     behaviour = Behaviour(request.behaviour, np.random.default_rng(request.noise_seed))
     observations = [task.reset(request.seed)]
-    actions: list[FloatArray] = []
-    experts: list[FloatArray] = []
-    rewards: list[float] = []
+    taken: list[tuple[FloatArray, FloatArray, float]] = []
     last = request.max_steps
     success = over = False
-    while not over and len(actions) < last:
+    while not over and len(taken) < last:
         expert = task.expert_action(observations[-1])
         action = behaviour(expert, observations[-1][:3])
         observation, reward, now, over = task.step(action)
         observations.append(observation)
-        actions.append(action)
-        experts.append(expert)
-        rewards.append(reward)
+        taken.append((action, expert, reward))
         if now:
             success = True
             # The first success decides: later ones would postpone the end.
-            last = min(last, len(actions) + behaviour.post_success_steps(request.post_success_steps))
-    return ScriptedEpisode(
-        observations=np.stack(observations),
-        actions=np.stack(actions),
-        expert_actions=np.stack(experts),
-        rewards=np.array(rewards, np.float32),
-        success=success,
-        noise_level=behaviour.level,
-    )
+            last = min(last, len(taken) + behaviour.post_success_steps(request.post_success_steps))
+    actions, experts, rewards = (np.array(column, np.float32) for column in zip(*taken, strict=True))
+    return ScriptedEpisode(np.stack(observations), actions, experts, rewards, success, behaviour.level)

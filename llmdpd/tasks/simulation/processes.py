@@ -48,11 +48,10 @@ class Death:
 
     worker: int
     pid: int
-    exit_code: int | None
+    exit_code: int
 
     def __str__(self) -> str:
-        code = self.exit_code
-        how = "unknown cause" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = f"signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
         return f"worker {self.worker} (process {self.pid}) died: {how}"
 
 
@@ -69,10 +68,8 @@ class Worker:
     def __init__(
         self, index: int, factory: str, arguments: tuple[Any, ...], environment: dict[str, str] | None = None
     ) -> None:
-        self.index = index
-        self._factory = factory
-        self._arguments = arguments
-        self._environment = environment or {}
+        self.index, self._factory, self._arguments = index, factory, arguments
+        self._environment = {**os.environ, **_ONE_THREAD, **(environment or {})}
         self.pending: deque[Any] = deque()
         self._start()
 
@@ -81,10 +78,7 @@ class Worker:
         with theirs:
             command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **_ONE_THREAD, **self._environment},
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=self._environment
             )
         self.connection = Connection(ours.detach())
         self.pending.clear()
@@ -125,19 +119,16 @@ class Worker:
 
     def replace(self) -> Death:
         """Start a new process in place of one that died."""
-        self.connection.close()
-        self._process.kill()
-        death = Death(self.index, self.pid, self._process.wait())
+        death = Death(self.index, self.pid, self.stop())
         logger.warning("%s; it is replaced and its work redone", death)
         self._start()
         return death
 
-    def stop(self) -> None:
-        """End the process, even if it is busy."""
+    def stop(self) -> int:
+        """End the process, even if it is busy; returns its exit code, a negative signal where one ended it."""
         self.connection.close()
         self._process.kill()
-        self._process.wait()
-        self.pending.clear()
+        return self._process.wait()
 
 
 def map_unordered(

@@ -69,11 +69,7 @@ def rendering_backend() -> tuple[str | None, str]:
 
 
 def require_backend() -> str:
-    """The renderer that works here.
-
-    Raises:
-        InputError: there is none; the message says how to install one.
-    """
+    """The renderer that works here. Raises InputError, which says how to install one, where there is none."""
     backend, reason = rendering_backend()
     if backend is None:
         raise InputError("videos and pictures need an off-screen renderer", hint=reason)

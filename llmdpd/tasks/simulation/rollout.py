@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from llmdpd.tasks.base import FloatArray, Frame
 from llmdpd.tasks.simulation.processes import MAX_DEATHS, Death, Worker, WorkerDiedError
+from llmdpd.tasks.simulation.render import require_backend
 from llmdpd.tasks.simulation.worker import EpisodeRequest, Outcome
 from llmdpd.tasks.specs import suite_of
 from llmdpd.utils.cores import usable_cores
@@ -25,6 +25,7 @@ Act = Callable[[FloatArray, npt.NDArray[np.int64], npt.NDArray[np.int64], FloatA
 steps, 0 at the first) → actions [B, A]."""
 
 MAKE_ENVIRONMENT = "llmdpd.tasks.specs:make_environment"
+_HOST = "llmdpd.tasks.simulation.worker:EpisodeHost"
 _GROUPS = 2
 _SPARE_ENVIRONMENTS = 8
 
@@ -63,13 +64,6 @@ class _Running:
     deaths: int = 0
     waiting: bool = True
 
-    def take(self, outcome: Outcome) -> None:
-        """Store the answer to the start or to the last action."""
-        self.waiting = False
-        self.observation, self.reward = outcome.observation, outcome.reward
-        self.episode_return += outcome.reward
-        self.success = self.success or outcome.success
-
 
 class EnvPool:
     """Processes that each host several environments; a context manager that keeps both alive between calls of `run`.
@@ -105,12 +99,11 @@ class EnvPool:
         if parallel < 1 or (workers is not None and workers < 1):
             raise ValueError(f"workers and parallel must be positive, got {workers} and {parallel}")
         self.deaths: list[Death] = []
-        self.goal_visible = goal_visible
-        self.parallel = parallel
+        self.goal_visible, self.parallel = goal_visible, parallel
         self._count = min(workers or usable_cores(), parallel)
         limit = -(-parallel // self._count) + _SPARE_ENVIRONMENTS
         self._arguments = (make, goal_visible, limit)
-        self._environment = _render_environment() if render else {}
+        self._environment = {"MUJOCO_GL": require_backend()} if render else {}
         self._checks_names = make == MAKE_ENVIRONMENT
         self._render = render
         self._workers: list[Worker] = []
@@ -118,9 +111,7 @@ class EnvPool:
     def __enter__(self) -> EnvPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -152,12 +143,8 @@ class EnvPool:
         self._check(requests)
         if not requests:
             return []
-        while len(self._workers) < self._count:
-            self._workers.append(
-                Worker(
-                    len(self._workers), "llmdpd.tasks.simulation.worker:EpisodeHost", self._arguments, self._environment
-                )
-            )
+        for number in range(len(self._workers), self._count):
+            self._workers.append(Worker(number, _HOST, self._arguments, self._environment))
         try:
             return _Run(self, self._workers, requests, act, progress).results()
         except BaseException:
@@ -173,12 +160,6 @@ class EnvPool:
                 raise ValueError(f"max_steps and record_every must be positive: {request}")
             if request.record and not self._render:
                 raise ValueError("requests with record=True need EnvPool(render=True)")
-
-
-def _render_environment() -> dict[str, str]:
-    from llmdpd.tasks.simulation.render import require_backend
-
-    return {"MUJOCO_GL": require_backend()}
 
 
 class _Queue:
@@ -217,11 +198,8 @@ class _Run:
         act: Act,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self._pool = pool
-        self._workers = workers
-        self._requests = requests
-        self._act = act
-        self._progress = progress
+        self._pool, self._workers, self._requests = pool, workers, requests
+        self._act, self._progress = act, progress
         self._queue = _Queue(requests)
         self._finished: dict[int, EpisodeResult] = {}
         self._groups: list[list[_Running]] = [[] for _ in range(_GROUPS)]
@@ -322,7 +300,10 @@ class _Run:
         running = self._by_slot.get(outcome.slot)
         if running is None or not running.waiting:
             return  # redone to be ready for its next action; this step's outcome was stored before the death
-        running.take(outcome)
+        running.waiting = False
+        running.observation, running.reward = outcome.observation, outcome.reward
+        running.episode_return += outcome.reward
+        running.success = running.success or outcome.success
         if not outcome.over:
             return
         del self._by_slot[outcome.slot]
@@ -349,9 +330,7 @@ class _Run:
             running.redone += 1
             running.deaths += running.slot in suspects
             if running.deaths >= MAX_DEATHS:
-                request = running.request
-                raise RuntimeError(
-                    f"{MAX_DEATHS} workers died in the episode of task {request.task}, seed {request.seed}; {death}"
-                )
+                episode = f"the episode of task {running.request.task}, seed {running.request.seed}"
+                raise RuntimeError(f"{MAX_DEATHS} workers died in {episode}; {death}")
             actions = np.stack(running.actions) if running.actions else None
             worker.call([running.slot], "replay", running.slot, running.request, actions)

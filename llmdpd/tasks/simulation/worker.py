@@ -9,9 +9,8 @@ import importlib
 import os
 import signal
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -90,29 +89,24 @@ class EnvironmentCache:
     """
 
     def __init__(self, make: Callable[[str, bool, bool], Environment], *, goal_visible: bool, limit: int) -> None:
-        self._make = make
-        self._goal_visible = goal_visible
-        self._limit = limit
-        self._idle: OrderedDict[int, tuple[tuple[str, bool], Environment]] = OrderedDict()
+        self._make, self._goal_visible, self._limit = make, goal_visible, limit
+        self._idle: list[tuple[tuple[str, bool], Environment]] = []  # the longest unused first
         self._busy = 0
-        self._released = 0
 
     def acquire(self, task: str, render: bool) -> Environment:
         """An environment of `task` that no other episode uses."""
         self._busy += 1
-        wanted = (task, render)
-        for key in reversed(self._idle):
-            if self._idle[key][0] == wanted:
-                return self._idle.pop(key)[1]
+        for place in reversed(range(len(self._idle))):
+            if self._idle[place][0] == (task, render):
+                return self._idle.pop(place)[1]
         while self._idle and self._busy + len(self._idle) > self._limit:
-            self._idle.popitem(last=False)
+            del self._idle[0]
         return self._make(task, self._goal_visible, render)
 
     def release(self, task: str, render: bool, environment: Environment) -> None:
         """Return an environment to the cache."""
         self._busy -= 1
-        self._released += 1
-        self._idle[self._released] = ((task, render), environment)
+        self._idle.append(((task, render), environment))
 
 
 class Outcome(NamedTuple):
@@ -126,15 +120,15 @@ class Outcome(NamedTuple):
     frames: list[Frame] | None
 
 
+@dataclass
 class _Episode:
     """A running episode: its environment, its step count and its frames."""
 
-    def __init__(self, slot: int, request: EpisodeRequest, environment: Environment) -> None:
-        self.slot = slot
-        self.request = request
-        self.environment = environment
-        self.steps = 0
-        self.frames: list[Frame] | None = [] if request.record else None
+    slot: int
+    request: EpisodeRequest
+    environment: Environment
+    steps: int = 0
+    frames: list[Frame] = field(default_factory=list)
 
     def start(self) -> Outcome:
         observation = self.environment.reset(self.request.seed)
@@ -146,10 +140,12 @@ class _Episode:
         self.steps += 1
         over = over or self.steps >= self.request.max_steps or (success and self.request.stop_on_success)
         self._record_frame(last=over)
-        return Outcome(self.slot, observation, reward, success, over, self.frames if over else None)
+        return Outcome(
+            self.slot, observation, reward, success, over, self.frames if over and self.request.record else None
+        )
 
     def _record_frame(self, last: bool) -> None:
-        if self.frames is not None and (last or self.steps % self.request.record_every == 0):
+        if self.request.record and (last or self.steps % self.request.record_every == 0):
             self.frames.append(self.environment.render())
 
 
@@ -170,10 +166,8 @@ class EpisodeHost:
         self, starts: list[tuple[int, EpisodeRequest]], slots: list[int], actions: FloatArray | None
     ) -> list[Outcome]:
         """Step the episodes in `slots` by `actions` [len(slots), A], then start new ones; one outcome for each."""
-        outcomes = []
-        for row, slot in enumerate(slots):
-            assert actions is not None
-            outcomes.append(self._settle(self._episodes[slot].step(actions[row])))
+        steps = zip(slots, () if actions is None else actions, strict=True)
+        outcomes = [self._settle(self._episodes[slot].step(action)) for slot, action in steps]
         return outcomes + [self._begin(slot, request).start() for slot, request in starts]
 
     def replay(self, slot: int, request: EpisodeRequest, actions: FloatArray | None) -> list[Outcome]:
