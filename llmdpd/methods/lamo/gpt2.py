@@ -12,7 +12,7 @@ from torch import Tensor
 from llmdpd.errors import InputError, located
 from llmdpd.nn.sequence_model import GPT2Sizes
 from llmdpd.prompts.cache import default_cache_folder
-from llmdpd.prompts.models import ModelSource, find_model
+from llmdpd.prompts.models import ModelSource, text_model
 from llmdpd.prompts.transformer import load_model
 from llmdpd.utils.files import read_json
 
@@ -55,7 +55,7 @@ def find_language_model(name: str) -> LanguageModel:
         InputError: it is not here (naming the command that fetches it), is no GPT-2, or one of another kind.
     """
     try:
-        source = find_model(name, default_cache_folder() / "fingerprints")
+        source = text_model(name).find(default_cache_folder() / "fingerprints")
     except InputError as error:
         # Language models for prompts that are no GPT-2 are of no use here.
         fetch = (
