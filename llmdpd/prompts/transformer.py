@@ -63,7 +63,7 @@ class TransformerEmbedder:
             InputError: a prompt with more tokens than allowed, or numbers that are not finite.
         """
         model, tokenizer, limit = self._load()
-        tokens = [torch.tensor(self._tokenize(tokenizer, prompt, limit)) for prompt in prompts]
+        tokens = [self._tokenize(tokenizer, prompt, limit) for prompt in prompts]
         # Padding comes last, so that no token's position depends on it. By hand, because Llama's and OLMo's tokenizers
         # may lack a padding token; which id stands there is masked.
         ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_token_id or 0).to(self.device)
@@ -73,20 +73,17 @@ class TransformerEmbedder:
             problem, hint = "the language model gives values that are not finite", "try dtype float32"
             raise InputError(problem, path=self.source.folder, hint=f"it computed in {self.dtype}; {hint}")
         if vectors.shape[1] != self.dim:
-            raise InputError(
-                "the language model's last layer has another width than its configuration says",
-                path=self.source.folder, found=vectors.shape[1], expected=self.dim,
-            )  # fmt: skip
+            problem = "the language model's last layer has another width than its configuration says"
+            raise InputError(problem, path=self.source.folder, found=vectors.shape[1], expected=self.dim)
         return vectors.numpy()
 
-    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int | None) -> list[int]:
+    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int | None) -> Tensor:
         # A tokenizer's file can carry a truncation and a padding of its own (MiniLM's: 128): both are switched off.
-        tokens: list[int] = tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"]
+        tokens = torch.tensor(tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"])
         if limit is not None and len(tokens) > limit:
-            raise InputError(
-                "text prompt too long for the language model", found=f"{len(tokens)} tokens with the instruction",
-                expected=f"at most {limit}", hint="shorten it, or use a model with more positions",
-            )  # fmt: skip
+            found, hint = f"{len(tokens)} tokens with the instruction", "shorten it, or use a model with more positions"
+            problem = "text prompt too long for the language model"
+            raise InputError(problem, found=found, expected=f"at most {limit}", hint=hint)
         return tokens
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
