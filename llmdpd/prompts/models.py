@@ -184,11 +184,10 @@ def _check_files(folder: Path, hint: str | None = None) -> None:
     missing = [file for file in needed if not (folder / file).is_file()]
     if missing:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".gguf"})
-        raise InputError(
-            "the language model's weights are missing", path=folder,
-            found=f"no {', '.join(missing)}" + (f" (but {', '.join(others)})" if others else ""),
-            expected="safetensors files; other formats are not loaded, as theirs can run code", hint=hint,
-        )  # fmt: skip
+        found = f"no {', '.join(missing)}" + (f" (but {', '.join(others)})" if others else "")
+        problem = "the language model's weights are missing"
+        expected = "safetensors files; other formats are not loaded, as theirs can run code"
+        raise InputError(problem, path=folder, found=found, expected=expected, hint=hint)
 
 
 def fingerprint(folder: Path, memo_folder: Path) -> str:

@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -79,16 +80,12 @@ def watch(work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str
     the ones of its capture for ever).
     """
     drawn = torch.get_rng_state()
-    mode = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as after:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
+            after.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
             torch.cuda.set_sync_debug_mode("warn")
-        try:
-            result = work()
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.set_sync_debug_mode(mode)
+        result = work()
     waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
     for warning in caught:
         if warning not in waits:

@@ -139,12 +139,10 @@ class TrainingLoop:
         numbers = iter(torch.stack(values).cpu().tolist() if values else ())
         window = [{name: next(numbers) for name in m} for m in self._window]
         self._window = []
-        bad = first_not_finite(window, self.iteration - len(window) + 1)
-        if bad is not None:
-            name, where, value = bad
+        if bad := first_not_finite(window, self.iteration - len(window) + 1):
             kept = latest_checkpoint(self.run / "checkpoint")
             raise TrainingDivergedError(
-                f"{name} became {value} at iteration {where}; training stopped.\n"
+                f"{bad[0]} became {bad[2]} at iteration {bad[1]}; training stopped.\n"
                 + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
                 + "\n  Try a lower learning rate, a bound on gradients (grad-clip 1) or, of policy diffusion, a "
                 "smaller eta: --help has them under the method's name."
