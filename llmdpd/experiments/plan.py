@@ -17,7 +17,7 @@ from llmdpd.experiments.cell import DECIDED, Cell
 from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
 from llmdpd.methods import METHODS
 from llmdpd.prompts.cache import EmbeddingCache
-from llmdpd.prompts.models import find_model
+from llmdpd.prompts.models import text_model
 from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
@@ -235,7 +235,7 @@ def _absence(config: TrainConfig) -> str | None:
     try:
         config.method.require()
         if config.method.network.context_config().text:
-            find_model(config.llm, EmbeddingCache().folder / "fingerprints")
+            text_model(config.llm).find(EmbeddingCache().folder / "fingerprints")
     except InputError as error:
         return "; ".join(part for part in (error.problem, error.hint) if part)
     return None

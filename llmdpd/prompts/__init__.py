@@ -6,12 +6,12 @@ Names are imported when first used, so that this package needs neither transform
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from llmdpd.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from llmdpd.prompts.builtin import task_prompt
     from llmdpd.prompts.gymnasium_docs import environment_prompt
     from llmdpd.prompts.llm import LLMEncoder
     from llmdpd.prompts.metaworld import metaworld_prompt
@@ -23,7 +23,6 @@ _HOMES = {
     "TextPrompt": "llmdpd.prompts.text",
     "environment_prompt": "llmdpd.prompts.gymnasium_docs",
     "metaworld_prompt": "llmdpd.prompts.metaworld",
-    "task_prompt": "llmdpd.prompts.builtin",
 }
 
 TEXT_MODELS: Registry[TextModel] = Registry(
@@ -38,6 +37,30 @@ TEXT_MODELS: Registry[TextModel] = Registry(
 """Language models by name, each a `llmdpd.prompts.models.TextModel`; packages add theirs as entry points."""
 
 __all__ = ["TEXT_MODELS", "LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt", "task_prompt"]
+
+
+@lru_cache(maxsize=128)
+def task_prompt(task: str) -> TextPrompt:
+    """The prompt of a Meta-World task; of locomotion, from Gymnasium's documentation; of others, as their suite says.
+
+    Raises:
+        InputError: no suite knows the task.
+    """
+    from llmdpd.tasks.locomotion import is_locomotion, locomotion_id
+    from llmdpd.tasks.specs import suite_of
+
+    if is_locomotion(task):
+        from llmdpd.prompts.gymnasium_docs import environment_prompt
+
+        return environment_prompt(locomotion_id(task))
+    suite = suite_of(task)
+    if suite.name != "Meta-World":
+        from llmdpd.prompts.text import TextPrompt
+
+        return TextPrompt.parse(suite.description(suite.canonical(task)))
+    from llmdpd.prompts.metaworld import metaworld_prompt
+
+    return metaworld_prompt(task)
 
 
 def __getattr__(name: str) -> object:

@@ -66,18 +66,18 @@ class EmbeddingCache:
             return None
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                vector = file.get_tensor("embedding")
+                metadata, vector = file.metadata() or {}, file.get_tensor("embedding")
         except (OSError, SafetensorError) as error:
-            _log.warning("cached embedding cannot be read, computing it again: %s (%s)", path, error)
-            return None
-        if metadata.get("key") != key.canonical():
-            _log.warning("cached embedding belongs to another key, computing it again: %s", path)
-            return None
-        if vector.dtype != np.float32 or vector.ndim != 1 or metadata.get("sha256") != _checksum(vector):
-            _log.warning("cached embedding was altered, computing it again: %s", path)
-            return None
-        return np.asarray(vector)
+            fault = f"cannot be read ({error})"
+        else:
+            if metadata.get("key") != key.canonical():
+                fault = "belongs to another key"
+            elif vector.dtype != np.float32 or vector.ndim != 1 or metadata.get("sha256") != _checksum(vector):
+                fault = "was altered"
+            else:
+                return np.asarray(vector)
+        _log.warning("cached embedding %s, computing it again: %s", fault, path)
+        return None
 
     def put(self, key: EmbeddingKey, vector: NDArray[np.float32]) -> None:
         """Store an embedding [dim]. A folder that can't be written to only costs a warning."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError
 from llmdpd.utils.bounds import Count, Fraction, Layers, Width, check_heads
@@ -110,24 +112,21 @@ def make_tokens(
     for number, (observations, actions) in enumerate(trajectories):
         _check(observations, actions, None if rewards is None else rewards[number])
     chosen = [choose_steps(len(observations), config, rng) for observations, _ in trajectories]
-    longest = max(len(index) for index in chosen)
-    count = len(chosen)
-    states = np.zeros((count, longest, trajectories[0][0].shape[1]), np.float32)
-    actions_out = np.zeros((count, longest, trajectories[0][1].shape[1]), np.float32)
-    phase, times = np.zeros((count, longest), np.float32), np.zeros((count, longest), np.float32)
-    mask = np.zeros((count, longest), bool)
-    for row, (index, (observations, actions)) in enumerate(zip(chosen, trajectories, strict=True)):
-        states[row, : len(index)], actions_out[row, : len(index)] = observations[index], actions[index]
-        phase[row, : len(index)] = index / max(len(observations) - 1, 1)
-        times[row, : len(index)], mask[row, : len(index)] = index, True
-    tensors = [torch.from_numpy(part) for part in (states, actions_out, phase, times, mask)]
+    columns = [
+        (seen[index], done[index], index / max(len(seen) - 1, 1), index, np.ones(len(index)))
+        for index, (seen, done) in zip(chosen, trajectories, strict=True)
+    ]
+    states, executed, phase, times, mask = (_padded(parts) for parts in zip(*columns, strict=True))
     returns = None
     if rewards is not None:
-        returns = torch.zeros(count, longest)
-        for row, (index, earned) in enumerate(zip(chosen, rewards, strict=True)):
-            left = np.cumsum(earned[::-1], dtype=np.float64)[::-1]
-            returns[row, : len(index)] = torch.from_numpy(left[index].astype(np.float32))
-    return TrajectoryTokens(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], not mask.all(), returns)
+        left = [np.cumsum(earned[::-1], dtype=np.float64)[::-1] for earned in rewards]
+        returns = _padded([part[index] for index, part in zip(chosen, left, strict=True)])
+    return TrajectoryTokens(states, executed, phase, times, mask.bool(), not mask.all(), returns)
+
+
+def _padded(parts: Sequence[NDArray[Any]]) -> Tensor:
+    """Arrays [T, …] of several lengths as float32 [P, longest T, …], zeros after their ends."""
+    return pad_sequence([torch.from_numpy(part.astype(np.float32)) for part in parts], batch_first=True)
 
 
 def _check(

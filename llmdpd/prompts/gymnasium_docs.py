@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -36,13 +37,6 @@ _ASIDE = re.compile(
 )
 
 
-class _Documented(NamedTuple):
-    """An environment's documentation, `origin` being the id whose documentation it is."""
-
-    text: str
-    origin: str
-
-
 def environment_prompt(env_id: str) -> TextPrompt:
     """The text prompt of a registered Gymnasium environment: goal, actions, observations, rewards, start and end.
 
@@ -54,17 +48,22 @@ def environment_prompt(env_id: str) -> TextPrompt:
     Raises `InputError` for an unknown id, with the nearest ones, and for one that can't be imported or built.
     """
     spec = _spec(env_id)
-    documented = _documentation(spec) or _sibling_documentation(spec)
-    fields = _space_fields(spec) if documented is None else _documentation_fields(documented.text)
-    notes = []
-    if documented is None:
-        notes.append("This environment has no documentation; the prompt is made from its spaces.")
-    elif documented.origin != spec.id:
-        notes.append(f"Described by the documentation of {documented.origin}, whose spaces are the same.")
+    origin, text = spec.id, _documentation(spec)
+    if text is None:
+        origin, text = _sibling_documentation(spec)
+    notes = ""
+    if text is None:
+        actions, observations = _spaces(spec)
+        fields = {"actions": f"{actions}.", "observations": f"{observations}."}
+        notes = "This environment has no documentation; the prompt is made from its spaces."
+    else:
+        fields = _documentation_fields(text)
+        if origin != spec.id:
+            notes = f"Described by the documentation of {origin}, whose spaces are the same."
     if spec.max_episode_steps is not None:
         end = [f"{fields['end'].rstrip('.')}."] if "end" in fields else []
         fields["end"] = " ".join([*end, f"An episode has at most {spec.max_episode_steps} steps."])
-    return TextPrompt(task=f"Gymnasium {spec.id}.", notes=" ".join(notes), **fields)
+    return TextPrompt(task=f"Gymnasium {spec.id}.", notes=notes, **fields)
 
 
 def _spec(env_id: str) -> EnvSpec:
@@ -77,41 +76,40 @@ def _spec(env_id: str) -> EnvSpec:
     except (ImportError, ValueError) as error:  # ValueError: an empty module name
         raise InputError("the environment's module can't be imported", found=env_id, hint=str(error)) from None
     except gymnasium.error.Error:
-        known = list(gymnasium.registry)
-        raise InputError(
-            "unknown Gymnasium environment",
-            found=env_id,
-            expected=f"a registered id, such as {nearest_names(name, known)}",
-        ) from None
+        expected = f"a registered id, such as {nearest_names(name, gymnasium.registry)}"
+        raise InputError("unknown Gymnasium environment", found=env_id, expected=expected) from None
     assert isinstance(spec, EnvSpec)
     return spec
 
 
-def _documentation(spec: EnvSpec) -> _Documented | None:
+def _documentation(spec: EnvSpec) -> str | None:
     creator = _creator(spec)
     # A function that makes the environment has, at best, documentation of the making.
     owner = creator if isinstance(creator, type) else type(_make(spec).unwrapped)
     # Not inspect.getdoc: that would take a base class's text, which says nothing of this environment.
     text = owner.__dict__.get("__doc__")
-    return _Documented(text, spec.id) if text and text.strip() else None
+    return text if text and text.strip() else None
 
 
-def _sibling_documentation(spec: EnvSpec) -> _Documented | None:
-    """The documentation of the newest other version that has any and whose spaces are the same."""
-    versions = [
-        other
-        for other in gymnasium.registry.values()
-        if (other.namespace, other.name) == (spec.namespace, spec.name) and other.id != spec.id
-    ]
-    for other in sorted(versions, key=lambda other: other.version or 0, reverse=True):
-        try:
-            documented = _documentation(other)
-            if documented is None or _spaces(other) != _spaces(spec):
-                continue
-        except InputError:  # another version that can't be built here does not matter
-            continue
-        return documented
-    return None
+def _sibling_documentation(spec: EnvSpec) -> tuple[str, str | None]:
+    """Id and documentation of the newest other version that has any and whose spaces are the same."""
+    for other in sorted(gymnasium.registry.values(), key=lambda other: other.version or 0, reverse=True):
+        if (other.namespace, other.name) == (spec.namespace, spec.name) and other.id != spec.id:
+            with suppress(InputError):  # another version that can't be built here does not matter
+                text = _documentation(other)
+                if text is not None and _spaces(other) == _spaces(spec):
+                    return other.id, text
+    return "", None
+
+
+@contextmanager
+def _failures(problem: str, spec: EnvSpec) -> Iterator[None]:
+    """Importing or building an environment can fail in any way: an absent extra, a missing library."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        raise InputError(problem, found=spec.id, hint=f"{type(error).__name__}: {first}") from None
 
 
 def _creator(spec: EnvSpec) -> Callable[..., object]:
@@ -119,19 +117,14 @@ def _creator(spec: EnvSpec) -> Callable[..., object]:
         raise InputError("the environment has no entry point", found=spec.id)
     if not isinstance(spec.entry_point, str):
         return spec.entry_point
-    try:
+    with _failures("the environment can't be imported", spec):
         return load_env_creator(spec.entry_point)
-    except Exception as error:  # importing it can fail in any way: an absent extra, a missing library
-        raise InputError("the environment can't be imported", found=spec.id, hint=_first_line(error)) from None
 
 
 def _make(spec: EnvSpec) -> gymnasium.Env:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "out of date", for every version but the newest
-            return gymnasium.make(spec, disable_env_checker=True)
-    except Exception as error:  # as above
-        raise InputError("the environment can't be built", found=spec.id, hint=_first_line(error)) from None
+    with _failures("the environment can't be built", spec), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "out of date", for every version but the newest
+        return gymnasium.make(spec, disable_env_checker=True)
 
 
 def _spaces(spec: EnvSpec) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
@@ -140,11 +133,6 @@ def _spaces(spec: EnvSpec) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
         return environment.action_space, environment.observation_space
     finally:
         environment.close()
-
-
-def _space_fields(spec: EnvSpec) -> dict[str, str]:
-    actions, observations = _spaces(spec)
-    return {"actions": f"{actions}.", "observations": f"{observations}."}
 
 
 def _documentation_fields(documentation: str) -> dict[str, str]:
@@ -168,7 +156,3 @@ def _describe(description: str) -> dict[str, str]:
         "objects": first_words(" ".join(rest), _DESCRIPTION_WORDS),
     }
     return {name: text for name, text in fields.items() if text}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -64,11 +64,9 @@ class LLMEncoder:
             raise InputError("bad limit of tokens", field="max_tokens", found=max_tokens, expected="at least 1")
         if batch_size < 1:
             raise InputError("bad batch size", field="batch_size", found=batch_size, expected="at least 1")
-        self.instruction = instruction
+        self.instruction, self.max_tokens, self.batch_size = instruction, max_tokens, batch_size
         self.device = check_device(device)
         self.dtype = _check_dtype(dtype, self.device)
-        self.max_tokens = max_tokens
-        self.batch_size = batch_size
         self.cache = EmbeddingCache(cache_dir)
         named = text_model(str(model))
         self.source = named.find(self.cache.folder / "fingerprints")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate, groupby, takewhile
+from typing import NamedTuple
 
 _MAX_TABLE_PIECES = 115
 _PIECE = re.compile(r"\w+|[^\w\s]")
@@ -74,38 +75,27 @@ def sentences(text: str) -> list[str]:
 
 def first_words(text: str, words: int) -> str:
     """The leading whole sentences of at most `words` words; of a longer first sentence, its beginning and `…`."""
-    kept: list[str] = []
-    count = 0
-    for sentence in sentences(text):
-        length = len(sentence.split())
-        if count + length > words:
-            if not kept:
-                kept.append(" ".join(sentence.split()[:words]) + " …")
-            break
-        kept.append(sentence)
-        count += length
+    found = sentences(text)
+    lengths = accumulate(len(sentence.split()) for sentence in found)
+    kept = [sentence for sentence, length in zip(found, lengths, strict=True) if length <= words]
+    if found and not kept:
+        kept = [" ".join(found[0].split()[:words]) + " …"]
     return " ".join(kept).rstrip(";")
 
 
 def _split_tables(text: str) -> tuple[str, list[list[list[str]]]]:
     prose: list[str] = []
     tables: list[list[list[str]]] = []
-    in_table = False
-    for line in text.split("\n"):
-        if not line.strip().startswith("|"):
-            prose.append(line)
-            in_table = False
-            continue
-        if not in_table:
-            tables.append([])
-            in_table = True
-        if not _RULE.match(line):
-            tables[-1].append([_plain(cell) for cell in line.strip().strip("|").split("|")])
+    for is_table, lines in groupby(text.split("\n"), lambda line: line.strip().startswith("|")):
+        if is_table:
+            rows = [line.strip().strip("|").split("|") for line in lines if not _RULE.match(line)]
+            tables.append([[_plain(cell) for cell in row] for row in rows])
+        else:
+            prose += lines
     return "\n".join(prose), tables
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     number: str
     words: tuple[str, ...]
     detail: str
@@ -142,9 +132,8 @@ def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
     """Neighbouring rows of equal detail whose texts begin with the same two words or more."""
     groups: list[list[_Row]] = []
     for row in rows:
-        last = groups[-1] if groups else []
-        if last and last[-1].detail == row.detail and _common([*last, row]) >= 2:
-            last.append(row)
+        if groups and groups[-1][-1].detail == row.detail and _common([*groups[-1], row]) >= 2:
+            groups[-1].append(row)
         else:
             groups.append([row])
     return groups
@@ -161,12 +150,8 @@ def _row_text(group: Sequence[_Row]) -> str:
 
 def _common(rows: Sequence[_Row]) -> int:
     """How many leading words all rows share, leaving each at least one of its own."""
-    count = 0
-    for column in zip(*(row.words[:-1] for row in rows), strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count
+    columns = zip(*(row.words[:-1] for row in rows), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _column(header: Sequence[str], word: str) -> int | None:

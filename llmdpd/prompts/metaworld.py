@@ -48,9 +48,8 @@ class SuccessCondition:
     @property
     def limit_text(self) -> str:
         """The limit in words: centimetres, or degrees for a rotation."""
-        if self.kind == "joint_near":
-            return f"{degrees(self.limit):.3g} degrees"
-        return f"{100 * self.limit:.3g} cm"
+        joint = self.kind == "joint_near"
+        return f"{degrees(self.limit):.3g} degrees" if joint else f"{100 * self.limit:.3g} cm"
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,7 @@ def _randomised(metadata: TaskMetadata) -> str:
 
 def _observations(metadata: TaskMetadata) -> str:
     """The layout of the 39 numbers; the same for all tasks but for what the object slots hold."""
-    second = f"; {metadata.second}" if metadata.second else ""
-    orientation = " with orientation" if metadata.orientation else ""
-    return (
-        f"39 numbers: hand position, gripper opening; {metadata.point}{orientation}"
-        f"{second}; the same one step before; goal position: {metadata.goal_point}."
-    )
+    objects = metadata.point + (" with orientation" if metadata.orientation else "")
+    objects += f"; {metadata.second}" if metadata.second else ""
+    start = f"39 numbers: hand position, gripper opening; {objects}; the same one step before; "
+    return f"{start}goal position: {metadata.goal_point}."

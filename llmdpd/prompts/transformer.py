@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError
 from llmdpd.prompts.models import ModelSource
@@ -63,31 +64,26 @@ class TransformerEmbedder:
         """
         model, tokenizer, limit = self._load()
         tokens = [self._tokenize(tokenizer, prompt, limit) for prompt in prompts]
-        ids, mask = _pad_right(tokens, tokenizer.pad_token_id or 0)
-        hidden = model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-        vectors = masked_mean(hidden, mask.to(self.device)).cpu()
+        # Padding comes last, so that no token's position depends on it. By hand, because Llama's and OLMo's tokenizers
+        # may lack a padding token; which id stands there is masked.
+        ids = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_token_id or 0).to(self.device)
+        mask = pad_sequence([torch.ones_like(part) for part in tokens], batch_first=True).to(self.device)
+        vectors = masked_mean(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask).cpu()
         if not torch.isfinite(vectors).all():
-            raise InputError(
-                "the language model gives values that are not finite",
-                path=self.source.folder,
-                hint=f"it computed in {self.dtype}; try dtype float32",
-            )
+            problem, hint = "the language model gives values that are not finite", "try dtype float32"
+            raise InputError(problem, path=self.source.folder, hint=f"it computed in {self.dtype}; {hint}")
         if vectors.shape[1] != self.dim:
-            raise InputError(
-                "the language model's last layer has another width than its configuration says",
-                path=self.source.folder, found=vectors.shape[1], expected=self.dim,
-            )  # fmt: skip
-        embedded: NDArray[np.float32] = vectors.numpy()
-        return embedded
+            problem = "the language model's last layer has another width than its configuration says"
+            raise InputError(problem, path=self.source.folder, found=vectors.shape[1], expected=self.dim)
+        return vectors.numpy()
 
-    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int | None) -> list[int]:
+    def _tokenize(self, tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int | None) -> Tensor:
         # A tokenizer's file can carry a truncation and a padding of its own (MiniLM's: 128): both are switched off.
-        tokens: list[int] = tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"]
+        tokens = torch.tensor(tokenizer(prompt, truncation=False, padding=False, verbose=False)["input_ids"])
         if limit is not None and len(tokens) > limit:
-            raise InputError(
-                "text prompt too long for the language model", found=f"{len(tokens)} tokens with the instruction",
-                expected=f"at most {limit}", hint="shorten it, or use a model with more positions",
-            )  # fmt: skip
+            found, hint = f"{len(tokens)} tokens with the instruction", "shorten it, or use a model with more positions"
+            problem = "text prompt too long for the language model"
+            raise InputError(problem, found=found, expected=f"at most {limit}", hint=hint)
         return tokens
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
@@ -120,20 +116,6 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return total / weights.sum(dim=1)
 
 
-def _pad_right(tokens: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, int64 [B, T]. Padding comes last, so that no token's position depends on it.
-
-    Padded by hand because Llama's and OLMo's tokenizers may lack a padding token; which id stands there is masked.
-    """
-    length = max(len(ids) for ids in tokens)
-    ids = torch.full((len(tokens), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(tokens):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
-
-
 def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     from transformers import AutoModel
 
@@ -144,13 +126,9 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
     # transformers fills absent weights with random numbers. A pooler is not used here and may be absent.
     absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if absent:
-        raise InputError(
-            "the language model's weights are incomplete",
-            path=source.folder,
-            found=f"no {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""),
-        )
-    loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
+        found = f"no {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
+        raise InputError("the language model's weights are incomplete", path=source.folder, found=found)
+    return model.to(device).eval()
 
 
 @contextmanager
@@ -172,8 +150,5 @@ def attempt_load(source: ModelSource, load: Any, **options: Any) -> Any:
     try:
         return load(source.folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # the libraries below raise dozens of types for a broken folder
-        raise InputError(
-            "cannot load the language model",
-            path=source.folder,
-            found=f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}",
-        ) from error
+        found = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        raise InputError("cannot load the language model", path=source.folder, found=found) from error

@@ -79,18 +79,14 @@ class BatchSampler:
         if self._encoder is not None:
             examples = [self._dataset.episode(int(self._draw(self._examples[task], 1)[0])) for task in tasks]
             pairs = [(e.observations, e.actions) for e in examples]
-            tokens = make_tokens(
-                pairs, self._encoder, self._random, rewards=[e.rewards for e in examples] if self._horizon else None
-            )
-        expert = batch.expert_actions
+            rewards = [e.rewards for e in examples] if self._horizon else None
+            tokens = make_tokens(pairs, self._encoder, self._random, rewards=rewards)
+        parts: dict[str, Any] = {
+            name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
+        }
+        del parts["episode_ids"]
         prompted = PromptedBatch(
-            observations=torch.from_numpy(batch.observations),
-            actions=torch.from_numpy(batch.actions),
-            rewards=torch.from_numpy(batch.rewards),
-            next_observations=torch.from_numpy(batch.next_observations),
-            terminals=torch.from_numpy(batch.terminals),
-            expert_actions=None if expert is None else torch.from_numpy(expert),
-            timesteps=torch.from_numpy(batch.timesteps),
+            **parts,
             text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],
             tokens=tokens,
             keep=self._keep(),
@@ -112,37 +108,26 @@ class BatchSampler:
         assert self._augmentation is not None
         change = Augmentation(self._augmentation, self._prompts, self._random, batch.keep.trajectory)
 
-        def grouped(part: Tensor) -> Tensor:
-            return part.unflatten(0, (self._prompts, -1))
-
-        expert = batch.expert_actions
-        tokens = dataclasses.replace(
-            tokens,
-            states=change.states(tokens.states),
-            actions=change.demonstration_actions(tokens.actions),
-        )
-        return dataclasses.replace(
-            batch,
-            observations=change.states(grouped(batch.observations)).flatten(0, 1),
-            next_observations=change.states(grouped(batch.next_observations)).flatten(0, 1),
-            actions=change.actions(grouped(batch.actions)).flatten(0, 1),
-            expert_actions=None if expert is None else change.actions(grouped(expert)).flatten(0, 1),
-            tokens=tokens,
-            windows=None if batch.windows is None else self._changed(batch.windows, change),
-        )
-
-    def _changed(self, windows: StepWindows, change: Augmentation) -> StepWindows:
-        """The windows [B, H, …] under the change of their rows' prompts."""
-
         def changed(part: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
+            """A part [B, …] of the transitions, each row under the change of its prompt."""
             return by(part.reshape(self._prompts, -1, part.shape[-1])).reshape(part.shape)
 
-        expert = windows.expert_actions
+        def actions(of: PromptedBatch | StepWindows) -> dict[str, Any]:
+            expert = None if of.expert_actions is None else changed(of.expert_actions, change.actions)
+            return {"actions": changed(of.actions, change.actions), "expert_actions": expert}
+
+        shown = change.demonstration_actions(tokens.actions)
+        tokens = dataclasses.replace(tokens, states=change.states(tokens.states), actions=shown)
+        windows = batch.windows
+        if windows is not None:
+            windows = dataclasses.replace(windows, states=changed(windows.states, change.states), **actions(windows))
         return dataclasses.replace(
-            windows,
-            states=changed(windows.states, change.states),
-            actions=changed(windows.actions, change.actions),
-            expert_actions=None if expert is None else changed(expert, change.actions),
+            batch,
+            observations=changed(batch.observations, change.states),
+            next_observations=changed(batch.next_observations, change.states),
+            **actions(batch),
+            tokens=tokens,
+            windows=windows,
         )
 
     def state(self) -> dict[str, Any]:
@@ -154,10 +139,9 @@ class BatchSampler:
         self._random.bit_generator.state = state
 
     def _windows(self, rows: np.ndarray) -> StepWindows:
-        dataset = self._dataset
+        dataset, expert = self._dataset, self._dataset.expert_actions
         assert self._returns is not None, "there is a horizon"
         index, mask = dataset.windows(rows, self._horizon, self._before)
-        expert = dataset.expert_actions
         return StepWindows(
             states=torch.from_numpy(dataset.observations[index]),
             actions=torch.from_numpy(dataset.actions[index]),
@@ -170,13 +154,9 @@ class BatchSampler:
         episodes = self._dataset.episodes_of(task)
         good = episodes[self._dataset.successes[episodes] != 0]
         if not len(good):
-            raise InputError(
-                "no episode of the task can serve as an example: all failed",
-                path=self._dataset.source,
-                field=task,
-                found=f"0 of {len(episodes)} episodes succeeded",
-                expected="at least 1",
-            )
+            found = f"0 of {len(episodes)} episodes succeeded"
+            problem = "no episode of the task can serve as an example: all failed"
+            raise InputError(problem, path=self._dataset.source, field=task, found=found, expected="at least 1")
         if (self._dataset.successes[good] == 1).any():
             return good
         # Where success is not known the highest returns stand in: most of a replay buffer shows how not to do it.

@@ -14,8 +14,9 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,27 +28,10 @@ from llmdpd.training.config import CudaGraphMode
 
 _log = logging.getLogger(__name__)
 _FIELD = "training.cuda_graph"
-_MEND = "use --training.cuda-graph auto, which then runs without"
 
 
 class CaptureError(RuntimeError):
     """Work that can't be captured; the message is why."""
-
-
-class GraphBackend(Protocol):
-    """What runs work before it is captured, and captures it."""
-
-    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
-        """Run the work; what it returned, and why it can't be captured, if that showed."""
-        ...
-
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record the work without doing it; what replays it, and the tensor that each replay writes.
-
-        Raises:
-            CaptureError: it can't be captured; nothing was done then, either. Earlier captures may not be replayed.
-        """
-        ...
 
 
 class CudaGraphs:
@@ -60,7 +44,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
-        """Run the work on the stream of the captures; see there what can be an obstacle."""
+        """Run the work on the stream of the captures; what it returned, and why it can't be captured, if that shows."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -69,10 +53,10 @@ class CudaGraphs:
         return result, obstacle
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record the work on a stream of its own.
+        """Record the work without doing it; what replays it, and the tensor that each replay writes.
 
         Raises:
-            CaptureError: the recording broke off.
+            CaptureError: it can't be captured; nothing was done then, either. Earlier captures may not be replayed.
         """
         graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[self._stream.device_index]
@@ -96,16 +80,12 @@ def watch(work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str
     the ones of its capture for ever).
     """
     drawn = torch.get_rng_state()
-    mode = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, ExitStack() as after:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
+            after.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
             torch.cuda.set_sync_debug_mode("warn")
-        try:
-            result = work()
-        finally:
-            if torch.cuda.is_available():
-                torch.cuda.set_sync_debug_mode(mode)
+        result = work()
     waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
     for warning in caught:
         if warning not in waits:
@@ -164,13 +144,15 @@ class GraphedUpdate:
     def __init__(
         self,
         method: Method[Any, Any],
-        backend: GraphBackend,
+        backend: CudaGraphs,
         *,
         required: bool = False,
         warm_up: int = 3,
         limit: int = 8,
     ) -> None:
         self._method, self._backend = method, backend
+        self.modules: Mapping[str, nn.Module] = method.modules
+        self.optimizers: Mapping[str, torch.optim.Optimizer] = method.optimizers
         self._required, self._warm_up, self._limit = required, warm_up, limit
         self._graphs: dict[Hashable, _Recorded] = {}
         self._seen: Counter[Hashable] = Counter()
@@ -179,16 +161,6 @@ class GraphedUpdate:
         for optimizer in method.optimizers.values():
             # It replaces the tensors that the graphs hold the addresses of.
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        """The method's networks."""
-        return self._method.modules
-
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """The method's optimisers."""
-        return self._method.optimizers
 
     @property
     def captured(self) -> int:
@@ -218,24 +190,24 @@ class GraphedUpdate:
         leaves = batch.leaves()
         kind, tensors = _kind(leaves), {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         if kind not in self._graphs:
-            if self._full or not self._room():
+            if len(self._graphs) >= self._limit:
+                if not self._full:
+                    self._full = True
+                    _log.info("more than %d kinds of batch: the others run without a CUDA graph", self._limit)
                 return self._method.learn(batch)
             self._seen[kind] += 1
-            if self._seen[kind] <= self._warm_up:
-                return self._eagerly(batch, self._seen[kind] == self._warm_up)
+            if (left := self._warm_up - self._seen[kind]) >= 0:
+                metrics, obstacle = self._backend.warm_up(lambda: self._method.learn(batch))
+                # What is made once and kept, at the first iterations, may do what a capture can't hold.
+                if left == 0 and obstacle is not None:
+                    self._give_up(obstacle)
+                return metrics
             try:
                 self._graphs[kind] = self._capture(batch, tensors)
             except CaptureError as error:
                 self._give_up(str(error))
                 return self._method.learn(batch)
         return self._graphs[kind].run(tensors)
-
-    def _eagerly(self, batch: PromptedBatch, last: bool) -> dict[str, Tensor]:
-        metrics, obstacle = self._backend.warm_up(lambda: self._method.learn(batch))
-        # What is made once and kept, at the first iterations, may do what a capture can't hold.
-        if last and obstacle is not None:
-            self._give_up(obstacle)
-        return metrics
 
     def _capture(self, batch: PromptedBatch, tensors: Mapping[str, Tensor]) -> _Recorded:
         inputs = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
@@ -255,22 +227,11 @@ class GraphedUpdate:
         groups = [{name: b for name, b in inputs.items() if b.dtype == dtype} for dtype in dtypes]
         return _Recorded(groups, tuple(names), values, replay, written)
 
-    def _room(self) -> bool:
-        if len(self._graphs) < self._limit:
-            return True
-        self._full = True
-        _log.info("more than %d kinds of batch: the others run without a CUDA graph", self._limit)
-        return False
-
     def _give_up(self, obstacle: str) -> None:
         if self._required:
-            raise InputError(
-                "the training iteration can't be captured in a CUDA graph",
-                field=_FIELD,
-                found=obstacle,
-                expected="work of the GPU alone",
-                hint=_MEND,
-            )
+            problem, expected = "the training iteration can't be captured in a CUDA graph", "work of the GPU alone"
+            hint = "use --training.cuda-graph auto, which then runs without"
+            raise InputError(problem, field=_FIELD, found=obstacle, expected=expected, hint=hint)
         self.obstacle = obstacle
         self.forget()
         _log.info("training runs without a CUDA graph: %s", obstacle)

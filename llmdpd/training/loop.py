@@ -15,14 +15,8 @@ from llmdpd.errors import TrainingDivergedError
 from llmdpd.training.config import TrainingConfig
 from llmdpd.training.metrics import MetricsWriter, first_not_finite
 from llmdpd.training.stopping import StopRequestedError, StopSignals
-from llmdpd.utils.checkpoint import (
-    Checkpointed,
-    latest_checkpoint,
-    load_checkpoint,
-    read_state,
-    refused_write,
-    save_checkpoint,
-)
+from llmdpd.utils import checkpoint as checkpoints
+from llmdpd.utils.checkpoint import Checkpointed, latest_checkpoint, refused_write
 from llmdpd.utils.progress import ProgressBar, console
 
 _TOLD = 8  # numbers of a selection that are printed
@@ -145,12 +139,10 @@ class TrainingLoop:
         numbers = iter(torch.stack(values).cpu().tolist() if values else ())
         window = [{name: next(numbers) for name in m} for m in self._window]
         self._window = []
-        bad = first_not_finite(window, self.iteration - len(window) + 1)
-        if bad is not None:
-            name, where, value = bad
+        if bad := first_not_finite(window, self.iteration - len(window) + 1):
             kept = latest_checkpoint(self.run / "checkpoint")
             raise TrainingDivergedError(
-                f"{name} became {value} at iteration {where}; training stopped.\n"
+                f"{bad[0]} became {bad[2]} at iteration {bad[1]}; training stopped.\n"
                 + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
                 + "\n  Try a lower learning rate, a bound on gradients (grad-clip 1) or, of policy diffusion, a "
                 "smaller eta: --help has them under the method's name."
@@ -166,17 +158,11 @@ class TrainingLoop:
             position = self.sampler.state()
         except OSError as error:
             raise refused_write("what it learns from", self.run, self.run / "checkpoint", error) from error
-        state = {
-            "sampler": position,
-            "best_score": self.best_score,
-            "elapsed": metrics.seconds,
-            "marks_due": marks_due,
-            **self.facts,
-        }
+        state = {"sampler": position, "best_score": self.best_score, "elapsed": metrics.seconds, "marks_due": marks_due}
         # The checkpoint comes last: a kill between the two leaves a policy that the resumed run writes again, not a
         # finished run with the policy of an earlier iteration.
         self._keep("last")
-        save_checkpoint(self.run / "checkpoint", self.learner, self.iteration, state)
+        checkpoints.save_checkpoint(self.run / "checkpoint", self.learner, self.iteration, {**state, **self.facts})
 
     def _keep(self, which: str) -> None:
         try:
@@ -188,8 +174,8 @@ class TrainingLoop:
         checkpoint = latest_checkpoint(self.run / "checkpoint")
         if checkpoint is None:
             return False
-        state = read_state(checkpoint)
-        load_checkpoint(checkpoint, self.learner)
+        state = checkpoints.read_state(checkpoint)
+        checkpoints.load_checkpoint(checkpoint, self.learner)
         self.sampler.load_state(state["sampler"])
         self.iteration, self.best_score, self._elapsed = state["iteration"], state["best_score"], state["elapsed"]
         self._marks_due = state["marks_due"]
@@ -208,12 +194,12 @@ def _loss_words(values: Mapping[str, float]) -> str:
 
 def _selection_words(values: Mapping[str, float]) -> str:
     """The mean, which comes first, and every task; of many tasks those that did worst."""
-    words = [_in_words(name.removeprefix("eval/"), value) for name, value in values.items()]
+    words = {name: _in_words(name.removeprefix("eval/"), value) for name, value in values.items()}
     if len(words) <= _TOLD:
-        return ", ".join(words)
-    tasks = sorted(list(values)[1:], key=lambda name: values[name])[: _TOLD - 1]
-    worst = [_in_words(name.removeprefix("eval/"), values[name]) for name in tasks]
-    return f"{words[0]} over {len(values) - 1} tasks; lowest: {', '.join(worst)}"
+        return ", ".join(words.values())
+    mean, *tasks = values
+    lowest = sorted(tasks, key=lambda name: values[name])[: _TOLD - 1]
+    return f"{words[mean]} over {len(tasks)} tasks; lowest: {', '.join(words[name] for name in lowest)}"
 
 
 def _in_words(name: str, value: float) -> str:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from llmdpd.utils.checkpoint import refused_write
@@ -53,9 +52,7 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for file in (self._file, self._board):
             # Every record was flushed as it was written; what a full disk refused then is refused again here.
             with suppress(OSError):
@@ -107,18 +104,14 @@ class _Board:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The records of a metrics file; a last line that a kill cut off is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return records
 
 
 def first_not_finite(window: list[dict[str, float]], first_iteration: int) -> tuple[str, int, float] | None:
     """Name, iteration and value of the first metric in a window that is NaN or Inf."""
-    for offset, metrics in enumerate(window):
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                return name, first_iteration + offset, value
-    return None
+    numbered = enumerate(window, first_iteration)
+    found = ((name, number, value) for number, metrics in numbered for name, value in metrics.items())
+    return next((entry for entry in found if not math.isfinite(entry[2])), None)

@@ -48,12 +48,10 @@ ACTION_NUMBERS = Bounds(1, 65_536)
 @cache
 def bounds_of(kind: type[Any]) -> dict[str, Bounds]:
     """The bounds of a dataclass's own fields, by name."""
-    found = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        for extra in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-            if isinstance(extra, Bounds):
-                found[name] = extra
-    return found
+    extras = {
+        name: getattr(hint, "__metadata__", ()) for name, hint in get_type_hints(kind, include_extras=True).items()
+    }
+    return {name: extra for name, found in extras.items() for extra in found if isinstance(extra, Bounds)}
 
 
 @cache
@@ -93,9 +91,5 @@ def check_config(config: Any, prefix: str = "", path: str | Path | None = None) 
 def check_heads(width: int, heads: int) -> None:
     """Raise `InputError` for a width that attention heads cannot share evenly."""
     if width % heads:
-        raise InputError(
-            "the width cannot be shared out among the heads",
-            field="heads",
-            found=heads,
-            expected=f"a divisor of {width} (width)",
-        )
+        problem, expected = "the width cannot be shared out among the heads", f"a divisor of {width} (width)"
+        raise InputError(problem, field="heads", found=heads, expected=expected)

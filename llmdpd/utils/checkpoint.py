@@ -50,7 +50,8 @@ def save_checkpoint(folder: Path, agent: Checkpointed, iteration: int, state: Ma
     target = folder / f"{_PREFIX}{iteration:08d}"
     try:
         with atomic_directory(target) as temporary:
-            write_tensors(temporary / "networks.safetensors", _network_tensors(agent))
+            networks = {f"{name}/{key}": t for name, m in agent.modules.items() for key, t in m.state_dict().items()}
+            write_tensors(temporary / "networks.safetensors", networks)
             write_tensors(temporary / "optimizers.safetensors", _optimizer_tensors(agent))
             write_tensors(temporary / "random.safetensors", _random_tensors())
             atomic_write_json(temporary / "state.json", {"format": FORMAT, "iteration": iteration, **state})
@@ -86,11 +87,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         InputError: it is missing, broken, or of another format version.
     """
     state = read_json(checkpoint / "state.json")
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else state
-        raise InputError(
-            "a checkpoint of another format version", path=checkpoint, field="format", found=found, expected=FORMAT
-        )
+    found = state.get("format") if isinstance(state, dict) else state
+    if not isinstance(state, dict) or found != FORMAT:
+        problem = "a checkpoint of another format version"
+        raise InputError(problem, path=checkpoint, field="format", found=found, expected=FORMAT)
     return state
 
 
@@ -121,10 +121,6 @@ def load_checkpoint(checkpoint: Path, agent: Checkpointed) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
-
-
-def _network_tensors(agent: Checkpointed) -> dict[str, Tensor]:
-    return {f"{name}/{key}": t for name, module in agent.modules.items() for key, t in module.state_dict().items()}
 
 
 def _optimizer_tensors(agent: Checkpointed) -> dict[str, Tensor]:

@@ -74,13 +74,12 @@ def renamed(words: Sequence[str], table: Mapping[str, str]) -> list[str]:
     A switch's other form is meant too: with {"--a.b": "--a.c"}, --a.no-b becomes --a.no-c.
     """
     spellings = dict(table) | {switched_off(old): switched_off(new) for old, new in table.items()}
-    changed = []
-    for word in words:
+    changed = list(words)
+    for place, word in enumerate(words):
         name, sign, value = word.partition("=")
-        new = spellings.get(name.replace("_", "-"))
-        if new is not None:
+        if new := spellings.get(name.replace("_", "-")):
             error_console.print(f"{name} is now {new}; the old spelling goes in the next version", markup=False)
-        changed.append(word if new is None else f"{new}{sign}{value}")
+            changed[place] = f"{new}{sign}{value}"
     return changed
 
 
@@ -99,15 +98,11 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
     rest, value, words = [], None, iter(arguments)
     for word in words:
         # tyro takes --run_dir for --run-dir, so the options beside it do too.
-        option = word.split("=", 1)[0].replace("_", "-")
-        if option == name and "=" not in word:
-            value = next(words, None)
-            if value is None:
-                raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
-        elif option == name:
-            value = word.split("=", 1)[1]
-        else:
+        option, sign, given = word.partition("=")
+        if option.replace("_", "-") != name:
             rest.append(word)
+        elif (value := given if sign else next(words, None)) is None:
+            raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
     return value, rest
 
 

@@ -40,12 +40,9 @@ def check_device(name: str | torch.device) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if int(found[1] or 0) >= count:
-        built = torch.version.cuda or "no CUDA (a CPU build)"
+        found_here = f"{count} GPUs; torch has {torch.version.cuda or 'no CUDA (a CPU build)'}"
+        hint = "use --device cpu, or install a CUDA build of torch"
         raise InputError(
-            "the GPU that was asked for is absent",
-            field="device",
-            found=f"{count} GPUs; torch has {built}",
-            expected=name,
-            hint="use --device cpu, or install a CUDA build of torch",
+            "the GPU that was asked for is absent", field="device", found=found_here, expected=name, hint=hint
         )
     return torch.device("cuda" if found[1] is None else f"cuda:{int(found[1])}")

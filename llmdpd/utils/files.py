@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llmdpd.errors import InputError
 
@@ -149,51 +149,42 @@ def process_lock(path: str | Path, on_busy: Callable[[int | None], None]) -> Ite
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    while (handle := _try_lock(path)) is None:
-        on_busy(_holder(path))
-        time.sleep(_LOCK_POLL_SECONDS)
-    try:
-        yield
-    finally:
-        # Removed while it is held: a process that has already opened it then sees that it is no longer at `path`.
-        if _is_open_as(handle, path):
-            path.unlink()
-        os.close(handle)
-
-
-def _try_lock(path: Path) -> int | None:
-    """An open file that holds the lock, or None where another process has it."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _flock(handle, path)
-            if _is_open_as(handle, path):
-                os.ftruncate(handle, 0)
-                os.write(handle, f"{os.getpid()}\n".encode())
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # the holder removed it between opening and locking
+        with path.open("a+", encoding="ascii") as file:
+            if not _locked(file):
+                on_busy(_holder(path))
+                time.sleep(_LOCK_POLL_SECONDS)
+            elif _is_open_at(file, path):  # or else the holder removed it between opening and locking
+                file.truncate(0)
+                print(os.getpid(), file=file, flush=True)
+                try:
+                    yield
+                finally:
+                    # Removed while it is held: a process that has already opened it sees that it is no longer there.
+                    if _is_open_at(file, path):
+                        path.unlink()
+                return
 
 
-def _flock(handle: int, path: Path) -> None:
+def _locked(file: TextIO) -> bool:
+    """Lock the open file, unless another process has; without locks where the file system has none."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        _log.warning("%s: this file system has no locks; let no two processes write here at once", path.parent)
+        _log.warning(
+            "%s: this file system has no locks; let no two processes write here at once", Path(file.name).parent
+        )
+    return True
 
 
-def _is_open_as(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+def _is_open_at(file: TextIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _holder(path: Path) -> int | None:

@@ -7,6 +7,7 @@ spellings of options go with the next version; policy folders stay readable.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ def upgraded(plain: Mapping[str, Any], sections: Mapping[str, str], default: Map
     Raises:
         InputError: a value of what this version can't do any more.
     """
-    result = _copy(default)
+    result = copy.deepcopy(dict(default))
     known = [name for name, _ in leaves(default)]
     for name, value in leaves(plain):
         if name in GONE and value != GONE[name]:
@@ -94,7 +95,3 @@ def leaves(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _copy(value: Any) -> Any:
-    return {name: _copy(part) for name, part in value.items()} if isinstance(value, Mapping) else value

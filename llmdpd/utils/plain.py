@@ -55,12 +55,8 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
     needed = [f.name for f in dataclasses.fields(kind) if _has_no_default(f)]  # type: ignore[arg-type]
     for name in value:
         if name not in names:
-            raise InputError(
-                "unknown field in the configuration",
-                path=path,
-                field=f"{field}{name}",
-                hint=f"nearest names: {nearest_names(name, names)}",
-            )
+            hint = f"nearest names: {nearest_names(name, names)}"
+            raise InputError("unknown field in the configuration", path=path, field=f"{field}{name}", hint=hint)
     for name in needed:
         if name not in value:
             raise InputError("a field is missing", path=path, field=f"{field}{name}", expected=str(hints[name]))
@@ -88,9 +84,8 @@ def _convert(hint: Any, value: Any, path: Path | str, field: str) -> Any:
     else:
         good, expected = type(value) is hint, getattr(hint, "__name__", str(hint))
     if not good:
-        raise InputError(
-            "wrong value in the configuration", path=path, field=field, found=repr(value), expected=expected
-        )
+        problem = "wrong value in the configuration"
+        raise InputError(problem, path=path, field=field, found=repr(value), expected=expected)
     return float(value) if hint is float else value
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(soft_wrap=True, highlight=False)
 error_console = Console(soft_wrap=True, highlight=False, stderr=True)
@@ -30,17 +29,9 @@ class ProgressBar:
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if output.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left:"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=output,
-            )
+            done = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
+            left = (TimeElapsedColumn(), "left:", TimeRemainingColumn(), "{task.fields[note]}")
+            self._bar = Progress(*done, *left, console=output)
             self._task = self._bar.add_task(name, total=None, rate="", note="")
 
     def update(self, done: int, total: int, note: str = "") -> None:
@@ -64,9 +55,7 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

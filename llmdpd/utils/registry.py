@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
 
 from llmdpd.errors import InputError, nearest_names
 
@@ -30,11 +29,13 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __init__(self, kind: str, group: str, own: Mapping[str, str]) -> None:
         self.kind, self.group = kind, group
-        self._places, self._loaded = dict(own), dict[str, T]()
+        self._own = {name: EntryPoint(name, place, group) for name, place in own.items()}
+        self._loaded: dict[str, T] = {}
 
     @cached_property
-    def _foreign(self) -> dict[str, Any]:
-        return {point.name: point for point in entry_points(group=self.group)}
+    def _points(self) -> dict[str, EntryPoint]:
+        """Entry points, this package's own first; those win over another package's of the same name."""
+        return self._own | {p.name: p for p in entry_points(group=self.group) if p.name not in self._own}
 
     def register(self, name: str, value: T) -> None:
         """Add an entry, or replace one."""
@@ -42,20 +43,16 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._loaded:
-            if name in self._places:
-                module, _, attribute = self._places[name].partition(":")
-                self._loaded[name] = getattr(importlib.import_module(module), attribute)
-            elif name in self._foreign:
-                self._loaded[name] = self._foreign[name].load()
-            else:
+            if name not in self._points:
                 raise self.unknown(name)
+            self._loaded[name] = self._points[name].load()
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._loaded or name in self._places or name in self._foreign
+        return name in self._loaded or name in self._points
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self._places, *self._foreign, *self._loaded)))
+        return iter(dict.fromkeys((*self._points, *self._loaded)))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

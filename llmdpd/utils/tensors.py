@@ -33,7 +33,6 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
         have, want = tensors.get(name), expected.get(name)
         if have is None or want is None or have.shape != want.shape:
             found, wanted = (None if t is None else list(t.shape) for t in (have, want))
-            raise InputError(
-                "a tensor does not fit the configuration", path=path, field=name, found=found, expected=wanted
-            )
+            problem = "a tensor does not fit the configuration"
+            raise InputError(problem, path=path, field=name, found=found, expected=wanted)
     module.load_state_dict(tensors)

@@ -203,7 +203,7 @@ def test_killed_anywhere_and_resumed_it_is_the_same(
             if where == "in an iteration":
                 patch.setattr(SAC, "update", killed)
             else:
-                patch.setattr("llmdpd.training.loop.save_checkpoint", unsaved)
+                patch.setattr("llmdpd.utils.checkpoint.save_checkpoint", unsaved)
             with pytest.raises(Kill):
                 loop_of(method, run, []).execute(StopSignals())
             assert list((run / "replay").glob("steps-*.npz")), "something was written that nobody counts on"

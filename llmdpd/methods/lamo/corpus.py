@@ -62,9 +62,11 @@ def find_corpus(spec: str, field: str = _LAMO) -> Corpus:
         repository, _, folder = spec.partition(":")
         path = _hub_folder(repository, folder, field)
     corpus = Corpus(spec, _text_files(path, field), field)
-    for file in corpus.files:
-        if file.suffix == ".parquet":
-            _check_pyarrow(file, field)
+    parquet = [file for file in corpus.files if file.suffix == ".parquet"]
+    if parquet and importlib.util.find_spec("pyarrow") is None:
+        problem, hint = "parquet files are read with the package pyarrow", "pip install 'llmdpd[lamo]'"
+        found, expected = "not installed", "pyarrow, or text files"
+        raise InputError(problem, path=parquet[0], field=field, found=found, expected=expected, hint=hint)
     return corpus
 
 
@@ -73,11 +75,9 @@ def _text_files(path: Path, field: str) -> tuple[Path, ...]:
     files = [file for file in files if file.suffix in _SUFFIXES]
     parts = [file for file in files if _TRAINING.search(file.stem)]
     if not files:
-        raise InputError(
-            "no text to learn from", path=path, field=field,
-            found="a file of another kind" if path.is_file() else "a folder without such files",
-            expected=f"files ending in {' or '.join(_SUFFIXES)}",
-        )  # fmt: skip
+        found = "a file of another kind" if path.is_file() else "a folder without such files"
+        expected = f"files ending in {' or '.join(_SUFFIXES)}"
+        raise InputError("no text to learn from", path=path, field=field, found=found, expected=expected)
     return tuple(parts or files)
 
 
@@ -86,10 +86,8 @@ def _hub_folder(repository: str, folder: str, field: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        snapshot = snapshot_download(
-            repository, repo_type="dataset", local_files_only=True, cache_dir=constants.HF_HUB_CACHE
-        )
-        place = Path(snapshot) / folder
+        cache = constants.HF_HUB_CACHE
+        place = Path(snapshot_download(repository, repo_type="dataset", local_files_only=True, cache_dir=cache), folder)
         if place.is_dir():
             return place
         found = f"a copy in the Hugging Face cache, without {folder}"
@@ -99,14 +97,10 @@ def _hub_folder(repository: str, folder: str, field: str) -> Path:
     except OSError:
         found = "no copy in the Hugging Face cache, and no file or folder of this name"
     only = f' --include "{folder}/*"' if folder else ""
-    raise InputError(
-        f"the corpus {repository} is not on this machine",
-        path=constants.HF_HUB_CACHE,
-        field=field,
-        found=found,
-        hint=f"fetch it with `hf download --repo-type dataset {repository}{only}`, or pass a text file of your own"
-        + ("; or leave the language loss out: --method.language-weight 0" if field == _LAMO else ""),
-    )
+    hint = f"fetch it with `hf download --repo-type dataset {repository}{only}`, or pass a text file of your own"
+    hint += "; or leave the language loss out: --method.language-weight 0" if field == _LAMO else ""
+    problem = f"the corpus {repository} is not on this machine"
+    raise InputError(problem, path=constants.HF_HUB_CACHE, field=field, found=found, hint=hint)
 
 
 def read_tokens(corpus: Corpus, model: LanguageModel) -> Tensor:
@@ -168,14 +162,6 @@ def read_texts(corpus: Corpus) -> Iterator[list[str]]:
         except UnicodeDecodeError as error:
             found = str(error)
             raise InputError("not a text file", path=file, field=corpus.field, found=found, expected="UTF-8") from None
-
-
-def _check_pyarrow(file: Path, field: str) -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise InputError(
-            "parquet files are read with the package pyarrow", path=file, field=field, found="not installed",
-            expected="pyarrow, or text files", hint="pip install 'llmdpd[lamo]'",
-        )  # fmt: skip
 
 
 def _rows(file: Path, field: str) -> Iterator[list[str]]:

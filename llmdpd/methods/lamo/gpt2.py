@@ -12,12 +12,11 @@ from torch import Tensor
 from llmdpd.errors import InputError, located
 from llmdpd.nn.sequence_model import GPT2Sizes
 from llmdpd.prompts.cache import default_cache_folder
-from llmdpd.prompts.models import ModelSource, find_model
+from llmdpd.prompts.models import ModelSource, text_model
 from llmdpd.prompts.transformer import load_model
 from llmdpd.utils.files import read_json
 
 _EXPECTED = "the hub id of a GPT-2 in the Hugging Face cache, or the folder of one"
-_WORDS, _POSITIONS = "wte.weight", "wpe.weight"
 # Variants of GPT-2 that these networks do not implement.
 _NEEDED = {
     "model_type": "gpt2",
@@ -55,7 +54,7 @@ def find_language_model(name: str) -> LanguageModel:
         InputError: it is not here (naming the command that fetches it), is no GPT-2, or one of another kind.
     """
     try:
-        source = find_model(name, default_cache_folder() / "fingerprints")
+        source = text_model(name).find(default_cache_folder() / "fingerprints")
     except InputError as error:
         # Language models for prompts that are no GPT-2 are of no use here.
         fetch = (
@@ -75,9 +74,7 @@ def _read_sizes(source: ModelSource) -> LanguageModel:
     read = read_json(path)
     if not isinstance(read, dict):
         raise InputError("not a language model's configuration", path=path, found=type(read).__name__)
-    given = {**_DEFAULTS, **read}
-    if "model_type" not in read:
-        given["model_type"] = None
+    given = {**_DEFAULTS, "model_type": None, **read}
     for name, expected in _NEEDED.items():
         if given[name] != expected:
             raise InputError("lamo is made of a GPT-2", path=path, field=name, found=given[name], expected=expected)
@@ -95,10 +92,8 @@ def _read_sizes(source: ModelSource) -> LanguageModel:
 def _whole(given: dict[str, Any], name: str, path: Path) -> int:
     value = given.get(name)
     if type(value) is not int or value < 1:
-        raise InputError(
-            "wrong value in a language model's configuration", path=path, field=name, found=repr(value),
-            expected="a whole number, at least 1",
-        )  # fmt: skip
+        problem, expected = "wrong value in a language model's configuration", "a whole number, at least 1"
+        raise InputError(problem, path=path, field=name, found=repr(value), expected=expected)
     return value
 
 
@@ -111,5 +106,5 @@ def load_language_model(model: LanguageModel) -> tuple[dict[str, Tensor], Words]
     with located(field="method.model"):
         loaded = load_model(model.source, torch.float32, torch.device("cpu"))
     tensors = {name: weight.detach() for name, weight in loaded.named_parameters()}
-    words = Words(tensors.pop(_WORDS), tensors.pop(_POSITIONS))
+    words = Words(tensors.pop("wte.weight"), tensors.pop("wpe.weight"))
     return tensors, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -73,12 +74,10 @@ class LaMoConfig(UnaveragedConfig):
             os.path.abspath(os.path.expanduser(place)) if place and Path(place).expanduser().exists() else place
             for place in (self.model, self.corpus)
         )
-        config = dataclasses.replace(self, model=model, corpus=corpus)
-        try:
-            sizes = find_language_model(config.model).sizes
-        except InputError:
-            return config
-        return dataclasses.replace(config, network=dataclasses.replace(config.network, language=sizes))
+        network = self.network
+        with suppress(InputError):
+            network = dataclasses.replace(network, language=find_language_model(model).sizes)
+        return dataclasses.replace(self, model=model, corpus=corpus, network=network)
 
     def require(self) -> None:
         """What the method needs is here.
@@ -90,13 +89,9 @@ class LaMoConfig(UnaveragedConfig):
         check_peft()
         model = find_language_model(self.model)
         if model.sizes != self.network.language:
-            raise InputError(
-                "the language model has other sizes than the run's",
-                path=model.source.folder,
-                field="method.model",
-                found=model.sizes,
-                expected=self.network.language,
-            )
+            problem, expected = "the language model has other sizes than the run's", self.network.language
+            path = model.source.folder
+            raise InputError(problem, path=path, field="method.model", found=model.sizes, expected=expected)
         if self.language_weight:
             language_block(self, model)
             find_corpus(self.corpus)
@@ -145,21 +140,13 @@ def load_language(config: LaMoConfig, policy: LanguageDecisionTransformer) -> Te
     tokens, block = read_tokens(corpus, model), language_block(config, model)
     highest, known = int(tokens.max()), len(words.tokens)
     if highest >= known:
-        raise InputError(
-            "the tokenizer has more words than the language model",
-            path=model.source.folder,
-            field="method.model",
-            found=f"token {highest}",
-            expected=f"below {known}",
-        )
+        problem, path = "the tokenizer has more words than the language model", model.source.folder
+        found, expected = f"token {highest}", f"below {known}"
+        raise InputError(problem, path=path, field="method.model", found=found, expected=expected)
     if len(tokens) < block:
-        raise InputError(
-            "the corpus is shorter than a block",
-            path=corpus.files[0],
-            field="method.corpus",
-            found=f"{len(tokens)} tokens",
-            expected=f"at least {block} (method.language_block)",
-        )
+        problem, path = "the corpus is shorter than a block", corpus.files[0]
+        found, expected = f"{len(tokens)} tokens", f"at least {block} (method.language_block)"
+        raise InputError(problem, path=path, field="method.corpus", found=found, expected=expected)
     device = policy.device
     return Text(Words(words.tokens.to(device), words.positions.to(device)), tokens.to(device), block)
 
@@ -172,20 +159,17 @@ def language_block(config: LaMoConfig, model: LanguageModel) -> int:
     """
     block = model.positions if config.language_block is None else config.language_block
     if block > model.positions:
-        raise InputError(
+        problem, expected = (
             "the language model has fewer positions than a block has tokens",
-            path=model.source.folder,
-            field="method.language_block",
-            found=block,
-            expected=f"at most {model.positions}",
+            f"at most {model.positions}",
         )
+        path, field = model.source.folder, "method.language_block"
+        raise InputError(problem, path=path, field=field, found=block, expected=expected)
     return block
 
 
 class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
     """Regression of the executed actions, and prediction of text by the same layers.
-
-    Args: see `Method`.
 
     Raises:
         InputError: a language model or a corpus that is not there, or does not fit.

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -32,12 +32,9 @@ from llmdpd.utils.bounds import Bounds, Fraction, Steps
 def check_peft() -> None:
     """Raise `InputError` where peft, which makes the adapters, is not installed."""
     if importlib.util.find_spec("peft") is None:
+        hint = "pip install 'llmdpd[lamo]'"
         raise InputError(
-            "lamo needs the package peft",
-            field="method",
-            found="not installed",
-            expected="peft",
-            hint="pip install 'llmdpd[lamo]'",
+            "lamo needs the package peft", field="method", found="not installed", expected="peft", hint=hint
         )
 
 
@@ -91,8 +88,7 @@ class LanguageDecisionTransformer(DecisionTransformer):
         self.head = nn.Sequential(nn.Linear(sizes.width, sizes.width), nn.GELU(), nn.Linear(sizes.width, action_dim))
 
     def _actions(self, hidden: Tensor) -> Tensor:
-        actions: Tensor = self.head(hidden)
-        return actions
+        return self.head(hidden)
 
     def action(
         self, history: History, prompts: EncodedPrompts, index: Tensor | None, acting: ActingConfig, seeds: Tensor
@@ -125,23 +121,22 @@ class AdaptedTransformer(CausalTransformer):
         # Imported here: it takes seconds, and only this method has a use for it.
         from peft import LoraConfig, inject_adapter_in_model
 
-        adapters = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=["c_attn"],
-            fan_in_fan_out=True,
-            bias="none",
-        )
+        own: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+        adapters = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, bias="none", **own)
         inject_adapter_in_model(adapters, self.gpt2)
 
     def adapters(self) -> list[nn.Parameter]:
         """The adapters' weights."""
-        return [weight for name, weight in self.gpt2.named_parameters() if _is_adapter(name)]
+        return [weight for name, weight in self.gpt2.named_parameters() if ".lora_" in name]
 
     def frozen(self) -> list[nn.Parameter]:
         """The language model's own weights."""
-        return [weight for name, weight in self.gpt2.named_parameters() if not _is_adapter(name)]
+        return list(self._own().values())
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        """The language model's own weights by their names in `transformers.GPT2Model`."""
+        weights = self.gpt2.named_parameters()
+        return {name.replace(".base_layer", ""): weight for name, weight in weights if ".lora_" not in name}
 
     @torch.no_grad()
     def load_blocks(self, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -150,23 +145,13 @@ class AdaptedTransformer(CausalTransformer):
         Raises:
             InputError: a tensor that is missing, left over, or of another shape; `path` is the file or folder to name.
         """
-        own = {name.replace(".base_layer", ""): weight for name, weight in self.gpt2.named_parameters()}
-        own = {name: weight for name, weight in own.items() if not _is_adapter(name)}
+        own = self._own()
         for name in sorted(own.keys() | tensors.keys()):
             found, wanted = (None if t is None else list(t.shape) for t in (tensors.get(name), own.get(name)))
             if found != wanted:
-                raise InputError(
-                    "the language model's weights do not fit its configuration",
-                    path=path,
-                    field=name,
-                    found=found,
-                    expected=wanted,
-                )
+                problem = "the language model's weights do not fit its configuration"
+                raise InputError(problem, path=path, field=name, found=found, expected=wanted)
             own[name].copy_(tensors[name])
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in name
 
 
 class Learned(nn.Module):
@@ -213,5 +198,4 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] → [..., width]."""
         hidden = self.first(x)
-        out: Tensor = hidden + self.second(nn.functional.gelu(hidden))
-        return out
+        return hidden + self.second(nn.functional.gelu(hidden))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,10 @@ class PretrainConfig:
     seed: Seed = 0
     """Seed of the initial weights and of the sampled blocks."""
 
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly."""
+        check_heads(self.width, self.heads)
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -85,16 +89,15 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
         InputError: a number out of range, text that is not here or too short, a folder that exists already or can't be.
         TrainingDivergedError: a loss that is no number.
     """
-    _check(config)
+    check_config(config)
+    _check_free(config.out)
     corpus = find_corpus(config.corpus, "corpus")
     tokenizer = _learn_vocabulary(corpus, config.vocabulary)
     tokens = tokenize(corpus, tokenizer)
     held_out = max(min(int(len(tokens) * _HELD_OUT), _MOST_HELD_OUT), config.positions)
     if len(tokens) < 2 * held_out:
-        raise InputError(
-            "too little text to learn from", path=corpus.files[0], field="corpus", found=f"{len(tokens):,} tokens",
-            expected=f"at least {2 * held_out:,}",
-        )  # fmt: skip
+        problem, found, least = "too little text to learn from", f"{len(tokens):,} tokens", f"at least {2 * held_out:,}"
+        raise InputError(problem, path=corpus.files[0], field="corpus", found=found, expected=least)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = _make_model(config, len(tokenizer))
@@ -111,12 +114,6 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
     return done
 
 
-def _check(config: PretrainConfig) -> None:
-    check_config(config)
-    check_heads(config.width, config.heads)
-    _check_free(config.out)
-
-
 def _check_free(out: Path) -> None:
     """Raise `InputError` if `out` exists or its parent is a file; called before the work and again before writing."""
     if out.exists():
@@ -124,9 +121,8 @@ def _check_free(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            "a file is where a folder is to be", path=out.parent, field="out", expected="a folder, or nothing yet"
-        ) from None
+        problem, expected = "a file is where a folder is to be", "a folder, or nothing yet"
+        raise InputError(problem, path=out.parent, field="out", expected=expected) from None
 
 
 def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
@@ -136,11 +132,9 @@ def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=size, special_tokens=[_END], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(read_texts(corpus), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_END, eos_token=_END, unk_token=_END)
@@ -149,17 +143,9 @@ def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
 def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocabulary,
-            n_positions=config.positions,
-            n_embd=config.width,
-            n_layer=config.layers,
-            n_head=config.heads,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
+    sizes: dict[str, Any] = {"vocab_size": vocabulary, "n_positions": config.positions, "n_embd": config.width}
+    sizes |= {"n_layer": config.layers, "n_head": config.heads}
+    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes))
 
 
 def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progress: Progress | None) -> None:

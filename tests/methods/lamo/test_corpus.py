@@ -132,8 +132,8 @@ def test_a_corpus_that_is_absent_names_the_command(hub: Callable[[], Path]) -> N
         with pytest.raises(InputError) as error:
             find_corpus(WIKITEXT)
         assert command in str(error.value.hint)
-        assert "--lamo.language-weight 0" in str(error.value.hint)
-        assert error.value.field == "lamo.corpus"
+        assert "--method.language-weight 0" in str(error.value.hint)
+        assert error.value.field == "method.corpus"
         with pytest.raises(InputError) as error:
             find_corpus(WIKITEXT, "corpus")
         assert error.value.field == "corpus"
@@ -153,7 +153,7 @@ def test_what_is_no_text_is_refused(model: LanguageModel, tmp_path: Path) -> Non
             find_corpus(str(place))
     for content, told in ((b"\n \n", "no token"), (b"\xff\xfe\xfa", "UTF-8")):
         (tmp_path / "text.txt").write_bytes(content)
-        for field in ("lamo.corpus", "corpus"):
+        for field in ("method.corpus", "corpus"):
             with pytest.raises(InputError, match=told) as error:
                 read_tokens(find_corpus(str(tmp_path / "text.txt"), field), model)
             assert error.value.field == field

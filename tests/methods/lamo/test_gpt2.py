@@ -67,7 +67,7 @@ def test_another_kind_is_refused_by_the_field(folder: Path, fields: dict[str, An
     change(folder, **fields)
     with pytest.raises(InputError) as error:
         find_language_model(str(folder))
-    assert error.value.field == f"lamo.model.{named}"
+    assert error.value.field == f"method.model.{named}"
     assert str(error.value.path).endswith("config.json")
 
 
@@ -78,7 +78,7 @@ def test_one_that_is_absent_names_the_command(folder: Path, tmp_path: Path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="hf download gpt2`, or pass the folder") as error:
         find_language_model("gpt2")
-    assert error.value.field == "lamo.model"
+    assert error.value.field == "method.model"
     assert "minilm" not in str(error.value)
 
 
@@ -97,4 +97,4 @@ def test_its_weights_are_layers_and_words(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot load the language model") as error:
         load_language_model(find_language_model(str(folder)))
-    assert error.value.field == "lamo.model"
+    assert error.value.field == "method.model"
