@@ -93,7 +93,3 @@ def _collect_sac(config: SacConfig) -> None:
             console.print(
                 f"{collected.task}: the level {config.level:.1f} was not reached; try more --steps, another --out"
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

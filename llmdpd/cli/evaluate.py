@@ -29,7 +29,3 @@ def _evaluate(words: Sequence[str]) -> None:
         from llmdpd.reporting.page import build_report
 
         console.print(f"report: {build_report([config.run])}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,7 +40,3 @@ def _pretrain(words: Sequence[str]) -> None:
     console.print(f"loss on text that was held out: {made.loss_before:.2f} before, {made.loss:.2f} nats a token after")
     options = shlex.join(["--method.model", str(made.folder), "--method.corpus", config.corpus])
     console.print(f"train with it: python -m llmdpd.train --method lamo {options}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, 2 for an input that cannot be used."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run_command(lambda: print(parse(report, words, "python -m llmdpd.report")))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -222,8 +222,8 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
     """What two configurations must agree in.
 
     The same cell may have been trained on another kind of device, and a language model that is no longer here can't say
-    its sizes: `lamo.model` stands for them.
+    its sizes: `method.model` stands for them.
     """
     compared = {name: value for name, value in decisive(config).items() if name != "device"}
-    compared["policy"] = {name: value for name, value in compared["policy"].items() if name != "language"}
+    compared["method"]["network"].pop("language", None)
     return compared

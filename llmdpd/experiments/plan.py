@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -26,19 +27,40 @@ from llmdpd.utils.plain import differences, to_plain
 
 @dataclass(frozen=True)
 class Settings:
-    """The command's options. None: as the grid, the budget or the machine says."""
+    """What to run, and on how much of the machine."""
 
-    experiment: str
+    experiment: Annotated[str, tyro.conf.Positional]
+    """One of the experiments above."""
     protocol: str | None = None
+    """Which tasks are trained on: paper (3 tasks), ml45 (45) or design (40 of those); of table2 d4rl. By default the
+    experiment's first."""
     seeds: int = 3
+    """Runs of each method, with the seeds 0, 1 …"""
     episodes: int | None = None
+    """Evaluated episodes a task; by default the budget's, else the experiment's (500, of locomotion 100)."""
     seen_episodes: int | None = None
+    """The same of a task that is trained on, of which ml45 has 45; by default as many."""
     budget: str = "full"
+    """How much each run may take at most, by one of the names above."""
     out: Path | None = None
+    """Folder of the runs and the page. Experiments share runs here. Default: experiments/PROTOCOL, or
+    experiments/PROTOCOL-BUDGET."""
     data_root: Path = Path("data")
+    """Folder of collected data, shared by all runs."""
     only: tuple[str, ...] = ()
+    """Methods to run, by the names that their runs' folders begin with; by default all."""
     variants: bool = True
-    options: tuple[str, ...] = ()
+    """Evaluate with other prompts, and non-learned baselines, too, where the experiment has such; --no-variants: the
+    runs alone."""
+    jobs: int | None = None
+    """Runs at once; by default one a GPU where there are any, else one a core."""
+    device: str = "auto"
+    """auto (GPUs where there are any), cpu or cuda."""
+    dry_run: bool = False
+    """Show the runs, their state and, where a run of their method has finished, about how long they take; run nothing.
+    """
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Options of llmdpd.train for all of the runs."""
 
 
 @dataclass(frozen=True)
