@@ -78,7 +78,7 @@ def _by_policy(records: Sequence[TaskResult]) -> list[tuple[str, TaskResult]]:
         for name in ("last", "best")
     )
     same = {key for key in last.keys() & best.keys() if dataclasses.replace(best[key], checkpoint="last") == last[key]}
-    named = []
+    named: list[tuple[str, TaskResult]] = []
     for record in records:
         twin = (record.task, record.prompts) in same
         if not twin or record.checkpoint == "last":

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from llmdpd.cli.common import results_table, run_command
-from llmdpd.runs.evaluate import RENAMED_OPTIONS, EvaluateConfig, evaluate
+from llmdpd.runs.evaluate import evaluate
+from llmdpd.runs.evaluate_options import RENAMED_OPTIONS, EvaluateConfig
 from llmdpd.runs.folder import RunFolder
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse, renamed

@@ -22,9 +22,10 @@ from llmdpd.utils.plain import from_plain, to_plain
 
 SCHEMA = 2
 SPLITS = ("seen", "unseen")
-CHECKPOINTS = ("last", "best")
 _DERIVED = ("success_rate", "ci95")
 Finite = Annotated[float, Bounds(-MOST)]
+Checkpoint = Literal["last", "best"]
+CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 OptionalFinite = Annotated[float | None, Bounds(-MOST)]
 _OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
 _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
@@ -146,7 +147,7 @@ class TaskResult:
     trained_on: tuple[str, ...]
     training_data: str
     goal_visible: bool | None
-    checkpoint: Literal["last", "best"]
+    checkpoint: Checkpoint
     context: str
     iterations: WholeNumber
     wall_seconds: Finite

@@ -11,7 +11,7 @@ from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.episodes import MakeAct, evaluate_tasks
 from llmdpd.evaluation.non_learned import BASELINES
 from llmdpd.evaluation.prompts import TaskPrompt
-from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult
+from llmdpd.evaluation.results import ActingUse, Checkpoint, PromptUse, TaskResult
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.locomotion import is_locomotion, normalised_score
 from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
@@ -20,7 +20,7 @@ from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 
 def evaluate_policies(
-    policies: Mapping[str, Policy],
+    policies: Mapping[Checkpoint, Policy],
     config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
     *,

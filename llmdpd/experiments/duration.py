@@ -15,7 +15,7 @@ def seconds_left(cell: Cell, known: Iterable[Cell]) -> float | None:
     """
     times: dict[bool, list[float]] = {True: [], False: []}
     for other in known:
-        if other.preset == cell.preset and other.config.method == cell.config.method and other.records():
+        if other.preset == cell.preset and other.config.method.name == cell.config.method.name and other.records():
             seconds = read_json(other.run.meta).get("times", {}).get("total_seconds")
             if seconds is not None:
                 times[other.method == cell.method].append(seconds)

@@ -19,7 +19,7 @@ from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
 from llmdpd.methods import METHODS
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import find_model
-from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
+from llmdpd.runs.evaluate_options import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.plain import differences, to_plain

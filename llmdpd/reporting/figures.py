@@ -114,7 +114,7 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
             offset = (place - (len(series) - 1) / 2) * thickness
             for row, y in zip(rows, places, strict=True):
                 split, task = row.split, row.task
-                value = arm.mean(split, checkpoint) if task is None else arm.estimate(task, split, checkpoint)
+                value = arm.estimates(split, checkpoint).get(task) if task else arm.mean(split, checkpoint)
                 if value is not None:
                     _bar(axes, value, y + offset, thickness * 0.86, _SERIES_COLOURS[index % SERIES], checkpoint)
         marked = _paper_marks(axes, rows, places)
