@@ -14,6 +14,7 @@ from llmdpd.experiments.grids import BUDGETS, GRIDS
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.experiments.schedule import Outcome, Scheduler, shares
+from llmdpd.reporting.page import measure
 from llmdpd.runs.folder import folder_lock
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse
@@ -92,15 +93,10 @@ def _show_plan(plan: Plan) -> None:
     for cell in cells:
         state = "skipped" if cell.method in plan.skipped else cell.state
         seconds = left.get(cell.name)
-        about = _duration(seconds) if seconds is not None else "not known" if cell.name in left else ""
+        about = measure("seconds", seconds) if seconds is not None else "not known" if cell.name in left else ""
         table.add_row(cell.name, state, about)
     console.print(table)
     _show_skipped(plan)
-    total = sum(seconds or 0.0 for seconds in left.values()) / len(parts)
+    total = measure("seconds", sum(seconds or 0.0 for seconds in left.values()) / len(parts))
     unknown = " and those not known, of which no run has finished yet" if None in left.values() else ""
-    console.print(f"{len(missing)} runs to do, {len(parts)} at once: about {_duration(total)}{unknown}")
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    console.print(f"{len(missing)} runs to do, {len(parts)} at once: about {measure('seconds', total)}{unknown}")

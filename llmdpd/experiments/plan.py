@@ -22,6 +22,7 @@ from llmdpd.prompts.models import find_model
 from llmdpd.runs.evaluate_options import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.plain import differences, to_plain
 
 
@@ -97,13 +98,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     grid = grids[_known(settings.experiment, grids, "experiment")]
     protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
     budget = BUDGETS[_known(settings.budget, BUDGETS, "--budget")]
-    for name, number in (
-        ("--seeds", settings.seeds),
-        ("--episodes", settings.episodes),
-        ("--seen-episodes", settings.seen_episodes),
-    ):
-        if number is not None and number < 1:
-            raise InputError("the number is out of range", field=name, found=number, expected="at least 1")
+    for name in ("seeds", "episodes", "seen_episodes"):
+        Bounds(1).check(getattr(settings, name), f"--{name.replace('_', '-')}")
     episodes = settings.episodes or budget.episodes or grid.episodes
     suffix = "" if settings.budget == "full" else f"-{settings.budget}"
     out = settings.out or Path("experiments") / f"{protocol}{suffix}"
@@ -199,8 +195,6 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     words = (*words, *_budget_options(config, budget), *own)
     config = parse_train(("--preset", method.preset, *words))
     variants = method.variants if settings.variants else ()
-    first = [variant.evaluation for variant in variants]
-    later = [variant.evaluation for variant in variants if not variant.once]
     return tuple(
         Cell(
             method=method.key,
@@ -210,7 +204,7 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
             folder=plan.out / f"{method.key}-seed{seed}",
             episodes=plan.episodes,
             data_root=settings.data_root,
-            evaluations=tuple(first if seed == 0 else later),
+            evaluations=tuple(variant.evaluation for variant in variants if seed == 0 or not variant.once),
             seen_episodes=settings.seen_episodes,
         )
         for seed in range(settings.seeds)
@@ -237,12 +231,11 @@ def _check_evaluations(cell: Cell) -> None:
 def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
     """What brings a configuration down to the budget."""
     options: list[str] = []
-    for name, most, value in (
-        ("training.iterations", budget.iterations, config.training.iterations),
-        ("data.episodes", budget.data_episodes, config.data.episodes),
-    ):
-        if most is not None and value > most and not (name.startswith("data.") and METHODS[config.method.name].online):
-            options += [f"--{name}", str(most)]
+    if budget.iterations is not None and config.training.iterations > budget.iterations:
+        options += ["--training.iterations", str(budget.iterations)]
+    episodes = None if METHODS[config.method.name].online else budget.data_episodes
+    if episodes is not None and config.data.episodes > episodes:
+        options += ["--data.episodes", str(episodes)]
     shortened = () if budget.iterations is None else config.method.shortened(budget.iterations)
     return (*options, *shortened)
 

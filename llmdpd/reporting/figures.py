@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -43,13 +44,8 @@ class Palette:
 # Colours that matplotlib writes and nothing else does, each replaced by a CSS variable.
 PAGE = Palette("#010203", "#010204", "#010205", tuple(f"#0102{16 + index:02x}" for index in range(SERIES)), "none")
 # For pictures, which follow no page: the light ones of report.css.
-LIGHT = Palette(
-    "#1a2027",
-    "#5a6572",
-    "#dde2e8",
-    ("#1f6fb2", "#c2570c", "#23804a", "#8a4fb0", "#a8770a", "#b03060"),
-    "#ffffff",
-)
+_LIGHT_SERIES = ("#1f6fb2", "#c2570c", "#23804a", "#8a4fb0", "#a8770a", "#b03060")
+LIGHT = Palette("#1a2027", "#5a6572", "#dde2e8", _LIGHT_SERIES, "#ffffff")
 _INK, _MUTED, _SERIES_COLOURS = PAGE.ink, PAGE.muted, PAGE.series
 _VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.grid: "--line"} | {
     colour: f"--s{index}" for index, colour in enumerate(PAGE.series)
@@ -64,21 +60,15 @@ def style(palette: Palette) -> dict[Any, Any]:
         "text.parse_math": False,  # a $ in a name is a $
         "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
         "svg.hashsalt": "llmdpd",
-        "figure.facecolor": palette.background,
-        "axes.facecolor": palette.background,
-        "savefig.facecolor": palette.background,
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), palette.background),
         "font.size": 11.0,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": palette.muted,
-        "axes.labelcolor": palette.ink,
         "axes.titlesize": 11.0,
         "axes.titlelocation": "left",
-        "text.color": palette.ink,
-        "xtick.color": palette.muted,
-        "ytick.color": palette.muted,
-        "xtick.labelcolor": palette.ink,
-        "ytick.labelcolor": palette.ink,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), palette.ink),
+        **dict.fromkeys(("xtick.color", "ytick.color"), palette.muted),
         "grid.color": palette.grid,
         "axes.grid": True,
         "axes.axisbelow": True,
@@ -129,10 +119,8 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
         ]
         figure.legend(handles=handles + marked, loc="outside upper left", ncols=2)
         shown = ", ".join(row.words for row in rows)
-        return Drawing(
-            to_svg(figure, "success"),
-            f"Success in percent by task with intervals: {shown}. The table has the numbers.",
-        )
+        description = f"Success in percent by task with intervals: {shown}. The table has the numbers."
+        return Drawing(to_svg(figure, "success"), description)
 
 
 class AxisRow(NamedTuple):
@@ -209,15 +197,12 @@ def curve_figure(runs: Sequence[Run]) -> tuple[Drawing | None, list[str]]:
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
         if len(runs) > 1:
-            handles = [
-                Line2D([], [], color=_SERIES_COLOURS[index % SERIES], label=_label(run.name))
-                for index, run in enumerate(runs)
-            ]
+            entries = [(_SERIES_COLOURS[index % SERIES], _label(run.name)) for index, run in enumerate(runs)]
+            handles = [Line2D([], [], color=colour, label=name) for colour, name in entries]
             figure.legend(handles=handles, loc="outside upper left", ncols=3)
         titles = ", ".join(title for title, _ in shown)
-        return Drawing(to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}."), [
-            name for _, names in left for name in names
-        ]
+        drawing = Drawing(to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}.")
+        return drawing, [name for _, names in left for name in names]
 
 
 def _label(text: str) -> str:
@@ -256,12 +241,8 @@ def _panel(axes: Axes, title: str, names: Sequence[str], runs: Sequence[Run]) ->
     axes.set_xlabel("iteration")
     if len(names) > 1:
         colours = _SERIES_COLOURS if len(runs) == 1 else [_INK] * SERIES
-        handles = [
-            Line2D(
-                [], [], color=colours[index], linestyle=styles[index % len(styles)], label=name.removeprefix("eval/")
-            )
-            for index, name in enumerate(names)
-        ]
+        looks = zip(colours, itertools.cycle(styles), (name.removeprefix("eval/") for name in names), strict=False)
+        handles = [Line2D([], [], color=colour, linestyle=line, label=name) for colour, line, name in looks]
         axes.legend(handles=handles, fontsize=9)
     if title == _SUCCESS:
         axes.set_ylim(-0.03, 1.03)

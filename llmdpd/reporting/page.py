@@ -236,5 +236,5 @@ def measure(name: str, value: object) -> str:
         hours, minutes = divmod(minutes, 60)
         if hours:
             return f"{hours} h {minutes:02d} min"
-        return f"{minutes} min {seconds:02d} s" if minutes else f"{value:.1f} s"
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{round(value, 1):g} s"
     return _plain(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from typing import Any, cast
 import torch
 
 from llmdpd.config.schema import TrainConfig
+from llmdpd.config.stored import read_stored
 from llmdpd.data import TrajectoryDataset
+from llmdpd.data.collecting.scripted import content_hash
+from llmdpd.errors import InputError
 from llmdpd.evaluation.episodes import evaluate_tasks
-from llmdpd.evaluation.latency import acting_cost
 from llmdpd.evaluation.prompts import TaskPrompt
-from llmdpd.evaluation.scoring import selection_score
+from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
 from llmdpd.nn.policy_network import Spaces
@@ -25,8 +28,7 @@ from llmdpd.policy.policy import Policy
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
 from llmdpd.runs.evaluate import evaluate_run, record_run
-from llmdpd.runs.folder import RunFolder
-from llmdpd.runs.inputs import check_inputs, input_hashes
+from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
@@ -35,8 +37,9 @@ from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.checkpoint import latest_checkpoint, read_state
 from llmdpd.utils.device import check_device
-from llmdpd.utils.plain import to_plain
+from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import console
 
 
@@ -133,9 +136,29 @@ def prepare_data(run: Run) -> None:
 
 
 def check_resumable(run: Run) -> None:
-    """Hold what is learned from against the run's checkpoint, where there is one."""
-    run.hashes = input_hashes(run.config, run.dataset, run.demonstrations, run.texts.vectors)
-    check_inputs(run.folder, run.hashes)
+    """Hold what is learned from against the run's checkpoint, where there is one.
+
+    Raises:
+        InputError: naming every setting and every input that is not the checkpoint's.
+    """
+    run.hashes = input_hashes(run)
+    checkpoint = latest_checkpoint(run.folder.path / "checkpoint")
+    if checkpoint is None:
+        return
+    state = read_state(checkpoint)
+    known = {name: state.get(name) for name in run.hashes}
+    if known["config"] is not None:
+        # Settings from after the checkpoint was written are at their defaults in it: what was done before there were.
+        known["config"] = decisive(read_stored(known["config"], checkpoint / "state.json", "config."))
+    changed = differences(known, run.hashes)
+    if changed:
+        raise InputError(
+            "the run cannot be resumed: what it learns from is not what its checkpoint learned from",
+            path=checkpoint,
+            found="; ".join(changed),
+            expected="the same configuration, data and embeddings",
+            hint="put them back as they were, or start a new run",
+        )
 
 
 def store_prompts(run: Run) -> None:
@@ -202,6 +225,24 @@ STAGES: tuple[Callable[[Run], None], ...] = (
     record,
 )
 """What a run does, in this order."""
+
+
+def input_hashes(run: Run) -> dict[str, Any]:
+    """The settings that decide what is learned, and SHA-256 of training data, evaluation's demonstrations, embeddings.
+
+    What is not there (a data set, of a method that learns in the environment) is None. The method adds what it learns
+    from beside them (`MethodConfig.inputs`).
+    """
+    embedded = hashlib.sha256()
+    for text, vector in run.texts.vectors.items():
+        embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
+    return {
+        "config": decisive(run.config),
+        "training data": None if run.dataset is None else content_hash(run.dataset),
+        "demonstrations": None if run.demonstrations is None else content_hash(run.demonstrations),
+        "text embeddings": embedded.hexdigest() if run.texts.vectors else None,
+        **run.config.method.inputs(),
+    }
 
 
 def _offline(run: Run) -> tuple[Learner, Sampler]:

@@ -66,7 +66,7 @@ class Hooks:
 class TrainingLoop:
     """Trains a learner for `config.iterations`, from the run's last checkpoint if there is one.
 
-    `facts` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.inputs`).
+    `facts` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.pipeline`).
     """
 
     run: Path
