@@ -99,4 +99,4 @@ def _show_plan(plan: Plan) -> None:
     _show_skipped(plan)
     total = measure("seconds", sum(seconds or 0.0 for seconds in left.values()) / len(parts))
     unknown = " and those not known, of which no run has finished yet" if None in left.values() else ""
-    console.print(f"{len(missing)} runs to do, {len(parts)} at once: about {measure('seconds', total)}{unknown}")
+    console.print(f"{len(missing)} runs to do, {len(parts)} at once: about {total}{unknown}")

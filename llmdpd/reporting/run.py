@@ -55,9 +55,7 @@ def read_run(folder: Path, video_budget: int) -> Run:
         raise InputError("no such run folder", path=folder, expected="a folder written by python -m llmdpd.train")
     if not (folder / "results.json").is_file():
         raise InputError(
-            "the run has no results yet",
-            path=folder / "results.json",
-            hint=f"python -m llmdpd.evaluate {folder}",
+            "the run has no results yet", path=folder / "results.json", hint=f"python -m llmdpd.evaluate {folder}"
         )
     problems: list[str] = []
     prompts = _mapping(folder / "prompts.json", problems, "the prompts")

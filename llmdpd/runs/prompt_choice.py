@@ -10,13 +10,7 @@ from pathlib import Path
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
-from llmdpd.evaluation.prompts import (
-    TaskPrompt,
-    behaviour_prompts,
-    choose_demonstrations,
-    swap_prompts,
-    task_prompts,
-)
+from llmdpd.evaluation.prompts import TaskPrompt, behaviour_prompts, choose_demonstrations, swap_prompts, task_prompts
 from llmdpd.prompts import TextPrompt
 from llmdpd.runs.data import behaviour_demonstrations
 from llmdpd.runs.evaluate_options import EvaluateConfig
