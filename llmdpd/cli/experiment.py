@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from llmdpd.cli.common import run_command
-from llmdpd.experiments.duration import seconds_left
 from llmdpd.experiments.grids import BUDGETS, GRIDS
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.experiments.schedule import Outcome, Scheduler, shares
+from llmdpd.experiments.schedule import Outcome, Scheduler, seconds_left, shares
 from llmdpd.reporting.page import measure
 from llmdpd.runs.folder import folder_lock
 from llmdpd.training.stopping import StopSignals

@@ -60,15 +60,10 @@ def record_videos(
         for task in sorted(prompts, key=lambda task: task in seen)[:most]
     ]
     with (
-        ProgressBar("recording videos", "episodes") as bar,
+        ProgressBar("recording videos", "episodes", check=check) as bar,
         EnvPool(goal_visible=bool(goal_visible), parallel=len(requests), render=True) as pool,
     ):
         bar.update(0, len(requests))
-
-        def progress(done: int) -> None:
-            bar.update(done, len(requests))
-            check()
-
         act = act_maker(policy)(prompts, requests)
         states: list[dict[int, NDArray[np.float32]]] = [{} for _ in requests]
 
@@ -79,7 +74,7 @@ def record_videos(
                 states[request][int(step)] = observation.copy()
             return np.asarray(act(observations, index, steps, rewards), np.float32)
 
-        results = pool.run(requests, watched, progress)
+        results = pool.run(requests, watched, lambda done: bar.update(done, len(requests)))
     if isinstance(policy, Policy):
         for request, observed in zip(requests, states, strict=True):
             _map_attention(policy, prompts[request.task], observed, folder / "attention" / f"{request.task}.png")

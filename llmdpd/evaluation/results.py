@@ -225,13 +225,10 @@ def read_results(path: str | Path) -> list[TaskResult]:
     if not isinstance(value, dict) or not isinstance(value.get("records"), list):
         raise InputError("not a results file", path=path, field="records", expected="an object with a list `records`")
     if value.get("schema") != SCHEMA:
+        found = repr(value.get("schema"))
+        hint = "evaluate the run again (python -m llmdpd.evaluate RUN), or read it with the llmdpd that wrote it"
         raise InputError(
-            "results of another version",
-            path=path,
-            field="schema",
-            found=repr(value.get("schema")),
-            expected=SCHEMA,
-            hint="evaluate the run again (python -m llmdpd.evaluate RUN), or read it with the llmdpd that wrote it",
+            "results of another version", path=path, field="schema", found=found, expected=SCHEMA, hint=hint
         )
     records = []
     for index, entry in enumerate(value["records"]):

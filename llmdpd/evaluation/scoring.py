@@ -126,35 +126,25 @@ def _score(
     counts = {task: config.episodes_of(split) for task, split in splits.items()}
     total = sum(counts.values())
     watch = Stopwatch()
-    with EnvPool(workers, tasks.goal_visible) as pool, ProgressBar(title, "episodes") as bar:
+    with EnvPool(workers, tasks.goal_visible) as pool, ProgressBar(title, "episodes", check=check) as bar:
         bar.update(0, total)
-
-        def progress(done: int) -> None:
-            bar.update(done, total)
-            check()
-
-        results = evaluate_tasks(policy, prompts, counts, pool, max_steps=config.max_steps, progress=progress)
+        results = evaluate_tasks(
+            policy, prompts, counts, pool, max_steps=config.max_steps, progress=lambda done: bar.update(done, total)
+        )
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
     steps = {task: sum(result.length for result in episodes) for task, episodes in results.items()}
     seconds_a_step = watch.seconds / sum(steps.values())
     protocol = protocol_of(tasks.protocol, tasks.seen, prompts)
-    return [
-        (
-            task,
-            episodes,
-            {
-                "task": task,
-                "split": splits[task],
-                "protocol": protocol,
-                "episodes": len(episodes),
-                "max_steps": config.max_steps,
-                "goal_visible": tasks.goal_visible,
-                "wall_seconds": round(seconds_a_step * steps[task], 2),
-            },
-        )
-        for task, episodes in results.items()
-    ]
+    scored = []
+    for task, episodes in results.items():
+        common = {
+            **{"task": task, "split": splits[task], "protocol": protocol, "episodes": len(episodes)},
+            **{"max_steps": config.max_steps, "goal_visible": tasks.goal_visible},
+            "wall_seconds": round(seconds_a_step * steps[task], 2),
+        }
+        scored.append((task, episodes, common))
+    return scored
 
 
 def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) -> str:

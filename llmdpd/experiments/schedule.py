@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -18,7 +18,7 @@ from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.cores import usable_cores
-from llmdpd.utils.files import process_lock
+from llmdpd.utils.files import process_lock, read_json
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _POLL_SECONDS = 0.2
@@ -217,3 +217,21 @@ def _is_busy(cell: Cell) -> bool:
 
 def _last_lines(log: Path, count: int) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+
+
+def seconds_left(cell: Cell, known: Iterable[Cell]) -> float | None:
+    """Seconds until the cell is done, from the mean of finished runs of its method, else of its preset.
+
+    None until such a run has finished. Iterations that the cell has done already are subtracted in proportion.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for other in known:
+        if other.preset == cell.preset and other.config.method.name == cell.config.method.name and other.records():
+            seconds = read_json(other.run.meta).get("times", {}).get("total_seconds")
+            if seconds is not None:
+                times[other.method == cell.method].append(seconds)
+    found = times[True] or times[False]
+    if not found:
+        return None
+    share_left = 1 - cell.iterations_done / cell.config.training.iterations
+    return share_left * sum(found) / len(found)

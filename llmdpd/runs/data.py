@@ -78,12 +78,10 @@ def _without_failed(dataset: TrajectoryDataset) -> tuple[TrajectoryDataset, str]
     failed = dataset.successes == 0
     for task in dataset.tasks:
         if failed[dataset.episodes_of(task)].all():
+            found = f"{len(dataset.episodes_of(task))} failed episodes"
+            expected = "at least one that did not"
             raise InputError(
-                "every episode of a task failed",
-                path=dataset.source,
-                field=task,
-                found=f"{len(dataset.episodes_of(task))} failed episodes",
-                expected="at least one that did not",
+                "every episode of a task failed", path=dataset.source, field=task, found=found, expected=expected
             )
     if not failed.any():
         return dataset, ""
@@ -106,13 +104,8 @@ def _sac_data(data: DataConfig, tasks: tuple[str, ...], check: Check) -> tuple[T
     """A medium-replay of each task, collected by SAC or found where it was, and its description."""
     out = Path(data.root) / f"sac-seed{data.seed}-{data.sac_steps}steps"
     wanted = SacConfig(tasks=tasks, steps=data.sac_steps, out=out, seed=data.seed)
-    with ProgressBar("SAC collects the training data", "steps") as bar:
-
-        def progress(task: str, done: int, total: int, words: str) -> None:
-            bar.update(done, total, f"{task}: {words}")
-            check()
-
-        collected = collect_sac(wanted, progress)
+    with ProgressBar("SAC collects the training data", "steps", check=check) as bar:
+        collected = collect_sac(wanted, lambda task, done, total, words: bar.update(done, total, f"{task}: {words}"))
     for part in collected:
         if not (part.reached or part.reused):
             console.print(f"{part.task}: SAC did not reach the medium level in {data.sac_steps} steps")
@@ -192,13 +185,9 @@ def _collect(
     name = f"{kind}-{len(tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}-{zlib.crc32(parts):08x}"
     wanted = replace(wanted, out=Path(data.root) / name)
     watch = Stopwatch()
-    with ProgressBar(f"collecting {kind} data", "episodes") as bar:
-
-        def progress(done: int, total: int, steps: int) -> None:
-            bar.update(done, total, f"{steps:,} steps")
-            check()
-
-        dataset = collect_metaworld(wanted, progress).dataset
+    with ProgressBar(f"collecting {kind} data", "episodes", check=check) as bar:
+        collected = collect_metaworld(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
+    dataset = collected.dataset
     success = float(np.mean(dataset.successes == 1))
     console.print(
         f"{kind} data: {dataset.num_episodes} episodes, {dataset.num_transitions} transitions, {success:.0%} succeeded"

@@ -158,12 +158,8 @@ def _without_a_run(config: EvaluateConfig) -> TrainConfig:
     if not config.tasks:
         raise InputError("no tasks to evaluate", field="--tasks", found="none", expected="Meta-World tasks, or a run")
     if config.prompt_data is None and not config.prompt_behaviours:
-        raise InputError(
-            "no demonstrations to follow",
-            field="--prompt-data",
-            found="none",
-            hint="name a data set, or collect demonstrations with --prompt-behaviours clean",
-        )
+        hint = "name a data set, or collect demonstrations with --prompt-behaviours clean"
+        raise InputError("no demonstrations to follow", field="--prompt-data", found="none", hint=hint)
     tasks = TaskConfig(protocol="none", seen=(), unseen=config.tasks_of(TrainConfig()))
     return TrainConfig(tasks=tasks)
 

@@ -105,12 +105,9 @@ def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
         raise InputError("nothing to evaluate", field="RUN", found="neither a run nor --baseline", expected="one")
     for name, value in config.acting.items():
         if config.run is not None and not hasattr(trained.method.acting, name):
-            raise InputError(
-                "the method has no such way of acting",
-                field=_option(name),
-                found=f"{value}, of a run of {trained.method.name}",
-                hint=f"leave {_option(name)} out",
-            )
+            found = f"{value}, of a run of {trained.method.name}"
+            hint = f"leave {_option(name)} out"
+            raise InputError("the method has no such way of acting", field=_option(name), found=found, hint=hint)
     _check_prompts(config, trained)
 
 
@@ -137,12 +134,13 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
     context = trained.method.network.context_config()
     for behaviour in config.prompt_behaviours:
         if behaviour not in BEHAVIOURS:
+            expected, hint = ", ".join(BEHAVIOURS), f"nearest: {nearest_names(behaviour, tuple(BEHAVIOURS))}"
             raise InputError(
                 "unknown behaviour",
                 field="--prompt-behaviours",
                 found=behaviour,
                 expected=", ".join(BEHAVIOURS),
-                hint="nearest: " + nearest_names(behaviour, tuple(BEHAVIOURS)),
+                hint=hint,
             )
     asked = {
         "--prompt-data": config.prompt_data,
@@ -151,12 +149,9 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
     }
     given = [option for option, value in asked.items() if value]
     if config.prompt_data and config.prompt_behaviours:
-        raise InputError(
-            "demonstrations from two places",
-            field="--prompt-data",
-            found=f"{config.prompt_data} and --prompt-behaviours",
-            expected="one of the two",
-        )
+        found = f"{config.prompt_data} and --prompt-behaviours"
+        expected = "one of the two"
+        raise InputError("demonstrations from two places", field="--prompt-data", found=found, expected=expected)
     if config.prompts == "no-trajectory" and given:
         raise InputError(
             "without demonstrations there is no choice of them", field="--prompts no-trajectory", found=", ".join(given)

@@ -73,12 +73,9 @@ class RunFolder:
         run = cls(path)
         with run.lock():
             if any(file != run._lock_file for file in path.iterdir()):
-                raise InputError(
-                    "the run folder is not empty",
-                    path=path,
-                    expected="a new or an empty folder",
-                    hint=f"continue that run with --resume {path}, or choose another --run-dir",
-                )
+                expected = "a new or an empty folder"
+                hint = f"continue that run with --resume {path}, or choose another --run-dir"
+                raise InputError("the run folder is not empty", path=path, expected=expected, hint=hint)
             atomic_write_json(run.config, to_plain(config))
             run.note(versions=_versions(), machine=_machine(), times={})
         return run

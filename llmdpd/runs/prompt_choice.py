@@ -73,12 +73,10 @@ def _data(config: EvaluateConfig, run: RunFolder | None, trained: TrainConfig) -
     known = trained.tasks.all if run.prompts.exists() else ()
     foreign = [task for task in config.tasks_of(trained) if task not in known]
     if foreign:
+        found = ", ".join(foreign)
+        hint = "name a data set that has one with --prompt-data, or collect some with --prompt-behaviours clean"
         raise InputError(
-            "the run has no demonstration of this task",
-            path=run.prompts,
-            field="--tasks",
-            found=", ".join(foreign),
-            hint="name a data set that has one with --prompt-data, or collect some with --prompt-behaviours clean",
+            "the run has no demonstration of this task", path=run.prompts, field="--tasks", found=found, hint=hint
         )
     return run.prompts
 
