@@ -50,25 +50,20 @@ def evaluate_policies(
         title = f"evaluating {name}"
         for task, episodes, common in _score(title, policy, config, prompts, tasks, workers, check):
             context, prompt = policy.network.reads, prompts[task]
-            demonstrated = context.trajectory and prompt.demonstrations
-            records.append(
-                TaskResult(
-                    **common,
-                    **_outcome(task, episodes),
-                    seed=facts["seed"],
-                    prompts=PromptUse(
-                        text=prompt.text_source if context.text and prompt.text is not None else False,
-                        trajectory=prompt.demonstration_source if demonstrated else False,
-                    ),
-                    acting=ActingUse(**policy.acting.describe(policy.network.config)),
-                    trained_on=tasks.seen,
-                    training_data=facts["training_data"],
-                    checkpoint=name,
-                    context=context.kind,
-                    iterations=facts["iterations"],
-                    method=policy.method,
-                )
+            text = context.text and prompt.text is not None and prompt.text_source
+            trajectory = bool(context.trajectory and prompt.demonstrations) and prompt.demonstration_source
+            record = TaskResult(
+                **common,
+                **_outcome(task, episodes),
+                **{field: facts[field] for field in ("seed", "training_data", "iterations")},
+                prompts=PromptUse(text, trajectory),
+                acting=ActingUse(**policy.acting.describe(policy.network.config)),
+                trained_on=tasks.seen,
+                checkpoint=name,
+                context=context.kind,
+                method=policy.method,
             )
+            records.append(record)
     return records
 
 
@@ -126,11 +121,14 @@ def _score(
     counts = {task: config.episodes_of(split) for task, split in splits.items()}
     total = sum(counts.values())
     watch = Stopwatch()
-    with EnvPool(workers, tasks.goal_visible) as pool, ProgressBar(title, "episodes", check=check) as bar:
+    with EnvPool(workers, tasks.goal_visible) as pool, ProgressBar(title, "episodes") as bar:
         bar.update(0, total)
-        results = evaluate_tasks(
-            policy, prompts, counts, pool, max_steps=config.max_steps, progress=lambda done: bar.update(done, total)
-        )
+
+        def progress(done: int) -> None:
+            bar.update(done, total)
+            check()
+
+        results = evaluate_tasks(policy, prompts, counts, pool, max_steps=config.max_steps, progress=progress)
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
     steps = {task: sum(result.length for result in episodes) for task, episodes in results.items()}

@@ -16,9 +16,8 @@ from llmdpd.experiments.schedule import Outcome
 from llmdpd.experiments.summary import Row, make_rows, reported_figures, reported_mean
 from llmdpd.reporting.compare import Arm, flatten
 from llmdpd.reporting.estimate import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Estimate
-from llmdpd.reporting.page import drawing_values, measure, metadata, render_template
+from llmdpd.reporting.page import measure, metadata, render_template
 from llmdpd.reporting.paper import Reported
-from llmdpd.reporting.run import Run
 from llmdpd.tasks import base_name
 from llmdpd.utils.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
 
@@ -71,28 +70,23 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
         about=plan.grid.about,
         cells=cells,
         done=sum(view["state"] == "done" for view in cells),
-        skipped=[(_label(plan, key), reason) for key, reason in plan.skipped.items()],
+        skipped=[(m.label, plan.skipped[m.key]) for m in plan.grid.methods if m.key in plan.skipped],
         metadata=[(f"{row.title}, {row.checkpoint} checkpoint", _metadata(plan, row)) for row in rows],
         resamples=BOOTSTRAP_SAMPLES,
         resample_seed=BOOTSTRAP_SEED,
         wide=True,
         unit=unit,
         tables=tables,
-        figure=None if drawn is None else drawing_values(drawn[0]),
+        figure=None if drawn is None else drawn[0],
     )
     atomic_write_text(page, html)
     return page
 
 
-def _label(plan: Plan, key: str) -> str:
-    return next(method.label for method in plan.grid.methods if method.key == key)
-
-
 def _metadata(plan: Plan, row: Row) -> dict[str, str]:
     """What a row's results were obtained with."""
-    arm = Arm(row.title, ((Run(Path(row.title), row.records), row.records),))
     key = next(method.key for method in plan.grid.methods if method.label == row.label)
-    found = metadata(arm) | plan.cells[key][0].config.method.details()
+    found = metadata(Arm(row.title, row.records)) | plan.cells[key][0].config.method.details()
     del found["results of"]
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 from llmdpd.evaluation.results import CHECKPOINTS, TaskResult
 from llmdpd.reporting.estimate import Estimate, best_is_last, mean_estimate, task_estimates
 from llmdpd.reporting.run import Run
+from llmdpd.utils.legacy import leaves
 
 # Settings that say where a run was written, its random seed, how often it wrote and how fast it could be: not what was
 # done.
@@ -20,7 +21,6 @@ _NOT_COMPARED = {
 
 
 _Named = tuple[tuple[str, str], ...]  # names with values, hashable
-_Member = tuple[Run, tuple[TaskResult, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,7 @@ class Arm:
     """Records of runs that differ by nothing but the seed, under one evaluation setting."""
 
     label: str
-    members: tuple[_Member, ...]
-
-    @property
-    def records(self) -> tuple[TaskResult, ...]:
-        return tuple(record for _, records in self.members for record in records)
+    records: tuple[TaskResult, ...]
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -66,14 +62,9 @@ class Arm:
         return mean_estimate(self.select(split, checkpoint))
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one level with dotted names; lists and scalars stay as they are."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        flat.update(flatten(entry, f"{prefix}.{name}" if prefix else str(name)))
-    return flat
+def flatten(value: Any) -> dict[str, Any]:
+    """Nested objects as one level with dotted names; what is no object has the name ""."""
+    return dict(leaves(value)) if isinstance(value, dict) else {"": value}
 
 
 def compared_config(run: Run) -> dict[str, str]:
@@ -95,7 +86,7 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def group_arms(runs: Sequence[Run]) -> list[Arm]:
     """Arms in order of the runs. Runs are one arm if config and setting agree, and each adds seeds of its own."""
-    groups: dict[tuple[_Named, _Named, int], list[_Member]] = {}
+    groups: dict[tuple[_Named, _Named, int], list[tuple[Run, list[TaskResult]]]] = {}
     for run in runs:
         settings: dict[_Named, list[TaskResult]] = {}
         for record in run.records:
@@ -109,9 +100,10 @@ def group_arms(runs: Sequence[Run]) -> list[Arm]:
                 if config and not seeds & {record.seed for _, others in members for record in others}:
                     break
                 copy += 1
-            members.append((run, tuple(records)))
+            members.append((run, records))
     labels = _labels([([run for run, _ in members], dict(key[1])) for key, members in groups.items()])
-    return [Arm(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
+    joined = [tuple(record for _, records in members for record in records) for members in groups.values()]
+    return [Arm(label, records) for label, records in zip(labels, joined, strict=True)]
 
 
 def _setting(record: TaskResult, run: Run) -> _Named:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -80,7 +81,7 @@ def style(palette: Palette) -> dict[Any, Any]:
 class Drawing:
     """One figure: SVG markup for the page, and a sentence that says what it shows to who cannot see it."""
 
-    svg: str
+    svg: Markup
     description: str
 
 
@@ -262,7 +263,7 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], colour: str, style: 
     axes.plot(iterations[chosen], smooth[chosen], color=colour, linestyle=style, linewidth=1.8)
 
 
-def to_svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> Markup:
     """The figure, in PAGE's colours, as markup for an HTML page; `name` keeps its ids apart from other figures'."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
@@ -275,4 +276,4 @@ def to_svg(figure: Figure, name: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return Markup(re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg))

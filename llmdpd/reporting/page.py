@@ -16,7 +16,7 @@ from llmdpd.errors import InputError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.reporting.compare import Arm, differing_settings, flatten, goal_words, group_arms, on_off
 from llmdpd.reporting.estimate import tasks_by_split
-from llmdpd.reporting.figures import Drawing, curve_figure, success_figure
+from llmdpd.reporting.figures import curve_figure, success_figure
 from llmdpd.reporting.paper import TABLE_1, TABLE_2, find_row
 from llmdpd.reporting.run import Run, read_run
 from llmdpd.utils.files import atomic_write_text
@@ -80,11 +80,11 @@ def render_page(runs: Sequence[Run]) -> str:
         split_words=_SPLIT_WORDS,
         paper=_paper,
         paper_means=_paper_means,
-        success_figure=drawing_values(success_figure(counted)),
+        success_figure=success_figure(counted),
         spread=any(len(arm.seeds) > 1 for arm in arms),
         locomotion=_locomotion_table(arms),
         metadata=[metadata(arm) for arm in arms],
-        curves=drawing_values(curves),
+        curves=curves,
         more_metrics=more_metrics,
         differences=differing_settings(runs) if several else [],
         run_names=[run.name for run in runs],
@@ -103,11 +103,6 @@ def render_template(name: str, **values: Any) -> str:
     )
     style = Markup((_FOLDER / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(name).render(style=style, **values)
-
-
-def drawing_values(drawing: Drawing | None) -> dict[str, Any] | None:
-    """A figure as templates take it."""
-    return None if drawing is None else {"svg": Markup(drawing.svg), "description": drawing.description}
 
 
 def _span(values: Sequence[int]) -> str:
@@ -134,20 +129,18 @@ def _paper_means(tasks: Sequence[str], split: str) -> tuple[str, str]:
 
 
 def _locomotion_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    rows = []
+    groups: dict[tuple[str, str, str], list[TaskResult]] = {}
     for arm in arms:
-        groups: dict[tuple[str, str], list[TaskResult]] = {}
         for record in arm.records:
             if record.returns_mean is not None:
-                groups.setdefault((record.task, record.checkpoint), []).append(record)
-        rows += [_locomotion_row(arm, task, checkpoint, records) for (task, checkpoint), records in groups.items()]
-    return rows
+                groups.setdefault((arm.label, record.task, record.checkpoint), []).append(record)
+    return [_locomotion_row(*key, records) for key, records in groups.items()]
 
 
-def _locomotion_row(arm: Arm, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
+def _locomotion_row(arm: str, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
     paper = find_row(TABLE_2, task)
     return {
-        "arm": arm.label,
+        "arm": arm,
         "task": task,
         "checkpoint": checkpoint,
         "episodes": sum(record.episodes for record in records),
@@ -202,8 +195,8 @@ def _run_view(run: Run) -> dict[str, Any]:
         command = command.get("argv")
     # What is in meta.json beyond the three tables is shown too, rather than lost.
     other = {name: entry for name, entry in run.meta.items() if name not in ("versions", "machine", "times", "command")}
-    tables = [(name.capitalize(), run.meta.get(name)) for name in ("versions", "machine", "times")]
-    tables += [("Also recorded", other)] if other else []
+    tables = {name.capitalize(): run.meta.get(name) for name in ("versions", "machine", "times")}
+    tables |= {"Also recorded": other} if other else {}
     return {
         "name": run.name,
         "problems": run.problems,
@@ -215,7 +208,7 @@ def _run_view(run: Run) -> dict[str, Any]:
         "config": {name: _plain(value) for name, value in flatten(run.config).items()},
         "tables": [
             (title, {name: measure(name, value) for name, value in flatten(entries or {}).items()})
-            for title, entries in tables
+            for title, entries in tables.items()
         ],
         "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command or ""),
     }
@@ -236,5 +229,5 @@ def measure(name: str, value: object) -> str:
         hours, minutes = divmod(minutes, 60)
         if hours:
             return f"{hours} h {minutes:02d} min"
-        return f"{minutes} min {seconds:02d} s" if minutes else f"{round(value, 1):g} s"
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{value:.1f} s" if value else "0 s"
     return _plain(value)

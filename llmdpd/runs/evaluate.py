@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
@@ -29,15 +28,10 @@ from llmdpd.utils.device import check_device
 Check = Callable[[], None]
 
 
-class Evaluated(NamedTuple):
-    """What an evaluation found, and the file that it was written to."""
+def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[TaskResult], Path]:
+    """Evaluate as the options say, and write the results; the records, and the file that they were written to.
 
-    records: list[TaskResult]
-    out: Path
-
-
-def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> Evaluated:
-    """Evaluate as the options say, and write the results; `check` is called now and then and may raise to stop.
+    `check` is called now and then and may raise to stop.
 
     Raises:
         InputError: as `check_evaluation`; no run there, or one that another process writes the results of; prompts
@@ -76,11 +70,12 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> Evaluated:
             write_results(out, records)
         player = BASELINES[config.baseline] if config.baseline else next(iter(policies.values()))
         videos = run.videos if run is not None and out == run.results else out.with_name(f"{out.stem}-videos")
-        for number, prompts in enumerate(sets if config.videos else ()):
+        behaviours = dict.fromkeys(config.prompt_behaviours) if len(sets) > 1 else ("",)
+        for behaviour, prompts in zip(behaviours, sets, strict=True) if config.videos else ():
             record_videos(
                 player,
                 prompts,
-                videos / config.prompt_behaviours[number] if len(sets) > 1 else videos,
+                videos / behaviour,
                 max_steps=steps,
                 goal_visible=trained.tasks.goal_visible,
                 seen=trained.tasks.seen,
@@ -88,7 +83,7 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> Evaluated:
                 checkpoint=next(iter(policies), "last"),
                 check=check,
             )
-    return Evaluated(records, out)
+    return records, out
 
 
 def load_policies(

@@ -193,16 +193,9 @@ def time_acting(run: Run) -> None:
 
 def evaluate(run: Run) -> None:
     """Evaluate the last and the best policy on every task, and write results.json."""
-    config = run.config
+    config, workers, check = run.config, run.config.data.workers, run.stop.check
     with run.folder.timed("evaluation_seconds"):
-        evaluate_run(
-            run.folder,
-            config.evaluation,
-            run.prompts,
-            workers=config.data.workers,
-            device=config.device,
-            check=run.stop.check,
-        )
+        evaluate_run(run.folder, config.evaluation, run.prompts, workers=workers, device=config.device, check=check)
 
 
 def record(run: Run) -> None:
