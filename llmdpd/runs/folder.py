@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _FREE_ON_RESUME = (
 )
 
 
+@dataclass
 class RunFolder:
     """A run's folder, and the paths within it.
 
@@ -41,8 +43,10 @@ class RunFolder:
     replay   the steps of a method that learns in the environment, from which its checkpoints continue
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
+
+    def __post_init__(self) -> None:
+        path = self.path
         self.config = path / "config.json"
         self.meta = path / "meta.json"
         self.results = path / "results.json"
