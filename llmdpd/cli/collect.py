@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
 from rich.table import Table
 
-from llmdpd.cli.common import run_command
+from llmdpd.cli.common import command
 from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
 from llmdpd.errors import InputError
@@ -32,12 +29,6 @@ def _summary_table(collected: Collected) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _dispatch(words))
-
-
 def _dispatch(arguments: list[str]) -> None:
     policy, words = take_option(arguments, "--policy")
     if policy == "sac":
@@ -52,14 +43,11 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _collect(config: CollectConfig) -> None:
-    with StopSignals() as stop, ProgressBar("collecting", "episodes") as bar:
-
-        def progress(done: int, total: int, steps: int) -> None:
-            bar.update(done, total, f"{steps:,} steps")
-            stop.check()
-
+    with StopSignals() as stop, ProgressBar("collecting", "episodes", check=stop.check) as bar:
         try:
-            collected = collect_metaworld(config, progress)
+            collected = collect_metaworld(
+                config, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps")
+            )
         except StopRequestedError:
             console.print(f"finished episodes are kept in {partial_folder(config.out)}")
             console.print("run the same command again to continue")
@@ -72,14 +60,11 @@ def _collect(config: CollectConfig) -> None:
 
 
 def _collect_sac(config: SacConfig) -> None:
-    with StopSignals() as stop, ProgressBar("SAC", "steps") as bar:
-
-        def progress(task: str, done: int, total: int, words: str) -> None:
-            bar.update(done, total, f"{task}: {words}")
-            stop.check()
-
+    with StopSignals() as stop, ProgressBar("SAC", "steps", check=stop.check) as bar:
         try:
-            collections = collect_sac(config, progress)
+            collections = collect_sac(
+                config, lambda task, done, total, words: bar.update(done, total, f"{task}: {words}")
+            )
         except StopRequestedError:
             console.print(f"what was done is kept in {config.out}; run the same command again to continue")
             raise
@@ -95,5 +80,4 @@ def _collect_sac(config: SacConfig) -> None:
             )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(_dispatch)

@@ -49,6 +49,18 @@ def run_command(command: Callable[[], None]) -> int:
     return 0
 
 
+def command(run: Callable[[list[str]], None]) -> Callable[..., int]:
+    """The `main` of a command: it takes the arguments (by default the process's) and returns the exit code.
+
+    0, 1 for a diverged loss, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        return run_command(lambda: run(list(sys.argv[1:] if arguments is None else arguments)))
+
+    return main
+
+
 def results_table(records: Sequence[TaskResult]) -> Table:
     """Success by task, split and checkpoint, with 95 % intervals; for locomotion returns and normalised scores.
 
@@ -78,7 +90,7 @@ def _by_policy(records: Sequence[TaskResult]) -> list[tuple[str, TaskResult]]:
         for name in ("last", "best")
     )
     same = {key for key in last.keys() & best.keys() if dataclasses.replace(best[key], checkpoint="last") == last[key]}
-    named = []
+    named: list[tuple[str, TaskResult]] = []
     for record in records:
         twin = (record.task, record.prompts) in same
         if not twin or record.checkpoint == "last":

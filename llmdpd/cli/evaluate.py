@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
-from llmdpd.cli.common import results_table, run_command
-from llmdpd.runs.evaluate import RENAMED_OPTIONS, EvaluateConfig, evaluate
+from llmdpd.cli.common import command, results_table
+from llmdpd.runs.evaluate import evaluate
+from llmdpd.runs.evaluate_options import RENAMED_OPTIONS, EvaluateConfig
 from llmdpd.runs.folder import RunFolder
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse, renamed
 from llmdpd.utils.progress import console
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, 2 for bad input."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _evaluate(words))
-
-
-def _evaluate(words: Sequence[str]) -> None:
+def _evaluate(words: list[str]) -> None:
     config = parse(EvaluateConfig, renamed(words, RENAMED_OPTIONS), "python -m llmdpd.evaluate")
     with StopSignals() as stop:
         records, out = evaluate(config, stop.check)
@@ -31,5 +23,4 @@ def _evaluate(words: Sequence[str]) -> None:
         console.print(f"report: {build_report([config.run])}")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(_evaluate)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Sequence
 
 import torch
 
-from llmdpd.cli.common import run_command
+from llmdpd.cli.common import command
 from llmdpd.methods.lamo.pretraining import PretrainConfig, pretrain_gpt2
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse
@@ -16,23 +14,12 @@ from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.progress import ProgressBar, console
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _pretrain(words))
-
-
-def _pretrain(words: Sequence[str]) -> None:
+def _pretrain(words: list[str]) -> None:
     config = parse(PretrainConfig, words, "python -m llmdpd.pretrain")
     # Unlike a policy's, these matrix products are large enough to be shared out among torch's threads.
     torch.set_num_threads(usable_cores())
-    with StopSignals() as stop, ProgressBar("pre-training", "it") as bar:
-
-        def progress(done: int, total: int, words: str) -> None:
-            bar.update(done, total, words)
-            stop.check()
-
-        made = pretrain_gpt2(config, progress)
+    with StopSignals() as stop, ProgressBar("pre-training", "it", check=stop.check) as bar:
+        made = pretrain_gpt2(config, bar.update)
     console.print(
         f"{made.folder}: a GPT-2 of {made.parameters:,} parameters and a vocabulary of {made.vocabulary:,}, learned "
         f"from {made.tokens:,} tokens"
@@ -42,5 +29,4 @@ def _pretrain(words: Sequence[str]) -> None:
     console.print(f"train with it: python -m llmdpd.train --method lamo {options}")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(_pretrain)

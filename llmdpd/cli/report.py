@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
-from llmdpd.cli.common import run_command
+from llmdpd.cli.common import command
 from llmdpd.reporting.page import build_report
 from llmdpd.utils.command_line import parse
 
@@ -23,11 +21,4 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
     return build_report(runs, out)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for an input that cannot be used."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: print(parse(report, words, "python -m llmdpd.report")))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(lambda words: print(parse(report, words, "python -m llmdpd.report")))

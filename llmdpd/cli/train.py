@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from llmdpd.cli.common import run_command, training_summary
+from llmdpd.cli.common import command, training_summary
 from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
@@ -18,12 +16,6 @@ from llmdpd.runs.pipeline import execute
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.command_line import take_option
 from llmdpd.utils.progress import console
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for bad input, 1 for a diverged loss, 128 + signal when stopped."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _train(words))
 
 
 def _train(arguments: list[str]) -> None:
@@ -71,3 +63,6 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
     console.print(training_summary(read_results(run.results)))
     console.print(f"results: {run.results}")
     console.print(f"report: {build_report([run.path])}")
+
+
+main = command(_train)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -30,9 +29,9 @@ def save_attention(path: Path, weights: NDArray[np.float32], times: NDArray[np.f
         )
     heads = weights.shape[1]
     figure = Figure(figsize=(1.2 + 2.2 * heads, 2.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, heads, sharey=True, squeeze=False)[0]
-    edges = _edges(np.asarray(times, np.float64))
+    inner = (times[1:] + times[:-1]) / 2
+    edges = np.concatenate([[times[0] - 0.5], inner, [times[-1] + 0.5]])
     for number, axes in enumerate(panels):
         axes.pcolormesh(np.arange(len(weights) + 1), edges, weights[:, number].T, cmap="Blues", vmin=0.0, vmax=1.0)
         axes.set_title(f"head {number + 1}", fontsize=9)
@@ -42,9 +41,3 @@ def save_attention(path: Path, weights: NDArray[np.float32], times: NDArray[np.f
     figure.suptitle(title, fontsize=9)
     with atomic_writer(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def _edges(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Borders [T + 1] between read steps at these times, half way from one to the next."""
-    inner = (times[1:] + times[:-1]) / 2
-    return np.concatenate([[times[0] - 0.5], inner, [times[-1] + 0.5]])

@@ -17,6 +17,7 @@ from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
 
+Index = NDArray[np.int64]
 MakeAct = Callable[[Mapping[str, TaskPrompt], Sequence[EpisodeRequest]], Act]
 """(prompts of tasks, requests) → the pool's `act` for these requests: what stands in for a policy."""
 
@@ -89,10 +90,7 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
     episodes = policy.episodes(encoded, rows.of_request, targets)
 
     def act(
-        observations: NDArray[np.float32],
-        index: NDArray[np.int64],
-        steps: NDArray[np.int64],
-        rewards: NDArray[np.float32],
+        observations: NDArray[np.float32], index: Index, steps: Index, rewards: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         return episodes.act(index, steps, observations, rewards, lambda due: _mix(streams[index[due]], steps[due]))
 

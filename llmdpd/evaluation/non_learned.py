@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
-from llmdpd.evaluation.episodes import MakeAct, prompt_rows
+from llmdpd.evaluation.episodes import Index, MakeAct, prompt_rows
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.tasks.metaworld.layout import GOAL, HAND, OBJECT
 from llmdpd.tasks.simulation.rollout import Act, EpisodeRequest
@@ -32,9 +32,7 @@ def replay(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
     """The demonstration's actions, whatever is observed; after its end zero motion and the last gripper command."""
     demonstrations, rows = _demonstrations(prompts, requests)
 
-    def act(
-        observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64], rewards: FloatArray
-    ) -> FloatArray:
+    def act(observations: FloatArray, index: Index, steps: Index, rewards: FloatArray) -> FloatArray:
         actions = np.zeros((len(index), 4), np.float32)
         for row, (request, step) in enumerate(zip(index, steps, strict=True)):
             done = demonstrations[rows[request]].actions
@@ -58,9 +56,7 @@ def tracker(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest
     paths = [_Path.of(demonstration) for demonstration in demonstrations]
     followers: dict[int, _Follower] = {}
 
-    def act(
-        observations: FloatArray, index: NDArray[np.int64], steps: NDArray[np.int64], rewards: FloatArray
-    ) -> FloatArray:
+    def act(observations: FloatArray, index: Index, steps: Index, rewards: FloatArray) -> FloatArray:
         actions = np.empty((len(index), 4), np.float32)
         for row, (request, step) in enumerate(zip(index.tolist(), steps, strict=True)):
             if step == 0:
@@ -131,7 +127,7 @@ class _Follower:
 
 def _demonstrations(
     prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
-) -> tuple[list[Trajectory], NDArray[np.int64]]:
+) -> tuple[list[Trajectory], Index]:
     rows = prompt_rows(prompts, requests)
     demonstrations = [demonstration for demonstration in rows.demonstrations if demonstration is not None]
     if len(demonstrations) < len(rows.demonstrations):

@@ -127,15 +127,12 @@ def swap_prompts(prompts: Mapping[str, TaskPrompt], seen: Sequence[str]) -> dict
     Raises:
         InputError: as `swap_names`.
     """
-    others = swap_names(list(prompts), seen)
-    return {
-        task: dataclasses.replace(
-            prompts[others[task]],
-            text_source=f"swapped ({others[task]}'s): {prompts[others[task]].text_source}",
-            demonstration_source=f"swapped ({others[task]}'s): {prompts[others[task]].demonstration_source}",
-        )
-        for task in prompts
-    }
+    others, swapped = swap_names(list(prompts), seen), {}
+    for task in prompts:
+        other, words = prompts[others[task]], f"swapped ({others[task]}'s):"
+        texts, shown = f"{words} {other.text_source}", f"{words} {other.demonstration_source}"
+        swapped[task] = dataclasses.replace(other, text_source=texts, demonstration_source=shown)
+    return swapped
 
 
 def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdpd.evaluation.episodes import MakeAct, act_maker
+from llmdpd.evaluation.episodes import Index, MakeAct, act_maker
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.videos import save_video
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.locomotion import is_locomotion
-from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest
+from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
 from llmdpd.utils.files import atomic_write_text
 from llmdpd.utils.progress import ProgressBar, console
 
@@ -60,20 +60,24 @@ def record_videos(
         for task in sorted(prompts, key=lambda task: task in seen)[:most]
     ]
     with (
-        ProgressBar("recording videos", "episodes") as bar,
+        ProgressBar("recording videos", "episodes", check=check) as bar,
         EnvPool(goal_visible=bool(goal_visible), parallel=len(requests), render=True) as pool,
     ):
         bar.update(0, len(requests))
+        act = act_maker(policy)(prompts, requests)
+        states: list[dict[int, NDArray[np.float32]]] = [{} for _ in requests]
 
-        def progress(done: int) -> None:
-            bar.update(done, len(requests))
-            check()
+        def watched(
+            observations: NDArray[np.float32], index: Index, steps: Index, rewards: NDArray[np.float32]
+        ) -> NDArray[np.float32]:
+            for observation, request, step in zip(observations, index, steps, strict=True):
+                states[request][int(step)] = observation.copy()
+            return np.asarray(act(observations, index, steps, rewards), np.float32)
 
-        watched = _Watched(act_maker(policy)(prompts, requests), len(requests))
-        results = pool.run(requests, watched, progress)
+        results = pool.run(requests, watched, lambda done: bar.update(done, len(requests)))
     if isinstance(policy, Policy):
-        for request, states in zip(requests, watched.states, strict=True):
-            _map_attention(policy, prompts[request.task], states, folder / "attention" / f"{request.task}.png")
+        for request, observed in zip(requests, states, strict=True):
+            _map_attention(policy, prompts[request.task], observed, folder / "attention" / f"{request.task}.png")
     for result in results:
         assert result.frames is not None
         task = result.request.task
@@ -83,26 +87,6 @@ def record_videos(
         rate = LOCOMOTION_FRAMES_PER_SECOND if locomotion else FRAMES_PER_SECOND
         save_video(folder, task, result.frames, info, frames_per_second=rate)
     console.print(f"videos: {folder}")
-
-
-class _Watched:
-    """An `act` that keeps what each request's episode observed, by time step."""
-
-    def __init__(self, act: Act, requests: int) -> None:
-        self._act = act
-        self.states: list[dict[int, NDArray[np.float32]]] = [{} for _ in range(requests)]
-
-    def __call__(
-        self,
-        observations: NDArray[np.float32],
-        index: NDArray[np.int64],
-        steps: NDArray[np.int64],
-        rewards: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        for observation, request, step in zip(observations, index, steps, strict=True):
-            self.states[request][int(step)] = observation.copy()
-        actions: NDArray[np.float32] = np.asarray(self._act(observations, index, steps, rewards), np.float32)
-        return actions
 
 
 def _map_attention(policy: Policy, prompt: TaskPrompt, states: Mapping[int, NDArray[np.float32]], path: Path) -> None:

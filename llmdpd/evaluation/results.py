@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 from llmdpd.errors import InputError, located
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
+from llmdpd.utils.bounds import MOST, Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.files import atomic_write_json, read_json
 from llmdpd.utils.plain import from_plain, to_plain
 
 SCHEMA = 2
 SPLITS = ("seen", "unseen")
-CHECKPOINTS = ("last", "best")
 _DERIVED = ("success_rate", "ci95")
+Finite = Annotated[float, Bounds(-MOST)]
+Checkpoint = Literal["last", "best"]
+CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
+OptionalFinite = Annotated[float | None, Bounds(-MOST)]
 _OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
 _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
@@ -59,8 +63,12 @@ class PromptUse:
     text: bool | str
     trajectory: bool | str
 
-    def __post_init__(self) -> None:
-        _check(self, _PROMPT_RULES, "prompts.")
+    def check(self) -> None:
+        for name, value in vars(self).items():
+            if value == "":
+                raise InputError(
+                    "a result has an impossible value", field=name, found="''", expected="where it is from"
+                )
 
     @property
     def kind(self) -> str:
@@ -84,17 +92,14 @@ class PromptUse:
 class ActingUse:
     """How actions were sampled and chosen: fields of `llmdpd.methods.acting.ActingConfig`, defaults made plain."""
 
-    samples: int
+    samples: Count
     selection: str
-    temperature: float
-    noise_scale: float
+    temperature: Finite
+    noise_scale: Finite
     sampler: str
-    steps: int
+    steps: Count
     precision: str = "fp32"  # of records from before it could be chosen
-    action_horizon: int = 1  # of records from before there were chunks
-
-    def __post_init__(self) -> None:
-        _check(self, _ACTING_RULES, "acting.")
+    action_horizon: Count = 1  # of records from before there were chunks
 
     def __str__(self) -> str:
         chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
@@ -132,29 +137,32 @@ class TaskResult:
     """
 
     task: str
-    split: str
+    split: Literal["seen", "unseen"]
     protocol: str
-    episodes: int
-    max_steps: int
+    episodes: Count
+    max_steps: Count
     seed: int
     prompts: PromptUse
     acting: ActingUse
     trained_on: tuple[str, ...]
     training_data: str
     goal_visible: bool | None
-    checkpoint: str
+    checkpoint: Checkpoint
     context: str
-    iterations: int
-    wall_seconds: float
+    iterations: WholeNumber
+    wall_seconds: Finite
     method: str = "llmdpd"
-    successes: int | None = None
-    returns_mean: float | None = None
-    returns_std: float | None = None
-    normalised_score: float | None = None
+    successes: Annotated[int | None, Bounds(0)] = None
+    returns_mean: OptionalFinite = None
+    returns_std: OptionalFinite = None
+    normalised_score: OptionalFinite = None
 
     def __post_init__(self) -> None:
-        _check(self, _RESULT_RULES)
-        object.__setattr__(self, "trained_on", tuple(self.trained_on))
+        check_config(self)
+
+    def check(self) -> None:
+        if not self.task:
+            raise InputError("a result has an impossible value", field="task", found="''", expected="a task's name")
         if (self.successes is None) == (self.returns_mean is None):
             raise InputError(
                 "a result holds either successes or returns",
@@ -195,25 +203,14 @@ class TaskResult:
         Raises:
             InputError: names a field that is missing, unknown or wrong.
         """
-        if not isinstance(value, Mapping):
-            raise InputError("a result is not an object", found=_brief(value), expected="a JSON object")
-        names = {field.name for field in fields(cls)}
-        for name in sorted(names - _OPTIONAL - {"method"} - set(value)):
-            raise InputError("a result lacks a field", field=name, found=", ".join(sorted(map(str, value))))
-        for name in sorted(set(value) - names - set(_DERIVED)):
-            raise InputError("a result has an unknown field", field=name, expected=", ".join(sorted(names)))
-        arguments = {name: value[name] for name in names & set(value)}
-        prompts, acting = value["prompts"], value["acting"]
-        if not isinstance(prompts, Mapping) or set(prompts) != {"text", "trajectory"}:
-            expected = "an object {text, trajectory}"
-            raise InputError("prompts are not described", field="prompts", found=_brief(prompts), expected=expected)
-        arguments["prompts"] = PromptUse(**prompts)
-        if isinstance(acting, Mapping):
-            acting = {_RENAMED.get(name, name): entry for name, entry in acting.items() if name not in _DROPPED}
-        arguments["acting"] = from_plain(ActingUse, acting, "", "acting.")
-        if isinstance(value["context"], str):
-            arguments["context"] = re.sub("^control-", "non-learned-", value["context"])
-        return cls(**arguments)
+        if isinstance(value, Mapping):
+            value = {name: entry for name, entry in value.items() if name not in _DERIVED}
+            if isinstance(acting := value.get("acting"), Mapping):
+                kept = {_RENAMED.get(name, name): entry for name, entry in acting.items() if name not in _DROPPED}
+                value["acting"] = kept
+            if isinstance(context := value.get("context"), str):
+                value["context"] = re.sub("^control-", "non-learned-", context)
+        return from_plain(cls, value, "")
 
 
 def write_results(path: str | Path, records: Sequence[TaskResult]) -> None:
@@ -228,13 +225,10 @@ def read_results(path: str | Path) -> list[TaskResult]:
     if not isinstance(value, dict) or not isinstance(value.get("records"), list):
         raise InputError("not a results file", path=path, field="records", expected="an object with a list `records`")
     if value.get("schema") != SCHEMA:
+        found = repr(value.get("schema"))
+        hint = "evaluate the run again (python -m llmdpd.evaluate RUN), or read it with the llmdpd that wrote it"
         raise InputError(
-            "results of another version",
-            path=path,
-            field="schema",
-            found=_brief(value.get("schema")),
-            expected=SCHEMA,
-            hint="evaluate the run again (python -m llmdpd.evaluate RUN), or read it with the llmdpd that wrote it",
+            "results of another version", path=path, field="schema", found=found, expected=SCHEMA, hint=hint
         )
     records = []
     for index, entry in enumerate(value["records"]):
@@ -255,60 +249,3 @@ def _check_unique(records: Iterable[TaskResult], path: str | Path) -> None:
                 field=f"records[{index}]",
                 found=f"{record.task}, {record.checkpoint}, as records[{first}]",
             )
-
-
-class _Rule(NamedTuple):
-    """What a field may hold: values of these types that `fits` says yes to."""
-
-    types: tuple[type, ...]
-    expected: str
-    fits: Callable[[Any], bool] = lambda value: True
-
-
-def _count(least: int) -> _Rule:
-    return _Rule((int,), f"an integer, at least {least}", lambda value: value >= least)
-
-
-_TEXT = _Rule((str,), "a text")
-# One comparison that NaN, both infinities and integers beyond a float fail alike.
-_FINITE = _Rule((int, float), "a finite number", lambda value: -1e300 < value < 1e300)
-_PROMPT = _Rule((bool, str), "true, false, or a text that says where it is from", lambda value: value != "")
-_PROMPT_RULES = dict.fromkeys(("text", "trajectory"), _PROMPT)
-_ACTING_RULES = {
-    **dict.fromkeys(("samples", "steps", "action_horizon"), _count(1)),
-    **dict.fromkeys(("selection", "sampler", "precision"), _TEXT),
-    **dict.fromkeys(("temperature", "noise_scale"), _FINITE),
-}
-_RESULT_RULES = {
-    "task": _Rule((str,), "a task's name", bool),
-    **dict.fromkeys(("protocol", "training_data", "context", "method"), _TEXT),
-    "split": _Rule((str,), " or ".join(SPLITS), SPLITS.__contains__),
-    "checkpoint": _Rule((str,), " or ".join(CHECKPOINTS), CHECKPOINTS.__contains__),
-    **dict.fromkeys(("episodes", "max_steps"), _count(1)),
-    **dict.fromkeys(("iterations", "successes"), _count(0)),
-    "seed": _Rule((int,), "an integer"),
-    "prompts": _Rule((PromptUse,), "text and trajectory"),
-    "acting": _Rule((ActingUse,), "how actions were chosen"),
-    "trained_on": _Rule((list, tuple), "a list of task names", lambda names: all(isinstance(n, str) for n in names)),
-    "goal_visible": _Rule((bool, type(None)), "true, false or null"),
-    **dict.fromkeys(("wall_seconds", "returns_mean", "returns_std", "normalised_score"), _FINITE),
-}
-
-
-def _check(record: object, rules: Mapping[str, _Rule], prefix: str = "") -> None:
-    """Raise `InputError` for the first field of a record that breaks its rule; optional ones may be None."""
-    for name, rule in rules.items():
-        value = getattr(record, name)
-        if value is None and name in _OPTIONAL:
-            continue
-        # A bool is an int in Python; a count of True episodes is a mistake.
-        good = isinstance(value, rule.types) and (bool in rule.types or not isinstance(value, bool))
-        if not good or not rule.fits(value):
-            raise InputError(
-                "a result has an impossible value", field=prefix + name, found=_brief(value), expected=rule.expected
-            )
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

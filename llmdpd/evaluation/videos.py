@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,10 +120,8 @@ def save_video(
 
 
 def _has_ffmpeg() -> bool:
-    try:
+    with contextlib.suppress(ImportError, RuntimeError):
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):
-        return False
-    return True
+        return bool(imageio_ffmpeg.get_ffmpeg_exe())
+    return False

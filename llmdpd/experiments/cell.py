@@ -35,8 +35,10 @@ DECIDED = {
     "data.root": "--data-root before the --",
     "evaluation.episodes": "--episodes before the --",
     "evaluation.seen_episodes": "--seen-episodes before the --",
-    "evaluation.videos": "record videos of a run that is done: llmdpd.evaluate RUN --videos",
-    "evaluation.video_tasks": "record videos of a run that is done: llmdpd.evaluate RUN --videos",
+    **dict.fromkeys(
+        ("evaluation.videos", "evaluation.video_tasks"),
+        "record videos of a run that is done: llmdpd.evaluate RUN --videos",
+    ),
 }
 """The fields of llmdpd.train that a cell's own arguments decide, and what decides them for all cells."""
 # How earlier versions spelled options: the names of results depend on them.
@@ -49,6 +51,15 @@ class Share:
 
     threads: int
     cuda: int | None = None
+
+    @property
+    def device(self) -> tuple[str, ...]:
+        return () if self.cuda is None else ("--device", "cuda")
+
+    @property
+    def evaluation(self) -> tuple[str, ...]:
+        """Options of `llmdpd.evaluate`."""
+        return ("--threads", str(self.threads), "--workers", str(self.threads), *self.device)
 
 
 @dataclass(frozen=True)
@@ -123,8 +134,7 @@ class Cell:
         """Whether the cell's run is there; what is there and is not the cell's is an error, never written over."""
         run = self.run
         if not run.config.is_file():
-            found = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-            found = [name for name in found if name != ".lock"]
+            found = sorted(path.name for path in self.folder.glob("*") if path.name != ".lock")
             if found or self.folder.is_file():
                 raise InputError(
                     "something else is where a cell of the experiment belongs",
@@ -149,34 +159,30 @@ class Cell:
         """The first command that the cell still needs; None where it is done."""
         run = self.run
         if not self._check_own():
-            own_words = ("--run-dir", str(self.folder), "--preset", self.preset, "--seed", str(self.config.seed))
-            device = () if share.cuda is None else ("--device", "cuda")
-            return Step(
-                "train", ("llmdpd.train", *own_words, *self._free(share), *device, *self.filled_in(self.options))
-            )
+            own = ("--run-dir", str(self.folder), "--preset", self.preset, "--seed", str(self.config.seed))
+            options = (*self._free(share), *share.device, *self.filled_in(self.options))
+            return Step("train", ("llmdpd.train", *own, *options))
         # Someone may have evaluated it half way.
         trained = max((r.iterations for r in self.records() if r.checkpoint == "last"), default=0)
         half = run.results.is_file() and trained < self.config.training.iterations
         if half or not self.evaluated(run.results):
             if run.results.is_file() and not half:
-                evaluate = (str(self.folder), *self._episodes(run.results), *_evaluation_share(share))
-                return Step("evaluate", ("llmdpd.evaluate", *evaluate))
+                words = (str(self.folder), *self._episodes(run.results), *share.evaluation)
+                return Step("evaluate", ("llmdpd.evaluate", *words))
             return Step("resume", ("llmdpd.train", "--resume", str(self.folder), *self._free(share)))
         if not (self.folder / "report.html").is_file():
             return Step("report", ("llmdpd.report", str(self.folder)))
         for evaluation in self.evaluations:
             file = evaluation.file(self.folder)
             if not self.evaluated(file):
-                words = [str(self.folder), "--out", str(file), *self._episodes()]
-                options = self.filled_in(evaluation.options)
-                return Step(evaluation.name, ("llmdpd.evaluate", *words, *_evaluation_share(share), *options))
+                words = (str(self.folder), "--out", str(file), *self._episodes(), *share.evaluation)
+                return Step(evaluation.name, ("llmdpd.evaluate", *words, *self.filled_in(evaluation.options)))
         return None
 
     def filled_in(self, options: tuple[str, ...]) -> tuple[str, ...]:
         """Options with the names in place of what stands for them."""
-        tasks = self.config.tasks
-        names = {UNSEEN: tasks.unseen or tasks.seen}
-        words = [name for word in options for name in names.get(word, (word,))]
+        held_out = self.config.tasks.unseen or self.config.tasks.seen
+        words = [name for word in options for name in (held_out if word == UNSEEN else (word,))]
         return tuple(word.replace(DATA, str(self.data_root)) for word in words)
 
     def _free(self, share: Share) -> tuple[str, ...]:
@@ -187,8 +193,7 @@ class Cell:
 
     def _episodes(self, known: Path | None = None, group: str = "") -> tuple[str, ...]:
         """Options for as many episodes as asked for, of neither split fewer than the results to be replaced have."""
-        asked = EvaluationConfig(self.episodes, self.seen_episodes)
-        most = {split: asked.episodes_of(split) for split in SPLITS}
+        most = {split: self._asked.episodes_of(split) for split in SPLITS}
         for record in [] if known is None else read_results(known):
             most[record.split] = max(most[record.split], record.episodes)
         seen = () if most["seen"] == most["unseen"] else (f"--{group}seen-episodes", str(most["seen"]))
@@ -196,11 +201,12 @@ class Cell:
 
     def evaluated(self, path: Path) -> bool:
         """Whether a file of results is there and holds as many episodes of each task as asked for."""
-        if not path.is_file():
-            return False
-        asked = EvaluationConfig(self.episodes, self.seen_episodes)
-        records = read_results(path)
-        return bool(records) and all(record.episodes >= asked.episodes_of(record.split) for record in records)
+        records = read_results(path) if path.is_file() else []
+        return bool(records) and all(r.episodes >= self._asked.episodes_of(r.split) for r in records)
+
+    @property
+    def _asked(self) -> EvaluationConfig:
+        return EvaluationConfig(self.episodes, self.seen_episodes)
 
     @property
     def iterations_done(self) -> int:
@@ -212,11 +218,6 @@ class Cell:
         """The run's own results, or those of a further evaluation; empty where there are none yet."""
         file = self.run.results if evaluation is None else evaluation.file(self.folder)
         return read_results(file) if file.is_file() else []
-
-
-def _evaluation_share(share: Share) -> tuple[str, ...]:
-    device = () if share.cuda is None else ("--device", "cuda")
-    return ("--threads", str(share.threads), "--workers", str(share.threads), *device)
 
 
 def _compared(config: TrainConfig) -> dict[str, Any]:

@@ -66,13 +66,9 @@ class Budget:
     episodes: int | None = None
 
     def __str__(self) -> str:
-        limits = {
-            "iterations": self.iterations,
-            "collected episodes a task": self.data_episodes,
-            "evaluated ones": self.episodes,
-        }
-        set_ones = [f"{most:,} {name}" for name, most in limits.items() if most is not None]
-        return ", ".join(set_ones) or "as the presets say"
+        names = ("iterations", "collected episodes a task", "evaluated ones")
+        limits = zip((self.iterations, self.data_episodes, self.episodes), names, strict=True)
+        return ", ".join(f"{most:,} {name}" for most, name in limits if most is not None) or "as the presets say"
 
 
 BUDGETS: dict[str, Budget] = {
@@ -116,6 +112,7 @@ _FAITHFUL_ABLATIONS = tuple(
 _CONTEXT = "--method.network.context"
 _WITHOUT_TEXT, _WITHOUT_TRAJECTORY = f"{_CONTEXT}.no-text", f"{_CONTEXT}.no-trajectory"
 _NO_PROMPTS = Method("no-prompts", "w/o prompts", "metaworld", (_WITHOUT_TEXT, _WITHOUT_TRAJECTORY), "w/o prompts")
+_NO_DIFFUSION = "w/o policy diffusion"
 _NO_Z_TEXT = Method("no-text", "w/o z_text", "metaworld", (_WITHOUT_TEXT,), "w/o z_text")
 _NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJECTORY,), "w/o z_traj")
 
@@ -177,10 +174,7 @@ GRIDS: dict[str, Grid] = {
     "table2": Grid(
         "Table 2: locomotion on medium-replay data",
         "Normalised score; Diffusion-QL is the same run without prompts.",
-        (
-            *_locomotion("LLMDPD", ""),
-            *_locomotion("Diffusion-QL", "diffusion-ql-", _WITHOUT_TEXT, _WITHOUT_TRAJECTORY),
-        ),
+        _locomotion("LLMDPD", "") + _locomotion("Diffusion-QL", "diffusion-ql-", _WITHOUT_TEXT, _WITHOUT_TRAJECTORY),
         protocols=("d4rl",),
         paper=TABLE_2,
         others=("PnF-Qgrad", "SAORL", "OTTO", "RD", "ADS"),
@@ -196,12 +190,7 @@ GRIDS: dict[str, Grid] = {
             _NO_PROMPTS,
             _NO_Z_TEXT,
             _NO_Z_TRAJ,
-            Method(
-                "trajectory-diffusion",
-                "w/o policy diffusion",
-                "metaworld-trajectory-diffusion",
-                reported="w/o policy diffusion",
-            ),
+            Method("trajectory-diffusion", _NO_DIFFUSION, "metaworld-trajectory-diffusion", reported=_NO_DIFFUSION),
             _FAITHFUL,
             *_FAITHFUL_ABLATIONS,
         ),

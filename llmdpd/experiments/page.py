@@ -10,15 +10,14 @@ from typing import Any
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import SPLITS
 from llmdpd.experiments.cell import Cell
-from llmdpd.experiments.pictures import picture, picture_png
+from llmdpd.experiments.pictures import draw_rows
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Outcome
 from llmdpd.experiments.summary import Row, make_rows, reported_figures, reported_mean
 from llmdpd.reporting.compare import Arm, flatten
 from llmdpd.reporting.estimate import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Estimate
-from llmdpd.reporting.page import drawing_values, measure, metadata, render_template
+from llmdpd.reporting.page import measure, metadata, render_template
 from llmdpd.reporting.paper import Reported
-from llmdpd.reporting.run import Run
 from llmdpd.tasks import base_name
 from llmdpd.utils.files import atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
 
@@ -37,92 +36,83 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
         InputError: results that can't be read.
     """
     rows = make_rows(plan)
-    unit = _unit(rows)
+    scores = any(record.successes is None for row in rows for record in row.records)
+    unit = "normalised score" if scores else "success, % of episodes"
     page = plan.out / f"{plan.settings.experiment}.html"
     tables = [table for split in reversed(SPLITS) if (table := _table(plan, rows, split))]
-    values = _values(plan, rows, outcomes, command)
-    png = picture_png(rows, unit)
-    if png is not None:
-        atomic_write_bytes(page.with_suffix(".png"), png)
-    atomic_write_json(page.with_suffix(".json"), _to_json(plan, rows, values))
-    atomic_write_text(page.with_suffix(".md"), _markdown(tables))
-    values |= {"wide": True, "unit": unit, "tables": tables, "figure": drawing_values(picture(rows, unit))}
-    atomic_write_text(page, render_template("experiment.html.j2", **values))
-    return page
-
-
-def _unit(rows: Sequence[Row]) -> str:
-    scores = any(record.successes is None for row in rows for record in row.records)
-    return "normalised score" if scores else "success, % of episodes"
-
-
-def _values(plan: Plan, rows: Sequence[Row], outcomes: Sequence[Outcome], command: Sequence[str]) -> dict[str, Any]:
     cells = [_cell_view(cell, plan, outcomes) for group in plan.cells.values() for cell in group]
-    machines = list(dict.fromkeys(view["machine"] for view in cells if view["machine"]))
-    versions = list(dict.fromkeys(view["versions"] for view in cells if view["versions"]))
-    return {
+    facts = {
         "title": plan.grid.title,
-        "about": plan.grid.about,
         "protocol": plan.protocol,
         "budget": plan.settings.budget,
         "episodes": plan.episodes,
         "seen_episodes": plan.settings.seen_episodes or plan.episodes,
         "seeds": plan.settings.seeds,
-        "done": sum(view["state"] == "done" for view in cells),
-        "cells": cells,
-        "skipped": [(_label(plan, key), reason) for key, reason in plan.skipped.items()],
-        "metadata": [_metadata(plan, row) for row in rows],
-        "machines": machines,
-        "versions": versions,
         "command": shlex.join(command),
-        "resamples": BOOTSTRAP_SAMPLES,
-        "resample_seed": BOOTSTRAP_SEED,
     }
+    drawn = draw_rows(rows, unit)
+    if drawn is not None:
+        atomic_write_bytes(page.with_suffix(".png"), drawn[1])
+    described = {
+        "schema": SCHEMA,
+        "experiment": plan.settings.experiment,
+        **facts,
+        "bootstrap": {"draws": BOOTSTRAP_SAMPLES, "seed": BOOTSTRAP_SEED},
+        "skipped": plan.skipped,
+        "rows": [_row_json(row, _metadata(plan, row)) for row in rows],
+        "cells": [{name: value for name, value in view.items() if name != "times"} for view in cells],
+    }
+    atomic_write_json(page.with_suffix(".json"), described)
+    atomic_write_text(page.with_suffix(".md"), _markdown(tables))
+    html = render_template(
+        "experiment.html.j2",
+        **facts,
+        about=plan.grid.about,
+        cells=cells,
+        done=sum(view["state"] == "done" for view in cells),
+        skipped=[(m.label, plan.skipped[m.key]) for m in plan.grid.methods if m.key in plan.skipped],
+        metadata=[(f"{row.title}, {row.checkpoint} checkpoint", _metadata(plan, row)) for row in rows],
+        resamples=BOOTSTRAP_SAMPLES,
+        resample_seed=BOOTSTRAP_SEED,
+        wide=True,
+        unit=unit,
+        tables=tables,
+        figure=None if drawn is None else drawn[0],
+    )
+    atomic_write_text(page, html)
+    return page
 
 
-def _label(plan: Plan, key: str) -> str:
-    return next(method.label for method in plan.grid.methods if method.key == key)
-
-
-def _metadata(plan: Plan, row: Row) -> tuple[str, dict[str, str]]:
+def _metadata(plan: Plan, row: Row) -> dict[str, str]:
     """What a row's results were obtained with."""
-    arm = Arm(row.title, ((Run(Path(row.title), row.records), row.records),))
-    found = metadata(arm)
-    del found["results of"]
     key = next(method.key for method in plan.grid.methods if method.label == row.label)
-    found |= plan.cells[key][0].config.method.details()
-    return f"{row.title}, {row.checkpoint} checkpoint", found
+    found = metadata(Arm(row.title, row.records)) | plan.cells[key][0].config.method.details()
+    del found["results of"]
+    return found
 
 
 def _cell_view(cell: Cell, plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     failed = next((o for o in outcomes if o.cell.name == cell.name and o.failed_step), None)
     meta = _meta(cell)
-    report = cell.folder / "report.html"
-    command = meta.get("command", {}).get("argv", [])
+    times, acting = meta.get("times", {}), meta.get("acting", {})
+    training = times.get("training_seconds")
+    iterations = cell.config.training.iterations
     return {
         "name": cell.name,
         "method": cell.method,
         "seed": cell.config.seed,
         "state": "failed" if failed else "skipped" if cell.method in plan.skipped else _state(cell, plan),
         "failure": failed.log_tail if failed else "",
-        "iterations": cell.config.training.iterations,
-        "times": {name: measure(name, value) for name, value in meta.get("times", {}).items()},
-        "seconds": meta.get("times", {}),
-        **_costs(cell, meta),
+        "iterations": iterations,
+        "times": {name: measure(name, value) for name, value in times.items()},
+        "seconds": times,
+        "parameters": acting.get("parameters"),  # of the acting network
+        "iteration_ms": None if training is None else round(1e3 * training / iterations, 2),
+        "action_ms": acting.get("milliseconds_an_action"),
         "machine": _line(meta.get("machine", {})),
         "versions": _line(meta.get("versions", {})),
-        "command": shlex.join(map(str, command)),
-        "report": f"{cell.name}/report.html" if report.is_file() else "",
-    }
-
-
-def _costs(cell: Cell, meta: dict[str, Any]) -> dict[str, float | None]:
-    """The acting network's parameters; milliseconds of an iteration of training, and of an action."""
-    acting, seconds = meta.get("acting", {}), meta.get("times", {}).get("training_seconds")
-    return {
-        "parameters": acting.get("parameters"),
-        "iteration_ms": None if seconds is None else round(1e3 * seconds / cell.config.training.iterations, 2),
-        "action_ms": acting.get("milliseconds_an_action"),
+        "command": shlex.join(map(str, meta.get("command", {}).get("argv", []))),
+        "report": f"{cell.name}/report.html" if (cell.folder / "report.html").is_file() else "",
     }
 
 
@@ -195,32 +185,16 @@ def _table(plan: Plan, rows: Sequence[Row], split: str) -> dict[str, Any] | None
     }
 
 
-def _to_json(plan: Plan, rows: Sequence[Row], values: dict[str, Any]) -> dict[str, Any]:
+def _row_json(row: Row, facts: dict[str, str]) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "experiment": plan.settings.experiment,
-        **{
-            name: values[name]
-            for name in ("title", "protocol", "budget", "episodes", "seen_episodes", "seeds", "command")
-        },
-        "bootstrap": {"draws": BOOTSTRAP_SAMPLES, "seed": BOOTSTRAP_SEED},
-        "skipped": plan.skipped,
-        "rows": [
-            {
-                "method": row.label or None,
-                "variant": row.variant or None,
-                "checkpoint": row.checkpoint,
-                "seeds": list(row.seeds),
-                "tasks": {task: estimate.to_json() for task, estimate in row.tasks.items()},
-                "means": {split: estimate.to_json() for split, estimate in row.means.items()},
-                "reported_by_the_paper": {
-                    task: {"mean": figure.mean, "std": figure.std} for task, figure in row.reported.items()
-                },
-                "facts": found,
-            }
-            for row, (_, found) in zip(rows, values["metadata"], strict=True)
-        ],
-        "cells": [{name: value for name, value in view.items() if name != "times"} for view in values["cells"]],
+        "method": row.label or None,
+        "variant": row.variant or None,
+        "checkpoint": row.checkpoint,
+        "seeds": list(row.seeds),
+        "tasks": {task: estimate.to_json() for task, estimate in row.tasks.items()},
+        "means": {split: estimate.to_json() for split, estimate in row.means.items()},
+        "reported_by_the_paper": {task: {"mean": paper.mean, "std": paper.std} for task, paper in row.reported.items()},
+        "facts": facts,
     }
 
 

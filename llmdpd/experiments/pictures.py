@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -22,27 +21,22 @@ _PAPER = "reported by the paper"
 _DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 6, "markerfacecolor": "none", "linestyle": ""}
 
 
-def picture(rows: Sequence[Row], unit: str) -> Drawing | None:
-    """The page's figure of the last checkpoints; None without results. `unit`: what the values are, with their unit."""
-    figure = _draw(rows, unit, PAGE)
-    if figure is None:
+def draw_rows(rows: Sequence[Row], unit: str) -> tuple[Drawing, bytes] | None:
+    """The figure of the last checkpoints, for the page and as a PNG file's bytes; None without results.
+
+    `unit`: what the values are, with their unit.
+    """
+    figure, light = _draw(rows, unit, PAGE), _draw(rows, unit, LIGHT)
+    if figure is None or light is None:
         return None
     titles = ", ".join(row.title for row in rows if row.checkpoint == "last")
     description = f"{unit} of the last checkpoints: {titles}. The table has the numbers."
     with rc_context(style(PAGE)):
-        return Drawing(to_svg(figure, "experiment"), description)
-
-
-def picture_png(rows: Sequence[Row], unit: str) -> bytes | None:
-    """The same as a PNG file's bytes."""
-    figure = _draw(rows, unit, LIGHT)
-    if figure is None:
-        return None
+        svg = to_svg(figure, "experiment")
     buffer = io.BytesIO()
-    figure.set_dpi(_DOTS_PER_INCH)
     with rc_context(style(LIGHT)):
-        FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+        light.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    return Drawing(svg, description), buffer.getvalue()
 
 
 def _draw(rows: Sequence[Row], unit: str, palette: Palette) -> Figure | None:

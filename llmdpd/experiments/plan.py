@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -18,27 +19,49 @@ from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
 from llmdpd.methods import METHODS
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import text_model
-from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
+from llmdpd.runs.evaluate_options import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.plain import differences, to_plain
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The command's options. None: as the grid, the budget or the machine says."""
+    """What to run, and on how much of the machine."""
 
-    experiment: str
+    experiment: Annotated[str, tyro.conf.Positional]
+    """One of the experiments above."""
     protocol: str | None = None
+    """Which tasks are trained on: paper (3 tasks), ml45 (45) or design (40 of those); of table2 d4rl. By default the
+    experiment's first."""
     seeds: int = 3
+    """Runs of each method, with the seeds 0, 1 …"""
     episodes: int | None = None
+    """Evaluated episodes a task; by default the budget's, else the experiment's (500, of locomotion 100)."""
     seen_episodes: int | None = None
+    """The same of a task that is trained on, of which ml45 has 45; by default as many."""
     budget: str = "full"
+    """How much each run may take at most, by one of the names above."""
     out: Path | None = None
+    """Folder of the runs and the page. Experiments share runs here. Default: experiments/PROTOCOL, or
+    experiments/PROTOCOL-BUDGET."""
     data_root: Path = Path("data")
+    """Folder of collected data, shared by all runs."""
     only: tuple[str, ...] = ()
+    """Methods to run, by the names that their runs' folders begin with; by default all."""
     variants: bool = True
-    options: tuple[str, ...] = ()
+    """Evaluate with other prompts, and non-learned baselines, too, where the experiment has such; --no-variants: the
+    runs alone."""
+    jobs: int | None = None
+    """Runs at once; by default one a GPU where there are any, else one a core."""
+    device: str = "auto"
+    """auto (GPUs where there are any), cpu or cuda."""
+    dry_run: bool = False
+    """Show the runs, their state and, where a run of their method has finished, about how long they take; run nothing.
+    """
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Options of llmdpd.train for all of the runs."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +98,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     grid = grids[_known(settings.experiment, grids, "experiment")]
     protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
     budget = BUDGETS[_known(settings.budget, BUDGETS, "--budget")]
-    for name, number in (
-        ("--seeds", settings.seeds),
-        ("--episodes", settings.episodes),
-        ("--seen-episodes", settings.seen_episodes),
-    ):
-        if number is not None and number < 1:
-            raise InputError("the number is out of range", field=name, found=number, expected="at least 1")
+    for name in ("seeds", "episodes", "seen_episodes"):
+        Bounds(1).check(getattr(settings, name), f"--{name.replace('_', '-')}")
     episodes = settings.episodes or budget.episodes or grid.episodes
     suffix = "" if settings.budget == "full" else f"-{settings.budget}"
     out = settings.out or Path("experiments") / f"{protocol}{suffix}"
@@ -182,8 +200,6 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
     words = (*words, *_budget_options(config, budget), *own)
     config = parse_train(("--preset", method.preset, *words))
     variants = method.variants if settings.variants else ()
-    first = [variant.evaluation for variant in variants]
-    later = [variant.evaluation for variant in variants if not variant.once]
     return tuple(
         Cell(
             method=method.key,
@@ -193,7 +209,7 @@ def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -
             folder=plan.out / f"{method.key}-seed{seed}",
             episodes=plan.episodes,
             data_root=settings.data_root,
-            evaluations=tuple(first if seed == 0 else later),
+            evaluations=tuple(variant.evaluation for variant in variants if seed == 0 or not variant.once),
             seen_episodes=settings.seen_episodes,
         )
         for seed in range(settings.seeds)
@@ -220,12 +236,11 @@ def _check_evaluations(cell: Cell) -> None:
 def _budget_options(config: TrainConfig, budget: Budget) -> tuple[str, ...]:
     """What brings a configuration down to the budget."""
     options: list[str] = []
-    for name, most, value in (
-        ("training.iterations", budget.iterations, config.training.iterations),
-        ("data.episodes", budget.data_episodes, config.data.episodes),
-    ):
-        if most is not None and value > most and not (name.startswith("data.") and METHODS[config.method.name].online):
-            options += [f"--{name}", str(most)]
+    if budget.iterations is not None and config.training.iterations > budget.iterations:
+        options += ["--training.iterations", str(budget.iterations)]
+    episodes = None if METHODS[config.method.name].online else budget.data_episodes
+    if episodes is not None and config.data.episodes > episodes:
+        options += ["--data.episodes", str(episodes)]
     shortened = () if budget.iterations is None else config.method.shortened(budget.iterations)
     return (*options, *shortened)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -16,8 +16,9 @@ from typing import IO
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.cores import usable_cores
-from llmdpd.utils.files import process_lock
+from llmdpd.utils.files import process_lock, read_json
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _POLL_SECONDS = 0.2
@@ -61,8 +62,7 @@ def shares(jobs: int | None, device: str, cells: int) -> list[Share]:
     Raises:
         InputError: an impossible number of jobs, or GPUs are asked for and there are none.
     """
-    if jobs is not None and jobs < 1:
-        raise InputError("the number is out of range", field="--jobs", found=jobs, expected="at least 1")
+    Bounds(1).check(jobs, "--jobs")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError("no such device", field="--device", found=device, expected="auto, cpu or cuda")
     gpus = 0 if device == "cpu" else _gpus()
@@ -107,11 +107,8 @@ class Scheduler:
     """
 
     def __init__(self, cells: Sequence[Cell], parts: Sequence[Share], logs: Path, stop: StopSignals) -> None:
-        self._waiting = list(cells)
-        self._total = len(cells)
-        self._free = list(parts)
-        self._logs = logs
-        self._stop = stop
+        self._waiting, self._free = list(cells), list(parts)
+        self._total, self._logs, self._stop = len(cells), logs, stop
         self._running: list[_Job] = []
         self._busy: set[str] = set()
         self.outcomes: list[Outcome] = []
@@ -162,25 +159,26 @@ class Scheduler:
             if code is None:
                 continue
             step = None if code else job.cell.next_step(job.share)
-            if code or step == job.step:
-                # A step that succeeds and leaves the same to do would be repeated for ever.
-                self._finish(job, Outcome(job.cell, job.watch.seconds, False, job.step.what, _tail(job.log)))
-            elif step is None:
-                self._finish(job, Outcome(job.cell, job.watch.seconds))
-            else:
+            # A step that succeeds and leaves the same to do would be repeated for ever.
+            failed = job.step.what if code or step == job.step else None
+            if step is not None and failed is None:
                 job.step, job.process = step, _run_step(step, job.share, job.log)
-
-    def _finish(self, job: _Job, outcome: Outcome) -> None:
-        self._running.remove(job)
-        self._free.append(job.share)
-        self._tell(outcome)
+                continue
+            self._running.remove(job)
+            self._free.append(job.share)
+            tail = "\n".join(_last_lines(job.log, _TAIL_LINES)) if failed else ""
+            self._tell(Outcome(job.cell, job.watch.seconds, failed_step=failed, log_tail=tail))
 
     def _tell(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         console.print(f"{len(self.outcomes)} of {self._total}: {outcome.cell.name} {outcome.words}")
 
     def _note(self) -> str:
-        return "; ".join(f"{job.cell.name} {job.step.what} {_last_line(job.log)}".strip() for job in self._running)
+        notes = []
+        for job in self._running:
+            last = "".join(_last_lines(job.log, 1))
+            notes.append(f"{job.cell.name} {job.step.what} {'' if last.startswith('$ ') else last[:60]}".strip())
+        return "; ".join(notes)
 
     def _end_running(self) -> None:
         """Where the loop was left early: ask what runs to save and end, and wait for it."""
@@ -217,15 +215,23 @@ def _is_busy(cell: Cell) -> bool:
         return True
 
 
-def _tail(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-_TAIL_LINES:])
+def _last_lines(log: Path, count: int) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
 
 
-def _last_line(log: Path) -> str:
-    """The last line of a log, cut to 60 characters."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 400))
-        # The first of these bytes may lie within a line.
-        lines = file.read().decode("utf-8", errors="replace").splitlines()[1:]
-    return "" if not lines or lines[-1].startswith("$ ") else lines[-1][:60]
+def seconds_left(cell: Cell, known: Iterable[Cell]) -> float | None:
+    """Seconds until the cell is done, from the mean of finished runs of its method, else of its preset.
+
+    None until such a run has finished. Iterations that the cell has done already are subtracted in proportion.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for other in known:
+        if other.preset == cell.preset and other.config.method.name == cell.config.method.name and other.records():
+            seconds = read_json(other.run.meta).get("times", {}).get("total_seconds")
+            if seconds is not None:
+                times[other.method == cell.method].append(seconds)
+    found = times[True] or times[False]
+    if not found:
+        return None
+    share_left = 1 - cell.iterations_done / cell.config.training.iterations
+    return share_left * sum(found) / len(found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult
 from llmdpd.experiments.cell import Cell, Evaluation
 from llmdpd.experiments.plan import Plan
-from llmdpd.reporting.estimate import Estimate, mean_estimate, task_estimate
+from llmdpd.reporting.estimate import Estimate, best_is_last, mean_estimate, task_estimates
 from llmdpd.reporting.paper import PaperTable, Reported, find_row
 
 
@@ -52,7 +52,7 @@ def make_rows(plan: Plan) -> list[Row]:
         cells = [cell for method in methods for cell in plan.cells[method.key]]
         records = _records(cells, None)
         figures = reported_figures(plan.grid.paper, methods[0].reported, [record.task for record in records])
-        for checkpoint in CHECKPOINTS[:1] if _best_is_last(records) else CHECKPOINTS:
+        for checkpoint in CHECKPOINTS[:1] if best_is_last(records) else CHECKPOINTS:
             rows += _row(label, "", checkpoint, records, figures)
         for variant in {variant.label: variant for method in methods for variant in method.variants}.values():
             own = "" if variant.once else label
@@ -73,12 +73,6 @@ def reported_mean(figures: Mapping[str, Reported], tasks: Sequence[str]) -> floa
     return statistics.fmean(figures[task].mean for task in tasks)
 
 
-def _best_is_last(records: Sequence[TaskResult]) -> bool:
-    """Whether the selection chose the last iteration in every run that has results of both checkpoints."""
-    found = {name: {(r.seed, r.iterations) for r in records if r.checkpoint == name} for name in CHECKPOINTS}
-    return found["best"] <= found["last"]
-
-
 def _records(cells: Iterable[Cell], evaluation: Evaluation | None) -> list[TaskResult]:
     return [record for cell in cells for record in cell.records(evaluation)]
 
@@ -89,10 +83,6 @@ def _row(
     own = [record for record in records if record.checkpoint == checkpoint]
     if not own:
         return []
-    tasks = {task: task_estimate([r for r in own if r.task == task]) for task in dict.fromkeys(r.task for r in own)}
     means = {split: mean_estimate(r for r in own if r.split == split) for split in SPLITS}
-    return [Row(label, variant, checkpoint, _found(tasks), _found(means), tuple(own), reported)]
-
-
-def _found(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-    return {name: estimate for name, estimate in estimates.items() if estimate is not None}
+    known = {split: mean for split, mean in means.items() if mean is not None}
+    return [Row(label, variant, checkpoint, task_estimates(own), known, tuple(own), reported)]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmdpd.evaluation.results import CHECKPOINTS, TaskResult
-from llmdpd.reporting.estimate import Estimate, mean_estimate, task_estimate
+from llmdpd.reporting.estimate import Estimate, best_is_last, mean_estimate, task_estimates
 from llmdpd.reporting.run import Run
+from llmdpd.utils.legacy import leaves
 
 # Settings that say where a run was written, its random seed, how often it wrote and how fast it could be: not what was
 # done.
@@ -19,9 +20,7 @@ _NOT_COMPARED = {
 }
 
 
-# Names with values, hashable; a group of runs is known by its configuration, its setting and a number for copies.
-_Named = tuple[tuple[str, str], ...]
-_Groups = dict[tuple[_Named, _Named, int], list[tuple[Run, tuple[TaskResult, ...]]]]
+_Named = tuple[tuple[str, str], ...]  # names with values, hashable
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,7 @@ class Arm:
     """Records of runs that differ by nothing but the seed, under one evaluation setting."""
 
     label: str
-    members: tuple[tuple[Run, tuple[TaskResult, ...]], ...]
-
-    @property
-    def records(self) -> tuple[TaskResult, ...]:
-        return tuple(record for _, records in self.members for record in records)
+    records: tuple[TaskResult, ...]
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -44,36 +39,32 @@ class Arm:
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted({record.seed for record in self.records}))
 
-    def select(
-        self, task: str | None = None, split: str | None = None, checkpoint: str | None = None
-    ) -> list[TaskResult]:
-        """The arm's success records with this task, split and checkpoint (None: any)."""
+    @property
+    def best_is_last(self) -> bool:
+        return best_is_last(self.records)
+
+    def select(self, split: str | None = None, checkpoint: str | None = None) -> list[TaskResult]:
+        """The arm's success records with this split and checkpoint (None: any)."""
         return [
             record
             for record in self.records
             if record.successes is not None
-            and task in (None, record.task)
             and split in (None, record.split)
             and checkpoint in (None, record.checkpoint)
         ]
 
-    def estimate(self, task: str, split: str, checkpoint: str) -> Estimate | None:
-        """The task's success, or None where it was not evaluated."""
-        return task_estimate(self.select(task, split, checkpoint))
+    def estimates(self, split: str, checkpoint: str) -> dict[str, Estimate]:
+        """Each evaluated task's success."""
+        return task_estimates(self.select(split, checkpoint))
 
     def mean(self, split: str, checkpoint: str) -> Estimate | None:
         """The mean success over the tasks of a split; None where none was evaluated."""
-        return mean_estimate(self.select(None, split, checkpoint))
+        return mean_estimate(self.select(split, checkpoint))
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one level with dotted names; lists and scalars stay as they are."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        flat.update(flatten(entry, f"{prefix}.{name}" if prefix else str(name)))
-    return flat
+def flatten(value: Any) -> dict[str, Any]:
+    """Nested objects as one level with dotted names; what is no object has the name ""."""
+    return dict(leaves(value)) if isinstance(value, dict) else {"": value}
 
 
 def compared_config(run: Run) -> dict[str, str]:
@@ -95,32 +86,24 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def group_arms(runs: Sequence[Run]) -> list[Arm]:
     """Arms in order of the runs. Runs are one arm if config and setting agree, and each adds seeds of its own."""
-    groups: _Groups = {}
+    groups: dict[tuple[_Named, _Named, int], list[tuple[Run, list[TaskResult]]]] = {}
     for run in runs:
-        for setting, records in _by_setting(run).items():
-            _join(groups, tuple(sorted(compared_config(run).items())), setting, (run, tuple(records)))
+        settings: dict[_Named, list[TaskResult]] = {}
+        for record in run.records:
+            settings.setdefault(_setting(record, run), []).append(record)
+        config = tuple(sorted(compared_config(run).items()))
+        for setting, records in settings.items():
+            # A run whose seed is there already (a copy, a second evaluation) gets a group of its own, and so does one
+            # without a configuration: nobody knows that seeds are all that differs.
+            copy, seeds = 0, {record.seed for record in records}
+            while members := groups.setdefault((config, setting, copy), []):
+                if config and not seeds & {record.seed for _, others in members for record in others}:
+                    break
+                copy += 1
+            members.append((run, records))
     labels = _labels([([run for run, _ in members], dict(key[1])) for key, members in groups.items()])
-    return [Arm(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
-
-
-def _join(groups: _Groups, config: _Named, setting: _Named, member: tuple[Run, tuple[TaskResult, ...]]) -> None:
-    """Add a run to its group; one whose seed is there already (a copy, a second evaluation) gets a group of its own."""
-    seeds = {record.seed for record in member[1]}
-    # Without a configuration nobody knows that seeds are all that differs.
-    known = bool(member[0].config)
-    for copy in range(len(groups) + 1):
-        members = groups.setdefault((config, setting, copy), [])
-        taken = {record.seed for _, others in members for record in others}
-        if not members or (known and not taken & seeds):
-            members.append(member)
-            return
-
-
-def _by_setting(run: Run) -> dict[_Named, list[TaskResult]]:
-    settings: dict[_Named, list[TaskResult]] = {}
-    for record in run.records:
-        settings.setdefault(_setting(record, run), []).append(record)
-    return settings
+    joined = [tuple(record for _, records in members for record in records) for members in groups.values()]
+    return [Arm(label, records) for label, records in zip(labels, joined, strict=True)]
 
 
 def _setting(record: TaskResult, run: Run) -> _Named:

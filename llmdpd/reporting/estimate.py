@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmdpd.evaluation.results import SPLITS, TaskResult, wilson_interval
+from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult, wilson_interval
 
 BOOTSTRAP_SAMPLES = 10_000
 BOOTSTRAP_SEED = 0
@@ -61,7 +61,6 @@ class Estimate:
 
     @property
     def bootstrap(self) -> tuple[float, float] | None:
-        """95 % percentile bootstrap interval over seeds."""
         return bootstrap_interval(self.by_seed)
 
     @property
@@ -92,12 +91,17 @@ class Estimate:
         }
 
 
-def task_estimate(records: Sequence[TaskResult]) -> Estimate | None:
-    """Of one task, a record a seed; None without records."""
-    if not records:
-        return None
-    counts = [record.successes for record in records]
-    total = None if None in counts else sum(count or 0 for count in counts)
+def task_estimates(records: Iterable[TaskResult]) -> dict[str, Estimate]:
+    """Of each task, a record a seed."""
+    by_task: dict[str, list[TaskResult]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record)
+    return {task: _estimate(own) for task, own in by_task.items()}
+
+
+def _estimate(records: Sequence[TaskResult]) -> Estimate:
+    counts = [record.successes for record in records if record.successes is not None]
+    total = sum(counts) if len(counts) == len(records) else None
     return Estimate(tuple(map(_value, records)), sum(record.episodes for record in records), total)
 
 
@@ -121,6 +125,14 @@ def _value(record: TaskResult) -> float:
     value = record.returns_mean if record.normalised_score is None else record.normalised_score
     assert value is not None  # a record holds successes or returns
     return value
+
+
+def best_is_last(records: Iterable[TaskResult]) -> bool:
+    """Whether the selection chose the last iteration in every run that has results of both checkpoints."""
+    found: dict[str, set[tuple[int, int]]] = {name: set() for name in CHECKPOINTS}
+    for record in records:
+        found[record.checkpoint].add((record.seed, record.iterations))
+    return found["best"] <= found["last"]
 
 
 def tasks_by_split(records: Iterable[TaskResult]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -43,13 +45,8 @@ class Palette:
 # Colours that matplotlib writes and nothing else does, each replaced by a CSS variable.
 PAGE = Palette("#010203", "#010204", "#010205", tuple(f"#0102{16 + index:02x}" for index in range(SERIES)), "none")
 # For pictures, which follow no page: the light ones of report.css.
-LIGHT = Palette(
-    "#1a2027",
-    "#5a6572",
-    "#dde2e8",
-    ("#1f6fb2", "#c2570c", "#23804a", "#8a4fb0", "#a8770a", "#b03060"),
-    "#ffffff",
-)
+_LIGHT_SERIES = ("#1f6fb2", "#c2570c", "#23804a", "#8a4fb0", "#a8770a", "#b03060")
+LIGHT = Palette("#1a2027", "#5a6572", "#dde2e8", _LIGHT_SERIES, "#ffffff")
 _INK, _MUTED, _SERIES_COLOURS = PAGE.ink, PAGE.muted, PAGE.series
 _VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.grid: "--line"} | {
     colour: f"--s{index}" for index, colour in enumerate(PAGE.series)
@@ -64,21 +61,15 @@ def style(palette: Palette) -> dict[Any, Any]:
         "text.parse_math": False,  # a $ in a name is a $
         "svg.fonttype": "none",  # text stays text: it can be read aloud, searched, and takes the page's font
         "svg.hashsalt": "llmdpd",
-        "figure.facecolor": palette.background,
-        "axes.facecolor": palette.background,
-        "savefig.facecolor": palette.background,
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), palette.background),
         "font.size": 11.0,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": palette.muted,
-        "axes.labelcolor": palette.ink,
         "axes.titlesize": 11.0,
         "axes.titlelocation": "left",
-        "text.color": palette.ink,
-        "xtick.color": palette.muted,
-        "ytick.color": palette.muted,
-        "xtick.labelcolor": palette.ink,
-        "ytick.labelcolor": palette.ink,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), palette.ink),
+        **dict.fromkeys(("xtick.color", "ytick.color"), palette.muted),
         "grid.color": palette.grid,
         "axes.grid": True,
         "axes.axisbelow": True,
@@ -90,7 +81,7 @@ def style(palette: Palette) -> dict[Any, Any]:
 class Drawing:
     """One figure: SVG markup for the page, and a sentence that says what it shows to who cannot see it."""
 
-    svg: str
+    svg: Markup
     description: str
 
 
@@ -114,7 +105,7 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
             offset = (place - (len(series) - 1) / 2) * thickness
             for row, y in zip(rows, places, strict=True):
                 split, task = row.split, row.task
-                value = arm.mean(split, checkpoint) if task is None else arm.estimate(task, split, checkpoint)
+                value = arm.estimates(split, checkpoint).get(task) if task else arm.mean(split, checkpoint)
                 if value is not None:
                     _bar(axes, value, y + offset, thickness * 0.86, _SERIES_COLOURS[index % SERIES], checkpoint)
         marked = _paper_marks(axes, rows, places)
@@ -129,10 +120,8 @@ def success_figure(arms: Sequence[Arm]) -> Drawing | None:
         ]
         figure.legend(handles=handles + marked, loc="outside upper left", ncols=2)
         shown = ", ".join(row.words for row in rows)
-        return Drawing(
-            to_svg(figure, "success"),
-            f"Success in percent by task with intervals: {shown}. The table has the numbers.",
-        )
+        description = f"Success in percent by task with intervals: {shown}. The table has the numbers."
+        return Drawing(to_svg(figure, "success"), description)
 
 
 class AxisRow(NamedTuple):
@@ -209,15 +198,12 @@ def curve_figure(runs: Sequence[Run]) -> tuple[Drawing | None, list[str]]:
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
         if len(runs) > 1:
-            handles = [
-                Line2D([], [], color=_SERIES_COLOURS[index % SERIES], label=_label(run.name))
-                for index, run in enumerate(runs)
-            ]
+            entries = [(_SERIES_COLOURS[index % SERIES], _label(run.name)) for index, run in enumerate(runs)]
+            handles = [Line2D([], [], color=colour, label=name) for colour, name in entries]
             figure.legend(handles=handles, loc="outside upper left", ncols=3)
         titles = ", ".join(title for title, _ in shown)
-        return Drawing(to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}."), [
-            name for _, names in left for name in names
-        ]
+        drawing = Drawing(to_svg(figure, "curves"), f"Learning curves over training iterations: {titles}.")
+        return drawing, [name for _, names in left for name in names]
 
 
 def _label(text: str) -> str:
@@ -256,12 +242,8 @@ def _panel(axes: Axes, title: str, names: Sequence[str], runs: Sequence[Run]) ->
     axes.set_xlabel("iteration")
     if len(names) > 1:
         colours = _SERIES_COLOURS if len(runs) == 1 else [_INK] * SERIES
-        handles = [
-            Line2D(
-                [], [], color=colours[index], linestyle=styles[index % len(styles)], label=name.removeprefix("eval/")
-            )
-            for index, name in enumerate(names)
-        ]
+        looks = zip(colours, itertools.cycle(styles), (name.removeprefix("eval/") for name in names), strict=False)
+        handles = [Line2D([], [], color=colour, linestyle=line, label=name) for colour, line, name in looks]
         axes.legend(handles=handles, fontsize=9)
     if title == _SUCCESS:
         axes.set_ylim(-0.03, 1.03)
@@ -281,7 +263,7 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], colour: str, style: 
     axes.plot(iterations[chosen], smooth[chosen], color=colour, linestyle=style, linewidth=1.8)
 
 
-def to_svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> Markup:
     """The figure, in PAGE's colours, as markup for an HTML page; `name` keeps its ids apart from other figures'."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
@@ -294,4 +276,4 @@ def to_svg(figure: Figure, name: str) -> str:
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return Markup(re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg))

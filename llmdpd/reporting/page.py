@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmdpd.errors import InputError
-from llmdpd.evaluation.results import SPLITS, TaskResult
+from llmdpd.evaluation.results import TaskResult
 from llmdpd.reporting.compare import Arm, differing_settings, flatten, goal_words, group_arms, on_off
 from llmdpd.reporting.estimate import tasks_by_split
-from llmdpd.reporting.figures import Drawing, curve_figure, success_figure
+from llmdpd.reporting.figures import curve_figure, success_figure
 from llmdpd.reporting.paper import TABLE_1, TABLE_2, find_row
 from llmdpd.reporting.run import Run, read_run
 from llmdpd.utils.files import atomic_write_text
@@ -74,13 +73,18 @@ def render_page(runs: Sequence[Run]) -> str:
         "report.html.j2",
         title=f"Comparison of {len(runs)} runs" if several else f"Run {runs[0].name}",
         several=several,
-        summary=_summaries(arms),
-        success=_success_table(counted),
-        success_figure=drawing_values(success_figure(counted)),
+        arms=arms,
+        counted=counted,
+        columns=[(arm, name) for arm in counted for name in arm.checkpoints if arm.select(checkpoint=name)],
+        tasks=tasks_by_split(record for arm in counted for record in arm.select()),
+        split_words=_SPLIT_WORDS,
+        paper=_paper,
+        paper_means=_paper_means,
+        success_figure=success_figure(counted),
         spread=any(len(arm.seeds) > 1 for arm in arms),
         locomotion=_locomotion_table(arms),
         metadata=[metadata(arm) for arm in arms],
-        curves=drawing_values(curves),
+        curves=curves,
         more_metrics=more_metrics,
         differences=differing_settings(runs) if several else [],
         run_names=[run.name for run in runs],
@@ -101,121 +105,9 @@ def render_template(name: str, **values: Any) -> str:
     return environment.get_template(name).render(style=style, **values)
 
 
-def drawing_values(drawing: Drawing | None) -> dict[str, Any] | None:
-    """A figure as templates take it."""
-    return None if drawing is None else {"svg": Markup(drawing.svg), "description": drawing.description}
-
-
-def _summaries(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """A paragraph for one arm; for several, (name, one sentence) each. Every number in them stands in a table too."""
-    if len(arms) > 1:
-        return [(arm.label, _unbroken(_brief(arm))) for arm in arms]
-    return [("", _unbroken(_summary(arms[0])))]
-
-
-def _unbroken(words: str) -> str:
-    """The words with no line end between a number and what belongs to it."""
-    return words.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
-
-
-def _brief(arm: Arm) -> str:
-    parts = []
-    for checkpoint in arm.checkpoints:
-        means = [(split, arm.mean(split, checkpoint)) for split in SPLITS]
-        words = [f"{mean.text} % on {split} tasks" for split, mean in means if mean is not None]
-        parts += [f"{checkpoint} checkpoint {', '.join(words)}"] if words else []
-    scores = " ".join(_score_words(arm, checkpoint) for checkpoint in arm.checkpoints).strip()
-    success = f"mean success of the {'; of the '.join(parts)}." if parts else ""
-    return " ".join(part for part in (success, scores) if part)
-
-
-def _summary(arm: Arm) -> str:
-    sentences = [_training_sentence(arm)]
-    last, best = ({r.iterations for r in arm.records if r.checkpoint == name} for name in ("last", "best"))
-    same = len(arm.seeds) == 1 and last == best
-    for checkpoint in arm.checkpoints:
-        if same and checkpoint == "best":
-            sentences.append("The checkpoint chosen as best during training is the last one.")
-            continue
-        parts = [_split_words(arm, split, checkpoint) for split in SPLITS]
-        who = "The last checkpoint" if checkpoint == "last" else "The checkpoint chosen as best during training"
-        found = " and ".join(part for part in parts if part)
-        sentences.append(f"{who} succeeded in {found}." if found else "")
-        sentences.append(_score_words(arm, checkpoint))
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _training_sentence(arm: Arm) -> str:
-    first = arm.records[0]
-    # A best checkpoint is from earlier in the same training.
-    iterations = f"{max(record.iterations for record in arm.records):,}"
-    tasks = f"{len(first.trained_on)} task{'s' if len(first.trained_on) != 1 else ''}"
-    if 0 < len(first.trained_on) <= 6:
-        tasks += f" ({', '.join(first.trained_on)})"
-    uses = (("a text", first.prompts.text), ("a demonstration", first.prompts.trajectory))
-    given = [name for name, use in uses if use]
-    prompts = f"prompted with {' and '.join(given)}" if given else "without a prompt"
-    seeds = f" with {len(arm.seeds)} seeds" if len(arm.seeds) > 1 else ""
-    counts = [record.episodes for record in arm.records]
-    episodes = f"{_span(counts)} {'episode' if max(counts) == 1 else 'episodes'}"
-    return (
-        f"A policy was trained{seeds} on {tasks} for {iterations} iterations, and evaluated for {episodes} a task, "
-        f"{prompts}."
-    )
-
-
-def _split_words(arm: Arm, split: str, checkpoint: str) -> str:
-    mean = arm.mean(split, checkpoint)
-    if mean is None:
-        return ""
-    tasks = {record.task: arm.estimate(record.task, split, checkpoint) for record in arm.select(None, split)}
-    cells = {task: cell for task, cell in tasks.items() if cell is not None}
-    kind = "trained on" if split == "seen" else "never seen"
-    if len(cells) == 1:
-        return f"{mean.text} % of episodes on the one task {kind} ({next(iter(cells))})"
-    low, high = min(cells, key=lambda task: cells[task].mean), max(cells, key=lambda task: cells[task].mean)
-    span = f"from {cells[low].mean:.1f} % on {low} to {cells[high].mean:.1f} % on {high}"
-    if math.isclose(cells[low].mean, cells[high].mean):
-        span = "the same on each"
-    return f"{mean.text} % of episodes on average over the {len(cells)} tasks {kind} ({span})"
-
-
-def _score_words(arm: Arm, checkpoint: str) -> str:
-    scores = [
-        f"{record.normalised_score:.1f} on {record.task}"
-        for record in arm.records
-        if record.normalised_score is not None and record.checkpoint == checkpoint
-    ]
-    return f"Normalised scores of the {checkpoint} checkpoint: {', '.join(scores)}." if scores else ""
-
-
 def _span(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _success_table(arms: Sequence[Arm]) -> dict[str, Any] | None:
-    """Columns (arm, checkpoint) beside the paper's; for each split its tasks and their mean."""
-    columns = [(arm, checkpoint) for arm in arms for checkpoint in arm.checkpoints if arm.select(checkpoint=checkpoint)]
-    tasks = tasks_by_split(record for arm in arms for record in arm.select())
-    if not tasks:
-        return None
-    return {
-        "arms": [(arm.label, sum(1 for other, _ in columns if other is arm)) for arm in arms],
-        "checkpoints": [checkpoint for _, checkpoint in columns],
-        "splits": [
-            {
-                "name": _SPLIT_WORDS[split],
-                "rows": [
-                    (task, [arm.estimate(task, split, checkpoint) for arm, checkpoint in columns], _paper(task, split))
-                    for task in names
-                ],
-                "means": [arm.mean(split, checkpoint) for arm, checkpoint in columns],
-                "paper_means": _paper_means(names, split),
-            }
-            for split, names in tasks.items()
-        ],
-    }
 
 
 def _paper(task: str, split: str) -> tuple[str, str]:
@@ -237,20 +129,18 @@ def _paper_means(tasks: Sequence[str], split: str) -> tuple[str, str]:
 
 
 def _locomotion_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    rows = []
+    groups: dict[tuple[str, str, str], list[TaskResult]] = {}
     for arm in arms:
-        groups: dict[tuple[str, str], list[TaskResult]] = {}
         for record in arm.records:
             if record.returns_mean is not None:
-                groups.setdefault((record.task, record.checkpoint), []).append(record)
-        rows += [_locomotion_row(arm, task, checkpoint, records) for (task, checkpoint), records in groups.items()]
-    return rows
+                groups.setdefault((arm.label, record.task, record.checkpoint), []).append(record)
+    return [_locomotion_row(*key, records) for key, records in groups.items()]
 
 
-def _locomotion_row(arm: Arm, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
+def _locomotion_row(arm: str, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
     paper = find_row(TABLE_2, task)
     return {
-        "arm": arm.label,
+        "arm": arm,
         "task": task,
         "checkpoint": checkpoint,
         "episodes": sum(record.episodes for record in records),
@@ -305,8 +195,8 @@ def _run_view(run: Run) -> dict[str, Any]:
         command = command.get("argv")
     # What is in meta.json beyond the three tables is shown too, rather than lost.
     other = {name: entry for name, entry in run.meta.items() if name not in ("versions", "machine", "times", "command")}
-    tables = [(name.capitalize(), run.meta.get(name)) for name in ("versions", "machine", "times")]
-    tables += [("Also recorded", other)] if other else []
+    tables = {name.capitalize(): run.meta.get(name) for name in ("versions", "machine", "times")}
+    tables |= {"Also recorded": other} if other else {}
     return {
         "name": run.name,
         "problems": run.problems,
@@ -318,7 +208,7 @@ def _run_view(run: Run) -> dict[str, Any]:
         "config": {name: _plain(value) for name, value in flatten(run.config).items()},
         "tables": [
             (title, {name: measure(name, value) for name, value in flatten(entries or {}).items()})
-            for title, entries in tables
+            for title, entries in tables.items()
         ],
         "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command or ""),
     }
@@ -339,5 +229,5 @@ def measure(name: str, value: object) -> str:
         hours, minutes = divmod(minutes, 60)
         if hours:
             return f"{hours} h {minutes:02d} min"
-        return f"{minutes} min {seconds:02d} s" if minutes else f"{value:.1f} s"
+        return f"{minutes} min {seconds:02d} s" if minutes else f"{value:.1f} s" if value else "0 s"
     return _plain(value)

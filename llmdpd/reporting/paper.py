@@ -16,15 +16,8 @@ class Reported:
     decimals: int = 2
 
     def __str__(self) -> str:
-        return f"{self.mean_text} {self.std_text}".strip()
-
-    @property
-    def mean_text(self) -> str:
-        return f"{self.mean:.{self.decimals}f}"
-
-    @property
-    def std_text(self) -> str:
-        return "" if self.std is None else f"± {self.std:.{self.decimals}f}"
+        spread = "" if self.std is None else f" ± {self.std:.{self.decimals}f}"
+        return f"{self.mean:.{self.decimals}f}{spread}"
 
 
 @dataclass(frozen=True)

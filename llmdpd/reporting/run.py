@@ -55,9 +55,7 @@ def read_run(folder: Path, video_budget: int) -> Run:
         raise InputError("no such run folder", path=folder, expected="a folder written by python -m llmdpd.train")
     if not (folder / "results.json").is_file():
         raise InputError(
-            "the run has no results yet",
-            path=folder / "results.json",
-            hint=f"python -m llmdpd.evaluate {folder}",
+            "the run has no results yet", path=folder / "results.json", hint=f"python -m llmdpd.evaluate {folder}"
         )
     problems: list[str] = []
     prompts = _mapping(folder / "prompts.json", problems, "the prompts")
@@ -79,18 +77,17 @@ def read_run(folder: Path, video_budget: int) -> Run:
 
 def _mapping(path: Path, problems: list[str], what: str) -> dict[str, Any]:
     """A JSON object, or {} and a sentence why there is none."""
-    if not path.is_file():
-        problems.append(f"{path.name} is missing: the page cannot show {what}.")
-        return {}
-    try:
-        value = read_json(path)
-    except InputError as error:
-        problems.append(f"{path.name} could not be read ({error.found}): the page cannot show {what}.")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} is not an object: the page cannot show {what}.")
-        return {}
-    return value
+    reason = "is missing"
+    if path.is_file():
+        try:
+            value = read_json(path)
+            if isinstance(value, dict):
+                return value
+            reason = "is not an object"
+        except InputError as error:
+            reason = f"could not be read ({error.found})"
+    problems.append(f"{path.name} {reason}: the page cannot show {what}.")
+    return {}
 
 
 def _read_curves(path: Path, problems: list[str]) -> Curves:

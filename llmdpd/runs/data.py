@@ -47,7 +47,7 @@ def training_data(
     elif is_locomotion(tasks.seen[0]):
         dataset, words = _sac_data(data, tasks.seen, check)
     else:
-        dataset = _collect(data, tasks, tasks.seen, data.episodes, data.noise, data.seed, "training", check)
+        dataset = _collect(data, tasks, tasks.seen, "training", check)
         words = f"scripted experts, {data.episodes} episodes a task, noise {data.noise}"
         if data.post_success_steps != DataConfig.post_success_steps:
             words += f", {data.post_success_steps} steps after the success"
@@ -78,12 +78,10 @@ def _without_failed(dataset: TrajectoryDataset) -> tuple[TrajectoryDataset, str]
     failed = dataset.successes == 0
     for task in dataset.tasks:
         if failed[dataset.episodes_of(task)].all():
+            found = f"{len(dataset.episodes_of(task))} failed episodes"
+            expected = "at least one that did not"
             raise InputError(
-                "every episode of a task failed",
-                path=dataset.source,
-                field=task,
-                found=f"{len(dataset.episodes_of(task))} failed episodes",
-                expected="at least one that did not",
+                "every episode of a task failed", path=dataset.source, field=task, found=found, expected=expected
             )
     if not failed.any():
         return dataset, ""
@@ -106,13 +104,8 @@ def _sac_data(data: DataConfig, tasks: tuple[str, ...], check: Check) -> tuple[T
     """A medium-replay of each task, collected by SAC or found where it was, and its description."""
     out = Path(data.root) / f"sac-seed{data.seed}-{data.sac_steps}steps"
     wanted = SacConfig(tasks=tasks, steps=data.sac_steps, out=out, seed=data.seed)
-    with ProgressBar("SAC collects the training data", "steps") as bar:
-
-        def progress(task: str, done: int, total: int, words: str) -> None:
-            bar.update(done, total, f"{task}: {words}")
-            check()
-
-        collected = collect_sac(wanted, progress)
+    with ProgressBar("SAC collects the training data", "steps", check=check) as bar:
+        collected = collect_sac(wanted, lambda task, done, total, words: bar.update(done, total, f"{task}: {words}"))
     for part in collected:
         if not (part.reached or part.reused):
             console.print(f"{part.task}: SAC did not reach the medium level in {data.sac_steps} steps")
@@ -142,8 +135,8 @@ def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: N
         return load_tasks(source, tasks.all, tasks.goal_visible)
     if is_locomotion(tasks.all[0]):
         return _sac_data(data, tasks.all, check)[0]
-    seed = data.seed + _DEMONSTRATION_SEED
-    return _collect(data, tasks, tasks.all, data.demonstration_episodes, "clean", seed, "example", check)
+    clean = _demonstrating(data, "clean", data.demonstration_episodes)
+    return _collect(clean, tasks, tasks.all, "example", check)
 
 
 def behaviour_demonstrations(
@@ -154,8 +147,12 @@ def behaviour_demonstrations(
     They are collected, or found again. Goals and starts are those of the run's own demonstrations, the same for every
     behaviour policy.
     """
-    seed, episodes = data.seed + _DEMONSTRATION_SEED, _EPISODES_A_DEMONSTRATION * count
-    return _collect(data, protocol, tasks, episodes, behaviour, seed, f"{behaviour}-example", check)
+    wanted = _demonstrating(data, behaviour, _EPISODES_A_DEMONSTRATION * count)
+    return _collect(wanted, protocol, tasks, f"{behaviour}-example", check)
+
+
+def _demonstrating(data: DataConfig, behaviour: str, episodes: int) -> DataConfig:
+    return replace(data, noise=behaviour, episodes=episodes, seed=data.seed + _DEMONSTRATION_SEED)
 
 
 @dataclass(frozen=True)
@@ -177,37 +174,19 @@ def embed_texts(llm: str, device: str, tasks: Sequence[str]) -> Embeddings:
 
 
 def _collect(
-    data: DataConfig,
-    protocol: TaskConfig,
-    tasks: tuple[str, ...],
-    episodes: int,
-    noise: str,
-    seed: int,
-    kind: str,
-    check: Check,
+    data: DataConfig, protocol: TaskConfig, tasks: tuple[str, ...], kind: str, check: Check
 ) -> TrajectoryDataset:
     """Collected episodes of these tasks, in their order; those of the same collection are found again."""
-    wanted = CollectConfig(
-        tasks=tasks,
-        episodes=episodes,
-        noise=noise,
-        seed=seed,
-        post_success_steps=data.post_success_steps,
-        workers=data.workers,
-        goal_visible=protocol.goal_visible,
-    )
+    shared = ("episodes", "noise", "seed", "post_success_steps", "workers")
+    options = {name: getattr(data, name) for name in shared}
+    wanted = CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options)
     # Another collection gets another folder.
-    parts = repr((tasks, noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
-    name = f"{kind}-{len(tasks)}tasks-{episodes}episodes-seed{seed}-{zlib.crc32(parts):08x}"
+    parts = repr((tasks, wanted.noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
+    name = f"{kind}-{len(tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}-{zlib.crc32(parts):08x}"
     wanted = replace(wanted, out=Path(data.root) / name)
     watch = Stopwatch()
-    with ProgressBar(f"collecting {kind} data", "episodes") as bar:
-
-        def progress(done: int, total: int, steps: int) -> None:
-            bar.update(done, total, f"{steps:,} steps")
-            check()
-
-        collected = collect_metaworld(wanted, progress)
+    with ProgressBar(f"collecting {kind} data", "episodes", check=check) as bar:
+        collected = collect_metaworld(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
     dataset = collected.dataset
     success = float(np.mean(dataset.successes == 1))
     console.print(

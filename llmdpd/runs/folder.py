@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,18 +19,10 @@ from llmdpd.config.stored import read_stored
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_write_json, process_lock, read_json, recover_directory
 from llmdpd.utils.plain import differences, to_plain
-from llmdpd.utils.progress import Stopwatch as Stopwatch
+from llmdpd.utils.progress import Stopwatch
 
 _PACKAGES = (
-    "llmdpd",
-    "torch",
-    "numpy",
-    "transformers",
-    "gymnasium",
-    "metaworld",
-    "mujoco",
-    "minari",
-    "safetensors",
+    *("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors"),
     "stable-baselines3",
 )
 # Where a resumed run may differ from its start: none of these changes what is learned or chosen. Where collected data
@@ -42,41 +35,29 @@ _FREE_ON_RESUME = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Paths within a run."""
+    """A run's folder, and the paths within it.
+
+    prompts  the demonstrations of the evaluation, as Minari data sets
+    replay   the steps of a method that learns in the environment, from which its checkpoints continue
+    """
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def meta(self) -> Path:
-        return self.path / "meta.json"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
+    def __post_init__(self) -> None:
+        path = self.path
+        self.config = path / "config.json"
+        self.meta = path / "meta.json"
+        self.results = path / "results.json"
+        self.videos = path / "videos"
+        self.prompts = path / "prompt_data"
+        self.replay = path / "replay"
+        self._lock_file = path / ".lock"
 
     def new_evaluation(self) -> Path:
         """A new file for an evaluation apart from the run's own."""
         return self.path / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}.json"
-
-    @property
-    def videos(self) -> Path:
-        return self.path / "videos"
-
-    @property
-    def prompts(self) -> Path:
-        """The demonstrations of the evaluation, as Minari data sets."""
-        return self.path / "prompt_data"
-
-    @property
-    def replay(self) -> Path:
-        """The steps of a method that learns in the environment, from which its checkpoints continue."""
-        return self.path / "replay"
 
     def policy(self, checkpoint: str) -> Path:
         """The policy folder of the `last` or the `best` checkpoint."""
@@ -90,19 +71,15 @@ class RunFolder:
             InputError: the folder holds something already, or another process is at work in it.
         """
         if path is None:
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = Path("runs") / f"{config.preset}-seed{config.seed}-{stamp}"
+            path = Path("runs") / f"{config.preset}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         if path.exists() and not path.is_dir():
             raise InputError("the run folder is a file", path=path, expected="a new or an empty folder")
         run = cls(path)
         with run.lock():
             if any(file != run._lock_file for file in path.iterdir()):
-                raise InputError(
-                    "the run folder is not empty",
-                    path=path,
-                    expected="a new or an empty folder",
-                    hint=f"continue that run with --resume {path}, or choose another --run-dir",
-                )
+                expected = "a new or an empty folder"
+                hint = f"continue that run with --resume {path}, or choose another --run-dir"
+                raise InputError("the run folder is not empty", path=path, expected=expected, hint=hint)
             atomic_write_json(run.config, to_plain(config))
             run.note(versions=_versions(), machine=_machine(), times={})
         return run
@@ -129,20 +106,7 @@ class RunFolder:
         Raises:
             InputError: another process is at work in it.
         """
-        return process_lock(self._lock_file, self._refuse)
-
-    @property
-    def _lock_file(self) -> Path:
-        return self.path / ".lock"
-
-    def _refuse(self, holder: int | None) -> None:
-        raise InputError(
-            "another process is at work in this run",
-            path=self.path,
-            found="a live process" if holder is None else f"process {holder}",
-            expected="a run that no process trains or evaluates",
-            hint="wait for it, or stop it (SIGTERM: it saves), then resume",
-        )
+        return folder_lock(self.path, "in this run", "wait for it, or stop it (SIGTERM: it saves), then resume")
 
     def read_config(self) -> TrainConfig:
         """The configuration that the run was started with."""
@@ -204,6 +168,16 @@ class RunFolder:
         atomic_write_json(self.meta, known)
 
 
+def folder_lock(folder: Path, where: str, hint: str) -> AbstractContextManager[None]:
+    """Hold `folder`'s lock while the block runs; an `InputError` where another process has it."""
+
+    def refuse(holder: int | None) -> None:
+        process = "a live process" if holder is None else f"process {holder}"
+        raise InputError(f"another process is at work {where}", path=folder, found=process, hint=hint)
+
+    return process_lock(folder / ".lock", refuse)
+
+
 def decisive(config: TrainConfig) -> dict[str, Any]:
     """The plain configuration without what a resumed run may change."""
     plain: dict[str, Any] = to_plain(config)
@@ -216,10 +190,8 @@ def decisive(config: TrainConfig) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):  # run from a checkout, or an optional package
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # run from a checkout, or an optional package
     return versions
 
 
@@ -227,8 +199,6 @@ def _machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
+        named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        cpu = named[1].strip() if named else cpu
     return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count()}

@@ -13,9 +13,8 @@ import torch
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset
 from llmdpd.evaluation.episodes import evaluate_tasks
-from llmdpd.evaluation.latency import acting_cost
 from llmdpd.evaluation.prompts import TaskPrompt
-from llmdpd.evaluation.scoring import selection_score
+from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
 from llmdpd.nn.policy_network import Spaces
@@ -133,7 +132,11 @@ def prepare_data(run: Run) -> None:
 
 
 def check_resumable(run: Run) -> None:
-    """Hold what is learned from against the run's checkpoint, where there is one."""
+    """Hold what is learned from against the run's checkpoint, where there is one.
+
+    Raises:
+        InputError: naming every setting and every input that is not the checkpoint's.
+    """
     run.hashes = input_hashes(run.config, run.dataset, run.demonstrations, run.texts.vectors)
     check_inputs(run.folder, run.hashes)
 
@@ -170,16 +173,9 @@ def time_acting(run: Run) -> None:
 
 def evaluate(run: Run) -> None:
     """Evaluate the last and the best policy on every task, and write results.json."""
-    config = run.config
+    config, workers, check = run.config, run.config.data.workers, run.stop.check
     with run.folder.timed("evaluation_seconds"):
-        evaluate_run(
-            run.folder,
-            config.evaluation,
-            run.prompts,
-            workers=config.data.workers,
-            device=config.device,
-            check=run.stop.check,
-        )
+        evaluate_run(run.folder, config.evaluation, run.prompts, workers=workers, device=config.device, check=check)
 
 
 def record(run: Run) -> None:

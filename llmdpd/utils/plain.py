@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -72,15 +73,16 @@ def _convert(hint: Any, value: Any, path: Path | str, field: str) -> Any:
         return from_plain(hint, value, path, f"{field}.")  # type: ignore[arg-type]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
+        if type(value) in arguments:
+            return value
         return _convert(next(a for a in arguments if a is not type(None)), value, path, field)
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(arguments[0], item, path, field) for item in value)
     if origin is Literal:
         good, expected = value in arguments, ", ".join(map(repr, arguments))
     elif hint is float:
-        good, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good, expected = number and (isinstance(value, float) or abs(value) <= sys.float_info.max), "a number"
     else:
         good, expected = type(value) is hint, getattr(hint, "__name__", str(hint))
     if not good:

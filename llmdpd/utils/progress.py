@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -21,10 +22,13 @@ class ProgressBar:
         name: what is being done.
         unit: of the work, as in "it" for it/s.
         output: where it is shown.
+        check: called at each update; may raise to stop.
     """
 
-    def __init__(self, name: str, unit: str, output: Console = console) -> None:
-        self._name, self._unit, self._console = name, unit, output
+    def __init__(
+        self, name: str, unit: str, output: Console = console, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._name, self._unit, self._console, self._check = name, unit, output, check
         self._first: int | None = None
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -49,6 +53,7 @@ class ProgressBar:
             if rate > 0 and done < total:
                 parts += [speed, f"{(total - done) / rate:.0f} s left"]
             self._console.print(", ".join(parts) + (f"; {note}" if note else ""))
+        self._check()
 
     def __enter__(self) -> ProgressBar:
         if self._bar is not None:

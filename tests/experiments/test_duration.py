@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from llmdpd.experiments.duration import seconds_left
 from llmdpd.experiments.plan import Plan
+from llmdpd.experiments.scheduler import seconds_left
 
 COUNTS = {"reach-v3": 4, "push-v3": 2, "door-lock-v3": 1}
 

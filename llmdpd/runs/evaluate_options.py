@@ -1,0 +1,177 @@
+"""The options of an evaluation, and which of them a run of some configuration can be evaluated with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from llmdpd.config.schema import TrainConfig
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.evaluation.prompts import swap_names
+from llmdpd.nn.context.base import check_left_out
+from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
+from llmdpd.tasks.specs import canonical_task
+from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
+
+OptionalCount = Annotated[int | None, Bounds(1)]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate the policies of a run. Seeds are fixed, and apart from those of data and training."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """The run's folder; a baseline does without one."""
+    episodes: Count = 500
+    """Episodes a task."""
+    seen_episodes: OptionalCount = None
+    """Episodes a task that was trained on; by default as many."""
+    baseline: Literal["replay", "tracker"] | None = None
+    """Instead of the policies, evaluate a non-learned baseline: the demonstration's actions replayed, or a hand-written
+    tracker of the demonstration's hand. On the run's tasks and prompts, or without a run on --tasks."""
+    checkpoint: Literal["last", "best", "both"] = "both"
+    """Which policy: the last one, the best by the selection during training, or both."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; by default those of the run, seen and unseen."""
+    prompt_data: str | None = None
+    """Data set to take the demonstrations from (Minari, HDF5, MTDiff files …); by default the run's own."""
+    prompt_text: Path | None = None
+    """Text file that replaces the text prompt of every evaluated task."""
+    prompts: Literal["own", "swapped", "no-trajectory", "no-text"] = "own"
+    """Each task with its own prompts, with another task's (of the same split: seen or unseen), with the text alone, or
+    with the demonstration alone (a policy can do without what prompt dropout taught it to do without)."""
+    prompt_behaviours: tuple[str, ...] = ()
+    """Evaluate once with demonstrations by each of these behaviour policies (clean, slow, pauses …: see llmdpd.collect
+    --help), which are collected, or found again, under --data-root."""
+    demonstrations: OptionalCount = None
+    """Demonstrations a task that the episodes take in turn; by default 5 with --prompt-behaviours, else 1."""
+    data_root: Path | None = None
+    """Folder under which collected demonstrations are kept; by default the run's, or data."""
+    samples: OptionalCount = None
+    """Actions sampled a state; by default the run's."""
+    noise_scale: Annotated[float | None, Bounds(0)] = None
+    """Factor on the sampler's noise; by default the run's."""
+    action_horizon: OptionalCount = None
+    """Actions of a chunk that are executed before the next is sampled; by default the run's."""
+    max_steps: OptionalCount = None
+    """Steps an episode at most; by default the run's."""
+    videos: bool = False
+    """Record a video of one episode a task: into the run's videos, or beside a file of its own in NAME-videos."""
+    workers: OptionalCount = None
+    """Environment processes; one a core by default."""
+    threads: WholeNumber = 0
+    """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it."""
+    device: str = "cpu"
+    """Where the policy runs: cpu, cuda or cuda:N."""
+    out: Path | None = None
+    """File for the results. By default the run's results.json, which is replaced, and its report is written anew; with
+    other tasks, prompts, acting or steps, one checkpoint alone or fewer episodes, a new file in the run's folder
+    evaluations."""
+
+    def tasks_of(self, trained: TrainConfig) -> tuple[str, ...]:
+        """Canonical names of the tasks to evaluate: those that are named, else those of the run."""
+        return tuple(dict.fromkeys(map(canonical_task, self.tasks))) or trained.tasks.all
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """The fields of the method's `ActingConfig` that options change."""
+        values = {name: getattr(self, name) for name in ("samples", "noise_scale", "action_horizon")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+RENAMED_OPTIONS = {
+    "--control": "--baseline",
+    "--films": "--videos",
+    "--examples": "--demonstrations",
+    "--replan": "--action-horizon",
+}
+"""How the last version called options of `EvaluateConfig`."""
+
+
+def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
+    """Refuse options with which a run of this configuration, there yet or not, cannot be evaluated.
+
+    Raises:
+        InputError: a number out of range; ways of acting or prompts that the method, or a baseline, does not have.
+            Files, and what the tasks' environments or the trained network alone can tell, are not looked at.
+    """
+    check_config(config)
+    if config.baseline is not None:
+        _check_baseline(config)
+    elif config.run is None:
+        raise InputError("nothing to evaluate", field="RUN", found="neither a run nor --baseline", expected="one")
+    for name, value in config.acting.items():
+        if config.run is not None and not hasattr(trained.method.acting, name):
+            found = f"{value}, of a run of {trained.method.name}"
+            hint = f"leave {_option(name)} out"
+            raise InputError("the method has no such way of acting", field=_option(name), found=found, hint=hint)
+    _check_prompts(config, trained)
+
+
+def _check_baseline(config: EvaluateConfig) -> None:
+    defaults = EvaluateConfig()
+    for name in ("samples", "noise_scale", "action_horizon", "checkpoint", "prompt_text"):
+        if getattr(config, name) != getattr(defaults, name):
+            raise InputError("a baseline has no use for this", field=_option(name), found=getattr(config, name))
+    if config.prompts not in ("own", "swapped"):
+        raise InputError(
+            "a baseline follows a demonstration and reads no text",
+            field="--prompts",
+            found=config.prompts,
+            expected="own or swapped",
+        )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
+    """Refuse prompts that the policy was trained without, and options that contradict each other."""
+    context = trained.method.network.context_config()
+    for behaviour in config.prompt_behaviours:
+        if behaviour not in BEHAVIOURS:
+            expected, hint = ", ".join(BEHAVIOURS), f"nearest: {nearest_names(behaviour, tuple(BEHAVIOURS))}"
+            raise InputError(
+                "unknown behaviour",
+                field="--prompt-behaviours",
+                found=behaviour,
+                expected=", ".join(BEHAVIOURS),
+                hint=hint,
+            )
+    asked = {
+        "--prompt-data": config.prompt_data,
+        "--prompt-behaviours": ", ".join(config.prompt_behaviours),
+        "--demonstrations": config.demonstrations,
+    }
+    given = [option for option, value in asked.items() if value]
+    if config.prompt_data and config.prompt_behaviours:
+        found = f"{config.prompt_data} and --prompt-behaviours"
+        expected = "one of the two"
+        raise InputError("demonstrations from two places", field="--prompt-data", found=found, expected=expected)
+    if config.prompts == "no-trajectory" and given:
+        raise InputError(
+            "without demonstrations there is no choice of them", field="--prompts no-trajectory", found=", ".join(given)
+        )
+    reads_demonstrations = context.trajectory or config.baseline is not None
+    may_lack_them = context.trajectory and context.trajectory_dropout
+    option = f"--prompts {config.prompts}"
+    needs = [] if reads_demonstrations else given
+    needs = needs + (["--prompt-text"] if config.prompt_text and not context.text else [])
+    if not reads_demonstrations and config.prompts == "no-text":
+        needs.append(option)
+    if not context.text and config.prompts == "no-trajectory" and not may_lack_them:
+        needs.append(option)
+    if not (context.text or reads_demonstrations) and config.prompts == "swapped":
+        needs.append(option)
+    if needs:
+        raise InputError("this run's policy was trained without such prompts", path=config.run, field=needs[0])
+    if config.prompts == "swapped":
+        swap_names(config.tasks_of(trained), trained.tasks.seen)
+    if config.prompts == "no-text" and context.text:
+        check_left_out(context, "text")
+    if config.prompts == "no-trajectory" and context.trajectory:
+        check_left_out(context, "trajectory")
