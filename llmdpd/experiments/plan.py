@@ -112,13 +112,13 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
     """Refuse options that another one decides already, or that would undo what a method stands for."""
     for option in split_options(options):
         fields = {method.key: _field(method, option) for method in grid.methods}
-        for field in {option.field, *fields.values()} & DECIDED.keys():
+        for decided in {option.field, *fields.values()} & DECIDED.keys():
             raise InputError(
                 "the experiment decides this option itself",
                 field=option.name,
                 found=f"{' '.join(option.words)}, after --",
                 expected="options of llmdpd.train that the experiment leaves open",
-                hint=DECIDED[field],
+                hint=DECIDED[decided],
             )
         fit = [method.key for method in grid.methods if _is_open(method, option)]
         readers = [key for key, field in fields.items() if field is not None]

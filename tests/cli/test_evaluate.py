@@ -134,11 +134,7 @@ def test_demonstrations_from_other_data(
 
 
 def test_a_plain_hdf5_file_is_the_demonstration_of_the_task_asked_for(
-    run_copy: Path,
-    tmp_path: Path,
-    metaworld_data: MakeData,
-    evaluate: Evaluate,
-    capsys: pytest.CaptureFixture[str],
+    run_copy: Path, tmp_path: Path, metaworld_data: MakeData, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = dataclasses.replace(metaworld_data(("box-close-v3",)), tasks=("some-replay",))
     path = save_d4rl(data, tmp_path / "replay.hdf5")
@@ -178,7 +174,7 @@ def test_prompts_change_what_the_policy_does(
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {
     "misspelled": (["--epsodes", 3], ["no such option", "found:    --epsodes", "--episodes"]),
-    "task": (["--tasks", "reech"], ["unknown Meta-World task", "reach-v3"]),
+    "task": (["--tasks", "reech"], ["unknown task", "reach-v3"]),
     "no demonstration": (["--tasks", "soccer"], ["no demonstration of this task", "soccer-v3", "--prompt-data"]),
     "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
     "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),

@@ -16,13 +16,8 @@ SETTINGS: dict[str, Any] = {"goal_visible": True, "max_steps": 6}
 
 
 @pytest.fixture
-def policy(straight_run: Path) -> Policy:
-    return Policy.load(straight_run)
-
-
-@pytest.fixture
-def prompts(straight_run: Path) -> dict[str, TaskPrompt]:
-    return task_prompts(("door-lock-v3",), straight_run / "prompt_data", True)
+def prompts(prompts: dict[str, TaskPrompt]) -> dict[str, TaskPrompt]:
+    return {"door-lock-v3": prompts["door-lock-v3"]}
 
 
 @pytest.fixture

@@ -26,7 +26,9 @@ GRID = Grid(
     "Two methods.",
     (
         Method("full", "full", "smoke", reported="LLMDPD"),
-        Method("plain", "w/o prompts", "smoke", tuple(f"--method.network.context.no-{n}" for n in ("text", "trajectory"))),
+        Method(
+            "plain", "w/o prompts", "smoke", tuple(f"--method.network.context.no-{n}" for n in ("text", "trajectory"))
+        ),
     ),
     protocols=("custom",),
     paper=PAPER,

@@ -110,7 +110,9 @@ def test_a_budget_is_the_most_and_options_count_for_more(tmp_path: Path) -> None
         ({"options": ("--method.alpha", "2")}, "--method.alpha", "--help"),
     ],
 )
-def test_wrong_settings_are_named(changes: dict[str, object], field: str | None, hint: str | None, tmp_path: Path) -> None:
+def test_wrong_settings_are_named(
+    changes: dict[str, object], field: str | None, hint: str | None, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as caught:
         make_plan(dataclasses.replace(Settings("table3", out=tmp_path), **changes))  # type: ignore[arg-type]
     assert caught.value.field == field
@@ -120,26 +122,10 @@ def test_wrong_settings_are_named(changes: dict[str, object], field: str | None,
 @pytest.mark.parametrize(
     ("name", "option", "hint"),
     [
-        *(
-            ("table3", option, hint)
-            for option, hint in (
-                (("--seed", "1"), "--seeds"),
-                (("--preset=smoke",), "--only"),
-                (("--method", "trajectory-diffusion"), "--only"),
-                (("--agent", "llmdpd"), "--only"),
-                (("--protocol", "ml45"), "--protocol"),
-                (("--tasks.protocol", "mine"), "--protocol"),
-                (("--run_dir", "here"), "--out"),
-                (("--resume", "there"), "by itself"),
-                (("--device", "cuda"), "--device"),
-                (("--threads", "1"), "--jobs"),
-                (("--data.workers", "1"), "--jobs"),
-                (("--data.root", "data"), "--data-root"),
-                (("--evaluation.episodes", "3"), "--episodes"),
-                (("--evaluation.videos",), "llmdpd.evaluate"),
-                (("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
-            )
-        ),
+        *(("table3", (f"--{field.replace('_', '-')}", "1"), hint) for field, hint in DECIDED.items()),
+        ("table3", ("--preset=smoke",), "--only"),
+        ("table3", ("--run_dir", "here"), "--out"),
+        ("table3", ("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
         # What a method stands for: by its options, by its preset, or for want of it.
         ("table3", ("--llm", "minilm"), "--only full no-prompts"),
         ("table3", ("--method.network.context.text",), "--only full olmo-1b no-trajectory"),

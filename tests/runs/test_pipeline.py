@@ -15,11 +15,11 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.data.config import DataConfig
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
-from llmdpd.runs.pipeline import STAGES, execute
 from llmdpd.runs.folder import RunFolder
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.runs.pipeline import STAGES, execute
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
+from llmdpd.training.stopping import StopRequestedError, StopSignals
 
 SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)
 
@@ -105,9 +105,7 @@ def test_ablations_run_from_end_to_end(
     assert policy.network.reads.text == text
 
 
-def test_stages_run_in_order_and_a_stop_is_heeded_between_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_run_in_order_and_a_stop_is_heeded_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     class Stop(StopSignals):
