@@ -15,6 +15,8 @@ from llmdpd.experiments.plan import Settings, make_plan
 from llmdpd.runs.folder import RunFolder
 from llmdpd.utils.checkpoint import latest_checkpoint
 
+Capture = pytest.CaptureFixture[str]
+Words = Callable[..., list[str]]
 PATIENCE = 240.0
 Started = Callable[..., subprocess.Popen[str]]
 
@@ -44,11 +46,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_experiment_goes_on_where_it_was(
-    started: Started,
-    wait_until: Callable[..., None],
-    words: Callable[..., list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    started: Started, wait_until: Callable[..., None], words: Words, tmp_path: Path, capsys: Capture
 ) -> None:
     grid = tmp_path / "grid"
     first, second = grid / "full-seed0", grid / "no-prompts-seed0"
@@ -93,7 +91,7 @@ def test_a_killed_experiment_goes_on_where_it_was(
 
 
 def test_ctrl_c_saves_and_tells(
-    started: Started, wait_until: Callable[..., None], words: Callable[..., list[str]], tmp_path: Path
+    started: Started, wait_until: Callable[..., None], words: Words, tmp_path: Path
 ) -> None:
     run = tmp_path / "grid" / "full-seed0"
     process = started("experiment", *words())
@@ -107,9 +105,7 @@ def test_ctrl_c_saves_and_tells(
     assert (tmp_path / "grid" / "figure2.html").is_file()
 
 
-def test_a_failing_run_is_told_and_the_others_run(
-    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_run_is_told_and_the_others_run(words: Words, tmp_path: Path, capsys: Capture) -> None:
     # No data where it is said to be: every run fails, and each leaves no half folder.
     assert main([*words(), "--data.path", str(tmp_path / "nowhere")]) == 1
     error = capsys.readouterr().err
@@ -121,7 +117,7 @@ def test_a_failing_run_is_told_and_the_others_run(
 
 
 def test_a_folder_of_another_run_stops_the_command_before_anything_runs(
-    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: Words, tmp_path: Path, capsys: Capture
 ) -> None:
     given = words()
     options = tuple(given[given.index("--") + 1 :])
@@ -137,9 +133,7 @@ def test_a_folder_of_another_run_stops_the_command_before_anything_runs(
     assert not (tmp_path / "grid" / "full-seed0").exists()
 
 
-def test_a_dry_run_shows_the_plan_and_does_nothing(
-    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_shows_the_plan_and_does_nothing(words: Words, tmp_path: Path, capsys: Capture) -> None:
     assert main(words("--dry-run", "--only", "full")) == 0
     output = capsys.readouterr().out
     assert ["full-seed0", "missing", "not", "known"] in [line.split() for line in output.splitlines()]
@@ -148,7 +142,7 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(
     assert not (tmp_path / "grid").exists()
 
 
-def test_wrong_names_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_names_are_named(capsys: Capture) -> None:
     for words, near in ((["tabel2"], "table2"), (["table2", "--seed", "1"], "--seeds")):
         assert main(words) == 2
         error = capsys.readouterr().err

@@ -19,18 +19,19 @@ import torch
 from llmdpd.cli.train import main
 from llmdpd.config.parse import parse_train
 from llmdpd.config.presets import PRESETS
-from llmdpd.data import save_d4rl, save_minari
-from llmdpd.data.config import DataConfig
+from llmdpd.data import save_minari
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusionConfig
 from llmdpd.policy.policy import Policy
 from llmdpd.reporting.page import build_report
 from llmdpd.runs import data
-from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
+from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.training.metrics import read_metrics
 from llmdpd.utils.plain import differences, to_plain
 
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 Train = Callable[..., int]
 Contents = Callable[[Path], dict[str, Any]]
 Refused = Callable[..., str]
@@ -89,7 +90,7 @@ def test_the_policy_is_the_ema(straight_run: Path) -> None:
     assert any(not torch.equal(policy[name], networks[f"policy/{name}"]) for name in policy)
 
 
-def _poison(at: int, action: Callable[[LLMDPD], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def _poison(at: int, action: Callable[[LLMDPD], None], monkeypatch: Patch) -> None:
     update = LLMDPD.update
 
     def poisoned(self: LLMDPD, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
@@ -104,8 +105,8 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
     tmp_path: Path,
     train: Train,
     tiny_options: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     straight_run: Path,
     contents: Contents,
 ) -> None:
@@ -124,7 +125,7 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
 
 
 def test_a_rate_that_is_too_high_diverges_without_traceback(
-    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, train: Train, tiny_options: list[str], capsys: Capture
 ) -> None:
     assert train("--run-dir", tmp_path / "run", *tiny_options, "--method.critic-lr", 1e30) == 1
     error = capsys.readouterr().err
@@ -136,8 +137,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(
     tmp_path: Path,
     train: Train,
     tiny_options: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     straight_run: Path,
     contents: Contents,
 ) -> None:
@@ -167,7 +168,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(
 
 
 def test_ctrl_c_while_collecting_is_heeded_at_once(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, train: Train, monkeypatch: Patch, capsys: Capture
 ) -> None:
     finished = []
 
@@ -186,7 +187,7 @@ def test_ctrl_c_while_collecting_is_heeded_at_once(
 
 
 def test_a_missing_llm_is_named_before_anything_is_collected(
-    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Refused, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(data, "collect_metaworld", lambda *arguments: pytest.fail("collects"))
     words = ("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data")
@@ -231,7 +232,7 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
     assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
 
 
-def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_the_same_words_are_parsed_once(monkeypatch: Patch, rng: np.random.Generator) -> None:
     words = ["--method.lr", f"{rng.uniform(1e-5, 1e-4)}"]
     first = parse_train(words)
     monkeypatch.setattr("llmdpd.utils.command_line.tyro.cli", None)
@@ -240,7 +241,7 @@ def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np
         parse_train([*words, "--seed", "1"])
 
 
-def test_short_spellings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_spellings(monkeypatch: Patch) -> None:
     short = "--data x --iterations 7 --tasks reach push --lr 0.5 --batch-size 24 --cuda-graph off"
     long = "--data.path x --training.iterations 7 --tasks.seen reach push --method.lr 0.5 --method.batch-size=24"
     assert parse_train(short.split()) == parse_train([*long.split(), "--training.cuda-graph", "off"])
@@ -248,7 +249,7 @@ def test_short_spellings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_train(["--gpu"]).device == "cuda"
 
 
-def test_help_shows_one_methods_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_one_methods_options(capsys: Capture) -> None:
     shown = {}
     for method in ("llmdpd", "bc", "sac"):
         with pytest.raises(SystemExit) as done:
@@ -369,17 +370,6 @@ def test_an_empty_data_set_is_named(tmp_path: Path, refused: Refused, tiny_optio
     np.save(tmp_path / "data" / "reach-v2.npy", np.array([], dtype=object), allow_pickle=True)
     assert "empty" in refused("--run-dir", tmp_path / "run", *tiny_options, "--data.path", tmp_path / "data")
     assert not (tmp_path / "run").exists()
-
-
-def test_one_plain_hdf5_file_trains_the_one_task_that_is_seen(
-    tmp_path: Path, metaworld_data: Callable[..., Any]
-) -> None:
-    file = tmp_path / "replay.hdf5"
-    save_d4rl(dataclasses.replace(metaworld_data(("reach-v3",)), tasks=("my-replay",)), file)
-    tasks = TaskConfig(seen=("reach-v3",))
-    dataset, words = data.training_data(DataConfig(path=str(file)), tasks, PRESETS["metaworld-paper"].method)
-    assert (dataset.tasks, dataset.num_episodes) == (("reach-v3",), 3)
-    assert words == f"{file}, 3 episodes; clones the executed actions"
 
 
 def test_a_run_folder_in_use_is_refused(run_copy: Path, refused: Refused, tiny_options: list[str]) -> None:

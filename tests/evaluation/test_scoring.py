@@ -17,6 +17,7 @@ from llmdpd.policy.policy import Policy
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
 from llmdpd.tasks.protocols import PROTOCOLS
 
+Prompts = dict[str, TaskPrompt]
 CONFIG = EvaluationConfig(episodes=2, max_steps=8)
 
 
@@ -33,7 +34,7 @@ def untimed(records: list[TaskResult]) -> list[TaskResult]:
     return [dataclasses.replace(record, wall_seconds=0.0) for record in records]
 
 
-def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
+def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: Prompts) -> None:
     records = evaluate_policies({"last": policy}, CONFIG, prompts, workers=1)
     assert [(r.task, r.split, r.checkpoint, r.episodes) for r in records] == [
         ("reach-v3", "seen", "last", 2),
@@ -67,7 +68,7 @@ def test_a_protocol_is_called_by_its_name_where_it_was_followed() -> None:
 
 
 def test_a_killed_worker_is_reported_and_changes_nothing(
-    policy: Policy, prompts: dict[str, TaskPrompt], capsys: pytest.CaptureFixture[str]
+    policy: Policy, prompts: Prompts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = evaluate_policies({"last": policy}, CONFIG, prompts, workers=2)
     killed: list[int] = []
@@ -89,7 +90,7 @@ def test_a_killed_worker_is_reported_and_changes_nothing(
 
 
 def test_a_best_that_is_the_last_is_not_evaluated_twice(
-    policy: Policy, prompts: dict[str, TaskPrompt], capsys: pytest.CaptureFixture[str]
+    policy: Policy, prompts: Prompts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[int] = []
     both = {"last": policy, "best": policy}
@@ -100,7 +101,7 @@ def test_a_best_that_is_the_last_is_not_evaluated_twice(
     assert "same results" in capsys.readouterr().out
 
 
-def test_a_stop_leaves_no_process(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
+def test_a_stop_leaves_no_process(policy: Policy, prompts: Prompts) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 

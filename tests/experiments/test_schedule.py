@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +191,7 @@ def test_each_gpu_is_given_by_its_own_number(tmp_path: Path, monkeypatch: pytest
         assert (tmp_path / "log").read_text().strip() == expected
 
 
-def test_what_is_started_ends_with_its_parent(tmp_path: Path) -> None:
+def test_what_is_started_ends_with_its_parent(tmp_path: Path, wait_until: Callable[..., None]) -> None:
     """The parent is killed; the child gets SIGTERM, saves and ends."""
     child = f"""
 import signal, sys, time
@@ -206,17 +206,8 @@ import sys
 from llmdpd.experiments.schedule import start_process
 start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r}, "w")).wait()
 """
-    import subprocess
-
     process = subprocess.Popen([sys.executable, "-c", parent])
-    wait_for(tmp_path / "begun")
+    wait_until((tmp_path / "begun").exists)
     process.kill()
     process.wait()
-    wait_for(tmp_path / "saved")
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path.name}"
-        time.sleep(0.01)
+    wait_until((tmp_path / "saved").exists)
