@@ -32,10 +32,10 @@ def our_call(
     Raises:
         ImportError: `llmdpd.policy.policy` can't be imported here.
     """
-    from llmdpd.methods.acting import ActingConfig
+    from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+    from llmdpd.nn.acting import BestOfN
     from llmdpd.nn.context import ContextConfig
-    from llmdpd.nn.critic import DoubleQ
-    from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+    from llmdpd.nn.policy_network import Spaces
     from llmdpd.policy.folder import text_key
     from llmdpd.policy.policy import Policy
     from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
@@ -43,12 +43,12 @@ def our_call(
     half = sizes.prompt // 2
     encoder = TrajectoryEncoderConfig(layers=1, width=32, inner=32, steps=10)
     context = ContextConfig(text_dim=half, trajectory_dim=sizes.prompt - half, encoder=encoder)
-    config = PolicyConfig(hidden_dim=sizes.hidden, diffusion_steps=steps, context=context)
-    acting = ActingConfig(samples=samples, precision=precision)
-    network = ConditionalPolicy(sizes.state, sizes.action, TEXT, config).to(device)
-    critic = DoubleQ(sizes.state, sizes.action, 0, sizes.hidden).to(device)
+    config = DiffusionNetworkConfig(hidden_dim=sizes.hidden, diffusion_steps=steps, context=context)
+    acting = BestOfN(samples=samples, precision=precision)
+    network = DiffusionPolicy(Spaces(sizes.state, sizes.action, TEXT), config).to(device)
+    critic = network.make_critic(sizes.hidden).to(device)
     task = "a task"
-    policy = Policy(network, critic, acting, texts={text_key(task): torch.randn(TEXT)})
+    policy = Policy("llmdpd", network, critic, acting, texts={text_key(task): torch.randn(TEXT)})
     rng = np.random.default_rng(0)
     example = tuple(rng.normal(size=(20, n)).astype(np.float32) for n in (sizes.state, sizes.action))
     policy.prompt(text=task, trajectory=(example[0], example[1]))

@@ -100,8 +100,7 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
     for precision in precisions:
         probe = metaworld(sizes, bench.device, quick)
         makers = ours(functools.partial(metaworld, sizes, bench.device, quick, precision), bench.device)
-        plan = probe.agent.policy.plan
-        _group(bench, "llmdpd", precision, len(probe.batch.rewards), plan.steps, probe, makers)
+        _group(bench, "llmdpd", precision, len(probe.batch.rewards), probe.agent.policy.config.diffusion_steps, probe, makers)
 
 
 def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:

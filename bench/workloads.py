@@ -10,8 +10,9 @@ from counting import Sizes, prompted_train_step, text_head, train_step, trajecto
 
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import ConditionalPolicy, PolicyConfig
+from llmdpd.nn.policy_network import Spaces
 from llmdpd.ops.arguments import Precision
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
@@ -40,11 +41,11 @@ def diffusion_ql(
     sizes: Sizes, device: torch.device, batch: int = 256, steps: int = 5, precision: Precision = "fp32"
 ) -> Training:
     """LLMDPD at Diffusion-QL's size: no prompt encoder, Diffusion-QL's hyperparameters."""
-    config = PolicyConfig(
+    config = DiffusionNetworkConfig(
         hidden_dim=sizes.hidden, diffusion_steps=steps, context=ContextConfig(text=False, trajectory=False)
     )
     agent_config = LLMDPDConfig(critic_hidden=sizes.hidden, precision=precision)
-    policy = ConditionalPolicy(sizes.state, sizes.action, 0, config).to(device)
+    policy = DiffusionPolicy(Spaces(sizes.state, sizes.action, 0), config).to(device)
     plain = dataclasses.replace(sizes, prompt=0)
     flops = train_step(plain, plain, batch, steps)
     agent = LLMDPD(policy, agent_config, ITERATIONS)
@@ -57,17 +58,17 @@ def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision
     context = ContextConfig(
         features="metaworld", encoder=TrajectoryEncoderConfig(layers=2, width=128, inner=512, steps=25)
     )
-    policy_config, batch = PolicyConfig(context=context), 256
+    policy_config, batch = DiffusionNetworkConfig(context=context), 256
     if quick:
         encoder = TrajectoryEncoderConfig(layers=1, width=8, inner=8, steps=4)
         context = ContextConfig(text_dim=4, text_hidden=8, trajectory_dim=4, encoder=encoder)
-        policy_config, batch = PolicyConfig(hidden_dim=16, diffusion_steps=2, context=context), 4
+        policy_config, batch = DiffusionNetworkConfig(hidden_dim=16, diffusion_steps=2, context=context), 4
     agent_config = LLMDPDConfig(
         lr=6e-4, grad_clip=1.0, eta=0.05, clone="expert", critic_sees_prompts=True, precision=precision
     )
     if quick:
         agent_config = dataclasses.replace(agent_config, critic_hidden=16)
-    policy = ConditionalPolicy(sizes.state, sizes.action, TEXT, policy_config).to(device)
+    policy = DiffusionPolicy(Spaces(sizes.state, sizes.action, TEXT), policy_config).to(device)
     agent = LLMDPD(policy, agent_config, ITERATIONS)
     data = random_batch(sizes, device, batch, policy_config.context.encoder)
     return Training(agent, data, metaworld_flops(agent, batch), agent_config.ema_start)

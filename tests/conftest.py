@@ -12,6 +12,9 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,6 +294,52 @@ def train(cache_home: Path, torch_settings: None) -> Callable[..., int]:
     from llmdpd.cli.train import main
 
     return lambda *words: main([str(word) for word in words])
+
+
+@pytest.fixture
+def refused(train: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the training command, which must refuse its words with one message; returns what it wrote to stderr."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert train(*words) == 2
+        error = capsys.readouterr().err
+        assert error.count("error:") == 1
+        assert "Traceback" not in error
+        return error
+
+    return run
+
+
+@pytest.fixture
+def started(cache_home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command of llmdpd, as ("train", "--run-dir", …), in a process of its own, in `tmp_path`."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(command: str, *words: object) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", f"llmdpd.{command}", *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        processes.append(subprocess.Popen(argv, **pipes, text=True, cwd=tmp_path))  # type: ignore[call-overload]
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Waits for a condition; fails after four minutes, or where the process that is to bring it about has ended."""
+
+    def wait(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert process is None or process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "it did not get that far"
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

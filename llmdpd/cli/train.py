@@ -28,7 +28,7 @@ def _train(arguments: list[str]) -> None:
             run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
             _run(config, run, new=True)
         return
-    for name in ("--preset", "--protocol"):
+    for name in ("--preset", "--protocol", "--method", "--agent"):
         value, words = take_option(words, name)
         _refuse(name, value)
     _refuse("--run-dir", run_dir)

@@ -63,9 +63,9 @@ def parse(
             near = difflib.get_close_matches(name, sorted(options), n=3, cutoff=0.5)
             expected = f"perhaps {' or '.join(near)}" if near else None
             raise InputError("no such option", found=word, expected=expected, hint=help_hint)
-    # Without the box that tyro puts around its message, and the hint below that.
-    message = re.split("─{9,}", re.sub("[│╭╮╰╯]", " ", said.getvalue().split("\n", 1)[-1]))[0]
-    raise InputError(" ".join(message.split()), hint=help_hint)
+    # Without the title and the box that tyro puts around its message, plain where the terminal is, and the hint below.
+    parts = re.split("[─-]{9,}", re.sub("[│╭╮╰╯]", " ", said.getvalue().split("\n", 1)[-1]))
+    raise InputError(" ".join(next(filter(str.strip, parts)).split()), hint=help_hint)
 
 
 def renamed(words: Sequence[str], table: Mapping[str, str]) -> list[str]:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,6 @@ from llmdpd.cli.collect import main
 SMALL = ["--tasks", "reach", "--episodes", "3", "--max-steps", "5", "--workers", "1"]
 
 MEDIUM = ["--tasks", "reach", "--episodes", "12", "--max-steps", "100", "--workers", "2", "--seed", "5"]
-
-
-def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
-    code = f"import sys; sys.path[:] = {sys.path!r}; from llmdpd.cli.collect import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "--out", str(out), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for words in (
-        "--tasks",
-        "ml45-train",
-        "--noise",
-        "OUT.partial",
-        "--workers",
-        "--no-keep-failed",
-        "--no-goal-visible",
-    ):
-        assert words in text
 
 
 def test_the_command_writes_data_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,25 +43,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(json.loads((out / "collect.json").read_text())["content"])
 
 
-def wait_for_episodes(process: subprocess.Popen[str], partial: Path, count: int) -> None:
-    end = time.monotonic() + 60
-    while len(list(partial.rglob("0*.npz"))) < count:
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_stopped_collection_goes_on_to_the_same_content(
-    tmp_path: Path, undisturbed: str, number: int, code: int
+    tmp_path: Path,
+    undisturbed: str,
+    number: int,
+    code: int,
+    started: Callable[..., subprocess.Popen[str]],
+    wait_until: Callable[..., None],
 ) -> None:
     partial = tmp_path / "out.partial"
-    with start(tmp_path / "out", *MEDIUM) as process:
-        wait_for_episodes(process, partial, 2)
-        process.send_signal(number)
-        text, _ = process.communicate(timeout=60)
+    process = started("collect", "--out", tmp_path / "out", *MEDIUM)
+    wait_until(lambda: len(list(partial.rglob("0*.npz"))) >= 2, process)
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert not (tmp_path / "out").exists()
     kept = len(list(partial.rglob("0*.npz")))

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import logging
+import sys
 from collections.abc import Callable
-from io import StringIO
 from typing import Literal
 
 import pytest
@@ -16,6 +17,8 @@ from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
 from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.command_line import option_lines, parse, renamed, take_option
+
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,12 @@ def test_options_are_read() -> None:
         (["word"], ["word"]),
     ],
 )
-def test_an_option_that_cannot_be_read_is_named_in_a_few_lines(words: list[str], parts: list[str]) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_an_option_that_cannot_be_read_is_named_in_a_few_lines(
+    encoding: str, words: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the terminal: in another than UTF-8 the box around the parser's message is of dashes.
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
     with pytest.raises(InputError) as caught:
         parse(Options, words, "prog", known=["--also-this"])
     text = str(caught.value)
@@ -97,13 +105,14 @@ def test_an_option_that_cannot_be_read_is_named_in_a_few_lines(words: list[str],
         assert part in text
     assert len(text.splitlines()) <= 4
     assert not set("│╭╰─") & set(text)
+    assert "---" not in text
 
 
-def test_old_spellings_are_taken_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_spellings_are_taken_with_a_line_each(capsys: Capture) -> None:
     table = {"--films": "--videos", "--a.film-tasks": "--a.video-tasks", "--a.films": "--a.videos"}
     words = ["RUN", "--films", "--a.film_tasks=3", "--a.no-films", "films", "--no-films", "--other", "--a.films=x=y"]
     assert renamed(words, table) == [
-        *("RUN", "--videos", "--a.video-tasks=3", "--a.no-videos", "films", "--no-videos", "--other", "--a.videos=x=y"),
+        *("RUN", "--videos", "--a.video-tasks=3", "--a.no-videos", "films", "--no-videos", "--other", "--a.videos=x=y")
     ]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5
@@ -119,16 +128,14 @@ def test_old_spellings_are_taken_with_a_line_each(capsys: pytest.CaptureFixture[
         (PermissionError(errno.EACCES, "Permission denied", "some/file"), 2, "Permission denied"),
     ],
 )
-def test_errors_are_printed_without_traceback(
-    error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_are_printed_without_traceback(error: Exception, code: int, said: str, capsys: Capture) -> None:
     assert run_command(_raising(error)) == code
     printed = capsys.readouterr()
     assert said in printed.err
     assert printed.out == ""
 
 
-def test_a_stop_has_the_code_of_its_signal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_has_the_code_of_its_signal(capsys: Capture) -> None:
     for error, code in ((StopRequestedError(15), 143), (StopRequestedError(2), 130), (KeyboardInterrupt(), 130)):
         assert run_command(_raising(error)) == code
         assert "stopped by SIG" in capsys.readouterr().out
@@ -154,7 +161,7 @@ def test_own_messages_show_and_those_of_libraries_do_not() -> None:
 
 
 def shown(renderable: RenderableType) -> list[str]:
-    text = StringIO()
+    text = io.StringIO()
     Console(file=text, width=80).print(renderable)
     return [line.rstrip() for line in text.getvalue().splitlines()]
 

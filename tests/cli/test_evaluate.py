@@ -20,6 +20,7 @@ from llmdpd.policy.policy import Policy
 from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
 from llmdpd.runs.folder import RunFolder
 
+Capture = pytest.CaptureFixture[str]
 MakeData = Callable[..., TrajectoryDataset]
 Evaluate = Callable[..., int]
 
@@ -42,7 +43,7 @@ def save(data: TrajectoryDataset, folder: Path) -> Path:
 
 
 def test_the_runs_own_results_are_of_all_its_tasks_and_come_with_a_new_report(
-    run_copy: Path, evaluate_whole: Evaluate, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, evaluate_whole: Evaluate, capsys: Capture
 ) -> None:
     before = read_results(run_copy / "results.json")
     report = (run_copy / "report.html").read_bytes()
@@ -85,7 +86,7 @@ def test_tasks_that_were_trained_on_may_have_a_number_of_episodes_of_their_own(
     [("--noise-scale", 0.5), ("--tasks", "reach"), ("--checkpoint", "best"), ("--max-steps", 16), ("--episodes", 1)],
 )
 def test_another_evaluation_than_the_runs_own_gets_a_file_of_its_own(
-    option: tuple[Any, ...], run_copy: Path, evaluate_whole: Evaluate, capsys: pytest.CaptureFixture[str]
+    option: tuple[Any, ...], run_copy: Path, evaluate_whole: Evaluate, capsys: Capture
 ) -> None:
     before = (run_copy / "results.json").read_bytes()
     assert evaluate_whole(run_copy, "--episodes", 2, *option) == 0
@@ -135,11 +136,7 @@ def test_demonstrations_from_other_data(
 
 
 def test_a_plain_hdf5_file_is_the_demonstration_of_the_task_asked_for(
-    run_copy: Path,
-    tmp_path: Path,
-    metaworld_data: MakeData,
-    evaluate: Evaluate,
-    capsys: pytest.CaptureFixture[str],
+    run_copy: Path, tmp_path: Path, metaworld_data: MakeData, evaluate: Evaluate, capsys: Capture
 ) -> None:
     data = dataclasses.replace(metaworld_data(("box-close-v3",)), tasks=("some-replay",))
     path = save_d4rl(data, tmp_path / "replay.hdf5")
@@ -179,7 +176,7 @@ def test_prompts_change_what_the_policy_does(
 
 WRONG: dict[str, tuple[list[object], list[str]]] = {
     "misspelled": (["--epsodes", 3], ["no such option", "found:    --epsodes", "--episodes"]),
-    "task": (["--tasks", "reech"], ["unknown Meta-World task", "reach-v3"]),
+    "task": (["--tasks", "reech"], ["unknown task", "reach-v3"]),
     "no demonstration": (["--tasks", "soccer"], ["no demonstration of this task", "soccer-v3", "--prompt-data"]),
     "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
     "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
@@ -208,9 +205,7 @@ WITHOUT_A_RUN: dict[str, tuple[list[object], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", [*WRONG, *WITHOUT_A_RUN])
-def test_wrong_options_are_named(
-    case: str, straight_run: Path, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_options_are_named(case: str, straight_run: Path, evaluate: Evaluate, capsys: Capture) -> None:
     words, parts = WITHOUT_A_RUN[case] if case in WITHOUT_A_RUN else WRONG[case]
     before = (straight_run / "results.json").read_bytes()
     assert evaluate(*([straight_run] if case in WRONG else []), *words) == 2
@@ -253,7 +248,7 @@ def test_a_baseline_is_evaluated_with_a_run_and_without(
 
 
 def test_demonstrations_by_behaviours_are_collected_once_and_kept_apart(
-    run_copy: Path, tmp_path: Path, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, tmp_path: Path, evaluate: Evaluate, capsys: Capture
 ) -> None:
     words: list[object] = [run_copy, "--tasks", "reach", "--episodes", 3, "--checkpoint", "last", "--examples", 2]
     words += ["--prompt-behaviours", "clean", "cut", "--data-root", tmp_path / "data", "--out", tmp_path / "o.json"]
@@ -280,11 +275,7 @@ def test_swapped_prompts_reach_the_policy_and_the_record(run_copy: Path, tmp_pat
 
 
 def test_one_prompt_alone_where_dropout_taught_it(
-    tmp_path: Path,
-    train: Callable[..., int],
-    tiny_options: list[str],
-    evaluate: Evaluate,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, train: Callable[..., int], tiny_options: list[str], evaluate: Evaluate, capsys: Capture
 ) -> None:
     run, out = tmp_path / "dropped", tmp_path / "o.json"
     dropout = ("--method.network.context.text-dropout", 0.5, "--method.network.context.trajectory-dropout", 0)

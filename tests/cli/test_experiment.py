@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,10 @@ from llmdpd.experiments.plan import Settings, make_plan
 from llmdpd.runs.folder import RunFolder
 from llmdpd.utils.checkpoint import latest_checkpoint
 
+Capture = pytest.CaptureFixture[str]
+Words = Callable[..., list[str]]
 PATIENCE = 240.0
-Run = Callable[..., int]
+Started = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -30,30 +30,6 @@ def words(tmp_path: Path, shared_options: list[str], cache_home: Path) -> Callab
         return [*own, "--data-root", str(tmp_path / "data"), *more, "--", *shared_options]
 
     return make
-
-
-@pytest.fixture
-def started(cache_home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts the real command in a process of its own."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(words: list[str]) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llmdpd.experiment", *words]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it did not get that far"
-        time.sleep(0.01)
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -70,14 +46,11 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_experiment_goes_on_where_it_was(
-    started: Callable[..., subprocess.Popen[str]],
-    words: Callable[..., list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    started: Started, wait_until: Callable[..., None], words: Words, tmp_path: Path, capsys: Capture
 ) -> None:
     grid = tmp_path / "grid"
     first, second = grid / "full-seed0", grid / "no-prompts-seed0"
-    process = started(words())
+    process = started("experiment", *words())
     wait_until(lambda: latest_checkpoint(second / "checkpoint"), process)
     # The run's process: it must not outlive the experiment, nor may a second experiment begin meanwhile.
     trainer = int((second / ".lock").read_text())
@@ -118,10 +91,10 @@ def test_a_killed_experiment_goes_on_where_it_was(
 
 
 def test_ctrl_c_saves_and_tells(
-    started: Callable[..., subprocess.Popen[str]], words: Callable[..., list[str]], tmp_path: Path
+    started: Started, wait_until: Callable[..., None], words: Words, tmp_path: Path
 ) -> None:
     run = tmp_path / "grid" / "full-seed0"
-    process = started(words())
+    process = started("experiment", *words())
     wait_until(lambda: latest_checkpoint(run / "checkpoint"), process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE)
@@ -132,9 +105,7 @@ def test_ctrl_c_saves_and_tells(
     assert (tmp_path / "grid" / "figure2.html").is_file()
 
 
-def test_a_failing_run_is_told_and_the_others_run(
-    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_run_is_told_and_the_others_run(words: Words, tmp_path: Path, capsys: Capture) -> None:
     # No data where it is said to be: every run fails, and each leaves no half folder.
     assert main([*words(), "--data.path", str(tmp_path / "nowhere")]) == 1
     error = capsys.readouterr().err
@@ -146,7 +117,7 @@ def test_a_failing_run_is_told_and_the_others_run(
 
 
 def test_a_folder_of_another_run_stops_the_command_before_anything_runs(
-    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: Words, tmp_path: Path, capsys: Capture
 ) -> None:
     given = words()
     options = tuple(given[given.index("--") + 1 :])
@@ -162,9 +133,7 @@ def test_a_folder_of_another_run_stops_the_command_before_anything_runs(
     assert not (tmp_path / "grid" / "full-seed0").exists()
 
 
-def test_a_dry_run_shows_the_plan_and_does_nothing(
-    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_shows_the_plan_and_does_nothing(words: Words, tmp_path: Path, capsys: Capture) -> None:
     assert main(words("--dry-run", "--only", "full")) == 0
     output = capsys.readouterr().out
     assert ["full-seed0", "missing", "not", "known"] in [line.split() for line in output.splitlines()]
@@ -173,9 +142,9 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(
     assert not (tmp_path / "grid").exists()
 
 
-def test_wrong_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, wrong, near in ((["tabel2"], "tabel2", "table2"), (["table2", "--seed", "1"], "--seed", "--seeds")):
+def test_wrong_names_are_named(capsys: Capture) -> None:
+    for words, near in ((["tabel2"], "table2"), (["table2", "--seed", "1"], "--seeds")):
         assert main(words) == 2
         error = capsys.readouterr().err
-        assert wrong in error
+        assert words[-2 if len(words) > 1 else 0] in error
         assert near in error

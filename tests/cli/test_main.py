@@ -9,9 +9,11 @@ import pytest
 
 from llmdpd.__main__ import COMMANDS, main
 
+Capture = pytest.CaptureFixture[str]
+
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_the_commands_are_listed_with_a_line_each(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_are_listed_with_a_line_each(words: list[str], capsys: Capture) -> None:
     assert main(words) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
     assert dict(lines) == COMMANDS
@@ -37,7 +39,7 @@ def test_a_command_gets_the_words_after_its_name(name: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
 def test_every_command_has_help_of_at_most_120_lines_that_describes_each_option(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as done:
@@ -54,6 +56,6 @@ def test_every_command_has_help_of_at_most_120_lines_that_describes_each_option(
         assert len(re.sub(r"^--[^ ]*(, --[^ ]*)*( \S+)?", "", words).strip()) > 10, lines[number]
 
 
-def test_an_unknown_command_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_gets_the_nearest(capsys: Capture) -> None:
     assert main(["evalute", "RUN"]) == 2
     assert capsys.readouterr().err.startswith("error: no such command: evalute; nearest: evaluate")

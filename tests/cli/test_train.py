@@ -19,20 +19,22 @@ import torch
 from llmdpd.cli.train import main
 from llmdpd.config.parse import parse_train
 from llmdpd.config.presets import PRESETS
-from llmdpd.data import save_d4rl, save_minari
-from llmdpd.data.config import DataConfig
+from llmdpd.data import save_minari
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
-from llmdpd.methods.trajectory_diffusion.method import TrajectoryDiffusionConfig
+from llmdpd.methods.trajectory_diffusion import TrajectoryDiffusionConfig
 from llmdpd.policy.policy import Policy
 from llmdpd.reporting.page import build_report
-from llmdpd.runs.data import training_data
-from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
+from llmdpd.runs import data
+from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.training.metrics import read_metrics
 from llmdpd.utils.plain import differences, to_plain
 
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 Train = Callable[..., int]
 Contents = Callable[[Path], dict[str, Any]]
+Refused = Callable[..., str]
 
 
 def test_the_seed_decides_the_run(
@@ -88,7 +90,7 @@ def test_the_policy_is_the_ema(straight_run: Path) -> None:
     assert any(not torch.equal(policy[name], networks[f"policy/{name}"]) for name in policy)
 
 
-def _poison(at: int, action: Callable[[LLMDPD], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def _poison(at: int, action: Callable[[LLMDPD], None], monkeypatch: Patch) -> None:
     update = LLMDPD.update
 
     def poisoned(self: LLMDPD, batch: Any, iteration: int) -> dict[str, torch.Tensor]:
@@ -103,8 +105,8 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
     tmp_path: Path,
     train: Train,
     tiny_options: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     straight_run: Path,
     contents: Contents,
 ) -> None:
@@ -123,7 +125,7 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
 
 
 def test_a_rate_that_is_too_high_diverges_without_traceback(
-    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, train: Train, tiny_options: list[str], capsys: Capture
 ) -> None:
     assert train("--run-dir", tmp_path / "run", *tiny_options, "--method.critic-lr", 1e30) == 1
     error = capsys.readouterr().err
@@ -135,8 +137,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(
     tmp_path: Path,
     train: Train,
     tiny_options: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     straight_run: Path,
     contents: Contents,
 ) -> None:
@@ -166,13 +168,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(
 
 
 def test_ctrl_c_while_collecting_is_heeded_at_once(
-    tmp_path: Path,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, train: Train, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    from llmdpd.runs import data
-
     finished = []
 
     def collect(config: object, progress: Callable[[int, int, int], None]) -> None:
@@ -190,13 +187,11 @@ def test_ctrl_c_while_collecting_is_heeded_at_once(
 
 
 def test_a_missing_llm_is_named_before_anything_is_collected(
-    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, refused: Refused, monkeypatch: Patch
 ) -> None:
-    from llmdpd.runs import data
-
     monkeypatch.setattr(data, "collect_metaworld", lambda *arguments: pytest.fail("collects"))
-    assert train("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data", "--llm", "no-such-model") == 2
-    assert "no-such-model" in capsys.readouterr().err
+    words = ("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data")
+    assert "no-such-model" in refused(*words, "--llm", "no-such-model")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +232,7 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
     assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
 
 
-def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_the_same_words_are_parsed_once(monkeypatch: Patch, rng: np.random.Generator) -> None:
     words = ["--method.lr", f"{rng.uniform(1e-5, 1e-4)}"]
     first = parse_train(words)
     monkeypatch.setattr("llmdpd.utils.command_line.tyro.cli", None)
@@ -246,16 +241,15 @@ def test_the_same_words_are_parsed_once(monkeypatch: pytest.MonkeyPatch, rng: np
         parse_train([*words, "--seed", "1"])
 
 
-def test_short_spellings() -> None:
+def test_short_spellings(monkeypatch: Patch) -> None:
     short = "--data x --iterations 7 --tasks reach push --lr 0.5 --batch-size 24 --cuda-graph off"
     long = "--data.path x --training.iterations 7 --tasks.seen reach push --method.lr 0.5 --method.batch-size=24"
     assert parse_train(short.split()) == parse_train([*long.split(), "--training.cuda-graph", "off"])
-    with pytest.raises(InputError) as error:
-        parse_train(["--gpu"])
-    assert error.value.field == "device" or "cuda" in str(error.value)
+    monkeypatch.setattr("llmdpd.config.schema.check_device", torch.device)
+    assert parse_train(["--gpu"]).device == "cuda"
 
 
-def test_help_shows_one_methods_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_one_methods_options(capsys: Capture) -> None:
     shown = {}
     for method in ("llmdpd", "bc", "sac"):
         with pytest.raises(SystemExit) as done:
@@ -292,11 +286,12 @@ def test_each_ablation_of_table_3_is_its_base_with_one_change(base: str) -> None
     assert method.acting.coefficients(method.network).steps < method.network.diffusion_steps
 
 
+CHUNK, HORIZON = ["--method.network.chunk"], ["--method.acting.action-horizon"]
 WRONG: dict[str, tuple[list[object], list[str]]] = {
     "preset": (["--preset", "smoak"], ["unknown preset", "smoak", "nearest names: smoke"]),
     "protocol": (["--protocol", "ml46"], ["unknown protocol", "ml46", "paper, ml45, design"]),
     "method": (["--method", "td3bc"], ["unknown method", "td3bc", "td3-bc"]),
-    "task": (["--tasks.seen", "sweep-in"], ["unknown Meta-World task", "sweep-into-v3"]),
+    "task": (["--tasks.seen", "sweep-in"], ["unknown task", "sweep-into-v3"]),
     "seen and unseen": (["--tasks.unseen", "reach-v2"], ["both seen and unseen", "reach-v3"]),
     "no task": (["--tasks.seen"], ["no task to train on", "tasks.seen"]),
     "cuda": (["--device", "cuda:77"], ["GPU", "cuda:77", "--device cpu"]),
@@ -314,6 +309,9 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "threads": (["--threads", -1], ["threads", "-1"]),
     "heads": (["--method.network.context.encoder.heads", 3], ["encoder.heads", "3", "16"]),
     "samples": (["--method.eta", 0, "--method.acting.samples", 5], ["no critic", "acting.samples"]),
+    "chunk and reward": ([*CHUNK, 4, "--method.eta", 0.1], ["method.eta"]),
+    "action horizon": ([*CHUNK, 4, "--method.eta", 0, *HORIZON, 5], ["method.acting.action_horizon", "1 to 4"]),
+    "chunk": ([*CHUNK, 0], ["method.network.chunk"]),
     "sampler": (["--method.acting.steps", 3], ["ddpm walks every training step", "method.acting.steps"]),
     "misspelled": (["--method.network.hiden-dim", 3], ["no such option", "perhaps --method.network.hidden-dim"]),
     "data": (["--data.path", "no/such/data"], ["no such file or folder", "no/such/data", "Minari"]),
@@ -325,21 +323,17 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_settings_are_named_and_leave_no_run(
-    case: str, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, refused: Refused, tiny_options: list[str]
 ) -> None:
     words, parts = WRONG[case]
     place = [] if case == "option without value" else ["--run-dir", tmp_path / "run"]
-    assert train(*place, *tiny_options, *words) == 2
-    error = capsys.readouterr().err
-    for part in parts:
-        assert part in error
-    assert error.count("error:") == 1
-    assert "Traceback" not in error
+    error = refused(*place, *tiny_options, *words)
+    assert all(part in error for part in parts), error
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("which", "data", "options", "parts"),
+    ("which", "changes", "options", "parts"),
     [
         ("path", {"state_dim": 38}, [], ["does not match Meta-World", "38 numbers", "39 numbers"]),
         ("path", {"expert": False}, [], ["no expert actions", "method.clone", "--method.clone executed"]),
@@ -356,54 +350,31 @@ def test_wrong_settings_are_named_and_leave_no_run(
 )
 def test_unfit_data_is_named_and_leaves_no_run(
     which: str,
-    data: dict[str, Any],
+    changes: dict[str, Any],
     options: list[str],
     parts: list[str],
     tmp_path: Path,
-    train: Train,
+    refused: Refused,
     tiny_options: list[str],
     metaworld_data: Callable[..., Any],
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     every = ("reach-v3", "push-v3", "door-lock-v3")
-    save_minari(metaworld_data(**({"tasks": every} | data)), tmp_path / "data")
-    words = [*tiny_options, f"--data.{which}", tmp_path / "data", *options]
-    assert train("--run-dir", tmp_path / "run", *words) == 2
-    error = capsys.readouterr().err
-    for part in [*parts, str(tmp_path / "data")]:
-        assert part in error
-    assert "Traceback" not in error
+    save_minari(metaworld_data(**({"tasks": every} | changes)), tmp_path / "data")
+    error = refused("--run-dir", tmp_path / "run", *tiny_options, f"--data.{which}", tmp_path / "data", *options)
+    assert all(part in error for part in [*parts, str(tmp_path / "data")]), error
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_data_set_is_named(
-    tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_data_set_is_named(tmp_path: Path, refused: Refused, tiny_options: list[str]) -> None:
     (tmp_path / "data").mkdir()
     np.save(tmp_path / "data" / "reach-v2.npy", np.array([], dtype=object), allow_pickle=True)
-    assert train("--run-dir", tmp_path / "run", *tiny_options, "--data.path", tmp_path / "data") == 2
-    assert "empty" in capsys.readouterr().err
+    assert "empty" in refused("--run-dir", tmp_path / "run", *tiny_options, "--data.path", tmp_path / "data")
     assert not (tmp_path / "run").exists()
 
 
-def test_one_plain_hdf5_file_trains_the_one_task_that_is_seen(
-    tmp_path: Path, metaworld_data: Callable[..., Any]
-) -> None:
-    file = tmp_path / "replay.hdf5"
-    save_d4rl(dataclasses.replace(metaworld_data(("reach-v3",)), tasks=("my-replay",)), file)
-    tasks = TaskConfig(seen=("reach-v3",))
-    dataset, words = training_data(DataConfig(path=str(file)), tasks, PRESETS["metaworld-paper"].method)
-    assert (dataset.tasks, dataset.num_episodes) == (("reach-v3",), 3)
-    assert words == f"{file}, 3 episodes; clones the executed actions"
-
-
-def test_a_run_folder_in_use_is_refused(
-    run_copy: Path, tmp_path: Path, train: Train, tiny_options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("--run-dir", run_copy, *tiny_options) == 2
-    error = capsys.readouterr().err
+def test_a_run_folder_in_use_is_refused(run_copy: Path, refused: Refused, tiny_options: list[str]) -> None:
+    error = refused("--run-dir", run_copy, *tiny_options)
     assert "not empty" in error
     assert f"--resume {run_copy}" in error
-    assert train("--run-dir", run_copy / "config.json", *tiny_options) == 2
-    assert "is a file" in capsys.readouterr().err
+    assert "is a file" in refused("--run-dir", run_copy / "config.json", *tiny_options)
     assert (run_copy / "results.json").is_file()

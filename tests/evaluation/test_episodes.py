@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from llmdpd.data import Trajectory
 from llmdpd.evaluation.episodes import evaluate_tasks, policy_act, prompt_rows
-from llmdpd.evaluation.prompts import TaskPrompt, task_prompts
+from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
@@ -21,19 +20,11 @@ from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult
 
 EPISODES, STEPS = 3, 12
+Prompts = dict[str, TaskPrompt]
+Results = dict[str, list[EpisodeResult]]
 
 
-@pytest.fixture(scope="module")
-def policy(straight_run: Path) -> Policy:
-    return Policy.load(straight_run)
-
-
-@pytest.fixture(scope="module")
-def prompts(straight_run: Path) -> dict[str, TaskPrompt]:
-    return task_prompts(("reach-v3", "door-lock-v3"), straight_run / "prompt_data", True)
-
-
-def told(results: dict[str, list[EpisodeResult]]) -> dict[str, list[tuple[Any, ...]]]:
+def essence(results: Results) -> dict[str, list[tuple[Any, ...]]]:
     """What must not depend on the circumstances."""
     return {
         task: [(r.request, r.success, r.episode_return, r.length, r.final_observation.tobytes()) for r in episodes]
@@ -42,14 +33,12 @@ def told(results: dict[str, list[EpisodeResult]]) -> dict[str, list[tuple[Any, .
 
 
 @pytest.fixture(scope="module")
-def undisturbed(policy: Policy, prompts: dict[str, TaskPrompt]) -> dict[str, list[EpisodeResult]]:
+def undisturbed(policy: Policy, prompts: Prompts) -> Results:
     with EnvPool(1) as pool:
         return evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS)
 
 
-def test_seeds_are_those_of_evaluation(
-    undisturbed: dict[str, list[EpisodeResult]], policy: Policy, prompts: dict[str, TaskPrompt]
-) -> None:
+def test_seeds_are_those_of_evaluation(undisturbed: Results, policy: Policy, prompts: Prompts) -> None:
     for task, results in undisturbed.items():
         assert [r.request.task for r in results] == [task] * EPISODES
         assert [r.request.seed for r in results] == [EVALUATION_SEED_START + i for i in range(EPISODES)]
@@ -62,19 +51,15 @@ def test_seeds_are_those_of_evaluation(
     )
 
 
-def test_two_workers_find_the_same(
-    undisturbed: dict[str, list[EpisodeResult]], policy: Policy, prompts: dict[str, TaskPrompt]
-) -> None:
+def test_two_workers_find_the_same(undisturbed: Results, policy: Policy, prompts: Prompts) -> None:
     done: list[int] = []
     with EnvPool(2) as pool:
         results = evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS, progress=done.append)
-    assert told(results) == told(undisturbed)
+    assert essence(results) == essence(undisturbed)
     assert done == list(range(1, 2 * EPISODES + 1))
 
 
-def test_more_episodes_begin_with_the_same_ones(
-    undisturbed: dict[str, list[EpisodeResult]], policy: Policy, prompts: dict[str, TaskPrompt]
-) -> None:
+def test_more_episodes_begin_with_the_same_ones(undisturbed: Results, policy: Policy, prompts: Prompts) -> None:
     with EnvPool(1) as pool:
         fewer = evaluate_tasks(policy, {"reach-v3": prompts["reach-v3"]}, 2, pool, max_steps=STEPS)
     for one, two in zip(fewer["reach-v3"], undisturbed["reach-v3"], strict=False):
@@ -96,7 +81,7 @@ def keys(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def test_noise_depends_on_task_seed_and_step_alone(
-    policy: Policy, prompts: dict[str, TaskPrompt], rng: np.random.Generator, keys: list[list[int]]
+    policy: Policy, prompts: Prompts, rng: np.random.Generator, keys: list[list[int]]
 ) -> None:
     requests = [EpisodeRequest(task, EVALUATION_SEED_START + i) for task in prompts for i in range(4)]
     observations = rng.normal(size=(8, 39)).astype(np.float32)
@@ -117,7 +102,7 @@ def test_noise_depends_on_task_seed_and_step_alone(
 
 
 @pytest.mark.parametrize("which", ["text", "trajectory"])
-def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompts: dict[str, TaskPrompt]) -> None:
+def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompts: Prompts) -> None:
     context = dataclasses.replace(ContextConfig(), **{which: False})
     network = DiffusionPolicy(Spaces(39, 4, 384), DiffusionNetworkConfig(hidden_dim=8, context=context))
     texts = {text_key(str(prompt.text)): torch.ones(384) for prompt in prompts.values()}
@@ -145,21 +130,18 @@ def test_the_episodes_of_a_task_take_its_demonstrations_in_turn(rng: np.random.G
             assert (taken.task, taken.seed) == (request.task, request.seed % len(prompts[request.task].demonstrations))
 
 
-def test_a_policy_acts_under_the_demonstration_of_the_episode(policy: Policy, prompts: dict[str, TaskPrompt]) -> None:
+def test_a_policy_acts_under_the_demonstration_of_the_episode(policy: Policy, prompts: Prompts) -> None:
     one, two = (prompt.demonstration for prompt in prompts.values())
     assert one is not None
     assert two is not None
     both = dataclasses.replace(prompts["reach-v3"], demonstrations=(one, two))
     requests = [EpisodeRequest("reach-v3", EVALUATION_SEED_START) for _ in range(4)]
-    states = np.tile(one.observations[0], (4, 1))
-    act = policy_act(policy, {"reach-v3": both}, requests)
-    actions = np.asarray(act(states, np.arange(4), np.zeros(4, np.int64), np.zeros(4)))
+    rows = np.tile(one.observations[0], (4, 1)), np.arange(4), np.zeros(4, np.int64), np.zeros(4)
+    actions = np.asarray(policy_act(policy, {"reach-v3": both}, requests)(*rows))
     np.testing.assert_allclose(actions[0], actions[2], rtol=0, atol=1e-6)
     np.testing.assert_allclose(actions[1], actions[3], rtol=0, atol=1e-6)
-    for row, example in enumerate((one, two)):
-        single = {"reach-v3": dataclasses.replace(both, demonstrations=(example,))}
-        alone = np.asarray(
-            policy_act(policy, single, requests)(states, np.arange(4), np.zeros(4, np.int64), np.zeros(4))
-        )
+    for row, demonstration in enumerate((one, two)):
+        single = {"reach-v3": dataclasses.replace(both, demonstrations=(demonstration,))}
+        alone = np.asarray(policy_act(policy, single, requests)(*rows))
         np.testing.assert_allclose(alone[row], actions[row], rtol=0, atol=1e-5)
     assert np.abs(actions[0] - actions[1]).max() > 1e-5

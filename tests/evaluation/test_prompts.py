@@ -9,13 +9,7 @@ import pytest
 
 from llmdpd.data import TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
-from llmdpd.evaluation.prompts import (
-    TaskPrompt,
-    behaviour_prompts,
-    choose_demonstrations,
-    swap_prompts,
-    task_prompts,
-)
+from llmdpd.evaluation.prompts import TaskPrompt, behaviour_prompts, choose_demonstrations, swap_prompts, task_prompts
 from llmdpd.prompts import metaworld_prompt
 
 MakeData = Callable[..., TrajectoryDataset]

@@ -12,17 +12,14 @@ from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
 
+Prompts = dict[str, TaskPrompt]
+
 SETTINGS: dict[str, Any] = {"goal_visible": True, "max_steps": 6}
 
 
 @pytest.fixture
-def policy(straight_run: Path) -> Policy:
-    return Policy.load(straight_run)
-
-
-@pytest.fixture
-def prompts(straight_run: Path) -> dict[str, TaskPrompt]:
-    return task_prompts(("door-lock-v3",), straight_run / "prompt_data", True)
+def prompts(prompts: Prompts) -> dict[str, TaskPrompt]:
+    return {"door-lock-v3": prompts["door-lock-v3"]}
 
 
 @pytest.fixture
@@ -36,7 +33,7 @@ def renderer() -> None:
 
 def test_without_a_renderer_the_reason_is_printed_and_left_beside(
     policy: Policy,
-    prompts: dict[str, TaskPrompt],
+    prompts: Prompts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -48,9 +45,7 @@ def test_without_a_renderer_the_reason_is_printed_and_left_beside(
     assert (tmp_path / "videos" / "README.txt").read_text() == "no renderer here; get one\n"
 
 
-def test_a_video_shows_an_evaluated_episode(
-    renderer: None, policy: Policy, prompts: dict[str, TaskPrompt], tmp_path: Path
-) -> None:
+def test_a_video_shows_an_evaluated_episode(renderer: None, policy: Policy, prompts: Prompts, tmp_path: Path) -> None:
     record_videos(policy, prompts, tmp_path, **SETTINGS)
     names = {f"door-lock-v3.{kind}" for kind in ("mp4", "png", "json")} | {"attention"}
     assert {file.name for file in tmp_path.iterdir()} == names
@@ -76,7 +71,7 @@ def test_unseen_tasks_are_recorded_first(
     assert asked == ["door-lock-v3", "reach-v3", "push-v3"][:most]
 
 
-def test_a_stop_is_heeded(renderer: None, policy: Policy, prompts: dict[str, TaskPrompt], tmp_path: Path) -> None:
+def test_a_stop_is_heeded(renderer: None, policy: Policy, prompts: Prompts, tmp_path: Path) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 

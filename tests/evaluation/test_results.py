@@ -151,49 +151,40 @@ def test_acting_in_words() -> None:
     assert str(replace(ACTING, samples=1, noise_scale=0.25)) == "1 sample, ddpm in 5 steps, noise scale 0.25"
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"task": ""}, "task"),
-        ({"task": 3}, "task"),
-        ({"split": "test"}, "split"),
-        ({"checkpoint": "final"}, "checkpoint"),
-        ({"episodes": 0}, "episodes"),
-        ({"episodes": 25.0}, "episodes"),
-        ({"episodes": True}, "episodes"),
-        ({"iterations": -1}, "iterations"),
-        ({"seed": "0"}, "seed"),
-        ({"prompts": True}, "prompts."),
-        ({"prompts": {"text": True}}, "prompts.trajectory"),
-        ({"prompts": {"text": None, "trajectory": True}}, "prompts.text"),
-        ({"prompts": {"text": True, "trajectory": ""}}, "prompts.trajectory"),
-        ({"max_steps": 0}, "max_steps"),
-        ({"acting": "ddpm"}, "acting."),
-        ({"acting": asdict(ACTING) | {"samples": 0}}, "acting.samples"),
-        ({"acting": asdict(ACTING) | {"noise_scale": float("nan")}}, "acting.noise_scale"),
-        ({"acting": asdict(ACTING) | {"more": 1}}, "acting.more"),
-        ({"acting": {"samples": 1}}, "acting.selection"),
-        ({"trained_on": "sweep-into-v3"}, "trained_on"),
-        ({"trained_on": [1]}, "trained_on"),
-        ({"goal_visible": 1}, "goal_visible"),
-        ({"wall_seconds": float("nan")}, "wall_seconds"),
-        ({"wall_seconds": 10**400}, "wall_seconds"),
-        ({"successes": 26}, "successes"),
-        ({"successes": -1}, "successes"),
-        ({"successes": None}, "successes"),
-        ({"returns_mean": 1.0}, "successes"),
-        ({"normalised_score": float("inf")}, "normalised_score"),
-        ({"mean": 1.0}, "mean"),
-    ],
-)
-def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+def _acting(**changes: Any) -> dict[str, Any]:
+    return asdict(ACTING) | changes
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    **{"task": ("", 3), "split": ("test",), "checkpoint": ("final",), "episodes": (0, 25.0, True)},
+    **{"iterations": (-1,), "seed": ("0",), "max_steps": (0,), "goal_visible": (1,), "mean": (1.0,)},
+    **{"prompts.": (True,), "trained_on": ("sweep-into-v3", [1]), "successes": (26, -1, None)},
+    "prompts.text": ({"text": None, "trajectory": True},),
+    "prompts.trajectory": (
+        {"text": True},
+        {"text": True, "trajectory": ""},
+    ),
+    **{"acting.": ("ddpm",), "acting.samples": (_acting(samples=0),), "acting.more": (_acting(more=1),)},
+    **{"acting.noise_scale": (_acting(noise_scale=float("nan")),), "acting.selection": ({"samples": 1},)},
+    **{"wall_seconds": (float("nan"), 10**400), "normalised_score": (float("inf"),)},
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
+def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, field: str, value: Any) -> None:
     path = tmp_path / "results.json"
-    broken = RECORD.to_json() | changes
+    broken = RECORD.to_json() | {field.split(".")[0]: value}
     path.write_text(json.dumps({"schema": 2, "records": [LOCOMOTION.to_json(), broken]}))
     with pytest.raises(InputError) as caught:
         read_results(path)
     assert caught.value.field == f"records[1].{field}"
     assert str(path) in str(caught.value)
+
+
+def test_a_record_has_successes_or_returns() -> None:
+    with pytest.raises(InputError) as caught:
+        TaskResult.from_json(RECORD.to_json() | {"returns_mean": 1.0})
+    assert caught.value.field == "successes"
 
 
 def test_a_missing_field_is_named() -> None:

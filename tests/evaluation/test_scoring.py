@@ -10,24 +10,15 @@ from pathlib import Path
 import pytest
 
 from llmdpd.evaluation.config import EvaluationConfig
-from llmdpd.evaluation.prompts import TaskPrompt, task_prompts
+from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import ActingUse, TaskResult, wilson_interval
 from llmdpd.evaluation.scoring import evaluate_policies, protocol_of
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
 from llmdpd.tasks.protocols import PROTOCOLS
 
+Prompts = dict[str, TaskPrompt]
 CONFIG = EvaluationConfig(episodes=2, max_steps=8)
-
-
-@pytest.fixture(scope="module")
-def prompts(straight_run: Path) -> dict[str, TaskPrompt]:
-    return task_prompts(("reach-v3", "door-lock-v3"), straight_run / "prompt_data", True)
-
-
-@pytest.fixture(scope="module")
-def last(straight_run: Path) -> Policy:
-    return Policy.load(straight_run / "policy")
 
 
 def children() -> list[int]:
@@ -43,8 +34,8 @@ def untimed(records: list[TaskResult]) -> list[TaskResult]:
     return [dataclasses.replace(record, wall_seconds=0.0) for record in records]
 
 
-def test_records_say_what_was_evaluated_and_how(last: Policy, prompts: dict[str, TaskPrompt]) -> None:
-    records = evaluate_policies({"last": last}, CONFIG, prompts, workers=1)
+def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: Prompts) -> None:
+    records = evaluate_policies({"last": policy}, CONFIG, prompts, workers=1)
     assert [(r.task, r.split, r.checkpoint, r.episodes) for r in records] == [
         ("reach-v3", "seen", "last", 2),
         ("door-lock-v3", "unseen", "last", 2),
@@ -60,7 +51,7 @@ def test_records_say_what_was_evaluated_and_how(last: Policy, prompts: dict[str,
         assert record.protocol == "custom", "the paper's tasks are others"
     changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2, "precision": "bf16"}
     alone = {task: dataclasses.replace(prompt, demonstrations=()) for task, prompt in prompts.items()}
-    for record in evaluate_policies({"last": last.with_acting(**changes)}, CONFIG, alone, workers=1):
+    for record in evaluate_policies({"last": policy.with_acting(**changes)}, CONFIG, alone, workers=1):
         assert dataclasses.asdict(record.acting) == {"temperature": 1.0, "action_horizon": 1, **changes}
         assert record.prompts.trajectory is False
 
@@ -77,9 +68,9 @@ def test_a_protocol_is_called_by_its_name_where_it_was_followed() -> None:
 
 
 def test_a_killed_worker_is_reported_and_changes_nothing(
-    last: Policy, prompts: dict[str, TaskPrompt], capsys: pytest.CaptureFixture[str]
+    policy: Policy, prompts: Prompts, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = evaluate_policies({"last": last}, CONFIG, prompts, workers=2)
+    plain = evaluate_policies({"last": policy}, CONFIG, prompts, workers=2)
     killed: list[int] = []
 
     def kill() -> None:
@@ -90,7 +81,7 @@ def test_a_killed_worker_is_reported_and_changes_nothing(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    after = evaluate_policies({"last": last}, CONFIG, prompts, workers=2)
+    after = evaluate_policies({"last": policy}, CONFIG, prompts, workers=2)
     killer.join()
     assert untimed(after) == untimed(plain)
     output = capsys.readouterr().out
@@ -99,10 +90,10 @@ def test_a_killed_worker_is_reported_and_changes_nothing(
 
 
 def test_a_best_that_is_the_last_is_not_evaluated_twice(
-    last: Policy, prompts: dict[str, TaskPrompt], capsys: pytest.CaptureFixture[str]
+    policy: Policy, prompts: Prompts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[int] = []
-    both = {"last": last, "best": last}
+    both = {"last": policy, "best": policy}
     records = evaluate_policies(both, CONFIG, prompts, workers=1, check=lambda: asked.append(1))
     assert len(asked) == CONFIG.episodes * len(prompts)
     assert [r.checkpoint for r in records] == ["last", "last", "best", "best"]
@@ -110,10 +101,10 @@ def test_a_best_that_is_the_last_is_not_evaluated_twice(
     assert "same results" in capsys.readouterr().out
 
 
-def test_a_stop_leaves_no_process(last: Policy, prompts: dict[str, TaskPrompt]) -> None:
+def test_a_stop_leaves_no_process(policy: Policy, prompts: Prompts) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_policies({"last": last}, CONFIG, prompts, workers=1, check=stop)
+        evaluate_policies({"last": policy}, CONFIG, prompts, workers=1, check=stop)
     assert children() == []

@@ -27,7 +27,9 @@ GRID = Grid(
     "Two methods.",
     (
         Method("full", "full", "smoke", reported="LLMDPD"),
-        Method("plain", "w/o prompts", "smoke", WITHOUT),
+        Method(
+            "plain", "w/o prompts", "smoke", tuple(f"--method.network.context.no-{n}" for n in ("text", "trajectory"))
+        ),
     ),
     protocols=("custom",),
     paper=PAPER,

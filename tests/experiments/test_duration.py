@@ -10,11 +10,14 @@ import pytest
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import seconds_left
 
+MakePlan = Callable[..., Plan]
+Finish = Callable[..., None]
+
 COUNTS = {"reach-v3": 4, "push-v3": 2, "door-lock-v3": 1}
 
 
 def test_a_run_takes_as_long_as_finished_ones_of_its_method_or_else_its_preset(
-    make_test_plan: Callable[..., Plan], finish: Callable[..., None]
+    make_test_plan: MakePlan, finish: Finish
 ) -> None:
     plan = make_test_plan()
     full, plain = plan.cells["full"], plan.cells["plain"]

@@ -18,6 +18,9 @@ from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Outcome
 from llmdpd.reporting.estimate import bootstrap_interval
 
+MakePlan = Callable[..., Plan]
+Finish = Callable[..., None]
+
 COUNTS = {
     ("full", 0): {"reach-v3": 40, "push-v3": 20, "door-lock-v3": 10},
     ("full", 1): {"reach-v3": 36, "push-v3": 4, "door-lock-v3": 31},
@@ -38,7 +41,7 @@ def words(markup: str) -> str:
 
 
 @pytest.fixture
-def plan(make_test_plan: Callable[..., Plan], finish: Callable[..., None]) -> Plan:
+def plan(make_test_plan: MakePlan, finish: Finish) -> Plan:
     """Two methods of two seeds, of which the second method's second seed is missing."""
     plan = make_test_plan()
     for (method, seed), counts in COUNTS.items():
@@ -85,7 +88,7 @@ def test_the_page_says_what_is_missing_failed_and_skipped(plan: Plan) -> None:
 
 
 def test_the_page_says_which_language_model_lamo_is_made_of(
-    make_test_plan: Callable[..., Plan], finish: Callable[..., None], tiny_gpt2: tuple[Path, Path]
+    make_test_plan: MakePlan, finish: Finish, tiny_gpt2: tuple[Path, Path]
 ) -> None:
     folder, text = tiny_gpt2
     grid = Grid(
@@ -141,7 +144,7 @@ def test_figures_and_tables_beside_the_page(plan: Plan) -> None:
     assert lines[2].startswith("| full | last | 51.2 ± 37.1 (40.5 to 61.9) | 70.00 ± 2.50 |")
 
 
-def test_an_experiment_without_results_has_a_page(make_test_plan: Callable[..., Plan]) -> None:
+def test_an_experiment_without_results_has_a_page(make_test_plan: MakePlan) -> None:
     page = write_page(make_test_plan(), [], COMMAND)
     assert "0 of 4 runs are done" in page.read_text()
     assert not page.with_suffix(".png").exists()

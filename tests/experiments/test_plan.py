@@ -122,26 +122,10 @@ def test_wrong_settings_are_named(
 @pytest.mark.parametrize(
     ("name", "option", "hint"),
     [
-        *(
-            ("table3", option, hint)
-            for option, hint in (
-                (("--seed", "1"), "--seeds"),
-                (("--preset=smoke",), "--only"),
-                (("--method", "trajectory-diffusion"), "--only"),
-                (("--agent", "llmdpd"), "--only"),
-                (("--protocol", "ml45"), "--protocol"),
-                (("--tasks.protocol", "mine"), "--protocol"),
-                (("--run_dir", "here"), "--out"),
-                (("--resume", "there"), "by itself"),
-                (("--device", "cuda"), "--device"),
-                (("--threads", "1"), "--jobs"),
-                (("--data.workers", "1"), "--jobs"),
-                (("--data.root", "data"), "--data-root"),
-                (("--evaluation.episodes", "3"), "--episodes"),
-                (("--evaluation.videos",), "llmdpd.evaluate"),
-                (("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
-            )
-        ),
+        *(("table3", (f"--{field.replace('_', '-')}", "1"), hint) for field, hint in DECIDED.items()),
+        ("table3", ("--preset=smoke",), "--only"),
+        ("table3", ("--run_dir", "here"), "--out"),
+        ("table3", ("--evaluation.film-tasks", "3"), "llmdpd.evaluate"),
         # What a method stands for: by its options, by its preset, or for want of it.
         ("table3", ("--llm", "minilm"), "--only full no-prompts"),
         ("table3", ("--method.network.context.text",), "--only full olmo-1b no-trajectory"),
@@ -163,11 +147,11 @@ def test_an_option_that_the_experiment_decides_is_refused(
     assert hint in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("key", ["short-tail", "three-makers"])
-def test_data_from_elsewhere_does_not_stand_for_a_collection(key: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        make_plan(Settings("generalisation", only=(key,), out=tmp_path, options=("--data", "folder")))
-    assert caught.value.field == "--data"
+def test_data_from_elsewhere_does_not_stand_for_a_collection(tmp_path: Path) -> None:
+    for key in ("short-tail", "three-makers"):
+        with pytest.raises(InputError) as caught:
+            make_plan(Settings("generalisation", only=(key,), out=tmp_path, options=("--data", "folder")))
+        assert caught.value.field == "--data"
     make_plan(Settings("generalisation", only=("no-clock",), out=tmp_path, options=("--data", "folder")))
 
 
@@ -250,12 +234,8 @@ def test_data_of_ones_own_is_for_those_that_learn_from_data(tmp_path: Path) -> N
 
 
 def test_first_seeds_come_first_and_only_chooses(make_test_plan: MakePlan) -> None:
-    assert [cell.name for cell in make_test_plan().runnable] == [
-        "full-seed0",
-        "plain-seed0",
-        "full-seed1",
-        "plain-seed1",
-    ]
+    names = [cell.name for cell in make_test_plan().runnable]
+    assert names == ["full-seed0", "plain-seed0", "full-seed1", "plain-seed1"]
     assert [cell.name for cell in make_test_plan(only=("plain",)).runnable] == ["plain-seed0", "plain-seed1"]
 
 
@@ -279,16 +259,14 @@ def test_the_state_of_a_cell(make_test_plan: MakePlan, finish: Finish) -> None:
 def test_what_a_finished_cell_may_still_lack(make_test_plan: MakePlan, finish: Finish) -> None:
     cell = make_test_plan().cells["full"][0]
     finish(cell, COUNTS)
-    more = dataclasses.replace(cell, episodes=41)
-    step = step_of(more)
-    assert step.words[:4] == ("llmdpd.evaluate", str(cell.folder), "--episodes", "41")
-    fewer = dataclasses.replace(cell, seen_episodes=41)
-    step = step_of(fewer)
-    assert step.words[2:6] == ("--episodes", "40", "--seen-episodes", "41"), "never fewer than there are"
-    fewer = dataclasses.replace(cell, episodes=50, seen_episodes=5)
-    step = step_of(fewer)
-    assert step.words[2:6] == ("--episodes", "50", "--seen-episodes", "40")
-    assert dataclasses.replace(more, episodes=40, seen_episodes=39).state == "done"
+    for changes, options in (
+        ({"episodes": 41}, "--episodes 41"),
+        ({"seen_episodes": 41}, "--episodes 40 --seen-episodes 41"),  # never fewer than there are
+        ({"episodes": 50, "seen_episodes": 5}, "--episodes 50 --seen-episodes 40"),
+    ):
+        words = step_of(dataclasses.replace(cell, **changes)).words  # type: ignore[arg-type]
+        assert " ".join(words).startswith(f"llmdpd.evaluate {cell.folder} {options} ")
+    assert dataclasses.replace(cell, episodes=40, seen_episodes=39).state == "done"
     (cell.folder / "report.html").unlink()
     assert step_of(cell).words == ("llmdpd.report", str(cell.folder))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.experiments import schedule
+from llmdpd.experiments import scheduler as module
 from llmdpd.experiments.cell import Share, Step
 from llmdpd.experiments.scheduler import Scheduler, shares
 from llmdpd.training.stopping import StopRequestedError, StopSignals
@@ -131,13 +131,13 @@ def test_a_cell_that_another_process_works_in_is_waited_for(
 ) -> None:
     busy, free = cell("busy", DONE), cell("free", DONE)
     order: list[str] = []
-    run_step = schedule._run_step
+    run_step = module._run_step
 
     def watched(step: Step, share: Share, log: Path) -> object:
         order.append(log.stem)
         return run_step(step, share, log)
 
-    monkeypatch.setattr(schedule, "_run_step", watched)
+    monkeypatch.setattr(module, "_run_step", watched)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -161,17 +161,17 @@ def test_a_cell_that_another_process_works_in_is_waited_for(
 
 
 def test_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "usable_cores", lambda: 8)
-    monkeypatch.setattr(schedule, "_gpus", lambda: 0)
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    monkeypatch.setattr(module, "_gpus", lambda: 0)
     assert shares(None, "auto", 3) == [Share(2)] * 3
     assert shares(None, "auto", 100) == [Share(1)] * 8
     assert shares(2, "cpu", 100) == [Share(4)] * 2
     assert shares(None, "auto", 0) == [Share(8)]
-    monkeypatch.setattr(schedule, "_gpus", lambda: 2)
+    monkeypatch.setattr(module, "_gpus", lambda: 2)
     assert shares(None, "auto", 9) == [Share(4, 0), Share(4, 1)]
     assert shares(4, "cuda", 9) == [Share(2, 0), Share(2, 1), Share(2, 0), Share(2, 1)]
     assert shares(None, "cpu", 9) == [Share(1)] * 8
-    monkeypatch.setattr(schedule, "_gpus", lambda: 0)
+    monkeypatch.setattr(module, "_gpus", lambda: 0)
     for jobs, device, field in ((0, "auto", "--jobs"), (1, "tpu", "--device"), (1, "cuda", "--device")):
         with pytest.raises(InputError) as caught:
             shares(jobs, device, 1)
@@ -186,12 +186,12 @@ def test_each_gpu_is_given_by_its_own_number(tmp_path: Path, monkeypatch: pytest
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         with (tmp_path / "log").open("w") as log:
-            process = schedule.start_process([sys.executable, "-c", code], log, 1)
+            process = module.start_process([sys.executable, "-c", code], log, 1)
             assert process.wait(PATIENCE) == 0
         assert (tmp_path / "log").read_text().strip() == expected
 
 
-def test_what_is_started_ends_with_its_parent(tmp_path: Path) -> None:
+def test_what_is_started_ends_with_its_parent(tmp_path: Path, wait_until: Callable[..., None]) -> None:
     """The parent is killed; the child gets SIGTERM, saves and ends."""
     child = f"""
 import signal, sys, time
@@ -206,17 +206,8 @@ import sys
 from llmdpd.experiments.scheduler import start_process
 start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r}, "w")).wait()
 """
-    import subprocess
-
     process = subprocess.Popen([sys.executable, "-c", parent])
-    wait_for(tmp_path / "begun")
+    wait_until((tmp_path / "begun").exists)
     process.kill()
     process.wait()
-    wait_for(tmp_path / "saved")
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path.name}"
-        time.sleep(0.01)
+    wait_until((tmp_path / "saved").exists)

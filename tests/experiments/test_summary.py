@@ -14,6 +14,9 @@ from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.summary import make_rows
 from llmdpd.reporting.estimate import Estimate, bootstrap_interval
 
+MakePlan = Callable[..., Plan]
+Finish = Callable[..., None]
+
 
 def test_the_bootstrap_of_few_values_is_the_quantiles_of_all_draws(rng: np.random.Generator) -> None:
     values = rng.uniform(0, 100, 4).tolist()
@@ -41,9 +44,7 @@ def test_one_seed_has_no_spread() -> None:
     assert single.wilson == pytest.approx((27.61, 53.82), abs=0.01)
 
 
-def test_rows_are_means_over_seeds_of_the_results(
-    make_test_plan: Callable[..., Plan], finish: Callable[..., None]
-) -> None:
+def test_rows_are_means_over_seeds_of_the_results(make_test_plan: MakePlan, finish: Finish) -> None:
     plan = make_test_plan()
     counts = {0: {"reach-v3": 40, "push-v3": 20, "door-lock-v3": 10}, 1: {"reach-v3": 36, "push-v3": 4}}
     for seed, successes in counts.items():
@@ -63,9 +64,7 @@ def test_rows_are_means_over_seeds_of_the_results(
     }
 
 
-def test_a_best_checkpoint_that_is_the_last_one_has_no_row(
-    make_test_plan: Callable[..., Plan], finish: Callable[..., None]
-) -> None:
+def test_a_best_checkpoint_that_is_the_last_one_has_no_row(make_test_plan: MakePlan, finish: Finish) -> None:
     plan = make_test_plan()
     finish(plan.cells["full"][0], {"reach-v3": 40}, iterations=200)
     assert [row.checkpoint for row in make_rows(plan)] == ["last"]
@@ -73,16 +72,14 @@ def test_a_best_checkpoint_that_is_the_last_one_has_no_row(
     assert [row.checkpoint for row in make_rows(plan)] == ["last", "best"], "of one run it is another"
 
 
-def test_a_seed_that_lacks_a_task_is_not_in_the_mean(
-    make_test_plan: Callable[..., Plan], finish: Callable[..., None]
-) -> None:
+def test_a_seed_that_lacks_a_task_is_not_in_the_mean(make_test_plan: MakePlan, finish: Finish) -> None:
     plan = make_test_plan()
     finish(plan.cells["full"][0], {"reach-v3": 40, "push-v3": 20})
     finish(plan.cells["full"][1], {"reach-v3": 40})
     assert make_rows(plan)[0].means["seen"].by_seed == (75.0,)
 
 
-def test_scores_have_no_counts(make_test_plan: Callable[..., Plan], finish: Callable[..., None]) -> None:
+def test_scores_have_no_counts(make_test_plan: MakePlan, finish: Finish) -> None:
     plan = make_test_plan()
     for seed, score in ((0, 50.0), (1, 60.0)):
         finish(

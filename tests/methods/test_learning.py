@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.plan_denoiser import PlanConfig
 from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
@@ -24,7 +24,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "llmdpd": {"network.hidden_dim": 48, "network.time_dim": 16, "critic_hidden": 48, "acting.samples": 1},
     "trajectory-diffusion": {
         **{"network.diffusion_steps": 10, "network.time_dim": 16, "acting.sampler": "ddim", "acting.steps": 4},
-        "network.plan": PlanConfig(horizon=H, layers=1, width=32, inner=64, dropout=0.0),
+        "network.plan": TrajectoryConfig(horizon=H, layers=1, width=32, inner=64, dropout=0.0),
     },
 }
 

@@ -23,6 +23,8 @@ from llmdpd.reporting.page import build_report
 from llmdpd.tasks import ML45_TRAIN
 
 RunMaker = Callable[..., Path]
+ResultMaker = Callable[..., TaskResult]
+PageMaker = Callable[..., "Page"]
 VOID = {"meta", "img", "br", "link", "hr", "input", "col"}
 
 
@@ -79,6 +81,17 @@ class Page(HTMLParser):
         return [" ".join(cell.split()) for cell in rows[which][1:]]
 
 
+@pytest.fixture
+def page_of(make_run: RunMaker) -> PageMaker:
+    """The page of one run; keywords as of `make_run`."""
+    return lambda **changes: Page(build_report([make_run(**changes)]))
+
+
+def heads(page: Page, task: str) -> list[str]:
+    """The rates in a task's row of the table."""
+    return [cell.split()[0] for cell in page.row("success", task)]
+
+
 def test_every_figure_of_the_table_is_that_of_the_results_file(make_run: RunMaker) -> None:
     run = make_run()
     path = build_report([run])
@@ -102,8 +115,8 @@ def test_every_figure_of_the_table_is_that_of_the_results_file(make_run: RunMake
     assert rows.index("seen: trained on") < rows.index("disassemble-v3")
 
 
-def test_the_papers_figures_stand_beside_and_are_labelled(make_run: RunMaker) -> None:
-    page = Page(build_report([make_run()]))
+def test_the_papers_figures_stand_beside_and_are_labelled(page_of: PageMaker) -> None:
+    page = page_of()
     for task, own, baseline in (
         ("box-close-v3", "75.24 ± 4.90", "65.73 ± 8.36"),
         ("hand-insert-v3", "78.71 ± 5.33", "70.87 ± 3.59"),
@@ -117,19 +130,17 @@ def test_the_papers_figures_stand_beside_and_are_labelled(make_run: RunMaker) ->
     assert "trained on the evaluated task's own data" in page.text
 
 
-def test_a_task_that_the_paper_lacks_or_counts_otherwise_says_so(
-    make_run: RunMaker, make_result: Callable[..., TaskResult]
-) -> None:
-    records = [make_result(task="box-close-v3", split="seen"), make_result(task="reach-v3", split="unseen")]
-    page = Page(build_report([make_run(records=records)]))
+def test_a_task_that_the_paper_lacks_or_counts_otherwise_says_so(page_of: PageMaker, make_result: ResultMaker) -> None:
+    page = page_of(
+        records=[make_result(task="box-close-v3", split="seen"), make_result(task="reach-v3", split="unseen")]
+    )
     assert page.row("success", "box-close-v3")[1:] == ["75.24 ± 4.90 (unseen there)", "65.73 ± 8.36 (unseen there)"]
     assert page.row("success", "reach-v3")[1:] == ["not in the paper", "not in the paper"]
     assert page.row("success", "mean over tasks")[1:] == ["not in the paper", "not in the paper"]
 
 
-def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_result: Callable[..., TaskResult]) -> None:
-    records = [make_result(goal_visible=False, prompts=PromptUse(text=False, trajectory="expert set B"))]
-    page = Page(build_report([make_run(records=records)]))
+def test_what_the_results_were_trained_on_is_said(page_of: PageMaker, make_result: ResultMaker) -> None:
+    page = page_of(records=[make_result(goal_visible=False, prompts=PromptUse(text=False, trajectory="expert set B"))])
     for name, value in {
         "trained on": "sweep-into-v3, coffee-push-v3, disassemble-v3",
         "training data": "scripted experts, noise mix, 100 episodes a task",
@@ -151,39 +162,38 @@ def test_what_the_results_were_trained_on_is_said(make_run: RunMaker, make_resul
     ],
 )
 def test_the_summary_counts_and_spans(
-    make_run: RunMaker,
-    make_result: Callable[..., TaskResult],
-    successes: tuple[int, int],
-    episodes: int,
-    counted: str,
-    span: str,
+    page_of: PageMaker, make_result: ResultMaker, successes: tuple[int, int], episodes: int, counted: str, span: str
 ) -> None:
     tasks = zip(("box-close-v3", "hand-insert-v3"), successes, strict=True)
     records = [make_result(task=task, split="unseen", successes=count, episodes=episodes) for task, count in tasks]
-    text = Page(build_report([make_run(records=records)])).text
+    text = page_of(records=records).text
     assert counted in text
-    assert span in text.replace("\u00a0", " ")
+    assert span in text
 
 
 def test_other_ways_of_evaluating_stand_apart(
-    make_run: RunMaker, make_records: Callable[..., list[TaskResult]]
+    page_of: PageMaker, make_records: Callable[..., list[TaskResult]]
 ) -> None:
-    """No figure is a mean over episodes of other lengths, or over other ways of acting."""
+    """No figure is a mean over episodes of other lengths, other ways of acting, or other prompts."""
     first = make_records()
     shorter = [dataclasses.replace(record, max_steps=150) for record in first]
     many = [dataclasses.replace(record, acting=dataclasses.replace(record.acting, samples=50)) for record in first]
-    page = Page(build_report([make_run(records=first + shorter + many)]))
+    page = page_of(records=first + shorter + many)
     assert len(page.row("success", "sweep-into-v3")) == 3 * 2 + 2
     for words in ("at most 150", "of 50, ddpm"):
         assert words in page.text
+    page = page_of(name="b", records=first + make_records(prompts=PromptUse(text=False, trajectory=True), shift=4))
+    assert heads(page, "sweep-into-v3")[:4] == ["96.0", "100.0", "80.0", "84.0"]
+    headers = [" ".join(cell.split()) for cell in page.tables["success"][0]]
+    assert headers[1:3] == ["text prompt on: success, %", "text prompt off: success, %"]
 
 
 def test_configuration_versions_times_prompts_and_command_are_there(make_run: RunMaker) -> None:
-    run = make_run(config={"agent": {"lr": 1e-4, "layers": [256, 256]}})
+    run = make_run(config={"method": {"lr": 1e-4, "layers": [256, 256]}})
     page = Page(build_report([run]))
     for name, value in {
-        "agent.lr": "0.0001",
-        "agent.layers": "256, 256",
+        "method.lr": "0.0001",
+        "method.layers": "256, 256",
         "torch": "2.13.0",
         "gpu": "not set",
         "collect_seconds": "1 min 35 s",
@@ -249,7 +259,7 @@ def test_the_page_loads_nothing_and_runs_nothing(make_run: RunMaker) -> None:
         assert path.stat().st_size < 15_000_000
 
 
-def test_hostile_names_and_prompts_stay_text(make_run: RunMaker, make_result: Callable[..., TaskResult]) -> None:
+def test_hostile_names_and_prompts_stay_text(make_run: RunMaker, make_result: ResultMaker) -> None:
     evil = "</style><script>alert('x')</script><img src=//evil onerror=alert(1)> $\\frac{$ &amp; {{ 191*7 }} _"
     records = [make_result(task=evil, training_data=evil, trained_on=(evil,), context=evil, protocol=evil)]
     run = make_run("_run & <b>", records=records, config={evil: evil})
@@ -266,30 +276,21 @@ def test_hostile_names_and_prompts_stay_text(make_run: RunMaker, make_result: Ca
     assert "Run _run & <b>" in page.text
 
 
-@pytest.mark.parametrize("name", ["config.json", "meta.json", "prompts.json", "metrics.jsonl"])
-@pytest.mark.parametrize("content", [None, "", "{broken", "[1, 2]", "\xff\xfe"])
-def test_an_optional_file_missing_or_damaged_is_said(make_run: RunMaker, name: str, content: str | None) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"{broken", b"[1, 2]", b"\xff\xfe"])
+def test_optional_files_missing_or_damaged_are_named(make_run: RunMaker, content: bytes | None) -> None:
     run = make_run()
-    (run / name).unlink()
-    if content is not None:
-        (run / name).write_bytes(content.encode("latin-1"))
+    names = [path.name for path in run.iterdir() if path.name != "results.json"]
+    assert sorted(names) == ["config.json", "meta.json", "metrics.jsonl", "prompts.json"]
+    for name in names:
+        (run / name).unlink()
+        if content is not None:
+            (run / name).write_bytes(content)
     page = Page(build_report([run]))
-    empty_metrics = name == "metrics.jsonl" and content == ""
-    assert (name in page.texts["summary"]) != empty_metrics
+    for name in names:
+        assert (name in page.texts["summary"]) == (name != "metrics.jsonl" or content != b"")
+        assert (f"{name} is missing" in page.text) == (content is None)
     assert page.row("success", "coffee-push-v3")[0].startswith("76.0")
-    if name == "metrics.jsonl":
-        assert "There are no learning curves" in page.text
-
-
-def test_a_run_with_its_results_alone_makes_a_page(make_run: RunMaker) -> None:
-    run = make_run()
-    for path in run.iterdir():
-        if path.name != "results.json":
-            path.unlink()
-    page = Page(build_report([run]))
-    for name in ("config.json", "meta.json", "prompts.json", "metrics.jsonl"):
-        assert f"{name} is missing" in page.text
-    assert page.row("success", "sweep-into-v3")[0].startswith("96.0")
+    assert "There are no learning curves" in page.text
 
 
 def test_metrics_beyond_the_panels_are_named(make_run: RunMaker) -> None:
@@ -301,9 +302,8 @@ def test_metrics_beyond_the_panels_are_named(make_run: RunMaker) -> None:
     assert "Also recorded in metrics.jsonl: other/12, other/13." in text
 
 
-def test_locomotion_has_its_own_table(make_run: RunMaker, make_locomotion: Callable[..., TaskResult]) -> None:
-    records = [make_locomotion(), make_locomotion(checkpoint="best", normalised_score=51.26)]
-    page = Page(build_report([make_run(records=records)]))
+def test_locomotion_has_its_own_table(page_of: PageMaker, make_locomotion: ResultMaker) -> None:
+    page = page_of(records=[make_locomotion(), make_locomotion(checkpoint="best", normalised_score=51.26)])
     assert "success" not in page.tables
     last, best = page.row("locomotion", "hopper-v5"), page.row("locomotion", "hopper-v5", 1)
     assert last == ["last", "25", "1523.4 ± 210.9", "47.4", "own SAC replay, not D4RL", "105.9 ± 1.5", "101.3 ± 0.6"]
@@ -329,9 +329,8 @@ def test_runs_that_differ_by_seed_are_averaged(make_run: RunMaker) -> None:
 def test_runs_that_differ_otherwise_stand_side_by_side(make_run: RunMaker) -> None:
     runs = [make_run("pooled"), make_run("retrieval", shift=3, config={"context": "retrieval"})]
     page = Page(build_report(runs, runs[0].parent / "both.html"))
-    row = page.row("success", "coffee-push-v3")
-    assert [cell.split()[0] for cell in row] == ["76.0", "80.0", "64.0", "68.0", "76.56", "74.67"]
-    assert "44.5 to 79.8 16/25" in row[2]
+    assert heads(page, "coffee-push-v3") == ["76.0", "80.0", "64.0", "68.0", "76.56", "74.67"]
+    assert "44.5 to 79.8 16/25" in page.row("success", "coffee-push-v3")[2]
     assert page.row("metadata", "context", 1) == ["not set", "retrieval"]
 
 
@@ -346,25 +345,14 @@ def test_where_a_run_lies_does_not_keep_seeds_apart(
     assert Page(build_report(runs)).row("success", "sweep-into-v3")[0].endswith("seeds 96.0, 96.0")
 
 
-def test_the_same_seed_twice_is_not_averaged(make_run: RunMaker) -> None:
+def test_runs_of_the_same_seed_or_without_a_configuration_are_not_averaged(make_run: RunMaker) -> None:
     page = Page(build_report([make_run("first"), make_run("second", shift=2)]))
-    assert [cell.split()[0] for cell in page.row("success", "sweep-into-v3")][:4] == ["96.0", "100.0", "88.0", "92.0"]
+    assert heads(page, "sweep-into-v3")[:4] == ["96.0", "100.0", "88.0", "92.0"]
     assert "±" not in " ".join(page.row("success", "sweep-into-v3")[:4])
-
-
-def test_runs_without_a_configuration_are_not_averaged(make_run: RunMaker) -> None:
-    runs = [make_run("first"), make_run("second", seed=1)]
+    runs = [make_run("third"), make_run("fourth", seed=1)]
     for run in runs:
         (run / "config.json").unlink()
     assert len(Page(build_report(runs)).row("success", "sweep-into-v3")) == 6
-
-
-def test_an_ablation_in_one_run_stands_apart(make_run: RunMaker, make_records: Callable[..., list[TaskResult]]) -> None:
-    records = make_records() + make_records(prompts=PromptUse(text=False, trajectory=True), shift=4)
-    page = Page(build_report([make_run(records=records)]))
-    assert [cell.split()[0] for cell in page.row("success", "sweep-into-v3")][:4] == ["96.0", "100.0", "80.0", "84.0"]
-    headers = [" ".join(cell.split()) for cell in page.tables["success"][0]]
-    assert headers[1:3] == ["text prompt on: success, %", "text prompt off: success, %"]
 
 
 def test_missing_or_unusable_runs_are_named(make_run: RunMaker, tmp_path: Path) -> None:
@@ -428,9 +416,7 @@ def test_the_same_runs_make_the_same_page(make_run: RunMaker, tmp_path: Path) ->
     assert build_report([run], tmp_path / "2.html").read_bytes() == first
 
 
-def test_of_many_tasks_the_figure_has_the_mean_and_the_table_each(
-    make_run: RunMaker, make_result: Callable[..., TaskResult]
-) -> None:
+def test_of_many_tasks_the_figure_has_the_mean_and_the_table_each(make_run: RunMaker, make_result: ResultMaker) -> None:
     names = ML45_TRAIN[:14]
     records = [make_result(task=task, split="seen", successes=n) for n, task in enumerate(names)]
     path = build_report([make_run(records=[*records, make_result(task="box-close-v3", split="unseen")])])

@@ -12,12 +12,13 @@ import pytest
 from llmdpd.config.presets import PRESETS
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
-from llmdpd.methods.td3_bc.method import TD3BC
+from llmdpd.methods.td3_bc import TD3BC
 from llmdpd.policy.folder import resolve_policy
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.utils.legacy import leaves
 from llmdpd.utils.plain import to_plain
 
+Patch = pytest.MonkeyPatch
 CONFIG = PRESETS["smoke"]
 
 
@@ -35,7 +36,7 @@ def test_a_new_folder_holds_configuration_and_versions(run: RunFolder) -> None:
     assert RunFolder.open(run.path) == run
 
 
-def test_its_name_has_preset_seed_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_name_has_preset_seed_and_time(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunFolder.create(None, dataclasses.replace(CONFIG, seed=4))
     assert re.fullmatch(r"runs/smoke-seed4-\d{8}-\d{6}", str(run.path))
@@ -73,7 +74,7 @@ def test_notes_are_merged(run: RunFolder) -> None:
     assert meta["versions"]
 
 
-def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: Patch) -> None:
     clock = iter([0.0, 10.0, 100.0, 105.5])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt), run.timed("total_seconds"):
@@ -84,7 +85,7 @@ def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: p
     assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 15.5}
 
 
-def test_a_full_disk_while_times_are_noted_hides_no_error(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_times_are_noted_hides_no_error(run: RunFolder, monkeypatch: Patch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 

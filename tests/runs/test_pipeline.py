@@ -21,11 +21,12 @@ from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 
+Patch = pytest.MonkeyPatch
 SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)
 
 
 def test_selection_and_evaluation_have_seeds_of_their_own(
-    tmp_path: Path, train: Callable[..., int], tiny_options: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, train: Callable[..., int], tiny_options: list[str], monkeypatch: Patch
 ) -> None:
     calls: list[set[tuple[str, int]]] = []
     run = EnvPool.run
@@ -42,7 +43,7 @@ def test_selection_and_evaluation_have_seeds_of_their_own(
     assert evaluation == {(task, EVALUATION_SEED_START + i) for task in (*seen, *unseen) for i in range(2)}
 
 
-def test_places_are_kept_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_are_kept_as_absolute_paths(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "model").mkdir()
@@ -105,7 +106,7 @@ def test_ablations_run_from_end_to_end(
     assert policy.network.reads.text == text
 
 
-def test_stages_run_in_order_and_a_stop_is_heeded_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_run_in_order_and_a_stop_is_heeded_between_them(tmp_path: Path, monkeypatch: Patch) -> None:
     done: list[str] = []
 
     class Stop(StopSignals):
