@@ -34,6 +34,7 @@ from workloads import Training, diffusion_ql, metaworld
 
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch
+from llmdpd.ops.arguments import Precision
 from llmdpd.training import cuda_graph
 
 
@@ -88,7 +89,7 @@ def graph_call(module: Any, training: Training) -> Call:
     return call
 
 
-def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence[str], quick: bool) -> None:
+def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence[Precision], quick: bool) -> None:
     """The common ground, then LLMDPD with its encoders; bf16 is autocast for the peers."""
     batch, steps = (4, 2) if quick else (256, 5)
     for precision in precisions:
@@ -100,7 +101,8 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
     for precision in precisions:
         probe = metaworld(sizes, bench.device, quick)
         makers = ours(functools.partial(metaworld, sizes, bench.device, quick, precision), bench.device)
-        _group(bench, "llmdpd", precision, len(probe.batch.rewards), probe.agent.policy.config.diffusion_steps, probe, makers)
+        steps = probe.agent.policy.config.diffusion_steps
+        _group(bench, "llmdpd", precision, len(probe.batch.rewards), steps, probe, makers)
 
 
 def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:

@@ -9,7 +9,7 @@ from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
 from llmdpd.errors import InputError
 from llmdpd.training.stopping import StopRequestedError, StopSignals
-from llmdpd.utils.command_line import parse, take_option
+from llmdpd.utils.command_line import parse, renamed, take_option
 from llmdpd.utils.progress import ProgressBar, console
 
 
@@ -37,6 +37,7 @@ def _dispatch(arguments: list[str]) -> None:
         about = (
             f"{CollectConfig.__doc__}\n    --policy sac    all steps of a run of SAC instead (see --policy sac --help)"
         )
+        words = renamed(words, {"--tail": "--post-success-steps"})
         _collect(parse(CollectConfig, words, "python -m llmdpd.collect", description=about))
     else:
         raise InputError("unknown policy", field="--policy", found=policy, expected="scripted or sac")

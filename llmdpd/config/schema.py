@@ -16,6 +16,7 @@ from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.methods.base import MethodConfig
 from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.ops import native
+from llmdpd.prompts import TEXT_MODELS
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import canonical_task, common_spec
 from llmdpd.training.config import TrainingConfig
@@ -51,7 +52,7 @@ class TrainConfig:
                 out of range, fields that don't fit together.
         """
         # The order in which the name is looked up: see llmdpd.prompts.models.
-        folder = self.llm not in ("", "minilm") and Path(self.llm).expanduser().is_dir()
+        folder = self.llm not in ("", *TEXT_MODELS) and Path(self.llm).expanduser().is_dir()
         config = dataclasses.replace(
             self,
             tasks=self.tasks.canonical(canonical_task),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -114,8 +115,13 @@ class States(NamedTuple):
         """
         count, device = len(self.observations), self.observations.device
         repeated = 0 if self.prompt_of is None and prompts > 1 else -count % _ROWS
-        rows = torch.arange(count + repeated, device=device).clamp_max(count - 1)
+        rows = _repeating_last(count, repeated, device)
         return rows, None if self.prompt_of is None else self.prompt_of[rows]
+
+
+@lru_cache(maxsize=64)
+def _repeating_last(count: int, repeated: int, device: torch.device) -> Tensor:
+    return torch.arange(count + repeated, device=device).clamp_max(count - 1)
 
 
 class PolicyNetwork(nn.Module, ABC):
@@ -189,7 +195,9 @@ class ConditionedNetwork(PolicyNetwork):
         self, states: States, prompts: EncodedPrompts, acting: ActingConfig, seeds: Tensor, critic: Any = None
     ) -> Tensor:
         count, (rows, index) = len(states.observations), states.padded(len(prompts))
-        state, prompt = self.condition(states.observations[rows], prompts, index, states.steps[rows])
+        state, prompt = self.condition(
+            states.observations.index_select(0, rows), prompts, index, states.steps.index_select(0, rows)
+        )
         condition = Condition(state[:count], prompt if prompt.dim() == 1 else prompt[:count])
         return self.sample_conditioned(states.observations, condition, acting, seeds, critic)
 

@@ -27,6 +27,12 @@ def test_the_command_writes_data_and_a_summary(tmp_path: Path, capsys: pytest.Ca
     assert "was there already" in capsys.readouterr().out
 
 
+def test_the_last_versions_spelling_of_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "out"), *SMALL, "--tail=3"]) == 0
+    assert "--tail is now --post-success-steps" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "collect.json").read_text())["config"]["tail"] == 3
+
+
 def test_a_wrong_input_is_one_message_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path / "out"), "--tasks", "reech"]) == 2
     captured = capsys.readouterr()
