@@ -6,15 +6,16 @@ rate, interval) is written too, for readers in other languages.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from llmdpd.errors import InputError, located
+from llmdpd.evaluation.intervals import wilson_interval
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
 from llmdpd.utils.bounds import MOST, Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.files import atomic_write_json, read_json
@@ -32,28 +33,6 @@ _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
 _RENAMED, _DROPPED = {"replan": "action_horizon"}, ("views",)
 _SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
-
-
-_Z2 = NormalDist().inv_cdf(0.975) ** 2
-
-
-def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a success probability (E. B. Wilson, 1927), without continuity correction.
-
-    Returns (low, high) as fractions within [0, 1]. Unlike mean ± 1.96 standard errors it stays inside [0, 1] and is
-    not empty at 0 or all successes. Raises `InputError` unless 0 <= successes <= episodes and episodes >= 1.
-    """
-    if episodes < 1 or not 0 <= successes <= episodes:
-        raise InputError(
-            "no such count of successes", found=f"{successes} of {episodes}", expected="0 <= k <= n, n >= 1"
-        )
-    rate = successes / episodes
-    centre = (rate + _Z2 / (2 * episodes)) / (1 + _Z2 / episodes)
-    half = math.sqrt(_Z2 * (rate * (1 - rate) + _Z2 / (4 * episodes)) / episodes) / (1 + _Z2 / episodes)
-    # At the ends the bound is exact in real numbers; rounding would put it a hair beside 0 or 1.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == episodes else centre + half
-    return low, high
 
 
 @dataclass(frozen=True)
@@ -201,16 +180,25 @@ class TaskResult:
         """The record of a JSON object, of this or an earlier version.
 
         Raises:
-            InputError: names a field that is missing, unknown or wrong.
+            InputError: names a field that is missing, unknown or wrong, or that says another rate than the counts.
         """
+        derived: dict[str, Any] = {}
         if isinstance(value, Mapping):
+            derived = {name: value[name] for name in _DERIVED if name in value}
             value = {name: entry for name, entry in value.items() if name not in _DERIVED}
             if isinstance(acting := value.get("acting"), Mapping):
                 kept = {_RENAMED.get(name, name): entry for name, entry in acting.items() if name not in _DROPPED}
                 value["acting"] = kept
             if isinstance(context := value.get("context"), str):
                 value["context"] = re.sub("^control-", "non-learned-", context)
-        return from_plain(cls, value, "")
+        record = from_plain(cls, value, "")
+        for name, found in derived.items():
+            expected = to_plain(getattr(record, name))
+            if not _agree(found, expected):
+                raise InputError(
+                    "the figure does not follow from the counts", field=name, found=found, expected=expected
+                )
+        return record
 
 
 def write_results(path: str | Path, records: Sequence[TaskResult]) -> None:
@@ -249,3 +237,10 @@ def _check_unique(records: Iterable[TaskResult], path: str | Path) -> None:
                 field=f"records[{index}]",
                 found=f"{record.task}, {record.checkpoint}, as records[{first}]",
             )
+
+
+def _agree(found: Any, expected: Any) -> bool:
+    try:
+        return expected is found or bool(np.allclose(found, expected, rtol=0, atol=1e-6))
+    except (TypeError, ValueError):
+        return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd.errors import InputError
+from llmdpd.evaluation.intervals import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED
 from llmdpd.evaluation.results import SPLITS
 from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.pictures import draw_rows
@@ -15,7 +16,7 @@ from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Outcome
 from llmdpd.experiments.summary import Row, make_rows, reported_figures, reported_mean
 from llmdpd.reporting.compare import Arm, flatten
-from llmdpd.reporting.estimate import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, Estimate
+from llmdpd.reporting.estimate import Estimate
 from llmdpd.reporting.page import measure, metadata, render_template
 from llmdpd.reporting.paper import Reported
 from llmdpd.tasks import base_name

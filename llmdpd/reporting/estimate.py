@@ -7,26 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult, wilson_interval
-
-BOOTSTRAP_SAMPLES = 10_000
-BOOTSTRAP_SEED = 0
-
-
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean; None for fewer than two values.
-
-    The resamples are the same at every call. Of three values there are ten different resamples, so the interval lies
-    between the least and the greatest value and says little more than the three do.
-    """
-    if len(values) < 2:
-        return None
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    chosen = generator.integers(0, len(values), (BOOTSTRAP_SAMPLES, len(values)))
-    low, high = np.quantile(np.asarray(values, float)[chosen].mean(1), (0.025, 0.975))
-    return float(low), float(high)
+from llmdpd.evaluation.intervals import bootstrap_interval, wilson_interval
+from llmdpd.evaluation.results import CHECKPOINTS, SPLITS, TaskResult
 
 
 @dataclass(frozen=True)

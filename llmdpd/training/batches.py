@@ -84,7 +84,6 @@ class BatchSampler:
         parts: dict[str, Any] = {
             name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
         }
-        del parts["episode_ids"]
         prompted = PromptedBatch(
             **parts,
             text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],

@@ -15,7 +15,8 @@ from llmdpd.config.presets import PRESETS
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
 from llmdpd.errors import InputError
 from llmdpd.evaluation import scoring
-from llmdpd.evaluation.results import read_results, wilson_interval
+from llmdpd.evaluation.intervals import wilson_interval
+from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
 from llmdpd.runs.evaluate import EvaluateConfig, check_evaluation
 from llmdpd.runs.folder import RunFolder

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmdpd.errors import InputError
-from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, read_results, wilson_interval, write_results
+from llmdpd.evaluation.intervals import wilson_interval
+from llmdpd.evaluation.results import ActingUse, PromptUse, TaskResult, read_results, write_results
 
 ACTING = ActingUse(samples=50, selection="soft", temperature=0.5, noise_scale=1.0, sampler="ddpm", steps=5)
 RECORD = TaskResult(
@@ -166,6 +167,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     ),
     **{"acting.": ("ddpm",), "acting.samples": (_acting(samples=0),), "acting.more": (_acting(more=1),)},
     **{"acting.noise_scale": (_acting(noise_scale=float("nan")),), "acting.selection": ({"samples": 1},)},
+    **{"success_rate": (0.99, "high", [1, 2]), "ci95": ([0.1, 0.2], 3, None)},
     **{"wall_seconds": (float("nan"), 10**400), "normalised_score": (float("inf"),)},
 }
 

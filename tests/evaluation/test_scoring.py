@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from llmdpd.evaluation.config import EvaluationConfig
+from llmdpd.evaluation.intervals import wilson_interval
 from llmdpd.evaluation.prompts import TaskPrompt
-from llmdpd.evaluation.results import ActingUse, TaskResult, wilson_interval
+from llmdpd.evaluation.results import ActingUse, TaskResult
 from llmdpd.evaluation.scoring import evaluate_policies, protocol_of
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.evaluation.results import wilson_interval
+from llmdpd.evaluation.intervals import bootstrap_interval, wilson_interval
 from llmdpd.experiments.grids import Grid, Method
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Outcome
-from llmdpd.reporting.estimate import bootstrap_interval
 
 MakePlan = Callable[..., Plan]
 Finish = Callable[..., None]

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from llmdpd.evaluation.intervals import bootstrap_interval
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.summary import make_rows
-from llmdpd.reporting.estimate import Estimate, bootstrap_interval
+from llmdpd.reporting.estimate import Estimate
 
 MakePlan = Callable[..., Plan]
 Finish = Callable[..., None]

@@ -18,7 +18,8 @@ import pytest
 
 from llmdpd.cli.report import main
 from llmdpd.errors import InputError
-from llmdpd.evaluation.results import PromptUse, TaskResult, read_results, wilson_interval
+from llmdpd.evaluation.intervals import wilson_interval
+from llmdpd.evaluation.results import PromptUse, TaskResult, read_results
 from llmdpd.reporting.page import build_report
 from llmdpd.tasks import ML45_TRAIN
 
