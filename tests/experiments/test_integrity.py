@@ -29,8 +29,8 @@ def problems(env: MetaWorldTask, seeds: Iterable[int]) -> dict[Problem, int]:
     """Start and goal of each seed's episode, really reset; rounded, so that almost the same counts as the same."""
     found = {}
     for seed in seeds:
-        env.reset(int(seed))
-        numbers = np.round(env.start_and_goal(), 4).tolist()
+        start = env.reset(int(seed))[:FRAME]
+        numbers = np.round(np.concatenate([start, env.goal()]).astype(np.float64), 4).tolist()
         found[tuple(numbers[:FRAME]), tuple(numbers[FRAME:])] = int(seed)
     return found
 
