@@ -13,25 +13,23 @@ from llmdpd.methods import METHODS
 from llmdpd.methods.base import MethodConfig, Start
 from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
-from llmdpd.methods.trajectory_diffusion import TrajectoryDiffusionConfig, TrajectoryNetworkConfig
-from llmdpd.nn.acting import BestOfN, ChainActing
+from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.training.config import TrainingConfig
 
-# Presets whose networks fit two CPU cores; a trajectory denoiser is made as small.
+# Presets whose networks fit two CPU cores.
 _SMALL = ("metaworld", "smoke")
 
 # The paper's algorithm with the sizes of its forerunners: Diffusion-QL's networks, MTDiff's transformer and its window.
+_PAPER_METHOD = LLMDPDConfig(
+    network=DiffusionNetworkConfig(context=ContextConfig(encoder=TrajectoryEncoderConfig(steps=20, sampling="window")))
+)
+
 _PAPER = TrainConfig(
     preset="metaworld-paper",
-    method=LLMDPDConfig(
-        network=DiffusionNetworkConfig(
-            context=ContextConfig(encoder=TrajectoryEncoderConfig(steps=20, sampling="window"))
-        )
-    ),
+    method=_PAPER_METHOD,
     training=TrainingConfig(iterations=100_000, checkpoint_every=5000, select_every=10_000),
 )
 
@@ -101,35 +99,6 @@ def _d4rl(task: str, grad_clip: float) -> TrainConfig:
     )
 
 
-def _trajectory_diffusion(config: TrainConfig) -> TrajectoryDiffusionConfig:
-    """Trajectory diffusion in place of a preset's policy diffusion, under the same prompts: table 3's «w/o-DP».
-
-    Its chain has a length of its own, walked in fewer steps when acting; it has no critics, and learns from scenes
-    whose positions are jittered and nothing else, since its trajectories are scaled to the range of the data.
-    """
-    preset = config.method
-    assert isinstance(preset, LLMDPDConfig)
-    small = config.preset in _SMALL
-    plan = TrajectoryConfig(horizon=8, layers=2, width=128, inner=256) if small else TrajectoryConfig()
-    names = ("lr", "lr_warmup", "lr_final", "weight_decay", "grad_clip", "ema_decay", "ema_every", "clone")
-    learning = {name: getattr(preset, name) for name in names} if small else {}
-    return TrajectoryDiffusionConfig(
-        network=TrajectoryNetworkConfig(
-            action_bound=preset.network.action_bound,
-            time_dim=preset.network.time_dim,
-            diffusion_steps=20 if small else 200,  # 200 is MTDiff's
-            schedule=preset.network.schedule,
-            context=preset.network.context,
-            plan=plan,
-        ),
-        acting=ChainActing(noise_scale=preset.acting.noise_scale, sampler="ddim", steps=5 if small else 20),
-        batch_size=preset.batch_size,
-        prompts_per_batch=preset.prompts_per_batch,
-        augmentation=AugmentationConfig(offset=preset.augmentation.offset),
-        **learning,
-    )
-
-
 def with_method(config: TrainConfig, name: str) -> TrainConfig:
     """A preset's configuration as `--method NAME` starts from it: the same tasks and data, learned by another method.
 
@@ -143,32 +112,34 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
     own = PRESETS[config.preset]
     base = PRESETS[ABLATED.get(own.preset, own.preset)]
     diffusion = own.method if isinstance(own.method, LLMDPDConfig) else base.method
-    start = Start(diffusion, _trajectory_diffusion(base))
+    start = Start(diffusion, base.method, small=base.preset in _SMALL)
     return replace(config, method=METHODS[name].Config.from_preset(start))
 
 
-def _table3(base: TrainConfig) -> tuple[TrainConfig, ...]:
+def _table3(base: TrainConfig, method: LLMDPDConfig) -> tuple[TrainConfig, ...]:
     """The ablations of the paper's table 3: a base preset with one change each, named after both."""
 
     def prompted(**prompts: bool) -> MethodConfig:
-        method = base.method
-        assert isinstance(method, LLMDPDConfig)
         context = replace(method.network.context, **prompts)  # type: ignore[arg-type]
         return replace(method, network=replace(method.network, context=context))
 
+    start = Start(method, method, small=base.preset in _SMALL)
     variants = {
         "no-prompts": replace(base, method=prompted(text=False, trajectory=False)),
         "no-text": replace(base, method=prompted(text=False)),
         "no-trajectory": replace(base, method=prompted(trajectory=False)),
         "olmo-1b": replace(base, llm="olmo-1b"),
-        "trajectory-diffusion": replace(base, method=_trajectory_diffusion(base)),
+        "trajectory-diffusion": replace(base, method=METHODS["trajectory-diffusion"].Config.from_preset(start)),
     }
     return tuple(replace(variant, preset=f"{base.preset}-{name}") for name, variant in variants.items())
 
 
 # Bounds on the gradient norm as Diffusion-QL has them.
 _D4RL = (_d4rl("hopper", 4.0), _d4rl("halfcheetah", 2.0), _d4rl("walker2d", 4.0))
-_TABLE_3 = {base.preset: _table3(base) for base in (_METAWORLD, _PAPER)}
+_TABLE_3 = {
+    _METAWORLD.preset: _table3(_METAWORLD, _METAWORLD_METHOD),
+    _PAPER.preset: _table3(_PAPER, _PAPER_METHOD),
+}
 PRESETS: dict[str, TrainConfig] = {
     config.preset: config
     for config in (_METAWORLD, _PAPER, _SMOKE, *_D4RL, *(variant for group in _TABLE_3.values() for variant in group))

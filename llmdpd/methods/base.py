@@ -43,11 +43,13 @@ Clone = Literal["executed", "expert"]
 class Start:
     """What a preset gives to whichever method starts from it.
 
-    diffusion: its configuration of policy diffusion, an `LLMDPDConfig`. trajectory_diffusion: likewise.
+    diffusion: its configuration of policy diffusion, an `LLMDPDConfig`. whole: the same of the preset that it leaves
+    something out of; else as `diffusion`. small: whether its networks fit two CPU cores.
     """
 
     diffusion: Any
-    trajectory_diffusion: Any
+    whole: Any
+    small: bool = False
 
     @property
     def promptless(self) -> ContextConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
@@ -175,13 +175,13 @@ class MTDiffConfig(OfflineConfig):
 
     @classmethod
     def from_preset(cls, start: Start) -> MTDiffConfig:
-        preset, sizes = start.diffusion, start.trajectory_diffusion.network.plan
+        preset = start.diffusion
         network = MTDiffNetworkConfig(
             action_bound=preset.network.action_bound,
             time_dim=preset.network.time_dim,
             schedule=preset.network.schedule,
             features=preset.network.context.features,
-            plan=MTDiffTrajectoryConfig(**{field.name: getattr(sizes, field.name) for field in fields(sizes)}),
+            plan=MTDiffTrajectoryConfig.sized(start.small),
         )
         # Published: 16 windows a prompt.
         prompts = preset.prompts_per_batch

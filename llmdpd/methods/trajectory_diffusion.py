@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError
 from llmdpd.methods.base import CloningConfig, Method, Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
@@ -96,8 +97,30 @@ class TrajectoryDiffusionConfig(CloningConfig):
 
     @classmethod
     def from_preset(cls, start: Start) -> TrajectoryDiffusionConfig:
-        own: TrajectoryDiffusionConfig = start.trajectory_diffusion
-        return own
+        """Trajectory diffusion in place of policy diffusion, under the same prompts: table 3's «w/o-DP».
+
+        Its chain has a length of its own, walked in fewer steps when acting; it has no critics, and learns from scenes
+        whose positions are jittered and nothing else, since its trajectories are scaled to the range of the data.
+        """
+        preset, small = start.whole, start.small
+        names = ("lr", "lr_warmup", "lr_final", "weight_decay", "grad_clip", "ema_decay", "ema_every", "clone")
+        learning = {name: getattr(preset, name) for name in names} if small else {}
+        network = TrajectoryNetworkConfig(
+            action_bound=preset.network.action_bound,
+            time_dim=preset.network.time_dim,
+            diffusion_steps=20 if small else 200,  # 200 is MTDiff's
+            schedule=preset.network.schedule,
+            context=preset.network.context,
+            plan=TrajectoryConfig.sized(small),
+        )
+        return cls(
+            network=network,
+            acting=ChainActing(noise_scale=preset.acting.noise_scale, sampler="ddim", steps=5 if small else 20),
+            batch_size=preset.batch_size,
+            prompts_per_batch=preset.prompts_per_batch,
+            augmentation=AugmentationConfig(offset=preset.augmentation.offset),
+            **learning,
+        )
 
     def check(self) -> None:
         super().check()

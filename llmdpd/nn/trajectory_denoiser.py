@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from llmdpd.diffusion.noise_mlp import SinusoidalTime
 from llmdpd.diffusion.reference import walk_chain
@@ -43,6 +44,11 @@ class TrajectoryConfig:
     """Width of the feed-forward layers."""
     dropout: Fraction = 0.1
     """Dropout inside the transformer, probability."""
+
+    @classmethod
+    def sized(cls, small: bool) -> Self:
+        """The defaults, or sizes that fit two CPU cores."""
+        return cls(horizon=8, layers=2, width=128, inner=256) if small else cls()
 
     def check(self) -> None:
         """Raise `InputError` for a width that the heads cannot share evenly."""
