@@ -13,7 +13,7 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.tasks.protocols import PROTOCOLS
-from llmdpd.utils.command_line import option_lines, parse, take_option
+from llmdpd.utils.command_line import option_lines, parse, suppressed, take_option
 from llmdpd.utils.legacy import GONE, is_old, leaves, renamed_field
 from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import error_console
@@ -139,7 +139,7 @@ def field_names(config: TrainConfig) -> list[str]:
 def _hidden(config: TrainConfig) -> tuple[str, ...]:
     """Fields, or parts, that no option sets: they follow from others, or the method has no use for them."""
     online = METHODS[config.method.name].online
-    return ("preset", "method.name", "method.network.language", *(_OF_DATA_SETS if online else ()))
+    return ("method.name", *suppressed(config), *(_OF_DATA_SETS if online else ()))
 
 
 def _within(name: str, part: str) -> bool:

@@ -33,7 +33,7 @@ class TrainConfig:
     seed: Seed = 0
     """Seed of networks, batches and noise."""
     device: str = "cpu"
-    """Device: cpu, cuda or cuda:N; sac trains on the CPU, and acts on the device."""
+    """Device: cpu, cuda or cuda:N; a method that learns online trains on the CPU, and acts there."""
     threads: WholeNumber = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it. The rest, in torch, takes one."""
     llm: str = "minilm"

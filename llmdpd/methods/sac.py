@@ -18,7 +18,7 @@ from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.base import Learner, MethodConfig, Start
 from llmdpd.nn.acting import NoisyActing
-from llmdpd.nn.actor import SACActor
+from llmdpd.nn.actor import SquashedGaussianPolicy
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import NetworkConfig
 from llmdpd.tasks.specs import TaskSpec, make_environment
@@ -34,6 +34,24 @@ class SACNetworkConfig(NetworkConfig):
 
     def context_config(self) -> ContextConfig:
         return ContextConfig("pooled", text=False, trajectory=False, features="raw")
+
+
+class SACActor(SquashedGaussianPolicy):
+    """The actor of stable-baselines3's SAC (Raffin et al. 2021): two hidden layers, on observations as they are."""
+
+    layers = 2
+
+    @torch.no_grad()
+    def copy_actor(self, actor: nn.Module) -> None:
+        """Take the weights of stable-baselines3's actor: `latent_pi`, and for m and log s a layer each."""
+        hidden, mean, log_std = (actor.get_submodule(name) for name in ("latent_pi", "mu", "log_std"))
+        layers = [module for module in hidden if isinstance(module, nn.Linear)]  # type: ignore[attr-defined]
+        *own, last = (module for module in self.net if isinstance(module, nn.Linear))
+        for target, source in zip(own, layers, strict=True):
+            target.weight.copy_(source.weight)
+            target.bias.copy_(source.bias)
+        for name in ("weight", "bias"):
+            getattr(last, name).copy_(torch.cat([getattr(mean, name), getattr(log_std, name)]))
 
 
 @dataclass(frozen=True)

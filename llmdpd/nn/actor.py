@@ -139,21 +139,3 @@ class SquashedGaussianPolicy(GaussianPolicy):
         slope = 2 * (torch.log(torch.tensor(2.0)) - raw - nn.functional.softplus(-2 * raw))
         bound = torch.log(torch.tensor(self.config.action_bound))
         return (normal.log_prob(raw) - slope - bound).sum(-1)
-
-
-class SACActor(SquashedGaussianPolicy):
-    """The actor of stable-baselines3's SAC (Raffin et al. 2021): two hidden layers, on observations as they are."""
-
-    layers = 2
-
-    @torch.no_grad()
-    def copy_actor(self, actor: nn.Module) -> None:
-        """Take the weights of stable-baselines3's actor: `latent_pi`, and for m and log s a layer each."""
-        hidden, mean, log_std = (actor.get_submodule(name) for name in ("latent_pi", "mu", "log_std"))
-        layers = [module for module in hidden if isinstance(module, nn.Linear)]  # type: ignore[attr-defined]
-        *own, last = (module for module in self.net if isinstance(module, nn.Linear))
-        for target, source in zip(own, layers, strict=True):
-            target.weight.copy_(source.weight)
-            target.bias.copy_(source.bias)
-        for name in ("weight", "bias"):
-            getattr(last, name).copy_(torch.cat([getattr(mean, name), getattr(log_std, name)]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, Steps, WholeNumber, Width, check_heads
+from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, Steps, Width, check_heads
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,6 @@ class GPT2Sizes:
     def check(self) -> None:
         """Raise `InputError` for a width that the heads cannot share evenly."""
         check_heads(self.width, self.heads)
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters of the attention's projections to query, key and value (Hu et al. 2021, arXiv 2106.09685).
-
-    Sizes are LaMo's for its tasks of continuous control.
-    """
-
-    rank: Width = 16
-    """Rank of the adapters' product, one for the three projections together."""
-    alpha: WholeNumber = 32
-    """The product is scaled by alpha / rank."""
-    dropout: Fraction = 0.1
-    """Dropout of the adapters' input, probability."""
 
 
 @dataclass(frozen=True)

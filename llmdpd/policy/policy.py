@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError, located
 from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.context import EncodedPrompts, RetrievalContext
+from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
@@ -233,7 +233,7 @@ class Policy:
             InputError: as `prompt`.
         """
         context = self.network.context
-        if not (isinstance(context, RetrievalContext) and context.retrieves):
+        if not context.retrieves:
             return None
         prompts = self.encode_prompts([text if self.network.reads.text else None], [trajectory])
         with torch.no_grad():

@@ -15,7 +15,7 @@ class TrainingConfig:
     """The training loop."""
 
     iterations: Count = 5000
-    """Iterations of Algorithm 1, or of the method's own; of sac, steps in the environment."""
+    """Iterations of Algorithm 1, or of the method's own; of a method that learns online, environment steps."""
     log_every: Count = 50
     """Iterations from one metrics record to the next; losses are checked for NaN and Inf there."""
     checkpoint_every: Count = 1000

@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -121,6 +121,23 @@ def option_lines(config: Any, width: int = 100, hidden: Collection[str] = ()) ->
         room = width - max(len(name), _COLUMN) - 2
         lines.append(f"{name:<{_COLUMN}}  {textwrap.shorten(description, max(room, 20), placeholder=' …')}")
     return lines
+
+
+def suppressed(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields, or parts, of nested dataclasses that are marked as no options."""
+    hidden = _suppressed(type(config))  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
+        if field.name in hidden:
+            yield f"{prefix}{field.name}"
+        elif dataclasses.is_dataclass(value := getattr(config, field.name)):
+            yield from suppressed(value, f"{prefix}{field.name}.")
+
+
+@cache
+def _suppressed(kind: type[Any]) -> frozenset[str]:
+    """Names of a dataclass's own fields that are marked as no options."""
+    hints = get_type_hints(kind, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if tyro.conf.Suppress in getattr(hint, "__metadata__", ()))
 
 
 def _fields(config: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:

@@ -15,10 +15,11 @@ from llmdpd.methods.base import Method
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.methods.decision_transformer import DemonstrationConfig
 from llmdpd.methods.lamo.gpt2 import find_language_model
+from llmdpd.methods.lamo.network import LoRAConfig
 from llmdpd.methods.mtdiff import MTDiffTrajectoryConfig
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.policy_network import Spaces
-from llmdpd.nn.sequence_model import LoRAConfig, SequenceConfig
+from llmdpd.nn.sequence_model import SequenceConfig
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 

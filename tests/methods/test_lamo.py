@@ -16,9 +16,9 @@ from torch import Tensor
 from llmdpd.errors import InputError
 from llmdpd.methods.decision_transformer import cloning_loss
 from llmdpd.methods.lamo.method import LaMo, LaMoConfig, Text
-from llmdpd.methods.lamo.network import LanguageDecisionTransformer
+from llmdpd.methods.lamo.network import LanguageDecisionTransformer, LoRAConfig
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.sequence_model import GPT2Sizes, LoRAConfig
+from llmdpd.nn.sequence_model import GPT2Sizes
 from llmdpd.policy.policy import Policy
 from llmdpd.utils.checkpoint import load_checkpoint, save_checkpoint
 

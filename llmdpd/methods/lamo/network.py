@@ -25,8 +25,8 @@ from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.policy_network import NetworkConfig
-from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes, LoRAConfig
-from llmdpd.utils.bounds import Bounds, Fraction, Steps
+from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes
+from llmdpd.utils.bounds import Bounds, Fraction, Steps, WholeNumber, Width
 
 
 def check_peft() -> None:
@@ -48,6 +48,21 @@ class LanguageSequenceConfig:
     """Dropout inside the transformer, probability."""
     longest: Annotated[int, Bounds(1, 1_000_000)] = 1000
     """Time steps that have an embedding of their own; later ones share the last."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters of the attention's projections to query, key and value (Hu et al. 2021, arXiv 2106.09685).
+
+    Sizes are LaMo's for its tasks of continuous control.
+    """
+
+    rank: Width = 16
+    """Rank of the adapters' product, one for the three projections together."""
+    alpha: WholeNumber = 32
+    """The product is scaled by alpha / rank."""
+    dropout: Fraction = 0.1
+    """Dropout of the adapters' input, probability."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,9 @@ class Context(nn.Module, ABC):
         config: sizes and switches.
     """
 
+    retrieves = False
+    """Whether it retrieves waypoints from its demonstration, whose `weights` can be shown."""
+
     def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
         super().__init__()
         self.config = config
@@ -193,6 +196,14 @@ class Context(nn.Module, ABC):
         order. steps [B] are the time steps within the episode. F of the condition's state part is `state_dim`, Z of its
         prompt part `prompt_dim`.
         """
+
+    def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
+        """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
+
+        Raises:
+            ValueError: a context without waypoints.
+        """
+        raise ValueError("this context retrieves no waypoints")
 
     def _absent(self, which: Literal["text", "trajectory"], other: Tensor | TrajectoryTokens | None) -> Tensor:
         """The zero vector of a prompt that is left out; only a policy trained with prompt dropout knows it."""

@@ -42,7 +42,6 @@ class RetrievalContext(Context):
         self.state_dim = features + embedding
         self.reads = config.trajectory and (sizes.attention or sizes.waypoints)
         self.retrieves = self.reads and sizes.waypoints
-        """Whether it retrieves waypoints from its demonstration, whose `weights` can be shown."""
         if not self.reads:
             return
         width = sizes.width
@@ -113,13 +112,8 @@ class RetrievalContext(Context):
         return Condition(torch.cat(parts, dim=-1), prompt)
 
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
-        """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
-
-        Raises:
-            ValueError: a context without waypoints.
-        """
         if not self.retrieves:
-            raise ValueError("this context retrieves no waypoints")
+            return super().weights(state, prompts, time)
         streams = self._streams(state, prompts.pooled[0], time)[1]
         hidden = self._attend(streams, 1, prompts.memory)
         here = self._place(self.features.geometry(state), time)[None]
