@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from llmdpd.cli.common import command
-from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac
+from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
 from llmdpd.errors import InputError
 from llmdpd.training.stopping import StopRequestedError, StopSignals
@@ -32,7 +32,7 @@ def _summary_table(collected: Collected) -> Table:
 def _dispatch(arguments: list[str]) -> None:
     policy, words = take_option(arguments, "--policy")
     if policy == "sac":
-        _collect_sac(parse(SacConfig, words, "python -m llmdpd.collect --policy sac"))
+        _collect_sac(parse(MediumReplayConfig, words, "python -m llmdpd.collect --policy sac"))
     elif policy in (None, "scripted"):
         about = (
             f"{CollectConfig.__doc__}\n    --policy sac    all steps of a run of SAC instead (see --policy sac --help)"
@@ -60,7 +60,7 @@ def _collect(config: CollectConfig) -> None:
     console.print(f"content {collected.content}")
 
 
-def _collect_sac(config: SacConfig) -> None:
+def _collect_sac(config: MediumReplayConfig) -> None:
     with StopSignals() as stop, ProgressBar("SAC", "steps", check=stop.check) as bar:
         try:
             collections = collect_sac(

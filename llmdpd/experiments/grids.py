@@ -22,7 +22,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Method:
+class Compared:
     """A preset and options of llmdpd.train: one run a seed. Methods with the same label are one row of the table.
 
     key       of the run's folder, KEY-seedN; methods that several experiments share have the same
@@ -50,7 +50,7 @@ class Grid:
 
     title: str
     about: str
-    methods: tuple[Method, ...]
+    methods: tuple[Compared, ...]
     protocols: tuple[str, ...] = ("paper", "ml45", "design")
     paper: PaperTable | None = None
     others: tuple[str, ...] = ()
@@ -98,23 +98,25 @@ _REPLAY = _non_learned("replay", "the demonstration replayed")
 _TRACKER = _non_learned("tracker", "the demonstration tracked")
 _REFERENCES = (_SWAPPED, _REPLAY, _TRACKER)
 
-_FULL = Method("full", "LLMDPD, this project's default", "metaworld", reported="LLMDPD")
+_FULL = Compared("full", "LLMDPD, this project's default", "metaworld", reported="LLMDPD")
 _COMPARED = replace(_FULL, variants=_REFERENCES)
 _PAPERS = "as in the paper (pooled)"
 _POOLED = ("method.network.context.kind",)
-_FAITHFUL = Method(
+_FAITHFUL = Compared(
     "faithful", f"LLMDPD {_PAPERS}", "metaworld-paper", reported="LLMDPD", variants=(_SWAPPED,), fixed=_POOLED
 )
 _FAITHFUL_ABLATIONS = tuple(
-    Method(f"faithful-{name}", f"LLMDPD {_PAPERS}, {column}", f"metaworld-paper-{name}", reported=column, fixed=_POOLED)
+    Compared(
+        f"faithful-{name}", f"LLMDPD {_PAPERS}, {column}", f"metaworld-paper-{name}", reported=column, fixed=_POOLED
+    )
     for name, column in (("no-prompts", "w/o prompts"), ("no-text", "w/o z_text"), ("no-trajectory", "w/o z_traj"))
 )
 _CONTEXT = "--method.network.context"
 _WITHOUT_TEXT, _WITHOUT_TRAJECTORY = f"{_CONTEXT}.no-text", f"{_CONTEXT}.no-trajectory"
-_NO_PROMPTS = Method("no-prompts", "w/o prompts", "metaworld", (_WITHOUT_TEXT, _WITHOUT_TRAJECTORY), "w/o prompts")
+_NO_PROMPTS = Compared("no-prompts", "w/o prompts", "metaworld", (_WITHOUT_TEXT, _WITHOUT_TRAJECTORY), "w/o prompts")
 _NO_DIFFUSION = "w/o policy diffusion"
-_NO_Z_TEXT = Method("no-text", "w/o z_text", "metaworld", (_WITHOUT_TEXT,), "w/o z_text")
-_NO_Z_TRAJ = Method("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJECTORY,), "w/o z_traj")
+_NO_Z_TEXT = Compared("no-text", "w/o z_text", "metaworld", (_WITHOUT_TEXT,), "w/o z_text")
+_NO_Z_TRAJ = Compared("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJECTORY,), "w/o z_traj")
 
 # The default is trained on demonstrations by the first six; cut, overrun and jerky are demonstrators new to it.
 _BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
@@ -131,24 +133,24 @@ _MIXED = ("--data.noise", "clean:0.25,gaussian:0.15,bursts:0.1,random:0.5", "--d
 _FAST_CRITICS = ("--method.gamma", "0.95", "--method.tau", "0.02")
 
 
-def _ablation(key: str, label: str, *options: str) -> Method:
-    return Method(key, label, "metaworld", options)
+def _ablation(key: str, label: str, *options: str) -> Compared:
+    return Compared(key, label, "metaworld", options)
 
 
-def _reward(key: str, label: str, *options: str) -> Method:
-    return Method(key, label, "metaworld", (*_MIXED, "--method.clone", "executed", *options))
+def _reward(key: str, label: str, *options: str) -> Compared:
+    return Compared(key, label, "metaworld", (*_MIXED, "--method.clone", "executed", *options))
 
 
-def _baseline(method: str, label: str, reported: str | None = None) -> Method:
-    return Method(method, label, "metaworld", ("--method", method), reported)
+def _baseline(method: str, label: str, reported: str | None = None) -> Compared:
+    return Compared(method, label, "metaworld", ("--method", method), reported)
 
 
-def _shares(method: str, label: str) -> tuple[Method, ...]:
+def _shares(method: str, label: str) -> tuple[Compared, ...]:
     """The baseline on 1 %, 10 % and all of the episodes."""
     little = ((1, "0.01"), (10, "0.1"))
     options = ("--method", method, "--data.fraction")
     return (
-        *(Method(f"{method}-{n}", f"{label}, {n} %", "metaworld", (*options, share)) for n, share in little),
+        *(Compared(f"{method}-{n}", f"{label}, {n} %", "metaworld", (*options, share)) for n, share in little),
         _baseline(method, label),
     )
 
@@ -157,9 +159,9 @@ def _prompted_by(behaviour: str) -> Variant:
     return _prompts(behaviour, f"demonstrations: {behaviour}", "--prompt-behaviours", behaviour, "--data-root", DATA)
 
 
-def _locomotion(label: str, key: str, *options: str) -> tuple[Method, ...]:
+def _locomotion(label: str, key: str, *options: str) -> tuple[Compared, ...]:
     environments = ("halfcheetah", "hopper", "walker2d")
-    return tuple(Method(f"{key}{name}", label, f"d4rl-{name}", options, label) for name in environments)
+    return tuple(Compared(f"{key}{name}", label, f"d4rl-{name}", options, label) for name in environments)
 
 
 GRIDS: dict[str, Grid] = {
@@ -186,11 +188,11 @@ GRIDS: dict[str, Grid] = {
         "and the paper's own method (pooled context) with and without its prompts.",
         (
             _COMPARED,
-            Method("olmo-1b", "OLMo-1B", "metaworld", ("--llm", "olmo-1b"), "OLMo-1B"),
+            Compared("olmo-1b", "OLMo-1B", "metaworld", ("--llm", "olmo-1b"), "OLMo-1B"),
             _NO_PROMPTS,
             _NO_Z_TEXT,
             _NO_Z_TRAJ,
-            Method("trajectory-diffusion", _NO_DIFFUSION, "metaworld-trajectory-diffusion", reported=_NO_DIFFUSION),
+            Compared("trajectory-diffusion", _NO_DIFFUSION, "metaworld-trajectory-diffusion", reported=_NO_DIFFUSION),
             _FAITHFUL,
             *_FAITHFUL_ABLATIONS,
         ),

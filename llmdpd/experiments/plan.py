@@ -15,7 +15,7 @@ from llmdpd.config.presets import ABLATED, PRESETS, with_method
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
-from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Grid, Method
+from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Compared, Grid
 from llmdpd.methods import METHODS
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import text_model
@@ -157,7 +157,7 @@ def _check_options(options: Sequence[str], grid: Grid, chosen: Collection[str]) 
             )
 
 
-def _is_open(method: Method, option: Option) -> bool:
+def _is_open(method: Compared, option: Option) -> bool:
     """Whether the user may set the option in the method's runs: the method has it, and does not stand for a value."""
     preset, field = PRESETS[method.preset], _field(method, option)
     own = {*method.fixed, *(option.field for option in split_options(method.options))}
@@ -169,14 +169,14 @@ def _is_open(method: Method, option: Option) -> bool:
     return field is not None and field not in own
 
 
-def _field(method: Method, option: Option) -> str | None:
+def _field(method: Compared, option: Option) -> str | None:
     """The field that the option sets in the method's runs; None where what learns there does not have it."""
     start = PRESETS[method.preset]
     chosen = dict(zip(method.options, method.options[1:], strict=False)).get("--method", start.method.name)
     return current_field(option, with_method(start, chosen))
 
 
-def _cells_of(plan: Plan, method: Method, budget: Budget) -> tuple[Cell, ...]:
+def _cells_of(plan: Plan, method: Compared, budget: Budget) -> tuple[Cell, ...]:
     """The method's cells; of one that was not asked for, without options of the user's that don't fit it."""
     try:
         return _cells(plan, method, budget, plan.settings.options)
@@ -186,7 +186,7 @@ def _cells_of(plan: Plan, method: Method, budget: Budget) -> tuple[Cell, ...]:
     return _cells(plan, method, budget, ())
 
 
-def _cells(plan: Plan, method: Method, budget: Budget, options: Sequence[str]) -> tuple[Cell, ...]:
+def _cells(plan: Plan, method: Compared, budget: Budget, options: Sequence[str]) -> tuple[Cell, ...]:
     settings = plan.settings
     protocol = ("--protocol", plan.protocol) if plan.protocol in PROTOCOLS else ()
     words = (*protocol, *method.options)

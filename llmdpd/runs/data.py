@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from llmdpd.data import TrajectoryDataset, join_datasets
-from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac
+from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, collect_metaworld
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
@@ -103,7 +103,7 @@ def _fraction(dataset: TrajectoryDataset, share: float, seed: int) -> Trajectory
 def _sac_data(data: DataConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:
     """A medium-replay of each task, collected by SAC or found where it was, and its description."""
     out = Path(data.root) / f"sac-seed{data.seed}-{data.sac_steps}steps"
-    wanted = SacConfig(tasks=tasks, steps=data.sac_steps, out=out, seed=data.seed)
+    wanted = MediumReplayConfig(tasks=tasks, steps=data.sac_steps, out=out, seed=data.seed)
     with ProgressBar("SAC collects the training data", "steps", check=check) as bar:
         collected = collect_sac(wanted, lambda task, done, total, words: bar.update(done, total, f"{task}: {words}"))
     for part in collected:

@@ -16,7 +16,7 @@ import pytest
 
 from llmdpd.cli.collect import main
 from llmdpd.data import TrajectoryDataset, load_dataset
-from llmdpd.data.collecting.medium_replay import SacConfig, collect_sac, replay_path
+from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac, replay_path
 from llmdpd.errors import InputError
 from llmdpd.tasks import COLLECTION_SEED_END
 from llmdpd.tasks.locomotion import LocomotionTask, normalised_score
@@ -39,7 +39,7 @@ class StopNowError(Exception):
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a collection that was never disturbed."""
     out = tmp_path_factory.mktemp("sac")
-    collect_sac(SacConfig(out=out, **HOPPER))
+    collect_sac(MediumReplayConfig(out=out, **HOPPER))
     return replay_path(out, "hopper")
 
 
@@ -96,26 +96,28 @@ def test_stopped_at_any_slice_it_ends_in_the_same_bits(straight: Path, tmp_path:
                 raise StopNowError
 
         with pytest.raises(StopNowError):
-            collect_sac(SacConfig(out=tmp_path, **HOPPER), stop)
+            collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER), stop)
         assert not replay_path(tmp_path, "hopper").exists()
     seen: list[int] = []
-    (collected,) = collect_sac(SacConfig(out=tmp_path, **HOPPER), lambda task, done, total, words: seen.append(done))
+    (collected,) = collect_sac(
+        MediumReplayConfig(out=tmp_path, **HOPPER), lambda task, done, total, words: seen.append(done)
+    )
     assert seen[0] == 250, "it goes on where it was"
     assert same(collected.path, straight)
     assert len(list(tmp_path.iterdir())) == 2, "nothing is left over"
 
 
 def test_what_is_there_is_taken_and_another_collection_is_refused(straight: Path, tmp_path: Path) -> None:
-    (again,) = collect_sac(SacConfig(out=straight.parent, **HOPPER))
+    (again,) = collect_sac(MediumReplayConfig(out=straight.parent, **HOPPER))
     assert again.reused
     assert again.dataset.num_transitions == 300
     with pytest.raises(InputError, match="not the requested collection") as caught:
-        collect_sac(SacConfig(out=straight.parent, **(HOPPER | {"seed": 1})))
+        collect_sac(MediumReplayConfig(out=straight.parent, **(HOPPER | {"seed": 1})))
     assert "seed: 0 → 1" in str(caught.value.found)
     foreign = replay_path(tmp_path, "hopper")
     foreign.write_bytes(b"mine")
     with pytest.raises(InputError, match="not the requested collection"):
-        collect_sac(SacConfig(out=tmp_path, **HOPPER))
+        collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER))
     assert foreign.read_bytes() == b"mine"
 
 
@@ -125,17 +127,17 @@ def test_an_interrupted_collection_with_other_settings_or_damage_is_refused(tmp_
             raise StopNowError
 
     with pytest.raises(StopNowError):
-        collect_sac(SacConfig(out=tmp_path, **HOPPER), stop)
+        collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER), stop)
     with pytest.raises(InputError, match="other settings"):
-        collect_sac(SacConfig(out=tmp_path, **(HOPPER | {"steps": 301})))
+        collect_sac(MediumReplayConfig(out=tmp_path, **(HOPPER | {"steps": 301})))
     (piece,) = (tmp_path / ".hopper-medium-replay.hdf5.partial").glob("steps-*.npz")
     piece.write_bytes(piece.read_bytes()[:100])
     with pytest.raises(InputError, match="damaged"):
-        collect_sac(SacConfig(out=tmp_path, **HOPPER))
+        collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER))
 
 
 def test_it_stops_at_the_level(tmp_path: Path) -> None:
-    (collected,) = collect_sac(SacConfig(out=tmp_path, level=0.01, **(HOPPER | {"evaluate_every": 120})))
+    (collected,) = collect_sac(MediumReplayConfig(out=tmp_path, level=0.01, **(HOPPER | {"evaluate_every": 120})))
     assert collected.dataset.num_transitions in (120, 240, 300)
     assert collected.reached == (collected.level >= 0.01)
     with h5py.File(collected.path) as file:
@@ -144,7 +146,7 @@ def test_it_stops_at_the_level(tmp_path: Path) -> None:
 
 
 def metaworld(tmp_path: Path) -> TrajectoryDataset:
-    config = SacConfig(("reach",), level=100, out=tmp_path, max_steps=25, **(HOPPER | {"steps": 160}))
+    config = MediumReplayConfig(("reach",), level=100, out=tmp_path, max_steps=25, **(HOPPER | {"steps": 160}))
     return collect_sac(config)[0].dataset
 
 
@@ -199,7 +201,7 @@ def test_the_process_keeps_its_own_random_numbers(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_named(change: dict[str, Any], field: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        collect_sac(SacConfig(out=tmp_path, **change))
+        collect_sac(MediumReplayConfig(out=tmp_path, **change))
     assert caught.value.field == field
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +211,7 @@ def test_an_unknown_policy_and_a_missing_package_are_refused(
 ) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     with pytest.raises(InputError, match=r"(?s)not installed.*pip install"):
-        collect_sac(SacConfig(out=tmp_path))
+        collect_sac(MediumReplayConfig(out=tmp_path))
     assert main(["--policy", "ppo"]) == 2
     assert "scripted or sac" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmdpd.evaluation.results import PromptUse, TaskResult, write_results
 from llmdpd.experiments.cell import Cell
-from llmdpd.experiments.grids import Grid, Method
+from llmdpd.experiments.grids import Compared, Grid
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.reporting.paper import PaperRow, Reported
 from llmdpd.utils.files import atomic_write_json
@@ -26,8 +26,8 @@ GRID = Grid(
     "A grid of tests",
     "Two methods.",
     (
-        Method("full", "full", "smoke", reported="LLMDPD"),
-        Method(
+        Compared("full", "full", "smoke", reported="LLMDPD"),
+        Compared(
             "plain", "w/o prompts", "smoke", tuple(f"--method.network.context.no-{n}" for n in ("text", "trajectory"))
         ),
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd.evaluation.intervals import bootstrap_interval, wilson_interval
-from llmdpd.experiments.grids import Grid, Method
+from llmdpd.experiments.grids import Compared, Grid
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Outcome
@@ -91,7 +91,7 @@ def test_the_page_says_which_language_model_lamo_is_made_of(
 ) -> None:
     folder, text = tiny_gpt2
     grid = Grid(
-        "", "", (Method("lamo", "LaMo", "smoke", ("--method", "lamo")), Method("own", "own", "smoke")), ("custom",)
+        "", "", (Compared("lamo", "LaMo", "smoke", ("--method", "lamo")), Compared("own", "own", "smoke")), ("custom",)
     )
     plan = make_test_plan(grid, options=("--method.model", str(folder), "--method.corpus", str(text)))
     for key, method in (("lamo", "lamo"), ("own", "llmdpd")):

@@ -14,7 +14,7 @@ from llmdpd.config.parse import split_options
 from llmdpd.config.presets import PRESETS
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import DECIDED, Cell, Evaluation, Share, Step
-from llmdpd.experiments.grids import BUDGETS, GRIDS, Grid, Method, Variant
+from llmdpd.experiments.grids import BUDGETS, GRIDS, Compared, Grid, Variant
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.runs.folder import RunFolder
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
@@ -199,7 +199,7 @@ def test_a_model_without_weights_is_skipped_and_told(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     grid = Grid(
-        "", "", (Method("olmo", "OLMo", "smoke", ("--llm", "olmo-1b")), Method("own", "own", "smoke")), ("custom",)
+        "", "", (Compared("olmo", "OLMo", "smoke", ("--llm", "olmo-1b")), Compared("own", "own", "smoke")), ("custom",)
     )
     plan = make_test_plan(grid)
     assert list(plan.skipped) == ["olmo"]
@@ -274,7 +274,7 @@ def test_what_a_finished_cell_may_still_lack(make_test_plan: MakePlan, finish: F
 def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePlan, finish: Finish) -> None:
     own = Variant("noise", Evaluation("noise", ("--noise-scale", "0.5", "--prompt-data", "{data}/x")))
     once = Variant("once", Evaluation("once", ("--samples", "3")), once=True)
-    plan = make_test_plan(Grid("", "", (Method("full", "full", "smoke", variants=(own, once)),), ("custom",)))
+    plan = make_test_plan(Grid("", "", (Compared("full", "full", "smoke", variants=(own, once)),), ("custom",)))
     first, second = plan.cells["full"]
     assert [e.name for e in first.evaluations] == ["noise", "once"]
     assert [e.name for e in second.evaluations] == ["noise"]

@@ -38,7 +38,7 @@ OnSteps = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
-class SacConfig:
+class MediumReplayConfig:
     """Train SAC (stable-baselines3, its defaults) on each task until it is of medium level, and keep all its steps.
 
     Writes OUT/hopper-medium-replay.hdf5 in D4RL's layout, or OUT/reach-v3-medium-replay, a Minari data set. The same
@@ -75,8 +75,8 @@ class SacConfig:
 class SacCollected:
     """A finished collection of one task.
 
-    `level` is of the last evaluation, in the unit of `SacConfig.level`; `reached` says whether it is the requested one;
-    `reused` says that the data existed before.
+    `level` is of the last evaluation, in the unit of `MediumReplayConfig.level`; `reached` says whether it is the
+    requested one; `reused` says that the data existed before.
     """
 
     task: str
@@ -87,7 +87,7 @@ class SacCollected:
     reused: bool = False
 
 
-def collect_sac(config: SacConfig, progress: OnSteps | None = None) -> list[SacCollected]:
+def collect_sac(config: MediumReplayConfig, progress: OnSteps | None = None) -> list[SacCollected]:
     """Collect every task, continue it, or read existing data. Waits for another process that collects the same.
 
     Args:
@@ -109,7 +109,7 @@ def replay_path(out: Path, task: str) -> Path:
     return out / (f"{canonical_task(task)}-medium-replay" if base is None else f"{base}-medium-replay.hdf5")
 
 
-def _content(config: SacConfig, spec: TaskSpec) -> dict[str, Any]:
+def _content(config: MediumReplayConfig, spec: TaskSpec) -> dict[str, Any]:
     """The settings that determine the data, as JSON."""
     same = ("level", "steps", "evaluate_every", "evaluation_episodes", "seed")
     return {
@@ -120,7 +120,7 @@ def _content(config: SacConfig, spec: TaskSpec) -> dict[str, Any]:
     }
 
 
-def _collect_task(config: SacConfig, spec: TaskSpec, report: OnSteps) -> SacCollected:
+def _collect_task(config: MediumReplayConfig, spec: TaskSpec, report: OnSteps) -> SacCollected:
     path, content = replay_path(Path(config.out), spec.task), _content(config, spec)
     summary = path.with_name(f"{path.name}.json")
 
@@ -155,7 +155,7 @@ def _read_finished(path: Path, summary: Path, content: dict[str, Any], spec: Tas
 class _Run:
     """One SAC run and its folder: `steps-FROM-TO.npz`, each written once, and `checkpoint` with everything else."""
 
-    def __init__(self, folder: Path, content: dict[str, Any], config: SacConfig, spec: TaskSpec) -> None:
+    def __init__(self, folder: Path, content: dict[str, Any], config: MediumReplayConfig, spec: TaskSpec) -> None:
         from llmdpd.data.collecting.sac_trainer import SacTrainer
 
         self.folder, self._content, self._config, self._spec = folder, content, config, spec
