@@ -15,7 +15,7 @@ from llmdpd.methods import METHODS
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.command_line import option_lines, parse, suppressed, take_option
 from llmdpd.utils.legacy import GONE, is_old, leaves, renamed_field
-from llmdpd.utils.plain import to_plain
+from llmdpd.utils.plain import former_names, to_plain
 from llmdpd.utils.progress import error_console
 
 PROG = "llmdpd train"
@@ -185,10 +185,13 @@ def current_field(option: Option, start: TrainConfig) -> str | None:
     """The field that an option sets, by its name in this version; None where the configuration has none such."""
     if has_field(start, option.field):
         return option.field
+    former = former_names(start)
+    if option.field in former:
+        return former[option.field]
     sections = {section for name in METHODS for section in METHODS[name].Config.legacy}
     if not is_old(option.field, sections):
         return None
-    return renamed_field(option.field, start.method.legacy, field_names(start))
+    return renamed_field(option.field, start.method.legacy, field_names(start), former)
 
 
 def _spelling(field: str, option: Option) -> str:

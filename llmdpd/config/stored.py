@@ -10,7 +10,7 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import located
 from llmdpd.methods import METHODS
 from llmdpd.utils.legacy import upgraded
-from llmdpd.utils.plain import from_plain, to_plain
+from llmdpd.utils.plain import former_names, from_plain, to_plain
 
 
 def read_stored(plain: Mapping[str, Any], path: Path, prefix: str = "") -> TrainConfig:
@@ -23,6 +23,7 @@ def read_stored(plain: Mapping[str, Any], path: Path, prefix: str = "") -> Train
         with located(path=path, field=f"{prefix}method"):
             method = METHODS[plain["method"]].Config()
         with located(path=path):
-            default = to_plain(TrainConfig(method=method))
-            plain = upgraded({name: v for name, v in plain.items() if name != "method"}, method.legacy, default)
+            default = TrainConfig(method=method)
+            old = {name: value for name, value in plain.items() if name != "method"}
+            plain = upgraded(old, method.legacy, to_plain(default), former_names(default))
     return from_plain(TrainConfig, plain, path, prefix)

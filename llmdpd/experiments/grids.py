@@ -120,8 +120,9 @@ _NO_Z_TRAJ = Compared("no-trajectory", "w/o z_traj", "metaworld", (_WITHOUT_TRAJ
 
 # The default is trained on demonstrations by the first six; cut, overrun and jerky are demonstrators new to it.
 _BEHAVIOURS = ("clean", "gaussian", "bursts", "slow", "pauses", "detour", "cut", "overrun", "jerky")
-_NO_TURN = ("--method.augmentation.rotate", "0", "--method.augmentation.mirror", "0")
-_NO_CLOCK, _NO_OFFSET = (f"{_CONTEXT}.retrieval.no-clock",), ("--method.augmentation.offset", "0")
+_NO_ROTATION = ("--method.augmentation.rotate", "0", "--method.augmentation.mirror", "0")
+_NO_TIMESTEP = (f"{_CONTEXT}.retrieval.no-timestep-embedding",)
+_NO_OFFSET = ("--method.augmentation.offset", "0")
 _THREE_DEMONSTRATORS = "clean:0.5,gaussian:0.3,bursts:0.2"
 _FULL_NOISE = _prompts("full-noise", "acting noise not scaled", "--noise-scale", "1")
 _OTHER_PROMPTS = (_NO_TRAJECTORY, _NO_TEXT, _FULL_NOISE)
@@ -241,15 +242,25 @@ GRIDS: dict[str, Grid] = {
             _ablation("pooled", "pooled", f"{_CONTEXT}.kind", "pooled"),
             _ablation("no-attention", "w/o attention", f"{_CONTEXT}.retrieval.no-attention"),
             _ablation("no-waypoints", "w/o retrieved waypoints", f"{_CONTEXT}.retrieval.no-waypoints"),
-            _ablation("no-likeness", "w/o geometric similarity", f"{_CONTEXT}.retrieval.no-likeness"),
-            _ablation("no-clock", "w/o timestep embedding", *_NO_CLOCK),
+            _ablation(
+                "no-geometric-similarity", "w/o geometric similarity", f"{_CONTEXT}.retrieval.no-geometric-similarity"
+            ),
+            _ablation("no-timestep-embedding", "w/o timestep embedding", *_NO_TIMESTEP),
             _ablation("no-offset", "w/o position jitter", *_NO_OFFSET),
-            _ablation("no-clock-no-offset", "w/o timestep embedding and position jitter", *_NO_CLOCK, *_NO_OFFSET),
-            _ablation("short-tail", "5 post-success steps, data and demonstrations", "--data.post-success-steps", "5"),
+            _ablation(
+                "no-timestep-embedding-no-offset",
+                "w/o timestep embedding and position jitter",
+                *(*_NO_TIMESTEP, *_NO_OFFSET),
+            ),
+            _ablation(
+                "few-post-success-steps",
+                "5 post-success steps, data and demonstrations",
+                *("--data.post-success-steps", "5"),
+            ),
             _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
-            _ablation("no-turn", "w/o rotation and mirroring", *_NO_TURN),
-            _ablation("three-makers", "three demonstrators in training", "--data.noise", _THREE_DEMONSTRATORS),
-            _ablation("absolute", "absolute positions too", *_NO_TURN, f"{_CONTEXT}.features", "metaworld"),
+            _ablation("no-rotation", "w/o rotation and mirroring", *_NO_ROTATION),
+            _ablation("three-demonstrators", "three demonstrators in training", "--data.noise", _THREE_DEMONSTRATORS),
+            _ablation("absolute", "absolute positions too", *_NO_ROTATION, f"{_CONTEXT}.features", "metaworld"),
             _ablation("steps-16", "16 steps of the demonstration", f"{_CONTEXT}.encoder.steps", "16"),
             _ablation("steps-50", "50 steps of the demonstration", f"{_CONTEXT}.encoder.steps", "50"),
             _ablation("wide", "noise network of 512", "--method.network.hidden-dim", "512"),
@@ -279,3 +290,12 @@ GRIDS: dict[str, Grid] = {
         ),
     ),
 }
+FORMER_KEYS = {
+    "no-likeness": "no-geometric-similarity",
+    "no-clock": "no-timestep-embedding",
+    "no-clock-no-offset": "no-timestep-embedding-no-offset",
+    "short-tail": "few-post-success-steps",
+    "no-turn": "no-rotation",
+    "three-makers": "three-demonstrators",
+}
+"""Keys that methods had, and those that they have now."""

@@ -15,7 +15,7 @@ from llmdpd.config.presets import ABLATED, PRESETS, with_method
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.experiments.cell import DECIDED, Cell
-from llmdpd.experiments.grids import BUDGETS, GRIDS, Budget, Compared, Grid
+from llmdpd.experiments.grids import BUDGETS, FORMER_KEYS, GRIDS, Budget, Compared, Grid
 from llmdpd.methods import METHODS
 from llmdpd.prompts.cache import EmbeddingCache
 from llmdpd.prompts.models import text_model
@@ -24,6 +24,7 @@ from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.plain import differences, to_plain
+from llmdpd.utils.progress import error_console
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     suffix = "" if settings.budget == "full" else f"-{settings.budget}"
     out = settings.out or Path("experiments") / f"{protocol}{suffix}"
     keys = tuple(method.key for method in grid.methods)
-    chosen = tuple(_known(key, keys, "--only") for key in dict.fromkeys(settings.only)) or keys
+    chosen = tuple(_known(key, keys, "--only") for key in dict.fromkeys(map(_current_key, settings.only))) or keys
     settings = dataclasses.replace(settings, data_root=settings.data_root.absolute())
     _check_options(settings.options, grid, chosen)
     plan = Plan(settings, grid, protocol, episodes, out, chosen, {})
@@ -117,6 +118,21 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
         if reason is not None and any(cell.state != "done" for cell in cells):
             plan.skipped[method.key] = reason
     return plan
+
+
+def _current_key(key: str) -> str:
+    """A method's key in this version's spelling."""
+    if key not in FORMER_KEYS:
+        return key
+    message = f"--only {key} is now --only {FORMER_KEYS[key]}; the old spelling goes in the next version"
+    error_console.print(message, markup=False)
+    return FORMER_KEYS[key]
+
+
+def _folder(out: Path, key: str, seed: int) -> Path:
+    """Of a method's run: where one is under the key that the method had, that one."""
+    names = [f"{old}-seed{seed}" for old, now in FORMER_KEYS.items() if now == key]
+    return next((out / name for name in names if (out / name).is_dir()), out / f"{key}-seed{seed}")
 
 
 def _known(name: str, names: Collection[str], option: str) -> str:
@@ -206,7 +222,7 @@ def _cells(plan: Plan, method: Compared, budget: Budget, options: Sequence[str])
             preset=method.preset,
             options=words,
             config=dataclasses.replace(config, seed=seed),
-            folder=plan.out / f"{method.key}-seed{seed}",
+            folder=_folder(plan.out, method.key, seed),
             episodes=plan.episodes,
             data_root=settings.data_root,
             evaluations=tuple(variant.evaluation for variant in variants if seed == 0 or not variant.once),

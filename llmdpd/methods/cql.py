@@ -25,13 +25,14 @@ class CQLConfig(ActorCriticConfig):
     name = "cql"
     action_use = "learns from"
     legacy: ClassVar[Mapping[str, str]] = {"cql": "method."}
+    former: ClassVar[Mapping[str, str]] = {"draws": "samples"}
 
     acting: NoisyActing = field(default_factory=NoisyActing)
     lr: NonNegative = 1e-4
     """Learning rate of policy and encoders."""
     penalty: NonNegative = 10.0
     """Weight of the conservative term."""
-    draws: Annotated[int, Bounds(1, 1000)] = 10
+    samples: Annotated[int, Bounds(1, 1000)] = 10
     """Actions by which log Σ exp Q is estimated: so many uniform ones, the policy's, and its in the next state."""
     temperature_lr: NonNegative = 1e-4
     """Learning rate of the entropy's temperature."""
@@ -99,7 +100,7 @@ class CQL(ActorCritic[SquashedGaussianPolicy, CQLConfig]):
 
         A third is uniform, a third the policy's, a third the policy's in the next state.
         """
-        count, bound, numbers = self.config.draws, self.policy.config.action_bound, self.policy.action_dim
+        count, bound, numbers = self.config.samples, self.policy.config.action_bound, self.policy.action_dim
         shape = (count, len(now.state), numbers)
         uniform = bound * (2 * torch.rand(shape, device=now.state.device) - 1)
         flat = torch.full(shape[:2], -numbers * float(torch.log(torch.tensor(2 * bound))), device=uniform.device)

@@ -40,6 +40,8 @@ class MTDiffTrajectoryConfig(TrajectoryConfig):
 class MTDiffNetworkConfig(ChainConfig):
     """MTDiff-p's networks, and a chain of 200 steps."""
 
+    former: ClassVar[Mapping[str, str]] = {"plan": "trajectory"}
+
     diffusion_steps: Annotated[int, Bounds(1, 10_000)] = 200
     """K, steps of the diffusion chain."""
     features: FeatureKind = "normalised"
@@ -48,7 +50,7 @@ class MTDiffNetworkConfig(ChainConfig):
     """How the demonstration is cut."""
     trajectory_dropout: Fraction = 0.0
     """Probability in training that a task's demonstration is left out."""
-    plan: MTDiffTrajectoryConfig = field(default_factory=MTDiffTrajectoryConfig)
+    trajectory: MTDiffTrajectoryConfig = field(default_factory=MTDiffTrajectoryConfig)
     """What is denoised in place of an action, and the transformer that does it."""
 
     def context_config(self) -> ContextConfig:
@@ -67,17 +69,17 @@ class MTDiffPolicy(HistoryPolicy):
 
     def __init__(self, spaces: Spaces, config: MTDiffNetworkConfig) -> None:
         super().__init__(spaces, config)
-        self.memory_length = config.plan.history
-        self.window = Window(config.plan.horizon, config.plan.history - 1)
+        self.memory_length = config.trajectory.history
+        self.window = Window(config.trajectory.horizon, config.trajectory.history - 1)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         action_dim = spaces.action_dim
-        features, width = self.context.features.output_dim, config.plan.width
+        features, width = self.context.features.output_dim, config.trajectory.width
         # The condition: the return and whether one is given; no prompt vector.
-        self.net = TrajectoryDenoiser(action_dim, 2, 0, config.time_dim, config.plan)
+        self.net = TrajectoryDenoiser(action_dim, 2, 0, config.time_dim, config.trajectory)
         self.embed_example = _embedding(features + action_dim, width)
         self.embed_state = _embedding(features, width)
         self.example_position = nn.Parameter(0.02 * torch.randn(config.demonstration.steps, width))
-        self.state_position = nn.Parameter(0.02 * torch.randn(config.plan.history, width))
+        self.state_position = nn.Parameter(0.02 * torch.randn(config.trajectory.history, width))
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Embed the steps of P demonstrations.
@@ -129,7 +131,7 @@ class MTDiffPolicy(HistoryPolicy):
         given, rows = place >= 0, torch.arange(len(seeds), device=seeds.device)[:, None]
         before = self.before(history.states[rows, place.clamp_min(0)], given, prompts, index)
         returns = history.returns[rows[:, 0], place[:, -1]]
-        coefficients, guidance = acting.coefficients(self.config), self.config.plan.guidance
+        coefficients, guidance = acting.coefficients(self.config), self.config.trajectory.guidance
         time_rows = self.net.time_rows(torch.tensor(coefficients.timesteps).to(seeds.device))
         found = []
         for block, noise in noise_blocks(self.net, coefficients, seeds, returns):
@@ -181,7 +183,7 @@ class MTDiffConfig(OfflineConfig):
             time_dim=preset.network.time_dim,
             schedule=preset.network.schedule,
             features=preset.network.context.features,
-            plan=MTDiffTrajectoryConfig.sized(start.small),
+            trajectory=MTDiffTrajectoryConfig.sized(start.small),
         )
         # Published: 16 windows a prompt.
         prompts = preset.prompts_per_batch

@@ -28,7 +28,9 @@ from llmdpd.utils.bounds import NonNegative
 class TrajectoryNetworkConfig(ContextNetworkConfig, ChainConfig):
     """The denoiser of trajectories and its diffusion chain."""
 
-    plan: TrajectoryConfig = field(default_factory=TrajectoryConfig)
+    former: ClassVar[Mapping[str, str]] = {"plan": "trajectory"}
+
+    trajectory: TrajectoryConfig = field(default_factory=TrajectoryConfig)
     """What is denoised in place of an action, and the transformer that does it."""
 
 
@@ -46,14 +48,14 @@ class TrajectoryPolicy(ConditionedNetwork):
 
     def __init__(self, spaces: Spaces, config: TrajectoryNetworkConfig) -> None:
         super().__init__(spaces, config)
-        self.window = Window(config.plan.horizon)
+        self.window = Window(config.trajectory.horizon)
         self.register_buffer("alpha_bar", config.alpha_bar(), persistent=False)
         self.net = TrajectoryDenoiser(
             spaces.state_dim + spaces.action_dim,
             self.context.state_dim,
             self.context.prompt_dim,
             config.time_dim,
-            config.plan,
+            config.trajectory,
         )
         self.register_buffer("low", -torch.ones(spaces.state_dim))
         self.register_buffer("high", torch.ones(spaces.state_dim))
@@ -111,7 +113,7 @@ class TrajectoryDiffusionConfig(CloningConfig):
             diffusion_steps=20 if small else 200,  # 200 is MTDiff's
             schedule=preset.network.schedule,
             context=preset.network.context,
-            plan=TrajectoryConfig.sized(small),
+            trajectory=TrajectoryConfig.sized(small),
         )
         return cls(
             network=network,

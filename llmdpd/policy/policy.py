@@ -28,7 +28,7 @@ from llmdpd.prompts.models import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
 from llmdpd.utils.legacy import upgraded
-from llmdpd.utils.plain import from_plain, to_plain
+from llmdpd.utils.plain import former_names, from_plain, to_plain
 from llmdpd.utils.tensors import load_tensors
 
 _log = logging.getLogger(__name__)
@@ -442,7 +442,7 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     sizes, config = description["sizes"], METHODS[description["method"]].Config()
     default = {"method": {"network": to_plain(config.network), "acting": to_plain(config.acting)}}
     plain = {"policy": description["policy"], "acting": description["acting"]}
-    moved = upgraded(plain, config.legacy, default)["method"]
+    moved = upgraded(plain, config.legacy, default, former_names(config, "method."))["method"]
     hidden = sizes.get("critic_hidden")
     critic = None if hidden is None else {"hidden": hidden, "sees_prompts": sizes.get("critic_sees_prompts")}
     kept = {name: value for name, value in description.items() if name not in ("sizes", *plain)}

@@ -40,6 +40,8 @@ GONE = {
 }
 """What version 0.1 could do besides, and the value at which it did nothing."""
 
+_NONE: Mapping[str, str] = {}
+
 
 def is_old(field: str, sections: Collection[str]) -> bool:
     """Whether a dotted field can be version 0.1's; `sections`: those of all methods."""
@@ -47,12 +49,15 @@ def is_old(field: str, sections: Collection[str]) -> bool:
     return field in names or field.startswith(tuple(_PREFIXES)) or field.partition(".")[0] in sections
 
 
-def renamed_field(field: str, sections: Mapping[str, str], known: Collection[str]) -> str | None:
+def renamed_field(
+    field: str, sections: Mapping[str, str], known: Collection[str], former: Mapping[str, str] = _NONE
+) -> str | None:
     """Version 0.1's dotted name of a field as it is now; None where the method does not have it.
 
     Args:
         sections: version 0.1's sections that were the method's own, and where they are now, as {"agent": "method."}.
         known: dotted names of the configuration's fields, one of which it is.
+        former: dotted names that its fields had since, and those that they have now.
     """
     section, _, rest = field.partition(".")
     found = [_RENAMED.get(field, field)]
@@ -61,13 +66,15 @@ def renamed_field(field: str, sections: Mapping[str, str], known: Collection[str
     for old, new in _PREFIXES.items():
         if field.startswith(old):
             found += [f"{prefix}{field.removeprefix(old)}" for prefix in new]
-    return next((name for name in found if name in known), None)
+    return next((now for name in found for now in (name, former.get(name)) if now in known), None)
 
 
-def upgraded(plain: Mapping[str, Any], sections: Mapping[str, str], default: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(
+    plain: Mapping[str, Any], sections: Mapping[str, str], default: Mapping[str, Any], former: Mapping[str, str] = _NONE
+) -> dict[str, Any]:
     """Version 0.1's plain configuration as this version's: `default` with the values that are still there.
 
-    Values of sections that the method does not have are left out.
+    Values of sections that the method does not have are left out. `sections`, `former`: see `renamed_field`.
 
     Raises:
         InputError: a value of what this version can't do any more.
@@ -78,7 +85,7 @@ def upgraded(plain: Mapping[str, Any], sections: Mapping[str, str], default: Map
         if name in GONE and value != GONE[name]:
             hint = "load it with version 0.1 of llmdpd"
             raise InputError("this is no longer possible", field=name, found=value, expected=GONE[name], hint=hint)
-        now = renamed_field(name, sections, known)
+        now = renamed_field(name, sections, known, former)
         if now is not None:
             *parts, last = now.split(".")
             place: Any = result

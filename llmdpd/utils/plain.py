@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +42,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> T:
     """A dataclass from what `to_plain` made; fields that are missing take their defaults.
 
+    A dataclass whose fields had other names says so in a class attribute, `former`: former name → name.
+
     Raises:
         InputError: an unknown field, a missing one that has no default, or a value of another type; names the file
             and the field.
@@ -54,6 +57,8 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     needed = [f.name for f in dataclasses.fields(kind) if _has_no_default(f)]  # type: ignore[arg-type]
+    former: Mapping[str, str] = getattr(kind, "former", {})
+    value = {former.get(name, name) if former.get(name) not in value else name: item for name, item in value.items()}
     for name in value:
         if name not in names:
             hint = f"nearest names: {nearest_names(name, names)}"
@@ -62,6 +67,30 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
         if name not in value:
             raise InputError("a field is missing", path=path, field=f"{field}{name}", expected=str(hints[name]))
     return kind(**{name: _convert(hints[name], item, path, f"{field}{name}") for name, item in value.items()})
+
+
+def former_names(config: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted names that fields of nested dataclasses had, and those that they have now."""
+    olds = {now: old for old, now in getattr(config, "former", {}).items()}
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value, now, old = getattr(config, field.name), f"{prefix}{field.name}", olds.get(field.name)
+        inner = [""]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found |= former_names(value, f"{now}.")
+            inner = [f".{name}" for name in _leaf_names(value)]
+        if old is not None:
+            found |= {f"{prefix}{old}{rest}": f"{now}{rest}" for rest in inner}
+    return found
+
+
+def _leaf_names(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from (f"{field.name}.{name}" for name in _leaf_names(value))
+        else:
+            yield field.name
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

@@ -55,6 +55,7 @@ def test_preset_protocol_and_method() -> None:
         assert error.value.field == field
 
 
+RETRIEVAL = "method.network.context.retrieval"
 OLD: list[tuple[str, list[str], str, Any, str]] = [
     ("llmdpd", ["--agent.eta", "0.1"], "method.eta", 0.1, "--method.eta"),
     ("llmdpd", ["--agent.no_critic-sees-prompts"], "method.critic_sees_prompts", False, "no-critic-sees-prompts"),
@@ -69,6 +70,24 @@ OLD: list[tuple[str, list[str], str, Any, str]] = [
     ("td3-bc", ["--td3_bc.alpha", "2"], "method.alpha", 2.0, "--method.alpha"),
     ("rad", ["--rad.sigma", "0.1"], "method.states.sigma", 0.1, "--method.states.sigma"),
     ("mtdiff", ["--policy.context.encoder.steps", "6"], "method.network.demonstration.steps", 6, "demonstration.steps"),
+    (
+        "mtdiff",
+        ["--policy.plan.history", "3"],
+        "method.network.trajectory.history",
+        3,
+        "--method.network.trajectory.hi",
+    ),
+    ("cql", ["--cql.draws", "3"], "method.samples", 3, "--method.samples"),
+    ("cql", ["--method.draws=3"], "method.samples", 3, "--method.samples"),
+    ("mtdiff", ["--method.network.plan.heads", "4"], "method.network.trajectory.heads", 4, "network.trajectory.heads"),
+    ("llmdpd", ["--policy.context.retrieval.no-clock"], f"{RETRIEVAL}.timestep_embedding", False, "no-timestep-embed"),
+    (
+        "llmdpd",
+        ["--method.network.context.retrieval.no-likeness"],
+        f"{RETRIEVAL}.geometric_similarity",
+        False,
+        "--method.network.context.retrieval.no-geometric-similarity",
+    ),
     ("dt", ["--policy.sequence.context", "6"], "method.network.sequence.context", 6, "--method.network.sequence.con"),
 ]
 

@@ -52,7 +52,7 @@ OWN: dict[str, dict[str, Any]] = {
         "method.return_probability": 0.8,
         "method.network.diffusion_steps": 200,
         "method.network.demonstration.sampling": "window",
-        "method.network.plan.horizon": 4,
+        "method.network.trajectory.horizon": 4,
         "method.acting.steps": 2,
     },
 }
@@ -94,6 +94,23 @@ def test_what_cannot_be_read_is_named(changes: dict[str, Any], field: str, messa
     with pytest.raises(InputError, match=message) as error:
         read("llmdpd", **changes)
     assert (error.value.path, str(error.value.field).startswith(field)) == ("run/config.json", True)
+
+
+def test_fields_that_had_another_name() -> None:
+    stored = {
+        "name": "llmdpd",
+        "network": {"context": {"retrieval": {"likeness": False, "clock": False, "width": 64}}},
+    }
+    retrieval = read_stored({"method": stored}, Path("f")).method.network.context_config().retrieval
+    assert (retrieval.geometric_similarity, retrieval.timestep_embedding, retrieval.width) == (False, False, 64)
+    for name in ("mtdiff", "trajectory-diffusion"):
+        method: Any = read_stored({"method": {"name": name, "network": {"plan": {"horizon": 5}}}}, Path("f")).method
+        assert method.network.trajectory.horizon == 5
+    method = read_stored({"method": {"name": "cql", "draws": 3}}, Path("f")).method
+    assert method.samples == 3
+    with pytest.raises(InputError, match="unknown field") as error:
+        read_stored({"method": {"name": "cql", "draws": 3, "samples": 3}}, Path("f"))
+    assert error.value.field == "method.draws"
 
 
 def test_a_configuration_of_this_version_with_unknown_fields() -> None:

@@ -14,7 +14,7 @@ from llmdpd.config.parse import split_options
 from llmdpd.config.presets import PRESETS
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import DECIDED, Cell, Evaluation, Share, Step
-from llmdpd.experiments.grids import BUDGETS, GRIDS, Compared, Grid, Variant
+from llmdpd.experiments.grids import BUDGETS, FORMER_KEYS, GRIDS, Compared, Grid, Variant
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.runs.folder import RunFolder
 from llmdpd.tasks import ML45_TEST, ML45_TRAIN
@@ -148,11 +148,25 @@ def test_an_option_that_the_experiment_decides_is_refused(
 
 
 def test_data_from_elsewhere_does_not_stand_for_a_collection(tmp_path: Path) -> None:
-    for key in ("short-tail", "three-makers"):
+    for key in ("few-post-success-steps", "three-demonstrators"):
         with pytest.raises(InputError) as caught:
             make_plan(Settings("generalisation", only=(key,), out=tmp_path, options=("--data", "folder")))
         assert caught.value.field == "--data"
-    make_plan(Settings("generalisation", only=("no-clock",), out=tmp_path, options=("--data", "folder")))
+    make_plan(Settings("generalisation", only=("no-timestep-embedding",), out=tmp_path, options=("--data", "folder")))
+
+
+def test_keys_that_methods_had_are_told_and_their_runs_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert FORMER_KEYS.keys().isdisjoint(method.key for grid in GRIDS.values() for method in grid.methods)
+    (tmp_path / "no-clock-seed1").mkdir()
+    plan = make_plan(Settings("generalisation", only=("no-clock", "no-turn"), out=tmp_path))
+    assert plan.chosen == ("no-timestep-embedding", "no-rotation")
+    said = capsys.readouterr().err
+    assert said.startswith("--only no-clock is now --only no-timestep-embedding; the old spelling goes")
+    assert said.count("\n") == 2
+    folders = [cell.folder.name for cell in plan.cells["no-timestep-embedding"]]
+    assert folders[:2] == ["no-timestep-embedding-seed0", "no-clock-seed1"]
 
 
 def test_every_word_of_a_cells_own_is_refused_as_an_option(make_test_plan: MakePlan) -> None:
@@ -301,16 +315,16 @@ def test_further_evaluations_have_files_by_their_options(make_test_plan: MakePla
 def test_options_that_a_further_evaluation_would_not_fit_are_refused_before_training(
     options: tuple[str, ...], evaluation: str, field: str, tmp_path: Path
 ) -> None:
-    settings = Settings("generalisation", out=tmp_path, only=("full", "no-clock"), options=options)
+    settings = Settings("generalisation", out=tmp_path, only=("full", "no-timestep-embedding"), options=options)
     with pytest.raises(
         InputError, match=rf"full could not be evaluated as the experiment does \({evaluation}\)"
     ) as caught:
         make_plan(settings)
     assert caught.value.field == field
     assert "--no-variants" in str(caught.value.hint)
-    for changed in ({"variants": False}, {"only": ("no-clock",)}):
+    for changed in ({"variants": False}, {"only": ("no-timestep-embedding",)}):
         plan = make_plan(dataclasses.replace(settings, **changed))
-        for key in ("full", "no-clock"):
+        for key in ("full", "no-timestep-embedding"):
             assert differences(to_plain(plan.cells[key][0].config), to_plain(PRESETS["metaworld"]))
 
 

@@ -41,7 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llmdpd", "diffusion-ql", "diffusion-bc"), _DIFFUSION),
     "trajectory-diffusion": {
         **{"network.time_dim": 8, "network.diffusion_steps": 7, "network.context": CONTEXT},
-        "network.plan": TrajectoryConfig(horizon=5, **TINY_TRAJECTORY),
+        "network.trajectory": TrajectoryConfig(horizon=5, **TINY_TRAJECTORY),
     },
     "bc": _ACTOR,
     **dict.fromkeys(("td3-bc", "rad", "s4rl", "cql"), _ACTOR_CRITIC),
@@ -50,7 +50,7 @@ TINY: dict[str, dict[str, Any]] = {
     "mtdiff": {
         **{"network.action_bound": 1.5, "network.time_dim": 8, "network.diffusion_steps": 12},
         "network.demonstration": DEMONSTRATION,
-        "network.plan": MTDiffTrajectoryConfig(horizon=3, history=2, **TINY_TRAJECTORY),
+        "network.trajectory": MTDiffTrajectoryConfig(horizon=3, history=2, **TINY_TRAJECTORY),
     },
     "lamo": {
         **{"network.sequence.context": 5, "network.sequence.dropout": 0.0, "network.sequence.longest": 40},

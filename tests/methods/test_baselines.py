@@ -97,7 +97,7 @@ def test_the_actor_and_the_targets_move_at_every_second_iteration(make_method: A
 
 
 def test_cql_losses(make_method: Any, make_batch: Any, numbers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, batch = make_method("cql", penalty=3.0, draws=2, gamma=0.9, reward_scale=2.0), make_batch()
+    method, batch = make_method("cql", penalty=3.0, samples=2, gamma=0.9, reward_scale=2.0), make_batch()
     with torch.no_grad():
         method.temperature.log.fill_(-0.7)
     sampled = torch.rand(1, 6, A) * 2 - 1, torch.randn(1, 6)
@@ -121,7 +121,7 @@ def test_cql_losses(make_method: Any, make_batch: Any, numbers: Any, monkeypatch
 
 
 def test_cqls_other_actions_come_with_their_densities(make_method: Any, make_batch: Any) -> None:
-    method, batch = make_method("cql", draws=300), make_batch(5)
+    method, batch = make_method("cql", samples=300), make_batch(5)
     now, following = (method.condition(batch, method.encode(batch), later) for later in (False, True))
     with torch.no_grad():
         others, density = method._others(now, following)
@@ -222,7 +222,7 @@ LEARNING: dict[str, dict[str, Any]] = {
     "bc": {"lr": 2e-3},
     **{name: _RATES for name in ("td3-bc", "rad", "s4rl")},
     "cql": {
-        **{"lr": 1e-3, "critic_lr": 2e-3, "penalty": 0.3, "draws": 4, "temperature_lr": 2e-2, "reward_scale": 3.0},
+        **{"lr": 1e-3, "critic_lr": 2e-3, "penalty": 0.3, "samples": 4, "temperature_lr": 2e-2, "reward_scale": 3.0},
     },
 }
 

@@ -32,9 +32,10 @@ SIZES = {
     **{"training.iterations": 40, "training.select-every": 20, "training.checkpoint-every": 10},
     **{"evaluation.max-steps": 5, "evaluation.episodes": 1, "method.lr": 1e-2, "method.ema-start": 10},
     **{"method.network.sequence.context": 4, "method.network.sequence.layers": 1, "method.network.sequence.width": 16},
-    **{f"method.network.plan.{name}": n for name, n in (("horizon", 4), ("layers", 1), ("width", 16), ("inner", 16))},
+    **{f"method.network.trajectory.{name}": n for name, n in (("horizon", 4), ("layers", 1))},
+    **{f"method.network.trajectory.{name}": 16 for name in ("width", "inner")},
     # Episodes of 4 steps: at every mark of the metrics some have ended.
-    **{"method.learning-starts": 5, "method.max-steps": 4, "method.draws": 2, "method.copies": 2},
+    **{"method.learning-starts": 5, "method.max-steps": 4, "method.samples": 2, "method.copies": 2},
     **{"method.lm-lr": 1e-2, "method.language-block": 8},
 }
 OWN: dict[str, dict[str, Any]] = {
@@ -253,7 +254,7 @@ def test_methods_that_do_not_exist_are_named() -> None:
         ("mtdiff --method.network.context.text", "network.context.text"),
         ("mtdiff --method.acting.samples 2", "acting.samples"),
         ("bc --method.network.sequence.context 2", "one of dt, prompt-dt"),
-        ("trajectory-diffusion --method.network.plan.guidance 2", "one of mtdiff"),
+        ("trajectory-diffusion --method.network.trajectory.guidance 2", "one of mtdiff"),
         ("trajectory-diffusion --method.acting.samples 2", "acting.samples"),
         ("trajectory-diffusion --method.acting.precision bf16", "acting.precision"),
         ("trajectory-diffusion --method.augmentation.rotate 0.5", "augmentation.rotate"),

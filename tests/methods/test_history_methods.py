@@ -145,7 +145,7 @@ LEARNING: dict[str, tuple[int, dict[str, Any]]] = {
         1000,
         {
             **{"lr": 3e-3, "lr_warmup": 50, "lr_final": 0.05, "ema_decay": 0.98, "ema_every": 1, "ema_start": 200},
-            **{"network.plan.width": 64, "network.plan.inner": 128, "acting.steps": 4},
+            **{"network.trajectory.width": 64, "network.trajectory.inner": 128, "acting.steps": 4},
         },
     ),
     "lamo": (250, {"lr": 5e-3, "lm_lr": 5e-3, "lr_warmup": 30}),

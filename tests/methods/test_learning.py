@@ -24,7 +24,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "llmdpd": {"network.hidden_dim": 48, "network.time_dim": 16, "critic_hidden": 48, "acting.samples": 1},
     "trajectory-diffusion": {
         **{"network.diffusion_steps": 10, "network.time_dim": 16, "acting.sampler": "ddim", "acting.steps": 4},
-        "network.plan": TrajectoryConfig(horizon=H, layers=1, width=32, inner=64, dropout=0.0),
+        "network.trajectory": TrajectoryConfig(horizon=H, layers=1, width=32, inner=64, dropout=0.0),
     },
 }
 

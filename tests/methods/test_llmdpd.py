@@ -300,7 +300,7 @@ def test_an_iteration_in_bf16_is_nearly_that_in_fp32(make_method: Any, make_batc
         ("diffusion-bc", {"acting.samples": 1, "eta": 0.5}, "eta", "diffusion-ql"),
         ("trajectory-diffusion", {"augmentation.rotate": 0.1}, "augmentation.rotate", "0 with"),
         ("trajectory-diffusion", {"network.time_dim": 7}, "network.time_dim", "even"),
-        ("trajectory-diffusion", {"network.plan.heads": 3}, "network.plan.heads", "a divisor of 16"),
+        ("trajectory-diffusion", {"network.trajectory.heads": 3}, "network.trajectory.heads", "a divisor of 16"),
         ("dt", {"network.sequence.heads": 3}, "network.sequence.heads", "a divisor of 16"),
         ("rad", {"states.scale_low": 2.0}, "states.scale_low", "at most 1.2"),
         ("s4rl", {"states.copies": 0}, "states.copies", "1 to 64"),

@@ -101,7 +101,7 @@ def test_it_acts_as_it_was_trained(
 ) -> None:
     """Step by step with its memory and its guidance: the chain by hand, from two calls of the network."""
     guidance, demonstration = float(rng.uniform(0.3, 2.0)), make_pairs(6)[0]
-    model = make_network("mtdiff", **{"network.plan.guidance": guidance})
+    model = make_network("mtdiff", **{"network.trajectory.guidance": guidance})
     model.net.head.bias.add_(0.3 * torch.randn(A))
     policy = Policy("mtdiff", model, None, acting).prompt(trajectory=demonstration, target_return=12.0)
     prompts, table = policy.encode_prompts([None], [demonstration]), acting.coefficients(model.config)

@@ -50,7 +50,7 @@ def states(rng: np.random.Generator, count: int) -> torch.Tensor:
 def test_each_part_can_be_switched(
     rng: np.random.Generator, text: bool, attention: bool, waypoints: bool, clock: bool
 ) -> None:
-    context = make({"attention": attention, "waypoints": waypoints, "clock": clock}, text=text)
+    context = make({"attention": attention, "waypoints": waypoints, "timestep_embedding": clock}, text=text)
     expected = FEATURES + clock * CLOCK + attention * W + waypoints * HEADS * (A + 2 * len(AHEAD) * GEOMETRY)
     assert context.state_dim == expected
     prompts = encoded(context, pair(rng, 4), pair(rng, 30))
@@ -59,10 +59,10 @@ def test_each_part_can_be_switched(
     assert prompt.shape == (6, 3 + 5 * text)
 
 
-def test_without_the_clock_time_says_nothing(rng: np.random.Generator) -> None:
+def test_without_the_timestep_embedding_time_says_nothing(rng: np.random.Generator) -> None:
     tokens, text, state = make_tokens([pair(rng, 9)], ENCODER), torch.randn(1, D), states(rng, 5)
     for clock in (False, True):
-        context = make({"clock": clock})
+        context = make({"timestep_embedding": clock})
         early = context.condition(state, context.encode(text, tokens), None, torch.zeros(5))
         slower = dataclasses.replace(tokens, times=2 * tokens.times)
         late = context.condition(state, context.encode(text, slower), None, torch.full((5,), 40.0))
@@ -98,7 +98,7 @@ def sharp(context: RetrievalContext, prompts: EncodedPrompts, step: int) -> None
     prompts.memory["waypoint_key"] = key
     torch.nn.init.zeros_(context.waypoint_query.weight)
     torch.nn.init.constant_(context.waypoint_query.bias, 1e4)
-    # Random states lie so far from one another that their likeness would outweigh the query.
+    # Random states lie so far from one another that their similarity would outweigh the query.
     torch.nn.init.constant_(context.likeness, -math.inf)
 
 
@@ -137,8 +137,8 @@ def test_with_an_example_waypoints_never_look_nowhere(rng: np.random.Generator) 
 
 @torch.no_grad()
 @pytest.mark.parametrize("clock", [True, False])
-def test_likeness_is_minus_the_scaled_squared_distance(rng: np.random.Generator, clock: bool) -> None:
-    context = make({"clock": clock})
+def test_geometric_similarity_is_minus_the_scaled_squared_distance(rng: np.random.Generator, clock: bool) -> None:
+    context = make({"timestep_embedding": clock})
     by_geometry_alone(context)
     observations, actions = pair(rng, 7)
     context.likeness.copy_(0.3 * torch.randn_like(context.likeness) - 4)
@@ -155,7 +155,7 @@ def test_likeness_is_minus_the_scaled_squared_distance(rng: np.random.Generator,
 
 
 @torch.no_grad()
-def test_likeness_does_not_cancel_far_from_the_origin(rng: np.random.Generator) -> None:
+def test_geometric_similarity_does_not_cancel_far_from_the_origin(rng: np.random.Generator) -> None:
     """Multiplied out, w here^2 and its like are 8e5 here, and a float32 knows them to 0.06."""
     context = make()
     by_geometry_alone(context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,13 @@ from llmdpd.policy.policy import Policy
 
 RECORDED = Path(__file__).parent / "recorded"
 POLICIES = ("llmdpd", "chunk", "dt", "mtdiff")
+
+
+def at_first(network: dict[str, Any]) -> dict[str, Any]:
+    """A network's configuration with the names that its fields had when format 2 was new."""
+    names = {"geometric_similarity": "likeness", "timestep_embedding": "clock"}
+    names |= {name: "plan" for name, value in network.items() if name == "trajectory" and isinstance(value, dict)}
+    return {names.get(k, k): at_first(v) if isinstance(v, dict) else v for k, v in network.items()}
 
 
 def actions(policy: Policy) -> np.ndarray:
@@ -43,4 +51,8 @@ def test_a_policy_of_version_0_1_acts_as_it_did(name: str, tmp_path: Path) -> No
         np.testing.assert_allclose(found, file["actions"], rtol=0, atol=1e-5)
     policy.save(tmp_path / "policy")
     assert json.loads((tmp_path / "policy" / "policy.json").read_text())["format"] == 2
+    np.testing.assert_array_equal(actions(Policy.load(tmp_path / "policy")), found)
+    description = json.loads((tmp_path / "policy" / "policy.json").read_text())
+    description["network"] = at_first(description["network"])
+    (tmp_path / "policy" / "policy.json").write_text(json.dumps(description))
     np.testing.assert_array_equal(actions(Policy.load(tmp_path / "policy")), found)

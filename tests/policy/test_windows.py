@@ -11,13 +11,14 @@ from llmdpd.config.parse import parse_train
 from llmdpd.methods import METHODS
 from llmdpd.nn.policy_network import Spaces, Window
 
-PLAN, SEQUENCE, CHUNK = "--method.network.plan.horizon", "--method.network.sequence.context", "--method.network.chunk"
+HORIZON, SEQUENCE = "--method.network.trajectory.horizon", "--method.network.sequence.context"
+CHUNK = "--method.network.chunk"
 EXPECTED = {
-    "trajectory-diffusion": ([PLAN, "6"], Window(6)),
+    "trajectory-diffusion": ([HORIZON, "6"], Window(6)),
     "dt": ([SEQUENCE, "5"], Window(5)),
     "prompt-dt": ([SEQUENCE, "5"], Window(5)),
     "lamo": ([SEQUENCE, "5"], Window(5)),
-    "mtdiff": ([PLAN, "6", "--method.network.plan.history", "3"], Window(6, 2)),
+    "mtdiff": ([HORIZON, "6", "--method.network.trajectory.history", "3"], Window(6, 2)),
     "diffusion-bc": ([CHUNK, "3"], Window(3)),
     "llmdpd": ([CHUNK, "3"], Window(3)),
 }

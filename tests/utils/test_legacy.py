@@ -43,6 +43,16 @@ def test_fields_and_where_they_are_now(old: str, new: str | None) -> None:
     assert is_old(old, SECTIONS) == (old != "data.path")
 
 
+def test_names_that_fields_have_had_since() -> None:
+    former = {"method.network.size": "method.network.width", "method.rate": "method.lr"}
+    known = [name for name, _ in leaves(DEFAULT)]
+    assert renamed_field("policy.size", SECTIONS, known, former) == "method.network.width"
+    assert renamed_field("agent.rate", SECTIONS, known, former) == "method.lr"
+    assert renamed_field("agent.rate", SECTIONS, [], former) is None
+    found = upgraded({"policy": {"size": 3}}, SECTIONS, DEFAULT, former)
+    assert found["method"]["network"]["width"] == 3
+
+
 def test_a_configuration_is_the_default_with_the_values_that_are_still_there() -> None:
     before = copy.deepcopy(DEFAULT)
     old = {

@@ -7,8 +7,9 @@ that the sampler takes. Nothing of it depends on the diffusion step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,15 @@ from llmdpd.utils.bounds import Fraction, Layers, Width, check_heads
 class RetrievalConfig:
     """The four parts of the retrieval context that can be switched, and their sizes."""
 
+    former: ClassVar[Mapping[str, str]] = {"likeness": "geometric_similarity", "clock": "timestep_embedding"}
+
     attention: bool = True
     """Attention from the state to the encoded steps of the demonstration."""
     waypoints: bool = True
     """Attention whose values are raw: the demonstrated action, and how far the state is from the demonstrated ones."""
-    likeness: bool = True
+    geometric_similarity: bool = True
     """Retrieve waypoints by geometric similarity too, each number of the geometry at a scale that a head learns."""
-    clock: bool = True
+    timestep_embedding: bool = True
     """Embed the time step, of the state and of every step of the demonstration."""
     layers: Layers = 2
     """Attention layers, each with a feed-forward of twice the width."""

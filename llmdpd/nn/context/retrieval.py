@@ -38,7 +38,7 @@ class RetrievalContext(Context):
         self.sizes, self.action_dim = sizes, action_dim
         self.register_buffer("periods", torch.tensor(_PERIODS), persistent=False)
         features = self.features.output_dim
-        embedding = 2 * len(_PERIODS) if sizes.clock else 0
+        embedding = 2 * len(_PERIODS) if sizes.timestep_embedding else 0
         self.state_dim = features + embedding
         self.reads = config.trajectory and (sizes.attention or sizes.waypoints)
         self.retrieves = self.reads and sizes.waypoints
@@ -60,8 +60,8 @@ class RetrievalContext(Context):
         if sizes.waypoints:
             self.waypoint_query = nn.Linear(width, width)
             self.waypoint_key = nn.Linear(width, width)
-            if sizes.likeness:
-                compared = self.features.geometry_dim + sizes.clock
+            if sizes.geometric_similarity:
+                compared = self.features.geometry_dim + sizes.timestep_embedding
                 # Heads begin with scales of their own, so that they are no copies of each other.
                 start = torch.linspace(*_SIMILARITY_SCALES, sizes.heads)[:, None].expand(-1, compared)
                 self.likeness = nn.Parameter(start.clone())
@@ -80,7 +80,7 @@ class RetrievalContext(Context):
             embedded = self.nothing.expand(prompts, 1, -1)
             mask = torch.ones(prompts, 1, dtype=torch.bool, device=pooled.device)
         else:
-            streams = [steps, self._embedded_steps(tokens.times)] if sizes.clock else [steps]
+            streams = [steps, self._embedded_steps(tokens.times)] if sizes.timestep_embedding else [steps]
             embedded = self.step(torch.cat(streams, dim=-1))
             embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
             usable = tokens.mask if given is None else tokens.mask & (given > 0)
@@ -122,7 +122,7 @@ class RetrievalContext(Context):
     def _streams(self, state: Tensor, prompt: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees of a state by itself [B, ·], and with its text beside: what queries are made of."""
         features = self.features(state)
-        own = torch.cat([features, self._embedded_steps(time)], dim=-1) if self.sizes.clock else features
+        own = torch.cat([features, self._embedded_steps(time)], dim=-1) if self.sizes.timestep_embedding else features
         if not self.config.text:
             return own, own
         return own, torch.cat([own, prompt[..., : self.config.text_dim].expand(len(own), -1)], dim=-1)
@@ -141,7 +141,9 @@ class RetrievalContext(Context):
 
     def _place(self, geometry: Tensor, time: Tensor) -> Tensor:
         """What moments are compared by: geometry [..., G], with the time beside where it is embedded."""
-        return torch.cat([geometry, time[..., None] / _TIME_UNIT], dim=-1) if self.sizes.clock else geometry
+        if not self.sizes.timestep_embedding:
+            return geometry
+        return torch.cat([geometry, time[..., None] / _TIME_UNIT], dim=-1)
 
     def _waypoint_memory(self, embedded: Tensor, tokens: TrajectoryTokens | None, mask: Tensor) -> dict[str, Tensor]:
         """Keys, places, raw values of the waypoints' retrieval, and which steps there are."""
@@ -152,7 +154,7 @@ class RetrievalContext(Context):
             "waypoint_bias": _bias(torch.cat([mask[:, :-1], ~given], dim=1)),
             "waypoints": self._waypoints(tokens, len(mask)),
         }
-        if self.sizes.likeness and tokens is not None:
+        if self.sizes.geometric_similarity and tokens is not None:
             there = self._place(self.features.geometry(tokens.states), tokens.times)
             memory["there"] = F.pad(there, (0, 0, 0, 1))
         return memory
