@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, Steps, Width, check_heads
+from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, SharedByHeads, Steps, Width
 
 
 @dataclass(frozen=True)
-class GPT2Sizes:
+class GPT2Sizes(SharedByHeads):
     """What GPT-2's layers are built with; defaults are those of the smallest GPT-2."""
 
     layers: Layers = 12
@@ -29,13 +29,9 @@ class GPT2Sizes:
     epsilon: NonNegative = 1e-5
     """Added to the variance by the layer norms."""
 
-    def check(self) -> None:
-        """Raise `InputError` for a width that the heads cannot share evenly."""
-        check_heads(self.width, self.heads)
-
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(SharedByHeads):
     """The sequence model of Decision Transformers. Sizes are Decision Transformer's for Gym."""
 
     context: Steps = 20
@@ -50,10 +46,6 @@ class SequenceConfig:
     """Dropout inside the transformer, probability."""
     longest: Annotated[int, Bounds(1, 1_000_000)] = 1000
     """Time steps that have an embedding of their own; later ones share the last."""
-
-    def check(self) -> None:
-        """Raise `InputError` for a width that the heads cannot share evenly."""
-        check_heads(self.width, self.heads)
 
     @property
     def sizes(self) -> GPT2Sizes:

@@ -21,7 +21,7 @@ from llmdpd.diffusion.reference import walk_chain
 from llmdpd.nn.layers import mlp, transformer
 from llmdpd.ops.arguments import SamplerCoefficients
 from llmdpd.ops.philox import philox_normal
-from llmdpd.utils.bounds import Fraction, Layers, Steps, Width, check_heads
+from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Steps, Width
 
 # Trajectories are sampled in blocks of this size, always: a matrix product of another number of rows can round in
 # another way, and a trajectory would depend on the batch that it is sampled in.
@@ -29,7 +29,7 @@ _BLOCK = 8
 
 
 @dataclass(frozen=True)
-class TrajectoryConfig:
+class TrajectoryConfig(SharedByHeads):
     """The trajectory and the transformer that denoises it. Defaults are MTDiff's."""
 
     horizon: Steps = 32
@@ -49,10 +49,6 @@ class TrajectoryConfig:
     def sized(cls, small: bool) -> Self:
         """The defaults, or sizes that fit two CPU cores."""
         return cls(horizon=8, layers=2, width=128, inner=256) if small else cls()
-
-    def check(self) -> None:
-        """Raise `InputError` for a width that the heads cannot share evenly."""
-        check_heads(self.width, self.heads)
 
 
 class Before(NamedTuple):

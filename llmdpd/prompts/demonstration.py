@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError
-from llmdpd.utils.bounds import Count, Fraction, Layers, Width, check_heads
+from llmdpd.utils.bounds import Count, Fraction, Layers, SharedByHeads, Width
 
 StepSampling = Literal["even", "window", "last", "all"]
 
 
 @dataclass(frozen=True)
-class TrajectoryEncoderConfig:
+class TrajectoryEncoderConfig(SharedByHeads):
     """The trajectory encoder g (paper, equation 3). Sizes are MTDiff's: GPT-2 style, not causal here."""
 
     layers: Layers = 4
@@ -38,10 +38,6 @@ class TrajectoryEncoderConfig:
     sampling: StepSampling = "even"
     """How a longer demonstration is cut: `even` over the episode; consecutive steps, `window` (MTDiff's: at a random
     place in training) or `last` (Prompt-DT's); `all`: it is an error."""
-
-    def check(self) -> None:
-        """Raise `InputError` for a width that the heads cannot share evenly."""
-        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,14 @@ def check_config(config: Any, prefix: str = "", path: str | Path | None = None) 
             config.check()
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Raise `InputError` for a width that attention heads cannot share evenly."""
-    if width % heads:
-        problem, expected = "the width cannot be shared out among the heads", f"a divisor of {width} (width)"
-        raise InputError(problem, field="heads", found=heads, expected=expected)
+class SharedByHeads:
+    """What configurations have in common whose `width` is shared out among attention `heads`."""
+
+    width: int
+    heads: int
+
+    def check(self) -> None:
+        """Raise `InputError` for a width that the heads cannot share evenly."""
+        if self.width % self.heads:
+            problem, expected = "the width cannot be shared out among the heads", f"a divisor of {self.width} (width)"
+            raise InputError(problem, field="heads", found=self.heads, expected=expected)

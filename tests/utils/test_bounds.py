@@ -9,17 +9,14 @@ from typing import Annotated, Any
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, bounds_of, check_config, check_heads
+from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, SharedByHeads, bounds_of, check_config
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(SharedByHeads):
     width: Count = 4
     heads: int = 2
     dropout: Fraction = 0.1
-
-    def check(self) -> None:
-        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)

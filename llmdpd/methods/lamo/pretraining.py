@@ -19,7 +19,7 @@ from torch import Tensor
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
 from llmdpd.prompts.transformer import no_progress_bars
-from llmdpd.utils.bounds import Bounds, Count, Layers, Seed, Width, check_config, check_heads
+from llmdpd.utils.bounds import Bounds, Count, Layers, Seed, SharedByHeads, Width, check_config
 from llmdpd.utils.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _WEIGHT_DECAY, _CLIP, _WARMUP = 0.1, 1.0, 0.05
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(SharedByHeads):
     """Pre-train a small GPT-2 on text, for `llmdpd.train --method lamo --method.model OUT`."""
 
     corpus: str
@@ -57,10 +57,6 @@ class PretrainConfig:
     """Learning rate of AdamW, after a linear warm-up; it decays by a cosine to 0."""
     seed: Seed = 0
     """Seed of the initial weights and of the sampled blocks."""
-
-    def check(self) -> None:
-        """Raise `InputError` for a width that the heads cannot share evenly."""
-        check_heads(self.width, self.heads)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.nn.layers import mlp
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
-from llmdpd.utils.bounds import Fraction, Layers, Width, check_heads
+from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Width
 
 
 @dataclass(frozen=True)
-class RetrievalConfig:
+class RetrievalConfig(SharedByHeads):
     """The four parts of the retrieval context that can be switched, and their sizes."""
 
     former: ClassVar[Mapping[str, str]] = {"likeness": "geometric_similarity", "clock": "timestep_embedding"}
@@ -47,7 +47,7 @@ class RetrievalConfig:
 
     def check(self) -> None:
         """Raise `InputError` for a width that the heads cannot share evenly, and for no step to look up."""
-        check_heads(self.width, self.heads)
+        super().check()
         if not self.lookahead or min(self.lookahead) < 0:
             raise InputError(
                 "the retrieval context looks ahead",
