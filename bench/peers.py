@@ -8,8 +8,9 @@ by `torch.randn`. The condition is [s], or [s, z] where there is a prompt. Nothi
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from counting import Sizes
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmdpd.diffusion import alphas
+from llmdpd.diffusion import NoiseMLP, alphas
+from llmdpd.errors import InputError
 
 Randn = Callable[[tuple[int, int], torch.device], Tensor]
 # Compiled as one up to here; beyond, one denoising step is: unrolling a hundred takes minutes.
@@ -46,7 +48,7 @@ def _hidden_layers(inputs: int, hidden: int) -> nn.Sequential:
 
 
 class Model(nn.Module):
-    """epsilon(a, t, condition). Its parameters are named as `NoiseMLP.from_diffusion_ql` reads them."""
+    """epsilon(a, t, condition). Its parameters are named as in the public code; see `noise_mlp`."""
 
     def __init__(self, condition_dim: int, action_dim: int, hidden: int, time_dim: int = 16) -> None:
         super().__init__()
@@ -60,6 +62,34 @@ class Model(nn.Module):
         t = self.time_mlp(time)
         out: Tensor = self.final_layer(self.mid_layer(torch.cat([x, t, condition], dim=1)))
         return out
+
+
+def noise_mlp(state_dict: Mapping[str, Tensor], state_dim: int, action_dim: int, prompt_dim: int) -> NoiseMLP:
+    """A net with the weights of the public Diffusion-QL code's `MLP`, whose condition is [state, prompt].
+
+    Its names are `time_mlp.{1,3}`, `mid_layer.{0,2,4}` and `final_layer`; a prefix such as `model.` is allowed.
+
+    Raises:
+        InputError: a missing tensor, or sizes that do not fit `state_dim`, `action_dim` and `prompt_dim`.
+    """
+    names = {"time_mlp.1": "time_mlp.1", "time_mlp.3": "time_mlp.3", "final_layer": "layers.3"}
+    names |= {f"mid_layer.{2 * i}": f"layers.{i}" for i in range(3)}
+    last = "final_layer.weight"
+    prefix = next((key.removesuffix(last) for key in state_dict if key.endswith(last)), "")
+    ours: dict[str, Tensor] = {}
+    for (theirs, name), part in itertools.product(names.items(), ("weight", "bias")):
+        key = f"{prefix}{theirs}.{part}"
+        if key not in state_dict:
+            raise InputError("not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor")
+        ours[f"{name}.{part}"] = state_dict[key]
+    time_dim, hidden_dim = ours["time_mlp.3.bias"].shape[0], ours["layers.0.bias"].shape[0]
+    net = NoiseMLP(state_dim, action_dim, prompt_dim, hidden_dim, time_dim)
+    for key, value in net.state_dict().items():
+        found, expected = tuple(ours[key].shape), tuple(value.shape)
+        if found != expected:
+            raise InputError("a tensor of another size", field=key, found=found, expected=expected)
+    net.load_state_dict(ours)
+    return net
 
 
 def _gather(values: Tensor, time: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -111,33 +110,3 @@ class NoiseMLP(nn.Module):
             inputs = weight.shape[1] - self.prompt_dim
             weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)
         return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest, precision)
-
-    @classmethod
-    def from_diffusion_ql(
-        cls, state_dict: Mapping[str, Tensor], state_dim: int, action_dim: int, prompt_dim: int
-    ) -> NoiseMLP:
-        """A net with the weights of the public Diffusion-QL code's `MLP`, whose condition is [state, prompt].
-
-        Its names are `time_mlp.{1,3}`, `mid_layer.{0,2,4}` and `final_layer`; a prefix such as `model.` is allowed.
-
-        Raises:
-            InputError: a missing tensor, or sizes that do not fit `state_dim`, `action_dim` and `prompt_dim`.
-        """
-        names = {"time_mlp.1": "time_mlp.1", "time_mlp.3": "time_mlp.3", "final_layer": "layers.3"}
-        names |= {f"mid_layer.{2 * i}": f"layers.{i}" for i in range(3)}
-        last = "final_layer.weight"
-        prefix = next((key.removesuffix(last) for key in state_dict if key.endswith(last)), "")
-        ours: dict[str, Tensor] = {}
-        for (theirs, name), part in itertools.product(names.items(), ("weight", "bias")):
-            key = f"{prefix}{theirs}.{part}"
-            if key not in state_dict:
-                raise InputError("not a Diffusion-QL network", field=key, found="no such tensor", expected="a tensor")
-            ours[f"{name}.{part}"] = state_dict[key]
-        time_dim, hidden_dim = ours["time_mlp.3.bias"].shape[0], ours["layers.0.bias"].shape[0]
-        net = cls(state_dim, action_dim, prompt_dim, hidden_dim, time_dim)
-        for key, value in net.state_dict().items():
-            found, expected = tuple(ours[key].shape), tuple(value.shape)
-            if found != expected:
-                raise InputError("a tensor of another size", field=key, found=found, expected=expected)
-        net.load_state_dict(ours)
-        return net

@@ -11,11 +11,12 @@ import peers
 import pytest
 import torch
 from counting import Sizes
-from peers import Acting, Compiler, Critic, Diffusion, Trainer, compiled_sample
+from peers import Acting, Compiler, Critic, Diffusion, Model, Trainer, compiled_sample, noise_mlp
 from torch import Tensor, nn
 from workloads import diffusion_ql
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd import method as agent_module
 
 CPU = torch.device("cpu")
@@ -34,11 +35,41 @@ def replay(noise: Tensor) -> Callable[..., Tensor]:
     return randn
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "actor.model."])
+def test_weights_of_the_public_code(rng: np.random.Generator, prefix: str) -> None:
+    theirs = Model(9 + 4, 3, hidden=21, time_dim=8)
+    weights = {f"{prefix}{name}": tensor for name, tensor in theirs.state_dict().items()}
+    weights |= {"betas": torch.rand(5)}  # the public Diffusion module keeps its schedule beside
+    net = noise_mlp(weights, state_dim=9, action_dim=3, prompt_dim=4)
+    assert (net.hidden_dim, net.time_dim) == (21, 8)
+    x, s, z = torch.randn(5, 3), torch.randn(5, 9), torch.randn(5, 4)
+    t = torch.from_numpy(rng.integers(0, 5, 5))
+    torch.testing.assert_close(net(x, t, s, z), theirs(x, t, torch.cat([s, z], 1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lost", ["time_mlp.3.bias", "mid_layer.2.weight", "final_layer.weight"])
+def test_missing_tensor_is_named(rng: np.random.Generator, lost: str) -> None:
+    weights = Model(5, 2, hidden=16).state_dict()
+    del weights[lost]
+    with pytest.raises(InputError, match="no such tensor") as error:
+        noise_mlp(weights, 5, 2, 0)
+    assert error.value.field == lost
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field"), [((5, 2, 1), "layers.0.weight"), ((6, 2, 0), "layers.0.weight"), ((4, 3, 0), "layers.3.weight")]
+)
+def test_wrong_sizes(rng: np.random.Generator, sizes: tuple[int, int, int], field: str) -> None:
+    with pytest.raises(InputError, match="another size") as error:
+        noise_mlp(Model(5, 2, hidden=16).state_dict(), *sizes)
+    assert error.value.field == field
+
+
 @pytest.mark.parametrize("K", [1, 5, 15, 20])
 def test_the_eager_loop_is_our_chain(rng: np.random.Generator, double: None, K: int) -> None:
     B = 9
     actor = Diffusion(SIZES.state + SIZES.prompt, SIZES.action, SIZES.hidden, K)
-    net = NoiseMLP.from_diffusion_ql(actor.state_dict(), SIZES.state, SIZES.action, SIZES.prompt).double()
+    net = noise_mlp(actor.state_dict(), SIZES.state, SIZES.action, SIZES.prompt).double()
     state, prompt, noise = torch.randn(B, 5), torch.randn(4), torch.randn(K + 1, B, 3)
     condition = torch.cat([state, prompt.expand(B, -1)], dim=1)
     expected = reverse_diffusion(net, state, prompt, sampler_plan("ddpm", K), noise=noise, backend="reference")
@@ -53,7 +84,7 @@ def test_the_eager_loop_is_our_chain(rng: np.random.Generator, double: None, K: 
 def same_networks(trainer: Trainer, agent: agent_module.LLMDPD) -> None:
     """Give our agent the peer's weights."""
     for net, actor in ((agent.policy.net, trainer.actor), (agent.ema_policy.net, trainer.ema)):
-        theirs = NoiseMLP.from_diffusion_ql(actor.state_dict(), SIZES.state, SIZES.action, 0)
+        theirs = noise_mlp(actor.state_dict(), SIZES.state, SIZES.action, 0)
         net.load_state_dict(theirs.state_dict())
     for ours, critic in ((agent.critic, trainer.critic), (agent.target_critic, trainer.critic_target)):
         assert isinstance(ours, nn.Module)
@@ -102,7 +133,7 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
     assert theirs["critic"] == pytest.approx(float(ours["loss/critic"]), rel=1e-6)
     assert theirs["cloning"] == pytest.approx(float(ours["loss/diffusion"]), rel=1e-6)
     assert theirs["actor"] == pytest.approx(float(ours["loss/actor"]), rel=1e-5)
-    expected = NoiseMLP.from_diffusion_ql(trainer.actor.state_dict(), SIZES.state, SIZES.action, 0)
+    expected = noise_mlp(trainer.actor.state_dict(), SIZES.state, SIZES.action, 0)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(agent.policy.net.state_dict()[name], value.double(), rtol=1e-4, atol=1e-5)
 
