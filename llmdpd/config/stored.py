@@ -8,7 +8,7 @@ from typing import Any
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import located
-from llmdpd.methods import METHODS
+from llmdpd.methods import METHODS, legacy_fields
 from llmdpd.utils.legacy import upgraded
 from llmdpd.utils.plain import from_plain, to_plain
 
@@ -20,9 +20,13 @@ def read_stored(plain: Mapping[str, Any], path: Path, prefix: str = "") -> Train
         InputError: an unknown field or method, or a value of another type, named by `prefix` and the field.
     """
     if isinstance(plain, Mapping) and isinstance(plain.get("method"), str):  # version 0.1's: the method's name
-        with located(path=path, field=f"{prefix}method"):
-            method = METHODS[plain["method"]].Config()
-        with located(path=path):
+        if plain["method"] not in METHODS:
+            with located(path):
+                raise METHODS.unknown(plain["method"], field=f"{prefix}method")
+        method = METHODS[plain["method"]].Config()
+        with located(path, prefix.removesuffix(".")):
             default = to_plain(TrainConfig(method=method))
-            plain = upgraded({name: v for name, v in plain.items() if name != "method"}, method.legacy, default)
+            plain = upgraded(
+                {name: v for name, v in plain.items() if name != "method"}, method.legacy, default, legacy_fields
+            )
     return from_plain(TrainConfig, plain, path, prefix)

@@ -43,6 +43,21 @@ def test_fields_and_where_they_are_now(old: str, new: str | None) -> None:
     assert is_old(old, SECTIONS) == (old != "data.path")
 
 
+def others() -> list[tuple[dict[str, str], list[str]]]:
+    """Another method, with fields that the one under test does not have."""
+    return [({"agent": "method.", "bc": "method."}, ["method.tau", "method.lr"])]
+
+
+@pytest.mark.parametrize("field", ["agent.tua", "training.iteratons", "data.prompts.more", "bd.lr", "policy.wdth"])
+def test_a_field_that_no_method_has_is_named(field: str) -> None:
+    plain: Any = 1
+    for part in reversed(field.split(".")):
+        plain = {part: plain}
+    with pytest.raises(InputError, match="unknown field") as error:
+        upgraded(plain, SECTIONS, DEFAULT, others)
+    assert (error.value.field, error.value.found) == (field, 1)
+
+
 def test_a_configuration_is_the_default_with_the_values_that_are_still_there() -> None:
     before = copy.deepcopy(DEFAULT)
     old = {
@@ -53,7 +68,7 @@ def test_a_configuration_is_the_default_with_the_values_that_are_still_there() -
         "acting": {"replan": 2, "views": 1},
         "data": {"prompts": "here"},
     }
-    found = upgraded(old, SECTIONS, DEFAULT)
+    found = upgraded(old, SECTIONS, DEFAULT, others)
     assert found["method"] == {
         "name": "m",
         "lr": 0.5,
@@ -64,5 +79,5 @@ def test_a_configuration_is_the_default_with_the_values_that_are_still_there() -
     assert found["data"] == {"demonstrations": "here", "path": None}
     assert before == DEFAULT, "the default is left alone"
     with pytest.raises(InputError, match="no longer possible") as error:
-        upgraded({"acting": {"views": 2}}, SECTIONS, DEFAULT)
+        upgraded({"acting": {"views": 2}}, SECTIONS, DEFAULT, others)
     assert (error.value.field, error.value.found, error.value.expected) == ("acting.views", 2, 1)
