@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmdpd.cli.common import command, results_table
+from llmdpd.errors import InputError
 from llmdpd.runs.evaluate import evaluate
 from llmdpd.runs.evaluate_options import RENAMED_OPTIONS, EvaluateConfig
 from llmdpd.runs.folder import RunFolder
@@ -12,6 +13,9 @@ from llmdpd.utils.progress import console
 
 
 def _evaluate(words: list[str]) -> None:
+    if any(word.partition("=")[0] == "--views" for word in words):
+        hint = "version 0.1 was the last that had it"
+        raise InputError("this option is gone", field="--views", found=" ".join(words), hint=hint)
     config = parse(EvaluateConfig, renamed(words, RENAMED_OPTIONS), "python -m llmdpd.evaluate")
     with StopSignals() as stop:
         records, out = evaluate(config, stop.check)

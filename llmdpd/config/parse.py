@@ -169,7 +169,11 @@ def _check_no_others(option: Option, start: TrainConfig) -> None:
     if option.field in GONE:
         hint = "version 0.1 was the last that had it"
         raise InputError("this option is gone", field=option.name, found=" ".join(option.words), hint=hint)
-    others = [name for name in METHODS if current_field(option, with_method(PRESETS[start.preset], name))]
+    others = [
+        name
+        for name in METHODS
+        if current_field(option, with_method(PRESETS.get(start.preset, PRESETS["metaworld"]), name))
+    ]
     if others:
         method = start.method.name
         raise InputError(

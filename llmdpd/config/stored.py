@@ -8,7 +8,7 @@ from typing import Any
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import located
-from llmdpd.methods import METHODS
+from llmdpd.methods import METHODS, legacy_fields
 from llmdpd.utils.legacy import upgraded
 from llmdpd.utils.plain import former_names, from_plain, to_plain
 
@@ -20,10 +20,12 @@ def read_stored(plain: Mapping[str, Any], path: Path, prefix: str = "") -> Train
         InputError: an unknown field or method, or a value of another type, named by `prefix` and the field.
     """
     if isinstance(plain, Mapping) and isinstance(plain.get("method"), str):  # version 0.1's: the method's name
-        with located(path=path, field=f"{prefix}method"):
-            method = METHODS[plain["method"]].Config()
-        with located(path=path):
+        if plain["method"] not in METHODS:
+            with located(path):
+                raise METHODS.unknown(plain["method"], field=f"{prefix}method")
+        method = METHODS[plain["method"]].Config()
+        with located(path, prefix.removesuffix(".")):
             default = TrainConfig(method=method)
             old = {name: value for name, value in plain.items() if name != "method"}
-            plain = upgraded(old, method.legacy, to_plain(default), former_names(default))
+            plain = upgraded(old, method.legacy, to_plain(default), legacy_fields, former_names(default))
     return from_plain(TrainConfig, plain, path, prefix)

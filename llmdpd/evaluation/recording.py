@@ -13,8 +13,8 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.videos import save_video
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
-from llmdpd.tasks.locomotion import is_locomotion
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
+from llmdpd.tasks.specs import task_spec
 from llmdpd.utils.files import atomic_write_text
 from llmdpd.utils.progress import ProgressBar, console
 
@@ -81,10 +81,10 @@ def record_videos(
     for result in results:
         assert result.frames is not None
         task = result.request.task
-        locomotion = is_locomotion(task)
-        outcome = {"return": round(result.episode_return, 1)} if locomotion else {"success": result.success}
+        succeeds = task_spec(task).has_success
+        outcome = {"success": result.success} if succeeds else {"return": round(result.episode_return, 1)}
         info = {**outcome, "seed": result.request.seed, "steps": result.length, "checkpoint": checkpoint}
-        rate = LOCOMOTION_FRAMES_PER_SECOND if locomotion else FRAMES_PER_SECOND
+        rate = FRAMES_PER_SECOND if succeeds else LOCOMOTION_FRAMES_PER_SECOND
         save_video(folder, task, result.frames, info, frames_per_second=rate)
     console.print(f"videos: {folder}")
 

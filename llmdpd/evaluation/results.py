@@ -6,13 +6,12 @@ rate, interval) is written too, for readers in other languages.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-import numpy as np
 
 from llmdpd.errors import InputError, located
 from llmdpd.evaluation.intervals import wilson_interval
@@ -31,7 +30,7 @@ OptionalFinite = Annotated[float | None, Bounds(-MOST)]
 _OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
 _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
-_RENAMED, _DROPPED = {"replan": "action_horizon"}, ("views",)
+_RENAMED, _VIEWS = {"replan": "action_horizon"}, "views"
 _SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
 
 
@@ -184,16 +183,17 @@ class TaskResult:
         """
         derived: dict[str, Any] = {}
         if isinstance(value, Mapping):
-            derived = {name: value[name] for name in _DERIVED if name in value}
+            derived = {name: value.get(name) for name in _DERIVED}
             value = {name: entry for name, entry in value.items() if name not in _DERIVED}
-            if isinstance(acting := value.get("acting"), Mapping):
-                kept = {_RENAMED.get(name, name): entry for name, entry in acting.items() if name not in _DROPPED}
-                value["acting"] = kept
             if isinstance(context := value.get("context"), str):
                 value["context"] = re.sub("^control-", "non-learned-", context)
+            if isinstance(acting := value.get("acting"), Mapping):
+                value["acting"] = {_RENAMED.get(name, name): entry for name, entry in acting.items() if name != _VIEWS}
+                if acting.get(_VIEWS, 1) != 1:  # such a record is not one of a policy that acts without
+                    value["context"] = f"{value.get('context')}, {acting[_VIEWS]} {_VIEWS}"
         record = from_plain(cls, value, "")
         for name, found in derived.items():
-            expected = to_plain(getattr(record, name))
+            expected = getattr(record, name)
             if not _agree(found, expected):
                 raise InputError(
                     "the figure does not follow from the counts", field=name, found=found, expected=expected
@@ -239,8 +239,9 @@ def _check_unique(records: Iterable[TaskResult], path: str | Path) -> None:
             )
 
 
-def _agree(found: Any, expected: Any) -> bool:
-    try:
-        return expected is found or bool(np.allclose(found, expected, rtol=0, atol=1e-6))
-    except (TypeError, ValueError):
-        return False
+def _agree(found: Any, computed: float | tuple[float, float] | None) -> bool:
+    if isinstance(computed, tuple):
+        return isinstance(found, list) and len(found) == 2 and all(map(_agree, found, computed))
+    if computed is None or isinstance(found, bool) or not isinstance(found, (int, float)):
+        return found is computed
+    return math.isclose(found, computed, abs_tol=1e-6)  # other writers may round to six decimals

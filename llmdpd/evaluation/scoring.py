@@ -17,9 +17,9 @@ from llmdpd.evaluation.non_learned import BASELINES
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import ActingUse, Checkpoint, PromptUse, TaskResult
 from llmdpd.policy.policy import Policy
-from llmdpd.tasks.locomotion import is_locomotion, normalised_score
 from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeResult
+from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _WARM_UP, _TIMED = 10, 100
@@ -160,12 +160,12 @@ def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) 
 def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dict[str, float], float]:
     """What a selection during training records, and the score that the best checkpoint is chosen by.
 
-    The mean over the tasks of success, or in locomotion of the normalised score.
+    The mean over the tasks of success; where there is none, of the normalised score, or of the return without one.
     """
     outcomes = {task: _outcome(task, episodes) for task, episodes in results.items()}
     suffix = "" if "successes" in next(iter(outcomes.values())) else "_score"
     scores = {
-        task: outcome["normalised_score"] if suffix else outcome["successes"] / len(results[task])
+        task: _return_score(outcome) if suffix else outcome["successes"] / len(results[task])
         for task, outcome in outcomes.items()
     }
     score = sum(scores.values()) / len(scores)
@@ -174,12 +174,18 @@ def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dic
 
 
 def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The fields of `TaskResult` that say how it went: successes, or in locomotion returns and D4RL's score."""
-    if not is_locomotion(task):
+    """The fields of `TaskResult` that say how it went: successes, or where there are none returns and their score."""
+    if task_spec(task).has_success:
         return {"successes": sum(result.success for result in episodes)}
     returns = [result.episode_return for result in episodes]
     mean = fmean(returns)
-    return {"returns_mean": mean, "returns_std": pstdev(returns), "normalised_score": normalised_score(task, mean)}
+    score = suite_of(task).normalised_score(task, mean)
+    return {"returns_mean": mean, "returns_std": pstdev(returns), "normalised_score": score}
+
+
+def _return_score(outcome: Mapping[str, Any]) -> float:
+    score = outcome["normalised_score"]
+    return float(outcome["returns_mean"] if score is None else score)
 
 
 def acting_cost(policy: Policy, prompt: TaskPrompt, observations: NDArray[np.float32]) -> dict[str, Any]:

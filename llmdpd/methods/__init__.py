@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
+from llmdpd.utils.legacy import leaves
+from llmdpd.utils.plain import former_names, to_plain
 from llmdpd.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,3 +34,16 @@ METHODS: Registry[type[Learner]] = Registry(
     },
 )
 """The methods by name; an installed package adds its own by an entry point of this group, or by `register`."""
+
+
+@cache
+def legacy_fields() -> tuple[tuple[Mapping[str, str], frozenset[str], Mapping[str, str]], ...]:
+    """Of every method its sections in version 0.1, its fields now, and the names that they had in between.
+
+    As `llmdpd.utils.legacy.upgraded` asks for them.
+    """
+    configs = [METHODS[name].Config() for name in METHODS]
+    return tuple(
+        (c.legacy, frozenset(name for name, _ in leaves({"method": to_plain(c)})), former_names(c, "method."))
+        for c in configs
+    )

@@ -81,6 +81,8 @@ class MethodConfig(Named):
     def by_name(cls, name: str) -> type[Named]:
         from llmdpd.methods import METHODS
 
+        if name not in METHODS:
+            raise METHODS.unknown(name, field="name")
         return METHODS[name].Config
 
     @classmethod
@@ -194,17 +196,17 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
 
     def check_run(self, spec: TaskSpec, iterations: int) -> None:
         augmentation, features = self.augmentation, self.network.context_config().features
-        if augmentation.active and not spec.has_success:
+        if augmentation.active and not spec.has_geometry:
             raise InputError(
                 "only Meta-World's geometry can be augmented",
                 field="augmentation",
                 found=f"{augmentation} for {spec.task}",
-                expected="no augmentation in locomotion",
+                expected="no augmentation",
             )
         if (augmentation.rotate or augmentation.mirror) and features != "relative":
             raise InputError(
                 "rotated and mirrored scenes need features that are independent of orientation",
-                field="network.context.features",
+                field="network.context.features" if hasattr(self.network, "context") else "network.features",
                 found=features,
                 expected="relative, or augmentation.rotate and augmentation.mirror of 0",
             )

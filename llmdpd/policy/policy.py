@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, located
-from llmdpd.methods import METHODS
+from llmdpd.methods import METHODS, legacy_fields
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.history_policy import check_targets, target_returns
@@ -442,7 +442,7 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     sizes, config = description["sizes"], METHODS[description["method"]].Config()
     default = {"method": {"network": to_plain(config.network), "acting": to_plain(config.acting)}}
     plain = {"policy": description["policy"], "acting": description["acting"]}
-    moved = upgraded(plain, config.legacy, default, former_names(config, "method."))["method"]
+    moved = upgraded(plain, config.legacy, default, legacy_fields, former_names(config, "method."))["method"]
     hidden = sizes.get("critic_hidden")
     critic = None if hidden is None else {"hidden": hidden, "sees_prompts": sizes.get("critic_sees_prompts")}
     kept = {name: value for name, value in description.items() if name not in ("sizes", *plain)}

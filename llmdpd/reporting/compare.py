@@ -15,7 +15,7 @@ from llmdpd.utils.legacy import leaves
 # Settings that say where a run was written, its random seed, how often it wrote and how fast it could be: not what was
 # done.
 _NOT_COMPARED = {
-    *("seed", "run", "run_dir", "out", "output", "resume", "name", "root"),
+    *("seed", "run", "run_dir", "out", "output", "resume", "root"),
     *("threads", "workers", "log_every", "checkpoint_every", "films", "videos"),
 }
 
@@ -72,7 +72,7 @@ def compared_config(run: Run) -> dict[str, str]:
     return {
         name: _without_folder(str(value), run)
         for name, value in flatten(run.config).items()
-        if name.split(".")[-1] not in _NOT_COMPARED
+        if name != "name" and name.split(".")[-1] not in _NOT_COMPARED
     }
 
 

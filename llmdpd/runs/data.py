@@ -20,8 +20,8 @@ from llmdpd.errors import InputError
 from llmdpd.methods.base import MethodConfig
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.models import LLMIdentity
-from llmdpd.tasks.locomotion import is_locomotion
 from llmdpd.tasks.protocols import TaskConfig
+from llmdpd.tasks.specs import suite_of
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 Check = Callable[[], None]
@@ -44,7 +44,7 @@ def training_data(
     if data.path is not None:
         dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
         words = f"{data.path}{_collector(data.path)}, {dataset.num_episodes} episodes"
-    elif is_locomotion(tasks.seen[0]):
+    elif _collector_of(tasks.seen[0], "data.path") == "sac":
         dataset, words = _sac_data(data, tasks.seen, check)
     else:
         dataset = _collect(data, tasks, tasks.seen, "training", check)
@@ -100,6 +100,20 @@ def _fraction(dataset: TrajectoryDataset, share: float, seed: int) -> Trajectory
     return dataset.select(np.sort(np.concatenate(kept)))
 
 
+def _collector_of(task: str, field: str) -> str:
+    """What collects a task's data. Raises `InputError`, which names the field, where nothing does."""
+    suite = suite_of(task)
+    if suite.collector is None:
+        raise InputError(
+            f"there is nothing that collects data of {suite.name}",
+            field=field,
+            found="no data set",
+            expected=f"a data set of {task}",
+            hint=f"give one by --{field.replace('_', '-')}",
+        )
+    return suite.collector
+
+
 def _sac_data(data: DataConfig, tasks: tuple[str, ...], check: Check) -> tuple[TrajectoryDataset, str]:
     """A medium-replay of each task, collected by SAC or found where it was, and its description."""
     out = Path(data.root) / f"sac-seed{data.seed}-{data.sac_steps}steps"
@@ -128,12 +142,13 @@ def _collector(spec: str) -> str:
 def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: None) -> TrajectoryDataset:
     """What the evaluation's demonstrations are taken from, of seen and unseen tasks alike.
 
-    Locomotion has no expert to drive: without `data.demonstrations` they come from the training data.
+    A suite without scripted experts has none to drive: without `data.demonstrations` they come from the training data.
     """
-    source = data.demonstrations or (data.path if is_locomotion(tasks.all[0]) else None)
+    scripted = suite_of(tasks.all[0]).collector == "scripted"
+    source = data.demonstrations or (None if scripted else data.path)
     if source is not None:
         return load_tasks(source, tasks.all, tasks.goal_visible)
-    if is_locomotion(tasks.all[0]):
+    if _collector_of(tasks.all[0], "data.demonstrations") == "sac":
         return _sac_data(data, tasks.all, check)[0]
     clean = _demonstrating(data, "clean", data.demonstration_episodes)
     return _collect(clean, tasks, tasks.all, "example", check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ class TaskSpec:
         max_steps: the environment's own limit of steps.
         family: name of the suite; the tasks of one run are of one family.
         has_success: whether episodes succeed or fail; otherwise their return counts.
+        has_geometry: whether observations have Meta-World's layout, whose positions can be moved, rotated and mirrored.
     """
 
     task: str
@@ -34,6 +35,7 @@ class TaskSpec:
     max_steps: int
     family: str
     has_success: bool = True
+    has_geometry: bool = False
 
     def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
         """Raise `InputError` where episodes are to be longer than the environment lets them be."""
@@ -64,10 +66,12 @@ class TaskSuite:
     Attributes:
         name: the suite's name, as in messages.
         tasks: names that are offered where a task is unknown.
+        collector: what collects training data where a run names none: "scripted" experts, "sac"; None: a run has to.
     """
 
     name: str
     tasks: Sequence[str] = ()
+    collector: Literal["scripted", "sac"] | None = None
 
     def knows(self, task: str) -> bool:
         """Whether `task` is one of the suite's tasks, in any spelling."""
@@ -90,6 +94,10 @@ class TaskSuite:
             render: whether `render()` will be called.
         """
         raise NotImplementedError
+
+    def normalised_score(self, task: str, mean_return: float) -> float | None:
+        """The score of a mean return, 0 … 100 from random to expert; None where the suite has none."""
+        return None
 
     def description(self, task: str) -> str:
         """The text prompt of a task if the user gives none; by default its name."""

@@ -127,6 +127,7 @@ class LocomotionSuite(TaskSuite):
 
     name = "locomotion"
     tasks = tuple(REFERENCE_RETURNS)
+    collector = "sac"
 
     def knows(self, task: str) -> bool:
         return is_locomotion(task)
@@ -141,6 +142,9 @@ class LocomotionSuite(TaskSuite):
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         return LocomotionTask(task, render=render)
+
+    def normalised_score(self, task: str, mean_return: float) -> float:
+        return normalised_score(task, mean_return)
 
 
 SUITE = LocomotionSuite()

@@ -58,6 +58,13 @@ class BatchSampler:
         horizon: int = 0,
         before: int = 0,
     ) -> None:
+        if prompts < 1 or batch_size < 1 or batch_size % prompts:
+            raise InputError(
+                "the batch cannot be shared out evenly among the prompts",
+                field="batch_size",
+                found=batch_size,
+                expected=f"a multiple of {prompts} (prompts_per_batch)",
+            )
         self._dataset, self._encoder, self._device = dataset, encoder, device
         self._horizon, self._before = horizon, before
         self._returns = dataset.returns_to_go() if horizon else None

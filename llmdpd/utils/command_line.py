@@ -55,7 +55,9 @@ def parse(
             raise
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         read(["--help"])
-    options = {*re.findall(r"--[a-z][\w.-]*", shown.getvalue()), *known}
+    # What an option's description mentions is another command's.
+    lines = [line.strip("│ ").split("  ")[0] for line in shown.getvalue().splitlines()]
+    options = {*known, *(name for line in lines if line[:1] == "-" for name in re.findall(r"--[a-z][\w.-]*", line))}
     help_hint = f"{prog} --help lists the options"
     for word in words:
         name = word.split("=", 1)[0].replace("_", "-")

@@ -8,7 +8,7 @@ spellings of options go with the next version; policy folders stay readable.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from llmdpd.errors import InputError
@@ -70,14 +70,22 @@ def renamed_field(
 
 
 def upgraded(
-    plain: Mapping[str, Any], sections: Mapping[str, str], default: Mapping[str, Any], former: Mapping[str, str] = _NONE
+    plain: Mapping[str, Any],
+    sections: Mapping[str, str],
+    default: Mapping[str, Any],
+    others: Callable[[], Iterable[tuple[Mapping[str, str], Collection[str], Mapping[str, str]]]],
+    former: Mapping[str, str] = _NONE,
 ) -> dict[str, Any]:
     """Version 0.1's plain configuration as this version's: `default` with the values that are still there.
 
-    Values of sections that the method does not have are left out. `sections`, `former`: see `renamed_field`.
+    Every configuration of version 0.1 had the fields of all methods. Those that the method does not have are left out.
+
+    Args:
+        sections, former: the method's; see `renamed_field`.
+        others: sections, fields and former names of all methods, asked for where a field is not the method's.
 
     Raises:
-        InputError: a value of what this version can't do any more.
+        InputError: an unknown field, or a value of what this version can't do any more.
     """
     result = copy.deepcopy(dict(default))
     known = [name for name, _ in leaves(default)]
@@ -86,7 +94,10 @@ def upgraded(
             hint = "load it with version 0.1 of llmdpd"
             raise InputError("this is no longer possible", field=name, found=value, expected=GONE[name], hint=hint)
         now = renamed_field(name, sections, known, former)
-        if now is not None:
+        if now is None:
+            if name not in GONE and not any(renamed_field(name, *other) for other in others()):
+                raise InputError("unknown field in the configuration", field=name, found=value)
+        else:
             *parts, last = now.split(".")
             place: Any = result
             for part in parts:

@@ -165,7 +165,11 @@ WRONG: dict[str, tuple[Any, ...]] = {
         {"text": True},
         {"text": True, "trajectory": ""},
     ),
-    **{"acting.": ("ddpm",), "acting.samples": (_acting(samples=0),), "acting.more": (_acting(more=1),)},
+    **{
+        "acting.": ("ddpm",),
+        "acting.samples": (_acting(samples=0),),
+        "acting.more": (_acting(more=1),),
+    },
     **{"acting.noise_scale": (_acting(noise_scale=float("nan")),), "acting.selection": ({"samples": 1},)},
     **{"success_rate": (0.99, "high", [1, 2]), "ci95": ([0.1, 0.2], 3, None)},
     **{"wall_seconds": (float("nan"), 10**400), "normalised_score": (float("inf"),)},
@@ -241,5 +245,7 @@ def test_records_of_earlier_versions_can_be_read() -> None:
     value["context"] = "control-replay"
     value["acting"] |= {"replan": 3, "views": 8}
     read = TaskResult.from_json(value)
-    assert (read.context, read.acting.action_horizon) == ("non-learned-replay", 3)
+    assert (read.context, read.acting.action_horizon) == ("non-learned-replay, 8 views", 3)
+    value["acting"]["views"] = 1
+    assert TaskResult.from_json(value).context == "non-learned-replay"
     assert replace(RECORD, method="bc").identity != RECORD.identity

@@ -92,8 +92,8 @@ def test_it_learns_every_step_of_a_chunk_in_its_place(
     """The expert's action at the h-th step of a chunk is the h-th row of a table, past the end its negative."""
     table = torch.from_numpy(rng.choice([-0.8, -0.3, 0.3, 0.8], (3, A)).astype(np.float32))
     learning = {"lr": 1e-2, "lr_final": 0.1, "ema_decay": 0.9, "ema_start": 0}
-    method = make_method(iterations=250, eta=0.0, clone="expert", **learning, **{"network.chunk": 3})
-    for iteration in range(250):
+    method = make_method(iterations=600, eta=0.0, clone="expert", **learning, **{"network.chunk": 3})
+    for iteration in range(600):
         batch = make_batch(64, H=3)
         expert = torch.where(batch.windows.mask[..., None], table, -table)
         windows = dataclasses.replace(batch.windows, expert_actions=expert)

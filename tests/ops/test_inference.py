@@ -174,11 +174,11 @@ def test_an_unchanged_network_is_packed_once(make_net: Any, monkeypatch: pytest.
 
 def test_what_has_no_versions_is_never_kept(make_net: Any) -> None:
     with torch.inference_mode():
-        inference = make_net(3, 2, 4)
+        unversioned = make_net(3, 2, 4)
     parametrised = make_net(3, 2, 4)
     nn.utils.parametrizations.weight_norm(parametrised.layers[1])
     with torch.no_grad():
-        for net in (inference, parametrised):
+        for net in (unversioned, parametrised):
             assert not inference.packed(net, False).watch.lasting
             first = sampled(net)
             with torch.inference_mode():

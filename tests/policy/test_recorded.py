@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmdpd.data import Trajectory
+from llmdpd.errors import InputError
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 
@@ -56,3 +58,17 @@ def test_a_policy_of_version_0_1_acts_as_it_did(name: str, tmp_path: Path) -> No
     description["network"] = at_first(description["network"])
     (tmp_path / "policy" / "policy.json").write_text(json.dumps(description))
     np.testing.assert_array_equal(actions(Policy.load(tmp_path / "policy")), found)
+
+
+@pytest.mark.parametrize("field", ["acting.noise_scal", "policy.hiden_dim"])
+def test_a_misspelled_field_of_a_policy_of_version_0_1_is_named(field: str, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(RECORDED / "llmdpd", folder)
+    description = json.loads((folder / "policy.json").read_text())
+    part, name = field.split(".")
+    description[part][name] = 1
+    (folder / "policy.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match="unknown field") as error:
+        Policy.load(folder)
+    assert error.value.field == field
+    assert "policy.json" in str(error.value.path)

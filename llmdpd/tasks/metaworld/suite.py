@@ -14,6 +14,7 @@ class MetaWorldSuite(TaskSuite):
 
     name = "Meta-World"
     tasks = TASKS
+    collector = "scripted"
 
     def knows(self, task: str) -> bool:
         return is_metaworld(task)
@@ -22,7 +23,7 @@ class MetaWorldSuite(TaskSuite):
         return check_task(task)
 
     def spec(self, task: str) -> TaskSpec:
-        return TaskSpec(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name)
+        return TaskSpec(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name, has_geometry=True)
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         from llmdpd.tasks.metaworld.environment import MetaWorldTask
