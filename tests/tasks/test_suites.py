@@ -1,0 +1,67 @@
+"""What a run asks a task suite, of a suite that has neither successes nor a collector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from llmdpd.config.presets import PRESETS
+from llmdpd.data.augmentation import AugmentationConfig
+from llmdpd.data.config import DataConfig
+from llmdpd.errors import InputError
+from llmdpd.evaluation.scoring import selection_score
+from llmdpd.runs.data import demonstrations, training_data
+from llmdpd.tasks import SUITES
+from llmdpd.tasks.base import TaskSpec, TaskSuite
+from llmdpd.tasks.protocols import TaskConfig
+from llmdpd.tasks.simulation.rollout import EpisodeRequest, EpisodeResult
+from llmdpd.tasks.specs import task_spec
+
+TASKS = TaskConfig(protocol="mine", seen=("mine/one",), unseen=())
+
+
+class Suite(TaskSuite):
+    name = "mine"
+
+    def knows(self, task: str) -> bool:
+        return task.startswith("mine/")
+
+    def spec(self, task: str) -> TaskSpec:
+        return TaskSpec(task, 2, 1, 10, self.name, has_success=False)
+
+
+@pytest.fixture(autouse=True)
+def suite() -> Iterator[None]:
+    SUITES.register("mine", Suite())
+    yield
+    del SUITES._loaded["mine"]
+    task_spec.cache_clear()
+
+
+def test_a_run_has_to_name_data_that_nothing_collects() -> None:
+    for field, read in (
+        ("data.path", lambda: training_data(DataConfig(), TASKS, PRESETS["smoke"].method)),
+        ("data.demonstrations", lambda: demonstrations(DataConfig(), TASKS)),
+    ):
+        with pytest.raises(InputError, match="collects data of mine") as error:
+            read()
+        assert error.value.field == field
+
+
+def test_a_return_without_a_score_is_what_counts() -> None:
+    episodes = [
+        EpisodeResult(EpisodeRequest("mine/one", 0), False, value, 3, np.zeros(2, np.float32)) for value in (4.0, 6.0)
+    ]
+    values, score = selection_score({"mine/one": episodes})
+    assert score == 5.0
+    assert values == {"eval/seen_score": 5.0, "eval/mine/one_score": 5.0}
+
+
+def test_a_geometry_that_observations_do_not_have_is_not_augmented() -> None:
+    method = PRESETS["metaworld"].method
+    assert getattr(method, "augmentation", AugmentationConfig()).active
+    with pytest.raises(InputError, match="geometry"):
+        method.check_run(task_spec("mine/one"), 100)
+    method.check_run(task_spec("reach-v3"), 100)
