@@ -2,7 +2,7 @@
 
     python bench/act.py --json bench/results/act-NAME.json
 
-S = 39, A = 4, Z = 256, H = 256, K = 5; one state, then 16 and 64 at once. The columns: docs/benchmarks.md.
+S = 39, A = 4, Z = 256, H = 256, K = 5; one state, then 16 and 64 at once. The columns: docs/research-log/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python bench/train_step.py --json bench/results/train-step-NAME.json
 
 `diffusion-ql` is the common ground: no prompt encoder, S = 39, A = 4, H = 256, K = 5, B = 256. `llmdpd` is the paper's
-algorithm with its text and trajectory encoders (pooled), which no peer has. docs/benchmarks.md: the columns.
+algorithm with its text and trajectory encoders (pooled), which no peer has. docs/research-log/benchmarks.md: the columns.
 """
 
 from __future__ import annotations
