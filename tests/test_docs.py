@@ -80,7 +80,9 @@ def told(code: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.value.value
-    yield from (token.string for token in tokenize.generate_tokens(StringIO(code).readline) if token.type == tokenize.COMMENT)
+    yield from (
+        token.string for token in tokenize.generate_tokens(StringIO(code).readline) if token.type == tokenize.COMMENT
+    )
 
 
 def resolves(name: str) -> bool:
