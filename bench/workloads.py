@@ -18,7 +18,7 @@ from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 ITERATIONS = 1_000_000
 TEXT = 384  # numbers of a MiniLM embedding
-EXAMPLE_STEPS = 200
+DEMONSTRATION_STEPS = 200
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ def metaworld_flops(learner: LLMDPD, batch: int) -> float:
     actor = Sizes(policy.context.state_dim, policy.action_dim, policy.context.prompt_dim, config.hidden_dim)
     critic = Sizes(policy.context.state_dim, policy.action_dim, learner.critic.prompt_dim, learner.critic.hidden_dim)
     features = policy.context.state_dim + policy.action_dim
-    tokens = min(EXAMPLE_STEPS, encoder.steps)
+    tokens = min(DEMONSTRATION_STEPS, encoder.steps)
     encoders = text_head(policy.embedding_dim, context.text_hidden, context.text_dim) + trajectory_encoder(
         features, encoder.width, encoder.inner, encoder.layers, tokens, context.trajectory_dim
     )
@@ -96,7 +96,7 @@ def random_batch(
     rng = np.random.default_rng(0)
     tokens = None
     if encoder is not None:
-        parts = [rng.normal(size=(EXAMPLE_STEPS, n)).astype(np.float32) for n in (sizes.state, sizes.action)]
+        parts = [rng.normal(size=(DEMONSTRATION_STEPS, n)).astype(np.float32) for n in (sizes.state, sizes.action)]
         tokens = make_tokens([(parts[0], parts[1])], encoder).to(device)
 
     def draw(*shape: int) -> torch.Tensor:
