@@ -2,7 +2,7 @@
 
     python bench/act.py --json bench/results/act-NAME.json
 
-S = 39, A = 4, Z = 256, H = 256, K = 5; one state, then 16 and 64 at once. The columns: docs/benchmarks.md.
+S = 39, A = 4, Z = 256, H = 256, K = 5; one state, then 16 and 64 at once. The columns: docs/research-log/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAMPLES = 50
 def our_call(
     sizes: Sizes, device: torch.device, samples: int, steps: int, observation: NDArray[np.float32], precision: Any
 ) -> Call:
-    """`Policy.act` of a policy of random weights under a text and an example.
+    """`Policy.act` of a policy of random weights under a text and a demonstration.
 
     Raises:
         ImportError: `llmdpd.policy.policy` can't be imported here.
@@ -50,8 +50,8 @@ def our_call(
     task = "a task"
     policy = Policy("llmdpd", network, critic, acting, texts={text_key(task): torch.randn(TEXT)})
     rng = np.random.default_rng(0)
-    example = tuple(rng.normal(size=(20, n)).astype(np.float32) for n in (sizes.state, sizes.action))
-    policy.prompt(text=task, trajectory=(example[0], example[1]))
+    shown = tuple(rng.normal(size=(20, n)).astype(np.float32) for n in (sizes.state, sizes.action))
+    policy.prompt(text=task, trajectory=(shown[0], shown[1]))
     return lambda: policy.act(observation)
 
 

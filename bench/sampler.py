@@ -4,7 +4,7 @@
 
 By default a choice of cases that takes a few minutes on two cores; `--full` measures every combination of B, K,
 precision and direction, and any of `--batches`, `--steps`, `--precisions`, `--directions` the combinations named.
-docs/benchmarks.md says what the columns mean.
+docs/research-log/benchmarks.md says what the columns mean.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python bench/train_step.py --json bench/results/train-step-NAME.json
 
 `diffusion-ql` is the common ground: no prompt encoder, S = 39, A = 4, H = 256, K = 5, B = 256. `llmdpd` is the paper's
-algorithm with its text and trajectory encoders (pooled), which no peer has. docs/benchmarks.md: the columns.
+algorithm with its text and trajectory encoders (pooled), which no peer has.
+The columns: docs/research-log/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def graph_call(module: Any, training: Training) -> Call:
         NotHere: the iteration can't be captured.
     """
     device = training.batch.observations.device
-    update = module.with_cuda_graph(training.agent, "on", device).update
+    update = module.with_cuda_graph(training.learner, "on", device).update
 
     def call() -> object:
         metrics = update(training.batch, training.iteration)
@@ -101,7 +102,7 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
     for precision in precisions:
         probe = metaworld(sizes, bench.device, quick)
         makers = ours(functools.partial(metaworld, sizes, bench.device, quick, precision), bench.device)
-        steps = probe.agent.policy.config.diffusion_steps
+        steps = probe.learner.policy.config.diffusion_steps
         _group(bench, "llmdpd", precision, len(probe.batch.rewards), steps, probe, makers)
 
 

@@ -18,21 +18,21 @@ from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
 ITERATIONS = 1_000_000
 TEXT = 384  # numbers of a MiniLM embedding
-EXAMPLE_STEPS = 200
+DEMONSTRATION_STEPS = 200
 
 
 @dataclasses.dataclass
 class Training:
-    """An agent and a batch that it learns from, the operations of an iteration, and the next iteration's number."""
+    """A learner and a batch that it learns from, the operations of an iteration, and the next iteration's number."""
 
-    agent: LLMDPD
+    learner: LLMDPD
     batch: PromptedBatch
     flops: float
     iteration: int
 
     def update(self) -> dict[str, torch.Tensor]:
         """One iteration of Algorithm 1."""
-        metrics = self.agent.update(self.batch, self.iteration)
+        metrics = self.learner.update(self.batch, self.iteration)
         self.iteration += 1
         return metrics
 
@@ -44,13 +44,13 @@ def diffusion_ql(
     config = DiffusionNetworkConfig(
         hidden_dim=sizes.hidden, diffusion_steps=steps, context=ContextConfig(text=False, trajectory=False)
     )
-    agent_config = LLMDPDConfig(critic_hidden=sizes.hidden, precision=precision)
+    learner_config = LLMDPDConfig(critic_hidden=sizes.hidden, precision=precision)
     policy = DiffusionPolicy(Spaces(sizes.state, sizes.action, 0), config).to(device)
     plain = dataclasses.replace(sizes, prompt=0)
     flops = train_step(plain, plain, batch, steps)
-    agent = LLMDPD(policy, agent_config, ITERATIONS)
+    learner = LLMDPD(policy, learner_config, ITERATIONS)
     # Past the iterations in which the average copies: from here one in five averages.
-    return Training(agent, random_batch(sizes, device, batch, None), flops, agent_config.ema_start)
+    return Training(learner, random_batch(sizes, device, batch, None), flops, learner_config.ema_start)
 
 
 def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision: Precision = "fp32") -> Training:
@@ -63,26 +63,26 @@ def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision
         encoder = TrajectoryEncoderConfig(layers=1, width=8, inner=8, steps=4)
         context = ContextConfig(text_dim=4, text_hidden=8, trajectory_dim=4, encoder=encoder)
         policy_config, batch = DiffusionNetworkConfig(hidden_dim=16, diffusion_steps=2, context=context), 4
-    agent_config = LLMDPDConfig(
+    learner_config = LLMDPDConfig(
         lr=6e-4, grad_clip=1.0, eta=0.05, clone="expert", critic_sees_prompts=True, precision=precision
     )
     if quick:
-        agent_config = dataclasses.replace(agent_config, critic_hidden=16)
+        learner_config = dataclasses.replace(learner_config, critic_hidden=16)
     policy = DiffusionPolicy(Spaces(sizes.state, sizes.action, TEXT), policy_config).to(device)
-    agent = LLMDPD(policy, agent_config, ITERATIONS)
+    learner = LLMDPD(policy, learner_config, ITERATIONS)
     data = random_batch(sizes, device, batch, policy_config.context.encoder)
-    return Training(agent, data, metaworld_flops(agent, batch), agent_config.ema_start)
+    return Training(learner, data, metaworld_flops(learner, batch), learner_config.ema_start)
 
 
-def metaworld_flops(agent: LLMDPD, batch: int) -> float:
-    """Operations of an iteration with encoders, from the agent's configuration."""
-    policy = agent.policy
+def metaworld_flops(learner: LLMDPD, batch: int) -> float:
+    """Operations of an iteration with encoders, from the learner's configuration."""
+    policy = learner.policy
     config, context = policy.config, policy.config.context
     encoder = context.encoder
     actor = Sizes(policy.context.state_dim, policy.action_dim, policy.context.prompt_dim, config.hidden_dim)
-    critic = Sizes(policy.context.state_dim, policy.action_dim, agent.critic.prompt_dim, agent.critic.hidden_dim)
+    critic = Sizes(policy.context.state_dim, policy.action_dim, learner.critic.prompt_dim, learner.critic.hidden_dim)
     features = policy.context.state_dim + policy.action_dim
-    tokens = min(EXAMPLE_STEPS, encoder.steps)
+    tokens = min(DEMONSTRATION_STEPS, encoder.steps)
     encoders = text_head(policy.embedding_dim, context.text_hidden, context.text_dim) + trajectory_encoder(
         features, encoder.width, encoder.inner, encoder.layers, tokens, context.trajectory_dim
     )
@@ -96,7 +96,7 @@ def random_batch(
     rng = np.random.default_rng(0)
     tokens = None
     if encoder is not None:
-        parts = [rng.normal(size=(EXAMPLE_STEPS, n)).astype(np.float32) for n in (sizes.state, sizes.action)]
+        parts = [rng.normal(size=(DEMONSTRATION_STEPS, n)).astype(np.float32) for n in (sizes.state, sizes.action)]
         tokens = make_tokens([(parts[0], parts[1])], encoder).to(device)
 
     def draw(*shape: int) -> torch.Tensor:

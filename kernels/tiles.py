@@ -1,4 +1,4 @@
-"""Which tile a shape gets: a small table, reasoned from bytes and operations (docs/gpu.md), never tried at run time.
+"""Which tile a shape gets: a small table, never tried at run time, reasoned in docs/research-log/gpu.md.
 
 A choice depends on shapes and the device's compute capability alone, so it is the same while a CUDA graph is captured.
 `llmdpd.kernels.report` compiles every tile of the table and prints what it takes.

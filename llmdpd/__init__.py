@@ -1,4 +1,4 @@
-"""LLM-driven policy diffusion: offline reinforcement learning told by text and an example trajectory what to do.
+"""Diffusion policies for offline reinforcement learning, conditioned on a text prompt and a demonstration.
 
 `Policy` loads and drives a trained policy, `build_info()` tells what was compiled and which backends can run, and
 `InputError` is what everything raises that a user can get wrong. They are imported when first used, so that

@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from functools import cache
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -73,6 +75,47 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def told(code: str) -> Iterator[str]:
+    """The comments of Python code, and its strings that are statements: docstrings, also those of fields."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value
+    yield from (
+        token.string for token in tokenize.generate_tokens(StringIO(code).readline) if token.type == tokenize.COMMENT
+    )
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name leads to a module, or from one to an attribute, a field or an annotation."""
+    module, parts = "llmdpd", name.split(".")[1:]
+    while parts and importlib.util.find_spec(f"{module}.{parts[0]}"):
+        module = f"{module}.{parts.pop(0)}"
+        if not hasattr(importlib.import_module(module), "__path__"):
+            break
+    found: object = importlib.import_module(module)
+    for part in parts:
+        if part in getattr(found, "__annotations__", {}):
+            return True
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("folder", ["llmdpd", "kernels", "bench"])
+def test_what_docstrings_and_comments_name_exists(folder: str) -> None:
+    path = re.compile(r"(?<![\w./-])(?:(?:docs|llmdpd|kernels|bench|tests|csrc)/[\w./-]*\w|\.ci/\w+)")
+    dotted = re.compile(r"(?<![\w./-])llmdpd(?:\.[A-Za-z_]\w*)+")
+    lost = []
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        text = "\n".join(told(file.read_text(encoding="utf-8")))
+        named = [(name, (ROOT / name).exists()) for name in path.findall(text)]
+        named += [(name, resolves(name)) for name in dotted.findall(text)]
+        # Words that stand for any name: llmdpd.cli.COMMAND, bench/results/act-NAME.json.
+        lost += [f"{file}: {name}" for name, there in named if not there and not re.search("COMMAND|NAME", name)]
+    assert lost == []
+
+
 def test_the_navigation_has_every_page() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
     named = re.findall(r"[\w/.-]+\.md\b", nav)
@@ -118,7 +161,6 @@ def expanded(option: str) -> list[str]:
     return ["".join(choice) for choice in product(*parts)]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llmdpd.__main__") is None, reason="there is no llmdpd command")
 @every_page
 def test_options_exist(page: Path, options: Callable[..., set[str]]) -> None:
     known = set().union(*map(options, COMMANDS), options("train", "--method", "lamo"), OTHERS)

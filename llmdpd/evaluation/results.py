@@ -68,7 +68,7 @@ class PromptUse:
 
 @dataclass(frozen=True, kw_only=True)
 class ActingUse:
-    """How actions were sampled and chosen: fields of `llmdpd.methods.acting.ActingConfig`, defaults made plain."""
+    """How actions were sampled and chosen: fields of `llmdpd.nn.acting.ActingConfig`, defaults made plain."""
 
     samples: Count
     selection: str

@@ -208,9 +208,9 @@ GRIDS: dict[str, Grid] = {
     "baselines": Grid(
         "The systems that it is compared with",
         "Other methods on the same data, features, environments and episodes, without prompts but for prompt-dt and "
-        "mtdiff, with their published settings where they have such: docs/baselines.md. Cloning learns the expert's "
-        "labels of the visited states as the default does, the others the executed actions. SAC has no data: it learns "
-        "in the environments themselves, an iteration a step there, and is no offline result.",
+        "mtdiff, with their published settings where they have such: docs/guides/baselines.md. Cloning learns the "
+        "expert's labels of the visited states as the default does, the others the executed actions. SAC has no data: "
+        "it learns in the environments themselves, an iteration a step there, and is no offline result.",
         (
             _FULL,
             _baseline("bc", "Cloning, Gaussian"),

@@ -160,7 +160,7 @@ class PromptDecisionTransformer(DecisionTransformer):
             raise InputError(
                 "a Prompt Decision Transformer reads a demonstration with its rewards",
                 field="trajectory",
-                found="no example" if tokens is None else "observations and actions alone",
+                found="no demonstration" if tokens is None else "observations and actions alone",
                 expected="a demonstration with rewards (llmdpd.data.Trajectory)",
                 hint="train with --method.network.trajectory-dropout to leave it out when acting",
             )

@@ -1,4 +1,4 @@
-"""MTDiff-p (He et al. 2023): diffusion of the actions to come, given an example, the last states and the return."""
+"""MTDiff-p (He et al. 2023): actions to come, diffused under a demonstration, the last states and the return."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MTDiffNetworkConfig(ChainConfig):
 
 
 class MTDiffPolicy(HistoryPolicy):
-    """p(a_t … a_{t+H-1} | demonstration, s_{t-1}, s_t, R): a token a step of the example, a state, an action to come.
+    """p(a_t … a_{t+H-1} | demonstration, s_{t-1}, s_t, R): a token for each of its steps, a state, an action to come.
 
     The denoiser is that of trajectories (`TrajectoryDenoiser`), which is not causal; its condition is the return, or
     that none is given. States are read by the features that all methods have; returns are scaled by the data's.
@@ -85,7 +85,7 @@ class MTDiffPolicy(HistoryPolicy):
         """Embed the steps of P demonstrations.
 
         Raises:
-            InputError: no example, where training left none out.
+            InputError: no demonstration, where training left none out.
         """
         if tokens is None:
             if not self.config.trajectory_dropout:
@@ -101,7 +101,7 @@ class MTDiffPolicy(HistoryPolicy):
         return EncodedPrompts(embedded.new_zeros(len(embedded), 0), {"tokens": embedded, "mask": mask})
 
     def before(self, states: Tensor, given: Tensor, prompts: EncodedPrompts, index: Tensor | None) -> Before:
-        """What stands before the actions to come of B episodes: their example's steps, then their last states.
+        """What stands before the actions to come of B episodes: their demonstration's steps, then the last states.
 
         Args:
             states: [B, L, S], the present one last. given: [B, L], False before the episode's start.

@@ -192,8 +192,8 @@ class SAC(Learner):
 class SACSteps:
     """What SAC learns from, in a sampler's place: steps in the environments, kept in `folder` (see `ReplayLog`)."""
 
-    def __init__(self, agent: SAC, folder: Path) -> None:
-        self._trainer, self._log = agent.trainer, ReplayLog(folder)
+    def __init__(self, learner: SAC, folder: Path) -> None:
+        self._trainer, self._log = learner.trainer, ReplayLog(folder)
 
     def next(self) -> EpisodeEnd | None:
         """Take a step; the episode that it ended, if it did.
@@ -212,7 +212,7 @@ class SACSteps:
         return self._trainer.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was called; the agent has its networks and optimisers back already.
+        """Go on where `state` was called; the learner has its networks and optimisers back already.
 
         Raises:
             InputError: steps that are missing or damaged, a state that does not fit.

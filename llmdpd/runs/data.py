@@ -47,7 +47,7 @@ def training_data(
     elif _collector_of(tasks.seen[0], "data.path") == "sac":
         dataset, words = _sac_data(data, tasks.seen, check)
     else:
-        dataset = _collect(data, tasks, tasks.seen, "training", check)
+        dataset = _collect(data, tasks, tasks.seen, "training", "training data", check)
         words = f"scripted experts, {data.episodes} episodes a task, noise {data.noise}"
         if data.post_success_steps != DataConfig.post_success_steps:
             words += f", {data.post_success_steps} steps after the success"
@@ -151,7 +151,7 @@ def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: N
     if _collector_of(tasks.all[0], "data.demonstrations") == "sac":
         return _sac_data(data, tasks.all, check)[0]
     clean = _demonstrating(data, "clean", data.demonstration_episodes)
-    return _collect(clean, tasks, tasks.all, "example", check)
+    return _collect(clean, tasks, tasks.all, "example", "demonstrations", check)
 
 
 def behaviour_demonstrations(
@@ -163,7 +163,7 @@ def behaviour_demonstrations(
     behaviour policy.
     """
     wanted = _demonstrating(data, behaviour, _EPISODES_A_DEMONSTRATION * count)
-    return _collect(wanted, protocol, tasks, f"{behaviour}-example", check)
+    return _collect(wanted, protocol, tasks, f"{behaviour}-example", f"{behaviour} demonstrations", check)
 
 
 def _demonstrating(data: DataConfig, behaviour: str, episodes: int) -> DataConfig:
@@ -189,23 +189,26 @@ def embed_texts(llm: str, device: str, tasks: Sequence[str]) -> Embeddings:
 
 
 def _collect(
-    data: DataConfig, protocol: TaskConfig, tasks: tuple[str, ...], kind: str, check: Check
+    data: DataConfig, protocol: TaskConfig, tasks: tuple[str, ...], prefix: str, kind: str, check: Check
 ) -> TrajectoryDataset:
-    """Collected episodes of these tasks, in their order; those of the same collection are found again."""
+    """Collected episodes of these tasks, in their order; those of the same collection are found again.
+
+    Their folder's name begins with `prefix`; messages call them `kind`.
+    """
     shared = ("episodes", "noise", "seed", "post_success_steps", "workers")
     options = {name: getattr(data, name) for name in shared}
     wanted = CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options)
     # Another collection gets another folder.
     parts = repr((tasks, wanted.noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
-    name = f"{kind}-{len(tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}-{zlib.crc32(parts):08x}"
+    name = f"{prefix}-{len(tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}-{zlib.crc32(parts):08x}"
     wanted = replace(wanted, out=Path(data.root) / name)
     watch = Stopwatch()
-    with ProgressBar(f"collecting {kind} data", "episodes", check=check) as bar:
+    with ProgressBar(f"collecting {kind}", "episodes", check=check) as bar:
         collected = collect_metaworld(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
     dataset = collected.dataset
     success = float(np.mean(dataset.successes == 1))
     console.print(
-        f"{kind} data: {dataset.num_episodes} episodes, {dataset.num_transitions} transitions, {success:.0%} succeeded"
+        f"{kind}: {dataset.num_episodes} episodes, {dataset.num_transitions} transitions, {success:.0%} succeeded"
         f"; {wanted.out} ({watch.seconds:.0f} s)"
     )
     return dataset.select_tasks(tasks)

@@ -182,7 +182,7 @@ def record(run: Run) -> None:
     """Record videos of the last policy, where they are wanted."""
     config = run.config
     if config.evaluation.videos:
-        with run.folder.timed("filming_seconds"):
+        with run.folder.timed("recording_seconds"):
             record_run(run.folder, config.evaluation, run.prompts, device=config.device, check=run.stop.check)
 
 

@@ -20,7 +20,7 @@ from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryToke
 
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
-_EXAMPLE_SHARE = 0.1
+_DEMONSTRATION_SHARE = 0.1  # of the episodes, the best ones
 
 
 class BatchSampler:
@@ -28,7 +28,7 @@ class BatchSampler:
 
     Each prompt of a batch is of one task: its text, and a random episode of it that did not fail, or where
     success is not recorded one of the tenth with the highest returns. Tasks differ as far
-    as there are enough of them; beyond, they come again with another example.
+    as there are enough of them; beyond, they come again with another demonstration.
 
     Args:
         dataset: the seen tasks' data.
@@ -38,8 +38,8 @@ class BatchSampler:
         prompts: P, prompts a batch.
         seed: of the draws.
         device: where batches go.
-        augmentation: of states and examples together; None for none.
-        dropout: rates at which a prompt's text and its example are left out.
+        augmentation: of states and demonstrations together; None for none.
+        dropout: rates at which a prompt's text and its demonstration are left out.
         horizon: steps of the windows that each batch carries; 0 for none.
         before: steps of the windows before their transition, on top.
     """
@@ -72,7 +72,7 @@ class BatchSampler:
         self._prompts, self._share = prompts, batch_size // prompts
         self._random = np.random.default_rng(seed)
         self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
-        self._examples = [self._eligible(task) for task in dataset.tasks]
+        self._demonstrations = [self._eligible(task) for task in dataset.tasks]
         self._augmentation, self._dropout = augmentation, dropout
 
     def next(self) -> PromptedBatch:
@@ -84,9 +84,9 @@ class BatchSampler:
         batch = self._dataset.gather(rows)
         tokens = None
         if self._encoder is not None:
-            examples = [self._dataset.episode(int(self._draw(self._examples[task], 1)[0])) for task in tasks]
-            pairs = [(e.observations, e.actions) for e in examples]
-            rewards = [e.rewards for e in examples] if self._horizon else None
+            shown = [self._dataset.episode(int(self._draw(self._demonstrations[task], 1)[0])) for task in tasks]
+            pairs = [(e.observations, e.actions) for e in shown]
+            rewards = [e.rewards for e in shown] if self._horizon else None
             tokens = make_tokens(pairs, self._encoder, self._random, rewards=rewards)
         parts: dict[str, Any] = {
             name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
@@ -161,13 +161,13 @@ class BatchSampler:
         good = episodes[self._dataset.successes[episodes] != 0]
         if not len(good):
             found = f"0 of {len(episodes)} episodes succeeded"
-            problem = "no episode of the task can serve as an example: all failed"
+            problem = "no episode of the task can serve as a demonstration: all failed"
             raise InputError(problem, path=self._dataset.source, field=task, found=found, expected="at least 1")
         if (self._dataset.successes[good] == 1).any():
             return good
         # Where success is not known the highest returns stand in: most of a replay buffer shows how not to do it.
         best = np.argsort(-self._dataset.returns()[good], kind="stable")
-        return np.sort(good[best[: math.ceil(_EXAMPLE_SHARE * len(good))]])
+        return np.sort(good[best[: math.ceil(_DEMONSTRATION_SHARE * len(good))]])
 
     def _draw(self, pool: np.ndarray, count: int) -> np.ndarray:
         return pool[self._random.integers(len(pool), size=count)]

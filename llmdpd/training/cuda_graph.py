@@ -48,9 +48,9 @@ class CudaGraphs:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            result, obstacle = watch(work)
+            result, reason = watch(work)
         current.wait_stream(self._stream)
-        return result, obstacle
+        return result, reason
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record the work without doing it; what replays it, and the tensor that each replay writes.
@@ -157,7 +157,7 @@ class GraphedUpdate:
         self._graphs: dict[Hashable, _Recorded] = {}
         self._seen: Counter[Hashable] = Counter()
         self._full = False
-        self.obstacle: str | None = None
+        self.reason: str | None = None
         for optimizer in method.optimizers.values():
             # It replaces the tensors that the graphs hold the addresses of.
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
@@ -185,7 +185,7 @@ class GraphedUpdate:
         self._full = False
 
     def _learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
-        if self.obstacle is not None:
+        if self.reason is not None:
             return self._method.learn(batch)
         leaves = batch.leaves()
         kind, tensors = _kind(leaves), {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
@@ -197,10 +197,10 @@ class GraphedUpdate:
                 return self._method.learn(batch)
             self._seen[kind] += 1
             if (left := self._warm_up - self._seen[kind]) >= 0:
-                metrics, obstacle = self._backend.warm_up(lambda: self._method.learn(batch))
+                metrics, reason = self._backend.warm_up(lambda: self._method.learn(batch))
                 # What is made once and kept, at the first iterations, may do what a capture can't hold.
-                if left == 0 and obstacle is not None:
-                    self._give_up(obstacle)
+                if left == 0 and reason is not None:
+                    self._give_up(reason)
                 return metrics
             try:
                 self._graphs[kind] = self._capture(batch, tensors)
@@ -227,14 +227,14 @@ class GraphedUpdate:
         groups = [{name: b for name, b in inputs.items() if b.dtype == dtype} for dtype in dtypes]
         return _Recorded(groups, tuple(names), values, replay, written)
 
-    def _give_up(self, obstacle: str) -> None:
+    def _give_up(self, reason: str) -> None:
         if self._required:
             problem, expected = "the training iteration can't be captured in a CUDA graph", "work of the GPU alone"
             hint = "use --training.cuda-graph auto, which then runs without"
-            raise InputError(problem, field=_FIELD, found=obstacle, expected=expected, hint=hint)
-        self.obstacle = obstacle
+            raise InputError(problem, field=_FIELD, found=reason, expected=expected, hint=hint)
+        self.reason = reason
         self.forget()
-        _log.info("training runs without a CUDA graph: %s", obstacle)
+        _log.info("training runs without a CUDA graph: %s", reason)
 
 
 def with_cuda_graph(learner: Learner, mode: CudaGraphMode, device: torch.device) -> Learner | GraphedUpdate:
@@ -257,7 +257,7 @@ def describe_cuda_graph(trained: object) -> str:
     """How the iterations were run, in words for the run's notes."""
     if not isinstance(trained, GraphedUpdate):
         return "not used"
-    return f"captured {trained.captured}" if trained.obstacle is None else f"not used: {trained.obstacle}"
+    return f"captured {trained.captured}" if trained.reason is None else f"not used: {trained.reason}"
 
 
 def _kind(leaves: Mapping[str, Any]) -> Hashable:

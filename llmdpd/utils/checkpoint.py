@@ -1,7 +1,7 @@
 """Checkpoints: everything that resuming needs; one complete checkpoint is on disk at every moment.
 
     RUN/checkpoint/step-00001000/
-      networks.safetensors     every network of the agent
+      networks.safetensors     every network of the learner
       optimizers.safetensors   every optimiser's state
       random.safetensors       torch's generators
       state.json               iteration, sampler position, best score so far, hashes of the run's inputs
@@ -32,7 +32,7 @@ _PREFIX = "step-"
 
 
 class Checkpointed(Protocol):
-    """What a checkpoint holds of an agent."""
+    """What a checkpoint holds of a learner."""
 
     @property
     def modules(self) -> Mapping[str, nn.Module]: ...
@@ -41,7 +41,7 @@ class Checkpointed(Protocol):
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
 
 
-def save_checkpoint(folder: Path, agent: Checkpointed, iteration: int, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(folder: Path, learner: Checkpointed, iteration: int, state: Mapping[str, Any]) -> Path:
     """Write the checkpoint of an iteration, then drop older ones.
 
     Raises:
@@ -50,9 +50,9 @@ def save_checkpoint(folder: Path, agent: Checkpointed, iteration: int, state: Ma
     target = folder / f"{_PREFIX}{iteration:08d}"
     try:
         with atomic_directory(target) as temporary:
-            networks = {f"{name}/{key}": t for name, m in agent.modules.items() for key, t in m.state_dict().items()}
+            networks = {f"{name}/{key}": t for name, m in learner.modules.items() for key, t in m.state_dict().items()}
             write_tensors(temporary / "networks.safetensors", networks)
-            write_tensors(temporary / "optimizers.safetensors", _optimizer_tensors(agent))
+            write_tensors(temporary / "optimizers.safetensors", _optimizer_tensors(learner))
             write_tensors(temporary / "random.safetensors", _random_tensors())
             atomic_write_json(temporary / "state.json", {"format": FORMAT, "iteration": iteration, **state})
     except OSError as error:
@@ -94,18 +94,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(checkpoint: Path, agent: Checkpointed) -> None:
+def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
     """Put networks, optimisers and torch's generators back as they were.
 
     Raises:
-        InputError: a file that is missing, broken, or does not fit the agent.
+        InputError: a file that is missing, broken, or does not fit the learner.
     """
     networks = _read(checkpoint / "networks.safetensors")
-    for name, module in agent.modules.items():
+    for name, module in learner.modules.items():
         part = {key.removeprefix(f"{name}/"): t for key, t in networks.items() if key.startswith(f"{name}/")}
         load_tensors(module, part, checkpoint / "networks.safetensors")
     stored = _read(checkpoint / "optimizers.safetensors")
-    for name, optimizer in agent.optimizers.items():
+    for name, optimizer in learner.optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in stored.items():
             owner, index, field = key.split("/")
@@ -123,9 +123,9 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
 
 
-def _optimizer_tensors(agent: Checkpointed) -> dict[str, Tensor]:
+def _optimizer_tensors(learner: Checkpointed) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, optimizer in agent.optimizers.items():
+    for name, optimizer in learner.optimizers.items():
         for index, fields in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{field}": tensor for field, tensor in fields.items()}
     return tensors

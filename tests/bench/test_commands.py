@@ -99,8 +99,8 @@ def test_iterations_from_a_graph_are_counted_and_a_capture_that_fails_is_a_dash(
 
     class Module:
         @staticmethod
-        def with_cuda_graph(agent: Any, mode: str, place: torch.device) -> Any:
-            assert (agent, mode, place) == (training.agent, "on", device)
+        def with_cuda_graph(learner: Any, mode: str, place: torch.device) -> Any:
+            assert (learner, mode, place) == (training.learner, "on", device)
             return types.SimpleNamespace(update=lambda batch, iteration: seen.append(iteration))
 
     first = training.iteration

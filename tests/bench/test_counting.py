@@ -81,7 +81,7 @@ def test_the_whole_iteration_is_what_the_reference_multiplies(double: None) -> N
     attention is not counted alike in all versions of PyTorch."""
     training = in_double(metaworld(Sizes(), CPU))
     B = len(training.batch.rewards)
-    prompt, hidden = training.agent.policy.context.prompt_dim, training.agent.critic.hidden_dim
+    prompt, hidden = training.learner.policy.context.prompt_dim, training.learner.critic.hidden_dim
     # Two target critics; two critics forward and for their weights; two critics forward, one back to its input.
     repeated = 2 * B * prompt * hidden * (2 + 2 * 2 + 2 + 1)
     assert counted(training.update) == pytest.approx(training.flops + repeated, rel=0.03)
@@ -89,8 +89,8 @@ def test_the_whole_iteration_is_what_the_reference_multiplies(double: None) -> N
 
 def in_double(training: Training) -> Training:
     """In float64 everything is PyTorch, whose products are counted, whatever float32 runs on."""
-    agent, batch = training.agent, training.batch
-    for module in agent.modules.values():
+    learner, batch = training.learner, training.batch
+    for module in learner.modules.values():
         module.double()
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -17,7 +17,7 @@ from workloads import diffusion_ql
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
 from llmdpd.errors import InputError
-from llmdpd.methods.llmdpd import method as agent_module
+from llmdpd.methods.llmdpd import method as method_module
 
 CPU = torch.device("cpu")
 SIZES = Sizes(state=5, action=3, prompt=4, hidden=16)
@@ -81,12 +81,12 @@ def test_the_eager_loop_is_our_chain(rng: np.random.Generator, double: None, K: 
     )
 
 
-def same_networks(trainer: Trainer, agent: agent_module.LLMDPD) -> None:
-    """Give our agent the peer's weights."""
-    for net, actor in ((agent.policy.net, trainer.actor), (agent.ema_policy.net, trainer.ema)):
+def same_networks(trainer: Trainer, learner: method_module.LLMDPD) -> None:
+    """Give our learner the peer's weights."""
+    for net, actor in ((learner.policy.net, trainer.actor), (learner.ema_policy.net, trainer.ema)):
         theirs = noise_mlp(actor.state_dict(), SIZES.state, SIZES.action, 0)
         net.load_state_dict(theirs.state_dict())
-    for ours, critic in ((agent.critic, trainer.critic), (agent.target_critic, trainer.critic_target)):
+    for ours, critic in ((learner.critic, trainer.critic), (learner.target_critic, trainer.critic_target)):
         assert isinstance(ours, nn.Module)
         ours.load_state_dict(critic.state_dict())
 
@@ -101,9 +101,9 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
         for parameter in (*trainer.ema.parameters(), *trainer.critic_target.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
     training = diffusion_ql(SIZES, CPU, B, K)
-    agent = training.agent
-    same_networks(trainer, agent)
-    for module in agent.modules.values():
+    learner = training.learner
+    same_networks(trainer, learner)
+    for module in learner.modules.values():
         module.double()
     batch = training.batch
     draws = {"target": torch.randn(K + 1, B, 3), "actor": torch.randn(K + 1, B, 3)}
@@ -114,11 +114,11 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
         assert precision == "fp32"
         return reverse_diffusion(net, state, prompt, plan, noise=next(order), backend="reference")
 
-    monkeypatch.setattr(agent_module, "reverse_diffusion", with_noise)
-    monkeypatch.setattr(agent, "_choose_critic", lambda one, two: (one, two) if first else (two, one))
+    monkeypatch.setattr(method_module, "reverse_diffusion", with_noise)
+    monkeypatch.setattr(learner, "_choose_critic", lambda one, two: (one, two) if first else (two, one))
     seed = int(rng.integers(2**31))
     torch.manual_seed(seed)  # time indices and noise of the diffusion loss
-    ours = agent.update(batch, training.iteration)
+    ours = learner.update(batch, training.iteration)
     torch.manual_seed(seed)
     theirs = trainer.train_step(
         batch.observations,
@@ -135,7 +135,7 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
     assert theirs["actor"] == pytest.approx(float(ours["loss/actor"]), rel=1e-5)
     expected = noise_mlp(trainer.actor.state_dict(), SIZES.state, SIZES.action, 0)
     for name, value in expected.state_dict().items():
-        torch.testing.assert_close(agent.policy.net.state_dict()[name], value.double(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(learner.policy.net.state_dict()[name], value.double(), rtol=1e-4, atol=1e-5)
 
 
 def some_batch(B: int = 6) -> tuple[Tensor, ...]:
@@ -192,7 +192,7 @@ def test_acting_takes_one_of_the_draws_by_what_the_critics_say(
 
 def test_critic_is_ours(rng: np.random.Generator) -> None:
     critic = Critic(5, 3, 16)
-    ours = agent_module.DoubleQ(5, 3, 0, 16)
+    ours = method_module.DoubleQ(5, 3, 0, 16)
     ours.load_state_dict(critic.state_dict())
     state, action = torch.randn(7, 5), torch.randn(7, 3)
     for one, other in zip(critic(state, action), ours(state, action, state[:, :0]), strict=True):

@@ -1,7 +1,11 @@
-"""Running cells: several at once, failures apart, a stop passed on. Short scripts stand in for the commands."""
+"""Running cells: several at once, failures apart, a stop passed on, and how long it takes.
+
+Short scripts stand in for the commands.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -14,7 +18,8 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.experiments import scheduler as module
 from llmdpd.experiments.cell import Share, Step
-from llmdpd.experiments.scheduler import Scheduler, shares
+from llmdpd.experiments.plan import Plan
+from llmdpd.experiments.scheduler import Scheduler, seconds_left, shares
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.files import process_lock
 
@@ -47,6 +52,10 @@ class FakeCell:
 
 
 MakeCell = Callable[[str, str], FakeCell]
+MakePlan = Callable[..., Plan]
+Finish = Callable[..., None]
+
+COUNTS = {"reach-v3": 4, "push-v3": 2, "door-lock-v3": 1}
 DONE = "(folder / 'done').touch()"
 
 
@@ -211,3 +220,20 @@ start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r},
     process.kill()
     process.wait()
     wait_until((tmp_path / "saved").exists)
+
+
+def test_a_run_takes_as_long_as_finished_ones_of_its_method_or_else_its_preset(
+    make_test_plan: MakePlan, finish: Finish
+) -> None:
+    plan = make_test_plan()
+    full, plain = plan.cells["full"], plan.cells["plain"]
+    cells = [*full, *plain]
+    assert seconds_left(full[1], cells) is None
+    finish(full[0], COUNTS)  # in 150 s
+    assert seconds_left(full[1], cells) == seconds_left(plain[0], cells) == 150
+    assert seconds_left(dataclasses.replace(plain[0], preset="metaworld"), cells) is None
+    (full[1].folder / "checkpoint" / "step-00000050").mkdir(parents=True)
+    assert seconds_left(full[1], cells) == pytest.approx(0.75 * 150), "50 of 200 iterations are done"
+    finish(plain[1], COUNTS)
+    plain[1].run.note(times={"total_seconds": 50.0})
+    assert seconds_left(plain[0], cells) == 50

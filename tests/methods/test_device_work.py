@@ -264,8 +264,8 @@ def test_on_a_gpu_what_waits_is_found_before_the_capture(make_method: Any, make_
     assert isinstance(graphed, GraphedUpdate)
     run(graphed, [batch] * 6)
     assert graphed.captured == 0
-    assert graphed.obstacle is not None
-    assert "waits for the device" in graphed.obstacle
+    assert graphed.reason is not None
+    assert "waits for the device" in graphed.reason
 
 
 @GPU

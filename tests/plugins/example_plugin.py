@@ -1,19 +1,25 @@
-"""What a package outside llmdpd adds, found by entry points: a file format, a task suite and a language model."""
+"""What a package outside llmdpd adds, found by entry points: a format, a task suite, a language model, a method."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llmdpd.data import DataFormat, EpisodeRecord, TrajectoryDataset, join_episodes
+from llmdpd.methods.base import Method, OfflineConfig
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.nn.actor import ActorNetworkConfig, DeterministicPolicy
 from llmdpd.prompts.models import ModelSource, TextModel
 from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
+from llmdpd.utils.bounds import NonNegative
 
 Floats = NDArray[np.float32]
 
@@ -88,6 +94,27 @@ class HashModel(TextModel):
 
     def open(self, *settings: Any) -> Hashed:
         return Hashed()
+
+
+@dataclass(frozen=True)
+class MarginConfig(OfflineConfig):
+    """Cloning by absolute errors beyond a margin."""
+
+    name = "margin"
+
+    network: ActorNetworkConfig = field(default_factory=ActorNetworkConfig)
+    margin: NonNegative = 0.1
+    """Error of an action that costs nothing."""
+
+
+class Margin(Method[DeterministicPolicy, MarginConfig]):
+    Config = MarginConfig
+    network_class = DeterministicPolicy
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        actions = self.policy(self.condition(batch, self.encode(batch)))
+        loss = ((actions - batch.actions).abs() - self.config.margin).clamp_min(0).mean()
+        return {"loss/cloning": loss.detach(), "grad/policy": self.step("policy", loss)}
 
 
 CSV, POINTS, HASHED = Csv(), Points(), HashModel()

@@ -1,4 +1,4 @@
-"""A package outside llmdpd adds a file format, a task suite and a language model by entry points alone."""
+"""A package outside llmdpd adds a file format, a task suite, a language model and a method by entry points alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmdpd.config.parse import parse_train
 from llmdpd.data import FORMATS, load_dataset
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
@@ -28,7 +29,8 @@ from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
 from llmdpd.tasks.specs import canonical_task, common_spec, task_spec
 from llmdpd.utils.registry import Registry
 
-REGISTRIES = (FORMATS, SUITES, TEXT_MODELS)
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+REGISTRIES = (FORMATS, SUITES, TEXT_MODELS, METHODS)
 
 
 def forget() -> None:
@@ -87,10 +89,23 @@ def test_a_language_model(tmp_path: Path) -> None:
     assert encoder.identity.model == "hashed"
 
 
+@pytest.mark.usefixtures("plugin")
+def test_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_train(["--method", "margin"]).method.margin == 0.1  # type: ignore[attr-defined]
+    config = parse_train(["--method", "margin", "--method.margin", "0.3", "--method.network.hidden-dim", "16"]).method
+    assert (config.name, config.margin, config.network.hidden_dim) == ("margin", 0.3, 16)  # type: ignore[attr-defined]
+    assert METHODS["margin"].Config is type(config)
+    with pytest.raises(InputError, match="out of range"):
+        parse_train(["--method", "margin", "--method.margin", "-1"])
+    with pytest.raises(SystemExit):
+        parse_train(["--method", "margin", "--help"])
+    assert "--method.margin" in capsys.readouterr().out
+
+
 def test_without_the_package_its_names_are_unknown() -> None:
     with pytest.raises(InputError, match="unknown task"):
         canonical_task("point-left")
-    for registry, name in zip(REGISTRIES, ("csv", "points", "hashed"), strict=True):
+    for registry, name in zip(REGISTRIES, ("csv", "points", "hashed", "margin"), strict=True):
         assert name not in registry
         with pytest.raises(InputError, match=f"unknown {registry.kind}"):
             registry[name]
@@ -109,10 +124,42 @@ def test_an_entry_is_imported_when_it_is_looked_up() -> None:
     assert "pi" in str(caught.value.hint)
 
 
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (GUIDES / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_suite_of_the_guide_is_found_by_worker_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page about adding a suite has a whole package: its module and its entry point."""
+    (code,), (entry,) = (blocks("add-task-suite.md", language) for language in ("python", "toml"))
+    place = re.fullmatch(r'\[project\.entry-points\."(.+)"\]\n([\w-]+) = "((\w+)\.(\w+):\w+)"\n', entry)
+    assert place is not None
+    group, name, value, package, module = place.groups()
+    (tmp_path / package).mkdir()
+    (tmp_path / package / f"{module}.py").write_text(code)
+    metadata = tmp_path / f"{package}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget()
+    try:
+        assert (SUITES[name].name, SUITES[name].tasks) == ("my-suite", ("my-left", "my-right"))
+        spec = common_spec(SUITES[name].tasks)
+        assert task_prompt("my-right").render().endswith("to the right.")
+        requests = [EpisodeRequest(task, seed=5, max_steps=spec.max_steps) for task in SUITES[name].tasks]
+        with EnvPool(workers=1) as pool:
+            results = pool.run(requests, lambda observations, *_: np.full((len(observations), 1), 0.1))
+        assert [result.success for result in results] == [False, True]
+        assert [result.final_observation.shape for result in results] == [(spec.state_dim,)] * 2
+    finally:
+        for loaded in (package, f"{package}.{module}"):
+            sys.modules.pop(loaded, None)
+        forget()
+
+
 def test_the_method_of_the_guide_learns() -> None:
     """The page about adding a method has a whole method: it is registered, and its loss falls."""
-    page = Path(__file__).parents[2] / "docs" / "guides" / "add-method.md"
-    (code, registration) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    code, registration = blocks("add-method.md", "python")
     names: dict[str, Any] = {"__name__": "my_method"}
     sys.modules["my_method"] = types.ModuleType("my_method")  # dataclasses look their module up
     exec(compile(code, "guide", "exec"), names)

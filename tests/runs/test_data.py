@@ -137,10 +137,10 @@ def test_collected_data_is_found_again_and_shares_no_seed_with_the_demonstration
     seeds = {*dataset.seeds.tolist(), *shown.seeds.tolist()}
     assert len(seeds) == 4
     assert max(seeds) < COLLECTION_SEED_END <= EVALUATION_SEED_START < SELECTION_SEED_START
-    assert len(list(tmp_path.iterdir())) == 2
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["example", "training"]
     output = capsys.readouterr().out
     assert output.count("\ntraining data: 2 episodes") == 2
-    assert "\nexample data: 2 episodes" in output
+    assert "\ndemonstrations: 2 episodes" in output
 
 
 def test_collected_episodes_go_on_after_their_success_as_long_as_asked(tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ class Replays:
 
     def __init__(self, agent: Any) -> None:
         self.agent = agent
-        self.obstacle: str | None = None
+        self.reason: str | None = None
         self.refusal: str | None = None
         self.warmed = self.captures = self.replays = 0
 
     def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
         self.warmed += 1
-        return work(), self.obstacle
+        return work(), self.reason
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         if self.refusal is not None:
@@ -290,7 +290,7 @@ def test_a_replay_raises_the_versions_of_what_it_writes(make_batch: MakeBatch) -
 # Where a capture can't be
 
 
-@pytest.mark.parametrize("which", ["obstacle", "refusal"])
+@pytest.mark.parametrize("which", ["reason", "refusal"])
 def test_what_cannot_be_captured_runs_without_for_a_reason_logged_once_or_is_refused(
     make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, which: str
 ) -> None:
@@ -309,13 +309,13 @@ def test_what_cannot_be_captured_runs_without_for_a_reason_logged_once_or_is_ref
     assert (error.value.field, error.value.found) == ("training.cuda_graph", "it waits for the moon")
 
 
-def test_obstacles_of_the_first_iterations_do_not_count(make_batch: MakeBatch) -> None:
+def test_reasons_of_the_first_iterations_do_not_count(make_batch: MakeBatch) -> None:
     """What is made once and kept may wait for the device while it is made."""
     other, backend = graphed(Sums(), required=True, warm_up=3)
-    backend.obstacle = "compiling"
+    backend.reason = "compiling"
     for number in range(6):
         other.update(make_batch(), number)
-        backend.obstacle = "compiling" if number == 0 else None
+        backend.reason = "compiling" if number == 0 else None
     assert other.captured == 1
 
 
@@ -327,15 +327,15 @@ def waits() -> None:
     warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=2)
 
 
-@pytest.mark.parametrize(("act", "obstacle"), [(draws, "random numbers on the host"), (waits, "waits for the device")])
-def test_watching_tells_what_a_graph_cannot_hold(act: Callable[[], None], obstacle: str) -> None:
+@pytest.mark.parametrize(("act", "reason"), [(draws, "random numbers on the host"), (waits, "waits for the device")])
+def test_watching_tells_what_a_graph_cannot_hold(act: Callable[[], None], reason: str) -> None:
     def work() -> dict[str, Tensor]:
         act()
         return {}
 
     found = watch(work)[1]
     assert found is not None
-    assert obstacle in found
+    assert reason in found
 
 
 def test_watching_keeps_results_and_other_warnings() -> None:
