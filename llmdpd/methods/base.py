@@ -82,7 +82,7 @@ class MethodConfig(Named):
         from llmdpd.methods import METHODS
 
         if name not in METHODS:
-            raise METHODS.unknown(name, field="name")
+            raise METHODS.unknown(name, field="")  # the reader knows where it stands
         return METHODS[name].Config
 
     @classmethod

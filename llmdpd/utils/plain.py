@@ -52,7 +52,7 @@ def from_plain(kind: type[T], value: Any, path: Path | str, field: str = "") -> 
         raise InputError("wrong configuration", path=path, field=field or None, found=value, expected="an object")
     if issubclass(kind, Named):
         value = dict(value)
-        with located(path, field.removesuffix(".")):
+        with located(path, f"{field}name"):
             kind = kind.by_name(str(value.pop("name", None)))  # type: ignore[assignment]
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]

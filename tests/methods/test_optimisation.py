@@ -105,6 +105,8 @@ def test_the_ema_copies_first_and_then_averages_at_its_marks(name: str, make_met
             assert rate or torch.equal(value, kept[key])
     still = {key for key, value in method.policy.state_dict().items() if torch.equal(value, before[key])}
     statistics = {"context.features.mean", "context.features.std"}
+    # The narrow text head's ReLUs can all be off for the one text: then nothing below its last bias learns.
+    still = {key for key in still if not key.startswith("context.text_head.") or key.endswith("4.bias")}
     assert still == (statistics if name == "llmdpd" else statistics | {"low", "high"})
 
 
