@@ -60,6 +60,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def unknown(self, name: str, field: str | None = None) -> InputError:
         """The error for an unknown name; `field` is by default the kind of entry."""
         return InputError(
-            f"unknown {self.kind}", field=self.kind if field is None else field or None, found=name, expected=", ".join(self),
+            f"unknown {self.kind}",
+            field=self.kind if field is None else field or None,
+            found=name,
+            expected=", ".join(self),
             hint=f"nearest names: {nearest_names(name, list(self))}",
-        )  # fmt: skip
+        )
