@@ -27,8 +27,9 @@ from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError, located
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.config import ContextNetworkConfig, NetworkConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
-from llmdpd.nn.policy_network import ContextNetworkConfig, NetworkConfig, PolicyNetwork, Spaces
+from llmdpd.nn.policy_network import PolicyNetwork, Spaces
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named

@@ -16,11 +16,12 @@ from llmdpd.errors import InputError
 from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
-from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, Window
+from llmdpd.nn.policy_network import PolicyNetwork, Spaces, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber

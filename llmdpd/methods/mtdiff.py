@@ -15,12 +15,13 @@ from llmdpd.errors import InputError
 from llmdpd.methods.base import Method, OfflineConfig, Start
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.acting import ChainActing
+from llmdpd.nn.config import ChainConfig
 from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
 from llmdpd.nn.layers import mlp
-from llmdpd.nn.policy_network import ChainConfig, Spaces, Window
+from llmdpd.nn.policy_network import Spaces, Window
 from llmdpd.nn.trajectory_denoiser import Before, TrajectoryConfig, TrajectoryDenoiser, noise_blocks
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, Steps, WholeNumber

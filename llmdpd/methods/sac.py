@@ -19,8 +19,8 @@ from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.base import Learner, MethodConfig, Start
 from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.actor import SquashedGaussianPolicy
+from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import NetworkConfig
 from llmdpd.tasks.specs import TaskSpec, make_environment
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, WholeNumber, Width
 

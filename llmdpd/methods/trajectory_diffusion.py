@@ -18,8 +18,9 @@ from llmdpd.errors import InputError
 from llmdpd.methods.base import CloningConfig, Method, Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.nn.acting import ChainActing
+from llmdpd.nn.config import ChainConfig, ContextNetworkConfig
 from llmdpd.nn.context import Condition
-from llmdpd.nn.policy_network import ChainConfig, ConditionedNetwork, ContextNetworkConfig, Spaces, Window
+from llmdpd.nn.policy_network import ConditionedNetwork, Spaces, Window
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
 from llmdpd.utils.bounds import NonNegative
 

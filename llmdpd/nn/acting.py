@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from llmdpd.diffusion import SamplerCoefficients, sampler_plan
 from llmdpd.diffusion.schedules import Precision, SamplerName
 from llmdpd.errors import InputError
+from llmdpd.nn.config import ChainConfig
 from llmdpd.utils.bounds import Bounds, Count, NonNegative
-
-if TYPE_CHECKING:
-    from llmdpd.nn.policy_network import ChainConfig
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
+from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.policy_network import NetworkConfig, PolicyNetwork, Spaces, States
+from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig
 from llmdpd.utils.bounds import Count
 

@@ -24,7 +24,7 @@ from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy
 from llmdpd.policy.inputs import Demonstration, read_demonstrations, read_observations, read_rewards
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
-from llmdpd.prompts.models import LLMIdentity
+from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
 from llmdpd.utils.legacy import upgraded

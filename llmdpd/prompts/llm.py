@@ -12,7 +12,8 @@ from torch import Tensor
 
 from llmdpd.errors import InputError, located
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
-from llmdpd.prompts.models import LLMIdentity, text_model
+from llmdpd.prompts.models import text_model
+from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.device import check_device
 
 INSTRUCTION = "Convert the following task description into a structured policy representation."

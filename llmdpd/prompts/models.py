@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
 from llmdpd.prompts import TEXT_MODELS
+from llmdpd.prompts.source import ModelSource as ModelSource
 from llmdpd.utils.files import atomic_write_text, file_sha256
 
 if TYPE_CHECKING:
@@ -30,24 +31,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _CONTENT_SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
 _FRESH_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model found on disk: `model_id` and `revision` identify it, `folder` holds its files."""
-
-    model_id: str
-    revision: str
-    folder: Path
-
-
-@dataclass(frozen=True)
-class LLMIdentity:
-    """The origin of an embedding: the model, its hub commit or the hash of its files, and its precision."""
-
-    model: str
-    revision: str
-    dtype: str
 
 
 class Embedder(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.models import ModelSource
+from llmdpd.prompts.source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

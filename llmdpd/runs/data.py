@@ -19,7 +19,7 @@ from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.methods.base import MethodConfig
 from llmdpd.prompts import LLMEncoder, task_prompt
-from llmdpd.prompts.models import LLMIdentity
+from llmdpd.prompts.source import LLMIdentity
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import suite_of
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console

@@ -13,7 +13,7 @@ import torch
 
 from llmdpd.errors import InputError
 from llmdpd.policy.policy import Policy
-from llmdpd.prompts.models import LLMIdentity
+from llmdpd.prompts.source import LLMIdentity
 
 D = 10
 KNOWN = "Task: push the puck."

@@ -12,7 +12,8 @@ from torch import Tensor
 from llmdpd.errors import InputError, located
 from llmdpd.nn.sequence_model import GPT2Sizes
 from llmdpd.prompts.cache import default_cache_folder
-from llmdpd.prompts.models import ModelSource, text_model
+from llmdpd.prompts.models import text_model
+from llmdpd.prompts.source import ModelSource
 from llmdpd.prompts.transformer import load_model
 from llmdpd.utils.files import read_json
 

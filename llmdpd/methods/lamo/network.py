@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError, located
 from llmdpd.methods.decision_transformer import DecisionTransformer
 from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.policy_network import NetworkConfig
 from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes
 from llmdpd.utils.bounds import Bounds, Fraction, Steps, WholeNumber, Width
 
