@@ -31,7 +31,7 @@ _BUILT = ROOT / "build" / f"_peak_rate{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, versions, threads, build: what figures are worth nothing without."""
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "device": device.type,
         "cpu": _cpu_model(),
         "cores": usable_cores(),
@@ -45,7 +45,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        facts["gpu"] = {
+        metadata["gpu"] = {
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
@@ -53,7 +53,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         }
-    return facts
+    return metadata
 
 
 def _cpu_model() -> str:

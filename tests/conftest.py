@@ -373,7 +373,7 @@ def stopped_and_resumed(train: Callable[..., int], monkeypatch: pytest.MonkeyPat
             patch.setattr(kind, "update", stopped)
             assert train("--run-dir", run, *options) == 143
         # What was kept is the policy of the iteration that the stop came in.
-        assert json.loads((run / "policy" / "policy.json").read_text())["facts"]["iterations"] == at + 1
+        assert json.loads((run / "policy" / "policy.json").read_text())["metadata"]["iterations"] == at + 1
         assert train("--resume", run) == 0
 
     return go

@@ -39,14 +39,14 @@ def evaluate_policies(
     """
     records: list[TaskResult] = []
     for name, policy in policies.items():
-        facts = policy.facts
-        twin = next((record for record in records if record.iterations == facts["iterations"]), None)
+        metadata = policy.metadata
+        twin = next((record for record in records if record.iterations == metadata["iterations"]), None)
         if twin is not None:
             # The same networks on the same seeds: the episodes would be the same, bit for bit.
             console.print(f"{name} is the checkpoint of the same iteration as {twin.checkpoint}: same results")
             records += [dataclasses.replace(record, checkpoint=name) for record in records]
             continue
-        tasks = TaskConfig(facts["protocol"], tuple(facts["trained_on"]), (), facts["goal_visible"])
+        tasks = TaskConfig(metadata["protocol"], tuple(metadata["trained_on"]), (), metadata["goal_visible"])
         title = f"evaluating {name}"
         for task, episodes, common in _score(title, policy, config, prompts, tasks, workers, check):
             context, prompt = policy.network.reads, prompts[task]
@@ -55,7 +55,7 @@ def evaluate_policies(
             record = TaskResult(
                 **common,
                 **_outcome(task, episodes),
-                **{field: facts[field] for field in ("seed", "training_data", "iterations")},
+                **{field: metadata[field] for field in ("seed", "training_data", "iterations")},
                 prompts=PromptUse(text, trajectory),
                 acting=ActingUse(**policy.acting.describe(policy.network.config)),
                 trained_on=tasks.seen,

@@ -42,7 +42,7 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
     page = plan.out / f"{plan.settings.experiment}.html"
     tables = [table for split in reversed(SPLITS) if (table := _table(plan, rows, split))]
     cells = [_cell_view(cell, plan, outcomes) for group in plan.cells.values() for cell in group]
-    facts = {
+    conditions = {
         "title": plan.grid.title,
         "protocol": plan.protocol,
         "budget": plan.settings.budget,
@@ -57,7 +57,7 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
     described = {
         "schema": SCHEMA,
         "experiment": plan.settings.experiment,
-        **facts,
+        **conditions,
         "bootstrap": {"draws": BOOTSTRAP_SAMPLES, "seed": BOOTSTRAP_SEED},
         "skipped": plan.skipped,
         "rows": [_row_json(row, _metadata(plan, row)) for row in rows],
@@ -67,7 +67,7 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
     atomic_write_text(page.with_suffix(".md"), _markdown(tables))
     html = render_template(
         "experiment.html.j2",
-        **facts,
+        **conditions,
         about=plan.grid.about,
         cells=cells,
         done=sum(view["state"] == "done" for view in cells),
@@ -186,7 +186,7 @@ def _table(plan: Plan, rows: Sequence[Row], split: str) -> dict[str, Any] | None
     }
 
 
-def _row_json(row: Row, facts: dict[str, str]) -> dict[str, Any]:
+def _row_json(row: Row, conditions: dict[str, str]) -> dict[str, Any]:
     return {
         "method": row.label or None,
         "variant": row.variant or None,
@@ -195,7 +195,7 @@ def _row_json(row: Row, facts: dict[str, str]) -> dict[str, Any]:
         "tasks": {task: estimate.to_json() for task, estimate in row.tasks.items()},
         "means": {split: estimate.to_json() for split, estimate in row.means.items()},
         "reported_by_the_paper": {task: {"mean": paper.mean, "std": paper.std} for task, paper in row.reported.items()},
-        "facts": facts,
+        "conditions": conditions,
     }
 
 

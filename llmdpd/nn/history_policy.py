@@ -97,18 +97,18 @@ def target_returns(
             raise InputError(
                 "no target return",
                 field="target_return",
-                found="none in the policy's facts (target_returns), and none given",
+                found="none in the policy's metadata (target_returns), and none given",
                 expected="prompt(target_return=…)",
             )
     return np.array(targets, np.float32)
 
 
 def check_targets(known: Any) -> None:
-    """Raise `InputError` unless a policy's `facts.target_returns` are numbers by task."""
+    """Raise `InputError` unless a policy's `metadata.target_returns` are numbers by task."""
     good = isinstance(known, dict) and all(
         isinstance(value, float | int) and math.isfinite(value) for value in known.values()
     )
     if not good:
         raise InputError(
-            "wrong target returns", field="facts.target_returns", found=known, expected="task → a finite number"
+            "wrong target returns", field="metadata.target_returns", found=known, expected="task → a finite number"
         )

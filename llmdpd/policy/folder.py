@@ -27,10 +27,10 @@ FORMAT = 2
 DESCRIPTION = "policy.json"
 _SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
 _CRITIC = {"hidden": Bounds(1, 16_384), "sees_prompts": Bounds(0, 1)}
-_SHARED = {"format": int, "method": str, "acting": dict, "llm": str, "facts": dict, "sha256": dict}
+_SHARED = {"format": int, "method": str, "acting": dict, "llm": str, "sha256": dict}
 _PARTS: dict[int, dict[str, Any]] = {
-    1: {**_SHARED, "sizes": dict, "policy": dict},
-    FORMAT: {**_SHARED, "spaces": dict, "network": dict, "critic": dict | None},
+    1: {**_SHARED, "sizes": dict, "policy": dict, "facts": dict},
+    FORMAT: {**_SHARED, "spaces": dict, "network": dict, "critic": dict | None, "metadata": dict},
 }
 """The fields of each format's description, and their types."""
 _STEMS = {"model", "critic", "texts"}

@@ -50,7 +50,7 @@ class Policy:
         acting: how actions are sampled and chosen.
         llm: name of the text model that the policy was trained with (see `LLMEncoder`).
         texts: LLM embeddings [D] of known texts, by `text_key`.
-        facts: metadata of its training, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which revision
+        metadata: of its training, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which revision
             of the text model embedded its texts, and in which dtype; and `target_returns`, task → the return that a
             policy which is conditioned on history asks for.
 
@@ -67,7 +67,7 @@ class Policy:
         *,
         llm: str = "minilm",
         texts: Mapping[str, Tensor] | None = None,
-        facts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         check_config(acting, "acting")
         with located(field="acting"):
@@ -76,13 +76,13 @@ class Policy:
         self.network = network.eval().requires_grad_(False)
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
         self.texts = dict(texts or {})
-        self.facts = dict(facts or {})
+        self.metadata = dict(metadata or {})
         self._episodes: Episodes | None = None
         self._step = 0
         self.seed(0)
 
     def __repr__(self) -> str:
-        tasks = ", ".join(self.facts.get("trained_on", ())) or "unknown tasks"
+        tasks = ", ".join(self.metadata.get("trained_on", ())) or "unknown tasks"
         prompted = "prompted" if self._episodes is not None else "no prompt yet"
         return (
             f"<Policy of {self.network.state_dim} state and {self.network.action_dim} action numbers, "
@@ -121,16 +121,16 @@ class Policy:
             config = from_plain(parts["network"], description["network"], file, "network.")
             acting = from_plain(parts["acting"], description["acting"], file, "acting.")
             check_config(config, "network")
-            if "llm" in description["facts"]:
-                from_plain(LLMIdentity, description["facts"]["llm"], file, "facts.llm.")
-            check_targets(description["facts"].get("target_returns", {}))
+            if "llm" in description["metadata"]:
+                from_plain(LLMIdentity, description["metadata"]["llm"], file, "metadata.llm.")
+            check_targets(description["metadata"].get("target_returns", {}))
             network = kind.build_network(Spaces(**description["spaces"]), config)
             critic = None if description["critic"] is None else network.make_critic(**description["critic"])
         load_tensors(network, tensors["model"], path / "model.safetensors")
         if critic is not None:
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
-        kept = {"llm": description["llm"], "texts": tensors["texts"], "facts": description["facts"]}
+        kept = {"llm": description["llm"], "texts": tensors["texts"], "metadata": description["metadata"]}
         with located(path=file):
             return cls(description["method"], network.to(place), critic, acting, **kept)
 
@@ -143,7 +143,7 @@ class Policy:
             "critic": None if self.critic is None else dict(self.critic.sizes),  # type: ignore[arg-type]
             "acting": to_plain(self.acting),
             "llm": self.llm,
-            "facts": self.facts,
+            "metadata": self.metadata,
         }
         tensors = {"model": self.network.state_dict(), "texts": self.texts}
         if self.critic is not None:
@@ -153,7 +153,9 @@ class Policy:
     def with_acting(self, **changes: Any) -> Policy:
         """The same policy acting in another way: fields of its `ActingConfig`."""
         acting = dataclasses.replace(self.acting, **changes)
-        return Policy(self.method, self.network, self.critic, acting, llm=self.llm, texts=self.texts, facts=self.facts)
+        return Policy(
+            self.method, self.network, self.critic, acting, llm=self.llm, texts=self.texts, metadata=self.metadata
+        )
 
     def prompt(
         self,
@@ -217,7 +219,7 @@ class Policy:
         See `llmdpd.nn.history_policy.target_returns`.
         """
         return target_returns(
-            self.facts.get("target_returns", {}), tasks, demonstrations if self.network.reads.trajectory else None
+            self.metadata.get("target_returns", {}), tasks, demonstrations if self.network.reads.trajectory else None
         )
 
     def attention(
@@ -286,7 +288,7 @@ class Policy:
         if key not in self.texts:
             from llmdpd.prompts import LLMEncoder
 
-            trained = self.facts.get("llm")
+            trained = self.metadata.get("llm")
             encoder = LLMEncoder(self.llm, device=self.device, dtype=trained["dtype"] if trained else None)
             now = to_plain(encoder.identity)
             if trained and now != trained:
@@ -445,6 +447,6 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     moved = upgraded(plain, config.legacy, default, legacy_fields, former_names(config, "method."))["method"]
     hidden = sizes.get("critic_hidden")
     critic = None if hidden is None else {"hidden": hidden, "sees_prompts": sizes.get("critic_sees_prompts")}
-    kept = {name: value for name, value in description.items() if name not in ("sizes", *plain)}
+    kept = {name: value for name, value in description.items() if name not in ("sizes", "facts", *plain)}
     spaces = {name: value for name, value in sizes.items() if not name.startswith("critic")}
-    return {**kept, **moved, "spaces": spaces, "critic": critic}
+    return {**kept, **moved, "spaces": spaces, "critic": critic, "metadata": description["facts"]}

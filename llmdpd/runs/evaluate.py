@@ -139,8 +139,8 @@ def record_run(
         prompts,
         run.videos,
         max_steps=config.max_steps,
-        goal_visible=policy.facts["goal_visible"],
-        seen=policy.facts["trained_on"],
+        goal_visible=policy.metadata["goal_visible"],
+        seen=policy.metadata["trained_on"],
         most=config.video_tasks,
         check=check,
     )

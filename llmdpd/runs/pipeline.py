@@ -63,7 +63,7 @@ class Run:
         """The acting policy as it is now, after so many iterations."""
         config, learner, tasks = self.config, self.learner, self.config.tasks
         network = learner.acting_network
-        facts = {
+        metadata = {
             "protocol": tasks.protocol,
             "trained_on": list(tasks.seen),
             "training_data": self.description,
@@ -73,9 +73,9 @@ class Run:
             **config.method.inputs(),
         }
         if self.dataset is not None and network.memory_length:
-            facts["target_returns"] = self.dataset.target_returns()
+            metadata["target_returns"] = self.dataset.target_returns()
         if self.texts.llm is not None:
-            facts["llm"] = to_plain(self.texts.llm)
+            metadata["llm"] = to_plain(self.texts.llm)
         return Policy(
             config.method.name,
             copy.deepcopy(network).to(check_device(config.device)),
@@ -83,7 +83,7 @@ class Run:
             config.method.acting,
             llm=config.llm,
             texts={text_key(text): vector for text, vector in self.texts.vectors.items()},
-            facts=facts,
+            metadata=metadata,
         )
 
 

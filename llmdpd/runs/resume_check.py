@@ -41,7 +41,7 @@ def input_hashes(
     }
 
 
-def check_inputs(run: RunFolder, facts: Mapping[str, Any]) -> None:
+def check_inputs(run: RunFolder, inputs: Mapping[str, Any]) -> None:
     """Hold `input_hashes` against the run's checkpoint, where there is one.
 
     Raises:
@@ -51,11 +51,11 @@ def check_inputs(run: RunFolder, facts: Mapping[str, Any]) -> None:
     if checkpoint is None:
         return
     state = read_state(checkpoint)
-    known = {name: state.get(name) for name in facts}
+    known = {name: state.get(name) for name in inputs}
     if known["config"] is not None:
         # Settings from after the checkpoint was written are at their defaults in it: what was done before there were.
         known["config"] = decisive(read_stored(known["config"], checkpoint / "state.json", "config."))
-    changed = differences(known, dict(facts))
+    changed = differences(known, dict(inputs))
     if changed:
         raise InputError(
             "the run cannot be resumed: what it learns from is not what its checkpoint learned from",

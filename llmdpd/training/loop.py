@@ -60,7 +60,7 @@ class Hooks:
 class TrainingLoop:
     """Trains a learner for `config.iterations`, from the run's last checkpoint if there is one.
 
-    `facts` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.resume_check`).
+    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.resume_check`).
     """
 
     run: Path
@@ -68,7 +68,7 @@ class TrainingLoop:
     sampler: Sampler
     config: TrainingConfig
     hooks: Hooks
-    facts: Mapping[str, Any]
+    inputs: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         self.iteration = 0
@@ -162,7 +162,7 @@ class TrainingLoop:
         # The checkpoint comes last: a kill between the two leaves a policy that the resumed run writes again, not a
         # finished run with the policy of an earlier iteration.
         self._keep("last")
-        checkpoints.save_checkpoint(self.run / "checkpoint", self.learner, self.iteration, {**state, **self.facts})
+        checkpoints.save_checkpoint(self.run / "checkpoint", self.learner, self.iteration, {**state, **self.inputs})
 
     def _keep(self, which: str) -> None:
         try:

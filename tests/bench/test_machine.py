@@ -103,10 +103,10 @@ metaworld(Sizes(), torch.device("cpu"), quick=False).update()
 
 
 def test_description_names_no_place_on_this_machine() -> None:
-    facts = machine.describe(CPU)
-    assert facts["llmdpd"]["from"] in ("checkout", "installed")
-    assert str(Path.home()) not in str(facts)
-    assert str(machine.ROOT) not in str(facts)
+    metadata = machine.describe(CPU)
+    assert metadata["llmdpd"]["from"] in ("checkout", "installed")
+    assert str(Path.home()) not in str(metadata)
+    assert str(machine.ROOT) not in str(metadata)
 
 
 def test_what_others_take_of_the_cpu_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_selection_scores_are_recorded_and_choose_the_best(straight_run: Path) -
     records = [r for r in read_metrics(straight_run / "metrics.jsonl") if "eval/seen_success" in r]
     assert [r["iteration"] for r in records] == [50, 100, 150, 200]
     best = max(records, key=lambda r: (r["eval/seen_success"], r["iteration"]))
-    assert Policy.load(straight_run / "policy_best").facts["iterations"] == best["iteration"]
+    assert Policy.load(straight_run / "policy_best").metadata["iterations"] == best["iteration"]
     assert all(r["eval/seen_success"] == (r["eval/reach-v3"] + r["eval/push-v3"]) / 2 for r in records)
 
 
@@ -119,7 +119,7 @@ def test_nan_stops_with_what_and_where_and_keeps_the_last_checkpoint(
     assert "became nan at iteration 84" in error
     assert f"last good checkpoint is {run / 'checkpoint' / 'step-00000075'}" in error
     assert all(r["iteration"] <= 80 for r in read_metrics(run / "metrics.jsonl"))
-    assert Policy.load(run).facts["iterations"] == 75
+    assert Policy.load(run).metadata["iterations"] == 75
     assert train("--resume", run) == 0
     assert contents(run) == contents(straight_run)
 
@@ -162,7 +162,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_whole(
     assert f"{run / 'checkpoint' / 'step-00000050'} is whole" in error
     assert f"--resume {run}" in error
     assert not list(run.rglob("*.tmp"))
-    assert Policy.load(run).facts["iterations"] == 50
+    assert Policy.load(run).metadata["iterations"] == 50
     assert train("--resume", run) == 0
     assert contents(run) == contents(straight_run)
 

@@ -121,14 +121,14 @@ def test_target_returns_are_the_datas(trained: Trained, data_folder: Path) -> No
     method, run = trained
     policy = Policy.load(run)
     if not isinstance(policy.network, HistoryPolicy):
-        assert "target_returns" not in policy.facts
+        assert "target_returns" not in policy.metadata
         return
     dataset = load_dataset(data_folder / "train")
-    assert policy.facts["target_returns"] == dataset.target_returns()
+    assert policy.metadata["target_returns"] == dataset.target_returns()
     assert float(policy.network.return_scale) == pytest.approx(np.abs(dataset.returns_to_go()).max())
-    facts = policy.facts | {"target_returns": {"reach-v3": "much"}}
-    Policy(method, policy.network, None, policy.acting, facts=facts).save(run.parent / f"wrong-{method}")
-    with pytest.raises(InputError, match=r"facts\.target_returns"):
+    metadata = policy.metadata | {"target_returns": {"reach-v3": "much"}}
+    Policy(method, policy.network, None, policy.acting, metadata=metadata).save(run.parent / f"wrong-{method}")
+    with pytest.raises(InputError, match=r"metadata\.target_returns"):
         Policy.load(run.parent / f"wrong-{method}")
 
 
@@ -152,12 +152,12 @@ def test_lamo_resumes_with_the_same_text_alone(
     trained: Trained, tiny_gpt2: tuple[Path, Path], refused: Callable[..., str]
 ) -> None:
     method, run = trained
-    facts = Policy.load(run).facts.get("language_model")
+    metadata = Policy.load(run).metadata.get("language_model")
     if method != "lamo":
-        assert facts is None
+        assert metadata is None
         return
     text = tiny_gpt2[1].read_text()
-    assert facts["revision"].startswith("sha256:")
+    assert metadata["revision"].startswith("sha256:")
     tiny_gpt2[1].write_text(f"{text}again\n")
     try:
         assert "language_model.corpus" in refused("--resume", run)

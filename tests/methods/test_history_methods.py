@@ -28,8 +28,8 @@ DROPOUT = {
 def make_policy(make_network: Any, make_config: Any) -> Any:
     """A policy of a method with a random network, and this metadata."""
 
-    def make(name: str, facts: dict[str, Any] | None = None, **changes: Any) -> Policy:
-        return Policy(name, make_network(name, **changes), None, make_config(name, **changes).acting, facts=facts)
+    def make(name: str, metadata: dict[str, Any] | None = None, **changes: Any) -> Policy:
+        return Policy(name, make_network(name, **changes), None, make_config(name, **changes).acting, metadata=metadata)
 
     return make
 

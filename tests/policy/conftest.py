@@ -40,7 +40,7 @@ def make_policy(rng: np.random.Generator) -> MakePolicy:
         net.context.features.fit(torch.randn(50, S) * 2 + 1)
         q = net.make_critic(16, sees_prompts=True) if critic else None
         texts = {text_key(text): torch.randn(D) for text in (KNOWN, "Task: reach.")}
-        return Policy("llmdpd", net, q, acting, texts=texts, facts={"trained_on": ["push"], "seed": 3})
+        return Policy("llmdpd", net, q, acting, texts=texts, metadata={"trained_on": ["push"], "seed": 3})
 
     return make
 

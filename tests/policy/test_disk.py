@@ -32,7 +32,12 @@ def test_saved_and_loaded_acts_bit_for_bit(
         policy = make_policy(critic, acting, {"chunk": chunk}, **prompts)
         policy.save(tmp_path / str(number))
         loaded = Policy.load(tmp_path / str(number))
-        assert (loaded.method, loaded.llm, loaded.acting, loaded.facts) == ("llmdpd", "minilm", acting, policy.facts)
+        assert (loaded.method, loaded.llm, loaded.acting, loaded.metadata) == (
+            "llmdpd",
+            "minilm",
+            acting,
+            policy.metadata,
+        )
         assert (loaded.critic is not None) == critic
         assert loaded.network.config == policy.network.config
         for one in (policy, loaded):
@@ -65,7 +70,7 @@ def test_saving_replaces(make_policy: MakePolicy, tmp_path: Path) -> None:
 
 def test_a_run_folder_is_loaded_too(make_policy: MakePolicy, tmp_path: Path) -> None:
     make_policy().save(tmp_path / "run" / "policy")
-    assert Policy.load(tmp_path / "run").facts["seed"] == 3
+    assert Policy.load(tmp_path / "run").metadata["seed"] == 3
 
 
 DELETED = object()
@@ -103,8 +108,8 @@ DELETED = object()
         ("acting.steps", 3, "acting.steps"),
         ("acting.action_horizon", 5, "acting.action_horizon"),
         ("acting.action_horizon", 0, "acting.action_horizon"),
-        ("facts.llm", "minilm", "facts.llm."),
-        ("facts.llm", {"model": "minilm", "revision": "1"}, "facts.llm.dtype"),
+        ("metadata.llm", "minilm", "metadata.llm."),
+        ("metadata.llm", {"model": "minilm", "revision": "1"}, "metadata.llm.dtype"),
         ("method", "llmdpt", "method"),
     ],
 )

@@ -25,9 +25,12 @@ DESCRIPTION: dict[str, Any] = {
     "critic": None,
     "acting": {},
     "llm": "minilm",
-    "facts": {"trained_on": ["a"]},
+    "metadata": {"trained_on": ["a"]},
 }
-FORMAT_1: dict[str, Any] = {"format": 1, "sizes": {}, "policy": {}, "spaces": ..., "network": ..., "critic": ...}
+FORMAT_1: dict[str, Any] = {
+    **{"format": 1, "sizes": {}, "policy": {}, "facts": {}},
+    **{"spaces": ..., "network": ..., "critic": ..., "metadata": ...},
+}
 """What policy.json had in place of some fields; `...`: it had none."""
 
 
@@ -120,8 +123,8 @@ def test_another_version(folder: Path, version: Any) -> None:
 def test_format_1_is_upgraded_and_then_checked(folder: Path) -> None:
     def upgrade(description: dict[str, Any]) -> dict[str, Any]:
         assert description["format"] == 1
-        kept = {name: value for name, value in description.items() if name not in ("sizes", "policy")}
-        return kept | {name: DESCRIPTION[name] for name in ("spaces", "network", "critic")}
+        kept = {name: value for name, value in description.items() if name not in ("sizes", "policy", "facts")}
+        return kept | {name: DESCRIPTION[name] for name in ("spaces", "network", "critic", "metadata")}
 
     change(folder, **FORMAT_1)
     description, _ = read_policy_folder(folder, upgrade)

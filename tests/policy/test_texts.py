@@ -69,7 +69,7 @@ def test_a_new_text_is_embedded_as_in_training(
         policy.prompt("Task: something new.", example)
     assert asked == [("minilm", torch.device("cpu"), None, ["Task: something new."])]
     for number, (revision, told) in enumerate((("r2", False), ("r1", True))):
-        policy.facts["llm"] = {"model": "m", "revision": revision, "dtype": "bfloat16"}
+        policy.metadata["llm"] = {"model": "m", "revision": revision, "dtype": "bfloat16"}
         policy.save(tmp_path / "p")
         caplog.clear()
         Policy.load(tmp_path / "p").prompt(f"Task: new {number}.", example)

@@ -177,7 +177,7 @@ def test_a_run_from_beginning_to_end(
     model = made[name]
     policy = Policy.load(tmp_path / "run")
     assert policy.llm == name
-    assert policy.facts["llm"] == {"model": model.hub_id, "revision": model.commit, "dtype": "float32"}
+    assert policy.metadata["llm"] == {"model": model.hub_id, "revision": model.commit, "dtype": "float32"}
     assert policy.network.embedding_dim == 32
     assert len(policy.texts) == 3
     text = metaworld_prompt("push-v3").render()

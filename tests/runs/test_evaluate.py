@@ -64,7 +64,7 @@ def test_videos_are_of_the_last_policy_and_what_it_was_evaluated_on(
         lambda policy, prompts, folder, **others: asked.append({"policy": policy, "folder": folder, **others}),
     )
     record_run(run, EvaluationConfig(max_steps=3, video_tasks=5), prompts)
-    assert (asked[0]["policy"].facts["iterations"], asked[0]["folder"]) == (200, run.path / "videos")
+    assert (asked[0]["policy"].metadata["iterations"], asked[0]["folder"]) == (200, run.path / "videos")
     assert (asked[0]["max_steps"], asked[0]["most"], asked[0]["seen"]) == (3, 5, ["reach-v3", "push-v3"])
     with pytest.raises(InputError, match="absent"):
         record_run(run, CONFIG, prompts, device="cuda:99")

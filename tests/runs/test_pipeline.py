@@ -102,7 +102,7 @@ def test_ablations_run_from_end_to_end(
     assert 0 < acting["milliseconds_an_action"] < 1000
     assert (policy.critic is None) == ("--method.eta" in options)
     assert bool(policy.texts) == text
-    assert ("llm" in policy.facts) == text
+    assert ("llm" in policy.metadata) == text
     assert policy.network.reads.text == text
 
 

@@ -76,7 +76,7 @@ def test_a_stopped_run_resumed_is_the_straight_run_bit_for_bit(
         assert "stopped by SIGTERM" in output
         assert "Traceback" not in output
         iteration = json.loads((checkpoint / "state.json").read_text())["iteration"]
-        assert Policy.load(run).facts["iterations"] == iteration
+        assert Policy.load(run).metadata["iterations"] == iteration
     assert train("--resume", run) == 0
     assert contents(run) == contents(straight_run)
     # A stop adds a record of its own.

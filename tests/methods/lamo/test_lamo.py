@@ -230,7 +230,7 @@ def test_a_policy_needs_no_language_model_to_act(
     folder = shutil.copytree(tiny_gpt2[0], tmp_path / "gpt2")
     method = make_lamo(model=str(folder))
     method.update(batch, 0)
-    policy = Policy("lamo", method.acting_network, None, ActingConfig(), facts={"target_returns": {"reach-v3": 3.0}})
+    policy = Policy("lamo", method.acting_network, None, ActingConfig(), metadata={"target_returns": {"reach-v3": 3.0}})
     policy.save(tmp_path / "policy")
     shutil.rmtree(folder)
     again = Policy.load(tmp_path / "policy")
