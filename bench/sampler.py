@@ -23,7 +23,7 @@ from peers import Compiler, Diffusion, compiled_sample
 from timing import Call
 from torch import Tensor, nn
 
-from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.diffusion.sampler import Backend
 from llmdpd.diffusion.schedules import Precision
 
@@ -112,7 +112,7 @@ class Workload:
         if backend in ("eager", "compile"):
             return self._peer(backend)
         net = NoiseMLP(self.sizes.state, self.sizes.action, self.sizes.prompt, self.sizes.hidden).to(self.device)
-        plan = sampler_plan("ddpm", self.case.K)
+        plan = sampler_coefficients("ddpm", self.case.K)
 
         def sample() -> Tensor:
             return reverse_diffusion(

@@ -26,7 +26,7 @@ from llmdpd.diffusion import (
     SamplerCoefficients,
     philox_normal,
     reverse_diffusion,
-    sampler_plan,
+    sampler_coefficients,
 )
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.diffusion.sampler import Backend
@@ -112,7 +112,7 @@ class Problem:
         self.shape, self.device = shape, device
         self.net = NoiseMLP(shape.S, shape.A, shape.Z, shape.H).to(device)
         self.exact_net = copy.deepcopy(self.net).double().cpu()
-        self.plan = sampler_plan(cast("Any", shape.sampler), shape.K)
+        self.plan = sampler_coefficients(cast("Any", shape.sampler), shape.K)
         drawn = CANDIDATES * shape.B
         state, noise = torch.randn(drawn, shape.S), torch.randn(shape.K + 1, drawn, shape.N, shape.A)
         prompt = torch.randn(drawn, shape.Z) if shape.prompt_per_state else torch.randn(shape.Z)
@@ -200,7 +200,7 @@ def noise_plan(draw: int, steps: int) -> SamplerCoefficients:
     noise = zero.copy()
     if draw > 0:
         noise[draw - 1] = 1.0
-    plain = sampler_plan("ddpm", steps)
+    plain = sampler_coefficients("ddpm", steps)
     start = 1.0 if draw == 0 else 0.0
     return dataclasses.replace(plain, clip=None, start=start, p=zero, e=zero, A=one, B=zero, C=zero, S=noise)
 

@@ -101,13 +101,13 @@ def make_net(rng: np.random.Generator) -> Callable[..., NoiseMLP]:
 @pytest.fixture
 def random_coefficients(rng: np.random.Generator) -> Callable[..., SamplerCoefficients]:
     """Makes sampler coefficients (steps, clip) none of which is zero or one, so that each must be used correctly."""
-    from llmdpd.diffusion import sampler_plan
+    from llmdpd.diffusion import sampler_coefficients
 
     def make(steps: int = 5, clip: float | None = 0.9) -> SamplerCoefficients:
         table = {name: rng.uniform(0.2, 0.8, steps) * rng.choice([-1, 1], steps) for name in "peABCS"}
         table["S"] = np.abs(table["S"])
         start = float(rng.uniform(0.5, 1.5))
-        return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, start=start, **table)
+        return dataclasses.replace(sampler_coefficients("ddpm", steps=steps), clip=clip, start=start, **table)
 
     return make
 

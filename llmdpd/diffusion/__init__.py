@@ -2,7 +2,7 @@
 
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.sampler import BackendUnavailableError, reverse_diffusion
-from llmdpd.diffusion.schedules import alphas, sampler_plan
+from llmdpd.diffusion.schedules import alphas, sampler_coefficients
 from llmdpd.ops.arguments import SamplerCoefficients
 from llmdpd.ops.philox import philox_normal
 
@@ -13,5 +13,5 @@ __all__ = [
     "alphas",
     "philox_normal",
     "reverse_diffusion",
-    "sampler_plan",
+    "sampler_coefficients",
 ]

@@ -66,7 +66,7 @@ def reverse_diffusion(
         net: the noise network.
         state: [B, S], B from 0.
         prompt: [Z] (one task) or [B, Z].
-        plan: the sampler's coefficients, from `sampler_plan`.
+        plan: the sampler's coefficients, from `sampler_coefficients`.
         samples: N actions for each state.
         seed: key of the counter-based noise; by default a random number of torch's global generator, which
             `torch.manual_seed` governs. With an int64 tensor [B] the noise of each state depends on its own seed only,

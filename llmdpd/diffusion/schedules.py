@@ -5,7 +5,7 @@ Every sampler here is the same recurrence, with one row of coefficients for each
     x0      = clip(p_k a_k + e_k epsilon)
     a_{k-1} = A_k a_k + B_k x0 + C_k x0_previous + S_k xi_k
 
-so that no kernel knows a sampler's or a schedule's name. `sampler_plan` computes the table in float64.
+so that no kernel knows a sampler's or a schedule's name. `sampler_coefficients` computes the table in float64.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def alphas(schedule: ScheduleName, steps: int) -> Array:
 
 
 @lru_cache(maxsize=64)
-def sampler_plan(
+def sampler_coefficients(
     name: SamplerName = "ddpm",
     steps: int = 5,
     schedule: ScheduleName = "vp",

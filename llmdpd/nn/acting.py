@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from llmdpd.diffusion import SamplerCoefficients, sampler_plan
+from llmdpd.diffusion import SamplerCoefficients, sampler_coefficients
 from llmdpd.diffusion.schedules import Precision, SamplerName
 from llmdpd.errors import InputError
 from llmdpd.nn.config import ChainConfig
@@ -61,7 +61,7 @@ class ChainActing(NoisyActing):
         """
         total, bound = network.diffusion_steps, network.action_bound
         steps, noise = total if self.steps is None else self.steps, self.noise_scale
-        return sampler_plan(self.sampler, steps, network.schedule, bound, train_steps=total, noise_scale=noise)
+        return sampler_coefficients(self.sampler, steps, network.schedule, bound, train_steps=total, noise_scale=noise)
 
     def check_network(self, network: ChainConfig) -> None:
         self.coefficients(network)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import SamplerCoefficients, alphas, sampler_plan
+from llmdpd.diffusion import SamplerCoefficients, alphas, sampler_coefficients
 from llmdpd.diffusion.schedules import ScheduleName
 from llmdpd.errors import InputError
 from llmdpd.nn.context import ContextConfig
@@ -66,4 +66,4 @@ class ChainConfig(NetworkConfig):
 
     def training_sampler(self) -> SamplerCoefficients:
         """The sampler of training: DDPM over the K steps of the chain."""
-        return sampler_plan("ddpm", self.diffusion_steps, self.schedule, self.action_bound)
+        return sampler_coefficients("ddpm", self.diffusion_steps, self.schedule, self.action_bound)

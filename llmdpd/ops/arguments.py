@@ -35,8 +35,8 @@ class SamplerCoefficients:
 
     `timesteps` [K] int64 are the network's time indices (0 … train_steps - 1); `p, e, A, B, C, S` [K] float64 are the
     coefficients of the module's recurrence; `clip` bounds x0 at every step and a_0 (None: no bound). The chain starts
-    at `start` times the first noise; `start` and S carry the noise scale. `llmdpd.diffusion.sampler_plan` shares one
-    object among all callers with the same arguments, so its arrays are read-only.
+    at `start` times the first noise; `start` and S carry the noise scale. All callers of
+    `llmdpd.diffusion.sampler_coefficients` with the same arguments share one object, so its arrays are read-only.
     """
 
     name: str

@@ -9,7 +9,7 @@ from counting import Sizes
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import Training, diffusion_ql, metaworld
 
-from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.nn.critic import DoubleQ
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def time_rows(rows: int, hidden: int) -> int:
 @pytest.mark.parametrize(("B", "K", "N"), [(1, 5, 1), (6, 3, 1), (4, 2, 5)])
 def test_chain_is_what_the_reference_multiplies(B: int, K: int, N: int) -> None:
     net = NoiseMLP(SIZES.state, SIZES.action, SIZES.prompt, SIZES.hidden, T)
-    state, prompt, plan = torch.randn(B, SIZES.state), torch.randn(SIZES.prompt), sampler_plan("ddpm", K)
+    state, prompt, plan = torch.randn(B, SIZES.state), torch.randn(SIZES.prompt), sampler_coefficients("ddpm", K)
 
     def run() -> None:
         with torch.no_grad():

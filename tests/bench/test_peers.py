@@ -15,7 +15,7 @@ from peers import Acting, Compiler, Critic, Diffusion, Model, Trainer, compiled_
 from torch import Tensor, nn
 from workloads import diffusion_ql
 
-from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd import method as method_module
 
@@ -72,7 +72,7 @@ def test_the_eager_loop_is_our_chain(rng: np.random.Generator, double: None, K: 
     net = noise_mlp(actor.state_dict(), SIZES.state, SIZES.action, SIZES.prompt).double()
     state, prompt, noise = torch.randn(B, 5), torch.randn(4), torch.randn(K + 1, B, 3)
     condition = torch.cat([state, prompt.expand(B, -1)], dim=1)
-    expected = reverse_diffusion(net, state, prompt, sampler_plan("ddpm", K), noise=noise, backend="reference")
+    expected = reverse_diffusion(net, state, prompt, sampler_coefficients("ddpm", K), noise=noise, backend="reference")
     actor.randn = replay(noise)
     torch.testing.assert_close(actor.sample(condition), expected, rtol=1e-9, atol=1e-9)
     actor.randn = replay(noise)

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal, reverse_diffusion, sampler_coefficients
 from llmdpd.ops import native
 from llmdpd.ops.mish_mlp import mish_mlp, mish_mlp_reference
 
@@ -80,10 +80,10 @@ def random_plan(rng: np.random.Generator, steps: int, clipped: bool) -> SamplerC
     """A sampler's own table; or, for few steps, one in which every coefficient matters."""
     clip = [0.7, 3.0, None][rng.integers(3)] if clipped else None
     if steps > 5 or rng.integers(2):
-        return sampler_plan(rng.choice(["ddpm", "ddim", "dpm++2m"]), steps=steps, clip=clip)
+        return sampler_coefficients(rng.choice(["ddpm", "ddim", "dpm++2m"]), steps=steps, clip=clip)
     table = {name: rng.uniform(0.2, 0.8, steps) * rng.choice([-1, 1], steps) for name in "peABCS"}
     table["S"] = np.abs(table["S"])  # a deviation
-    return dataclasses.replace(sampler_plan("ddpm", steps=steps), clip=clip, **table)
+    return dataclasses.replace(sampler_coefficients("ddpm", steps=steps), clip=clip, **table)
 
 
 def chain(

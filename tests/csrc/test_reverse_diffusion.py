@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal, reverse_diffusion, sampler_coefficients
 from llmdpd.ops import native
 
 TOLERANCE = 2e-5  # relative L2 of the actions
@@ -65,7 +65,7 @@ def make_case(make_net: Any, random_coefficients: Any) -> MakeCase:
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 @pytest.mark.parametrize("clip", [1.0, None])
 def test_samplers(make_case: MakeCase, fresh_seed: int, isa: str, name: Any, steps: int, clip: float | None) -> None:
-    make_case(B=40, S=39, Z=256, H=256, plan=sampler_plan(name, steps=steps, clip=clip)).check(fresh_seed)
+    make_case(B=40, S=39, Z=256, H=256, plan=sampler_coefficients(name, steps=steps, clip=clip)).check(fresh_seed)
 
 
 @pytest.mark.parametrize("H", [1, 7, 33, 250, 256])

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from llmdpd.diffusion import BackendUnavailableError, NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import BackendUnavailableError, NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.errors import InputError
 from llmdpd.ops import native, operators
 
 B, S, A, Z, H, T, K, N = 6, 3, 2, 5, 8, 4, 7, 9
 F32 = np.float32
-PLAN = sampler_plan("ddpm", steps=K)
+PLAN = sampler_coefficients("ddpm", steps=K)
 
 
 def good_options() -> dict[str, Any]:
@@ -325,12 +325,12 @@ def test_a_process_without_room_for_threads_works_alone() -> None:
     code = """
         import resource
         import torch
-        from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+        from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
         torch.set_grad_enabled(False)
         torch.set_num_threads(1)
         net, state, prompt = NoiseMLP(3, 2, 5, 64), torch.randn(200, 3), torch.randn(5)
         def draw():
-            return reverse_diffusion(net, state, prompt, sampler_plan("ddpm"), seed=1, backend="cpp")
+            return reverse_diffusion(net, state, prompt, sampler_coefficients("ddpm"), seed=1, backend="cpp")
         expected = draw()
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000, used + 4_000_000))

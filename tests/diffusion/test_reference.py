@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, alphas, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, alphas, reverse_diffusion, sampler_coefficients
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 
 F64 = torch.float64
@@ -34,7 +34,7 @@ def epsilon(net: NoiseMLP, actions: Tensor, i: int, state: Tensor, prompt: Tenso
 @torch.no_grad()
 def test_one_unclipped_step_is_equation_4(rng: np.random.Generator, make_net: Any, K: int, schedule: Any) -> None:
     net = make_net(7, 3, 4, dtype=F64)
-    plan = sampler_plan("ddpm", steps=K, schedule=schedule, clip=None)
+    plan = sampler_coefficients("ddpm", steps=K, schedule=schedule, clip=None)
     alpha = alphas(schedule, K)
     state, prompt = torch.randn(6, 7, dtype=F64), torch.randn(6, 4, dtype=F64)
     for row, i in enumerate(range(K - 1, -1, -1)):
@@ -59,7 +59,7 @@ def test_chain_is_diffusion_qls_loop(
 ) -> None:
     net = make_net(5, 4, 3, dtype=F64)
     state, prompt = torch.randn(9, 5, dtype=F64), torch.randn(3, dtype=F64)
-    plan = sampler_plan("ddpm", steps=K, schedule=schedule, clip=bound)
+    plan = sampler_coefficients("ddpm", steps=K, schedule=schedule, clip=bound)
     noise = noise_of(plan, 9, 4)
     bar = np.concatenate([[1.0], np.cumprod(alphas(schedule, K))])
     x = noise[0, :, 0]
@@ -81,7 +81,7 @@ def test_chain_is_diffusion_qls_loop(
 def test_gradients(rng: np.random.Generator, make_net: Any, name: Any, clip: float | None) -> None:
     """Of state, prompt and every weight, through the whole chain, against finite differences in float64."""
     net = make_net(2, 2, 3, 5, 4, dtype=F64)
-    plan = sampler_plan(name, steps=3, schedule="cosine" if clip is None else "vp", clip=clip)
+    plan = sampler_coefficients(name, steps=3, schedule="cosine" if clip is None else "vp", clip=clip)
     state = torch.randn(2, 2, dtype=F64, requires_grad=True)
     prompt = torch.randn(3, dtype=F64, requires_grad=True)
     noise = 0.5 * noise_of(plan, 2, 2, 2)
@@ -131,7 +131,7 @@ def gaussian(rng: np.random.Generator) -> GaussianEpsilon:
     ("name", "steps", "eta"), [("ddpm", 1000, 0.0), ("ddim", 200, 0.0), ("ddim", 1000, 1.0), ("dpm++2m", 50, 0.0)]
 )
 def test_samples_have_the_datas_mean_and_variance(gaussian: GaussianEpsilon, name: Any, steps: int, eta: float) -> None:
-    plan = sampler_plan(name, steps=steps, clip=None, train_steps=1000, eta=eta)
+    plan = sampler_coefficients(name, steps=steps, clip=None, train_steps=1000, eta=eta)
     draws = gaussian.run(plan, noise_of(plan, 4000, 2))
     assert (
         float((draws.mean(0) - gaussian.mu).abs().max()) < 6 * gaussian.s / np.sqrt(4000) + 0.01
@@ -143,7 +143,7 @@ def test_samples_have_the_datas_mean_and_variance(gaussian: GaussianEpsilon, nam
 def test_second_order_beats_first(gaussian: GaussianEpsilon, steps: int) -> None:
     errors = {}
     for name in ("ddim", "dpm++2m"):
-        plan = sampler_plan(name, steps=steps, clip=None, train_steps=1000)  # type: ignore[arg-type]
+        plan = sampler_coefficients(name, steps=steps, clip=None, train_steps=1000)  # type: ignore[arg-type]
         noise = noise_of(plan, 500, 2)
         errors[name] = float((gaussian.run(plan, noise) - gaussian.ode(noise[0, :, 0])).norm() / noise[0].norm())
     assert errors["dpm++2m"] < 0.5 * errors["ddim"]
@@ -153,7 +153,7 @@ def test_second_order_beats_first(gaussian: GaussianEpsilon, steps: int) -> None
 def test_error_falls_with_steps(gaussian: GaussianEpsilon, name: Any, counts: tuple[int, ...]) -> None:
     errors = []
     for steps in counts:
-        plan = sampler_plan(name, steps=steps, clip=None, train_steps=1000)
+        plan = sampler_coefficients(name, steps=steps, clip=None, train_steps=1000)
         noise = noise_of(plan, 300, 2)
         errors.append(float((gaussian.run(plan, noise) - gaussian.ode(noise[0, :, 0])).norm() / noise[0].norm()))
     assert errors[1] < errors[0] / 2

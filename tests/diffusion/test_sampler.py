@@ -17,7 +17,7 @@ from llmdpd.diffusion import (
     SamplerCoefficients,
     philox_normal,
     reverse_diffusion,
-    sampler_plan,
+    sampler_coefficients,
 )
 from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.errors import InputError
@@ -67,7 +67,7 @@ def test_backends_hold_the_tolerance(
 ) -> None:
     S, A, Z, H, B, N = sizes
     net = make_net(S, A, Z, H)
-    plan = sampler_plan(**PLANS[plan_name])  # type: ignore[arg-type]
+    plan = sampler_coefficients(**PLANS[plan_name])  # type: ignore[arg-type]
     state = torch.randn(B, S)
     for prompt in (torch.randn(Z), torch.randn(B, Z)):
         seed = int(rng.integers(2**63))
@@ -90,7 +90,7 @@ def test_backends_hold_the_tolerance(
 @torch.no_grad()
 def test_bfloat16_holds_its_tolerance(rng: np.random.Generator, make_net: Any) -> None:
     net = make_net(6, 4, 5, 64)
-    state, prompt, plan, seed = torch.randn(200, 6), torch.randn(5), sampler_plan(), int(rng.integers(2**62))
+    state, prompt, plan, seed = torch.randn(200, 6), torch.randn(5), sampler_coefficients(), int(rng.integers(2**62))
     expected = oracle(net, state, prompt, plan, philox_normal(seed, 200, 1, 6, 4), 1)
     found = reverse_diffusion(net, state, prompt, plan, seed=seed, precision="bf16")
     assert found.dtype == torch.float32
@@ -100,7 +100,7 @@ def test_bfloat16_holds_its_tolerance(rng: np.random.Generator, make_net: Any) -
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_an_action_depends_on_its_own_seed_and_row_only(rng: np.random.Generator, make_net: Any, backend: Any) -> None:
-    net, plan = make_net(6, 3, 4, 21), sampler_plan()
+    net, plan = make_net(6, 3, 4, 21), sampler_coefficients()
     state, prompt = torch.randn(11, 6), torch.randn(11, 4)
     seeds = torch.from_numpy(rng.integers(0, 2**63, 11))
 
@@ -121,7 +121,9 @@ def test_torchs_seed_governs_every_backend_alike(make_net: Any) -> None:
 
     def sample(backend: Any, seed: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)
-        first, second = (reverse_diffusion(net, state, prompt, sampler_plan(), backend=backend) for _ in range(2))
+        first, second = (
+            reverse_diffusion(net, state, prompt, sampler_coefficients(), backend=backend) for _ in range(2)
+        )
         return first, second
 
     for backend in BACKENDS:
@@ -135,7 +137,7 @@ def test_torchs_seed_governs_every_backend_alike(make_net: Any) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_numpy_seeds(rng: np.random.Generator, make_net: Any, backend: Any) -> None:
-    net, state, prompt, plan = make_net(3, 2, 2), torch.randn(4, 3), torch.randn(2), sampler_plan()
+    net, state, prompt, plan = make_net(3, 2, 2), torch.randn(4, 3), torch.randn(2), sampler_coefficients()
     for seed in (5, -3, 2**63 - 1):
         one = reverse_diffusion(net, state, prompt, plan, seed=seed, backend=backend)
         other = reverse_diffusion(net, state, prompt, plan, seed=np.int64(seed), backend=backend)  # type: ignore[arg-type]
@@ -145,7 +147,7 @@ def test_numpy_seeds(rng: np.random.Generator, make_net: Any, backend: Any) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_empty_batch(make_net: Any, backend: Any) -> None:
-    net, plan = make_net(3, 2, 4), sampler_plan()
+    net, plan = make_net(3, 2, 4), sampler_coefficients()
     assert reverse_diffusion(net, torch.zeros(0, 3), torch.ones(4), plan, backend=backend).shape == (0, 2)
     keys = torch.zeros(0, dtype=torch.int64)
     shape = reverse_diffusion(net, torch.zeros(0, 3), torch.ones(0, 4), plan, 5, seed=keys, backend=backend).shape
@@ -156,7 +158,7 @@ def test_empty_batch(make_net: Any, backend: Any) -> None:
 @torch.no_grad()
 def test_actions_are_within_the_bound(make_net: Any, backend: Any) -> None:
     net = make_net(3, 2, 4)
-    plan = sampler_plan("ddpm", clip=0.4)
+    plan = sampler_coefficients("ddpm", clip=0.4)
     actions = reverse_diffusion(net, 3 * torch.randn(50, 3), torch.randn(4), plan, 4, backend=backend)
     assert float(actions.abs().max()) <= 0.4 + 1e-7
     assert (actions.abs() < 0.4).any()
@@ -185,7 +187,7 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_auto_takes_cpp_with_and_without_gradient(make_net: Any, native_calls: list[str]) -> None:
-    net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_plan()
+    net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_coefficients()
     with torch.no_grad():
         plain = reverse_diffusion(net, state, prompt, plan, seed=1)
     assert native_calls == ["packed"]
@@ -198,9 +200,9 @@ def test_auto_takes_cpp_with_and_without_gradient(make_net: Any, native_calls: l
 
 def test_a_gradient_for_the_prompt_alone(make_net: Any, native_calls: list[str]) -> None:
     net = make_net(3, 2, 4).requires_grad_(False)
-    reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
+    reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_coefficients())
     prompt = torch.randn(4, requires_grad=True)
-    reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_plan(clip=None)).sum().backward()
+    reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_coefficients(clip=None)).sum().backward()
     assert native_calls == ["packed", "operator"]
     assert prompt.grad is not None
     assert bool((prompt.grad != 0).any())
@@ -214,16 +216,16 @@ def test_a_repeated_call_gives_the_bits_of_the_first(make_net: Any, monkeypatch:
             state, prompt = torch.randn(shape), torch.randn(4)
             with monkeypatch.context() as patch:
                 patch.setattr(inference, "sample_again", lambda *_: None)
-                careful = reverse_diffusion(net, state, prompt, sampler_plan(), **options)
+                careful = reverse_diffusion(net, state, prompt, sampler_coefficients(), **options)
             monkeypatch.setattr(inference, "sample", None)
-            assert torch.equal(reverse_diffusion(net, state, prompt, sampler_plan(), **options), careful)
+            assert torch.equal(reverse_diffusion(net, state, prompt, sampler_coefficients(), **options), careful)
             monkeypatch.undo()
 
 
 def test_auto_takes_the_reference_in_float64(make_net: Any, native_calls: list[str]) -> None:
     net = make_net(3, 2, 4, dtype=torch.float64).requires_grad_(False)
     state, prompt = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    assert reverse_diffusion(net, state, prompt, sampler_plan()).dtype == torch.float64
+    assert reverse_diffusion(net, state, prompt, sampler_coefficients()).dtype == torch.float64
     assert native_calls == []
 
 
@@ -234,14 +236,14 @@ def test_auto_without_the_compiled_module(
     monkeypatch.setattr(native, "available", lambda: (False, "no module; pip install ."))
     net = make_net(3, 2, 4)
     with torch.no_grad(), caplog.at_level(logging.INFO, logger="llmdpd"):
-        reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan())
+        reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_coefficients())
         with pytest.raises(BackendUnavailableError, match="pip install"):
-            reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_plan(), backend="cpp")
+            reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_coefficients(), backend="cpp")
     assert "no module; pip install ." in caplog.text
 
 
 def test_a_named_backend_that_cannot_run_says_why(make_net: Any) -> None:
-    net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_plan()
+    net, state, prompt, plan = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4), sampler_coefficients()
     noise = torch.randn(6, 4, 2, requires_grad=True)
     with pytest.raises(BackendUnavailableError, match="gradient for given noise"):
         reverse_diffusion(net, state, prompt, plan, noise=noise, backend="cpp")
@@ -282,7 +284,7 @@ def test_refused_with_the_fields_name(make_net: Any, what: str, backend: str) ->
     options, field = REFUSED[what]
     arguments = {"state": torch.ones(4, 3), "prompt": torch.ones(4), "backend": backend, **options}
     with torch.no_grad(), pytest.raises(InputError) as error:
-        reverse_diffusion(make_net(3, 2, 4), plan=sampler_plan(), **arguments)
+        reverse_diffusion(make_net(3, 2, 4), plan=sampler_coefficients(), **arguments)
     assert error.value.field == field
     assert error.value.found is not None
     assert error.value.expected is not None

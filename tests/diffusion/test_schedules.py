@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmdpd.diffusion import alphas, sampler_plan
+from llmdpd.diffusion import alphas, sampler_coefficients
 from llmdpd.errors import InputError
 
 SCHEDULES = ["vp", "linear", "cosine"]
@@ -60,8 +60,8 @@ def test_unknown_schedule_and_no_steps() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ddim_with_full_noise_is_ddpm(schedule: Any) -> None:
-    ddpm = sampler_plan("ddpm", steps=9, schedule=schedule)
-    ddim = sampler_plan("ddim", steps=9, schedule=schedule, eta=1.0)
+    ddpm = sampler_coefficients("ddpm", steps=9, schedule=schedule)
+    ddim = sampler_coefficients("ddim", steps=9, schedule=schedule, eta=1.0)
     for name in "peABCS":
         np.testing.assert_allclose(getattr(ddim, name), getattr(ddpm, name), atol=1e-12, err_msg=name)
 
@@ -69,7 +69,7 @@ def test_ddim_with_full_noise_is_ddpm(schedule: Any) -> None:
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_without_noise_the_last_step_is_x0(name: Any, steps: int) -> None:
-    plan = sampler_plan(name, steps=steps, train_steps=20)
+    plan = sampler_coefficients(name, steps=steps, train_steps=20)
     assert (plan.S == 0).all()
     assert (plan.A[-1], plan.B[-1], plan.C[-1]) == pytest.approx((0.0, 1.0, 0.0))
     assert plan.C[0] == 0
@@ -78,7 +78,7 @@ def test_without_noise_the_last_step_is_x0(name: Any, steps: int) -> None:
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
 def test_marginals_are_kept(name: Any) -> None:
     """Where x0 is right at every step, a_k stays sqrt(bar) x0 + sqrt(1 - bar) eps of one x0 and eps."""
-    plan = sampler_plan(name, steps=7, train_steps=30)
+    plan = sampler_coefficients(name, steps=7, train_steps=30)
     after = np.append(np.cumprod(alphas("vp", 30))[plan.timesteps[1:]], 1.0)
     now = np.cumprod(alphas("vp", 30))[plan.timesteps]
     x0, eps = 0.37, -1.21
@@ -91,7 +91,7 @@ def test_marginals_are_kept(name: Any) -> None:
 
 def test_dpm_solver_2m_is_its_authors_formula() -> None:
     """Lu et al. 2022, algorithm 2: D = (1 + 1/2r) x0 - 1/2r x0_previous, with unequal steps; a = ratio a + gain D."""
-    plan = sampler_plan("dpm++2m", steps=8)
+    plan = sampler_coefficients("dpm++2m", steps=8)
     bar = np.append(np.cumprod(alphas("vp", 8))[::-1], 1.0)
     log_snr = [0.5 * math.log(b / (1 - b)) if b < 1 else math.inf for b in bar]
     uneven = False
@@ -112,11 +112,11 @@ def test_dpm_solver_2m_is_its_authors_formula() -> None:
 def test_dpm_solver_steps_are_even_in_log_snr() -> None:
     bar = np.cumprod(alphas("vp", 1000))
     for steps in (5, 10, 20):
-        index = sampler_plan("dpm++2m", steps=steps, train_steps=1000).timesteps
+        index = sampler_coefficients("dpm++2m", steps=steps, train_steps=1000).timesteps
         gaps = np.diff(np.log(bar[index] / (1 - bar[index])))
         assert gaps.max() / gaps.min() < 1.4
     for steps in (3, 9, 29, 30):
-        index = sampler_plan("dpm++2m", steps=steps, train_steps=30).timesteps
+        index = sampler_coefficients("dpm++2m", steps=steps, train_steps=30).timesteps
         assert (index[0], index[-1], len(index)) == (29, 0, steps)
         assert (np.diff(index) < 0).all()
 
@@ -124,7 +124,7 @@ def test_dpm_solver_steps_are_even_in_log_snr() -> None:
 def test_fewer_steps_never_repeat_a_timestep() -> None:
     for total in range(1, 40):
         for steps in range(1, total + 1):
-            index = sampler_plan("ddim", steps=steps, train_steps=total).timesteps
+            index = sampler_coefficients("ddim", steps=steps, train_steps=total).timesteps
             assert index[0] == total - 1
             assert len(index) == steps
             assert (np.diff(index) < 0).all()
@@ -132,7 +132,7 @@ def test_fewer_steps_never_repeat_a_timestep() -> None:
 
 
 def test_noise_scale_is_in_start_and_steps() -> None:
-    full, half = sampler_plan("ddpm"), sampler_plan("ddpm", noise_scale=0.5)
+    full, half = sampler_coefficients("ddpm"), sampler_coefficients("ddpm", noise_scale=0.5)
     assert half.start == 0.5
     np.testing.assert_allclose(half.S, 0.5 * full.S)
     np.testing.assert_array_equal(half.A, full.A)
@@ -159,7 +159,7 @@ def test_noise_scale_is_in_start_and_steps() -> None:
 )
 def test_bad_arguments(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError) as error:
-        sampler_plan(**arguments)
+        sampler_coefficients(**arguments)
     assert error.value.field == field
     assert error.value.found is not None
     assert error.value.expected is not None
@@ -167,8 +167,8 @@ def test_bad_arguments(arguments: dict[str, Any], field: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_a_plan_is_shared_and_cannot_be_written(name: str) -> None:
-    plan = sampler_plan(name, 5)
-    assert sampler_plan(name, 5) is plan
+    plan = sampler_coefficients(name, 5)
+    assert sampler_coefficients(name, 5) is plan
     for rows in ("timesteps", "p", "e", "A", "B", "C", "S"):
         with pytest.raises(ValueError, match="read-only"):
             getattr(plan, rows)[0] = 7

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmdpd.diffusion import sampler_plan
+from llmdpd.diffusion import sampler_coefficients
 
 MakeCase = Callable[..., Any]
 both_precisions = pytest.mark.parametrize("bf16", [False, True])
@@ -31,7 +31,7 @@ def test_large_widths(make_case: MakeCase, key: torch.Tensor, bf16: bool) -> Non
 @pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(make_case: MakeCase, key: torch.Tensor, name: Any, clip: float | None, bf16: bool) -> None:
-    make_case(B=20, plan=sampler_plan(name, steps=5, clip=clip), bf16=bf16, scale=0.5).check_gradients(key)
+    make_case(B=20, plan=sampler_coefficients(name, steps=5, clip=clip), bf16=bf16, scale=0.5).check_gradients(key)
 
 
 @both_precisions

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.diffusion import sampler_plan
+from llmdpd.diffusion import sampler_coefficients
 
 MakeCase = Callable[..., Any]
 both_precisions = pytest.mark.parametrize("bf16", [False, True])
@@ -30,7 +30,7 @@ def test_shapes(make_case: MakeCase, key: torch.Tensor, B: int, N: int, A: int, 
 def test_samplers(
     make_case: MakeCase, key: torch.Tensor, name: Any, steps: int, clip: float | None, bf16: bool
 ) -> None:
-    plan = sampler_plan(name, steps=steps, clip=clip)
+    plan = sampler_coefficients(name, steps=steps, clip=clip)
     make_case(plan=plan, bf16=bf16, scale=1.0 if clip else 0.5).check_actions(key)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import alphas, philox_normal, sampler_plan
+from llmdpd.diffusion import alphas, philox_normal, sampler_coefficients
 from llmdpd.nn.trajectory_denoiser import _BLOCK, TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
 
 S, A, F, Z = 3, 2, 5, 4
@@ -86,7 +86,7 @@ def test_the_present_state_stands_in_the_plan_at_every_step(
     seen: list[Tensor] = []
     denoise = net.denoise
     monkeypatch.setattr(net, "denoise", lambda x, *rest: seen.append(x.clone()) or denoise(x, *rest))
-    plan = sampler_plan(name, steps, train_steps=12)
+    plan = sampler_coefficients(name, steps, train_steps=12)
     with torch.no_grad():
         drawn = reverse_trajectory(net, present, state, prompt, plan, torch.arange(_BLOCK))
     assert len(seen) == steps
@@ -109,7 +109,7 @@ def test_with_the_right_noise_the_chain_ends_at_the_plan(
     bar = torch.from_numpy(np.cumprod(alphas("vp", T))).float()
     monkeypatch.setattr(net, "time_rows", lambda timesteps: bar[timesteps][:, None])
     monkeypatch.setattr(net, "denoise", lambda x, _, level: (x - level.sqrt() * truth) / (1 - level).sqrt())
-    plan = sampler_plan(name, steps, train_steps=T)
+    plan = sampler_coefficients(name, steps, train_steps=T)
     drawn = reverse_trajectory(net, present, state, prompt, plan, torch.arange(B))
     torch.testing.assert_close(drawn, truth, rtol=0, atol=1e-4)
 
@@ -119,7 +119,7 @@ def test_a_plan_depends_on_its_own_key(rng: np.random.Generator, name: Any, step
     net, B = make_net(), 7
     present, state, prompt = inputs(B)
     seeds = torch.from_numpy(rng.integers(-(2**62), 2**62, B))
-    plan = sampler_plan(name, steps, train_steps=12)
+    plan = sampler_coefficients(name, steps, train_steps=12)
     with torch.no_grad():
         together = reverse_trajectory(net, present, state, prompt, plan, seeds)
         assert torch.equal(together, reverse_trajectory(net, present, state, prompt, plan, seeds))
@@ -143,6 +143,8 @@ def test_the_noise_is_scaled_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     denoise = net.denoise
     monkeypatch.setattr(net, "denoise", lambda x, *rest: starts.append(x) or denoise(x, *rest))
     seeds = torch.arange(_BLOCK) + 5
-    reverse_trajectory(net, present, state, prompt, sampler_plan("ddim", 1, train_steps=12, noise_scale=0.3), seeds)
+    reverse_trajectory(
+        net, present, state, prompt, sampler_coefficients("ddim", 1, train_steps=12, noise_scale=0.3), seeds
+    )
     expected = 0.3 * philox_normal(seeds, _BLOCK, 6, 1, S + A)[0].float()
     torch.testing.assert_close(starts[0], with_present(expected, present))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.methods.llmdpd.network import sample_actions
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
@@ -106,14 +106,14 @@ def _replace_layer(net: nn.Module) -> None:
 def sampled(net: NoiseMLP, precision: Any = "fp32") -> torch.Tensor:
     """Actions of two states, which show every change."""
     state, prompt = torch.tensor([[1.0, -0.5, 0.3], [0.2, 0.7, -1.1]]), torch.ones(4)
-    return reverse_diffusion(net, state, prompt, sampler_plan(clip=None), seed=1, precision=precision)
+    return reverse_diffusion(net, state, prompt, sampler_coefficients(clip=None), seed=1, precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_network_is_packed_anew(rng: np.random.Generator, make_net: Any, name: str, precision: Any) -> None:
     torch.manual_seed(int(rng.integers(2**31)))
-    net, plan = make_net(3, 2, 4), sampler_plan(clip=None)
+    net, plan = make_net(3, 2, 4), sampler_coefficients(clip=None)
     state, prompt = torch.randn(2, 3), torch.randn(4)
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ def test_changed_critics_are_packed_anew(rng: np.random.Generator, make_net: Any
     acting = BestOfN(samples=20, selection="max")
 
     def act(of: DoubleQ) -> torch.Tensor:
-        return sample_actions(net, of, condition, sampler_plan(), acting, seeds)
+        return sample_actions(net, of, condition, sampler_coefficients(), acting, seeds)
 
     act(critic)
     kept = {q: inference.packed_critic(q, 3, 2, False) for q in (critic.q1, critic.q2)}
@@ -156,7 +156,7 @@ def test_a_changed_buffer_is_seen(make_net: Any) -> None:
 
 
 def test_an_unchanged_network_is_packed_once(make_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, plans = make_net(3, 2, 4), [sampler_plan(), sampler_plan("ddim", 3, train_steps=5)]
+    net, plans = make_net(3, 2, 4), [sampler_coefficients(), sampler_coefficients("ddim", 3, train_steps=5)]
     made: list[int] = []
     create = inference.PackedNet.__init__
 
@@ -201,10 +201,14 @@ def test_another_prompt_is_not_the_last_one(make_net: Any) -> None:
     net = make_net(3, 2, 4)
     state, prompts = torch.randn(2, 3), [torch.randn(4) for _ in range(3)]
     with torch.no_grad():
-        alone = [reverse_diffusion(copy.deepcopy(net), state, prompt, sampler_plan(), seed=1) for prompt in prompts]
+        alone = [
+            reverse_diffusion(copy.deepcopy(net), state, prompt, sampler_coefficients(), seed=1) for prompt in prompts
+        ]
         for which in (0, 1, 0, 2, 2, 1):
-            assert torch.equal(reverse_diffusion(net, state, prompts[which], sampler_plan(), seed=1), alone[which])
+            assert torch.equal(
+                reverse_diffusion(net, state, prompts[which], sampler_coefficients(), seed=1), alone[which]
+            )
         prompt = prompts[0].clone()
-        reverse_diffusion(net, state, prompt, sampler_plan(), seed=1)
+        reverse_diffusion(net, state, prompt, sampler_coefficients(), seed=1)
         prompt.copy_(prompts[1])  # in the same memory
-        assert torch.equal(reverse_diffusion(net, state, prompt, sampler_plan(), seed=1), alone[1])
+        assert torch.equal(reverse_diffusion(net, state, prompt, sampler_coefficients(), seed=1), alone[1])

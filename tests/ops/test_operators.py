@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, reverse_diffusion, sampler_coefficients
 from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.ops import autograd, native, operators
 from llmdpd.ops.arguments import ChainArguments, MlpArguments
@@ -115,7 +115,7 @@ def test_the_gradient_passes_on_the_bound_and_stops_beyond(make_net: Any) -> Non
         net.layers[3].bias.zero_()
     one = np.ones(1)
     table = {"p": one, "e": one, "A": 0 * one, "B": one, "C": 0 * one, "S": 0 * one}
-    plan = dataclasses.replace(sampler_plan("ddim", 1, train_steps=5), start=1.0, clip=1.0, **table)
+    plan = dataclasses.replace(sampler_coefficients("ddim", 1, train_steps=5), start=1.0, clip=1.0, **table)
     noise = torch.tensor([0.5, 1.0, -1.0, 1.5]).reshape(1, 4, 1)
     noise = torch.cat([noise, torch.zeros_like(noise)])
     state, prompt = torch.zeros(4, 2), torch.zeros(3)
@@ -158,7 +158,7 @@ def test_same_bits_for_any_thread_count(rng: np.random.Generator, make_net: Any,
 
 def test_a_second_backward_pass_gives_the_same(rng: np.random.Generator, make_net: Any) -> None:
     net = make_net(3, 2, 4)
-    actions = reverse_diffusion(net, torch.randn(9, 3), torch.randn(4), sampler_plan(), seed=1).sum()
+    actions = reverse_diffusion(net, torch.randn(9, 3), torch.randn(4), sampler_coefficients(), seed=1).sum()
     first = torch.autograd.grad(actions, list(net.parameters()), retain_graph=True)
     second = torch.autograd.grad(actions, list(net.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
@@ -193,7 +193,7 @@ def outputs(make_net: Any, state: Tensor) -> list[Tensor]:
     """Of the chain and of the net."""
     _, weight, init, *trunk = net_case(np.random.default_rng(0), 4, 3, 8, 1, False)
     return [
-        reverse_diffusion(make_net(3, 2, 4), state, torch.randn(4), sampler_plan(clip=None), seed=1),
+        reverse_diffusion(make_net(3, 2, 4), state, torch.randn(4), sampler_coefficients(clip=None), seed=1),
         mish_mlp(state, weight, init, linear_layers(trunk)),
     ]
 
@@ -216,7 +216,7 @@ def test_a_plan_first_used_in_a_mode_serves_all(make_net: Any, mode: str) -> Non
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     net = make_net(3, 2, 4)
-    plan = dataclasses.replace(sampler_plan())  # nobody's but ours
+    plan = dataclasses.replace(sampler_coefficients())  # nobody's but ours
     if mode == "inference":
         with torch.inference_mode():
             reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), plan, seed=1)
@@ -264,9 +264,11 @@ def test_a_frozen_net_gets_no_weight_gradients(rng: np.random.Generator) -> None
 def test_autocast_does_not_reach_into_the_sampler(make_net: Any) -> None:
     for precision in ("fp32", "bf16"):
         net, state, prompt = make_net(3, 2, 4), torch.randn(4, 3), torch.randn(4)
-        expected = reverse_diffusion(copy.deepcopy(net), state, prompt, sampler_plan(), seed=1, precision=precision)
+        expected = reverse_diffusion(
+            copy.deepcopy(net), state, prompt, sampler_coefficients(), seed=1, precision=precision
+        )
         with torch.autocast("cpu"):
-            found = reverse_diffusion(net, state, prompt, sampler_plan(), seed=1, precision=precision)
+            found = reverse_diffusion(net, state, prompt, sampler_coefficients(), seed=1, precision=precision)
         assert torch.equal(found, expected)
 
 
@@ -279,7 +281,7 @@ def test_impossible_sizes_are_refused() -> None:
 
 def test_empty_batch_has_zero_gradients(make_net: Any) -> None:
     net = make_net(3, 2, 4)
-    reverse_diffusion(net, torch.zeros(0, 3), torch.zeros(4), sampler_plan(), seed=1).sum().backward()
+    reverse_diffusion(net, torch.zeros(0, 3), torch.zeros(4), sampler_coefficients(), seed=1).sum().backward()
     assert all(float(parameter.grad.abs().max()) == 0.0 for parameter in net.parameters())
 
 
@@ -336,7 +338,7 @@ def test_the_compilers_mark_is_that_of_torch() -> None:
 
 @pytest.mark.slow
 def test_compiles_without_a_graph_break(rng: np.random.Generator, make_net: Any) -> None:
-    net, plan = make_net(3, 2, 4), sampler_plan()
+    net, plan = make_net(3, 2, 4), sampler_coefficients()
     state, prompt = torch.randn(6, 3), torch.randn(4)
 
     def step(state: Tensor, prompt: Tensor) -> Tensor:

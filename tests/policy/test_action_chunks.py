@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_plan
+from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
@@ -238,7 +238,7 @@ def test_the_samplers_take_what_is_allowed_and_no_more_is(rng: np.random.Generat
     assert "1000 actions of 66 numbers: 66000" in str(error.value.found)
     net = NoiseMLP(2, most, 1, 8, 4).requires_grad_(False)
     state, prompt, seeds = torch.randn(2, 2), torch.randn(1), torch.from_numpy(rng.integers(0, 2**62, 2))
-    coefficients = sampler_plan("ddpm", 2, "vp", 1.0)
+    coefficients = sampler_coefficients("ddpm", 2, "vp", 1.0)
     sampled = reverse_diffusion(net, state, prompt, coefficients, seed=seeds)
     expected = reverse_diffusion(net, state, prompt, coefficients, seed=seeds, backend="reference")
     torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-4)
