@@ -197,9 +197,9 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
 
     def check_run(self, spec: TaskSpec, iterations: int) -> None:
         augmentation, features = self.augmentation, self.network.context_config().features
-        if augmentation.active and not spec.has_geometry:
+        if augmentation.active and spec.layout is None:
             raise InputError(
-                "only Meta-World's geometry can be augmented",
+                "only observations whose layout is known can be augmented",
                 field="augmentation",
                 found=f"{augmentation} for {spec.task}",
                 expected="no augmentation",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmdpd.errors import InputError
+from llmdpd.tasks.layout import Layout
 
 FloatArray = npt.NDArray[np.float32]
 Frame = npt.NDArray[np.uint8]
@@ -26,7 +27,9 @@ class TaskSpec:
         max_steps: the environment's own limit of steps.
         family: name of the suite; the tasks of one run are of one family.
         has_success: whether episodes succeed or fail; otherwise their return counts.
-        has_geometry: whether observations have Meta-World's layout, whose positions can be moved, rotated and mirrored.
+        layout: what the numbers are, where it is known.
+        action_low, action_high: the environment's bounds of an action [A]; None where they are not known.
+        has_environment: whether the suite can make the task's environment; otherwise it is evaluated offline.
     """
 
     task: str
@@ -35,13 +38,30 @@ class TaskSpec:
     max_steps: int
     family: str
     has_success: bool = True
-    has_geometry: bool = False
+    layout: Layout | None = None
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    has_environment: bool = True
 
     def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
         """Raise `InputError` where episodes are to be longer than the environment lets them be."""
         if max_steps > self.max_steps:
             expected = f"1 to {self.max_steps}, where {self.task} ends its episodes"
             raise InputError("the number is out of range", field=field, found=max_steps, expected=expected)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader of recorded data is told of them.
+
+    observation: keys of Dict observations, in this order; none: all, in the order in which Gymnasium flattens them.
+    success: key of the infos that says whether a step succeeds; None: those that are customary.
+    action: key of the actions, where a format may hold several; None: the customary one.
+    """
+
+    observation: tuple[str, ...] = ()
+    success: str | None = None
+    action: str | None = None
 
 
 class Environment(Protocol):
@@ -94,6 +114,14 @@ class TaskSuite:
             render: whether `render()` will be called.
         """
         raise NotImplementedError
+
+    def data(self, task: str) -> str | None:
+        """The task's recorded data, as `load_dataset` takes it, where the suite says where they are."""
+        return None
+
+    def reading(self, task: str) -> Reading:
+        """What readers of the task's data are told that they cannot know themselves."""
+        return Reading()
 
     def normalised_score(self, task: str, mean_return: float) -> float | None:
         """The score of a mean return, 0 … 100 from random to expert; None where the suite has none."""

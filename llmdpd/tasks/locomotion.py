@@ -98,6 +98,11 @@ class LocomotionTask:
         self.state_dim, self.action_dim = int(state.shape[0]), int(action.shape[0])
         self.max_steps = int(getattr(self._env.spec, "max_episode_steps", None) or 1000)
 
+    @property
+    def action_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The lowest and the highest action [A]."""
+        return tuple(map(float, self._low)), tuple(map(float, self._high))
+
     def reset(self, seed: int) -> FloatArray:
         """Start the episode of `seed`; returns obs f32 [S]."""
         self.terminated = False
@@ -138,7 +143,13 @@ class LocomotionSuite(TaskSuite):
     def spec(self, task: str) -> TaskSpec:
         made = LocomotionTask(task)
         made.close()
-        return TaskSpec(task, made.state_dim, made.action_dim, made.max_steps, self.name, has_success=False)
+        low, high = made.action_bounds
+        return TaskSpec(
+            *(task, made.state_dim, made.action_dim, made.max_steps, self.name),
+            has_success=False,
+            action_low=low,
+            action_high=high,
+        )
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         return LocomotionTask(task, render=render)

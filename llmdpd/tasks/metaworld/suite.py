@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
-from llmdpd.tasks.metaworld.layout import ACTION_DIM, STATE_DIM
+from llmdpd.tasks.metaworld.layout import ACTION_DIM, LAYOUT, STATE_DIM
 from llmdpd.tasks.metaworld.names import TASKS, check_task, is_metaworld
 
 MAX_STEPS = 500
@@ -23,7 +23,12 @@ class MetaWorldSuite(TaskSuite):
         return check_task(task)
 
     def spec(self, task: str) -> TaskSpec:
-        return TaskSpec(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name, has_geometry=True)
+        return TaskSpec(
+            *(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name),
+            layout=LAYOUT,
+            action_low=(-1.0,) * ACTION_DIM,
+            action_high=(1.0,) * ACTION_DIM,
+        )
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         from llmdpd.tasks.metaworld.environment import MetaWorldTask
