@@ -14,7 +14,7 @@ from llmdpd.errors import InputError
 
 _WIDE = ("observations", "next_observations", "actions", "expert_actions")
 _ARRAYS = (*_WIDE, "rewards")
-_EPISODE = ("terminated", "noise_level", "success", "seed", "behaviour")
+_EPISODE = ("terminated", "noise_level", "success", "seed", "behaviour", "success_step")
 
 
 def as_float32(value: ArrayLike, field: str, path: str | None, *, ndim: int) -> NDArray[np.float32]:
@@ -64,7 +64,7 @@ def join_episodes(
         rows.append((task, length, *(getattr(record, name) for name in _EPISODE)))
     if not rows:
         raise InputError("the data set is empty", path=source or None, found="no episode", expected="one or more")
-    task_ids, lengths, terminated, noise_levels, successes, seeds, behaviours = zip(*rows, strict=True)
+    task_ids, lengths, terminated, noise_levels, successes, seeds, behaviours, steps = zip(*rows, strict=True)
     offsets = offsets_of(lengths)
     terminals = np.zeros(offsets[-1], np.bool_)
     terminals[offsets[1:] - 1] = terminated
@@ -82,6 +82,7 @@ def join_episodes(
         goal_visible=goal_visible,
         source=source,
         behaviours=behaviours if any(behaviours) else (),
+        success_steps=np.array(steps, np.int64),
     )
 
 
@@ -143,7 +144,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         _merge_texts(texts, dataset)
     index = {task: number for number, task in enumerate(texts)}
     task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]
-    names = (*_ARRAYS, "terminals", "noise_levels", "successes", "seeds")
+    names = (*_ARRAYS, "terminals", "noise_levels", "successes", "seeds", "success_steps")
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(d, name) for d in datasets]) for name in names if getattr(first, name) is not None
     }

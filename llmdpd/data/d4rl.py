@@ -200,5 +200,6 @@ def _assemble(arrays: dict[str, Any], task: str, path: Path) -> TrajectoryDatase
         noise_levels=np.full(episodes, np.nan, np.float32),
         successes=np.full(episodes, -1, np.int8),
         seeds=np.full(episodes, -1, np.int64),
+        success_steps=np.full(episodes, -1, np.int64),
         source=str(path),
     )

@@ -1,8 +1,8 @@
 """Minari data sets: this project's own format on disk, one data set a task, and a reader of anybody's.
 
 Additions to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
-`behaviour`, `success` and Minari's own `seed` in each episode's; `infos/expert_action` for each observation (NaN in the
-last row, which has no action). Unknown values are left out.
+`behaviour`, `success`, `success_step` and Minari's own `seed` in each episode's; `infos/expert_action` for each
+observation (NaN in the last row, which has no action). Unknown values are left out.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def _episode_metadata(dataset: TrajectoryDataset, e: int) -> dict[str, Any]:
         "noise_level": None if np.isnan(episode.noise_level) else episode.noise_level,
         "behaviour": episode.behaviour or None,
         "success": None if episode.success < 0 else bool(episode.success),
+        "success_step": None if episode.success_step < 0 else episode.success_step,
     }
     return {name: value for name, value in known.items() if value is not None}
 
@@ -235,4 +236,5 @@ def _episodes(storage: MinariStorage, folder: Path, task: str, *, ours: bool) ->
             success=int(own.get("success", -1)),
             seed=int(about["seed"]) if about.get("seed") is not None else -1,
             behaviour=str(own.get("behaviour", "")),
+            success_step=int(own.get("success_step", -1)),
         )

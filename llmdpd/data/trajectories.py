@@ -17,7 +17,7 @@ from llmdpd.tasks import base_name
 
 _ROWS_PER_CHECK = 1 << 16
 _PER_TRANSITION = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
-_PER_EPISODE = ("task_ids", "noise_levels", "successes", "seeds")
+_PER_EPISODE = ("task_ids", "noise_levels", "successes", "seeds", "success_steps")
 
 
 class Batch(NamedTuple):
@@ -44,6 +44,7 @@ class Trajectory:
     success: int = -1  # 1, 0, or -1 where unknown
     noise_level: float = float("nan")  # of the collecting policy; NaN where unknown
     behaviour: str = ""  # its behaviour policy (see `llmdpd.tasks.metaworld.behaviours`); empty where unknown
+    success_step: int = -1  # the step, from 0, after which the success flag was first up; -1: none, or unknown
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -64,6 +65,7 @@ class EpisodeRecord:
     success: int = -1
     seed: int = -1
     behaviour: str = ""
+    success_step: int = -1  # the step, from 0, after which the success flag was first up; -1: none, or unknown
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -91,6 +93,7 @@ class TrajectoryDataset:
     noise_levels: NDArray[np.float32]  # [E], NaN where unknown
     successes: NDArray[np.int8]  # [E], 1, 0, or -1 where unknown
     seeds: NDArray[np.int64]  # [E], -1 where unknown
+    success_steps: NDArray[np.int64]  # [E], the step after which success was first up; -1: none, or unknown
     goal_visible: bool | None = None  # whether the observations show the goal; None where unknown or mixed
     source: str  # path or id, for messages
     behaviours: tuple[str, ...] = ()  # [E], the behaviour policy of each episode, "" where unknown; empty: all unknown
@@ -106,8 +109,10 @@ class TrajectoryDataset:
         if self.expert_actions is not None:
             self._check_array("expert_actions", np.float32, (n, self.action_dim))
         self._check_array("noise_levels", np.float32, (e,), finite=False)
-        for name, dtype in (("task_ids", np.int32), ("successes", np.int8), ("seeds", np.int64)):
+        whole = (("task_ids", np.int32), ("successes", np.int8), ("seeds", np.int64), ("success_steps", np.int64))
+        for name, dtype in whole:
             self._check_array(name, dtype, (e,))
+        self._check_success_steps()
         if self.behaviours and len(self.behaviours) != e:
             raise self._error("one behaviour an episode", "behaviours", f"{len(self.behaviours)} names", f"{e} or none")
         self._check_tasks()
@@ -149,6 +154,15 @@ class TrajectoryDataset:
             raise self._error("an array without numbers", name, describe(array), expected)
         if finite and array.dtype.kind == "f":
             check_finite(array, name, self.source or None)
+
+    def _check_success_steps(self) -> None:
+        steps = self.success_steps
+        wrong = (steps < -1) | (steps >= self.lengths) | ((steps >= 0) & (self.successes != 1))
+        if wrong.any():
+            e = int(np.argmax(wrong))
+            found = f"{steps[e]} in episode {e} of {self.lengths[e]} steps, whose success is {self.successes[e]}"
+            expected = "a step of an episode that succeeds, or -1"
+            raise self._error("wrong step of success", "success_steps", found, expected)
 
     def _check_tasks(self) -> None:
         if len(self.texts) != len(self.tasks):
@@ -237,6 +251,7 @@ class TrajectoryDataset:
             success=int(self.successes[e]),
             noise_level=float(self.noise_levels[e]),
             behaviour=self.behaviours[e] if self.behaviours else "",
+            success_step=int(self.success_steps[e]),
         )
 
     def returns(self) -> NDArray[np.float32]:

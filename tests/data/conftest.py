@@ -24,6 +24,7 @@ def make_dataset(rng: np.random.Generator) -> MakeDataset:
         expert: bool = True,
         **keywords: object,
     ) -> TrajectoryDataset:
+        outcomes = [int(rng.integers(-1, 2)) for _ in episodes]
         records = [
             EpisodeRecord(
                 observations=rng.normal(size=(length + 1, state_dim)),
@@ -33,7 +34,8 @@ def make_dataset(rng: np.random.Generator) -> MakeDataset:
                 terminated=number % 2 == 1,
                 expert_actions=rng.uniform(-1, 1, size=(length, action_dim)) if expert else None,
                 noise_level=float(rng.uniform()),
-                success=int(rng.integers(-1, 2)),
+                success=outcomes[number],
+                success_step=int(rng.integers(-1, length)) if outcomes[number] == 1 else -1,
                 seed=int(rng.integers(0, 2**62)),
             )
             for number, (task, length) in enumerate(episodes)

@@ -22,7 +22,7 @@ from llmdpd.errors import InputError
 MakeDataset = Callable[..., TrajectoryDataset]
 pytestmark = pytest.mark.filterwarnings("ignore:env_spec is None")
 PER_STEP = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
-PER_EPISODE = ("noise_levels", "successes", "seeds")
+PER_EPISODE = ("noise_levels", "successes", "seeds", "success_steps")
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,7 @@ def test_minari_itself_opens_what_we_write(root: Path, make_dataset: MakeDataset
             assert about[number]["seed"] == dataset.seeds[e]
             assert np.float32(about[number]["noise_level"]) == dataset.noise_levels[e]
             assert int(about[number].get("success", -1)) == dataset.successes[e]
+            assert int(about[number].get("success_step", -1)) == dataset.episode(int(e)).success_step
 
 
 @pytest.mark.parametrize("goal_visible", [True, False, None])

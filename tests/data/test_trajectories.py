@@ -142,7 +142,8 @@ def test_episode_holds_views_and_what_is_known(make_dataset: MakeDataset) -> Non
     assert len(episode) == 7
     assert np.shares_memory(episode.observations, dataset.observations)
     assert episode.task == "push-v3"
-    assert (episode.seed, episode.success) == (dataset.seeds[2], dataset.successes[2])
+    known = (episode.seed, episode.success, episode.success_step)
+    assert known == (dataset.seeds[2], dataset.successes[2], dataset.success_steps[2])
     assert episode.noise_level == dataset.noise_levels[2]
     assert dataset.texts == ("push it", "", "")
     for outside in (-1, 4):
@@ -166,7 +167,7 @@ def test_select_keeps_what_is_known(make_dataset: MakeDataset) -> None:
     part = dataset.select([3, 0])
     assert not np.shares_memory(part.observations, dataset.observations)
     assert (part.texts, part.goal_visible, part.source) == (dataset.texts, False, "here")
-    for name in ("noise_levels", "successes", "seeds", "task_ids"):
+    for name in ("noise_levels", "successes", "seeds", "success_steps", "task_ids"):
         np.testing.assert_array_equal(getattr(part, name), getattr(dataset, name)[[3, 0]])
     assert part.expert_actions is not None
     assert dataset.expert_actions is not None
@@ -381,6 +382,8 @@ def test_nan_and_inf_are_located(
         ({"task_ids": [0, 1, 0, 3]}, "out of range"),
         ({"task_ids": [0, 1, -1, 2]}, "out of range"),
         ({"successes": [0, 1, 2, 0]}, "success"),
+        ({"successes": [1, 1, 1, 1], "success_steps": [-1, 0, 7, 2]}, "(?s)wrong step of success.*episode 2 of 7"),
+        ({"successes": [1, 0, 1, 1], "success_steps": [-1, 0, 6, 2]}, "(?s)wrong step of success.*episode 1"),
         ({"terminals": np.arange(16) == 7}, "(?s)terminal inside an episode.*row 7"),
         ({"texts": ("a",)}, "one text a task"),
         ({"tasks": ("a", "b", "a")}, "listed twice"),

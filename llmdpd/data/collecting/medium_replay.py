@@ -274,6 +274,7 @@ class _Run:
             noise_levels=np.full(episodes, np.nan, np.float32),
             successes=succeeded if has_success else np.full(episodes, -1, np.int8),
             seeds=self._trainer.seeds[:episodes],
+            success_steps=np.full(episodes, -1, np.int64),
             goal_visible=self._config.goal_visible if has_success else None,
             source=source,
         )

@@ -168,11 +168,11 @@ def partial_folder(out: Path) -> Path:
 
 
 def content_hash(dataset: TrajectoryDataset) -> str:
-    """SHA-256 over the contents that are learned from: not the source, nor the behaviours' names."""
+    """SHA-256 over the contents that are learned from: not the source, the behaviours' names, the steps of success."""
     digest = hashlib.sha256(repr((dataset.tasks, dataset.texts, dataset.goal_visible)).encode())
     for item in dataclasses.fields(dataset):
         value = getattr(dataset, item.name)
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and item.name != "success_steps":
             digest.update(f"{item.name} {value.dtype} {value.shape}".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
@@ -294,7 +294,10 @@ def _read_episode(path: Path) -> ScriptedEpisode:
 
     with np.load(path, allow_pickle=False) as arrays:
         parts = {name: arrays[name] for name in _EPISODE_ARRAYS}
-        return ScriptedEpisode(**parts, success=bool(arrays["success"]), noise_level=float(arrays["noise_level"]))
+        success, level = bool(arrays["success"]), float(arrays["noise_level"])
+        # An episode that an earlier version collected lacks it.
+        step = int(arrays["success_step"]) if "success_step" in arrays else -1
+        return ScriptedEpisode(**parts, success=success, noise_level=level, success_step=step)
 
 
 def _length_of(path: Path) -> int:
@@ -333,7 +336,7 @@ def _join(
 
     kept = [
         EpisodeRecord(
-            **{name: getattr(episode, name) for name in (*_EPISODE_ARRAYS, "noise_level")},
+            **{name: getattr(episode, name) for name in (*_EPISODE_ARRAYS, "noise_level", "success_step")},
             **{name: getattr(request, name) for name in ("task", "seed", "behaviour")},
             success=int(episode.success),
         )

@@ -42,6 +42,7 @@ class ScriptedEpisode:
     rewards: FloatArray  # [T]
     success: bool
     noise_level: float
+    success_step: int = -1  # the step, from 0, after which the success flag was first up; -1: none
 
 
 class ScriptedExpert:
@@ -64,7 +65,7 @@ def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisod
     observations = [task.reset(request.seed)]
     taken: list[tuple[FloatArray, FloatArray, float]] = []
     last = request.max_steps
-    success = over = False
+    first, over = -1, False
     while not over and len(taken) < last:
         expert = task.expert_action(observations[-1])
         action = behaviour(expert, observations[-1][:3])
@@ -72,8 +73,8 @@ def run_episode(task: MetaWorldTask, request: ScriptedRequest) -> ScriptedEpisod
         observations.append(observation)
         taken.append((action, expert, reward))
         if now:
-            success = True
+            first = len(taken) - 1 if first < 0 else first
             # The first success decides: later ones would postpone the end.
             last = min(last, len(taken) + behaviour.post_success_steps(request.post_success_steps))
     actions, experts, rewards = (np.array(column, np.float32) for column in zip(*taken, strict=True))
-    return ScriptedEpisode(np.stack(observations), actions, experts, rewards, success, behaviour.level)
+    return ScriptedEpisode(np.stack(observations), actions, experts, rewards, first >= 0, behaviour.level, first)

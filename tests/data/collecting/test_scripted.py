@@ -57,6 +57,15 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     assert again.summaries == first.summaries
     assert again.dataset.source == first.dataset.source
     assert again.dataset.behaviours == first.dataset.behaviours
+    # An episode goes on for three steps after its first success, or to its limit of 60.
+    succeeded = first.dataset.successes == 1
+    steps = first.dataset.success_steps
+    left = first.dataset.lengths - 1 - steps
+    assert succeeded.any()
+    assert steps.tolist() == again.dataset.success_steps.tolist()
+    assert ((steps >= 0) == succeeded).all()
+    assert ((left == 3) | ((first.dataset.lengths == 60) & (left < 3)))[succeeded].all()
+    assert content_hash(dataclasses.replace(first.dataset, success_steps=np.full(8, -1))) == first.content
     assert load_dataset(first.out).num_transitions == first.dataset.num_transitions
     with pytest.raises(InputError, match="another configuration") as caught:
         collect_metaworld(config(tmp_path, seed=9))
