@@ -11,6 +11,7 @@ from llmdpd.data.formats import DataFormat
 from llmdpd.data.trajectories import Batch, EpisodeRecord, Trajectory, TrajectoryDataset, resolve_task
 from llmdpd.errors import InputError
 from llmdpd.tasks import base_name
+from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.utils.registry import Registry
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Batch",
     "DataFormat",
     "EpisodeRecord",
+    "Reading",
     "Trajectory",
     "TrajectoryDataset",
     "is_named",
@@ -40,15 +42,19 @@ FORMATS: Registry[DataFormat] = Registry(
 """File formats by name, each a `llmdpd.data.formats.DataFormat`; packages add theirs as entry points."""
 
 
-_Source = tuple[str | None, Callable[[], TrajectoryDataset]]
+_Source = tuple[str | None, Callable[[Reading], TrajectoryDataset]]
 """(task where it is known without reading the data, the reader)."""
 
 
-def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> TrajectoryDataset:
+def load_dataset(
+    spec: str | Path, *, tasks: Sequence[str] | None = None, reading: Reading = DEFAULT_READING
+) -> TrajectoryDataset:
     """Read the trajectories that `spec` names, all of them or only those of `tasks` (in that order).
 
     `spec` is the path of a data set in one of `FORMATS`, or of a folder that holds such data sets at any depth (hidden
     ones are left out), which are joined; or `minari:ID` or `d4rl:NAME`. No code from a file is run.
+
+    `reading` says what a format leaves open: which keys of Dict observations, which key is the success.
 
     Raises:
         InputError: nothing there, nothing that can be read, a damaged file, an unknown task (nearest names are given),
@@ -62,7 +68,7 @@ def load_dataset(spec: str | Path, *, tasks: Sequence[str] | None = None) -> Tra
         whole = all(task is not None for task, _ in sources)
         wanted = {base_name(resolve_task(name, known, text) if whole else name) for name in tasks}
         sources = [s for s in sources if s[0] is None or base_name(s[0]) in wanted] or sources
-    dataset = join_datasets([load() for _, load in sources])
+    dataset = join_datasets([load(reading) for _, load in sources])
     return dataset if tasks is None else dataset.select_tasks(tasks)
 
 
@@ -96,7 +102,8 @@ def _named(spec: str) -> _Source:
     scheme, _, name = spec.partition(":")
     if not name:
         raise InputError("no name given", field="data", found=spec, expected=_readable())
-    return None, partial(next(each for each in FORMATS.values() if each.scheme == scheme).load_named, name)
+    each = next(each for each in FORMATS.values() if each.scheme == scheme)
+    return None, lambda reading: each.load_named(name, reading)
 
 
 def _find(path: Path) -> list[_Source]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from llmdpd.data.assemble import check_rows
 from llmdpd.data.trajectories import TrajectoryDataset, check_finite, offsets_of
 from llmdpd.errors import InputError
+from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.utils.files import atomic_writer
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -28,7 +29,7 @@ _FILES = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 _OLD_FILES_HINT = "D4RL's first files (-v0) have no timeouts: take the -v2 file of the same name"
 
 
-def load_d4rl(path: str | Path, *, task: str | None = None) -> TrajectoryDataset:
+def load_d4rl(path: str | Path, reading: Reading = DEFAULT_READING, *, task: str | None = None) -> TrajectoryDataset:
     """Read one file as one task: `task`, or the file's attribute `environment`, or its name without the suffix.
 
     With `next_observations`, every row is kept. Without, a row's next observation is the next row's where both are of
@@ -54,7 +55,7 @@ def collector_of(path: str | Path) -> str:
         return _text_attribute(file, "collector")
 
 
-def load_d4rl_by_name(name: str) -> TrajectoryDataset:
+def load_d4rl_by_name(name: str, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
     """Read D4RL's data set `name` ('hopper-medium-replay-v2'), fetched by the `d4rl` package.
 
     Raises InputError where the package cannot be imported (with how to do without), or does not know the name.
@@ -78,7 +79,7 @@ def load_d4rl_by_name(name: str) -> TrajectoryDataset:
         found = f"{type(error).__name__}: {error}"[:200]
         hint = f"fetch {infos.DATASET_URLS[name]} where there is a network, and give the file's path instead"
         raise InputError("d4rl can't fetch the data set", field=f"d4rl:{name}", found=found, hint=hint) from None
-    return load_d4rl(path, task=name)
+    return load_d4rl(path, reading, task=name)
 
 
 def save_d4rl(dataset: TrajectoryDataset, path: str | Path, *, attributes: Mapping[str, Any] | None = None) -> Path:

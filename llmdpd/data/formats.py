@@ -8,6 +8,7 @@ from typing import Any
 
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
+from llmdpd.tasks.base import Reading
 
 _MINARI_METADATA = "metadata.json"
 
@@ -29,24 +30,27 @@ class DataFormat:
         """Whether `path` is one data set of this format; asked of files, and of folders before their content."""
         raise NotImplementedError
 
-    def load(self, path: Path) -> TrajectoryDataset:
-        """Read one data set. Raises InputError for a damaged file."""
+    def load(self, path: Path, reading: Reading) -> TrajectoryDataset:
+        """Read one data set as `reading` says: a reader uses of it what its format leaves open.
+
+        Raises InputError for a damaged file, and where the file lacks what `reading` names.
+        """
         raise NotImplementedError
 
     def task(self, path: Path) -> str | None:
         """The task of a data set of one task where it is known without reading the data."""
         return None
 
-    def load_named(self, name: str) -> TrajectoryDataset:
-        """Read the data set that `scheme:name` names. Raises InputError where there is none."""
+    def load_named(self, name: str, reading: Reading) -> TrajectoryDataset:
+        """Read the data set that `scheme:name` names, as `load` does. Raises InputError where there is none."""
         raise InputError("data sets of this format have no names", field="data", found=name, expected=self.readable)
 
 
 def _imported(module: str, function: str) -> Any:
     """A method that calls a function of a module of this folder, imported at the first call."""
 
-    def method(self: DataFormat, argument: Path | str) -> Any:
-        return getattr(importlib.import_module(f"llmdpd.data.{module}"), function)(argument)
+    def method(self: DataFormat, *arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"llmdpd.data.{module}"), function)(*arguments)
 
     return method
 

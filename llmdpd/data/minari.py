@@ -23,6 +23,7 @@ from minari.storage import get_dataset_path
 from llmdpd.data.assemble import join_episodes
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
+from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.utils.files import atomic_directory, read_json
 
 _OURS = "llmdpd_format"
@@ -143,7 +144,7 @@ def minari_task(folder: Path) -> str:
     return str(metadata.get("dataset_id", folder.parent.name))
 
 
-def load_minari_id(dataset_id: str) -> TrajectoryDataset:
+def load_minari_id(dataset_id: str, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
     """Read the data set of this id from Minari's local folder (MINARI_DATASETS_PATH), where it is first fetched to.
 
     Raises InputError where it is neither there nor to be had (with the nearest local ids), and as `load_minari`.
@@ -161,10 +162,10 @@ def load_minari_id(dataset_id: str) -> TrajectoryDataset:
             problem = "no such Minari data set here, and none that can be downloaded"
             found = f"{dataset_id}; {type(error).__name__}: {error}"[:300]
             raise InputError(problem, path=folder, field="id", found=found, hint=hint) from None
-    return load_minari(folder)
+    return load_minari(folder, reading)
 
 
-def load_minari(folder: str | Path) -> TrajectoryDataset:
+def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
     """Read one Minari data set, given by its `data` folder or the one above. Only terminations are terminals.
 
     Observations and actions must be boxes of one dimension; numbers become float32.

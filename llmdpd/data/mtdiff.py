@@ -27,13 +27,14 @@ from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
 from llmdpd.tasks import check_task, is_metaworld
+from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
 
 _FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")
 _WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)
 
 
-def load_mtdiff(path: str | Path) -> TrajectoryDataset:
+def load_mtdiff(path: str | Path, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
     """Read one file; no code of it is run. Meta-World's names get version 3 (the same tasks); rewards become [N].
 
     `goal_visible` is read off the observations (numbers 36 to 38 all zero: hidden).

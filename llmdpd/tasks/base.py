@@ -64,6 +64,10 @@ class Reading:
     action: str | None = None
 
 
+DEFAULT_READING = Reading()
+"""What readers are told where nobody knows more than they."""
+
+
 class Environment(Protocol):
     """One task's environment, as roll-outs and collecting use it."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmdpd.data import DataFormat, EpisodeRecord, TrajectoryDataset, join_episodes
+from llmdpd.data import DataFormat, EpisodeRecord, Reading, TrajectoryDataset, join_episodes
 from llmdpd.methods.base import Method, OfflineConfig
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.actor import ActorNetworkConfig, DeterministicPolicy
@@ -32,7 +32,7 @@ class Csv(DataFormat):
     def reads(self, path: Path) -> bool:
         return path.suffix == ".csv"
 
-    def load(self, path: Path) -> TrajectoryDataset:
+    def load(self, path: Path, reading: Reading) -> TrajectoryDataset:
         with path.open() as file:
             rows = np.array([[float(cell) for cell in row] for row in csv.reader(file)])
         last = rows[-1:, :2]

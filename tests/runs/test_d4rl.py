@@ -160,7 +160,9 @@ def test_every_spelling_of_the_data(
     else:
         path = write_d4rl(tmp_path / "any.hdf5", data, following=True, environment="Hopper-v4", collector="a SAC run")
         words = ["--data.path", str(path)] if spelling == "config" else ["--data", f"d4rl:{task}-medium-replay-v2"]
-        monkeypatch.setattr("llmdpd.data.d4rl.load_d4rl_by_name", lambda name: load_d4rl(path, task=name))
+        monkeypatch.setattr(
+            "llmdpd.data.d4rl.load_d4rl_by_name", lambda name, reading: load_d4rl(path, reading, task=name)
+        )
     run, without = tmp_path / "run", [f"--method.network.context.no-{kind}" for kind in ("text", "trajectory")]
     more = [*tiny, "--training.iterations", 10, *(without if spelling == "folder" else ())]
     assert train("--preset", f"d4rl-{task}", *words, "--run-dir", run, *more) == 0
