@@ -25,6 +25,12 @@ import pytest
 import torch
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
+from llmdpd.prompts import task_prompt
+from llmdpd.tasks import SUITES, USER
+from llmdpd.tasks.specs import task_spec
+
+# A user's tasks, as modules that know nothing of the tests: see `family`.
+sys.path.append(str(Path(__file__).parent / "family"))
 
 if TYPE_CHECKING:
     from llmdpd.diffusion import NoiseMLP, SamplerCoefficients
@@ -47,6 +53,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Parallel workers begin with what takes minutes, so that none is left alone with it at the end."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.name != "test_interpreter.py")
+
+
+@pytest.fixture
+def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Writes a user's tasks into the test's folder: see `tabletop_files.write_family`. Afterwards none are in use."""
+    from tabletop_files import write_family
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "demos"))
+    path = list(sys.path)
+    yield lambda *arguments, **options: write_family(tmp_path, *arguments, **options)
+    sys.path[:] = path
+    SUITES._loaded.pop(USER, None)
+    for cache in (task_spec, task_prompt):
+        cache.cache_clear()
 
 
 @pytest.fixture(scope="session")

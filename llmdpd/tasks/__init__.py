@@ -10,6 +10,9 @@ from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, base_name
 from llmdpd.tasks.seeds import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.utils.registry import Registry
 
+USER = "file"
+"""The name in `SUITES` of the task file in use, where there is one (see `llmdpd.tasks.user`)."""
+
 SUITES: Registry[TaskSuite] = Registry(
     "task suite",
     "llmdpd.suites",
@@ -17,7 +20,8 @@ SUITES: Registry[TaskSuite] = Registry(
 )
 """Task suites by name, each a `llmdpd.tasks.base.TaskSuite`; packages add theirs as entry points.
 
-Worker processes look suites up themselves; one that was only added by `SUITES.register` is unknown there.
+Worker processes look suites up themselves; one that was only added by `SUITES.register` is unknown there, but for the
+task file in use, which they are sent.
 """
 
 __all__ = [
@@ -28,6 +32,7 @@ __all__ = [
     "SELECTION_SEED_START",
     "SUITES",
     "TASKS",
+    "USER",
     "TaskSuite",
     "base_name",
     "check_task",

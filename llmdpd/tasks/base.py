@@ -57,11 +57,15 @@ class Reading:
     observation: keys of Dict observations, in this order; none: all, in the order in which Gymnasium flattens them.
     success: key of the infos that says whether a step succeeds; None: those that are customary.
     action: key of the actions, where a format may hold several; None: the customary one.
+    success_return: an episode succeeds at the step where the sum of its rewards reaches this; None: no such rule.
+    task: which of the data's tasks it is, where they hold several; None: the one of the task's own name.
     """
 
     observation: tuple[str, ...] = ()
     success: str | None = None
     action: str | None = None
+    success_return: float | None = None
+    task: str | None = None
 
 
 DEFAULT_READING = Reading()
@@ -119,9 +123,13 @@ class TaskSuite:
         """
         raise NotImplementedError
 
-    def data(self, task: str) -> str | None:
-        """The task's recorded data, as `load_dataset` takes it, where the suite says where they are."""
-        return None
+    def renders(self, task: str) -> bool:
+        """Whether the task's environment can render pictures, where there is one."""
+        return True
+
+    def data(self, task: str) -> tuple[str, ...]:
+        """The task's recorded data sets, each as `load_dataset` takes it; none where the suite does not know of any."""
+        return ()
 
     def reading(self, task: str) -> Reading:
         """What readers of the task's data are told that they cannot know themselves."""

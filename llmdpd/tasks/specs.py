@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.tasks import SUITES
+from llmdpd.tasks import SUITES, USER
 from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
 
 __all__ = ["TaskSpec", "canonical_task", "common_spec", "find_suite", "make_environment", "suite_of", "task_spec"]
 
 
 def find_suite(task: str) -> TaskSuite | None:
-    """The first suite that knows a task, in any spelling; None where none does."""
-    return next((suite for suite in SUITES.values() if suite.knows(task)), None)
+    """The first suite that knows a task, in any spelling; None where none does.
+
+    The task file in use comes first: its names are taken as they stand, and one such as "push" is not Meta-World's.
+    """
+    order = sorted(SUITES, key=lambda name: name != USER)
+    return next((suite for name in order if (suite := SUITES[name]).knows(task)), None)
 
 
 def suite_of(task: str) -> TaskSuite:

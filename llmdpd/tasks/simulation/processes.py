@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from llmdpd.tasks.user import file_in_use
 from llmdpd.utils.cores import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Death:
 class Worker:
     """One worker process and its pending calls, in the order of their answers.
 
+    The task file that is in use when it is made is in use in the process, too, as it was read then.
+
     Args:
         index: the worker's number, for messages.
         factory: name ("module:callable") of the factory of the object whose methods are called in the worker.
@@ -69,7 +72,7 @@ class Worker:
         self, index: int, factory: str, arguments: tuple[Any, ...], environment: dict[str, str] | None = None
     ) -> None:
         self.index, self._factory, self._arguments = index, factory, arguments
-        self._environment = {**os.environ, **_ONE_THREAD, **(environment or {})}
+        self._environment, self._file = {**os.environ, **_ONE_THREAD, **(environment or {})}, file_in_use()
         self.pending: deque[Any] = deque()
         self._start()
 
@@ -82,7 +85,7 @@ class Worker:
             )
         self.connection = Connection(ours.detach())
         self.pending.clear()
-        self.connection.send((self._factory, self._arguments))
+        self.connection.send((self._factory, self._arguments, self._file))
 
     @property
     def pid(self) -> int:

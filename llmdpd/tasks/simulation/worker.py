@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import Environment, FloatArray, Frame
+from llmdpd.tasks.user import use_file
 
 PARENT_POLL_SECONDS = 5.0
 
@@ -29,7 +30,8 @@ def resolve(name: str) -> Any:
 def serve(connection: Connection, parent: int) -> None:
     """Build the handler that the first message asks for, then answer method calls until the parent is gone.
 
-    Messages: (factory, args), then (method, args); answers: ("ok", value) or ("error", exception | None, traceback).
+    Messages: (factory, args, the task file in use or None), then (method, args); answers: ("ok", value) or ("error",
+    exception | None, traceback).
     """
     handler: Any = None
     try:
@@ -38,9 +40,11 @@ def serve(connection: Connection, parent: int) -> None:
             while not connection.poll(PARENT_POLL_SECONDS):
                 if os.getppid() != parent:
                     return
-            name, arguments = connection.recv()
+            name, arguments, *file = connection.recv()
             try:
                 if handler is None:
+                    if file[0] is not None:
+                        use_file(file[0])
                     handler = resolve(name)(*arguments)
                     continue
                 answer: tuple[Any, ...] = ("ok", getattr(handler, name)(*arguments))

@@ -1,0 +1,82 @@
+"""A user's task file in use: its tasks become this process's, their data and texts are read when they are asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
+from llmdpd.errors import InputError, located
+from llmdpd.prompts import environment_prompt, task_prompt
+from llmdpd.tasks.base import TaskSuite
+from llmdpd.tasks.user import use_file
+from llmdpd.tasks.user.file import read_task_file
+from llmdpd.tasks.user.suite import Recorded, Sources, UserSuite
+
+
+def use_task_file(path: str | Path, content: str | None = None) -> UserSuite:
+    """Read a task file and make its tasks known to this process by their names, in place of another file's.
+
+    Nothing changes where the same file, of the same text, is in use already. Worker processes that are made from then
+    on know the tasks, too. `content` stands in for the text of a file that was changed or is gone.
+
+    Raises:
+        InputError: as `read_task_file`.
+    """
+    suite = use_file(read_task_file(path, content), Sources(_recorded, _documented))
+    task_prompt.cache_clear()
+    return suite
+
+
+def load_own_data(suite: TaskSuite, tasks: Sequence[str]) -> TrajectoryDataset:
+    """The data that a suite says belong to these tasks; the result has exactly these `tasks`.
+
+    Raises:
+        InputError: a task without data, or whose data hold several tasks of which none has its name; and as
+            `load_dataset`.
+    """
+    parts = [_named(suite, task, place) for task in tasks for place in _places(suite, task)]
+    return join_datasets(parts).select_tasks(tasks)
+
+
+def _places(suite: TaskSuite, task: str) -> Sequence[str]:
+    places = suite.data(task)
+    if not places:
+        hint = "name a data set of it, by data in the task file or by --data"
+        raise InputError("the task has no recorded data", field=f"tasks.{task}.data", found="none", hint=hint)
+    return places
+
+
+def _named(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
+    """A data set's episodes of a task, under the name that the task has here."""
+    with located(field=f"tasks.{task}.data"):
+        whole = load_dataset(place)
+    wanted = suite.reading(task).task
+    if wanted is None and len(whole.tasks) > 1:
+        wanted = task
+    if wanted is not None and wanted not in whole.tasks:
+        raise InputError(
+            "the data set holds several tasks, and none of this name",
+            path=whole.source,
+            field=f"tasks.{task}.data_task",
+            found=", ".join(whole.tasks[:8]),
+            expected=wanted,
+            hint="say which of them by data_task",
+        )
+    part = whole if wanted is None else whole.select_tasks([wanted])
+    return dataclasses.replace(part, tasks=(task,))
+
+
+def _recorded(suite: TaskSuite, task: str) -> Recorded:
+    dataset = load_own_data(suite, [task])
+    longest = int(np.diff(dataset.offsets).max())
+    return Recorded(dataset.state_dim, dataset.action_dim, longest, dataset.texts[0])
+
+
+def _documented(env_id: str) -> str:
+    prompt = environment_prompt(env_id)
+    # Of an environment without documentation it says its spaces alone, which tells no task from another.
+    return prompt.render() if prompt.objective or prompt.objects else ""

@@ -1,0 +1,278 @@
+"""A user's Gymnasium environment as an environment of this project's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import TimeLimit
+
+from llmdpd.errors import InputError, nearest_names
+from llmdpd.tasks.base import FloatArray, Frame
+from llmdpd.tasks.user.file import UserTask
+
+_RENDER_MODE = "rgb_array"
+
+
+class UserEnvironment:
+    """A task's environment: observations as vectors, actions within their bounds, an end after `max_steps`.
+
+    Args:
+        task: whose `env` is made.
+        folder: where the module of "module:factory" is looked for first.
+        render: whether `render()` will be called.
+
+    Attributes:
+        state_dim, action_dim: S, the numbers of an observation, and A, those of an action.
+        action_bounds: the lowest and the highest action [A]; None where one of the numbers has none.
+        max_steps: the task's own, or the environment's time limit.
+        renders: whether it can render pictures.
+        terminated: whether the last step ended in a terminal state, not at a limit of steps.
+
+    Raises:
+        InputError: there is no such environment, it cannot be made, its spaces cannot be used, nothing ends its
+            episodes, or its time limit is below the task's.
+    """
+
+    def __init__(self, task: UserTask, folder: Path, *, render: bool = False) -> None:
+        assert task.env is not None, "the caller knows that there is an environment"
+        self._task = task
+        self._env = _make(task, folder, render)
+        self._action_space = _box(self._env.action_space, task)
+        self._observed = _observed(self._env.observation_space, task)
+        self.state_dim = sum(gymnasium.spaces.flatdim(space) for space in self._observed.values())
+        self.action_dim = int(np.prod(self._action_space.shape))
+        low, high = self._action_space.low.ravel(), self._action_space.high.ravel()
+        bounded = np.isfinite(low).all() and np.isfinite(high).all()
+        self.action_bounds = (tuple(map(float, low)), tuple(map(float, high))) if bounded else None
+        self.max_steps = _limit(self._env, task)
+        self.renders = _RENDER_MODE in (self._env.metadata.get("render_modes") or ())
+        self.terminated = False
+        self._steps, self._return = 0, 0.0
+        self._infos: set[str] = set()
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The observation's keys and how many numbers each has, in their order; one part without name of no Dict."""
+        return {key: gymnasium.spaces.flatdim(space) for key, space in self._observed.items()}
+
+    def reset(self, seed: int) -> FloatArray:
+        """Start the episode of `seed`; returns obs f32 [S]. Raises InputError for NaN or infinity in it."""
+        self.terminated, self._steps, self._return = False, 0, 0.0
+        self._infos.clear()
+        return self._vector(self._env.reset(seed=int(seed))[0])
+
+    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
+        """Execute `action` [A], clipped to its bounds: obs f32 [S], reward, success, over.
+
+        Over is a terminal state or the limit of steps; `terminated` tells them apart.
+
+        Raises:
+            InputError: NaN or infinity in the observation; an episode whose infos never had the key of success.
+        """
+        space = self._action_space
+        whole = np.asarray(action, np.float64).reshape(space.shape)
+        if not np.issubdtype(space.dtype, np.floating):
+            whole = np.rint(whole)
+        observation, reward, terminated, truncated, info = self._env.step(
+            np.clip(whole, space.low, space.high).astype(space.dtype)
+        )
+        self._steps += 1
+        self._return += float(reward)
+        self._infos.update(info)
+        self.terminated = bool(terminated)
+        over = bool(terminated or truncated) or self._steps >= self.max_steps
+        return self._vector(observation), float(reward), self._succeeds(info, over), over
+
+    def render(self) -> Frame:
+        """The present state as a picture, uint8 [H, W, 3]; needs `render=True` at construction."""
+        frame = np.asarray(self._env.render())
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            found = f"{frame.dtype} of shape {list(frame.shape)}"
+            raise self._wrong("a picture cannot be used", "env", found, "uint8 of shape [H, W, 3]")
+        return np.ascontiguousarray(frame)
+
+    def close(self) -> None:
+        """Free what the environment holds."""
+        self._env.close()
+
+    def _vector(self, observation: Any) -> FloatArray:
+        parts = {"": observation} if "" in self._observed else {key: observation[key] for key in self._observed}
+        flat: list[Any] = [gymnasium.spaces.flatten(self._observed[key], value) for key, value in parts.items()]
+        vector: FloatArray = np.concatenate(flat).astype(np.float32)
+        if not np.isfinite(vector).all():
+            place = int(np.flatnonzero(~np.isfinite(vector))[0])
+            found = f"{vector[place]} at number {place} in step {self._steps}"
+            raise self._wrong("the environment's observation is not finite", "env", found, "finite numbers")
+        return vector
+
+    def _succeeds(self, info: dict[str, Any], over: bool) -> bool:
+        success = self._task.success
+        if success.episode_return is not None:
+            return self._return >= success.episode_return
+        if success.key is None:
+            return False
+        if over and success.key not in self._infos:
+            found, hint = ", ".join(sorted(self._infos)) or "no infos", nearest_names(success.key, self._infos)
+            raise InputError(
+                "the environment's infos do not say whether a step succeeds",
+                field=f"tasks.{self._task.name}.success",
+                found=found,
+                expected=success.key,
+                hint=f"nearest: {hint}" if hint else "leave success out: then the return counts",
+            )
+        return bool(np.all(info.get(success.key, False)))
+
+    def _wrong(self, problem: str, field: str, found: str, expected: str) -> InputError:
+        return InputError(problem, field=f"tasks.{self._task.name}.{field}", found=found, expected=expected)
+
+
+def _make(task: UserTask, folder: Path, render: bool) -> gymnasium.Env:
+    name, kwargs = str(task.env), dict(task.env_kwargs)
+    field = f"tasks.{task.name}.env"
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    if task.factory:
+        factory = _factory(name, field, folder)
+        if render and _takes(factory, "render_mode"):
+            kwargs["render_mode"] = _RENDER_MODE
+        made = _attempt(lambda: factory(**kwargs), name, field)
+    else:
+        _check_registered(name, field)
+        if render:
+            kwargs["render_mode"] = _RENDER_MODE
+        made = _attempt(lambda: gymnasium.make(name, disable_env_checker=True, **kwargs), name, field)
+    if not isinstance(made, gymnasium.Env):
+        found, expected = f"{name} makes a {type(made).__name__}", "a gymnasium.Env"
+        raise InputError("this is no environment", field=field, found=found, expected=expected)
+    return made
+
+
+def _attempt(make: Callable[[], Any], name: str, field: str) -> Any:
+    """What `make` makes. Making a user's environment can fail in any way, and only the way says what to do."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*out of date.*")  # the version was chosen on purpose
+            return make()
+    except InputError:
+        raise
+    except Exception as error:
+        first = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise InputError("the environment cannot be made", field=field, found=name, hint=first) from error
+
+
+def _factory(name: str, field: str, folder: Path) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:  # of what the module itself imports
+            raise InputError("the environment's module fails", field=field, found=name, hint=str(error)) from error
+        expected = f"a module that is installed, or lies in {folder}"
+        raise InputError("no such module", field=field, found=module, expected=expected) from None
+    except Exception as error:
+        hint = f"{type(error).__name__}: {error}"
+        raise InputError("the environment's module fails", field=field, found=name, hint=hint) from error
+    factory = getattr(found, attribute, None)
+    if not callable(factory):
+        known = [key for key, value in vars(found).items() if callable(value)]
+        hint = f"nearest: {nearest_names(attribute, known)}"
+        raise InputError(
+            "the module has no such function", field=field, found=name, expected="module:factory", hint=hint
+        )
+    return factory
+
+
+def _takes(factory: Callable[..., Any], keyword: str) -> bool:
+    parameters = inspect.signature(factory).parameters.values()
+    return any(p.name == keyword or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _check_registered(name: str, field: str) -> None:
+    """Raise `InputError`, which offers the nearest ids, for an id that is not registered."""
+    module, colon, plain = name.rpartition(":")
+    if not plain:
+        raise InputError("no environment is named", field=field, found=name, expected='an id, or "module:factory"')
+    try:
+        if colon:
+            importlib.import_module(module)
+        gymnasium.spec(plain)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "the environment's module cannot be imported", field=field, found=name, hint=str(error)
+        ) from None
+    except gymnasium.error.Error as error:
+        near = nearest_names(plain, gymnasium.registry)
+        expected = 'a registered id such as "Pusher-v5", or "module:factory"'
+        hint = f'nearest: {near}; a package\'s ids are there once it is imported, as in "package:{plain}"'
+        raise InputError(
+            "unknown Gymnasium environment", field=field, found=name, expected=expected, hint=hint
+        ) from error
+
+
+def _box(space: gymnasium.Space[Any], task: UserTask) -> gymnasium.spaces.Box:
+    if isinstance(space, gymnasium.spaces.Box):
+        return space
+    expected = "a Box: actions are vectors of numbers"
+    raise InputError(
+        "these actions cannot be used", field=f"tasks.{task.name}.env", found=str(space), expected=expected
+    )
+
+
+def _observed(space: gymnasium.Space[Any], task: UserTask) -> dict[str, gymnasium.Space[Any]]:
+    """The spaces of the observation's parts, by key in their order; "" for the whole of it."""
+    field = f"tasks.{task.name}.observation"
+    parts: dict[str, gymnasium.Space[Any]] = {"": space}
+    if task.observation:
+        if not isinstance(space, gymnasium.spaces.Dict):
+            raise InputError("only Dict observations have keys", field=field, found=str(space), expected="left out")
+        for key in task.observation:
+            if key not in space.spaces:
+                hint = f"nearest: {nearest_names(key, space.spaces)}"
+                expected = f"one of {', '.join(space.spaces)}"
+                raise InputError(
+                    "the observation has no such key", field=field, found=key, expected=expected, hint=hint
+                )
+        parts = {key: space.spaces[key] for key in task.observation}
+    for key, part in parts.items():
+        if not part.is_np_flattenable:
+            expected = "spaces of fixed size, which Gymnasium can flatten"
+            raise InputError("this observation cannot be used", field=field, found=f"{key} {part}", expected=expected)
+    return parts
+
+
+def _limit(env: gymnasium.Env, task: UserTask) -> int:
+    """Steps of an episode at most: the task's own, else the environment's time limit, which bounds it."""
+    own, field = time_limit(env), f"tasks.{task.name}.max_steps"
+    if own is None and task.max_steps is None:
+        raise InputError(
+            "nothing ends the episodes",
+            field=field,
+            found="neither max_steps nor a time limit of the environment",
+            expected="max_steps = NUMBER, of the task or of [suite]",
+        )
+    if own is not None and task.max_steps is not None and task.max_steps > own:
+        expected = f"1 to {own}, where the environment's time limit is"
+        raise InputError("the number is out of range", field=field, found=task.max_steps, expected=expected)
+    return int(task.max_steps or own or 0)
+
+
+def time_limit(env: gymnasium.Env) -> int | None:
+    """Steps after which an environment truncates its episodes, of its registration or of a `TimeLimit` around it."""
+    spec: EnvSpec | None = env.spec
+    limits = [] if spec is None or spec.max_episode_steps is None else [spec.max_episode_steps]
+    layer: Any = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, TimeLimit):
+            limits.append(layer._max_episode_steps)
+        layer = layer.env
+    return min(limits, default=None)

@@ -1,0 +1,139 @@
+"""The tasks of a user's file as a task suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from llmdpd.errors import InputError, located
+from llmdpd.tasks.base import Environment, Reading, TaskSpec, TaskSuite
+from llmdpd.tasks.user.file import TaskFile, UserTask
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a task's recorded data say of it: S and A, the steps of its longest episode, and its text, "" for none."""
+
+    state_dim: int
+    action_dim: int
+    longest: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a suite learns of a task that neither its file nor its environment says. Upper layers know how.
+
+    recorded: a task's data → what they say; documented: a registered Gymnasium id → a text prompt, "" where its
+    environment has no documentation.
+    """
+
+    recorded: Callable[[TaskSuite, str], Recorded]
+    documented: Callable[[str], str]
+
+
+class UserSuite(TaskSuite):
+    """The tasks of one file.
+
+    Args:
+        file: the task file.
+        sources: for tasks without environment or text; a worker process, which needs neither, has none.
+    """
+
+    def __init__(self, file: TaskFile, sources: Sources | None = None) -> None:
+        self.file, self.name, self.tasks = file, file.name, tuple(file.tasks)
+        self._sources = sources
+        self._recorded: dict[str, Recorded] = {}
+        self._specs: dict[str, TaskSpec] = {}
+        self._rendered: dict[str, bool] = {}
+
+    def knows(self, task: str) -> bool:
+        return task in self.file.tasks
+
+    def spec(self, task: str) -> TaskSpec:
+        """See `TaskSuite.spec`; the environment is made once for it, or without one the data are read."""
+        if task not in self._specs:
+            with located(self.file.path):
+                own = self.file.tasks[task]
+                self._specs[task] = self._without_environment(own) if own.env is None else self._with_environment(own)
+        return self._specs[task]
+
+    def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
+        from llmdpd.tasks.user.environment import UserEnvironment
+
+        own = self.file.tasks[task]
+        with located(self.file.path):
+            if own.env is None:
+                expected, hint = "env = …", "a task without environment cannot be rolled out"
+                raise InputError("the task has no environment", field=f"tasks.{task}", expected=expected, hint=hint)
+            return UserEnvironment(own, self.file.folder, render=render)
+
+    def renders(self, task: str) -> bool:
+        self.spec(task)
+        return self._rendered.get(task, False)
+
+    def data(self, task: str) -> tuple[str, ...]:
+        return self.file.tasks[task].data
+
+    def reading(self, task: str) -> Reading:
+        own = self.file.tasks[task]
+        success = own.success
+        return Reading(own.observation, success.key, success_return=success.episode_return, task=own.data_task)
+
+    def description(self, task: str) -> str:
+        """The task's text: from the file, else from its data, else from Gymnasium's documentation.
+
+        Raises:
+            InputError: there is none of them.
+        """
+        return self.text(task)[0]
+
+    def text(self, task: str) -> tuple[str, str]:
+        """The task's text and where it is from. Errors: see `description`."""
+        own = self.file.tasks[task]
+        if own.text is not None:
+            return own.text, "the task file"
+        if own.data and (text := self.recorded(task).text):
+            return text, "the data"
+        if text := self._documentation(own):
+            return text, "the environment's documentation"
+        raise InputError(
+            "the task has no text prompt",
+            path=self.file.path,
+            field=f"tasks.{task}.text",
+            found="none in the file, in the data, or in an environment's documentation",
+            expected='text = "…", or text_file = "…"',
+        )
+
+    def recorded(self, task: str) -> Recorded:
+        """What the task's data say of it; they are read once."""
+        if task not in self._recorded:
+            assert self._sources is not None, "workers ask for no data"
+            self._recorded[task] = self._sources.recorded(self, task)
+        return self._recorded[task]
+
+    def _documentation(self, own: UserTask) -> str:
+        assert self._sources is not None, "workers ask for no text"
+        return "" if own.env is None or own.factory else self._sources.documented(own.env)
+
+    def _with_environment(self, own: UserTask) -> TaskSpec:
+        from llmdpd.tasks.user.environment import UserEnvironment
+
+        made = UserEnvironment(own, self.file.folder)
+        self._rendered[own.name] = made.renders
+        made.close()
+        low, high = made.action_bounds or (None, None)
+        spec = partial(TaskSpec, own.name, made.state_dim, made.action_dim, made.max_steps)
+        return self._checked(spec(self.name, bool(own.success), self.file.layout, low, high))
+
+    def _without_environment(self, own: UserTask) -> TaskSpec:
+        found = self.recorded(own.name)
+        spec = partial(TaskSpec, own.name, found.state_dim, found.action_dim, own.max_steps or found.longest)
+        return self._checked(spec(self.name, bool(own.success), self.file.layout, has_environment=False))
+
+    def _checked(self, spec: TaskSpec) -> TaskSpec:
+        if spec.layout is not None:
+            with located(field="suite.layout"):
+                spec.layout.check(spec.state_dim, spec.action_dim)
+        return spec

@@ -1,0 +1,136 @@
+"""A task file is read as it says, and whatever is wrong in it is named: file, table, key, found and expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.tasks.layout import Point
+from llmdpd.tasks.user.file import Success, read_task_file
+
+WHOLE = """
+[suite]
+observation = ["observation", "desired_goal"]
+success = "is_success"
+max_steps = 50
+[suite.layout]
+points = { cube = [3, 4, 5], hand = [0, 1, 2], goal = [10, 11, 12] }
+body = "hand"
+goal = "goal"
+gripper = [9]
+scalars = [6]
+previous = { hand = [20, 21, 22] }
+action = { move = [0, 1, 2], gripper = [3] }
+up = "z"
+unit = 0.01
+pivot = [0, 0.5, 0]
+[tasks.push]
+env = "FetchPush-v4"
+env_kwargs = { reward_type = "dense" }
+data = ["demos/push", "minari:fetch/push-v0"]
+data_task = "FetchPush"
+text = "Task: push it."
+[tasks.pour]
+data = "/logs/pour"
+text_file = "texts/pour.txt"
+split = "unseen"
+max_steps = 200
+success = { return = 3 }
+"""
+
+
+def write(folder: Path, content: str) -> Path:
+    path = folder / "tasks.toml"
+    path.write_text(content)
+    return path
+
+
+def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "pour.txt").write_text("Task: pour it.")
+    file = read_task_file(write(tmp_path, WHOLE))
+    push, pour = file.tasks["push"], file.tasks["pour"]
+    assert (file.name, file.split("seen"), file.split("unseen")) == ("tasks", ("push",), ("pour",))
+    assert (push.env, push.env_kwargs, push.factory) == ("FetchPush-v4", {"reward_type": "dense"}, False)
+    assert push.data == (str(tmp_path / "demos" / "push"), "minari:fetch/push-v0")
+    assert (push.data_task, push.text, push.max_steps) == ("FetchPush", "Task: push it.", 50)
+    assert push.observation == pour.observation == ("observation", "desired_goal")
+    assert (push.success, pour.success) == (Success("is_success"), Success(None, 3.0))
+    assert (pour.env, pour.data, pour.text, pour.max_steps) == (None, ("/logs/pour",), "Task: pour it.", 200)
+    layout = file.layout
+    assert layout is not None
+    assert layout.points == (
+        Point("hand", (0, 1, 2), (20, 21, 22)),
+        Point("cube", (3, 4, 5)),
+        Point("goal", (10, 11, 12)),
+    )
+    assert (layout.goal, layout.gripper, layout.scalars, layout.move, layout.grip) == (
+        *("goal", (9,), (6,), (0, 1, 2)),
+        (3,),
+    )
+    assert (layout.up, layout.unit, layout.pivot) == (2, 0.01, (0.0, 0.5, 0.0))
+
+
+def test_a_module_and_a_registered_id_of_a_module_are_told_apart(tmp_path: Path) -> None:
+    content = '[tasks.a]\nenv = "robot:make"\n[tasks.b]\nenv = "robot:Push-v0"\n[tasks.c]\nenv = "Push-v0"'
+    file = read_task_file(write(tmp_path, content))
+    assert [task.factory for task in file.tasks.values()] == [True, False, False]
+
+
+ONE = '[tasks.push]\nenv = "FetchPush-v4"\n'
+WRONG = [
+    ("[suite\n", None, "no TOML"),
+    ("", "tasks", "no tasks"),
+    ("[suit]\n" + ONE, "suit", "nearest: suite"),
+    (ONE + "spilt = 'seen'", "tasks.push.spilt", "nearest: split"),
+    ("[suite]\nmax_step = 3\n" + ONE, "suite.max_step", "nearest: max_steps"),
+    (ONE + "split = 'held-out'", "tasks.push.split", '"seen" or "unseen"'),
+    (ONE + "max_steps = 0", "tasks.push.max_steps", "1 or more"),
+    (ONE + "max_steps = true", "tasks.push.max_steps", "1 or more"),
+    (ONE + "success = true", "tasks.push.success", "the return counts"),
+    (ONE + "success = { returns = 3 }", "tasks.push.success", "return = NUMBER"),
+    (ONE + "success = { return = inf }", "tasks.push.success", "return = NUMBER"),
+    (ONE + "data = []", "tasks.push.data", "one or more"),
+    (ONE + "data = ['a', 'a']", "tasks.push.data", "named twice"),
+    (ONE + "text = ' '", "tasks.push.text", "a text is expected"),
+    (ONE + "text = 'a'\ntext_file = 'b'", "tasks.push.text_file", "one of them"),
+    (ONE + "text_file = 'absent.txt'", "tasks.push.text_file", "cannot be read"),
+    (ONE + "env_kwargs = 3", "tasks.push.env_kwargs", "a table is expected"),
+    ("[tasks.push]\n", "tasks.push", "neither env nor data"),
+    ("[tasks.push]\ndata = 'a'\nenv_kwargs = { a = 1 }", "tasks.push.env_kwargs", "no env"),
+    ("[tasks]\npush = 3", "tasks.push", "a table is expected"),
+    ("[tasks.'a/b']\nenv = 'A-v0'", "tasks", "a/b"),
+    (ONE + "[tasks.b]\nenv = 'A-v0'\nsuccess = 'done'", "tasks.push.success", "none there, one in tasks.b"),
+    ("[suite.layout]\n" + ONE, "suite.layout.points", "without points"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\nbody = 'b'\n" + ONE, "suite.layout.body", "nearest: a"),
+    ("[suite.layout]\npoints = { a = [0, 1.5] }\n" + ONE, "suite.layout.points.a", "whole numbers"),
+    ("[suite.layout]\npoints = { a = [0] }\n" + ONE, "suite.layout.points.a", "two or three indices"),
+    ("[suite.layout]\npoints = { a = [0, 1], b = [1, 2] }\n" + ONE, "suite.layout.observations", "used twice"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\nup = 'w'\n" + ONE, "suite.layout.up", "one of x, y, z"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\naction = { moves = [0] }\n" + ONE, "suite.layout.action.moves", "move"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\nprevious = { b = [2, 3] }\n" + ONE, "suite.layout.previous", "nearest"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\nunit = 0\n" + ONE, "suite.layout.unit", "above 0"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\npivot = ['x', 0]\n" + ONE, "suite.layout.pivot", "a finite number"),
+    ("[suite.layout]\npoints = { a = [0, 1] }\npoint = 3\n" + ONE, "suite.layout.point", "nearest: points"),
+]
+
+
+@pytest.mark.parametrize(("content", "field", "words"), WRONG)
+def test_what_is_wrong_is_named(tmp_path: Path, content: str, field: str | None, words: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(InputError) as error:
+        read_task_file(path)
+    assert error.value.field == field
+    assert words in str(error.value)
+    # A file that is named in it is the one at fault, but the field is the task file's.
+    assert error.value.path in (str(path), str(tmp_path / "absent.txt"))
+
+
+def test_a_file_that_is_not_there_or_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_task_file(tmp_path / "tasks.toml")
+    (tmp_path / "tasks.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_task_file(tmp_path / "tasks.toml")
