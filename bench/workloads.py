@@ -12,7 +12,7 @@ from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 from llmdpd.ops.arguments import Precision
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 

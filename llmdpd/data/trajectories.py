@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -345,6 +345,14 @@ class TrajectoryDataset:
         part = self.select(ids[self.task_ids] >= 0)
         texts = tuple(self.texts[place] for place in places)
         return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[part.task_ids])
+
+    def with_actions(self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> TrajectoryDataset:
+        """The same data with changed actions, [N, A] → [N, A], the executed and the expert's alike."""
+        expert = None if self.expert_actions is None else change(self.expert_actions)
+        actions = change(self.actions)
+        if actions is self.actions and expert is self.expert_actions:
+            return self
+        return dataclasses.replace(self, actions=actions, expert_actions=expert)
 
     def check_matches(self, state_dim: int, action_dim: int, name: str) -> None:
         """Raise InputError unless the widths are those of the environment (or policy) called `name`."""

@@ -29,7 +29,8 @@ from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.config import ContextNetworkConfig, NetworkConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
-from llmdpd.nn.policy_network import PolicyNetwork, Spaces
+from llmdpd.nn.policy_network import PolicyNetwork
+from llmdpd.nn.spaces import Spaces
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named
@@ -173,7 +174,7 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
     prompts_per_batch: Count = 1
     """Prompts in a batch, each of one task and over its own share of the transitions; Algorithm 1 takes 1."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """Random changes of states and demonstration together; Meta-World's layout alone."""
+    """Random changes of states and demonstration together, where the layout of the observations is known."""
 
     def check(self) -> None:
         super().check()
@@ -204,7 +205,15 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
                 found=f"{augmentation} for {spec.task}",
                 expected="no augmentation",
             )
-        if (augmentation.rotate or augmentation.mirror) and features != "relative":
+        turned = augmentation.rotate or augmentation.mirror
+        if turned and spec.layout is not None and not spec.layout.rotatable:
+            raise InputError(
+                "rotated and mirrored scenes need a layout that says what is up and how actions move the body",
+                field="augmentation",
+                found=f"{augmentation} for {spec.task}",
+                expected="augmentation.rotate and augmentation.mirror of 0",
+            )
+        if turned and features != "relative":
             raise InputError(
                 "rotated and mirrored scenes need features that are independent of orientation",
                 field="network.context.features" if hasattr(self.network, "context") else "network.features",

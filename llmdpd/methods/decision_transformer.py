@@ -21,8 +21,9 @@ from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spr
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
-from llmdpd.nn.policy_network import PolicyNetwork, Spaces, Window
+from llmdpd.nn.policy_network import PolicyNetwork, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
+from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 

@@ -21,7 +21,8 @@ from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
 from llmdpd.nn.layers import mlp
-from llmdpd.nn.policy_network import Spaces, Window
+from llmdpd.nn.policy_network import Window
+from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import Before, TrajectoryConfig, TrajectoryDenoiser, noise_blocks
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, Steps, WholeNumber

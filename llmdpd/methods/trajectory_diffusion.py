@@ -20,7 +20,8 @@ from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.nn.acting import ChainActing
 from llmdpd.nn.config import ChainConfig, ContextNetworkConfig
 from llmdpd.nn.context import Condition
-from llmdpd.nn.policy_network import ConditionedNetwork, Spaces, Window
+from llmdpd.nn.policy_network import ConditionedNetwork, Window
+from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
 from llmdpd.utils.bounds import NonNegative
 

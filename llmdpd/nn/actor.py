@@ -16,7 +16,8 @@ from llmdpd.nn.acting import ActingConfig, NoisyActing
 from llmdpd.nn.config import ContextNetworkConfig
 from llmdpd.nn.context import Condition, ContextConfig
 from llmdpd.nn.layers import mlp
-from llmdpd.nn.policy_network import ConditionedNetwork, Spaces
+from llmdpd.nn.policy_network import ConditionedNetwork
+from llmdpd.nn.spaces import Spaces
 from llmdpd.utils.bounds import Width
 
 _INSIDE = 1 - 1e-6

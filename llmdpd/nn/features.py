@@ -8,47 +8,54 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.metaworld.layout import GOAL, GRIPPER, HAND, OBJECT, SECOND, STATE_DIM, previous
+from llmdpd.tasks.layout import Layout
 
-FeatureKind = Literal["normalised", "metaworld", "relative", "raw"]
+FeatureKind = Literal["normalised", "combined", "relative", "raw", "metaworld"]
+"""See `StateFeatures`; "metaworld" is version 0.1's name of "combined"."""
 
 _ANY_LAYOUT = ("normalised", "raw")
-_METAWORLD_RELATIVE = 5 * 3
-_METAWORLD_VELOCITY = 2 * 3
-_METAWORLD_OWN = 1 + 4  # gripper, and the heights of hand, both objects and goal
-_METAWORLD_GEOMETRY = 4 * 3 + 1
+# In metres: a difference is given in units of 25 cm, and as tanh in units of 4 cm; a velocity in centimetres a step.
+_FAR, _NEAR, _VELOCITY = 4.0, 25.0, 100.0
+_CLIP = 10.0
+# Statistics leave out what lies beyond these quantiles where that makes the range so many times smaller.
+_QUANTILE, _OUTLIERS = 1e-3, 20.0
 
 
 class StateFeatures(nn.Module):
     """Observations [..., S] → features [..., F].
 
     `normalised`: (s - mean) / std, clipped to ±10, with the statistics of the TRAINING tasks alone. A dimension that is
-    constant there keeps its scale; the others are not widened for it. `metaworld` adds, from Meta-World's layout of 39
-    numbers, the differences between hand, objects and goal, once in units of 25 cm and once as tanh in units of 4 cm
-    (how near is near), and the velocities of hand and object, from the previous frame that the observation carries.
-    `relative` is those alone, with the gripper and the heights beside: where on the table something lies, and how it is
-    turned, is left out, and what an observation doesn't have (its three numbers are zero) is at no distance. `raw` is
-    the observation itself.
+    constant there keeps its scale; the others are not widened for it. `combined` adds, from the layout, the differences
+    between its points, once in units of 25 cm and once as tanh in units of 4 cm (how near is near), and the velocities
+    of those whose previous position the observation carries. `relative` is those alone, with the gripper, the points'
+    heights and the layout's scalars (normalised) beside: where something lies, how it is turned, and what the layout
+    does not name is left out, and an absent point (all zeros) is at no distance. `raw` is the observation itself.
+
+    Args:
+        state_dim: S.
+        kind: see above.
+        layout: what the numbers are; `combined` and `relative` need it.
 
     Raises:
-        InputError: features of Meta-World's layout for observations of another size.
+        InputError: no layout, or one that does not fit the observations.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, state_dim: int, kind: FeatureKind = "normalised") -> None:
+    def __init__(self, state_dim: int, kind: FeatureKind = "normalised", layout: Layout | None = None) -> None:
         super().__init__()
-        if kind not in _ANY_LAYOUT and state_dim != STATE_DIM:
+        if kind not in _ANY_LAYOUT and layout is None:
             raise InputError(
-                "these features read Meta-World's observation layout",
+                "these features are read from the layout of the observations, and none is declared",
                 field="features",
-                found=f"observations of {state_dim} numbers",
-                expected=STATE_DIM,
+                found=kind,
+                expected="a layout of the tasks' suite, or of the task file",
                 hint="use features 'normalised'",
             )
         self.kind = kind
         self.state_dim = state_dim
+        self._relations = None if layout is None else _Relations(layout)
         self.register_buffer("mean", torch.zeros(state_dim))
         self.register_buffer("std", torch.ones(state_dim))
 
@@ -57,16 +64,26 @@ class StateFeatures(nn.Module):
         """F."""
         if self.kind in _ANY_LAYOUT:
             return self.state_dim
-        rest = 2 * _METAWORLD_RELATIVE + _METAWORLD_VELOCITY
-        return rest + (self.state_dim if self.kind == "metaworld" else _METAWORLD_OWN)
+        relations = self._layout
+        return relations.output_dim + (relations.own_dim if self.kind == "relative" else self.state_dim)
 
     @property
     def geometry_dim(self) -> int:
         """G, of `geometry`."""
-        return self.state_dim if self.kind in _ANY_LAYOUT else _METAWORLD_GEOMETRY
+        return self.state_dim if self.kind in _ANY_LAYOUT else self._layout.geometry_dim
+
+    @property
+    def _layout(self) -> _Relations:
+        assert self._relations is not None, "checked at construction"
+        return self._relations
 
     def fit(self, observations: Tensor) -> None:
-        """Take mean and std [S] from the training tasks' observations [N, S]."""
+        """Take mean and std [S] from the training tasks' observations [N, S].
+
+        Where a thousandth of the data at either end makes a dimension's range more than 20 times wider (a sensor's
+        glitches), it counts as the quantile that it lies beyond.
+        """
+        observations = _without_outliers(observations)
         low, high = observations.amin(0), observations.amax(0)
         std = observations.std(0, correction=0)
         # Compared exactly: rounding gives many equal numbers a mean beside them, and so a deviation.
@@ -78,38 +95,100 @@ class StateFeatures(nn.Module):
         if self.kind == "raw":
             return state
         if self.kind == "relative":
-            return torch.cat([_own(state), *_metaworld(state, present_only=True)], dim=-1)
-        normalised = ((state - self.mean) / self.std).clamp(-10.0, 10.0)
-        return torch.cat([normalised, *_metaworld(state)], dim=-1) if self.kind == "metaworld" else normalised
+            relations = self._layout
+            own = relations.own(state, self._normalised(state, relations.scalars))
+            return torch.cat([own, *relations(state, present_only=True)], dim=-1)
+        normalised = self._normalised(state)
+        return normalised if self.kind == "normalised" else torch.cat([normalised, *self._layout(state)], dim=-1)
 
     def geometry(self, state: Tensor) -> Tensor:
         """Where things are, as two moments can be compared by: [..., S] → [..., G].
 
-        From Meta-World's layout both objects - hand, goal - hand, goal - object in units of 25 cm, and the gripper; of
-        other observations all numbers, normalised or raw.
+        With a layout the differences that the body or the goal has part in (all, where there is no goal), in units of
+        25 cm, the gripper and the scalars; else all numbers, normalised or raw.
         """
         if self.kind in _ANY_LAYOUT:
             return self(state)
-        return torch.cat([4.0 * _differences(state, present_only=True)[..., : 4 * 3], state[..., GRIPPER]], dim=-1)
+        relations = self._layout
+        return relations.geometry(state, self._normalised(state, relations.scalars))
+
+    def _normalised(self, state: Tensor, indices: tuple[int, ...] | None = None) -> Tensor:
+        """All numbers of a state, or those of these indices, in units of their standard deviations."""
+        if indices is None:
+            return ((state - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+        chosen = list(indices)
+        return ((state[..., chosen] - self.mean[chosen]) / self.std[chosen]).clamp(-_CLIP, _CLIP)
 
 
-def _differences(state: Tensor, present_only: bool) -> Tensor:
-    hand, thing, second, goal = (state[..., part] for part in (HAND, OBJECT, SECOND, GOAL))
-    parts = [thing - hand, second - hand, goal - hand, goal - thing, second - thing]
-    if present_only:
-        has_second, has_goal = (second != 0).any(-1, keepdim=True), (goal != 0).any(-1, keepdim=True)
-        given = (None, has_second, has_goal, has_goal, has_second)
-        parts = [part if known is None else part * known for part, known in zip(parts, given, strict=True)]
-    return torch.cat(parts, dim=-1)
+class _Relations:
+    """What a layout says of an observation [..., S]: differences of points, velocities, heights."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._points = {point.name: _columns(point.at) for point in layout.points}
+        self._body = layout.body.name
+        self._pairs = layout.differences
+        self._moving = [(_columns(point.at), _columns(point.previous)) for point in layout.moving]
+        self._gripper, self._up = _columns(layout.gripper), layout.up
+        self.scalars = layout.scalars
+        self._unit, dimensions = layout.unit, layout.dimensions
+        compared = [layout.goal is None or {self._body, layout.goal} & {*pair} for pair in self._pairs]
+        self._compared = [
+            place * dimensions + axis for place, kept in enumerate(compared) if kept for axis in range(dimensions)
+        ]
+        heights = len(layout.points) if layout.up is not None else 0
+        self.own_dim = len(layout.gripper) + heights + len(layout.scalars)
+        self.output_dim = dimensions * (2 * len(self._pairs) + len(self._moving))
+        self.geometry_dim = len(self._compared) + len(layout.gripper) + len(layout.scalars)
+
+    def __call__(self, state: Tensor, present_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Differences in two units, and velocities."""
+        differences, unit = self._differences(state, present_only), self._unit
+        steps = [state[..., now] - state[..., before] for now, before in self._moving]
+        velocity = torch.cat(steps, dim=-1) if steps else state[..., :0]
+        return _FAR * unit * differences, torch.tanh(_NEAR * unit * differences), _VELOCITY * unit * velocity
+
+    def own(self, state: Tensor, scalars: Tensor) -> Tensor:
+        """The gripper, the points' heights, and the layout's scalars as they are given."""
+        heights = []
+        if self._up is not None:
+            heights = [_FAR * self._unit * state[..., at][..., [self._up]] for at in self._points.values()]
+        return torch.cat([state[..., self._gripper], *heights, scalars], dim=-1)
+
+    def geometry(self, state: Tensor, scalars: Tensor) -> Tensor:
+        """See `StateFeatures.geometry`."""
+        differences = _FAR * self._unit * self._differences(state, present_only=True)[..., self._compared]
+        return torch.cat([differences, state[..., self._gripper], scalars], dim=-1)
+
+    def _differences(self, state: Tensor, present_only: bool) -> Tensor:
+        points = {name: state[..., at] for name, at in self._points.items()}
+        known = {name: (point != 0).any(-1, keepdim=True) for name, point in points.items() if name != self._body}
+        parts = []
+        for one, other in self._pairs:
+            part = points[other] - points[one]
+            for name in (one, other) if present_only else ():
+                part = part * known[name] if name in known else part
+            parts.append(part)
+        return torch.cat(parts, dim=-1) if parts else state[..., :0]
 
 
-def _metaworld(state: Tensor, present_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    hand, thing = state[..., HAND], state[..., OBJECT]
-    relative = _differences(state, present_only)
-    velocity = torch.cat([hand - state[..., previous(HAND)], thing - state[..., previous(OBJECT)]], dim=-1)
-    return 4.0 * relative, torch.tanh(25.0 * relative), 100.0 * velocity
+def _columns(indices: tuple[int, ...]) -> list[int] | slice:
+    """Indices as what picks columns; neighbours as a slice, which makes no copy."""
+    if indices and indices == tuple(range(indices[0], indices[0] + len(indices))):
+        return slice(indices[0], indices[-1] + 1)
+    return list(indices)
 
 
-def _own(state: Tensor) -> Tensor:
-    heights = [4.0 * state[..., part][..., 2:] for part in (HAND, OBJECT, SECOND, GOAL)]
-    return torch.cat([state[..., GRIPPER], *heights], dim=-1)
+def _without_outliers(observations: Tensor) -> Tensor:
+    """Observations [N, S], clipped in those dimensions whose range a few outliers make many times wider."""
+    count = len(observations)
+    beyond = int(count * _QUANTILE)
+    if beyond == 0:
+        return observations
+    low, high = observations.amin(0), observations.amax(0)
+    inner_low = observations.kthvalue(beyond + 1, dim=0).values
+    inner_high = observations.kthvalue(count - beyond, dim=0).values
+    # Rare events of a number that is constant otherwise are no glitches.
+    wide = (inner_high > inner_low) & (high - low > _OUTLIERS * (inner_high - inner_low))
+    if not wide.any():
+        return observations
+    return observations.clamp(torch.where(wide, inner_low, low), torch.where(wide, inner_high, high))

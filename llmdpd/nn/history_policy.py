@@ -18,7 +18,8 @@ from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
+from llmdpd.nn.policy_network import PolicyNetwork, States
+from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig
 from llmdpd.utils.bounds import Count
 

@@ -15,18 +15,11 @@ from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ALL_KEPT, Condition, ContextConfig, EncodedPrompts, Keep, make_context
 from llmdpd.nn.episode_memory import EpisodeMemory, History
+from llmdpd.nn.spaces import ActionScaling, Spaces
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
 _ROWS = 8
-
-
-class Spaces(NamedTuple):
-    """What networks are built for: S numbers of an observation, A of an action, D of the LLM's embeddings."""
-
-    state_dim: int
-    action_dim: int
-    embedding_dim: int
 
 
 class Window(NamedTuple):
@@ -86,9 +79,10 @@ class PolicyNetwork(nn.Module, ABC):
     def __init__(self, spaces: Spaces, config: NetworkConfig, context: ContextConfig | None = None) -> None:
         super().__init__()
         self.config, self.spaces = config, spaces
-        self.state_dim, self.action_dim, self.embedding_dim = spaces
+        self.state_dim, self.action_dim, self.embedding_dim = spaces.state_dim, spaces.action_dim, spaces.embedding_dim
+        self.action_scaling = ActionScaling(spaces)
         self.reads = config.context_config()
-        self.context = make_context(*spaces, context or self.reads)
+        self.context = make_context(spaces, context or self.reads)
 
     @property
     def device(self) -> torch.device:

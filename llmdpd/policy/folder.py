@@ -23,19 +23,21 @@ from llmdpd.utils.bounds import ACTION_NUMBERS, Bounds
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
 from llmdpd.utils.tensors import write_tensors
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "policy.json"
 _SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
+_CHECKED_LATER = ("layout", "action_low", "action_high")
+"""Fields of the spaces that are no sizes: `Spaces` checks them."""
 _CRITIC = {"hidden": Bounds(1, 16_384), "sees_prompts": Bounds(0, 1)}
 _SHARED = {"format": int, "method": str, "acting": dict, "llm": str, "sha256": dict}
 _PARTS: dict[int, dict[str, Any]] = {
     1: {**_SHARED, "sizes": dict, "policy": dict, "facts": dict},
-    FORMAT: {**_SHARED, "spaces": dict, "network": dict, "critic": dict | None, "metadata": dict},
+    **{n: {**_SHARED, "spaces": dict, "network": dict, "critic": dict | None, "metadata": dict} for n in (2, FORMAT)},
 }
 """The fields of each format's description, and their types."""
 _STEMS = {"model", "critic", "texts"}
-Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-"""The description of an earlier format → that of this one."""
+Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
+"""Format → what makes the description of the next one of one of its."""
 
 
 def text_key(text: str) -> str:
@@ -56,8 +58,8 @@ def write_policy_folder(
         atomic_write_json(folder / DESCRIPTION, {"format": FORMAT, **description, "sha256": sums})
 
 
-def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Read a policy folder: its description, and tensors by file stem; one of format 1 is upgraded.
+def read_policy_folder(path: Path, upgrades: Upgrades) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read a policy folder: its description, in this format whatever it is written in, and tensors by file stem.
 
     Raises:
         InputError: not a policy folder, another format version, a description with missing, unknown or wrong fields,
@@ -70,11 +72,7 @@ def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], di
         )
     description = read_json(file)
     found = description.get("format") if isinstance(description, dict) else None
-    if found == 1:
-        _check_description(description, file, 1)
-        with located(path=file):
-            description = upgrade(description) | {"format": FORMAT}
-    elif found != FORMAT:
+    if found not in _PARTS:
         raise InputError(
             "a policy of another format version",
             path=file,
@@ -83,6 +81,10 @@ def read_policy_folder(path: Path, upgrade: Upgrade) -> tuple[dict[str, Any], di
             expected=FORMAT,
             hint="load it with the version of llmdpd that wrote it",
         )
+    for number in range(found, FORMAT):
+        _check_description(description, file, number)
+        with located(path=file):
+            description = upgrades[number](description) | {"format": number + 1}
     _check_description(description, file, FORMAT)
     for part, bounds in (("spaces", _SPACES), ("critic", _CRITIC)):
         if description[part] is not None:
@@ -124,8 +126,9 @@ def _check_description(description: dict[str, Any], file: Path, version: int) ->
 
 def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds], file: Path) -> None:
     """Raise `InputError` for sizes that are missing, unknown, no integers or out of bounds."""
-    for name in sorted(bounds.keys() | sizes.keys()):
-        found, field = sizes.get(name, "no such field"), f"{part}.{name}"
+    own = {name: found for name, found in sizes.items() if name not in _CHECKED_LATER}
+    for name in sorted(bounds.keys() | own.keys()):
+        found, field = own.get(name, "no such field"), f"{part}.{name}"
         if name not in bounds or not isinstance(found, int):
             expected = "an integer" if name in bounds else f"one of {', '.join(bounds)}"
             raise InputError("a field of the policy is wrong", path=file, field=field, found=found, expected=expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
+from llmdpd.nn.spaces import ActionScaling, Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+
+_log = logging.getLogger(__name__)
 
 Demonstration = Trajectory | tuple[ArrayLike, ArrayLike]
 """A `Trajectory`, or observations [T, S] and actions [T, A]."""
@@ -57,12 +61,15 @@ def read_rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
 
 def read_demonstrations(
     demonstrations: Sequence[Demonstration],
-    state_dim: int,
-    action_dim: int,
+    spaces: Spaces,
     encoder: TrajectoryEncoderConfig,
     rewards: bool,
+    scaling: ActionScaling,
 ) -> TrajectoryTokens:
     """Demonstrations as tokens, with their rewards where those are read and every demonstration has them.
+
+    Actions beyond the policy's bounds are cut to them, and a warning says how many: an environment that executed them
+    did the same, and the policy was trained with none such.
 
     Raises:
         InputError: no numbers, of another width, or too long.
@@ -80,13 +87,16 @@ def read_demonstrations(
                 expected="observations [T, S] and actions [T, A]",
             ) from None
         widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
-        if widths != (state_dim, action_dim):
+        if widths != (spaces.state_dim, spaces.action_dim):
             raise InputError(
                 "the trajectory prompt has another width than the policy",
                 field="trajectory",
                 found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
-                expected=f"{state_dim} and {action_dim}",
+                expected=f"{spaces.state_dim} and {spaces.action_dim}",
             )
-        pairs.append((observations, actions))
+        within, beyond = scaling.to_unit(actions)
+        if beyond:
+            _log.warning("actions of %d of %d demonstrated steps are beyond their bounds: cut", beyond, len(actions))
+        pairs.append((observations, within))
     earned = [np.asarray(one.rewards, np.float32) for one in demonstrations if isinstance(one, Trajectory)]
     return make_tokens(pairs, encoder, rewards=earned if rewards and len(earned) == len(demonstrations) else None)

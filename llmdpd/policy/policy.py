@@ -15,20 +15,21 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, located
-from llmdpd.methods import METHODS, legacy_fields
+from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.history_policy import check_targets, target_returns
-from llmdpd.nn.policy_network import PolicyNetwork, Spaces, States
+from llmdpd.nn.policy_network import PolicyNetwork, States
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
+from llmdpd.policy.formats import UPGRADES
 from llmdpd.policy.inputs import Demonstration, read_demonstrations, read_observations, read_rewards
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
-from llmdpd.utils.legacy import upgraded
-from llmdpd.utils.plain import former_names, from_plain, to_plain
+from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.tensors import load_tensors
 
 _log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Policy:
         """
         place = check_device(device)
         path = resolve_policy(source)
-        description, tensors = read_policy_folder(path, _upgraded)
+        description, tensors = read_policy_folder(path, UPGRADES)
         file = path / DESCRIPTION
         with located(path=file):
             kind = METHODS[description["method"]]
@@ -124,7 +125,8 @@ class Policy:
             if "llm" in description["metadata"]:
                 from_plain(LLMIdentity, description["metadata"]["llm"], file, "metadata.llm.")
             check_targets(description["metadata"].get("target_returns", {}))
-            network = kind.build_network(Spaces(**description["spaces"]), config)
+            spaces = from_plain(Spaces, description["spaces"], file, "spaces.")
+            network = kind.build_network(spaces, config)
             critic = None if description["critic"] is None else network.make_critic(**description["critic"])
         load_tensors(network, tensors["model"], path / "model.safetensors")
         if critic is not None:
@@ -138,7 +140,7 @@ class Policy:
         """Write the policy folder, whole or not at all; one that was there is replaced."""
         description = {
             "method": self.method,
-            "spaces": self.network.spaces._asdict(),
+            "spaces": to_plain(self.network.spaces),
             "network": to_plain(self.network.config),
             "critic": None if self.critic is None else dict(self.critic.sizes),  # type: ignore[arg-type]
             "acting": to_plain(self.acting),
@@ -307,7 +309,7 @@ class Policy:
     def _tokens(self, demonstrations: Sequence[Demonstration]) -> TrajectoryTokens:
         network = self.network
         return read_demonstrations(
-            demonstrations, network.state_dim, network.action_dim, network.reads.encoder, network.reads_rewards
+            demonstrations, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling
         )
 
 
@@ -403,21 +405,25 @@ class Episodes:
         rewards: FloatArray,
         seeds: Callable[[IntArray], IntArray],
     ) -> FloatArray:
-        """The next action of each of B episodes, [B, A].
+        """The next action of each of B episodes, [B, A], in the environment's own numbers.
 
         Args:
             episodes: [B], their numbers; no two alike. steps: [B], time step of each within itself.
             observations: [B, S], the present ones. rewards: [B], what came of each one's last action.
             seeds: rows [b] of the B that a chunk is sampled for → seeds [b] of its noise.
         """
+        scaling = self._network.action_scaling
         if self._horizon == 1:
-            return self._sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))[:, 0]
+            chunks = self._sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))
+            return scaling.from_unit(chunks[:, 0])
         due = self._chunks.due(episodes, steps)
         if len(due):
             who, when = episodes[due], steps[due]
             chunks = self._sample(who, when, observations[due], rewards[due], seeds(due))
             self._chunks.put(who, when, chunks)
-        return self._chunks.take(episodes) if len(episodes) else observations[:, : self._network.action_dim]
+        if not len(episodes):
+            return observations[:, : self._network.action_dim]
+        return scaling.from_unit(self._chunks.take(episodes))
 
     def _sample(
         self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, seeds: IntArray
@@ -437,16 +443,3 @@ class Episodes:
         if self._memory is not None:
             self._memory.note(who, chunks[:, 0])
         return chunks
-
-
-def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1's description of a policy as this version's."""
-    sizes, config = description["sizes"], METHODS[description["method"]].Config()
-    default = {"method": {"network": to_plain(config.network), "acting": to_plain(config.acting)}}
-    plain = {"policy": description["policy"], "acting": description["acting"]}
-    moved = upgraded(plain, config.legacy, default, legacy_fields, former_names(config, "method."))["method"]
-    hidden = sizes.get("critic_hidden")
-    critic = None if hidden is None else {"hidden": hidden, "sees_prompts": sizes.get("critic_sees_prompts")}
-    kept = {name: value for name, value in description.items() if name not in ("sizes", "facts", *plain)}
-    spaces = {name: value for name, value in sizes.items() if not name.startswith("critic")}
-    return {**kept, **moved, "spaces": spaces, "critic": critic, "metadata": description["facts"]}

@@ -17,7 +17,7 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces, action_range
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
@@ -205,22 +205,24 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     config, dataset, device = run.config, run.dataset, check_device(run.config.device)
     assert dataset is not None, "checked by the caller"
     kind = cast("type[Method[Any, Any]]", METHODS[config.method.name])
-    method, width = cast(OfflineConfig, config.method), run.texts.width
-    network = kind.build_network(Spaces(dataset.state_dim, dataset.action_dim, width), method.network)
+    method, spec = cast(OfflineConfig, config.method), task_spec(config.tasks.seen[0])
+    low, high = action_range(dataset.actions, spec.action_low, spec.action_high, spec.layout)
+    spaces = Spaces(dataset.state_dim, dataset.action_dim, run.texts.width, spec.layout, low, high)
+    network = kind.build_network(spaces, method.network)
     network.to(device).fit(torch.from_numpy(dataset.observations), lambda: torch.from_numpy(dataset.returns_to_go()))
     learner = kind(network, method, config.training.iterations)
     vectors = run.texts.vectors
     rows = [vectors[task_prompt(task).render()] for task in dataset.tasks] if vectors else None
     reads = method.network.context_config()
     return learner, BatchSampler(
-        dataset,
+        dataset.with_actions(lambda actions: network.action_scaling.to_unit(actions)[0]),
         None if rows is None else torch.stack(rows),
         reads.encoder if reads.trajectory else None,
         method.batch_size,
         method.prompts_per_batch,
         config.seed,
         device,
-        method.augmentation if method.augmentation.active else None,
+        (method.augmentation, spec.layout) if method.augmentation.active and spec.layout is not None else None,
         (reads.text_dropout, reads.trajectory_dropout),
         *network.window,
     )
@@ -230,7 +232,8 @@ def _online(run: Run) -> tuple[Learner, Sampler]:
     """A method that learns in the environments of the seen tasks, and its steps there."""
     config, specs = run.config, [task_spec(task) for task in run.config.tasks.seen]
     kind, method = METHODS[config.method.name], config.method
-    network = kind.build_network(Spaces(specs[0].state_dim, specs[0].action_dim, run.texts.width), method.network)
+    spaces = Spaces(specs[0].state_dim, specs[0].action_dim, run.texts.width, specs[0].layout)
+    network = kind.build_network(spaces, method.network)
     if check_device(config.device).type != "cpu":
         console.print(f"{method.name} trains on the CPU; {config.device} is for its evaluation")
     return kind.in_environments(

@@ -17,6 +17,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.tasks.layout import Layout
 
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
@@ -38,7 +39,7 @@ class BatchSampler:
         prompts: P, prompts a batch.
         seed: of the draws.
         device: where batches go.
-        augmentation: of states and demonstrations together; None for none.
+        augmentation: of states and demonstrations together, by their layout; None for none.
         dropout: rates at which a prompt's text and its demonstration are left out.
         horizon: steps of the windows that each batch carries; 0 for none.
         before: steps of the windows before their transition, on top.
@@ -53,7 +54,7 @@ class BatchSampler:
         prompts: int,
         seed: int,
         device: torch.device,
-        augmentation: AugmentationConfig | None = None,
+        augmentation: tuple[AugmentationConfig, Layout] | None = None,
         dropout: tuple[float, float] = (0.0, 0.0),
         horizon: int = 0,
         before: int = 0,
@@ -112,7 +113,7 @@ class BatchSampler:
 
     def _augmented(self, batch: PromptedBatch, tokens: TrajectoryTokens) -> PromptedBatch:
         assert self._augmentation is not None
-        change = Augmentation(self._augmentation, self._prompts, self._random, batch.keep.trajectory)
+        change = Augmentation(*self._augmentation, self._prompts, self._random, batch.keep.trajectory)
 
         def changed(part: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
             """A part [B, …] of the transitions, each row under the change of its prompt."""

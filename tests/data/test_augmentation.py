@@ -10,6 +10,7 @@ import torch
 
 from llmdpd.data.augmentation import Augmentation, AugmentationConfig
 from llmdpd.nn.features import StateFeatures
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 P, M = 5, 7
 POSITIONS = [range(0, 3), range(4, 7), range(11, 14), range(18, 21), range(22, 25), range(29, 32), range(36, 39)]
@@ -17,7 +18,7 @@ UNTOUCHED = [i for i in range(39) if not any(i in part for part in POSITIONS)]
 
 
 def make(rng: np.random.Generator, given: torch.Tensor | None = None, **changes: Any) -> Augmentation:
-    return Augmentation(AugmentationConfig(**changes), P, rng, given)
+    return Augmentation(AugmentationConfig(**changes), LAYOUT, P, rng, given)
 
 
 def states(rng: np.random.Generator) -> torch.Tensor:
@@ -47,7 +48,7 @@ def test_offsets_shift_each_thing_alike_in_both_frames(rng: np.random.Generator)
 def test_offsets_have_their_size_and_probability(rng: np.random.Generator) -> None:
     config = AugmentationConfig(offset=0.04, offset_probability=0.7)
     state = torch.full((4000, 1, 39), 0.3)
-    moved = (Augmentation(config, 4000, rng).states(state) - state)[:, 0, 4:7]
+    moved = (Augmentation(config, LAYOUT, 4000, rng).states(state) - state)[:, 0, 4:7]
     shifted = moved.abs().amax(1) > 1e-6
     assert abs(float(shifted.float().mean()) - 0.7) < 6 * (0.7 * 0.3 / 4000) ** 0.5
     assert float(moved[shifted].std()) == pytest.approx(0.04, rel=0.1)
@@ -87,7 +88,7 @@ def test_what_an_observation_lacks_stays_absent(rng: np.random.Generator) -> Non
     after = make(rng, offset=0.1, offset_probability=1.0, rotate=1.0, mirror=0.5).states(state)
     for part in (slice(11, 14), slice(29, 32), slice(36, 39)):
         assert (after[..., part] == 0).all()
-    features = StateFeatures(39, "relative")
+    features = StateFeatures(39, "relative", LAYOUT)
     assert features.geometry(after)[..., 3:12].abs().max() == 0
 
 

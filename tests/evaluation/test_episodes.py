@@ -13,10 +13,12 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import Spaces, States
+from llmdpd.nn.policy_network import States
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
+from llmdpd.tasks.metaworld.layout import LAYOUT
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult
 
 EPISODES, STEPS = 3, 12
@@ -104,7 +106,7 @@ def test_noise_depends_on_task_seed_and_step_alone(
 @pytest.mark.parametrize("which", ["text", "trajectory"])
 def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompts: Prompts) -> None:
     context = dataclasses.replace(ContextConfig(), **{which: False})
-    network = DiffusionPolicy(Spaces(39, 4, 384), DiffusionNetworkConfig(hidden_dim=8, context=context))
+    network = DiffusionPolicy(Spaces(39, 4, 384, LAYOUT), DiffusionNetworkConfig(hidden_dim=8, context=context))
     texts = {text_key(str(prompt.text)): torch.ones(384) for prompt in prompts.values()}
     policy = Policy("llmdpd", network, None, BestOfN(samples=1), texts=texts)
     act = policy_act(policy, prompts, [EpisodeRequest(task, 0) for task in prompts])

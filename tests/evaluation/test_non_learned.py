@@ -25,7 +25,8 @@ def demonstration(rng: np.random.Generator) -> Trajectory:
     things = np.concatenate([np.tile(THING, (LENGTH // 2, 1)), THING + share * (GOAL - THING)])
     observations = np.zeros((LENGTH, 39), np.float32)
     observations[:, :3], observations[:, 4:7], observations[:, 36:39] = hand, things, GOAL
-    actions = rng.uniform(-1, 1, (LENGTH, 4)).astype(np.float32)
+    actions = rng.normal(0, 0.05, (LENGTH, 4)).astype(np.float32)
+    actions[:-1, :3] += 100 * np.diff(hand, axis=0)  # an action of 1 moves it by a centimetre
     actions[:, 3] = np.repeat([-1.0, 1.0], LENGTH // 2)
     return Trajectory(observations, actions, np.zeros(LENGTH, np.float32), "push-v3")
 
@@ -90,3 +91,13 @@ def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:
 def test_a_baseline_needs_a_demonstration(name: str) -> None:
     with pytest.raises(InputError, match="follows a demonstration"):
         BASELINES[name](prompted(), [EpisodeRequest("push-v3", 0)])
+
+
+def test_a_tracker_needs_a_layout_that_says_how_the_hand_moves() -> None:
+    one = Trajectory(np.zeros((3, 11), np.float32), np.zeros((3, 3), np.float32), np.zeros(3, np.float32), "Hopper-v4")
+    prompts = {"Hopper-v4": TaskPrompt("hop", "built in", (one,), "made up")}
+    with pytest.raises(InputError, match="where hand, object and goal are") as error:
+        tracker(prompts, [EpisodeRequest("Hopper-v4", 0)])
+    assert "replay" in str(error.value.hint)
+    late = np.asarray(replay(prompts, [EpisodeRequest("Hopper-v4", 0)])(NONE, np.array([0]), np.array([9]), NONE))
+    np.testing.assert_array_equal(late, one.actions[-1:])

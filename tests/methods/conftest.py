@@ -18,12 +18,13 @@ from llmdpd.methods.lamo.gpt2 import find_language_model
 from llmdpd.methods.lamo.network import LoRAConfig
 from llmdpd.methods.mtdiff import MTDiffTrajectoryConfig
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import Spaces
 from llmdpd.nn.sequence_model import SequenceConfig
+from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 
-S, A, D = SPACES = Spaces(4, 2, 6)
+S, A, D = 4, 2, 6
+SPACES = Spaces(S, A, D)
 # Without dropout, so that a prompt is encoded alike twice.
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.0)
 CONTEXT = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, encoder=ENCODER)

@@ -16,7 +16,7 @@ from llmdpd.config.presets import find_preset, with_method
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.policy import Policy
 from llmdpd.utils.plain import from_plain, to_plain
 

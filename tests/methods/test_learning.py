@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens

@@ -20,7 +20,7 @@ from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import read_results
 from llmdpd.methods.sac import SAC, SACConfig, SACNetworkConfig, SACSteps
 from llmdpd.nn.acting import NoisyActing
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import COLLECTION_SEED_END
 from llmdpd.tasks.specs import TaskSpec

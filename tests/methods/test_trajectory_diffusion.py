@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmdpd.diffusion import alphas
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 
 S, A, H = 4, 2, 5
 NAME = "trajectory-diffusion"

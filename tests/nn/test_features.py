@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.nn.features import StateFeatures
+from llmdpd.nn.features import FeatureKind, StateFeatures
+from llmdpd.tasks.layout import Layout, Point
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 
 def test_normalised_by_the_given_data_alone(rng: np.random.Generator) -> None:
@@ -64,7 +66,7 @@ def test_metaworld_numbers_by_hand() -> None:
     state[18:21] = torch.tensor([0.09, 0.6, 0.21])  # hand, one step before
     state[22:25] = torch.tensor([0.15, 0.69, 0.02])  # object, one step before
     state[36:39] = torch.tensor([0.0, 0.9, 0.3])  # goal
-    out = StateFeatures(39, "metaworld")(state)
+    out = StateFeatures(39, "combined", LAYOUT)(state)
     relative = [
         *(0.05, 0.1, -0.18),  # object - hand
         *(-0.2, 0.2, -0.16),  # second - hand
@@ -77,13 +79,55 @@ def test_metaworld_numbers_by_hand() -> None:
     np.testing.assert_allclose(out[39:54], 4 * np.array(relative), atol=1e-6)
     np.testing.assert_allclose(out[54:69], np.tanh(25 * np.array(relative)), atol=1e-5)
     np.testing.assert_allclose(out[69:], velocity, atol=1e-4)
-    many = StateFeatures(39, "metaworld")(state.expand(2, 5, 39))
+    many = StateFeatures(39, "combined", LAYOUT)(state.expand(2, 5, 39))
     torch.testing.assert_close(many, out.expand(2, 5, 75))  # leading axes are kept
 
 
-def test_metaworld_needs_its_layout() -> None:
+@pytest.mark.parametrize("kind", ["combined", "relative", "metaworld"])
+def test_relative_features_need_a_layout(kind: FeatureKind) -> None:
     with pytest.raises(InputError, match="layout") as error:
-        StateFeatures(11, "metaworld")
-    assert "11" in str(error.value)
-    assert error.value.expected == 39
+        StateFeatures(11, kind)
+    assert error.value.found == kind
     assert "normalised" in str(error.value.hint)
+
+
+def test_numbers_of_another_layout_by_hand(rng: np.random.Generator) -> None:
+    """Points in a plane, in decimetres: no heights, no goal, one scalar, the body's previous position."""
+    layout = Layout(
+        (Point("car", (2, 3), (6, 7)), Point("cone", (0, 1))), gripper=(4,), scalars=(5,), unit=0.1, move=(0, 1)
+    )
+    data = torch.from_numpy(rng.normal(3, 2, (300, 9)).astype(np.float32))
+    features = StateFeatures(9, "relative", layout)
+    features.fit(data)
+    state = data[:7]
+    scalar = (state[:, 5:6] - data[:, 5].mean()) / data[:, 5].std(correction=0)
+    away, gone = state[:, 0:2] - state[:, 2:4], state[:, 2:4] - state[:, 6:8]
+    expected = [state[:, 4:5], scalar, 0.4 * away, torch.tanh(2.5 * away), 10 * gone]
+    torch.testing.assert_close(features(state), torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
+    geometry = torch.cat([0.4 * away, state[:, 4:5], scalar], 1)
+    torch.testing.assert_close(features.geometry(state), geometry, rtol=1e-4, atol=1e-5)
+    assert (features.output_dim, features.geometry_dim) == (features(state).shape[1], geometry.shape[1])
+    absent = state.clone()
+    absent[:, :2] = 0
+    assert features(absent)[:, 2:6].abs().max() == 0
+
+
+def test_a_few_glitches_do_not_set_the_scale(rng: np.random.Generator) -> None:
+    data = torch.from_numpy(rng.normal([5, -1, 0], [2, 0.1, 1], (4000, 3)).astype(np.float32))
+    clean = StateFeatures(3)
+    clean.fit(data)
+    wrong = data.clone()
+    wrong[rng.choice(4000, 3, replace=False), 1] = torch.tensor([1e9, -1e9, 1e4])
+    features = StateFeatures(3)
+    features.fit(wrong)
+    torch.testing.assert_close(features.std, clean.std, rtol=0.1, atol=0)
+    torch.testing.assert_close(features.mean, clean.mean, rtol=0, atol=0.02)
+    assert torch.equal(features.std[[0, 2]], clean.std[[0, 2]]), "the others are taken as they are"
+
+
+def test_what_happens_rarely_is_no_glitch() -> None:
+    data = torch.zeros(5000, 1)
+    data[7] = 1.0
+    features = StateFeatures(1)
+    features.fit(data)
+    assert float(features.std) == pytest.approx(float(data.std(correction=0)), rel=1e-4)

@@ -21,7 +21,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Start
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts import TEXT_MODELS, LLMEncoder, task_prompt
 from llmdpd.prompts.llm import INSTRUCTION
 from llmdpd.tasks import SUITES

@@ -13,7 +13,7 @@ import torch
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import Spaces
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig

@@ -13,7 +13,8 @@ from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
-from llmdpd.nn.policy_network import Spaces, States
+from llmdpd.nn.policy_network import States
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.policy import ActionChunks, Policy
 from llmdpd.utils.bounds import ACTION_NUMBERS
 

@@ -34,8 +34,8 @@ FORMAT_1: dict[str, Any] = {
 """What policy.json had in place of some fields; `...`: it had none."""
 
 
-def refused(description: dict[str, Any]) -> dict[str, Any]:
-    raise AssertionError("nothing is to be upgraded")
+REFUSED: dict[int, Any] = {}
+"""Nothing is to be upgraded."""
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def change(folder: Path, **fields: Any) -> None:
 
 
 def test_comes_back_bit_for_bit(folder: Path, tensors: dict[str, dict[str, Tensor]]) -> None:
-    description, found = read_policy_folder(folder, refused)
+    description, found = read_policy_folder(folder, REFUSED)
     assert {name: description[name] for name in DESCRIPTION} == DESCRIPTION
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "policy.json", "texts.safetensors"]
     assert found.keys() == tensors.keys()
@@ -74,7 +74,7 @@ def test_no_texts_and_critics(tmp_path: Path, rng: np.random.Generator) -> None:
     parts = {"model": {"a": torch.randn(2)}, "texts": {}, "critic": {"q": torch.randn(3)}}
     critic = {"hidden": 16, "sees_prompts": True}
     write_policy_folder(tmp_path / "p", DESCRIPTION | {"critic": critic}, parts)
-    description, found = read_policy_folder(tmp_path / "p", refused)
+    description, found = read_policy_folder(tmp_path / "p", REFUSED)
     assert description["critic"] == critic
     assert found["texts"] == {}
     assert torch.equal(found["critic"]["q"], parts["critic"]["q"])
@@ -89,7 +89,7 @@ def test_texts_are_known_by_their_exact_words() -> None:
 def test_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(InputError, match="missing") as error:
-        read_policy_folder(folder, refused)
+        read_policy_folder(folder, REFUSED)
     assert error.value.path == str(folder / name)
 
 
@@ -104,7 +104,7 @@ def test_altered_file(folder: Path, position: int | None) -> None:
         content[position] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match="altered") as error:
-        read_policy_folder(folder, refused)
+        read_policy_folder(folder, REFUSED)
     assert error.value.path == str(file)
     assert error.value.found != error.value.expected
 
@@ -112,31 +112,39 @@ def test_altered_file(folder: Path, position: int | None) -> None:
 # Formats
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", ...])
+@pytest.mark.parametrize("version", [0, 4, "1", ...])
 def test_another_version(folder: Path, version: Any) -> None:
     change(folder, format=version)
     with pytest.raises(InputError, match="another format version") as error:
-        read_policy_folder(folder, refused)
-    assert (error.value.found, error.value.expected) == (None if version is ... else version, 2)
+        read_policy_folder(folder, REFUSED)
+    assert (error.value.found, error.value.expected) == (None if version is ... else version, 3)
 
 
-def test_format_1_is_upgraded_and_then_checked(folder: Path) -> None:
-    def upgrade(description: dict[str, Any]) -> dict[str, Any]:
+def test_earlier_formats_are_upgraded_one_by_one_and_then_checked(folder: Path) -> None:
+    def first(description: dict[str, Any]) -> dict[str, Any]:
         assert description["format"] == 1
         kept = {name: value for name, value in description.items() if name not in ("sizes", "policy", "facts")}
         return kept | {name: DESCRIPTION[name] for name in ("spaces", "network", "critic", "metadata")}
 
+    def second(description: dict[str, Any]) -> dict[str, Any]:
+        assert description["format"] == 2
+        return description
+
     change(folder, **FORMAT_1)
-    description, _ = read_policy_folder(folder, upgrade)
+    description, _ = read_policy_folder(folder, {1: first, 2: second})
     assert {name: description[name] for name in DESCRIPTION} == DESCRIPTION
-    assert description["format"] == 2
-    with pytest.raises(InputError) as error:
-        read_policy_folder(folder, lambda old: upgrade(old) | {"spaces": {}})
-    assert error.value.field == "spaces.action_dim"
+    assert description["format"] == 3
+    for wrong in (
+        {1: lambda old: first(old) | {"spaces": {}}, 2: second},
+        {1: first, 2: lambda old: old | {"spaces": {}}},
+    ):
+        with pytest.raises(InputError) as error:
+            read_policy_folder(folder, wrong)
+        assert error.value.field == "spaces.action_dim"
     for name in ("sizes", "policy", "facts"):
         change(folder, **{**FORMAT_1, name: ...})
         with pytest.raises(InputError, match="field of the policy") as error:
-            read_policy_folder(folder, refused)
+            read_policy_folder(folder, REFUSED)
         assert error.value.field == name
 
 
@@ -148,7 +156,7 @@ def test_format_1_is_upgraded_and_then_checked(folder: Path) -> None:
 def test_description_with_a_field_missing_or_of_another_type(folder: Path, name: str, value: Any) -> None:
     change(folder, **{name: value})
     with pytest.raises(InputError, match="field of the policy") as error:
-        read_policy_folder(folder, refused)
+        read_policy_folder(folder, REFUSED)
     assert error.value.field == name
     assert error.value.path == str(folder / "policy.json")
 
@@ -156,7 +164,7 @@ def test_description_with_a_field_missing_or_of_another_type(folder: Path, name:
 def test_unknown_field(folder: Path) -> None:
     change(folder, actign={})
     with pytest.raises(InputError, match="unknown field") as error:
-        read_policy_folder(folder, refused)
+        read_policy_folder(folder, REFUSED)
     assert error.value.field == "actign"
     assert "acting" in str(error.value.hint)
 
@@ -166,7 +174,7 @@ def test_other_files_than_a_policys(folder: Path, names: dict[str, str]) -> None
     sums = json.loads((folder / "policy.json").read_text())["sha256"] if "../x" in names else {}
     change(folder, sha256=sums | names)
     with pytest.raises(InputError, match="other files") as error:
-        read_policy_folder(folder, refused)
+        read_policy_folder(folder, REFUSED)
     assert error.value.field == "sha256"
 
 
@@ -174,7 +182,7 @@ def test_other_files_than_a_policys(folder: Path, names: dict[str, str]) -> None
 def test_broken_description(folder: Path, content: str) -> None:
     (folder / "policy.json").write_text(content)
     with pytest.raises(InputError) as error:
-        read_policy_folder(folder, refused)
+        read_policy_folder(folder, REFUSED)
     assert error.value.path == str(folder / "policy.json")
 
 
@@ -182,7 +190,7 @@ def test_not_a_policy_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hi")
     for path, found in ((tmp_path, "notes.txt"), (tmp_path / "nothing", "no folder")):
         with pytest.raises(InputError, match="not a policy folder") as error:
-            read_policy_folder(path, refused)
+            read_policy_folder(path, REFUSED)
         assert error.value.found == found
 
 
@@ -190,7 +198,7 @@ def test_a_write_that_fails_keeps_the_old_policy(folder: Path, tensors: dict[str
     bad: dict[str, dict[str, Any]] = {"model": tensors["model"], "texts": {"x": "no tensor"}}
     with pytest.raises(AttributeError):
         write_policy_folder(folder, DESCRIPTION, bad)
-    _, found = read_policy_folder(folder, refused)
+    _, found = read_policy_folder(folder, REFUSED)
     assert torch.equal(found["model"]["b"], tensors["model"]["b"])
     assert [p.name for p in folder.parent.iterdir()] == ["policy"]
 

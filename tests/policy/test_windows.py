@@ -9,7 +9,9 @@ import pytest
 
 from llmdpd.config.parse import parse_train
 from llmdpd.methods import METHODS
-from llmdpd.nn.policy_network import Spaces, Window
+from llmdpd.nn.policy_network import Window
+from llmdpd.nn.spaces import Spaces
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 HORIZON, SEQUENCE = "--method.network.trajectory.horizon", "--method.network.sequence.context"
 CHUNK = "--method.network.chunk"
@@ -32,7 +34,7 @@ def test_each_method_says_what_it_learns_from(method: str) -> None:
     if method == "lamo":
         tiny = dataclasses.replace(network.language, layers=1, heads=1, width=4, inner=4)
         network = dataclasses.replace(network, language=tiny)
-    assert METHODS[method].build_network(Spaces(39, 4, 8), network).window == expected
+    assert METHODS[method].build_network(Spaces(39, 4, 8, LAYOUT), network).window == expected
     if CHUNK in options:
         single = dataclasses.replace(network, chunk=1)
-        assert METHODS[method].build_network(Spaces(39, 4, 8), single).window == Window()
+        assert METHODS[method].build_network(Spaces(39, 4, 8, LAYOUT), single).window == Window()

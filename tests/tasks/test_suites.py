@@ -62,6 +62,6 @@ def test_a_return_without_a_score_is_what_counts() -> None:
 def test_a_geometry_that_observations_do_not_have_is_not_augmented() -> None:
     method = PRESETS["metaworld"].method
     assert getattr(method, "augmentation", AugmentationConfig()).active
-    with pytest.raises(InputError, match="geometry"):
+    with pytest.raises(InputError, match="layout"):
         method.check_run(task_spec("mine/one"), 100)
     method.check_run(task_spec("reach-v3"), 100)

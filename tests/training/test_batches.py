@@ -13,6 +13,7 @@ from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
+from llmdpd.tasks.metaworld.layout import LAYOUT
 from llmdpd.training.batches import BatchSampler, moved
 
 TASKS = ("reach-v3", "push-v3", "sweep-v3")
@@ -88,7 +89,7 @@ def test_windows_are_the_steps_from_each_transition_on(
     if dataset.expert_actions is not None and windows.expert_actions is not None:
         assert torch.equal(windows.expert_actions, torch.from_numpy(dataset.expert_actions[index]))
     # Where observations are changed, so are the windows: as one.
-    change = AugmentationConfig(offset=0.5, rotate=1.0, mirror=0.5)
+    change = AugmentationConfig(offset=0.5, rotate=1.0, mirror=0.5), LAYOUT
     changed = make_sampler(dataset, horizon=5, augmentation=change).next()
     assert changed.windows is not None
     assert not torch.allclose(changed.observations, batch.observations)

@@ -14,7 +14,8 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.config import ChainConfig, ContextNetworkConfig
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.policy_network import ConditionedNetwork, Spaces, Window
+from llmdpd.nn.policy_network import ConditionedNetwork, Window
+from llmdpd.nn.spaces import Spaces
 from llmdpd.ops.inference import best_of_n
 from llmdpd.ops.philox import philox_normal
 from llmdpd.utils.bounds import ACTION_NUMBERS, Steps, Width

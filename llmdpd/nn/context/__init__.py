@@ -12,6 +12,7 @@ from llmdpd.nn.context.base import (
     spread,
 )
 from llmdpd.nn.context.retrieval import RetrievalContext
+from llmdpd.nn.spaces import Spaces
 
 __all__ = [
     "ALL_KEPT",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def make_context(state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> Context:
+def make_context(spaces: Spaces, config: ContextConfig) -> Context:
     """The context that the config names."""
     kinds: dict[str, type[Context]] = {"pooled": PooledContext, "retrieval": RetrievalContext}
-    return kinds[config.kind](state_dim, action_dim, embedding_dim, config)
+    return kinds[config.kind](spaces, config)

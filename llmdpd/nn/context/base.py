@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError
 from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.nn.layers import mlp
+from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
 from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Width
@@ -78,8 +79,8 @@ class ContextConfig:
     trajectory_dropout: Fraction = 0.0
     """Probability in training that a task's demonstration is left out."""
     features: FeatureKind = "normalised"
-    """State features: `normalised`, `metaworld` with relative positions beside, `relative`, those alone, or `raw`,
-    observations as they are."""
+    """State features: `normalised`, `combined` with relative positions beside, `relative`, those alone, or `raw`,
+    observations as they are. The middle two need a layout; `metaworld` is the former name of `combined`."""
     encoder: TrajectoryEncoderConfig = field(default_factory=TrajectoryEncoderConfig)
     """The trajectory encoder."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -134,29 +135,27 @@ class Context(nn.Module, ABC):
     its own.
 
     Args:
-        state_dim: S, of the observations.
-        action_dim: A.
-        embedding_dim: D, of the LLM's embeddings.
+        spaces: see `Spaces`.
         config: sizes and switches.
     """
 
     retrieves = False
     """Whether it retrieves waypoints from its demonstration, whose `weights` can be shown."""
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
+    def __init__(self, spaces: Spaces, config: ContextConfig) -> None:
         super().__init__()
         self.config = config
-        self.features = StateFeatures(state_dim, config.features)
+        self.features = StateFeatures(spaces.state_dim, config.features, spaces.layout)
         self.state_dim = self.features.output_dim
         self.prompt_dim = config.text * config.text_dim + config.trajectory * config.trajectory_dim
         self.text_head: nn.Module | None = None
         self.trajectory_encoder: TrajectoryEncoder | None = None
         if config.text:
             hidden = config.text_hidden
-            self.text_head = mlp(embedding_dim, (hidden, hidden), config.text_dim)
+            self.text_head = mlp(spaces.embedding_dim, (hidden, hidden), config.text_dim)
         if config.trajectory:
             self.trajectory_encoder = TrajectoryEncoder(
-                self.features.output_dim, action_dim, config.trajectory_dim, config.encoder
+                self.features.output_dim, spaces.action_dim, config.trajectory_dim, config.encoder
             )
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPrompts, spread
+from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 _PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -32,10 +33,10 @@ class RetrievalContext(Context):
 
     periods: Tensor
 
-    def __init__(self, state_dim: int, action_dim: int, embedding_dim: int, config: ContextConfig) -> None:
-        super().__init__(state_dim, action_dim, embedding_dim, config)
+    def __init__(self, spaces: Spaces, config: ContextConfig) -> None:
+        super().__init__(spaces, config)
         sizes = config.retrieval
-        self.sizes, self.action_dim = sizes, action_dim
+        self.sizes, self.action_dim = sizes, spaces.action_dim
         self.register_buffer("periods", torch.tensor(_PERIODS), persistent=False)
         features = self.features.output_dim
         embedding = 2 * len(_PERIODS) if sizes.timestep_embedding else 0
@@ -66,7 +67,7 @@ class RetrievalContext(Context):
                 start = torch.linspace(*_SIMILARITY_SCALES, sizes.heads)[:, None].expand(-1, compared)
                 self.likeness = nn.Parameter(start.clone())
             geometry = self.features.geometry_dim * len(sizes.lookahead)
-            self.state_dim += sizes.heads * (action_dim + 2 * geometry)
+            self.state_dim += sizes.heads * (spaces.action_dim + 2 * geometry)
 
     def remember(
         self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None

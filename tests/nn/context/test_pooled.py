@@ -11,7 +11,9 @@ import torch
 
 from llmdpd.errors import InputError
 from llmdpd.nn.context import ContextConfig, Keep, PooledContext, make_context
+from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 S, A, D = 6, 2, 9
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=10)
@@ -19,7 +21,7 @@ CONFIG = ContextConfig(text_dim=5, text_hidden=16, trajectory_dim=3, encoder=ENC
 
 
 def make(**changes: Any) -> PooledContext:
-    context = make_context(S, A, D, dataclasses.replace(CONFIG, **changes))
+    context = make_context(Spaces(S, A, D), dataclasses.replace(CONFIG, **changes))
     assert isinstance(context, PooledContext)
     return context.eval()
 
@@ -74,7 +76,7 @@ def test_prompt_vector_is_text_then_trajectory(rng: np.random.Generator) -> None
 
 
 def test_text_head_is_the_papers(rng: np.random.Generator) -> None:
-    head = PooledContext(S, A, D, ContextConfig()).text_head
+    head = PooledContext(Spaces(S, A, D), ContextConfig()).text_head
     assert isinstance(head, torch.nn.Sequential)
     assert [type(layer).__name__ for layer in head] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
     assert head[0].out_features == head[2].out_features == 512
@@ -136,5 +138,5 @@ def test_a_missing_prompt(rng: np.random.Generator, which: str) -> None:
 
 
 def test_metaworld_features_widen_the_condition() -> None:
-    context = PooledContext(39, 4, D, dataclasses.replace(CONFIG, features="metaworld"))
+    context = PooledContext(Spaces(39, 4, D, LAYOUT), dataclasses.replace(CONFIG, features="combined"))
     assert context.state_dim == 75

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from llmdpd.nn.context import ContextConfig, EncodedPrompts, Keep, RetrievalConfig, RetrievalContext, make_context
+from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 S, A, D, W, HEADS, AHEAD = 39, 4, 9, 16, 2, (0, 3)
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=10, dropout=0.0)
@@ -25,7 +27,7 @@ FEATURES, GEOMETRY, CLOCK = 41, 13, 12
 
 def make(sizes: dict[str, Any] | None = None, **changes: Any) -> RetrievalContext:
     config = dataclasses.replace(CONFIG, retrieval=dataclasses.replace(SIZES, **(sizes or {})), **changes)
-    context = make_context(S, A, D, config)
+    context = make_context(Spaces(S, A, D, LAYOUT), config)
     assert isinstance(context, RetrievalContext)
     with torch.no_grad():
         for parameter in context.parameters():
