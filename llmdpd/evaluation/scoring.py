@@ -87,7 +87,7 @@ def evaluate_baseline(
     return [
         TaskResult(
             **common,
-            successes=sum(result.success for result in episodes),
+            **_outcome(task, episodes),
             seed=seed,
             prompts=PromptUse(text=False, trajectory=prompts[task].demonstration_source),
             acting=acting,

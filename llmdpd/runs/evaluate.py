@@ -47,8 +47,6 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
     spec = common_spec(config.tasks_of(trained))
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     spec.check_max_steps(steps, "max_steps")
-    if config.baseline is not None and not spec.has_success:
-        raise InputError("baselines are for Meta-World", field="--baseline", found=spec.task, expected="its tasks")
     evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps)
     out = config.out or _default_out(config, run, trained)
     sets = prompt_sets(config, run, trained, check)
@@ -151,7 +149,7 @@ def _without_a_run(config: EvaluateConfig) -> TrainConfig:
     if config.baseline is None:
         return TrainConfig()
     if not config.tasks:
-        raise InputError("no tasks to evaluate", field="--tasks", found="none", expected="Meta-World tasks, or a run")
+        raise InputError("no tasks to evaluate", field="--tasks", found="none", expected="tasks, or a run")
     if config.prompt_data is None and not config.prompt_behaviours:
         hint = "name a data set, or collect demonstrations with --prompt-behaviours clean"
         raise InputError("no demonstrations to follow", field="--prompt-data", found="none", hint=hint)
