@@ -1,4 +1,4 @@
-"""The command `python -m llmdpd.collect`: make a data set, of Meta-World's scripted experts or of a run of SAC."""
+"""The command `python -m llmdpd.collect`: make a data set, of scripted experts or of a run of SAC."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.table import Table
 
 from llmdpd.cli.common import command
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
-from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_metaworld, partial_folder
+from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_scripted, folder_of, partial_folder
 from llmdpd.errors import InputError
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.command_line import parse, renamed, take_option
@@ -46,11 +46,9 @@ def _dispatch(arguments: list[str]) -> None:
 def _collect(config: CollectConfig) -> None:
     with StopSignals() as stop, ProgressBar("collecting", "episodes", check=stop.check) as bar:
         try:
-            collected = collect_metaworld(
-                config, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps")
-            )
+            collected = collect_scripted(config, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
         except StopRequestedError:
-            console.print(f"finished episodes are kept in {partial_folder(config.out)}")
+            console.print(f"finished episodes are kept in {partial_folder(folder_of(config))}")
             console.print("run the same command again to continue")
             raise
     console.print(_summary_table(collected))

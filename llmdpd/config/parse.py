@@ -35,11 +35,13 @@ def _listed(words: Iterable[str]) -> str:
     return textwrap.fill(", ".join(words), 78, break_on_hyphens=False).replace("\n", "\n" + 21 * " ")
 
 
-DESCRIPTION = f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
+def description() -> str:
+    """What the help begins with. Made when it is asked for, since protocols are the suites', of other packages too."""
+    return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
     --preset NAME    start from a named configuration (default: metaworld):
                      {_listed(PRESETS)}
-    --protocol NAME  which tasks are trained on and which held out: {", ".join(PROTOCOLS)}
+    --protocol NAME  which tasks are trained on and which held out: {_listed(PROTOCOLS)}
     --method NAME    the method that learns (default: the preset's):
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
@@ -118,7 +120,7 @@ def change(start: TrainConfig, words: Sequence[str]) -> TrainConfig:
         InputError: an option that does not exist or that the method does not have; and as `TrainConfig.resolved`.
     """
     if "--help" in words or "-h" in words:
-        print("\n".join([f"usage: {PROG} [OPTIONS]", "", DESCRIPTION, "", *_help(start)]))
+        print("\n".join([f"usage: {PROG} [OPTIONS]", "", description(), "", *_help(start)]))
         raise SystemExit(0)
     current = [word for option in split_options(words) for word in _current(option, start)]
     config = _parse_fields(tuple(current), start)
@@ -208,7 +210,9 @@ def _spelling(field: str, option: Option) -> str:
 # tyro reads the sources of all the configuration's parts at every call; an experiment asks for the same ones again.
 @functools.lru_cache(maxsize=1024)
 def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
-    return parse(TrainConfig, words, PROG, default, DESCRIPTION, known=(*ALIASES, "--preset", "--protocol", "--method"))
+    return parse(
+        TrainConfig, words, PROG, default, description(), known=(*ALIASES, "--preset", "--protocol", "--method")
+    )
 
 
 def _help(config: TrainConfig) -> list[str]:

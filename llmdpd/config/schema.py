@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.data.config import DataConfig
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
@@ -18,7 +19,7 @@ from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.ops import native
 from llmdpd.prompts import TEXT_MODELS
 from llmdpd.tasks.protocols import TaskConfig
-from llmdpd.tasks.specs import canonical_task, common_spec
+from llmdpd.tasks.specs import canonical_task, common_spec, suite_of, task_spec
 from llmdpd.training.config import TrainingConfig
 from llmdpd.utils.bounds import Seed, WholeNumber, check_config
 from llmdpd.utils.device import check_device
@@ -85,8 +86,12 @@ class TrainConfig:
             raise InputError(
                 "training on the CPU needs the C++ module", field="device", found=reason, expected="the module"
             )
-        spec = common_spec((*self.tasks.seen, *self.tasks.unseen))
-        spec.check_max_steps(self.evaluation.max_steps)
+        spec = common_spec(self.tasks.all)
+        for task in self.tasks.all:
+            task_spec(task).check_max_steps(self.evaluation.max_steps)
+        suite = suite_of(spec.task)
+        if suite.collector == "scripted" and self.data.path is None:
+            parse_noise(self.data.noise, suite)
         self.method.check_for(spec, self.training.iterations)
 
 

@@ -26,9 +26,9 @@ from llmdpd.data.assemble import as_float32, check_rows, join_episodes
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
-from llmdpd.tasks import check_task, is_metaworld
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
+from llmdpd.tasks.metaworld.names import check_task, is_metaworld
 
 _FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")
 _WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)

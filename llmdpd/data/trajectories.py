@@ -43,7 +43,7 @@ class Trajectory:
     seed: int = -1  # of the environment at reset; -1 where unknown
     success: int = -1  # 1, 0, or -1 where unknown
     noise_level: float = float("nan")  # of the collecting policy; NaN where unknown
-    behaviour: str = ""  # its behaviour policy (see `llmdpd.tasks.metaworld.behaviours`); empty where unknown
+    behaviour: str = ""  # its behaviour policy (see `TaskSuite.behaviours`); empty where unknown
     success_step: int = -1  # the step, from 0, after which the success flag was first up; -1: none, or unknown
 
     def __len__(self) -> int:

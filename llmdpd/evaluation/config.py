@@ -16,8 +16,8 @@ class EvaluationConfig:
     """Episodes a task, for the last and for the best checkpoint each."""
     seen_episodes: Annotated[int | None, Bounds(1)] = None
     """Episodes a task that was trained on, where they are to be fewer (or more); by default as many."""
-    max_steps: Count = 500
-    """Steps an episode at most; success at any of them counts. Meta-World ends at 500, locomotion at 1000."""
+    max_steps: Annotated[int | None, Bounds(1)] = None
+    """Steps an episode at most; success at any of them counts. By default the tasks' own limit."""
     videos: bool = True
     """Record a video of one episode a task where an off-screen renderer exists."""
     video_tasks: Count = 8

@@ -16,6 +16,7 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
+from llmdpd.tasks.specs import task_spec
 
 Index = NDArray[np.int64]
 MakeAct = Callable[[Mapping[str, TaskPrompt], Sequence[EpisodeRequest]], Act]
@@ -55,7 +56,7 @@ def evaluate_tasks(
     pool: EnvPool,
     *,
     first_seed: int = EVALUATION_SEED_START,
-    max_steps: int = 500,
+    max_steps: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[EpisodeResult]]:
     """Roll out `episodes` (of each task, or by task) with their prompts, all tasks mixed into the policy's batches.
@@ -63,9 +64,11 @@ def evaluate_tasks(
     Episode i of a task starts from environment seed `first_seed + i`, and takes demonstration i mod N where the task
     has N. The policy's noise depends on the task, that seed and the time step alone, so the episodes are the same
     whatever else runs beside them. With action chunks, it is the time step at which a chunk is sampled, from 0 on.
+    An episode has `max_steps` steps at most, by default as many as its task's environment allows.
     """
     count = dict.fromkeys(prompts, episodes) if isinstance(episodes, int) else episodes
-    requests = [EpisodeRequest(task, first_seed + i, max_steps) for task in prompts for i in range(count[task])]
+    steps = {task: max_steps or task_spec(task).max_steps for task in prompts}
+    requests = [EpisodeRequest(task, first_seed + i, steps[task]) for task in prompts for i in range(count[task])]
     results = iter(pool.run(requests, act_maker(policy)(prompts, requests), progress))
     return {task: list(itertools.islice(results, count[task])) for task in prompts}
 

@@ -30,7 +30,7 @@ def record_videos(
     prompts: Mapping[str, TaskPrompt],
     folder: Path,
     *,
-    max_steps: int,
+    max_steps: int | None,
     goal_visible: bool,
     seen: Sequence[str] = (),
     most: int | None = None,
@@ -56,7 +56,9 @@ def record_videos(
         console.print(f"no videos: {reason}")
         return
     requests = [
-        EpisodeRequest(task, EVALUATION_SEED_START, max_steps, record=True, record_every=STEPS_PER_FRAME)
+        EpisodeRequest(
+            *(task, EVALUATION_SEED_START, task_spec(task).steps(max_steps)), record=True, record_every=STEPS_PER_FRAME
+        )
         for task in sorted(prompts, key=lambda task: task in seen)[:most]
     ]
     with (

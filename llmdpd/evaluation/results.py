@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from llmdpd.errors import InputError, located
 from llmdpd.evaluation.intervals import wilson_interval
-from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
+from llmdpd.tasks.specs import known_behaviours
 from llmdpd.utils.bounds import MOST, Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.files import atomic_write_json, read_json
 from llmdpd.utils.plain import from_plain, to_plain
@@ -61,7 +61,7 @@ class PromptUse:
             alone = "text alone" if self.text else "demonstration alone"
             found.append(alone if self.text or self.trajectory else "no prompts")
         behaviour = _SWAPPED.sub("", words[1]).partition(": ")[0]
-        if behaviour in BEHAVIOURS:
+        if behaviour in known_behaviours():
             found.append(behaviour)
         return ", ".join(found) or "own"
 

@@ -138,7 +138,7 @@ def _score(
     for task, episodes in results.items():
         common = {
             **{"task": task, "split": splits[task], "protocol": protocol, "episodes": len(episodes)},
-            **{"max_steps": config.max_steps, "goal_visible": tasks.goal_visible},
+            **{"max_steps": task_spec(task).steps(config.max_steps), "goal_visible": tasks.goal_visible},
             "wall_seconds": round(seconds_a_step * steps[task], 2),
         }
         scored.append((task, episodes, common))

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from llmdpd.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from llmdpd.prompts.gymnasium_docs import environment_prompt
     from llmdpd.prompts.llm import LLMEncoder
-    from llmdpd.prompts.metaworld import metaworld_prompt
     from llmdpd.prompts.models import TextModel
-    from llmdpd.prompts.text import TextPrompt
+    from llmdpd.tasks.metaworld.prompts import metaworld_prompt
+    from llmdpd.tasks.texts.gymnasium_docs import environment_prompt
+    from llmdpd.tasks.texts.text_prompt import TextPrompt
 
 _HOMES = {
     "LLMEncoder": "llmdpd.prompts.llm",
-    "TextPrompt": "llmdpd.prompts.text",
-    "environment_prompt": "llmdpd.prompts.gymnasium_docs",
-    "metaworld_prompt": "llmdpd.prompts.metaworld",
+    "TextPrompt": "llmdpd.tasks.texts.text_prompt",
+    "environment_prompt": "llmdpd.tasks.texts.gymnasium_docs",
+    "metaworld_prompt": "llmdpd.tasks.metaworld.prompts",
 }
 
 TEXT_MODELS: Registry[TextModel] = Registry(
@@ -41,26 +41,16 @@ __all__ = ["TEXT_MODELS", "LLMEncoder", "TextPrompt", "environment_prompt", "met
 
 @lru_cache(maxsize=128)
 def task_prompt(task: str) -> TextPrompt:
-    """The prompt of a Meta-World task; of locomotion, from Gymnasium's documentation; of others, as their suite says.
+    """The text prompt of a task in any spelling, as its suite describes it.
 
     Raises:
-        InputError: no suite knows the task.
+        InputError: no suite knows the task, or its suite's description is no text prompt.
     """
-    from llmdpd.tasks.locomotion import is_locomotion, locomotion_id
     from llmdpd.tasks.specs import suite_of
+    from llmdpd.tasks.texts.text_prompt import TextPrompt
 
-    if is_locomotion(task):
-        from llmdpd.prompts.gymnasium_docs import environment_prompt
-
-        return environment_prompt(locomotion_id(task))
     suite = suite_of(task)
-    if suite.name != "Meta-World":
-        from llmdpd.prompts.text import TextPrompt
-
-        return TextPrompt.parse(suite.description(suite.canonical(task)))
-    from llmdpd.prompts.metaworld import metaworld_prompt
-
-    return metaworld_prompt(task)
+    return TextPrompt.parse(suite.description(suite.canonical(task)))
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@ import torch
 
 from llmdpd.data import TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
-from llmdpd.data.collecting.scripted import CollectConfig, collect_metaworld
+from llmdpd.data.collecting.scripted import CollectConfig, collect_scripted, resolved
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
@@ -199,12 +199,13 @@ def _collect(
     options = {name: getattr(data, name) for name in shared}
     wanted = CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options)
     # Another collection gets another folder.
+    wanted = resolved(wanted)
     parts = repr((tasks, wanted.noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
     name = f"{prefix}-{len(tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}-{zlib.crc32(parts):08x}"
     wanted = replace(wanted, out=Path(data.root) / name)
     watch = Stopwatch()
     with ProgressBar(f"collecting {kind}", "episodes", check=check) as bar:
-        collected = collect_metaworld(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
+        collected = collect_scripted(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
     dataset = collected.dataset
     success = float(np.mean(dataset.successes == 1))
     console.print(

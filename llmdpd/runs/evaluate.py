@@ -22,7 +22,7 @@ from llmdpd.runs.evaluate_options import check_evaluation as check_evaluation
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
 from llmdpd.tasks.protocols import TaskConfig
-from llmdpd.tasks.specs import common_spec
+from llmdpd.tasks.specs import common_spec, task_spec
 from llmdpd.utils.device import check_device
 
 Check = Callable[[], None]
@@ -44,9 +44,10 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
     trained = _without_a_run(config) if run is None else run.read_config()
     check_evaluation(config, trained)
     use_threads(config.threads)
-    spec = common_spec(config.tasks_of(trained))
+    common_spec(config.tasks_of(trained))
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
-    spec.check_max_steps(steps, "max_steps")
+    for task in config.tasks_of(trained):
+        task_spec(task).check_max_steps(steps, "max_steps")
     evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps)
     out = config.out or _default_out(config, run, trained)
     sets = prompt_sets(config, run, trained, check)

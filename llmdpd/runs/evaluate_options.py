@@ -12,8 +12,7 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.evaluation.prompts import swap_names
 from llmdpd.nn.context.base import check_left_out
-from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
-from llmdpd.tasks.specs import canonical_task
+from llmdpd.tasks.specs import canonical_task, suite_of
 from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
 
 OptionalCount = Annotated[int | None, Bounds(1)]
@@ -132,14 +131,16 @@ def _option(name: str) -> str:
 def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
     """Refuse prompts that the policy was trained without, and options that contradict each other."""
     context = trained.method.network.context_config()
+    suite = suite_of(config.tasks_of(trained)[0])
     for behaviour in config.prompt_behaviours:
-        if behaviour not in BEHAVIOURS:
-            expected, hint = ", ".join(BEHAVIOURS), f"nearest: {nearest_names(behaviour, tuple(BEHAVIOURS))}"
+        if behaviour not in suite.behaviours:
+            known = tuple(suite.behaviours)
+            hint = f"nearest: {nearest_names(behaviour, known)}" if known else f"{suite.name} has no demonstrators"
             raise InputError(
                 "unknown behaviour",
                 field="--prompt-behaviours",
                 found=behaviour,
-                expected=", ".join(BEHAVIOURS),
+                expected=", ".join(known) or "none",
                 hint=hint,
             )
     asked = {

@@ -1,12 +1,12 @@
-"""Environments: Meta-World and MuJoCo locomotion, scripted experts, roll-outs in worker processes.
+"""Tasks: suites of them, found by name; their environments, demonstrators and texts; roll-outs in worker processes.
 
-Importing this package imports neither metaworld nor gymnasium nor torch.
+Importing this package imports no simulator and no torch. A suite's own folder is known by `SUITES` alone.
 """
 
 from __future__ import annotations
 
 from llmdpd.tasks.base import TaskSuite
-from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, base_name, check_task, is_metaworld
+from llmdpd.tasks.names import base_name
 from llmdpd.tasks.seeds import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.utils.registry import Registry
 
@@ -27,14 +27,9 @@ task file in use, which they are sent.
 __all__ = [
     "COLLECTION_SEED_END",
     "EVALUATION_SEED_START",
-    "ML45_TEST",
-    "ML45_TRAIN",
     "SELECTION_SEED_START",
     "SUITES",
-    "TASKS",
     "USER",
     "TaskSuite",
     "base_name",
-    "check_task",
-    "is_metaworld",
 ]

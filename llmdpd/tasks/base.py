@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,13 @@ import numpy.typing as npt
 from llmdpd.errors import InputError
 from llmdpd.tasks.layout import Layout
 
+if TYPE_CHECKING:
+    from llmdpd.tasks.demonstrators import Demonstrator
+
 FloatArray = npt.NDArray[np.float32]
 Frame = npt.NDArray[np.uint8]
+Split = tuple[tuple[str, ...], tuple[str, ...]]
+"""Tasks to train on, and tasks that are held out."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,13 @@ class TaskSpec:
     action_high: tuple[float, ...] | None = None
     has_environment: bool = True
 
-    def check_max_steps(self, max_steps: int, field: str = "evaluation.max_steps") -> None:
+    def steps(self, max_steps: int | None) -> int:
+        """Steps of an episode at most: as many as are asked for, or where none are, the environment's own limit."""
+        return self.max_steps if max_steps is None else max_steps
+
+    def check_max_steps(self, max_steps: int | None, field: str = "evaluation.max_steps") -> None:
         """Raise `InputError` where episodes are to be longer than the environment lets them be."""
-        if max_steps > self.max_steps:
+        if max_steps is not None and max_steps > self.max_steps:
             expected = f"1 to {self.max_steps}, where {self.task} ends its episodes"
             raise InputError("the number is out of range", field=field, found=max_steps, expected=expected)
 
@@ -94,11 +103,17 @@ class TaskSuite:
     Attributes:
         name: the suite's name, as in messages.
         tasks: names that are offered where a task is unknown.
+        groups: names that stand for several tasks where data is collected.
+        protocols: its splits into seen and unseen tasks, by name; see `llmdpd.tasks.protocols.PROTOCOLS`.
+        behaviours: descriptions of its demonstrators' behaviour policies, by name.
         collector: what collects training data where a run names none: "scripted" experts, "sac"; None: a run has to.
     """
 
     name: str
     tasks: Sequence[str] = ()
+    groups: Mapping[str, tuple[str, ...]] = {}
+    protocols: Mapping[str, Split] = {}
+    behaviours: Mapping[str, str] = {}
     collector: Literal["scripted", "sac"] | None = None
 
     def knows(self, task: str) -> bool:
@@ -121,6 +136,10 @@ class TaskSuite:
             goal_visible: whether observations hold the goal, where the suite can hide it.
             render: whether `render()` will be called.
         """
+        raise NotImplementedError
+
+    def demonstrator(self, task: str, *, goal_visible: bool) -> Demonstrator:
+        """What collects episodes of a task, given by its canonical name, where `collector` is "scripted"."""
         raise NotImplementedError
 
     def renders(self, task: str) -> bool:

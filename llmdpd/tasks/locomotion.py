@@ -154,6 +154,11 @@ class LocomotionSuite(TaskSuite):
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         return LocomotionTask(task, render=render)
 
+    def description(self, task: str) -> str:
+        from llmdpd.tasks.texts.gymnasium_docs import environment_prompt
+
+        return environment_prompt(task).render()
+
     def normalised_score(self, task: str, mean_return: float) -> float:
         return normalised_score(task, mean_return)
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
+from llmdpd.tasks import SUITES
+
+_DEFAULT = "paper"
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     """Which tasks are learned and which are only evaluated."""
 
-    protocol: str = "paper"
+    protocol: str = _DEFAULT
     """Name of this split in results; a name of `PROTOCOLS` becomes `custom` there where the tasks are not its own."""
-    seen: tuple[str, ...] = ("sweep-into-v3", "coffee-push-v3", "disassemble-v3")
-    """Tasks that are trained on: Meta-World's, or hopper, halfcheetah, walker2d."""
-    unseen: tuple[str, ...] = ("box-close-v3", "hand-insert-v3", "bin-picking-v3")
+    seen: tuple[str, ...] = field(default_factory=lambda: PROTOCOLS[_DEFAULT].seen)
+    """Tasks that are trained on, all of one suite."""
+    unseen: tuple[str, ...] = field(default_factory=lambda: PROTOCOLS[_DEFAULT].unseen)
     """Tasks that are evaluated zero-shot: a text and one demonstration, no training."""
     goal_visible: bool = True
-    """Whether observations show the goal (obs[36:39]), in data and evaluation."""
+    """Whether observations show the goal, in data and evaluation, where the suite can hide it."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -42,12 +44,21 @@ class TaskConfig:
         return replace(self, seen=seen, unseen=unseen)
 
 
-DESIGN_TASKS = ("assembly-v3", "basketball-v3", "push-back-v3", "lever-pull-v3", "faucet-open-v3")
-"""The five of ML45's training tasks that designs are chosen on."""
+class _Protocols(Mapping[str, TaskConfig]):
+    """The protocols of all suites, which are only asked when one is looked up."""
 
-PROTOCOLS: dict[str, TaskConfig] = {
-    "paper": TaskConfig(),
-    "ml45": TaskConfig("ml45", ML45_TRAIN, ML45_TEST),
-    "design": TaskConfig("design", tuple(task for task in ML45_TRAIN if task not in DESIGN_TASKS), DESIGN_TASKS),
-}
-"""What is trained on and what is held out, by name. `design` is ml45 without its test tasks: for choosing a design."""
+    def __getitem__(self, name: str) -> TaskConfig:
+        for suite in SUITES.values():
+            if name in suite.protocols:
+                return TaskConfig(name, *suite.protocols[name])
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for suite in SUITES.values() for name in suite.protocols))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+PROTOCOLS: Mapping[str, TaskConfig] = _Protocols()
+"""What is trained on and what is held out, by name, as the suites declare it. No simulator is imported for it."""

@@ -9,7 +9,16 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks import SUITES, USER
 from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
 
-__all__ = ["TaskSpec", "canonical_task", "common_spec", "find_suite", "make_environment", "suite_of", "task_spec"]
+__all__ = [
+    "TaskSpec",
+    "canonical_task",
+    "common_spec",
+    "find_suite",
+    "known_behaviours",
+    "make_environment",
+    "suite_of",
+    "task_spec",
+]
 
 
 def find_suite(task: str) -> TaskSuite | None:
@@ -29,6 +38,11 @@ def suite_of(task: str) -> TaskSuite:
         expected = f"a task of one of the suites {', '.join(SUITES)}"
         raise InputError(f"unknown task {task!r}", field="task", found=task, expected=expected, hint=hint)
     return suite
+
+
+def known_behaviours() -> dict[str, str]:
+    """Descriptions of the behaviour policies of all suites' demonstrators, by name."""
+    return {name: words for suite in SUITES.values() for name, words in suite.behaviours.items()}
 
 
 def canonical_task(name: str) -> str:

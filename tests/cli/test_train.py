@@ -179,7 +179,7 @@ def test_ctrl_c_while_collecting_is_heeded_at_once(
                 os.kill(os.getpid(), signal.SIGINT)
             progress(done, 10, 100 * done)
 
-    monkeypatch.setattr(data, "collect_metaworld", collect)
+    monkeypatch.setattr(data, "collect_scripted", collect)
     assert train("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data") == 130
     assert finished == [1, 2, 3]
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
@@ -189,7 +189,7 @@ def test_ctrl_c_while_collecting_is_heeded_at_once(
 def test_a_missing_llm_is_named_before_anything_is_collected(
     tmp_path: Path, refused: Refused, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(data, "collect_metaworld", lambda *arguments: pytest.fail("collects"))
+    monkeypatch.setattr(data, "collect_scripted", lambda *arguments: pytest.fail("collects"))
     words = ("--run-dir", tmp_path / "run", "--data.root", tmp_path / "data")
     assert "no-such-model" in refused(*words, "--llm", "no-such-model")
     assert list(tmp_path.iterdir()) == []

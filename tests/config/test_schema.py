@@ -85,7 +85,7 @@ LLMDPD, PLANS = "llmdpd", "trajectory-diffusion"
         (LLMDPD, ["--tasks"], "tasks.seen", "no task"),
         (LLMDPD, ["--tasks", "reach", "--tasks.unseen", "reach-v3"], "tasks.unseen", "both seen and unseen"),
         (LLMDPD, ["--tasks", "reach", "hopper", "--tasks.unseen"], "tasks", "one policy cannot serve"),
-        (LLMDPD, ["--tasks", "hopper", "--tasks.unseen"], "method.augmentation", "only Meta-World"),
+        (LLMDPD, ["--tasks", "hopper", "--tasks.unseen"], "method.augmentation", "whose layout is known"),
         ("diffusion-bc", ["--method.eta", "1"], "method.eta", "clones alone"),
         ("rad", ["--method.states.scale-low", "2"], "method.states.scale_low", "greater"),
         ("dt", ["--method.network.sequence.heads", "3"], "method.network.sequence.heads", "heads"),

@@ -85,7 +85,7 @@ def keys(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def test_noise_depends_on_task_seed_and_step_alone(
     policy: Policy, prompts: Prompts, rng: np.random.Generator, keys: list[list[int]]
 ) -> None:
-    requests = [EpisodeRequest(task, EVALUATION_SEED_START + i) for task in prompts for i in range(4)]
+    requests = [EpisodeRequest(task, EVALUATION_SEED_START + i, 500) for task in prompts for i in range(4)]
     observations = rng.normal(size=(8, 39)).astype(np.float32)
     act = policy_act(policy, prompts, requests)
     index, steps = np.arange(8), np.full(8, 3)
@@ -109,7 +109,7 @@ def test_an_ablation_is_given_the_prompts_that_it_knows_alone(which: str, prompt
     network = DiffusionPolicy(Spaces(39, 4, 384, LAYOUT), DiffusionNetworkConfig(hidden_dim=8, context=context))
     texts = {text_key(str(prompt.text)): torch.ones(384) for prompt in prompts.values()}
     policy = Policy("llmdpd", network, None, BestOfN(samples=1), texts=texts)
-    act = policy_act(policy, prompts, [EpisodeRequest(task, 0) for task in prompts])
+    act = policy_act(policy, prompts, [EpisodeRequest(task, 0, 500) for task in prompts])
     assert np.shape(act(np.ones((2, 39), np.float32), np.arange(2), np.zeros(2, np.int64), np.zeros(2))) == (2, 4)
 
 
@@ -119,7 +119,7 @@ def test_the_episodes_of_a_task_take_its_demonstrations_in_turn(rng: np.random.G
         return TaskPrompt(f"do {task}", "-", tuple(Trajectory(*arrays, task, seed=n) for n in range(count)), "-")
 
     prompts = {"a": some("a", 3), "b": some("b", 0), "c": some("c", 2)}
-    requests = [EpisodeRequest(task, seed) for seed in range(7) for task in "cab"]
+    requests = [EpisodeRequest(task, seed, 500) for seed in range(7) for task in "cab"]
     rows = prompt_rows(prompts, requests)
     assert len(rows.texts) == len(rows.demonstrations) == 6
     for request, row in zip(requests, rows.of_request, strict=True):
@@ -137,7 +137,7 @@ def test_a_policy_acts_under_the_demonstration_of_the_episode(policy: Policy, pr
     assert one is not None
     assert two is not None
     both = dataclasses.replace(prompts["reach-v3"], demonstrations=(one, two))
-    requests = [EpisodeRequest("reach-v3", EVALUATION_SEED_START) for _ in range(4)]
+    requests = [EpisodeRequest("reach-v3", EVALUATION_SEED_START, 500) for _ in range(4)]
     rows = np.tile(one.observations[0], (4, 1)), np.arange(4), np.zeros(4, np.int64), np.zeros(4)
     actions = np.asarray(policy_act(policy, {"reach-v3": both}, requests)(*rows))
     np.testing.assert_allclose(actions[0], actions[2], rtol=0, atol=1e-6)

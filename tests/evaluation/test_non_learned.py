@@ -9,8 +9,9 @@ from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.evaluation.non_learned import BASELINES, replay, tracker
 from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.tasks.demonstrators import ScriptedRequest
 from llmdpd.tasks.metaworld.environment import make_task
-from llmdpd.tasks.metaworld.scripted import ScriptedRequest, run_episode
+from llmdpd.tasks.metaworld.scripted import run_episode
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
 
 LENGTH = 60
@@ -37,7 +38,7 @@ def prompted(*demonstrations: Trajectory) -> dict[str, TaskPrompt]:
 
 def test_a_replay_does_what_was_done_and_then_stands_still(rng: np.random.Generator) -> None:
     one, two = demonstration(rng), demonstration(rng)
-    act = replay(prompted(one, two), [EpisodeRequest("push-v3", seed) for seed in range(3)])
+    act = replay(prompted(one, two), [EpisodeRequest("push-v3", seed, 500) for seed in range(3)])
     for step in (0, 7, LENGTH - 1):
         actions = np.asarray(
             act(rng.normal(size=(3, 39)).astype(np.float32), np.arange(3), np.full(3, step), np.zeros(3))
@@ -48,7 +49,7 @@ def test_a_replay_does_what_was_done_and_then_stands_still(rng: np.random.Genera
 
 
 def test_the_tracker_goes_to_the_thing_and_on_to_the_goal_where_they_are_now(rng: np.random.Generator) -> None:
-    request = EpisodeRequest("push-v3", 1)
+    request = EpisodeRequest("push-v3", 1, 500)
     act = tracker(prompted(demonstration(rng)), [request, request])
     thing, goal = THING + rng.uniform(-0.1, 0.1, 3), GOAL + rng.uniform(-0.1, 0.1, 3)
     hand, held, nearest = START.copy(), False, np.inf
@@ -76,7 +77,7 @@ def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:
     prompts = {"door-unlock-v3": TaskPrompt(None, "none", (one,), "shown")}
     won = 0
     for seed in range(3):
-        act = tracker(prompts, [EpisodeRequest("door-unlock-v3", seed)])
+        act = tracker(prompts, [EpisodeRequest("door-unlock-v3", seed, 500)])
         observation, success, step = task.reset(1_000_000_000 + seed), False, 0
         while not success and step < 300:
             observation, _, success, _ = task.step(
@@ -90,14 +91,14 @@ def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_a_baseline_needs_a_demonstration(name: str) -> None:
     with pytest.raises(InputError, match="follows a demonstration"):
-        BASELINES[name](prompted(), [EpisodeRequest("push-v3", 0)])
+        BASELINES[name](prompted(), [EpisodeRequest("push-v3", 0, 500)])
 
 
 def test_a_tracker_needs_a_layout_that_says_how_the_hand_moves() -> None:
     one = Trajectory(np.zeros((3, 11), np.float32), np.zeros((3, 3), np.float32), np.zeros(3, np.float32), "Hopper-v4")
     prompts = {"Hopper-v4": TaskPrompt("hop", "built in", (one,), "made up")}
     with pytest.raises(InputError, match="where hand, object and goal are") as error:
-        tracker(prompts, [EpisodeRequest("Hopper-v4", 0)])
+        tracker(prompts, [EpisodeRequest("Hopper-v4", 0, 500)])
     assert "replay" in str(error.value.hint)
-    late = np.asarray(replay(prompts, [EpisodeRequest("Hopper-v4", 0)])(NONE, np.array([0]), np.array([9]), NONE))
+    late = np.asarray(replay(prompts, [EpisodeRequest("Hopper-v4", 0, 500)])(NONE, np.array([0]), np.array([9]), NONE))
     np.testing.assert_array_equal(late, one.actions[-1:])

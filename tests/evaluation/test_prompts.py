@@ -127,7 +127,7 @@ def test_swapped_prompts_are_another_tasks_of_the_same_split(rng: np.random.Gene
 
 
 def test_the_test_tasks_of_ml45_are_not_swapped_with_their_twins() -> None:
-    from llmdpd.tasks import ML45_TEST
+    from llmdpd.tasks.metaworld.names import ML45_TEST
 
     swapped = swap_prompts(made_up(*ML45_TEST), ())
     assert swapped["door-lock-v3"].text != "text of door-unlock-v3"

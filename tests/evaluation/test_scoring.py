@@ -15,7 +15,7 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import ActingUse, TaskResult
 from llmdpd.evaluation.scoring import evaluate_policies, protocol_of
 from llmdpd.policy.policy import Policy
-from llmdpd.tasks import ML45_TEST, ML45_TRAIN
+from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
 from llmdpd.tasks.protocols import PROTOCOLS
 
 Prompts = dict[str, TaskPrompt]

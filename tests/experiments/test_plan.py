@@ -17,7 +17,7 @@ from llmdpd.experiments.cell import DECIDED, Cell, Evaluation, Share, Step
 from llmdpd.experiments.grids import BUDGETS, FORMER_KEYS, GRIDS, Compared, Grid, Variant
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.runs.folder import RunFolder
-from llmdpd.tasks import ML45_TEST, ML45_TRAIN
+from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
 from llmdpd.utils.files import atomic_write_json
 from llmdpd.utils.plain import differences, to_plain
 

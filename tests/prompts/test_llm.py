@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from llmdpd.errors import InputError  # noqa: E402
 from llmdpd.prompts import metaworld_prompt  # noqa: E402
 from llmdpd.prompts.llm import INSTRUCTION, LLMEncoder  # noqa: E402
-from llmdpd.prompts.metaworld import all_task_metadata  # noqa: E402
 from llmdpd.prompts.transformer import TransformerEmbedder, masked_mean  # noqa: E402
+from llmdpd.tasks.metaworld.prompts import all_task_metadata  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

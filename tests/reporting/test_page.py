@@ -21,7 +21,7 @@ from llmdpd.errors import InputError
 from llmdpd.evaluation.intervals import wilson_interval
 from llmdpd.evaluation.results import PromptUse, TaskResult, read_results
 from llmdpd.reporting.page import build_report
-from llmdpd.tasks import ML45_TRAIN
+from llmdpd.tasks.metaworld.names import ML45_TRAIN
 
 RunMaker = Callable[..., Path]
 ResultMaker = Callable[..., TaskResult]

@@ -52,7 +52,8 @@ def test_a_run_has_to_name_data_that_nothing_collects() -> None:
 
 def test_a_return_without_a_score_is_what_counts() -> None:
     episodes = [
-        EpisodeResult(EpisodeRequest("mine/one", 0), False, value, 3, np.zeros(2, np.float32)) for value in (4.0, 6.0)
+        EpisodeResult(EpisodeRequest("mine/one", 0, 10), False, value, 3, np.zeros(2, np.float32))
+        for value in (4.0, 6.0)
     ]
     values, score = selection_score({"mine/one": episodes})
     assert score == 5.0

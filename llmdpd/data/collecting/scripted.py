@@ -1,4 +1,4 @@
-"""Collecting data sets with behaviour policies made from Meta-World's scripted experts (`llmdpd.collect`).
+"""Collecting data sets with behaviour policies made from a suite's scripted experts (`llmdpd.collect`).
 
 Each episode depends only on the configuration, its task and its number, so the content is the same for any number of
 workers, and an interrupted collection continues where it stopped: finished episodes lie in `OUT.partial` until all are
@@ -18,15 +18,18 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.tasks import COLLECTION_SEED_END, ML45_TRAIN, TASKS, check_task
-from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
+from llmdpd.prompts import task_prompt
+from llmdpd.tasks import COLLECTION_SEED_END, SUITES
+from llmdpd.tasks.base import TaskSuite
+from llmdpd.tasks.demonstrators import ScriptedEpisode, ScriptedRequest
 from llmdpd.tasks.simulation.processes import map_unordered
+from llmdpd.tasks.specs import canonical_task, common_spec, known_behaviours, suite_of, task_spec
 from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
 from llmdpd.utils.files import (
     atomic_directory,
@@ -37,47 +40,46 @@ from llmdpd.utils.files import (
     recover_directory,
 )
 
-if TYPE_CHECKING:
-    from llmdpd.tasks.metaworld.scripted import ScriptedEpisode, ScriptedRequest
-
 MANIFEST = "collect.json"
 _FORMAT = 1
 _EPISODE_ARRAYS = ("observations", "actions", "expert_actions", "rewards")
-_EXPERT = "llmdpd.tasks.metaworld.scripted:ScriptedExpert"
+_DEMONSTRATORS = "llmdpd.tasks.demonstrators:Demonstrators"
 _OTHER_OUT = "choose another --out, or remove this folder"
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Collect episodes of Meta-World's scripted experts, with a new goal every episode and a mix of behaviours.
+    """Collect episodes of a suite's scripted experts, with a new start and goal every episode and a mix of behaviours.
 
     Writes one Minari data set for each task. The same command continues a collection that was stopped at any moment.
     """
 
     tasks: tuple[str, ...] = ("sweep-into",)
-    """Tasks: Meta-World names ("sweep-into", "box-close-v3"), "all" (50), "ml45-train" (45)."""
+    """Tasks of one suite that has scripted experts: names ("sweep-into", "box-close-v3", "scene-drawer-open"), or
+    groups: of Meta-World "all" (50) and "ml45-train" (45), of OGBench "ogbench-scene"."""
     episodes: Count = 100
     """Episodes for each task."""
     noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
-    """Behaviours and their shares of the episodes, as KIND:SHARE,… Noise on the executed action: clean (the expert
-    itself), gaussian (sigma 0.1 … 0.5 in every step), bursts (one random action held for 5 … 15 steps now and then),
-    random (mostly random actions). Others: slow (0.3 … 0.7 of the speed), pauses (stands still now and then), cut (ends
-    with the first success), overrun (continues for 100 … 200 steps after it), detour (by a random point above the
-    table), jerky (components of the movement are 0 or ±1). Each episode records its behaviour and a level, from 0 for
-    the expert itself to 1 for random actions."""
-    out: Path = Path("data/metaworld")
-    """Folder of the Minari data sets. Until all is collected, episodes lie in OUT.partial."""
+    """Behaviours of the suite and their shares of the episodes, as KIND:SHARE,… Of all: clean (the expert itself),
+    gaussian (noise of sigma 0.1 … 0.5 on every executed action), bursts (one random action held for 5 … 15 steps now
+    and then), pauses (stands still now and then). Of Meta-World also: random (mostly random actions), slow (0.3 … 0.7
+    of the speed), cut (ends with the first success), overrun (continues for 100 … 200 steps after it), detour (by a
+    random point above the table), jerky (components of the movement are 0 or ±1). Each episode records its behaviour
+    and a level, from 0 for the expert itself to 1 for random actions."""
+    out: Path | None = None
+    """Folder of the Minari data sets, by default data/SUITE, such as data/metaworld. Until all is collected, episodes
+    lie in OUT.partial."""
     seed: WholeNumber = 0
     """Decides goals and noise of all episodes."""
     workers: Annotated[int | None, Bounds(1)] = None
     """Worker processes; one a core by default. The content does not depend on it."""
     post_success_steps: WholeNumber = 20
     """Steps kept after the first success (cut and overrun have their own number); an episode is truncated there."""
-    max_steps: Annotated[int, Bounds(1, 500)] = 500
-    """Steps after which an episode ends without success (Meta-World's limit is 500)."""
+    max_steps: Annotated[int | None, Bounds(1)] = None
+    """Steps after which an episode ends without success; by default, and at most, the tasks' own limit."""
     goal_visible: bool = True
-    """Whether the observations hold the goal (as in MT1 … MT50) or zeros in its place (as in ML45)."""
+    """Whether the observations hold the goal or zeros in its place, where the suite can hide it (as ML45 does)."""
     keep_failed: bool = True
     """Keep episodes without success, marked as failed. The summary counts them either way."""
 
@@ -118,24 +120,33 @@ def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
     Raises InputError for an unknown name, or none at all.
     """
-    groups = {"all": TASKS, "ml45-train": ML45_TRAIN}
-    tasks = [task for name in names for task in groups.get(name) or (check_task(name),)]
+    groups = {name: tasks for suite in SUITES.values() for name, tasks in suite.groups.items()}
+    tasks = tuple(dict.fromkeys(task for name in names for task in groups.get(name) or (canonical_task(name),)))
     if not tasks:
-        raise InputError("no tasks to collect", field="tasks", found="none", expected="one or more Meta-World tasks")
-    return tuple(dict.fromkeys(tasks))
+        raise InputError("no tasks to collect", field="tasks", found="none", expected="one or more tasks")
+    suites = {suite.name: suite for suite in map(suite_of, tasks)}
+    for suite in suites.values():
+        if suite.collector != "scripted":
+            hint = "collect with --policy sac" if suite.collector == "sac" else "record data of your own"
+            raise InputError(f"{suite.name} has no scripted experts", field="tasks", found=", ".join(tasks), hint=hint)
+    common_spec(tasks)
+    return tasks
 
 
-def parse_noise(text: str) -> dict[str, float]:
+def parse_noise(text: str, suite: TaskSuite | None = None) -> dict[str, float]:
     """ "clean:1,gaussian:3" → {"clean": 0.25, "gaussian": 0.75}; a kind without a share counts 1.
+
+    The kinds are behaviours of the suite, or without one of any suite.
 
     Raises InputError for an unknown or repeated kind, and a share that is not a positive number.
     """
     shares: dict[str, float] = {}
+    behaviours = known_behaviours() if suite is None else suite.behaviours
     for part in text.split(","):
         kind, _, number = part.strip().partition(":")
-        if kind not in BEHAVIOURS:
-            hint = "nearest: " + nearest_names(kind, tuple(BEHAVIOURS))
-            raise InputError("unknown behaviour", field="noise", found=part, expected=", ".join(BEHAVIOURS), hint=hint)
+        if kind not in behaviours:
+            hint = "nearest: " + nearest_names(kind, tuple(behaviours))
+            raise InputError("unknown behaviour", field="noise", found=part, expected=", ".join(behaviours), hint=hint)
         if kind in shares:
             raise InputError("a behaviour given twice", field="noise", found=text, expected="each kind once")
         try:
@@ -146,6 +157,29 @@ def parse_noise(text: str) -> dict[str, float]:
             raise InputError("a share that is no positive number", field="noise", found=part, expected="KIND:SHARE")
     total = sum(shares.values())
     return {kind: share / total for kind, share in shares.items()}
+
+
+def resolved(config: CollectConfig) -> CollectConfig:
+    """The configuration with canonical names and explicit steps, checked. Raises InputError for a wrong setting."""
+    check_config(config)
+    tasks = resolve_tasks(config.tasks)
+    parse_noise(config.noise, suite_of(tasks[0]))
+    for task in tasks:
+        task_spec(task).check_max_steps(config.max_steps, "max_steps")
+    steps = max(task_spec(task).steps(config.max_steps) for task in tasks)
+    return dataclasses.replace(config, tasks=tasks, max_steps=steps)
+
+
+def folder_of(config: CollectConfig) -> Path:
+    """Where the data sets lie."""
+    if config.out is not None:
+        return Path(config.out)
+    return Path("data") / _registered(suite_of(resolve_tasks(config.tasks)[0]))
+
+
+def _registered(suite: TaskSuite) -> str:
+    """The name that a suite is registered by."""
+    return next(name for name, value in SUITES.items() if value is suite)
 
 
 def noise_schedule(shares: Mapping[str, float], episodes: int) -> list[str]:
@@ -178,7 +212,7 @@ def content_hash(dataset: TrajectoryDataset) -> str:
     return digest.hexdigest()
 
 
-def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) -> Collected:
+def collect_scripted(config: CollectConfig, progress: OnEpisode | None = None) -> Collected:
     """Collect, continue a collection, or read one that is complete.
 
     If another process is collecting into OUT, this waits for it and reads its result.
@@ -191,8 +225,9 @@ def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) 
         InputError: a wrong setting; OUT or its partial holds a collection of another configuration.
     """
     start = time.perf_counter()
+    config = resolved(config)
     content = _content_of(config)
-    out = Path(config.out)
+    out = folder_of(config)
     if (out / MANIFEST).exists() and not partial_folder(out).exists():
         return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
     report, announced = progress or (lambda *_: None), set[int | None]()
@@ -201,15 +236,15 @@ def collect_metaworld(config: CollectConfig, progress: OnEpisode | None = None) 
         if holder not in announced:
             announced.add(holder)
             _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", out)
-        report(0, config.episodes * len(resolve_tasks(config.tasks)), 0)
+        report(0, config.episodes * len(config.tasks), 0)
 
     with process_lock(out.with_name(f".{out.name}.lock"), wait):
         return _collect(config, content, start, report)
 
 
 def _collect(config: CollectConfig, content: dict[str, Any], start: float, progress: OnEpisode) -> Collected:
-    """See `collect_metaworld`; the caller holds the lock."""
-    out = Path(config.out)
+    """See `collect_scripted`; the caller holds the lock."""
+    out = folder_of(config)
     partial = partial_folder(out)
     recover_directory(out)
     if (out / MANIFEST).exists():
@@ -234,12 +269,11 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
 
 
 def _content_of(config: CollectConfig) -> dict[str, Any]:
-    """The checked settings that decide the content, as JSON."""
-    check_config(config)
+    """The settings that decide the content, as JSON."""
     same = ("episodes", "seed", "max_steps", "goal_visible", "keep_failed")
     return {
         "format": _FORMAT,
-        "tasks": list(resolve_tasks(config.tasks)),
+        "tasks": list(config.tasks),
         "noise": parse_noise(config.noise),
         "tail": config.post_success_steps,
         **{name: getattr(config, name) for name in same},
@@ -257,12 +291,11 @@ def _check_same(found: Any, wanted: Mapping[str, Any], path: Path, hint: str) ->
 
 def _requests(config: CollectConfig) -> list[ScriptedRequest]:
     """All episodes, task by task; each is decided by the seed, its task's name and its number."""
-    from llmdpd.tasks.metaworld.scripted import ScriptedRequest
-
     kinds = noise_schedule(parse_noise(config.noise), config.episodes)
-    limits = {"max_steps": config.max_steps, "post_success_steps": config.post_success_steps}
     requests = []
-    for task in resolve_tasks(config.tasks):
+    for task in config.tasks:
+        own = task_spec(task).max_steps
+        limits = {"max_steps": min(config.max_steps or own, own), "post_success_steps": config.post_success_steps}
         for number, kind in enumerate(kinds):
             # crc32, not hash(): Python salts the hash of a string differently in every process.
             sequence = np.random.SeedSequence([config.seed, zlib.crc32(task.encode()), number])
@@ -281,7 +314,7 @@ def _collect_missing(
     transitions = sum(lengths.values())
     progress(len(lengths), len(paths), transitions)
     items = [(requests[index],) for index in missing]
-    episodes = map_unordered(_EXPERT, (config.goal_visible,), "episode", items, workers=config.workers)
+    episodes = map_unordered(_DEMONSTRATORS, (config.goal_visible,), "episode", items, workers=config.workers)
     for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
         with atomic_writer(paths[missing[position]]) as temporary, temporary.open("wb") as file:
             np.savez(file, **dataclasses.asdict(episode))
@@ -290,8 +323,6 @@ def _collect_missing(
 
 
 def _read_episode(path: Path) -> ScriptedEpisode:
-    from llmdpd.tasks.metaworld.scripted import ScriptedEpisode
-
     with np.load(path, allow_pickle=False) as arrays:
         parts = {name: arrays[name] for name in _EPISODE_ARRAYS}
         success, level = bool(arrays["success"]), float(arrays["noise_level"])
@@ -316,7 +347,7 @@ def _finish(
     start: float,
 ) -> Collected:
     """Join the episodes and write the data sets."""
-    out = Path(config.out)
+    out = folder_of(config)
     summaries = _summaries(config, requests, episodes)
     dataset = _join(config, requests, episodes)
     digest = content_hash(dataset)
@@ -324,7 +355,7 @@ def _finish(
     seconds = time.perf_counter() - start
     manifest = {"config": content, "content": digest, "seconds": seconds, "summaries": rows}
     with atomic_directory(out) as temporary:
-        save_minari(dataset, temporary)
+        save_minari(dataset, temporary, namespace=_registered(suite_of(config.tasks[0])))
         atomic_write_json(temporary / MANIFEST, manifest)
     return Collected(dataset, out, summaries, digest, seconds)
 
@@ -332,8 +363,6 @@ def _finish(
 def _join(
     config: CollectConfig, requests: Sequence[ScriptedRequest], episodes: Sequence[ScriptedEpisode]
 ) -> TrajectoryDataset:
-    from llmdpd.prompts.metaworld import metaworld_prompt
-
     kept = [
         EpisodeRecord(
             **{name: getattr(episode, name) for name in (*_EPISODE_ARRAYS, "noise_level", "success_step")},
@@ -343,20 +372,20 @@ def _join(
         for request, episode in zip(requests, episodes, strict=True)
         if episode.success or config.keep_failed
     ]
-    tasks = resolve_tasks(config.tasks)
+    tasks = config.tasks
     without = [task for task in tasks if task not in {record.task for record in kept}]
     if without:
         hint = "keep failed episodes (--keep-failed), or choose less noise"
         raise InputError("no episode of a task succeeded", field="keep_failed", found=", ".join(without), hint=hint)
-    texts = {task: metaworld_prompt(task).render() for task in tasks}
-    return join_episodes(kept, texts=texts, goal_visible=config.goal_visible, source=str(config.out))
+    texts = {task: task_prompt(task).render() for task in tasks}
+    return join_episodes(kept, texts=texts, goal_visible=config.goal_visible, source=str(folder_of(config)))
 
 
 def _summaries(
     config: CollectConfig, requests: Sequence[ScriptedRequest], episodes: Sequence[ScriptedEpisode]
 ) -> tuple[TaskSummary, ...]:
     summaries = []
-    for number, task in enumerate(resolve_tasks(config.tasks)):
+    for number, task in enumerate(config.tasks):
         rows = slice(number * config.episodes, (number + 1) * config.episodes)
         mine = list(zip(requests[rows], episodes[rows], strict=True))
         kept = [len(episode.actions) for _, episode in mine if episode.success or config.keep_failed]
@@ -372,10 +401,10 @@ def _summaries(
 
 def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: float) -> Collected:
     """A collection that is finished already, in the order in which it was collected."""
-    out = Path(config.out)
+    out = folder_of(config)
     manifest = read_json(out / MANIFEST)
     _check_same(manifest.get("config"), content, out, _OTHER_OUT)
-    tasks = resolve_tasks(config.tasks)
+    tasks = config.tasks
     loaded = load_dataset(out).select_tasks(tasks)
     # Files are found by name; training samples by index, so a data set read again must be in the order of a new one.
     order = np.concatenate([loaded.episodes_of(task) for task in tasks])

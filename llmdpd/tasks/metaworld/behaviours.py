@@ -71,9 +71,9 @@ class Behaviour:
         self._detours = 0
         self._via: FloatArray | None = None
 
-    def __call__(self, expert: FloatArray, hand: FloatArray) -> FloatArray:
-        """The action f32 [4] to execute where the expert's is `expert` and the hand is at `hand` [3], in metres."""
-        action = np.clip(self._apply(expert, hand), -1.0, 1.0).astype(np.float32)
+    def __call__(self, expert: FloatArray, observation: FloatArray) -> FloatArray:
+        """The action f32 [4] to execute where the expert's is `expert`; `observation` begins with the hand's place."""
+        action = np.clip(self._apply(expert, observation[:3]), -1.0, 1.0).astype(np.float32)
         self._grip = float(action[3])
         return action
 

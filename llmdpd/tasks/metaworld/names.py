@@ -30,11 +30,6 @@ def _canonical(name: str) -> str:
     return _VERSION.sub("", name.strip()) + "-v3"
 
 
-def base_name(task: str) -> str:
-    """Any task's name without its version: "push" of "push-v3", "hopper-medium-replay" of "hopper-medium-replay-v2"."""
-    return re.sub(r"-v\d+$", "", task)
-
-
 def is_metaworld(name: str) -> bool:
     """Whether `name` is a Meta-World task, in any of the spellings that `check_task` accepts."""
     return _canonical(name) in TASKS

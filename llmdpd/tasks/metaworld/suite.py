@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from llmdpd.tasks.base import Environment, TaskSpec, TaskSuite
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from llmdpd.tasks.base import Environment, Split, TaskSpec, TaskSuite
+from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
 from llmdpd.tasks.metaworld.layout import ACTION_DIM, LAYOUT, STATE_DIM
-from llmdpd.tasks.metaworld.names import TASKS, check_task, is_metaworld
+from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, check_task, is_metaworld
+
+if TYPE_CHECKING:
+    from llmdpd.tasks.demonstrators import Demonstrator
 
 MAX_STEPS = 500
+
+PAPER = (
+    ("sweep-into-v3", "coffee-push-v3", "disassemble-v3"),
+    ("box-close-v3", "hand-insert-v3", "bin-picking-v3"),
+)
+DESIGN_TASKS = ("assembly-v3", "basketball-v3", "push-back-v3", "lever-pull-v3", "faucet-open-v3")
+"""The five of ML45's training tasks that designs are chosen on."""
 
 
 class MetaWorldSuite(TaskSuite):
@@ -14,7 +28,15 @@ class MetaWorldSuite(TaskSuite):
 
     name = "Meta-World"
     tasks = TASKS
+    behaviours = BEHAVIOURS
     collector = "scripted"
+    groups: Mapping[str, tuple[str, ...]] = {"all": TASKS, "ml45-train": ML45_TRAIN}
+    # `design` is ml45 without its test tasks: for choosing a design.
+    protocols: Mapping[str, Split] = {
+        "paper": PAPER,
+        "ml45": (ML45_TRAIN, ML45_TEST),
+        "design": (tuple(task for task in ML45_TRAIN if task not in DESIGN_TASKS), DESIGN_TASKS),
+    }
 
     def knows(self, task: str) -> bool:
         return is_metaworld(task)
@@ -34,6 +56,16 @@ class MetaWorldSuite(TaskSuite):
         from llmdpd.tasks.metaworld.environment import MetaWorldTask
 
         return MetaWorldTask(task, goal_visible=goal_visible, render=render)
+
+    def demonstrator(self, task: str, *, goal_visible: bool) -> Demonstrator:
+        from llmdpd.tasks.metaworld.scripted import ScriptedExpert
+
+        return ScriptedExpert(task, goal_visible=goal_visible)
+
+    def description(self, task: str) -> str:
+        from llmdpd.tasks.metaworld.prompts import metaworld_prompt
+
+        return metaworld_prompt(task).render()
 
 
 SUITE = MetaWorldSuite()

@@ -68,7 +68,7 @@ class EpisodeRequest:
     """One episode to roll out.
 
     Args:
-        task: a Meta-World task in any spelling, or a locomotion environment ("hopper", "Hopper-v5").
+        task: a task in any spelling that its suite knows.
         seed: of the environment's reset; decides start and goal.
         max_steps: the episode ends here at the latest.
         stop_on_success: end at the first step whose success flag is up.
@@ -78,7 +78,7 @@ class EpisodeRequest:
 
     task: str
     seed: int
-    max_steps: int = 500
+    max_steps: int
     stop_on_success: bool = True
     record: bool = False
     record_every: int = 4

@@ -16,7 +16,7 @@ from llmdpd.data import load_dataset, save_minari
 from llmdpd.data.collecting import scripted as collection
 from llmdpd.data.collecting.scripted import (
     CollectConfig,
-    collect_metaworld,
+    collect_scripted,
     content_hash,
     noise_schedule,
     parse_noise,
@@ -24,7 +24,8 @@ from llmdpd.data.collecting.scripted import (
     resolve_tasks,
 )
 from llmdpd.errors import InputError
-from llmdpd.tasks import COLLECTION_SEED_END, ML45_TRAIN, TASKS
+from llmdpd.tasks import COLLECTION_SEED_END
+from llmdpd.tasks.metaworld.names import ML45_TRAIN, TASKS
 from llmdpd.utils.files import process_lock
 
 
@@ -39,8 +40,8 @@ def config(tmp_path: Path, **changes: object) -> CollectConfig:
 
 def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path, fresh_seed: int) -> None:
     calls: list[tuple[int, int, int]] = []
-    one = collect_metaworld(config(tmp_path, seed=fresh_seed), lambda *args: calls.append(args))
-    two = collect_metaworld(config(tmp_path, seed=fresh_seed, workers=2, out=tmp_path / "two"))
+    one = collect_scripted(config(tmp_path, seed=fresh_seed), lambda *args: calls.append(args))
+    two = collect_scripted(config(tmp_path, seed=fresh_seed, workers=2, out=tmp_path / "two"))
     assert one.content == two.content
     assert np.array_equal(one.dataset.observations, two.dataset.observations)
     assert [call[:2] for call in calls] == [(n, 8) for n in range(9)]
@@ -49,8 +50,8 @@ def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path, fresh_see
 
 
 def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
-    first = collect_metaworld(config(tmp_path))
-    again = collect_metaworld(config(tmp_path, workers=2))
+    first = collect_scripted(config(tmp_path))
+    again = collect_scripted(config(tmp_path, workers=2))
     assert again.reused
     assert not first.reused
     assert again.content == first.content == content_hash(again.dataset)
@@ -68,19 +69,19 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
     assert content_hash(dataclasses.replace(first.dataset, success_steps=np.full(8, -1))) == first.content
     assert load_dataset(first.out).num_transitions == first.dataset.num_transitions
     with pytest.raises(InputError, match="another configuration") as caught:
-        collect_metaworld(config(tmp_path, seed=9))
+        collect_scripted(config(tmp_path, seed=9))
     assert (caught.value.field, caught.value.path) == ("seed", str(tmp_path / "out"))
     # A folder whose data sets were exchanged is not taken for the one that was collected.
     save_minari(first.dataset.select([0, 1, 2, 4]), first.out)
     with pytest.raises(InputError, match="not those that were collected"):
-        collect_metaworld(config(tmp_path))
+        collect_scripted(config(tmp_path))
 
 
 def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
-    shown = collect_metaworld(config(tmp_path, tasks=("reach",), episodes=2)).dataset
-    other = collect_metaworld(config(tmp_path, tasks=("reach",), episodes=2, seed=1, out=tmp_path / "other")).dataset
+    shown = collect_scripted(config(tmp_path, tasks=("reach",), episodes=2)).dataset
+    other = collect_scripted(config(tmp_path, tasks=("reach",), episodes=2, seed=1, out=tmp_path / "other")).dataset
     assert not set(shown.seeds.tolist()) & set(other.seeds.tolist())
-    hidden = collect_metaworld(
+    hidden = collect_scripted(
         config(tmp_path, tasks=("reach",), episodes=2, goal_visible=False, out=tmp_path / "h")
     ).dataset
     assert not hidden.observations[:, 36:39].any()
@@ -90,8 +91,8 @@ def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
 
 def test_failed_episodes_can_be_left_out(tmp_path: Path) -> None:
     noisy = {"tasks": ("reach",), "noise": "clean,random", "max_steps": 70}
-    everything = collect_metaworld(config(tmp_path, **noisy))
-    kept = collect_metaworld(config(tmp_path, **noisy, keep_failed=False, out=tmp_path / "kept"))
+    everything = collect_scripted(config(tmp_path, **noisy))
+    kept = collect_scripted(config(tmp_path, **noisy, keep_failed=False, out=tmp_path / "kept"))
     failed = int((everything.dataset.successes == 0).sum())
     assert 0 < failed < 4
     assert kept.dataset.num_episodes == 4 - failed
@@ -100,7 +101,7 @@ def test_failed_episodes_can_be_left_out(tmp_path: Path) -> None:
     assert (summary.episodes, summary.kept) == (4, 4 - failed)
     assert sum(of for _, of in summary.successes.values()) == 4
     with pytest.raises(InputError, match="no episode of a task succeeded") as caught:
-        collect_metaworld(config(tmp_path, max_steps=3, keep_failed=False, out=tmp_path / "none"))
+        collect_scripted(config(tmp_path, max_steps=3, keep_failed=False, out=tmp_path / "none"))
     assert "push-v3" in str(caught.value)
 
 
@@ -112,12 +113,12 @@ def interrupted(tmp_path: Path, after: int, **changes: object) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect_metaworld(config(tmp_path, **changes), stop)
+        collect_scripted(config(tmp_path, **changes), stop)
     return partial_folder(tmp_path / "out")
 
 
 def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = collect_metaworld(config(tmp_path, out=tmp_path / "whole"))
+    whole = collect_scripted(config(tmp_path, out=tmp_path / "whole"))
     partial = interrupted(tmp_path, 3)
     assert not (tmp_path / "out").exists()
     kept = {path: path.stat().st_mtime_ns for path in partial.rglob("*.npz")}
@@ -126,7 +127,7 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.M
     damaged = next(iter(kept))
     damaged.write_bytes(damaged.read_bytes()[:100])
     finished: list[int] = []
-    resumed = collect_metaworld(config(tmp_path), lambda done, total, steps: finished.append(done))
+    resumed = collect_scripted(config(tmp_path), lambda done, total, steps: finished.append(done))
     assert finished == [2, 3, 4, 5, 6, 7, 8]
     assert resumed.content == whole.content
     assert not partial.exists()
@@ -135,12 +136,12 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.M
 COLLECT = """
     import sys
     from pathlib import Path
-    from llmdpd.data.collecting.scripted import CollectConfig, collect_metaworld
+    from llmdpd.data.collecting.scripted import CollectConfig, collect_scripted
 
     if __name__ == "__main__":
         tasks, out = ("reach", "push-v2"), Path(sys.argv[1])
         config = CollectConfig(tasks, 4, "clean,gaussian", out, post_success_steps=3, max_steps=60, workers=1)
-        made = collect_metaworld(config, lambda *progress: print(*progress, flush=True))
+        made = collect_scripted(config, lambda *progress: print(*progress, flush=True))
         print(made.content, made.reused, flush=True)
 """
 
@@ -166,7 +167,7 @@ def test_a_collection_that_waits_says_so_and_can_be_stopped(tmp_path: Path, capl
     calls: list[tuple[int, ...]] = []
     caplog.set_level("INFO")
     with process_lock(tmp_path / ".out.lock", lambda holder: None), pytest.raises(KeyboardInterrupt):
-        collect_metaworld(config(tmp_path), stop)
+        collect_scripted(config(tmp_path), stop)
     assert calls == [(0, 8, 0)] * 2
     assert caplog.text.count(f"waiting for process {os.getpid()}") == 1
     assert list(tmp_path.iterdir()) == []
@@ -176,9 +177,9 @@ def test_a_finished_collection_is_read_where_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = config(tmp_path, tasks=("reach",), episodes=1, max_steps=5)
-    collect_metaworld(small)
+    collect_scripted(small)
     monkeypatch.setattr(collection, "process_lock", lambda *arguments: pytest.fail("a lock would be written"))
-    assert collect_metaworld(small).reused
+    assert collect_scripted(small).reused
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_another_configuration_is_refused(tmp_path: Path, field: str, value: obj
     partial = interrupted(tmp_path, 1)
     before = sorted(partial.rglob("*"))
     with pytest.raises(InputError, match="another configuration") as caught:
-        collect_metaworld(config(tmp_path, **{{"tail": "post_success_steps"}.get(field, field): value}))
+        collect_scripted(config(tmp_path, **{{"tail": "post_success_steps"}.get(field, field): value}))
     assert caught.value.field == field  # as the manifest calls it
     assert caught.value.path == str(partial)
     assert sorted(partial.rglob("*")) == before
@@ -199,26 +200,26 @@ def test_foreign_folders_and_manifests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="something else") as caught:
-        collect_metaworld(config(tmp_path))
+        collect_scripted(config(tmp_path))
     assert caught.value.found == "thesis.tex"
     (tmp_path / "out" / "thesis.tex").unlink()
     (tmp_path / "out" / "collect.json").write_text(json.dumps({"config": 3}))
     with pytest.raises(InputError, match="not the configuration"):
-        collect_metaworld(config(tmp_path))
+        collect_scripted(config(tmp_path))
 
 
 def test_nothing_is_left_where_saving_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     small = config(tmp_path, tasks=("reach",), episodes=2, max_steps=5)
     monkeypatch.setattr(collection, "save_minari", full)
     with pytest.raises(OSError, match="No space"):
-        collect_metaworld(small)
+        collect_scripted(small)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
     monkeypatch.undo()
     finished: list[int] = []
-    collect_metaworld(small, lambda done, total, steps: finished.append(done))
+    collect_scripted(small, lambda done, total, steps: finished.append(done))
     assert finished == [2]
 
 
@@ -259,13 +260,13 @@ WRONG = [
 )
 def test_wrong_settings_are_named(tmp_path: Path, field: str, value: object) -> None:
     with pytest.raises(InputError) as caught:
-        collect_metaworld(config(tmp_path, **{field: value}))
+        collect_scripted(config(tmp_path, **{field: value}))
     assert caught.value.field == ("task" if value == ("reach", "pusch") else field)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_data_set_holds_what_was_asked_for(tmp_path: Path) -> None:
-    collected = collect_metaworld(config(tmp_path))
+    collected = collect_scripted(config(tmp_path))
     data = collected.dataset
     assert data.tasks == ("reach-v3", "push-v3")
     assert data.num_episodes == 8

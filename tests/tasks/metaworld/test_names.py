@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from llmdpd import tasks as envs
 from llmdpd.errors import InputError
-from llmdpd.tasks import ML45_TEST, ML45_TRAIN, TASKS, base_name, check_task, is_metaworld
+from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, check_task, is_metaworld
 
 
 def test_static_names_are_metaworlds_own() -> None:
@@ -27,14 +23,6 @@ def test_check_task_accepts_every_spelling(name: str) -> None:
     assert is_metaworld(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "base"),
-    [("push-v3", "push"), ("hopper-v5", "hopper"), ("push", "push"), ("x-v2-v10", "x-v2"), ("a-v", "a-v")],
-)
-def test_a_name_without_its_version(name: str, base: str) -> None:
-    assert base_name(name) == base
-
-
 @pytest.mark.parametrize("name", ["box-clse", "", "hopper", "sweep-into-v4", "Sweep-Into"])
 def test_other_names_are_refused(name: str) -> None:
     assert not is_metaworld(name)
@@ -43,17 +31,3 @@ def test_other_names_are_refused(name: str) -> None:
     offered = str(caught.value.hint).removeprefix("nearest: ").split(", ")
     assert set(offered) <= set(TASKS)
     assert name != "box-clse" or offered[0] == "box-close-v3"
-
-
-def test_seed_ranges_are_disjoint_and_ordered() -> None:
-    assert 0 < envs.COLLECTION_SEED_END <= envs.EVALUATION_SEED_START < envs.SELECTION_SEED_START
-
-
-def test_the_package_imports_nothing_heavy() -> None:
-    code = (
-        "import sys, llmdpd.tasks, llmdpd.tasks.simulation.worker; "
-        "import llmdpd.tasks.simulation.rollout, llmdpd.tasks.simulation.render; "
-        "print(sorted({'torch', 'metaworld', 'gymnasium', 'mujoco'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"

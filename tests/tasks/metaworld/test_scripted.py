@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llmdpd.tasks.demonstrators import Demonstrators, ScriptedRequest
 from llmdpd.tasks.metaworld.environment import make_task
-from llmdpd.tasks.metaworld.scripted import ScriptedExpert, ScriptedRequest, run_episode
+from llmdpd.tasks.metaworld.scripted import run_episode
 
 
 def request(noise: str, seed: int = 3, **changes: int) -> ScriptedRequest:
@@ -64,7 +65,7 @@ def test_expert_actions_are_those_of_the_visited_states(task) -> None:  # type: 
 
 
 def test_the_collector_changes_tasks_and_hides_goals() -> None:
-    collector = ScriptedExpert(goal_visible=False)
+    collector = Demonstrators(goal_visible=False)
     short = {"seed": 1, "noise_seed": 2, "behaviour": "clean", "max_steps": 5, "post_success_steps": 0}
     first = collector.episode(ScriptedRequest("reach-v3", **short))  # type: ignore[arg-type]
     collector.episode(ScriptedRequest("push-v3", **short))  # type: ignore[arg-type]

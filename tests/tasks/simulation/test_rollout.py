@@ -123,7 +123,7 @@ def test_a_worker_killed_from_outside_leaves_no_trace_in_the_results(
 
 @pytest.mark.parametrize(("task", "deaths"), [("die-once", 1), ("die-twice", 2)])
 def test_a_crash_inside_a_step_is_redone(toys: str, tmp_path: Path, fresh_seed: int, task: str, deaths: int) -> None:
-    requests = [*requests_for(["sleep"], 5, fresh_seed), EpisodeRequest(f"{task}@{tmp_path / 'flag'}", fresh_seed)]
+    requests = [*requests_for(["sleep"], 5, fresh_seed), EpisodeRequest(f"{task}@{tmp_path / 'flag'}", fresh_seed, 500)]
     with EnvPool(1, parallel=6, make=f"{toys}:make") as pool:
         results = pool.run(requests, act)
         assert [death.exit_code for death in pool.deaths] == [-signal.SIGKILL] * deaths
@@ -133,7 +133,7 @@ def test_a_crash_inside_a_step_is_redone(toys: str, tmp_path: Path, fresh_seed: 
 
 def test_an_episode_that_kills_every_worker_is_named(toys: str) -> None:
     # The others never succeed, so they share the worker with the culprit until its end.
-    requests = [*requests_for(["sleep"], 5, 0), EpisodeRequest("die-always", 4242)]
+    requests = [*requests_for(["sleep"], 5, 0), EpisodeRequest("die-always", 4242, 500)]
     with EnvPool(1, parallel=12, make=f"{toys}:make") as pool:
         with pytest.raises(RuntimeError, match=r"3 workers died in the episode of task die-always, seed 4242.*code 3"):
             pool.run(requests, act)
@@ -144,7 +144,7 @@ def test_an_episode_that_kills_every_worker_is_named(toys: str) -> None:
 def test_an_exception_inside_a_worker_is_raised_and_the_pool_lives_on(toys: str) -> None:
     with EnvPool(2, parallel=6, make=f"{toys}:make") as pool:
         with pytest.raises(WorkerError, match=r"(?s)Traceback.*ArithmeticError: the toy broke"):
-            pool.run([*requests_for(["plain"], 5, 0), EpisodeRequest("raise", 0)], act)
+            pool.run([*requests_for(["plain"], 5, 0), EpisodeRequest("raise", 0, 500)], act)
         assert pool.deaths == []
         requests = requests_for(["plain"], 3, 0)
         assert content(pool.run(requests, act)) == alone(toys, requests)
@@ -165,9 +165,9 @@ def test_wrong_actions_are_refused(toys: str, answer, message: str) -> None:  # 
 
 def test_wrong_requests_are_refused_before_anything_runs() -> None:
     wrong = {
-        "sweep-inot": EpisodeRequest("sweep-inot", 0),
+        "sweep-inot": EpisodeRequest("sweep-inot", 0, 500),
         "max_steps": EpisodeRequest("reach", 0, max_steps=0),
-        "render=True": EpisodeRequest("reach", 0, record=True),
+        "render=True": EpisodeRequest("reach", 0, 500, record=True),
     }
     with EnvPool(1) as pool:
         for problem, request in wrong.items():

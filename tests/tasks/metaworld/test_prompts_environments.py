@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from llmdpd.prompts.metaworld import SuccessCondition, TaskMetadata, all_task_metadata, task_metadata
+from llmdpd.tasks.metaworld.prompts import SuccessCondition, TaskMetadata, all_task_metadata, task_metadata
 
 # The experts' gains exceed the action bound by design.
 pytestmark = pytest.mark.filterwarnings("ignore:Constant:UserWarning")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmdpd.prompts.markdown import condense, first_words, sections, sentences
+from llmdpd.tasks.texts.markdown import condense, first_words, sections, sentences
 
 TABLE = """
 The space is a `Box(-1, 1, (4,))` where: much follows.

@@ -8,8 +8,8 @@ import pytest
 gymnasium = pytest.importorskip("gymnasium")
 
 from llmdpd.errors import InputError  # noqa: E402
-from llmdpd.prompts.gymnasium_docs import environment_prompt  # noqa: E402
-from llmdpd.prompts.text import TextPrompt  # noqa: E402
+from llmdpd.tasks.texts.gymnasium_docs import environment_prompt  # noqa: E402
+from llmdpd.tasks.texts.text_prompt import TextPrompt  # noqa: E402
 
 
 class Documented(gymnasium.Env):

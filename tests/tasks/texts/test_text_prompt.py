@@ -9,7 +9,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.text import TextPrompt
+from llmdpd.tasks.texts.text_prompt import TextPrompt
 
 FIELDS = [field.name for field in fields(TextPrompt)]
 # Letters that make headings, line ends and white space of every kind likely.

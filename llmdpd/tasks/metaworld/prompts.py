@@ -1,6 +1,6 @@
 """One structured text prompt for each of Meta-World's 50 tasks, written for this project.
 
-The metadata of the tasks is `metaworld_tasks.json`: what the reset samples and how widely, what is measured for success
+The metadata of the tasks is `prompts.json`: what the reset samples and how widely, what is measured for success
 and how close it must be. Sentences with numbers are made from it, and a test compares it with the real environments.
 All lengths are metres, x is to the right, y away from the robot, z up.
 """
@@ -15,8 +15,9 @@ from importlib import resources
 from math import degrees
 from typing import Any, Literal
 
-from llmdpd.prompts.text import TextPrompt
-from llmdpd.tasks import base_name, check_task
+from llmdpd.tasks.metaworld.names import check_task
+from llmdpd.tasks.names import base_name
+from llmdpd.tasks.texts.text_prompt import TextPrompt
 
 ConditionKind = Literal["near", "below", "above", "joint_above", "joint_near", "inserted", "held"]
 GoalKind = Literal["sampled", "follows", "follows_y", "fixed"]
@@ -81,7 +82,7 @@ class TaskMetadata:
 @cache
 def all_task_metadata() -> Mapping[str, TaskMetadata]:
     """The metadata of all 50 tasks, by name without version (`coffee-push`)."""
-    text = resources.files("llmdpd.prompts").joinpath("metaworld_tasks.json").read_text(encoding="utf-8")
+    text = resources.files("llmdpd.tasks.metaworld").joinpath("prompts.json").read_text(encoding="utf-8")
     return {name: _parse_entry(entry) for name, entry in json.loads(text).items()}
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.metaworld import SuccessCondition, all_task_metadata, metaworld_prompt, task_metadata
-from llmdpd.prompts.text import TextPrompt
+from llmdpd.tasks.metaworld.prompts import SuccessCondition, all_task_metadata, metaworld_prompt, task_metadata
+from llmdpd.tasks.texts.text_prompt import TextPrompt
 
 NAMES = sorted(all_task_metadata())
 
