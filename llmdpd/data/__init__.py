@@ -35,7 +35,9 @@ FORMATS: Registry[DataFormat] = Registry(
     "llmdpd.formats",
     {
         "minari": "llmdpd.data.formats:MINARI",
+        "robomimic": "llmdpd.data.formats:ROBOMIMIC",  # asked before D4RL, which takes any other HDF5 file
         "d4rl": "llmdpd.data.formats:D4RL_HDF5",
+        "lerobot": "llmdpd.data.formats:LEROBOT",
         "mtdiff": "llmdpd.data.formats:MTDIFF",
     },
 )

@@ -11,6 +11,7 @@ from llmdpd.errors import InputError
 from llmdpd.tasks.base import Reading
 
 _MINARI_METADATA = "metadata.json"
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class DataFormat:
@@ -77,6 +78,33 @@ class D4RL(DataFormat):
         return path.is_file() and path.suffix.lower() in (".hdf5", ".h5")
 
 
+class Robomimic(DataFormat):
+    """HDF5 files of robomimic's layout (see `llmdpd.data.robomimic`)."""
+
+    readable = "an HDF5 file of robomimic's layout"
+    load, _is_robomimic = _imported("robomimic", "load_robomimic"), _imported("robomimic", "is_robomimic")
+
+    def reads(self, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE and self._is_robomimic(path)
+
+
+class LeRobot(DataFormat):
+    """LeRobot's data sets, versions 2 and 3 (see `llmdpd.data.lerobot`)."""
+
+    readable = "the folder of a LeRobot data set"
+    load = _imported("lerobot", "load_lerobot")
+
+    def reads(self, path: Path) -> bool:
+        # One whose info.json is lost or damaged is named as such, and its inside not searched.
+        info, meta = path / "meta" / "info.json", path / "meta"
+        if info.is_file() and b'"codebase_version"' in info.read_bytes():
+            return True
+        return (path / "data").is_dir() and any((meta / name).exists() for name in ("episodes.jsonl", "episodes"))
+
+
 class MTDiff(DataFormat):
     """NumPy and pickle files of MTDiff's layout (see `llmdpd.data.mtdiff`)."""
 
@@ -88,3 +116,4 @@ class MTDiff(DataFormat):
 
 
 MINARI, D4RL_HDF5, MTDIFF = Minari(), D4RL(), MTDiff()
+ROBOMIMIC, LEROBOT = Robomimic(), LeRobot()

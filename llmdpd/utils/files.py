@@ -198,11 +198,21 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing or broken one raises `InputError` naming it."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError("not a JSON file", path=path, found=str(error)) from None
+
+
+def read_text(path: Path) -> str:
+    """Read a file as UTF-8; one that is missing, no regular file or no text raises `InputError` naming it."""
+    if path.exists() and not path.is_file():  # opening a FIFO waits for a writer, which may never come
+        raise InputError("not a regular file", path=path)
+    try:
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError("file not found", path=path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError("not a JSON file", path=path, found=str(error)) from None
+    except UnicodeDecodeError as error:
+        raise InputError("not a text file", path=path, found=str(error)) from None
     except OSError as error:
         raise InputError("the file cannot be read", path=path, found=error.strerror) from None
 

@@ -307,15 +307,16 @@ def test_a_writer_between_the_renames_is_not_taken_for_a_killed_one(tmp_path: Pa
     [
         (None, "not found"),
         (b'{"a": 1', "not a JSON"),
-        (b"\xff\xfe\x00", "not a JSON"),
+        (b"\xff\xfe\x00", "not a text"),
         (b"", "not a JSON"),
-        ("", "be read"),
+        ("folder", "not a regular file"),
+        ("fifo", "not a regular file"),
     ],
 )
 def test_read_json_names_the_file(tmp_path: Path, content: bytes | str | None, problem: str) -> None:
     path = tmp_path / "a.json"
     if isinstance(content, str):
-        path.mkdir()
+        (os.mkfifo if content == "fifo" else os.mkdir)(path)
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=problem) as error:

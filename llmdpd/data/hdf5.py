@@ -1,0 +1,132 @@
+"""Reading HDF5 files of strangers: every reader of HDF5 opens files and takes arrays by these functions.
+
+A file may name other files, which HDF5 would open by itself: an external link, external storage, the sources of a
+virtual data set. None of them is followed, nor is a soft link, whose target may lie behind an external one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.data.trajectories import check_finite
+from llmdpd.errors import InputError
+
+Node: TypeAlias = "h5py.Group | h5py.Dataset"
+
+
+@contextmanager
+def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
+    """Open a file for reading; what HDF5 cannot read inside the block becomes an InputError too.
+
+    Args:
+        path: a regular file, or a link to one.
+        expected: what the file should be, for messages.
+
+    Raises:
+        InputError: no such file, no regular file, no HDF5, cut off or damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("file not found", path=path, expected=expected)
+    if not path.is_file():  # opening a FIFO waits for a writer, which may never come
+        raise InputError("not a regular file", path=path, expected=expected)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, UnicodeError) as error:  # h5py has no error of its own
+        raise _unreadable(path, error, expected) from None
+
+
+def member(group: h5py.Group, name: str) -> Node | None:
+    """The group or data set `name` (one name, no path) of `group`, None where there is none.
+
+    Raises InputError for a link that isn't a hard one, and for anything that is neither a group nor a data set.
+    """
+    try:
+        link = group.get(name, getlink=True)
+    except KeyError:
+        return None
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        found = f"{type(link).__name__} to {getattr(link, 'filename', '')} {link.path}"
+        raise _error(group, name, "a link is not followed", found, "the data in the file itself")
+    node = group[name]
+    if not isinstance(node, (h5py.Group, h5py.Dataset)):
+        raise _error(group, name, "neither a group nor an array", type(node).__name__, "a group or an array")
+    return node
+
+
+def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:
+    """The group `name` of `group`, None where there is none; raises InputError where it is something else."""
+    node = member(group, name)
+    if node is not None and not isinstance(node, h5py.Group):
+        raise _error(group, name, "not a group", "an array", "a group")
+    return node
+
+
+def read_numbers(group: h5py.Group, name: str, *, ndim: int) -> NDArray[np.float32]:
+    """The array `name` of `group`, of `ndim` dimensions (1 or 2), as float32.
+
+    It is converted while it is read, so that a float64 file is never in memory as such. [N, 1] counts as [N].
+
+    Raises:
+        InputError: absent, kept in another file, never written, no real numbers, of another number of dimensions, NaN
+            or Inf.
+    """
+    field = member(group, name)
+    if field is None:
+        raise _error(group, name, "a field is missing", "absent", f"[N{', width' if ndim == 2 else ''}]")
+    if not isinstance(field, h5py.Dataset) or field.dtype.kind not in "fiub" or field.shape is None:
+        found = f"type {field.dtype}" if isinstance(field, h5py.Dataset) else "a group"
+        raise _error(group, name, "not an array of numbers", found, "real numbers")
+    if field.is_virtual or field.external:
+        found = "a virtual data set" if field.is_virtual else f"storage in {field.external[0][0]}"
+        raise _error(group, name, "an array is not in the file itself", found, "the numbers in the file itself")
+    column = ndim == 1 and field.ndim == 2 and field.shape[1] == 1
+    if field.ndim != ndim and not column:
+        found, expected = f"shape {list(field.shape)}", "[N, width]" if ndim == 2 else "[N] or [N, 1]"
+        raise _error(group, name, "wrong number of dimensions", found, expected)
+    # HDF5 gives zeros for an array whose numbers were never written, as where a recorder was killed.
+    if field.size and not field.id.get_storage_size():
+        raise _error(group, name, "an array that was never written", f"no bytes for {list(field.shape)}", "its numbers")
+    values = np.asarray(field[()], np.float32) if field.dtype.kind == "b" else field.astype(np.float32)[()]
+    check_finite(values, field_name(group, name), str(group.file.filename))
+    return values.reshape(-1) if column else values
+
+
+def text_attribute(node: Node, name: str) -> str:
+    """The attribute `name` as text; "" where it is absent or is no text."""
+    value = node.attrs.get(name, "")
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return text if isinstance(text, str) else ""
+
+
+def field_name(group: h5py.Group, name: str) -> str:
+    """The path of `name` inside the file, for messages: "data/demo_0/actions"."""
+    return f"{group.name or ''}/{name}".strip("/")
+
+
+def _error(group: h5py.Group, name: str, problem: str, found: Any, expected: str) -> InputError:
+    path, field = str(group.file.filename), field_name(group, name)
+    return InputError(problem, path=path, field=field, found=found, expected=expected)
+
+
+def _unreadable(path: Path, error: Exception, expected: str) -> InputError:
+    size = path.stat().st_size
+    problem, found = "the HDF5 file is cut off or damaged", f"{size} bytes; {type(error).__name__}: {error}"[:300]
+    if size == 0:
+        problem, found = "the file is empty", "0 bytes"
+    elif not h5py.is_hdf5(path):
+        with path.open("rb") as file:
+            problem, found = "not an HDF5 file", f"starts with {file.read(8)!r}"
+    return InputError(problem, path=path, found=found, expected=expected)

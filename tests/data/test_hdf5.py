@@ -1,0 +1,134 @@
+"""Reading HDF5 files of strangers: nothing outside the file is opened, and damage is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from llmdpd.data.hdf5 import member, open_hdf5, read_numbers, subgroup, text_attribute
+from llmdpd.errors import InputError
+
+
+@pytest.fixture
+def values(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(5, 3))
+
+
+@pytest.fixture
+def other(tmp_path: Path, values: np.ndarray) -> Path:
+    """A file that is not to be read."""
+    path = tmp_path / "other.hdf5"
+    with h5py.File(path, "w") as file:
+        file["secret"] = values
+    return path
+
+
+def test_numbers_become_float32(tmp_path: Path, values: np.ndarray) -> None:
+    path = tmp_path / "a.bin"
+    with h5py.File(path, "w") as file:
+        file["group/wide"], file["group/column"], file["group/flags"] = values, values[:, :1], values[:, 0] > 0
+        file["group"].attrs.update({"text": "push", "bytes": b"push", "number": 3})
+    with open_hdf5(path, "numbers") as file:
+        group = subgroup(file, "group")
+        assert group is not None
+        np.testing.assert_array_equal(read_numbers(group, "wide", ndim=2), values.astype(np.float32))
+        np.testing.assert_array_equal(read_numbers(group, "column", ndim=1), values[:, 0].astype(np.float32))
+        np.testing.assert_array_equal(read_numbers(group, "flags", ndim=1), values[:, 0] > 0)
+        texts = [text_attribute(group, name) for name in ("text", "bytes", "number", "absent")]
+        assert texts == ["push", "push", "", ""]
+        assert (member(group, "absent"), subgroup(file, "absent")) == (None, None)
+
+
+@pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual"])
+@pytest.mark.parametrize("there", [True, False])
+def test_no_other_file_is_opened(tmp_path: Path, other: Path, kind: str, there: bool) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        if kind == "external link":
+            file["x"] = h5py.ExternalLink(other.name, "/secret")
+        elif kind == "soft link":
+            file["behind"] = h5py.ExternalLink(other.name, "/")
+            file["x"] = h5py.SoftLink("/behind/secret")
+        elif kind == "external storage":
+            file.create_dataset("x", (5, 3), np.float64, external=[(other.name, 0, 120)])
+        else:
+            layout = h5py.VirtualLayout((5, 3), np.float64)
+            layout[:] = h5py.VirtualSource(other.name, "secret", (5, 3))
+            file.create_virtual_dataset("x", layout)
+    if not there:
+        other.unlink()
+    with open_hdf5(path, "numbers") as file, pytest.raises(InputError, match=r"not (followed|in the file)") as caught:
+        read_numbers(file, "x", ndim=2)
+    assert (caught.value.path, caught.value.field) == (str(path), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("absent", "missing"),
+        ("group", "not an array of numbers"),
+        ("text", "not an array of numbers"),
+        ("type", "neither a group nor an array"),
+        ("deep", "wrong number of dimensions"),
+        ("flat", "wrong number of dimensions"),
+        ("unwritten", "never written"),
+        ("nan", "NaN or Inf"),
+        ("huge", "NaN or Inf"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(tmp_path: Path, values: np.ndarray, name: str, problem: str) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        inner = file.create_group("in")
+        inner.create_group("group")
+        inner["text"], inner["type"], inner["flat"] = ["a", "b"], np.dtype("f4"), values[:, 0]
+        inner["deep"], inner["nan"], inner["huge"] = values[None], values * np.nan, values * 1e300
+        inner.create_dataset("unwritten", (5, 3), np.float32, chunks=(5, 3))
+    with open_hdf5(path, "numbers") as file, pytest.raises(InputError, match=problem) as caught:
+        read_numbers(file["in"], name, ndim=2)
+    assert (caught.value.path, caught.value.field) == (str(path), f"in/{name}")
+
+
+def test_a_group_is_no_array(tmp_path: Path, other: Path) -> None:
+    with open_hdf5(other, "numbers") as file, pytest.raises(InputError, match="not a group"):
+        subgroup(file, "secret")
+
+
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.hdf5"
+    os.mkfifo(fifo)
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("observations, actions")
+    problems = {"fifo.hdf5": "regular file", "empty": "empty", "text": "not an HDF5", "absent": "not found"}
+    for name, problem in {**problems, ".": "regular file"}.items():
+        with pytest.raises(InputError, match=problem) as caught, open_hdf5(tmp_path / name, "numbers"):
+            pass
+        assert caught.value.path == str(tmp_path / name)
+
+
+def test_a_damaged_file_is_named_or_read(tmp_path: Path, rng: np.random.Generator, values: np.ndarray) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("group/x", data=np.repeat(values, 40, axis=0), compression="gzip")
+    whole = path.read_bytes()
+    errors = []
+    for trial in range(120):
+        damaged = bytearray(whole)
+        if trial % 2:
+            damaged = damaged[: rng.integers(len(whole))]
+        else:
+            damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            with open_hdf5(path, "numbers") as file:
+                group = subgroup(file, "group")
+                if group is not None:
+                    read_numbers(group, "x", ndim=2)
+        except InputError as error:
+            errors.append(error)
+    assert len(errors) >= 60
+    assert {error.path for error in errors} == {str(path)}
