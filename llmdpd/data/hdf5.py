@@ -83,25 +83,25 @@ def read_numbers(group: h5py.Group, name: str, *, ndim: int) -> NDArray[np.float
         InputError: absent, kept in another file, never written, no real numbers, of another number of dimensions, NaN
             or Inf.
     """
-    field = member(group, name)
-    if field is None:
-        raise _error(group, name, "a field is missing", "absent", f"[N{', width' if ndim == 2 else ''}]")
-    if not isinstance(field, h5py.Dataset) or field.dtype.kind not in "fiub" or field.shape is None:
-        found = f"type {field.dtype}" if isinstance(field, h5py.Dataset) else "a group"
-        raise _error(group, name, "not an array of numbers", found, "real numbers")
-    if field.is_virtual or field.external:
-        found = "a virtual data set" if field.is_virtual else f"storage in {field.external[0][0]}"
-        raise _error(group, name, "an array is not in the file itself", found, "the numbers in the file itself")
+    field = _array(group, name, "[N, width]" if ndim == 2 else "[N]")
+    if field.dtype.kind not in "fiub" or field.shape is None:
+        raise _error(group, name, "not an array of numbers", f"type {field.dtype}", "real numbers")
     column = ndim == 1 and field.ndim == 2 and field.shape[1] == 1
     if field.ndim != ndim and not column:
         found, expected = f"shape {list(field.shape)}", "[N, width]" if ndim == 2 else "[N] or [N, 1]"
         raise _error(group, name, "wrong number of dimensions", found, expected)
-    # HDF5 gives zeros for an array whose numbers were never written, as where a recorder was killed.
-    if field.size and not field.id.get_storage_size():
-        raise _error(group, name, "an array that was never written", f"no bytes for {list(field.shape)}", "its numbers")
     values = np.asarray(field[()], np.float32) if field.dtype.kind == "b" else field.astype(np.float32)[()]
     check_finite(values, field_name(group, name), str(group.file.filename))
     return values.reshape(-1) if column else values
+
+
+def read_names(group: h5py.Group, name: str) -> list[str]:
+    """The array of texts `name` of `group`. Raises InputError as `read_numbers`."""
+    field = _array(group, name, "[N], texts")
+    if field.dtype.kind not in "SO" or field.ndim != 1:
+        found = f"{field.dtype} {list(field.shape)}"
+        raise _error(group, name, "not a list of texts", found, "[N], texts")
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in field[()]]
 
 
 def text_attribute(node: Node, name: str) -> str:
@@ -114,6 +114,22 @@ def text_attribute(node: Node, name: str) -> str:
 def field_name(group: h5py.Group, name: str) -> str:
     """The path of `name` inside the file, for messages: "data/demo_0/actions"."""
     return f"{group.name or ''}/{name}".strip("/")
+
+
+def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
+    """The array `name`, whose contents are in this file."""
+    field = member(group, name)
+    if field is None:
+        raise _error(group, name, "a field is missing", "absent", expected)
+    if not isinstance(field, h5py.Dataset):
+        raise _error(group, name, "not an array", "a group", expected)
+    if field.is_virtual or field.external:
+        found = "a virtual data set" if field.is_virtual else f"storage in {field.external[0][0]}"
+        raise _error(group, name, "an array is not in the file itself", found, "its contents in the file itself")
+    # HDF5 gives zeros for an array whose contents were never written, as where a recorder was killed.
+    if field.size and not field.id.get_storage_size():
+        raise _error(group, name, "an array that was never written", f"no bytes for {list(field.shape)}", expected)
+    return field
 
 
 def _error(group: h5py.Group, name: str, problem: str, found: Any, expected: str) -> InputError:

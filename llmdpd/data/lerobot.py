@@ -49,7 +49,8 @@ def load_lerobot(folder: str | Path, reading: Reading) -> TrajectoryDataset:
     Rewards are `next.reward`, 0 where there are none. An episode succeeds where `reading.success` (by default
     `next.success`) is true at any step; without such a column, success is unknown. Images and videos are left out.
 
-    The last step of each episode is left out, for its next observation is not recorded.
+    `reading.part` is one of the `splits` of meta/info.json. The last step of each episode is left out, for its next
+    observation is not recorded.
 
     Raises:
         InputError: no such data set, another version, a missing, damaged or cut-off file, a column missing, of a wrong
@@ -58,7 +59,7 @@ def load_lerobot(folder: str | Path, reading: Reading) -> TrajectoryDataset:
     info = _read_info(Path(folder))
     columns = _choose_columns(info, reading)
     names, texts = _name_tasks(_tasks(info))
-    episodes = _episodes(info, columns, names)
+    episodes = _episodes(info, columns, names, _split(info, reading.part))
     return join_episodes(known_steps(episodes, info.folder), texts=texts, source=str(info.folder))
 
 
@@ -73,6 +74,7 @@ class _Info:
     chunks_size: int
     total_episodes: int
     total_frames: int
+    splits: Mapping[str, Any]
 
 
 def _read_info(folder: Path) -> _Info:
@@ -102,7 +104,9 @@ def _read_info(folder: Path) -> _Info:
         if not isinstance(feature, dict) or not isinstance(feature.get("shape"), list):
             expected = "an object with dtype and shape"
             raise InputError("damaged metadata", path=path, field=f"features.{name}", found=feature, expected=expected)
-    return _Info(folder, int(version[1]), **{"chunks_size": 0} | {name: values[name] for name in wanted})
+    splits = values.get("splits")
+    own: dict[str, Any] = {"splits": splits if isinstance(splits, dict) else {}}
+    return _Info(folder, int(version[1]), **own, **{"chunks_size": 0} | {name: values[name] for name in wanted})
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,17 @@ def _choose_columns(info: _Info, reading: Reading) -> _Columns:
         reward=_REWARD in info.features,
         success=success,
     )
+
+
+def _split(info: _Info, part: str | None) -> range | None:
+    """The episodes of a split, such as "train": "0:50"; None for all."""
+    if part is None:
+        return None
+    span = re.fullmatch(r"(\d+):(\d+)", str(info.splits.get(part)))
+    if span is None:
+        found, path = json.dumps(info.splits)[:200], info.folder / _INFO
+        raise InputError("no such split", path=path, field="splits", found=found, expected=f'"{part}": "FROM:TO"')
+    return range(int(span[1]), int(span[2]))
 
 
 def _fields(info: _Info) -> str:
@@ -280,13 +295,18 @@ def _bad_path(info: _Info, found: str) -> InputError:
     )
 
 
-def _episodes(info: _Info, columns: _Columns, names: Mapping[int, str]) -> Iterator[EpisodeRecord]:
+def _episodes(
+    info: _Info, columns: _Columns, names: Mapping[int, str], chosen: range | None
+) -> Iterator[EpisodeRecord]:
     if not columns.reward:
         _log.warning("%s: no column %s: rewards are 0", info.folder, _REWARD)
     files: dict[Path, list[_EpisodeRows]] = {}
     for episode in _listed(info):
         files.setdefault(episode.path, []).append(episode)
     for path, episodes in files.items():
+        wanted = [episode for episode in episodes if chosen is None or episode.index in chosen]
+        if not wanted:
+            continue
         steps = _read_steps(columns, path)
         runs = _runs(steps)
         extra = sorted(set(runs) - {episode.index for episode in episodes})
@@ -295,7 +315,7 @@ def _episodes(info: _Info, columns: _Columns, names: Mapping[int, str]) -> Itera
             raise InputError(
                 "the data and metadata disagree", path=path, field="episode_index", found=found, expected=expected
             )
-        for episode in episodes:
+        for episode in wanted:
             yield _record(steps, runs.get(episode.index, slice(0, 0)), episode, names)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
-from llmdpd.data.hdf5 import field_name, member, open_hdf5, read_numbers, subgroup, text_attribute
+from llmdpd.data.hdf5 import field_name, member, open_hdf5, read_names, read_numbers, subgroup, text_attribute
 from llmdpd.data.recordings import check_flags, first_success, known_steps, list_fields, success_of, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
@@ -56,6 +56,8 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
     where a file has none. Without `next_obs`, the last step of each episode is left out, for its next observation is
     not known.
 
+    `reading.part` is a filter key, an array of names of episodes in `mask`.
+
     An episode succeeds where the array `reading.success` is 1 at any step (`dones`, where they mark successes).
     Without it: by the episode's attribute `success`; or, in a robosuite file whose rewards are not shaped and all 0 or
     1 and not all 0, where a reward is 1. Otherwise success is unknown.
@@ -68,6 +70,7 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
     with open_hdf5(path, _WHAT) as file:
         data = subgroup(file, "data")
         names = _episode_names(data) if data is not None else []
+        names = names if reading.part is None else _part(file, reading.part, names, path)
         if data is None or not names:
             found = ", ".join(sorted(file)[:12]) or "no field at all"
             raise InputError("no episode of robomimic's", path=path, field="data/demo_0", found=found, expected=_WHAT)
@@ -122,6 +125,20 @@ def _episode_names(data: h5py.Group) -> list[str]:
     """In the order of their numbers: demo_10 comes after demo_9."""
     numbered = [(int(found[1]), found[0]) for found in map(_DEMO.fullmatch, data) if found]
     return [name for _, name in sorted(numbered)]
+
+
+def _part(file: h5py.File, part: str, names: list[str], path: Path) -> list[str]:
+    """The episodes that a filter key lists."""
+    masks = subgroup(file, "mask")
+    if masks is None or part not in list(masks):
+        found = "none" if masks is None else ", ".join(sorted(masks))
+        raise InputError("no such filter key", path=path, field="mask", found=found, expected=part)
+    listed = read_names(masks, part)
+    unknown = sorted(set(listed) - set(names))
+    if unknown or not listed:
+        found, expected = ", ".join(unknown[:8]) or "no episode", "episodes of the file"
+        raise InputError("wrong filter key", path=path, field=f"mask/{part}", found=found, expected=expected)
+    return [name for name in names if name in set(listed)]
 
 
 def _group(parent: h5py.Group, name: str, path: Path, hint: str | None = None) -> h5py.Group:

@@ -68,6 +68,8 @@ class Reading:
     action: key of the actions, where a format may hold several; None: the customary one.
     success_return: an episode succeeds at the step where the sum of its rewards reaches this; None: no such rule.
     task: which of the data's tasks it is, where they hold several; None: the one of the task's own name.
+    part: which part of a data set, where its format has named ones (robomimic's filter keys, LeRobot's splits); None:
+        the whole.
     """
 
     observation: tuple[str, ...] = ()
@@ -75,6 +77,7 @@ class Reading:
     action: str | None = None
     success_return: float | None = None
     task: str | None = None
+    part: str | None = None
 
 
 DEFAULT_READING = Reading()

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from llmdpd.data.hdf5 import member, open_hdf5, read_numbers, subgroup, text_attribute
+from llmdpd.data.hdf5 import member, open_hdf5, read_names, read_numbers, subgroup, text_attribute
 from llmdpd.errors import InputError
 
 
@@ -43,6 +43,16 @@ def test_numbers_become_float32(tmp_path: Path, values: np.ndarray) -> None:
         assert (member(group, "absent"), subgroup(file, "absent")) == (None, None)
 
 
+def test_texts_are_read_as_robomimic_and_h5py_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file["fixed"], file["any"], file["numbers"] = np.array(["demo_0", "demo_10"], "S"), ["é", "b"], [1.0]
+    with open_hdf5(path, "texts") as file:
+        assert (read_names(file, "fixed"), read_names(file, "any")) == (["demo_0", "demo_10"], ["é", "b"])
+        with pytest.raises(InputError, match="not a list of texts"):
+            read_names(file, "numbers")
+
+
 @pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual"])
 @pytest.mark.parametrize("there", [True, False])
 def test_no_other_file_is_opened(tmp_path: Path, other: Path, kind: str, there: bool) -> None:
@@ -70,7 +80,7 @@ def test_no_other_file_is_opened(tmp_path: Path, other: Path, kind: str, there: 
     ("name", "problem"),
     [
         ("absent", "missing"),
-        ("group", "not an array of numbers"),
+        ("group", "not an array"),
         ("text", "not an array of numbers"),
         ("type", "neither a group nor an array"),
         ("deep", "wrong number of dimensions"),

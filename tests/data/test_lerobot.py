@@ -167,6 +167,21 @@ def test_data_may_be_links_as_in_the_hubs_cache(tmp_path: Path, random_recording
     check_same(load_dataset(tmp_path / "snapshot"), recordings)
 
 
+@VERSIONS
+def test_a_split_chooses_episodes(tmp_path: Path, random_recording: Record, write_lerobot: Write, version: str) -> None:
+    recordings = [random_recording(steps, TEXTS[0]) for steps in range(2, 8)]
+    write_lerobot(
+        tmp_path, recordings, version=version, splits={"train": "0:3", "test": "3:6", "bad": "all", "past": "9:10"}
+    )
+    # What is not asked for is not read.
+    (tmp_path / DATA[version]).write_bytes(b"broken")
+    dataset = load_dataset(tmp_path, reading=Reading(part="test"))
+    check_same(dataset, recordings[3:])
+    for part, problem in (("valid", "no such split"), ("bad", "no such split"), ("past", "no episode")):
+        with pytest.raises(InputError, match=problem):
+            load_dataset(tmp_path, reading=Reading(part=part))
+
+
 def change_info(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "meta/info.json"
     info = json.loads(path.read_text())

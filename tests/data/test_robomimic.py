@@ -111,6 +111,23 @@ def test_other_actions_are_chosen(path: Path, random_demo: RandomDemo, write_rob
     assert caught.value.field == "data/demo_0/actions_rel"
 
 
+def test_a_filter_key_chooses_episodes(path: Path, random_demo: RandomDemo, write_robomimic: Write) -> None:
+    demos = [random_demo(steps, {"flat": 4}) for steps in range(1, 13)]
+    masks = {"valid": ["demo_10", "demo_2"], "none": [], "lost": ["demo_1", "demo_12"]}
+    write_robomimic(path, demos, masks=masks)
+    assert load_dataset(path, reading=Reading(part="valid")).lengths.tolist() == [3, 11]
+    assert load_dataset(path).num_episodes == 12
+    for part, field, found in (("none", "mask/none", "no episode"), ("lost", "mask/lost", "demo_12")):
+        with pytest.raises(InputError, match="wrong filter key") as caught:
+            load_robomimic(path, Reading(part=part))
+        assert (caught.value.field, caught.value.found) == (field, found)
+    with pytest.raises(InputError, match="no such filter key") as caught:
+        load_robomimic(path, Reading(part="train"))
+    assert caught.value.found == "lost, none, valid"
+    with pytest.raises(InputError, match="no such filter key"):
+        load_robomimic(write_robomimic(path, demos), Reading(part="train"))
+
+
 @pytest.mark.parametrize(
     ("env_args", "rewards", "wanted"),
     [

@@ -38,10 +38,10 @@ else:
 Split = Literal["seen", "unseen"]
 
 _MAX_FILE_BYTES = 1_000_000
-_SUITE_KEYS = ("name", "observation", "success", "max_steps", "layout")
+_SUITE_KEYS = ("name", "observation", "action", "success", "max_steps", "layout")
 _TASK_KEYS = (
-    *("env", "env_kwargs", "data", "data_task", "text", "text_file", "split"),
-    *("observation", "success", "max_steps"),
+    *("env", "env_kwargs", "data", "data_task", "data_part", "text", "text_file", "split"),
+    *("observation", "action", "success", "max_steps"),
 )
 # Names of tasks become names of files and parts of data set ids.
 _NAME = re.compile(r"\w[\w.+-]*")
@@ -72,9 +72,11 @@ class UserTask:
         env_kwargs: passed on where the environment is made.
         data: recorded data sets, absolute paths or named ones such as `minari:ID`.
         data_task: which task of the data, where they hold several.
+        data_part: which part of the data, by the name that they give it; None: all.
         text: the text prompt, where the file has one.
         split: "seen", trained on; "unseen", held out.
         observation: keys of Dict observations in their order; none: all, as Gymnasium flattens them.
+        action: key of the actions in the data, where their format may hold several; None: the customary one.
         success: when a step succeeds.
         max_steps: steps of an episode at most; None: the environment's own limit.
     """
@@ -84,9 +86,11 @@ class UserTask:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[str, ...] = ()
     data_task: str | None = None
+    data_part: str | None = None
     text: str | None = None
     split: Split = "seen"
     observation: tuple[str, ...] = ()
+    action: str | None = None
     success: Success = Success()
     max_steps: int | None = None
 
@@ -172,7 +176,10 @@ def _read(path: Path) -> str:
 
 def _shared(table: Mapping[str, Any]) -> dict[str, Any]:
     """What both a suite and a task may say: those of the fields of `UserTask` that are there."""
-    readers: dict[str, Callable[[Any], Any]] = {"observation": _texts, "success": _success, "max_steps": _count}
+    readers: dict[str, Callable[[Any], Any]] = {
+        **{"observation": _texts, "action": _text},
+        **{"success": _success, "max_steps": _count},
+    }
     return {key: _optional(table, key, read) for key, read in readers.items() if key in table}
 
 
@@ -197,6 +204,7 @@ def _task(name: str, table: Mapping[str, Any], folder: Path, shared: Mapping[str
             **{"name": name, "env": env, "env_kwargs": dict(_table(table, "env_kwargs", "")), "split": split},
             data=tuple(_place(each, folder) for each in data),
             data_task=_optional(table, "data_task", _text),
+            data_part=_optional(table, "data_part", _text),
             text=_prompt(table, folder),
             **{**shared, **_shared(table)},
         )

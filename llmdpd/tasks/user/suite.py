@@ -79,7 +79,14 @@ class UserSuite(TaskSuite):
     def reading(self, task: str) -> Reading:
         own = self.file.tasks[task]
         success = own.success
-        return Reading(own.observation, success.key, success_return=success.episode_return, task=own.data_task)
+        return Reading(
+            own.observation,
+            success.key,
+            own.action,
+            success_return=success.episode_return,
+            task=own.data_task,
+            part=own.data_part,
+        )
 
     def description(self, task: str) -> str:
         """The task's text: from the file, else from its data, else from Gymnasium's documentation.

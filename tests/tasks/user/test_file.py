@@ -9,6 +9,7 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.tasks.layout import Point
 from llmdpd.tasks.user.file import Success, read_task_file
+from llmdpd.tasks.user.suite import UserSuite
 
 WHOLE = """
 [suite]
@@ -31,6 +32,8 @@ env = "FetchPush-v4"
 env_kwargs = { reward_type = "dense" }
 data = ["demos/push", "minari:fetch/push-v0"]
 data_task = "FetchPush"
+data_part = "train"
+action = "actions_abs"
 text = "Task: push it."
 [tasks.pour]
 data = "/logs/pour"
@@ -56,6 +59,10 @@ def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
     assert (push.env, push.env_kwargs, push.factory) == ("FetchPush-v4", {"reward_type": "dense"}, False)
     assert push.data == (str(tmp_path / "demos" / "push"), "minari:fetch/push-v0")
     assert (push.data_task, push.text, push.max_steps) == ("FetchPush", "Task: push it.", 50)
+    assert (push.data_part, push.action) == ("train", "actions_abs")
+    assert (pour.data_part, pour.action) == (None, None)
+    own = UserSuite(file).reading("push")
+    assert (own.part, own.action, own.observation) == ("train", "actions_abs", push.observation)
     assert push.observation == pour.observation == ("observation", "desired_goal")
     assert (push.success, pour.success) == (Success("is_success"), Success(None, 3.0))
     assert (pour.env, pour.data, pour.text, pour.max_steps) == (None, ("/logs/pour",), "Task: pour it.", 200)
