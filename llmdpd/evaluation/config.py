@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from llmdpd.utils.bounds import Bounds, Count
 
@@ -11,6 +11,10 @@ from llmdpd.utils.bounds import Bounds, Count
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The evaluation at the end of a run."""
+
+    mode: Literal["auto", "rollout", "offline", "none"] = "auto"
+    """`rollout`: episodes in the environments. `offline`: how near actions come to those of recorded episodes, a tenth,
+    held out of training. `auto`: rollout where every task has an environment, else offline. `none`: nothing."""
 
     episodes: Count = 50
     """Episodes a task, for the last and for the best checkpoint each."""

@@ -27,7 +27,8 @@ Finite = Annotated[float, Bounds(-MOST)]
 Checkpoint = Literal["last", "best"]
 CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 OptionalFinite = Annotated[float | None, Bounds(-MOST)]
-_OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score"}
+_OFFLINE = {"action_error", "action_errors", "diffusion_loss"}
+_OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score", *_OFFLINE}
 _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
 _RENAMED, _VIEWS = {"replan": "action_horizon"}, "views"
@@ -89,14 +90,15 @@ class ActingUse:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """One evaluated task: a success count (Meta-World), or returns and a normalised score (locomotion), never both.
+    """One evaluated task: a success count; or returns, with a normalised score where the suite has one; or, where
+    nothing was rolled out, how near actions came to recorded ones.
 
     task          the environment's name, as in "sweep-into-v3"
     split         "seen" if the task's data was trained on, else "unseen"
     protocol      "paper", "ml45", "d4rl" or another name for what was trained on what
-    episodes      evaluated episodes, >= 1
+    episodes      evaluated episodes, >= 1; recorded ones, held out of training, where nothing was rolled out
     seed          the run's seed (training); the evaluation's seeds are fixed and apart from it
-    max_steps     steps after which an episode ended without success
+    max_steps     steps after which an episode ended without success; of recorded episodes, those of the longest
     prompts       which prompts the policy was given
     acting        how actions were sampled and chosen
     trained_on    names of the tasks whose data it was trained on
@@ -110,6 +112,7 @@ class TaskResult:
     successes     episodes in which success was reached at any step
     returns_mean, returns_std   mean and standard deviation over episodes of the undiscounted return
     normalised_score            100 (R - R_min) / (R_max - R_min), D4RL's
+    action_error, action_errors, diffusion_loss   see `llmdpd.evaluation.offline.OfflineScore`
 
     Raises `InputError` naming the field, what was found and what was expected.
     """
@@ -134,6 +137,9 @@ class TaskResult:
     returns_mean: OptionalFinite = None
     returns_std: OptionalFinite = None
     normalised_score: OptionalFinite = None
+    action_error: Annotated[float | None, Bounds(0)] = None
+    action_errors: tuple[float, ...] = ()
+    diffusion_loss: Annotated[float | None, Bounds(0)] = None
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -141,16 +147,22 @@ class TaskResult:
     def check(self) -> None:
         if not self.task:
             raise InputError("a result has an impossible value", field="task", found="''", expected="a task's name")
-        if (self.successes is None) == (self.returns_mean is None):
+        measured = [n for n in ("successes", "returns_mean", "action_error") if getattr(self, n) is not None]
+        if len(measured) != 1:
             raise InputError(
-                "a result holds either successes or returns",
+                "a result holds either successes, or returns, or the error of actions",
                 field="successes",
-                found="neither" if self.successes is None else "successes and returns_mean",
-                expected="one of successes, returns_mean",
+                found=" and ".join(measured) or "none of them",
+                expected="one of successes, returns_mean, action_error",
             )
         if self.successes is not None and self.successes > self.episodes:
             expected = f"at most episodes = {self.episodes}"
             raise InputError("more successes than episodes", field="successes", found=self.successes, expected=expected)
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether it comes from episodes in an environment, not from recorded ones."""
+        return self.action_error is None
 
     @property
     def success_rate(self) -> float | None:
@@ -172,7 +184,7 @@ class TaskResult:
         value: dict[str, Any] = to_plain(self)
         value["success_rate"] = self.success_rate
         value["ci95"] = None if self.ci95 is None else list(self.ci95)
-        return {name: entry for name, entry in value.items() if entry is not None or name not in _OPTIONAL}
+        return {name: entry for name, entry in value.items() if entry not in (None, []) or name not in _OPTIONAL}
 
     @classmethod
     def from_json(cls, value: object) -> TaskResult:

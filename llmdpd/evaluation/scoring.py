@@ -49,22 +49,25 @@ def evaluate_policies(
         tasks = TaskConfig(metadata["protocol"], tuple(metadata["trained_on"]), (), metadata["goal_visible"])
         title = f"evaluating {name}"
         for task, episodes, common in _score(title, policy, config, prompts, tasks, workers, check):
-            context, prompt = policy.network.reads, prompts[task]
-            text = context.text and prompt.text is not None and prompt.text_source
-            trajectory = bool(context.trajectory and prompt.demonstrations) and prompt.demonstration_source
-            record = TaskResult(
-                **common,
-                **_outcome(task, episodes),
-                **{field: metadata[field] for field in ("seed", "training_data", "iterations")},
-                prompts=PromptUse(text, trajectory),
-                acting=ActingUse(**policy.acting.describe(policy.network.config)),
-                trained_on=tasks.seen,
-                checkpoint=name,
-                context=context.kind,
-                method=policy.method,
-            )
-            records.append(record)
+            records.append(policy_record(policy, name, prompts[task], **common, **_outcome(task, episodes)))
     return records
+
+
+def policy_record(policy: Policy, checkpoint: Checkpoint, prompt: TaskPrompt, **measured: Any) -> TaskResult:
+    """The record of a task evaluated with a policy under a prompt; `measured`: the fields that neither of them says."""
+    context, metadata = policy.network.reads, policy.metadata
+    text = context.text and prompt.text is not None and prompt.text_source
+    trajectory = bool(context.trajectory and prompt.demonstrations) and prompt.demonstration_source
+    return TaskResult(
+        **measured,
+        **{field: metadata[field] for field in ("seed", "training_data", "iterations")},
+        prompts=PromptUse(text, trajectory),
+        acting=ActingUse(**policy.acting.describe(policy.network.config)),
+        trained_on=tuple(metadata["trained_on"]),
+        checkpoint=checkpoint,
+        context=context.kind,
+        method=policy.method,
+    )
 
 
 def evaluate_baseline(

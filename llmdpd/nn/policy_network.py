@@ -113,6 +113,13 @@ class PolicyNetwork(nn.Module, ABC):
         """
         raise InputError("this method's policies have no critics", field="critic", expected="null")
 
+    def diffusion_loss(self, states: States, prompts: EncodedPrompts, actions: Tensor, seeds: Tensor) -> Tensor | None:
+        """Mean squared error [B] of the noise predicted at fixed noise on actions [B, A] within ±1, over all levels.
+
+        None where the policy is no diffusion of single actions. The noise depends on seeds int64 [B] alone.
+        """
+        return None
+
     @abstractmethod
     def sample(self, states: States, prompts: EncodedPrompts, acting: Any, seeds: Tensor, critic: Any = None) -> Tensor:
         """Sample the actions of B episodes from their present states on, [B, H, A]; H is 1 without action chunks.

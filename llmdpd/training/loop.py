@@ -198,10 +198,17 @@ def _selection_words(values: Mapping[str, float]) -> str:
     if len(words) <= _TOLD:
         return ", ".join(words.values())
     mean, *tasks = values
-    lowest = sorted(tasks, key=lambda name: values[name])[: _TOLD - 1]
-    return f"{words[mean]} over {len(tasks)} tasks; lowest: {', '.join(words[name] for name in lowest)}"
+    errors = mean.endswith("_error")
+    worst = sorted(tasks, key=lambda name: values[name], reverse=errors)[: _TOLD - 1]
+    which = "highest" if errors else "lowest"
+    return f"{words[mean]} over {len(tasks)} tasks; {which}: {', '.join(words[name] for name in worst)}"
 
 
 def _in_words(name: str, value: float) -> str:
-    """A selection's figure: success is a fraction, a normalised score (`..._score`) has 100 for an expert."""
-    return f"{name} {value:.1f}" if name.endswith("_score") else f"{name} {value:.0%}"
+    """A selection's figure: success is a fraction, a normalised score (`..._score`) has 100 for an expert.
+
+    An action's error is a share of its range.
+    """
+    if name.endswith("_score"):
+        return f"{name} {value:.1f}"
+    return f"{name} {value:.2%}" if name.endswith("_error") else f"{name} {value:.0%}"

@@ -12,9 +12,9 @@ from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, reverse_diffusion
 from llmdpd.errors import InputError
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.config import ChainConfig, ContextNetworkConfig
-from llmdpd.nn.context import Condition
+from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.policy_network import ConditionedNetwork, Window
+from llmdpd.nn.policy_network import ConditionedNetwork, States, Window
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops.inference import best_of_n
 from llmdpd.ops.philox import philox_normal
@@ -76,6 +76,21 @@ class DiffusionPolicy(ConditionedNetwork):
                 expected="1, or no critics",
             )
         return DoubleQ(self.context.state_dim, self.action_dim, self.context.prompt_dim if sees_prompts else 0, hidden)
+
+    def diffusion_loss(self, states: States, prompts: EncodedPrompts, actions: Tensor, seeds: Tensor) -> Tensor | None:
+        if self.config.chunk > 1:
+            return None
+        condition = self.condition(states.observations, prompts, states.prompt_of, states.steps)
+        count, levels = len(actions), len(self.alpha_bar)
+        noise = philox_normal(seeds, count, 1, levels, self.action_dim, actions.device)
+        loss = actions.new_zeros(count)
+        for level, alpha_bar in enumerate(self.alpha_bar):
+            added = noise[level, :, 0].to(actions.dtype)
+            noisy = alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * added
+            timesteps = torch.full((count,), level, device=actions.device)
+            predicted = self.net(noisy, timesteps, condition.state, condition.prompt)
+            loss += (predicted - added).square().mean(-1) / levels
+        return loss
 
     def sample_conditioned(
         self, observations: Tensor, condition: Condition, acting: BestOfN, seeds: Tensor, critic: Any
