@@ -62,12 +62,16 @@ def command(run: Callable[[list[str]], None]) -> Callable[..., int]:
 
 
 def results_table(records: Sequence[TaskResult]) -> Table:
-    """Success by task, split and checkpoint, with 95 % intervals; for locomotion returns and normalised scores.
+    """Success by task, split and checkpoint, with 95 % intervals; for tasks without success returns and scores.
+
+    Where nothing was rolled out, the error of actions on recorded episodes, as a share of their range.
 
     Rows stand under a heading for each kind of prompts where there are several.
     """
     success = any(record.successes is not None for record in records)
     figures = ("success", "95 % interval") if success else ("return", "normalised score")
+    if not all(record.rolled_out for record in records):
+        figures = ("action error", "diffusion loss")
     # Without lines the longest of Meta-World's names fits into 80 columns; a name cut short could be two tasks'.
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in ("task", "split", "policy", "episodes", *figures):
@@ -136,6 +140,8 @@ def _figures(record: TaskResult) -> tuple[str, str]:
     if record.success_rate is not None and record.ci95 is not None:
         low, high = record.ci95
         return f"{record.success_rate:.0%}", f"{low:.0%} – {high:.0%}"
+    if record.action_error is not None:
+        return f"{record.action_error:.2%}", "" if record.diffusion_loss is None else f"{record.diffusion_loss:.4f}"
     spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
     score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
     return f"{record.returns_mean:.0f}{spread}", score

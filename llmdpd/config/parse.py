@@ -24,6 +24,7 @@ ALIASES = {
     "--iterations": "training.iterations",
     "--tasks": "tasks.seen",
     "--lr": "method.lr",
+    "--evaluation": "evaluation.mode",
     "--batch-size": "method.batch_size",
     "--cuda-graph": "training.cuda_graph",
 }

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.data.config import DataConfig
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
+from llmdpd.methods import METHODS
 from llmdpd.methods.base import MethodConfig
 from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.ops import native
@@ -87,12 +88,40 @@ class TrainConfig:
                 "training on the CPU needs the C++ module", field="device", found=reason, expected="the module"
             )
         spec = common_spec(self.tasks.all)
-        for task in self.tasks.all:
-            task_spec(task).check_max_steps(self.evaluation.max_steps)
+        self._check_evaluation()
         suite = suite_of(spec.task)
         if suite.collector == "scripted" and self.data.path is None:
             parse_noise(self.data.noise, suite)
         self.method.check_for(spec, self.training.iterations)
+
+    @property
+    def evaluation_mode(self) -> Literal["rollout", "offline", "none"]:
+        """What `evaluation.mode` comes to for the run's tasks. Raises InputError for an unknown task."""
+        if self.evaluation.mode != "auto":
+            return self.evaluation.mode
+        return "rollout" if all(task_spec(task).has_environment for task in self.tasks.all) else "offline"
+
+    def _check_evaluation(self) -> None:
+        mode, online = self.evaluation_mode, METHODS[self.method.name].online
+        for task in self.tasks.all:
+            spec = task_spec(task)
+            if mode == "rollout":
+                spec.check_max_steps(self.evaluation.max_steps)
+            if (mode == "rollout" or online) and not spec.has_environment:
+                raise InputError(
+                    "the task has no environment",
+                    field="method" if online else "evaluation.mode",
+                    found=f"{self.method.name} for {task}" if online else f"rollout of {task}",
+                    expected="a method that learns from data" if online else "offline, or none",
+                    hint="name its environment in the task file",
+                )
+        if mode == "offline" and online:
+            raise InputError(
+                "no episode is held out of what is learned in the environments",
+                field="evaluation.mode",
+                found=f"offline, of {self.method.name}",
+                expected="rollout, or none",
+            )
 
 
 def _absolute(place: str) -> str:

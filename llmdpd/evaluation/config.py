@@ -12,10 +12,6 @@ from llmdpd.utils.bounds import Bounds, Count
 class EvaluationConfig:
     """The evaluation at the end of a run."""
 
-    mode: Literal["auto", "rollout", "offline", "none"] = "auto"
-    """`rollout`: episodes in the environments. `offline`: how near actions come to those of recorded episodes, a tenth,
-    held out of training. `auto`: rollout where every task has an environment, else offline. `none`: nothing."""
-
     episodes: Count = 50
     """Episodes a task, for the last and for the best checkpoint each."""
     seen_episodes: Annotated[int | None, Bounds(1)] = None
@@ -26,6 +22,10 @@ class EvaluationConfig:
     """Record a video of one episode a task where an off-screen renderer exists."""
     video_tasks: Count = 8
     """Tasks of which a video is recorded at most: the unseen ones first."""
+
+    mode: Literal["auto", "rollout", "offline", "none"] = "auto"
+    """`rollout`: episodes in the environments. `offline`: how near actions come to those of recorded episodes, a tenth,
+    held out of training. `auto`: rollout where every task has an environment, else offline. `none`: nothing."""
 
     def episodes_of(self, split: str) -> int:
         """Episodes of a task that is "seen" or "unseen"."""

@@ -28,7 +28,7 @@ from llmdpd.evaluation.scoring import policy_record
 from llmdpd.nn.policy_network import States
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
-from llmdpd.utils.progress import Stopwatch
+from llmdpd.utils.progress import Stopwatch, console
 
 HELD_OUT = 0.1
 """The share of each task's episodes that is not learned from, and judged by."""
@@ -175,13 +175,18 @@ def offline_results(
     episodes: Mapping[str, Sequence[Trajectory]],
     check: Callable[[], None] = lambda: None,
 ) -> list[TaskResult]:
-    """Judge policies, by the name of their checkpoint, on recorded episodes of every task, under every `prompt_variants`.
+    """Judge policies, by the name of their checkpoint, on recorded episodes of all tasks, under all `prompt_variants`.
 
     `check` is called now and then and may raise to stop.
     """
+    console.print("nothing is rolled out: policies are judged by the error of their actions on recorded episodes")
     records: list[TaskResult] = []
     for name, policy in policies.items():
         metadata, seen = policy.metadata, policy.metadata["trained_on"]
+        if any(record.iterations == metadata["iterations"] for record in records):
+            # The same networks on the same episodes.
+            records += [dataclasses.replace(record, checkpoint=name) for record in records]
+            continue
         for variant in prompt_variants(prompts, seen, policy):
             watch = Stopwatch()
             scores = score_offline(policy, variant, episodes, check)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -51,7 +52,7 @@ def build_report(runs: Sequence[Path | str], out: Path | str | None = None) -> P
             raise InputError("the same run is given twice", path=folders[index])
     read = [read_run(folder, _VIDEO_BYTES // len(folders)) for folder in folders]
     for run, folder in zip(read, folders, strict=True):
-        if not run.records:
+        if not run.records and run.config.get("evaluation", {}).get("mode") != "none":
             raise InputError("the run has no results", path=folder / "results.json", field="records", found="[]")
     shared = os.path.commonpath([folder.parent for folder in resolved])
     path = resolved[0] / "report.html" if len(resolved) == 1 else Path(shared) / "comparison.html"
@@ -83,6 +84,7 @@ def render_page(runs: Sequence[Run]) -> str:
         success_figure=success_figure(counted),
         spread=any(len(arm.seeds) > 1 for arm in arms),
         locomotion=_locomotion_table(arms),
+        offline=_offline_table(arms),
         metadata=[metadata(arm) for arm in arms],
         curves=curves,
         more_metrics=more_metrics,
@@ -151,13 +153,32 @@ def _locomotion_row(arm: str, task: str, checkpoint: str, records: Sequence[Task
     }
 
 
-def _over_seeds(values: Sequence[float | None], one_std: float | None) -> str:
+def _offline_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Rows of what was judged on recorded episodes: a task, a checkpoint and a kind of prompts each."""
+    groups: dict[tuple[str, str, str, str], list[TaskResult]] = {}
+    for arm in arms:
+        for record in arm.records:
+            if not record.rolled_out:
+                groups.setdefault((arm.label, record.task, record.checkpoint, record.prompts.kind), []).append(record)
+    return [
+        {
+            **{"arm": arm, "task": task, "split": records[0].split, "checkpoint": checkpoint, "prompts": kind},
+            "episodes": sum(record.episodes for record in records),
+            "error": f"{100 * fmean(record.action_error or 0.0 for record in records):.2f}",
+            "errors": [f"{error:.3g}" for error in np.mean([record.action_errors for record in records], 0)],
+            "loss": _over_seeds([record.diffusion_loss for record in records], None, digits=4),
+        }
+        for (arm, task, checkpoint, kind), records in groups.items()
+    ]
+
+
+def _over_seeds(values: Sequence[float | None], one_std: float | None, digits: int = 1) -> str:
     """Mean ± std over seeds; for one seed its mean and, if given, the std over its episodes."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return ""
     std = stdev(numbers) if len(numbers) > 1 else one_std
-    return f"{fmean(numbers):.1f}" + ("" if std is None else f" ± {std:.1f}")
+    return f"{fmean(numbers):.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def metadata(arm: Arm) -> dict[str, str]:

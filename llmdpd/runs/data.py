@@ -17,6 +17,7 @@ from llmdpd.data.collecting.scripted import CollectConfig, collect_scripted, res
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
+from llmdpd.evaluation.offline import OfflineData, hold_out
 from llmdpd.methods.base import MethodConfig
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.source import LLMIdentity
@@ -152,6 +153,17 @@ def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: N
         return _sac_data(data, tasks.all, check)[0]
     clean = _demonstrating(data, "clean", data.demonstration_episodes)
     return _collect(clean, tasks, tasks.all, "example", "demonstrations", check)
+
+
+def offline_data(data: DataConfig, tasks: TaskConfig, method: MethodConfig, check: Check = lambda: None) -> OfflineData:
+    """What a run without an environment learns from and is judged by.
+
+    Raises:
+        InputError: as `training_data`, `demonstrations` and `hold_out`.
+    """
+    dataset, _ = training_data(data, tasks, method, check)
+    shown = demonstrations(data, tasks, check) if method.network.context_config().trajectory else None
+    return hold_out(dataset, shown, tasks.all, data.seed)
 
 
 def behaviour_demonstrations(

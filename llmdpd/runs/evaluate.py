@@ -11,12 +11,14 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.non_learned import BASELINES
+from llmdpd.evaluation.offline import offline_results
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.recording import record_videos
 from llmdpd.evaluation.results import CHECKPOINTS, Checkpoint, TaskResult, read_results, write_results
 from llmdpd.evaluation.scoring import evaluate_baseline, evaluate_policies
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.policy import Policy
+from llmdpd.runs.data import offline_data
 from llmdpd.runs.evaluate_options import EvaluateConfig as EvaluateConfig
 from llmdpd.runs.evaluate_options import check_evaluation as check_evaluation
 from llmdpd.runs.folder import RunFolder
@@ -26,6 +28,12 @@ from llmdpd.tasks.specs import common_spec, task_spec
 from llmdpd.utils.device import check_device
 
 Check = Callable[[], None]
+_DEFAULT = EvaluateConfig()
+# Options that are about episodes in an environment, or about other demonstrations than the run's.
+_ROLLED_OUT = (
+    *("seen_episodes", "baseline", "prompt_data", "prompt_text", "prompts", "prompt_behaviours", "demonstrations"),
+    *("max_steps", "videos"),
+)
 
 
 def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[TaskResult], Path]:
@@ -44,6 +52,8 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
     trained = _without_a_run(config) if run is None else run.read_config()
     check_evaluation(config, trained)
     use_threads(config.threads)
+    if run is not None and trained.evaluation_mode != "rollout":
+        return _evaluate_offline(config, run, trained, check)
     common_spec(config.tasks_of(trained))
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     for task in config.tasks_of(trained):
@@ -82,6 +92,30 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
                 checkpoint=next(iter(policies), "last"),
                 check=check,
             )
+    return records, out
+
+
+def _evaluate_offline(
+    config: EvaluateConfig, run: RunFolder, trained: TrainConfig, check: Check
+) -> tuple[list[TaskResult], Path]:
+    """`evaluate` of a run whose tasks have no environment, or that was not to be rolled out."""
+    given = [f"--{name.replace('_', '-')}" for name in _ROLLED_OUT if getattr(config, name) != getattr(_DEFAULT, name)]
+    if given:
+        raise InputError(
+            "this run is evaluated on recorded episodes: nothing is rolled out",
+            path=run.path,
+            field=given[0],
+            expected="--checkpoint, --tasks, --device, --out and ways of acting alone",
+        )
+    (prompts,) = prompt_sets(config, run, trained, check)
+    held_out = offline_data(trained.data, trained.tasks, trained.method, check).held_out
+    standard = not config.tasks and not config.acting and config.checkpoint == "both"
+    out = config.out or (run.results if standard else run.new_evaluation())
+    checkpoints = CHECKPOINTS if config.checkpoint == "both" else (config.checkpoint,)
+    with run.lock() if out == run.results else nullcontext():
+        policies = load_policies(run, checkpoints, config.acting, config.device)
+        records = offline_results(policies, prompts, held_out, check)
+        write_results(out, records)
     return records, out
 
 

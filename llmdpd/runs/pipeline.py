@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 
 from llmdpd.config.schema import TrainConfig
-from llmdpd.data import TrajectoryDataset
+from llmdpd.data import Trajectory, TrajectoryDataset
 from llmdpd.evaluation.episodes import evaluate_tasks
+from llmdpd.evaluation.offline import hold_out, offline_results, offline_selection, score_offline
 from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.evaluation.results import CHECKPOINTS, write_results
 from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
@@ -23,7 +27,7 @@ from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
-from llmdpd.runs.evaluate import evaluate_run, record_run
+from llmdpd.runs.evaluate import evaluate_run, load_policies, record_run
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.runs.resume_check import check_inputs, input_hashes
@@ -44,8 +48,8 @@ class Run:
     """A run under way: what the stages take and what they leave.
 
     Set by the stages: texts, the embedded texts; dataset, None of a method that learns online; description, what is
-    learned from in words; demonstrations, None where none are read; hashes, of all that is learned from; prompts, by
-    task; learner.
+    learned from in words; demonstrations, None where none are read; held_out, recorded episodes that are judged by, by
+    task, where nothing is rolled out; hashes, of all that is learned from; prompts, by task; learner.
     """
 
     config: TrainConfig
@@ -55,6 +59,7 @@ class Run:
     dataset: TrajectoryDataset | None = field(init=False)
     description: str = field(init=False)
     demonstrations: TrajectoryDataset | None = field(init=False)
+    held_out: Mapping[str, Sequence[Trajectory]] = field(default_factory=dict)
     hashes: dict[str, Any] = field(init=False)
     prompts: dict[str, TaskPrompt] = field(init=False)
     learner: Learner = field(init=False)
@@ -129,6 +134,11 @@ def prepare_data(run: Run) -> None:
             run.dataset, run.description = training_data(data, tasks, method, run.stop.check)
         reads = method.network.context_config().trajectory
         run.demonstrations = demonstrations(data, tasks, run.stop.check) if reads else None
+    if run.config.evaluation_mode == "offline":
+        assert run.dataset is not None, "checked by the configuration"
+        split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed)
+        run.dataset, run.demonstrations, run.held_out = split.learned, split.demonstrations, split.held_out
+        run.description += f", of which {run.dataset.num_episodes} episodes are learned from, the others held out"
 
 
 def check_resumable(run: Run) -> None:
@@ -150,14 +160,17 @@ def store_prompts(run: Run) -> None:
 def train(run: Run) -> None:
     """Train from the last checkpoint on, with selections and checkpoints at their marks."""
     config, device = run.config, check_device(run.config.device)
-    with EnvPool(config.data.workers, config.tasks.goal_visible) as pool:
+    mode, training = config.evaluation_mode, config.training
+    if mode == "none":
+        training = dataclasses.replace(training, select_every=0)
+    with EnvPool(config.data.workers, config.tasks.goal_visible) if mode == "rollout" else nullcontext() as pool:
         run.learner, sampler = _offline(run) if run.dataset is not None else _online(run)
-        trained = with_cuda_graph(run.learner, config.training.cuda_graph, device)
+        trained = with_cuda_graph(run.learner, training.cuda_graph, device)
         hooks = Hooks(
             select=lambda: _select(run, pool),
             keep=lambda which, iteration: run.policy(iteration).save(run.folder.policy(which)),
         )
-        loop = TrainingLoop(run.folder.path, trained, sampler, config.training, hooks, run.hashes)
+        loop = TrainingLoop(run.folder.path, trained, sampler, training, hooks, run.hashes)
         seconds = loop.execute(run.stop)
     run.folder.note(
         times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)}
@@ -173,15 +186,22 @@ def time_acting(run: Run) -> None:
 
 def evaluate(run: Run) -> None:
     """Evaluate the last and the best policy on every task, and write results.json."""
-    config, workers, check = run.config, run.config.data.workers, run.stop.check
+    config, check = run.config, run.stop.check
     with run.folder.timed("evaluation_seconds"):
-        evaluate_run(run.folder, config.evaluation, run.prompts, workers=workers, device=config.device, check=check)
+        if config.evaluation_mode == "rollout":
+            workers = config.data.workers
+            evaluate_run(run.folder, config.evaluation, run.prompts, workers=workers, device=config.device, check=check)
+        elif config.evaluation_mode == "offline":
+            policies = load_policies(run.folder, CHECKPOINTS, {}, config.device)
+            write_results(run.folder.results, offline_results(policies, run.prompts, run.held_out, check))
+        else:
+            write_results(run.folder.results, [])
 
 
 def record(run: Run) -> None:
     """Record videos of the last policy, where they are wanted."""
     config = run.config
-    if config.evaluation.videos:
+    if config.evaluation.videos and config.evaluation_mode == "rollout":
         with run.folder.timed("recording_seconds"):
             record_run(run.folder, config.evaluation, run.prompts, device=config.device, check=run.stop.check)
 
@@ -247,9 +267,14 @@ def _online(run: Run) -> tuple[Learner, Sampler]:
     )
 
 
-def _select(run: Run, pool: EnvPool) -> tuple[dict[str, float], float]:
-    """Success, or the normalised score, on the seen tasks: what `best` is chosen by; on seeds that are not reported."""
+def _select(run: Run, pool: EnvPool | None) -> tuple[dict[str, float], float]:
+    """What `best` is chosen by, on the seen tasks: success or the normalised score, on seeds that are not reported.
+
+    Without an environment, the error of actions on the episodes held out.
+    """
     seen = {task: run.prompts[task] for task in run.config.tasks.seen}
+    if pool is None:
+        return offline_selection(score_offline(run.policy(0), seen, run.held_out, run.stop.check))
     results = evaluate_tasks(
         run.policy(0),
         seen,
