@@ -25,6 +25,7 @@ SHORT = {
     "--lr": (["1e-3"], "method.lr", 1e-3),
     "--batch-size": (["24"], "method.batch_size", 24),
     "--cuda-graph": (["off"], "training.cuda_graph", "off"),
+    "--evaluation": (["none"], "evaluation.mode", "none"),
 }
 
 
