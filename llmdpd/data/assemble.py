@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ def join_episodes(
     texts: Mapping[str, str] | None = None,
     goal_visible: bool | None = None,
     source: str = "",
+    environments: Mapping[str, str] | None = None,
+    success_from: str = "",
 ) -> TrajectoryDataset:
     """Join episodes; numbers of any real type become float32. Tasks are numbered as they first appear.
 
-    `episodes` may be a generator that reads a file as it goes. Raises InputError naming `source` and the episode where
-    shapes don't fit, and what the data set's constructor raises.
+    `episodes` may be a generator that reads a file as it goes; `environments` are ids by task. Raises InputError naming
+    `source` and the episode where shapes don't fit, and what the data set's constructor raises.
     """
     texts = texts or {}
     parts: dict[str, list[Any]] = {name: [] for name in _ARRAYS}
@@ -83,7 +86,13 @@ def join_episodes(
         source=source,
         behaviours=behaviours if any(behaviours) else (),
         success_steps=np.array(steps, np.int64),
+        environments=_environments(tuple(tasks), environments or {}),
+        success_from=success_from,
     )
+
+
+def _environments(tasks: Sequence[str], known: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(known.get(task, "") for task in tasks) if any(known.get(task) for task in tasks) else ()
 
 
 def _checked(record: EpisodeRecord, number: int, source: str) -> dict[str, NDArray[np.float32] | None]:
@@ -159,17 +168,58 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         goal_visible=_merge_goal_visible(datasets),
         source=sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more",
         behaviours=tuple(behaviours) if any(behaviours) else (),
+        environments=_environments(tuple(texts), _merge_environments(datasets)),
+        success_from=", ".join(dict.fromkeys(d.success_from for d in datasets if d.success_from)),
     )
+
+
+def rename_tasks(dataset: TrajectoryDataset, names: Sequence[str]) -> TrajectoryDataset:
+    """The data set with task i called `names[i]`; tasks that get the same name become one, in the place of the first.
+
+    Raises:
+        InputError: tasks of different texts get the same name.
+    """
+    if tuple(names) == dataset.tasks:
+        return dataset
+    tasks = tuple(dict.fromkeys(names))
+    texts: dict[str, str] = {}
+    environments: dict[str, list[str]] = {task: [] for task in tasks}
+    for number, name in enumerate(names):
+        _merge_text(texts, name, dataset.texts[number], dataset.source)
+        environments[name] += dataset.environments[number : number + 1]
+    ids = np.array([tasks.index(name) for name in names], np.int32)
+    return dataclasses.replace(
+        dataset,
+        tasks=tasks,
+        texts=tuple(texts[task] for task in tasks),
+        task_ids=ids[dataset.task_ids],
+        environments=_environments(tasks, {task: _joined(ids) for task, ids in environments.items()}),
+    )
+
+
+def _joined(ids: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(each for each in ids if each))
+
+
+def _merge_environments(datasets: Sequence[TrajectoryDataset]) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for dataset in datasets:
+        for task, environment in zip(dataset.tasks, dataset.environments, strict=False):
+            found.setdefault(task, []).append(environment)
+    return {task: _joined(ids) for task, ids in found.items()}
 
 
 def _merge_texts(texts: dict[str, str], dataset: TrajectoryDataset) -> None:
     for task, text in zip(dataset.tasks, dataset.texts, strict=True):
-        known = texts.setdefault(task, text)
-        if known and text and known != text:
-            problem, found, expected = "two data sets give one task different texts", repr(text[:80]), repr(known[:80])
-            path = dataset.source or None
-            raise InputError(problem, path=path, field=f"text of {task}", found=found, expected=expected)
-        texts[task] = known or text
+        _merge_text(texts, task, text, dataset.source)
+
+
+def _merge_text(texts: dict[str, str], task: str, text: str, source: str) -> None:
+    known = texts.setdefault(task, text)
+    if known and text and known != text:
+        problem, found, expected = "two data sets give one task different texts", repr(text[:80]), repr(known[:80])
+        raise InputError(problem, path=source or None, field=f"text of {task}", found=found, expected=expected)
+    texts[task] = known or text
 
 
 def _merge_goal_visible(datasets: Sequence[TrajectoryDataset]) -> bool | None:

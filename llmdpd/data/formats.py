@@ -6,12 +6,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from llmdpd.data.content import is_kind, kind_of
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import Reading
 
 _MINARI_METADATA = "metadata.json"
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class DataFormat:
@@ -42,6 +42,10 @@ class DataFormat:
         """The task of a data set of one task where it is known without reading the data."""
         return None
 
+    def environment(self, path: Path) -> str:
+        """The environment's id under which a data set was recorded, where it is known without reading; otherwise ""."""
+        return ""
+
     def load_named(self, name: str, reading: Reading) -> TrajectoryDataset:
         """Read the data set that `scheme:name` names, as `load` does. Raises InputError where there is none."""
         raise InputError("data sets of this format have no names", field="data", found=name, expected=self.readable)
@@ -61,7 +65,8 @@ class Minari(DataFormat):
 
     readable, scheme = "a Minari data set or a folder of them, minari:ID", "minari"
     load, load_named = _imported("minari", "load_minari"), _imported("minari", "load_minari_id")
-    task, _is_minari = _imported("minari", "minari_task"), _imported("minari", "is_minari")
+    task, environment = _imported("minari", "minari_task"), _imported("minari", "minari_environment")
+    _is_minari = _imported("minari", "is_minari")
 
     def reads(self, path: Path) -> bool:
         # A Minari data set is a folder with this file; its inside is not searched for files of other formats.
@@ -73,9 +78,10 @@ class D4RL(DataFormat):
 
     readable, scheme = "an .hdf5 file of D4RL's layout, d4rl:NAME", "d4rl"
     load, load_named = _imported("d4rl", "load_d4rl"), _imported("d4rl", "load_d4rl_by_name")
+    environment = _imported("d4rl", "environment_of")
 
     def reads(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() in (".hdf5", ".h5")
+        return is_kind(path, ("hdf5",), (".hdf5", ".h5"))
 
 
 class Robomimic(DataFormat):
@@ -85,10 +91,7 @@ class Robomimic(DataFormat):
     load, _is_robomimic = _imported("robomimic", "load_robomimic"), _imported("robomimic", "is_robomimic")
 
     def reads(self, path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE and self._is_robomimic(path)
+        return kind_of(path) == "hdf5" and bool(self._is_robomimic(path))
 
 
 class LeRobot(DataFormat):
@@ -106,13 +109,13 @@ class LeRobot(DataFormat):
 
 
 class MTDiff(DataFormat):
-    """NumPy and pickle files of MTDiff's layout (see `llmdpd.data.mtdiff`)."""
+    """NumPy and pickle files, of MTDiff's and others' layouts (see `llmdpd.data.mtdiff`)."""
 
-    readable = "an .npy/.npz/.pkl file of MTDiff's layout"
+    readable = "an .npy/.npz/.pkl file of dicts an episode (MTDiff's, Decision Transformer's) or of flat arrays"
     load = _imported("mtdiff", "load_mtdiff")
 
     def reads(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() in (".npy", ".npz", ".pkl", ".pickle")
+        return is_kind(path, ("npy", "npz", "pickle"), (".npy", ".npz", ".pkl", ".pickle"))
 
 
 MINARI, D4RL_HDF5, MTDIFF = Minari(), D4RL(), MTDiff()

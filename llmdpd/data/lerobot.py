@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import join_episodes
+from llmdpd.data.flags import as_flags, first_success
 from llmdpd.data.parquet import read_integers, read_numbers, read_table
-from llmdpd.data.recordings import known_steps, list_fields, success_of, task_name
+from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Reading
@@ -60,7 +61,9 @@ def load_lerobot(folder: str | Path, reading: Reading) -> TrajectoryDataset:
     columns = _choose_columns(info, reading)
     names, texts = _name_tasks(_tasks(info))
     episodes = _episodes(info, columns, names, _split(info, reading.part))
-    return join_episodes(known_steps(episodes, info.folder), texts=texts, source=str(info.folder))
+    return join_episodes(
+        known_steps(episodes, info.folder), texts=texts, source=str(info.folder), success_from=columns.success or ""
+    )
 
 
 @dataclass(frozen=True)
@@ -382,7 +385,7 @@ def _record(steps: _Steps, rows: slice, episode: _EpisodeRows, names: Mapping[in
         raise InputError(problem, path=path, field="task_index" + label, found=found, expected=expected)
     success, step = -1, -1
     if steps.success is not None:
-        success, step = success_of(steps.success[rows], steps.success_name + label, path)
+        success, step = first_success(as_flags(steps.success[rows], steps.success_name + label, path))
     return EpisodeRecord(
         steps.observations[rows],
         steps.actions[rows],

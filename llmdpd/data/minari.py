@@ -1,12 +1,13 @@
 """Minari data sets: this project's own format on disk, one data set a task, and a reader of anybody's.
 
-Additions to Minari's layout: `task`, `text_prompt` and `goal_visible` in the data set's metadata; `noise_level`,
-`behaviour`, `success`, `success_step` and Minari's own `seed` in each episode's; `infos/expert_action` for each
-observation (NaN in the last row, which has no action). Unknown values are left out.
+Additions to Minari's layout: `task`, `text_prompt`, `goal_visible`, `environment` and `success_from` in the data set's
+metadata; `noise_level`, `behaviour`, `success`, `success_step` and Minari's own `seed` in each episode's;
+`infos/expert_action` for each observation (NaN in the last row, which has no action). Unknown values are left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -20,14 +21,18 @@ from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
 from minari.storage import get_dataset_path
 
-from llmdpd.data.assemble import join_episodes
+from llmdpd.data.assemble import check_rows, join_episodes
+from llmdpd.data.flags import as_flags, find_success, first_success
+from llmdpd.data.minari_spaces import Leaf, flat_values, space_leaves
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading
+from llmdpd.tasks.specs import find_suite
 from llmdpd.utils.files import atomic_directory, read_json
 
 _OURS = "llmdpd_format"
 _FORMAT = 1
+_LARGEST_SEED = 2**63 - 1
 
 
 def save_minari(
@@ -86,6 +91,8 @@ def _write_task(dataset: TrajectoryDataset, task: str, dataset_id: str, folder: 
             "task": task,
             "text_prompt": dataset.texts[dataset.task_index(task)],
             "goal_visible": dataset.goal_visible,
+            "environment": dataset.environments[dataset.task_index(task)] if dataset.environments else "",
+            "success_from": dataset.success_from,
         }
     )
     storage.update_episodes(_buffer(dataset, int(e)) for e in episodes)
@@ -131,17 +138,30 @@ def is_minari(folder: Path) -> bool:
 
 
 def minari_task(folder: Path) -> str:
-    """The task of the data set in this `data` folder: its `task`, otherwise the environment's id or the data set's."""
+    """The task of the data set in this `data` folder: its `task`, otherwise the environment's id or the data set's.
+
+    Of the two the one that a task suite knows: one environment's id may stand for all of a benchmark.
+    """
     metadata = read_json(folder / METADATA_FILE_NAME)
     if _OURS in metadata:
         return str(metadata["task"])
+    names = [minari_environment(folder), str(metadata.get("dataset_id", folder.parent.name))]
+    names = [name for name in names if name]
+    return next((name for name in names if find_suite(name) is not None), names[0])
+
+
+def minari_environment(folder: Path) -> str:
+    """The id of the environment in which the data set in this `data` folder was recorded; "" where unknown."""
+    metadata = read_json(folder / METADATA_FILE_NAME)
+    if _OURS in metadata:
+        return str(metadata.get("environment", ""))
     spec = metadata.get("env_spec")
-    if isinstance(spec, str):
-        try:
-            return str(json.loads(spec)["id"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError("damaged metadata", path=folder / METADATA_FILE_NAME, field="env_spec") from None
-    return str(metadata.get("dataset_id", folder.parent.name))
+    if not isinstance(spec, str):
+        return ""
+    try:
+        return str(json.loads(spec)["id"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise InputError("damaged metadata", path=folder / METADATA_FILE_NAME, field="env_spec") from None
 
 
 def load_minari_id(dataset_id: str, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
@@ -168,7 +188,10 @@ def load_minari_id(dataset_id: str, reading: Reading = DEFAULT_READING) -> Traje
 def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
     """Read one Minari data set, given by its `data` folder or the one above. Only terminations are terminals.
 
-    Observations and actions must be boxes of one dimension; numbers become float32.
+    Observations and actions are boxes of one dimension, or dicts of them: `reading.observation` and `reading.action`
+    name the keys and their order, by default all as Gymnasium flattens them. Numbers become float32. Success is what
+    the infos say of each step. A seed says something only in data that this project wrote: others' are other
+    generators', and unknown here.
 
     Raises:
         InputError: no data set there, other spaces, damaged or missing files, unequal lengths, NaN or Inf, empty.
@@ -179,63 +202,87 @@ def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
     if not is_minari(folder):
         raise InputError("no Minari data set here", path=folder, expected=f"a folder with {METADATA_FILE_NAME}")
     metadata = read_json(folder / METADATA_FILE_NAME)
-    for field in ("observation_space", "action_space"):
-        _check_space(metadata.get(field), field, folder)
-    task = minari_task(folder)
+    task, ours = minari_task(folder), _OURS in metadata
+    action = () if reading.action is None else (reading.action,)
+    leaves = {
+        name: space_leaves(metadata.get(f"{name}_space"), keys, f"{name}_space", folder / METADATA_FILE_NAME)
+        for name, keys in (("observation", reading.observation), ("action", action))
+    }
     try:
-        episodes = list(_episodes(MinariStorage.read(folder), folder, task, ours=_OURS in metadata))
+        episodes = [
+            _with_ours(record, about, infos) if ours else _with_success(record, infos, reading, folder, e)
+            for e, (record, about, infos) in enumerate(_episodes(MinariStorage.read(folder), folder, task, leaves))
+        ]
     except InputError:
         raise
     except Exception as error:  # Minari and h5py raise anything from ImportError to AssertionError here
         found = f"{type(error).__name__}: {error}"[:300]
         expected = f"{metadata['total_episodes']} whole episodes in format {metadata['data_format']}"
         raise InputError("the Minari data set can't be read", path=folder, found=found, expected=expected) from error
-    texts = {task: str(metadata["text_prompt"])} if "text_prompt" in metadata else {}
-    return join_episodes(episodes, texts=texts, goal_visible=metadata.get("goal_visible"), source=str(folder))
+    visible = metadata.get("goal_visible") if ours else None
+    froms = dict.fromkeys(success_from for _, success_from in episodes)
+    return join_episodes(
+        [record for record, _ in episodes],
+        texts={task: str(metadata["text_prompt"])} if "text_prompt" in metadata else {},
+        goal_visible=visible if isinstance(visible, bool) else None,
+        source=str(folder),
+        environments={task: minari_environment(folder)},
+        success_from=str(metadata.get("success_from", "")) if ours else ", ".join(filter(None, froms)),
+    )
 
 
-def _check_space(text: object, field: str, folder: Path) -> None:
-    """Refuse spaces that are no flat vectors, and data sets without: Minari would make an environment to learn them.
-
-    Making an environment imports and runs what the file names.
-    """
-    path = folder / METADATA_FILE_NAME
-    if not isinstance(text, str):
-        raise InputError("the space is not in the metadata", path=path, field=field, expected="a serialised space")
-    try:
-        space = json.loads(text)
-        kind, shape = space["type"], space.get("shape")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise InputError("damaged metadata", path=path, field=field, found=text[:80]) from None
-    if kind != "Box" or not isinstance(shape, list) or len(shape) != 1:
-        found, expected = f"{kind} of shape {shape}" if shape else kind, "a Box of one dimension"
-        hint = "flatten the data set's observations and actions first"
-        raise InputError("this space can't be used", path=path, field=field, found=found, expected=expected, hint=hint)
+_Read = tuple[EpisodeRecord, dict[str, Any], dict[str, Any]]
+"""(what is of Minari's own layout, the episode's metadata, its infos)"""
 
 
-def _episodes(storage: MinariStorage, folder: Path, task: str, *, ours: bool) -> Iterator[EpisodeRecord]:
+def _episodes(storage: MinariStorage, folder: Path, task: str, leaves: dict[str, list[Leaf]]) -> Iterator[_Read]:
     numbers = range(storage.total_episodes)
     for e, episode, about in zip(  # unnamed, so that an error's traceback does not keep the file open
         numbers, storage.get_episodes(numbers), storage.get_episode_metadata(numbers), strict=True
     ):
-        terminations = np.asarray(episode["terminations"], np.bool_)
-        if terminations.ndim != 1 or terminations[:-1].any() or len(terminations) != len(episode["actions"]):
-            found = f"shape {list(terminations.shape)}, set at {np.flatnonzero(terminations)[:5].tolist()}"
-            expected = f"one for each of {len(episode['actions'])} actions, set only at the last"
-            field = f"terminations of episode {e}"
-            raise InputError("wrong terminations", path=folder, field=field, found=found, expected=expected)
-        own = about if ours else {}
-        expert = (episode.get("infos") or {}).get("expert_action") if ours else None
-        yield EpisodeRecord(
-            episode["observations"],
-            episode["actions"],
+        label, steps = f" of episode {e}", len(episode["terminations"])
+        for name in ("terminations", "truncations"):
+            flags = as_flags(episode[name], name + label, folder)
+            if flags[:-1].any() or len(flags) != steps:
+                found = f"shape {list(flags.shape)}, set at {np.flatnonzero(flags)[:5].tolist()}"
+                expected = f"one for each of {steps} steps, set only at the last"
+                raise InputError(f"wrong {name}", path=folder, field=name + label, found=found, expected=expected)
+        record = EpisodeRecord(
+            flat_values(episode["observations"], leaves["observation"], steps + 1, "observations" + label, folder),
+            flat_values(episode["actions"], leaves["action"], steps, "actions" + label, folder),
             episode["rewards"],
             task,
-            terminated=bool(terminations[-1:].any()),
-            expert_actions=None if expert is None else expert[:-1],
-            noise_level=float(own.get("noise_level", np.nan)),
-            success=int(own.get("success", -1)),
-            seed=int(about["seed"]) if about.get("seed") is not None else -1,
-            behaviour=str(own.get("behaviour", "")),
-            success_step=int(own.get("success_step", -1)),
+            terminated=bool(np.any(episode["terminations"])),
         )
+        yield record, about, episode.get("infos") or {}
+
+
+def _with_ours(record: EpisodeRecord, about: dict[str, Any], infos: dict[str, Any]) -> tuple[EpisodeRecord, str]:
+    """What this project adds to an episode."""
+    expert, seed = infos.get("expert_action"), about.get("seed")
+    known = dataclasses.replace(
+        record,
+        expert_actions=None if expert is None else expert[:-1],
+        noise_level=float(about.get("noise_level", np.nan)),
+        success=int(about.get("success", -1)),
+        seed=int(seed) if seed is not None and 0 <= int(seed) <= _LARGEST_SEED else -1,
+        behaviour=str(about.get("behaviour", "")),
+        success_step=int(about.get("success_step", -1)),
+    )
+    return known, ""
+
+
+def _with_success(
+    record: EpisodeRecord, infos: dict[str, Any], reading: Reading, folder: Path, e: int
+) -> tuple[EpisodeRecord, str]:
+    """The episode with the success of its infos, where they have one, and where it stands there."""
+    found = find_success({"infos": infos}, reading)
+    if found is None:
+        return record, ""
+    name, steps = f"{found[0]} of episode {e}", len(np.asarray(record.rewards))
+    values = np.asarray(found[1])
+    # As long as the observations, which is what Minari's collector writes: the first is of the reset.
+    flags = as_flags(values[1:] if len(values) == steps + 1 else values, name, folder)
+    check_rows({name: flags}, steps, folder)
+    success, step = first_success(flags)
+    return dataclasses.replace(record, success=success, success_step=step), found[0]

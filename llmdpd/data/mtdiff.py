@@ -1,18 +1,17 @@
-"""Reader of MTDiff's Meta-World files: one dict of arrays an episode, in NumPy or pickle files.
+"""Reader of NumPy and pickle files: dicts of arrays, one an episode, or the flat arrays of a whole data set.
 
-Layout (He et al. 2023, arXiv 2305.18459, as the files of its project are): `observations` (T, 39) float32, `actions`
-(T, 4), `rewards` (T, 1), `next_observations` (T, 39), `terminals` (T, 1), and `task`, a string (or an array of one)
-such as 'box-close-v2'. A flag in `terminals` marks where an episode ends at its time limit, and one dict may join
-several episodes so. Meta-World ends no episode by itself: all terminals of the data set are False.
+Lists of dicts are MTDiff's (He et al. 2023, arXiv 2305.18459, as the files of its project are: `observations` (T, 39),
+`actions` (T, 4), `rewards` (T, 1), `next_observations` (T, 39), `terminals` (T, 1), and `task`, a string or an array of
+one such as 'box-close-v2'), and those of Decision Transformer and LaMo, which have no `task`. One dict may join several
+episodes. Flat arrays under their names (`np.savez(**env.get_dataset())`, OGBench's) are D4RL's layout. What their flags
+mean is said in `llmdpd.data.flags`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import mmap
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,72 +19,73 @@ from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
-from numpy.typing import NDArray
 
-from llmdpd.data.assemble import as_float32, check_rows, join_episodes
+from llmdpd.data.assemble import join_episodes
+from llmdpd.data.content import kind_of
+from llmdpd.data.flat import LAYOUT, Steps, load_flat, name_from_path, read_steps
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
-from llmdpd.tasks.metaworld.layout import GOAL, STATE_DIM
-from llmdpd.tasks.metaworld.names import check_task, is_metaworld
 
-_FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals")
-_WHAT = "a list or object array of dicts with " + ", ".join(_FIELDS)
+_NUMBERS = ("observations", "actions", "rewards", "next_observations")
+_WHAT = f"a list or object array of dicts with {LAYOUT}, or such arrays themselves"
 
 
 def load_mtdiff(path: str | Path, reading: Reading = DEFAULT_READING) -> TrajectoryDataset:
-    """Read one file; no code of it is run. Meta-World's names get version 3 (the same tasks); rewards become [N].
+    """Read one file; no code of it is run. Rewards and flags may be columns [N, 1].
 
-    `goal_visible` is read off the observations (numbers 36 to 38 all zero: hidden).
+    A task without a name (`task`) has its file's or folder's.
 
     Raises:
         InputError: not such a file, a pickle that asks for more than arrays, a missing or wrong field, NaN or Inf.
     """
     path = Path(path)
     records = _records(path)
-    episodes = [episode for number, record in enumerate(records) for episode in _episodes(record, number, path)]
-    dataset = join_episodes(episodes, source=str(path))
-    return dataclasses.replace(dataset, goal_visible=_goal_visible(dataset))
+    if isinstance(records, dict):
+        return load_flat(records, _task(records, "", path) or name_from_path(path), reading, path)
+    names = [_task(record, _label(number), path) for number, record in enumerate(records)]
+    if any(names) and not all(names):
+        number = names.index("")
+        raise InputError("the task is not known", path=path, field="task" + _label(number), found="no `task`")
+    common, success_from = name_from_path(path), set[str]()
+    episodes: list[EpisodeRecord] = []
+    for number, (name, record) in enumerate(zip(names, records, strict=True)):
+        steps = read_steps(record, name or common, reading, path, _label(number))
+        episodes += _episodes(steps, name or common)
+        success_from.add(steps.success_from)
+    return join_episodes(episodes, source=str(path), success_from=", ".join(sorted(success_from - {""})))
 
 
-def _goal_visible(dataset: TrajectoryDataset) -> bool | None:
-    if dataset.state_dim != STATE_DIM:
-        return None
-    shown = np.logical_or.reduceat(dataset.observations[:, GOAL].any(axis=1), dataset.offsets[:-1])
-    if shown.any() != shown.all():
-        problem, found = "some episodes show the goal and others hide it", f"{shown.sum()} of {len(shown)} show it"
-        path, expected = dataset.source, "the same in all"
-        raise InputError(problem, path=path, field="observations", found=found, expected=expected)
-    return bool(shown[0])
-
-
-def _records(path: Path) -> list[Mapping[str, Any]]:
+def _records(path: Path) -> dict[str, Any] | list[dict[str, Any]]:
+    """The one dict of a file, or its list of dicts."""
     try:
         value = _read(path)
     except FileNotFoundError:
         raise InputError("file not found", path=path) from None
     except OSError as error:
         raise InputError("the file cannot be read", path=path, found=str(error)) from None
+    if isinstance(value, dict):
+        return value
     records = value if isinstance(value, list) else [value]
     wrong = next((r for r in records if not isinstance(r, dict)), None)
     if wrong is not None:
-        raise InputError("not MTDiff's layout", path=path, found=describe(wrong), expected=_WHAT)
+        raise InputError("not a layout that is known", path=path, found=describe(wrong), expected=_WHAT)
     if not records:
         raise InputError("the data set is empty", path=path, found="no episode", expected="one or more")
     return records
 
 
 def _read(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix == ".npz":
+    kind = kind_of(path) or path.suffix.lower().removeprefix(".")
+    if kind == "npz":
         return _read_npz(path)
     with path.open("rb") as file:
         if file.seek(0, io.SEEK_END) == 0:
             raise InputError("the file is empty", path=path, found="0 bytes", expected=_WHAT)
         # Mapped, not read: no second copy of a large file, and a forged length never allocates more than there is.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _read_npy(mapped, path, None) if suffix == ".npy" else load_arrays(mapped, path)
+            return _read_npy(mapped, path, None) if kind == "npy" else load_arrays(mapped, path)
 
 
 def _read_npy(file: io.BytesIO | mmap.mmap, path: Path, field: str | None) -> Any:
@@ -123,54 +123,31 @@ def _read_npz(path: Path) -> Any:
     return [record for part in lists for record in part]
 
 
-def _episodes(record: Mapping[str, Any], number: int, path: Path) -> Iterator[EpisodeRecord]:
-    """The episodes that one dict holds: rows up to and with a flag in `terminals`, and what is left after the last."""
-    missing = [name for name in _FIELDS if name not in record]
-    if missing:
-        found = ", ".join(sorted(str(name) for name in record))[:200]
-        raise InputError("a field is missing", path=path, field=_at(missing[0], number), found=found, expected=_WHAT)
-    arrays: dict[str, Any] = {}
-    for name in _FIELDS:
-        ndim = 1 if name in ("rewards", "terminals") else 2
-        arrays[name] = as_float32(record[name], _at(name, number), str(path), ndim=ndim)
-    steps = len(arrays["observations"])
-    check_rows(arrays, steps, path, f" of record {number}")
-    if steps == 0:
-        raise InputError("an episode without steps", path=path, field=_at("observations", number), found="0 rows")
-    shape, other = (list(arrays[name].shape) for name in ("observations", "next_observations"))
-    if shape != other:
-        field = _at("next_observations", number)
-        raise InputError("wrong width", path=path, field=field, found=other, expected=shape)
-    task, ends = _task(record, number, path), _ends(arrays.pop("terminals"), number, path).tolist()
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
-        yield EpisodeRecord(task=task, **{name: array[start:end] for name, array in arrays.items()})
+def _episodes(steps: Steps, task: str) -> Iterator[EpisodeRecord]:
+    ends = np.cumsum(steps.lengths)
+    for end, length, (success, step) in zip(ends, steps.lengths, steps.outcomes, strict=True):
+        rows = slice(int(end - length), int(end))
+        observations, actions, rewards, following = (steps.arrays[name][rows] for name in _NUMBERS)
+        yield EpisodeRecord(
+            *(observations, actions, rewards, task),
+            next_observations=following,
+            terminated=bool(steps.terminals[rows][-1]),
+            success=success,
+            success_step=step,
+        )
 
 
-def _at(field: str, number: int) -> str:
-    return f"{field} of record {number}"
+def _label(number: int) -> str:
+    return f" of record {number}"
 
 
-def _ends(flags: NDArray[np.float32], number: int, path: Path) -> NDArray[np.int64]:
-    if not np.isin(flags, (0.0, 1.0)).all():
-        raise InputError("wrong flags", path=path, field=_at("terminals", number), found=flags[:8], expected="0 or 1")
-    ends = np.flatnonzero(flags).astype(np.int64) + 1
-    return ends if ends.size and ends[-1] == len(flags) else np.append(ends, len(flags))
-
-
-def _task(record: Mapping[str, Any], number: int, path: Path) -> str:
-    if "task" in record:
-        value = record["task"]
-        names = np.unique(value) if isinstance(value, np.ndarray) else np.array([value])
-        if names.size != 1 or not isinstance(names.flat[0], str) or not names.flat[0]:
-            found, expected = repr(value)[:80], "one task name"
-            raise InputError("wrong task", path=path, field=_at("task", number), found=found, expected=expected)
-        name = str(names.flat[0])
-    else:
-        # The project's own replay folders keep the name in the path: TASK/RUN/dataset/0.npz.
-        folders = [part for part in (path.stem, *(p.name for p in path.parents)) if re.search(r"-v[23]\b", part)]
-        if not folders:
-            found, expected = "no `task`", "`task`, or a folder named like box-close-v2"
-            problem = "the task is not known"
-            raise InputError(problem, path=path, field=_at("task", number), found=found, expected=expected)
-        name = re.sub(r"(-v[23]).*", r"\1", folders[0])
-    return check_task(name) if is_metaworld(name) else name
+def _task(record: Mapping[str, Any], label: str, path: Path) -> str:
+    """The task that a dict names; "" where it names none."""
+    if "task" not in record:
+        return ""
+    value = record["task"]
+    names = np.unique(value) if isinstance(value, np.ndarray) else np.array([value])
+    if names.size != 1 or not isinstance(names.flat[0], str) or not names.flat[0]:
+        found, expected = repr(value)[:80], "one task name"
+        raise InputError("wrong task", path=path, field="task" + label, found=found, expected=expected)
+    return str(names.flat[0])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmdpd.data.trajectories import EpisodeRecord
 from llmdpd.errors import InputError
@@ -27,31 +26,6 @@ def task_name(text: str) -> str:
     words = re.findall(r"[^\W_]+", text.lower())
     name = "-".join(words)[: _LONGEST_NAME + 1]
     return name if len(name) <= _LONGEST_NAME else name.rpartition("-")[0] or name[:_LONGEST_NAME]
-
-
-def success_of(flags: NDArray[np.float32], field: str, path: Path) -> tuple[int, int]:
-    """(1 or 0, the first step with success or -1) of one flag a step [T], which is up from that step's result on.
-
-    Raises InputError for flags that are neither 0 nor 1.
-    """
-    check_flags(flags, field, path)
-    return first_success(flags)
-
-
-def first_success(flags: NDArray[np.float32]) -> tuple[int, int]:
-    """(1 or 0, the first step that is not 0 or -1) of flags [T]."""
-    first = int(np.argmax(flags != 0)) if flags.any() else -1
-    return int(first >= 0), first
-
-
-def check_flags(flags: NDArray[np.float32], field: str, path: Path) -> None:
-    """Raise InputError unless all of `flags` [T] are 0 or 1."""
-    wrong = (flags != 0) & (flags != 1)
-    if wrong.any():
-        step = int(np.argmax(wrong))
-        raise InputError(
-            "wrong flags", path=path, field=field, found=f"{flags[step]} at step {step}", expected="0 or 1"
-        )
 
 
 def known_steps(episodes: Iterable[EpisodeRecord], path: Path) -> Iterator[EpisodeRecord]:

@@ -3,7 +3,8 @@
 `data/demo_N` is one episode of T steps: `actions` [T, A], `rewards` [T], `dones` [T], `obs/KEY` [T, ...] and, where
 they were not left out, `next_obs/KEY` [T, ...]; attribute `num_samples` is T. Attribute `env_args` of `data` is JSON
 with `env_name`, `env_version`, `type` and `env_kwargs`. LIBERO's files add `problem_info`, JSON with
-`language_instruction`; Isaac Lab's give each episode the attributes `success` and `seed`, and no rewards.
+`language_instruction`; Isaac Lab's give each episode the attributes `success` and `seed`, which is of generators of
+its own and not kept, and no rewards.
 
 `dones` mark successes, the ends of episodes, or both (`--done_mode` of robomimic's extraction), which a file does not
 say. None of them is a fall: all episodes end by truncation.
@@ -25,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
+from llmdpd.data.flags import as_flags, first_success
 from llmdpd.data.hdf5 import field_name, member, open_hdf5, read_names, read_numbers, subgroup, text_attribute
-from llmdpd.data.recordings import check_flags, first_success, known_steps, list_fields, success_of, task_name
+from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Reading
@@ -82,7 +84,13 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
         _log.warning("%s: %d of %d episodes have no rewards: theirs are 0", path, unrewarded, len(names))
     if reading.success is None and about.sparse and not unrewarded:
         episodes = _by_rewards(episodes)
-    return join_episodes(known_steps(episodes, path), texts={about.task: about.text}, source=str(path))
+    return join_episodes(
+        known_steps(episodes, path),
+        texts={about.task: about.text},
+        source=str(path),
+        environments={about.task: about.environment},
+        success_from=reading.success or "",
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class _About:
 
     task: str
     text: str
+    environment: str  # `env_name`, with its version where it has one
     sparse: bool  # whether rewards are 1 where the task is solved, else 0
 
 
@@ -106,7 +115,9 @@ def _about(data: h5py.Group, path: Path) -> _About:
         field = "env_args.env_name of data"
         raise InputError("not a name", path=path, field=field, found=repr(name)[:80], expected="text")
     sparse = environment.get("type") == _ROBOSUITE and not kwargs.get("reward_shaping", False)
-    return _About(task_name(text) or name or path.stem, text, sparse)
+    version = environment.get("env_version")
+    recorded_in = f"{name} {version}" if name and isinstance(version, str) and version else name
+    return _About(task_name(text) or name or path.stem, text, recorded_in, sparse)
 
 
 def _json_attribute(data: h5py.Group, name: str, path: Path) -> Mapping[str, Any]:
@@ -176,7 +187,7 @@ def _episode(demo: h5py.Group, keys: tuple[str, ...], reading: Reading, task: st
         arrays["rewards"] = read_numbers(demo, "rewards", ndim=1)
     if member(demo, "dones") is not None:
         arrays["dones"] = read_numbers(demo, "dones", ndim=1)
-        check_flags(arrays["dones"], field_name(demo, "dones"), path)
+        as_flags(arrays["dones"], field_name(demo, "dones"), path)
     if member(demo, "next_obs") is not None:
         arrays["next_obs"] = _observations(_group(demo, "next_obs", path), keys, path)
     flags = None if reading.success is None else read_numbers(demo, reading.success, ndim=1)
@@ -184,7 +195,7 @@ def _episode(demo: h5py.Group, keys: tuple[str, ...], reading: Reading, task: st
     check_rows({"obs": observations, **arrays, reading.success or "": flags}, _num_samples(demo, steps), path, label)
     success, step = _success(demo), -1
     if flags is not None:
-        success, step = success_of(flags, field_name(demo, str(reading.success)), path)
+        success, step = first_success(as_flags(flags, field_name(demo, str(reading.success)), path))
     return EpisodeRecord(
         observations,
         arrays["actions"],
@@ -193,7 +204,6 @@ def _episode(demo: h5py.Group, keys: tuple[str, ...], reading: Reading, task: st
         next_observations=arrays.get("next_obs"),
         success=success,
         success_step=step,
-        seed=_seed(demo),
     )
 
 
@@ -230,11 +240,6 @@ def _success(demo: h5py.Group) -> int:
     return int(value) if isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1) else -1
 
 
-def _seed(demo: h5py.Group) -> int:
-    value = demo.attrs.get("seed")
-    return int(value) if isinstance(value, (int, np.integer)) and 0 <= value < 2**63 else -1
-
-
 def _by_rewards(episodes: list[EpisodeRecord]) -> list[EpisodeRecord]:
     """With success where a reward is 1, if these are rewards of success: all 0 or 1, and not all 0."""
     if any(episode.success >= 0 for episode in episodes):
@@ -242,7 +247,7 @@ def _by_rewards(episodes: list[EpisodeRecord]) -> list[EpisodeRecord]:
     rewards = [np.asarray(episode.rewards) for episode in episodes]
     if not all(np.isin(values, (0, 1)).all() for values in rewards) or not any(values.any() for values in rewards):
         return episodes
-    found = [first_success(values) for values in rewards]
+    found = [first_success(values != 0) for values in rewards]
     return [
         dataclasses.replace(episode, success=success, success_step=step)
         for episode, (success, step) in zip(episodes, found, strict=True)

@@ -53,7 +53,7 @@ def _places(suite: TaskSuite, task: str) -> Sequence[str]:
 def _named(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
     """A data set's episodes of a task, under the name that the task has here."""
     with located(field=f"tasks.{task}.data"):
-        whole = load_dataset(place)
+        whole = load_dataset(place, reading=suite.reading(task))
     wanted = suite.reading(task).task
     if wanted is None and len(whole.tasks) > 1:
         wanted = task

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks import base_name
+from llmdpd.tasks.specs import find_suite
 
 _ROWS_PER_CHECK = 1 << 16
 _PER_TRANSITION = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
@@ -97,6 +98,8 @@ class TrajectoryDataset:
     goal_visible: bool | None = None  # whether the observations show the goal; None where unknown or mixed
     source: str  # path or id, for messages
     behaviours: tuple[str, ...] = ()  # [E], the behaviour policy of each episode, "" where unknown; empty: all unknown
+    environments: tuple[str, ...] = ()  # of each task, the id under which it was recorded, "" where unknown; or empty
+    success_from: str = ""  # the key that success was read from, such as "infos/success"; "" where nothing names it
 
     def __post_init__(self) -> None:
         self._check_offsets()
@@ -165,6 +168,9 @@ class TrajectoryDataset:
             raise self._error("wrong step of success", "success_steps", found, expected)
 
     def _check_tasks(self) -> None:
+        if self.environments and len(self.environments) != len(self.tasks):
+            found = f"{len(self.environments)} environments"
+            raise self._error("one environment a task", "environments", found, f"{len(self.tasks)} or none")
         if len(self.texts) != len(self.tasks):
             raise self._error("one text a task", "texts", f"{len(self.texts)} texts", f"{len(self.tasks)}")
         if len(set(self.tasks)) != len(self.tasks):
@@ -344,7 +350,10 @@ class TrajectoryDataset:
         ids[places] = np.arange(len(tasks))
         part = self.select(ids[self.task_ids] >= 0)
         texts = tuple(self.texts[place] for place in places)
-        return dataclasses.replace(part, tasks=tasks, texts=texts, task_ids=ids[part.task_ids])
+        environments = tuple(self.environments[place] for place in places) if self.environments else ()
+        return dataclasses.replace(
+            part, tasks=tasks, texts=texts, task_ids=ids[part.task_ids], environments=environments
+        )
 
     def with_actions(self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> TrajectoryDataset:
         """The same data with changed actions, [N, A] → [N, A], the executed and the expert's alike."""
@@ -379,12 +388,20 @@ def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
+def same_task(name: str, other: str) -> bool:
+    """Whether two names are one task's: they differ by the version alone, or one suite knows both as the same."""
+    if base_name(name) == base_name(other):
+        return True
+    suite = find_suite(other)
+    return suite is not None and suite.knows(name) and suite.data_key(name) == suite.data_key(other)
+
+
 def resolve_task(name: str, known: Sequence[str], path: str | Path | None) -> str:
-    """`name` if known, otherwise the one known task that differs only by the version ('push', 'push-v2' for 'push-v3').
+    """`name` if known, otherwise the one known task that is the same ('push', 'push-v2' for 'push-v3').
 
     Raises InputError with the nearest names where there is none, or more than one.
     """
-    same = [task for task in known if base_name(task) == base_name(name)]
+    same = [task for task in known if same_task(task, name)]
     if name in known:
         return name
     if len(same) != 1:

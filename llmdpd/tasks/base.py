@@ -70,6 +70,8 @@ class Reading:
     task: which of the data's tasks it is, where they hold several; None: the one of the task's own name.
     part: which part of a data set, where its format has named ones (robomimic's filter keys, LeRobot's splits); None:
         the whole.
+    terminates: whether episodes can end by themselves. Where they can't, every flag at an episode's end is a time
+        limit's; None: not known.
     """
 
     observation: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ class Reading:
     success_return: float | None = None
     task: str | None = None
     part: str | None = None
+    terminates: bool | None = None
 
 
 DEFAULT_READING = Reading()
@@ -156,6 +159,25 @@ class TaskSuite:
     def reading(self, task: str) -> Reading:
         """What readers of the task's data are told that they cannot know themselves."""
         return Reading()
+
+    def recorded_name(self, name: str) -> str:
+        """The task of recorded data under `name`, which the suite knows: in one spelling, by default the canonical."""
+        return self.canonical(name)
+
+    def data_key(self, name: str) -> str:
+        """The same for all names, of tasks and of their recorded data, that mean one task; by default the canonical."""
+        return self.canonical(name)
+
+    def in_environment_of(self, task: str, environment: str) -> str:
+        """The canonical name of `task`, whose data were recorded in `environment` where `task` leaves its version open.
+
+        `environment` is what the data name, in any spelling or of any suite. By default the data decide nothing.
+        """
+        return self.canonical(task)
+
+    def goal_visible(self, observations: FloatArray) -> bool | None:
+        """Whether the observations f32 [T, S] of one episode show the goal; None where the suite can't tell."""
+        return None
 
     def normalised_score(self, task: str, mean_return: float) -> float | None:
         """The score of a mean return, 0 … 100 from random to expert; None where the suite has none."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.tasks.base import Environment, FloatArray, TaskSpec, TaskSuite
+from llmdpd.tasks.base import Environment, FloatArray, Reading, TaskSpec, TaskSuite
 
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -23,7 +23,7 @@ FRAME_WIDTH, FRAME_HEIGHT = 320, 240
 _GYMNASIUM = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d"}
 _VERSIONS = ("v4", "v5")
 _NAME = re.compile(
-    r"^(?:mujoco-)?(?P<base>[a-z0-9]+)(?:-(?:simple|medium|random|expert|full|replay|-)+)?(?:-(?P<version>v\d+))?$"
+    r"^(?:(?:mujoco|d4rl)-)?(?P<base>[a-z0-9]+)(?:-(?:simple|medium|random|expert|full|replay|-)+)?(?:-(?P<version>v\d+))?$"
 )
 
 
@@ -158,6 +158,20 @@ class LocomotionSuite(TaskSuite):
         from llmdpd.tasks.texts.gymnasium_docs import environment_prompt
 
         return environment_prompt(task).render()
+
+    def reading(self, task: str) -> Reading:
+        return Reading(terminates=True)
+
+    def recorded_name(self, name: str) -> str:
+        return name  # of several data sets of one environment
+
+    def data_key(self, name: str) -> str:
+        return str(locomotion_base(name))
+
+    def in_environment_of(self, task: str, environment: str) -> str:
+        ours, theirs = _split(task), _split(environment)
+        follows = ours is not None and theirs is not None and ours == (theirs[0], None)
+        return locomotion_id(environment if follows else task)
 
     def normalised_score(self, task: str, mean_return: float) -> float:
         return normalised_score(task, mean_return)

@@ -216,7 +216,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"actions": np.array([b"text"] * 8)}, "not an array of numbers", "actions", "S4"),
     ({"rewards": np.zeros(8, complex)}, "not an array of numbers", "rewards", "complex"),
     ({"observations": h5py.Empty("f4")}, "not an array of numbers", "observations", "real numbers"),
-    ({"actions": "group"}, "not an array of numbers", "actions", "a group"),
+    ({"actions": "group"}, "not an array", "actions", "a group"),
     ({"terminals": np.arange(8)}, "wrong flags", "terminals", "2.0 at row 2"),
     ({"timeouts": np.full(8, 0.5)}, "wrong flags", "timeouts", "0 or 1"),
     (fields(0, (), ()), "empty", "observations", "0 rows"),

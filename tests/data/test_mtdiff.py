@@ -13,6 +13,7 @@ import pytest
 from llmdpd.data import load_dataset
 from llmdpd.data.mtdiff import load_mtdiff
 from llmdpd.errors import InputError
+from llmdpd.tasks.base import Reading
 
 
 def record(rng: np.random.Generator, steps: int = 6, task: Any = None, **changes: Any) -> dict[str, Any]:
@@ -48,7 +49,15 @@ def write(path: Path, records: list[Any]) -> Path:
 
 def test_names_that_are_not_metaworlds_stay_as_they_are(tmp_path: Path, rng: np.random.Generator) -> None:
     records = [record(rng, 3, name) for name in ("cheetah-v2", "push", "push-v1", "reach-v3")]
-    assert load_dataset(write(tmp_path / "data.npy", records)).tasks == ("cheetah-v2", "push-v3", "reach-v3")
+    path = write(tmp_path / "data.npy", records)
+    # Whether its flags are true ends or time limits, nobody knows but who asks.
+    with pytest.raises(InputError, match="true ends or time limits") as caught:
+        load_dataset(path)
+    assert caught.value.field == "timeouts of record 0"
+    for terminates in (True, False):
+        dataset = load_dataset(path, reading=Reading(terminates=terminates))
+        assert dataset.tasks == ("cheetah-v2", "push-v3", "reach-v3")
+        assert dataset.terminals.sum() == (4 if terminates else 0)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pkl", ".pickle"])
@@ -96,7 +105,7 @@ def test_npz_of_one_episode_takes_the_task_from_its_folder(tmp_path: Path, rng: 
     folder = tmp_path / "drawer-open-v2" / "run" / "dataset"
     folder.mkdir(parents=True)
     np.savez(folder / "0.npz", **one)
-    dataset = load_mtdiff(folder / "0.npz")
+    dataset = load_dataset(folder / "0.npz")
     assert dataset.tasks == ("drawer-open-v3",)
     np.testing.assert_array_equal(dataset.actions, one["actions"])
 
@@ -106,16 +115,16 @@ def test_hidden_goals_are_seen(tmp_path: Path, rng: np.random.Generator) -> None
     for field in ("observations", "next_observations"):
         hidden[field] = hidden[field].copy()
         hidden[field][:, 36:39] = 0
-    assert load_mtdiff(write(tmp_path / "h.npy", [hidden, hidden])).goal_visible is False
+    assert load_dataset(write(tmp_path / "h.npy", [hidden, hidden])).goal_visible is False
     with pytest.raises(InputError, match="others hide it"):
-        load_mtdiff(write(tmp_path / "m.npy", [shown, hidden]))
+        load_dataset(write(tmp_path / "m.npy", [shown, hidden]))
 
 
 def test_other_widths_are_read_with_unknown_goal(tmp_path: Path, rng: np.random.Generator) -> None:
     one = record(rng)
     for field in ("observations", "next_observations"):
         one[field] = one[field][:, :12]
-    dataset = load_mtdiff(write(tmp_path / "w.npy", [one]))
+    dataset = load_dataset(write(tmp_path / "w.npy", [one]))
     assert (dataset.state_dim, dataset.goal_visible) == (12, None)
     with pytest.raises(InputError, match="does not match push-v3"):
         dataset.check_matches(39, 4, "push-v3")
@@ -155,7 +164,7 @@ def test_damaged_files(tmp_path: Path, rng: np.random.Generator, suffix: str) ->
 
 
 REFUSED: list[tuple[str, Any, str]] = [
-    *[(name, None, "missing") for name in ("observations", "actions", "rewards", "next_observations", "terminals")],
+    *[(name, None, "missing") for name in ("observations", "actions", "rewards", "terminals")],
     ("task", None, "task is not known"),
     ("rewards", np.zeros(5), "unequal lengths"),
     ("actions", np.zeros((6, 4, 1)), "dimensions"),
@@ -187,7 +196,7 @@ def test_files_of_another_content(tmp_path: Path, rng: np.random.Generator) -> N
     write(tmp_path / "none.pkl", [])
     write(tmp_path / "short.npy", [record(rng, 0)])
     for name, problem in {
-        **dict.fromkeys(("plain.npy", "plain.npz", "text.pkl"), "not MTDiff's layout(.|\n)*observations"),
+        **dict.fromkeys(("plain.npy", "plain.npz", "text.pkl"), "not a layout that is known(.|\n)*observations"),
         **dict.fromkeys(("nothing.npy", "none.npy", "none.pkl"), "empty"),
         **{"cut.npy": "cut off", "short.npy": "without steps", "absent.npy": "not found"},
     }.items():

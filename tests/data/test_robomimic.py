@@ -176,7 +176,7 @@ def test_isaac_labs_files_have_success_and_seed_and_no_rewards(
     with caplog.at_level(logging.WARNING):
         dataset = load_robomimic(path, DEFAULT_READING)
     assert dataset.tasks == ("Isaac-Stack-Cube-Franka-v0",)
-    assert (dataset.successes.tolist(), dataset.seeds.tolist()) == ([1, 0, -1], [7, -1, -1])
+    assert (dataset.successes.tolist(), dataset.seeds.tolist()) == ([1, 0, -1], [-1, -1, -1])
     assert not dataset.rewards.any()
     assert "3 of 3 episodes have no rewards" in caplog.text
 

@@ -74,7 +74,10 @@ def test_the_goal_is_visible_in_both_or_hidden_in_both(metaworld_data: MakeData,
     with pytest.raises(InputError, match="data: False"):
         load_tasks(tmp_path / "hidden", ("reach-v3",), True)
     assert load_tasks(tmp_path / "hidden", ("reach-v3",), False).goal_visible is False
-    assert load_tasks(tmp_path / "unknown", ("reach-v3",), True).goal_visible is None
+    # Where the data set does not say it, its observations do.
+    assert load_tasks(tmp_path / "unknown", ("reach-v3",), True).goal_visible is True
+    with pytest.raises(InputError, match="data: True"):
+        load_tasks(tmp_path / "unknown", ("reach-v3",), False)
 
 
 def test_failed_episodes_are_left_out_unless_asked_for(metaworld_data: MakeData, tmp_path: Path) -> None:

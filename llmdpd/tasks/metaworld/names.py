@@ -23,11 +23,14 @@ ML45_TEST: tuple[str, ...] = ("bin-picking-v3", "box-close-v3", "hand-insert-v3"
 ML45_TRAIN: tuple[str, ...] = tuple(task for task in TASKS if task not in ML45_TEST)
 """The 45 training tasks of ML45."""
 
-_VERSION = re.compile(r"-v[123]$")
+_VERSION = re.compile(r"(?:-v[123])?(?:-goal-(?:observable|hidden))?$")
+_NAMESPACE = re.compile(r"meta-?world[/-]")
 
 
 def _canonical(name: str) -> str:
-    return _VERSION.sub("", name.strip()) + "-v3"
+    plain = name.strip().lower().replace("_", "-")
+    task, *_ = _NAMESPACE.sub("", plain, count=1).split("/") if _NAMESPACE.match(plain) else [plain]
+    return _VERSION.sub("", task) + "-v3"
 
 
 def is_metaworld(name: str) -> bool:
@@ -36,10 +39,11 @@ def is_metaworld(name: str) -> bool:
 
 
 def check_task(name: str) -> str:
-    """The canonical name ("sweep-into-v3") of a Meta-World task given as "sweep-into", "sweep-into-v2" or "-v3".
+    """The canonical name ("sweep-into-v3") of a Meta-World task given as "sweep-into", "Sweep_Into-v2" or "-v3".
 
-    The tasks of version 2 and 3 are the same; only the Python package around them changed. Raises InputError where the
-    task is unknown; the nearest names are offered.
+    Ids of data sets are understood too: "metaworld/sweep-into/expert-v0". The tasks of version 2 and 3 are the same;
+    only the Python package around them changed. Raises InputError where the task is unknown; the nearest names are
+    offered.
     """
     canonical, problem = _canonical(name), f"unknown Meta-World task {name!r}"
     if canonical not in TASKS:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from llmdpd.tasks.base import Environment, Split, TaskSpec, TaskSuite
+from llmdpd.tasks.base import Environment, FloatArray, Reading, Split, TaskSpec, TaskSuite
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
-from llmdpd.tasks.metaworld.layout import ACTION_DIM, LAYOUT, STATE_DIM
+from llmdpd.tasks.metaworld.layout import ACTION_DIM, GOAL, LAYOUT, STATE_DIM
 from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, check_task, is_metaworld
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ class MetaWorldSuite(TaskSuite):
         from llmdpd.tasks.metaworld.prompts import metaworld_prompt
 
         return metaworld_prompt(task).render()
+
+    def reading(self, task: str) -> Reading:
+        return Reading(terminates=False)
+
+    def goal_visible(self, observations: FloatArray) -> bool | None:
+        # Where it is hidden, as in ML1 … ML45, zeros are in its place; no goal lies there.
+        return bool(observations[:, GOAL].any()) if observations.shape[1] == STATE_DIM else None
 
 
 SUITE = MetaWorldSuite()

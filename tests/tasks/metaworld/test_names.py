@@ -17,13 +17,20 @@ def test_static_names_are_metaworlds_own() -> None:
     assert len(ML45_TRAIN) == 45
 
 
-@pytest.mark.parametrize("name", ["sweep-into", "sweep-into-v1", "sweep-into-v2", "sweep-into-v3", " sweep-into "])
+SPELLINGS = (
+    *("sweep-into", "sweep-into-v1", "sweep-into-v2", "sweep-into-v3", " sweep-into ", "Sweep-Into", "sweep_into_v2"),
+    *("metaworld/sweep-into/expert-v0", "metaworld/sweep-into-v3/scripted-v0", "Meta-World/sweep_into-v2"),
+    *("metaworld-sweep-into", "sweep-into-v2-goal-observable", "sweep-into-v2-goal-hidden"),
+)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
 def test_check_task_accepts_every_spelling(name: str) -> None:
     assert check_task(name) == "sweep-into-v3"
     assert is_metaworld(name)
 
 
-@pytest.mark.parametrize("name", ["box-clse", "", "hopper", "sweep-into-v4", "Sweep-Into"])
+@pytest.mark.parametrize("name", ["box-clse", "", "hopper", "sweep-into-v4", "sweep/into", "mine/sweep-into/v0"])
 def test_other_names_are_refused(name: str) -> None:
     assert not is_metaworld(name)
     with pytest.raises(InputError, match=f"unknown Meta-World task '{name}'") as caught:
