@@ -42,8 +42,8 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, UnicodeError) as error:  # h5py has no error of its own
-        raise _unreadable(path, error, expected) from None
+    except Exception as error:  # h5py raises anything from KeyError to TypeError where a file is damaged
+        raise _unreadable(path, error, expected) from error
 
 
 def member(group: h5py.Group, name: str) -> Node | None:
@@ -64,6 +64,15 @@ def member(group: h5py.Group, name: str) -> Node | None:
     if not isinstance(node, (h5py.Group, h5py.Dataset)):
         raise _error(group, name, "neither a group nor an array", type(node).__name__, "a group or an array")
     return node
+
+
+def names_in(group: h5py.Group) -> list[str]:
+    """Names of a group's members, sorted as text. Raises InputError for one that is no text, as damage leaves it."""
+    names = list(group)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise _error(group, "", "a name in the file is damaged", repr(wrong)[:80], "UTF-8 text")
+    return sorted(names)
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group | None:

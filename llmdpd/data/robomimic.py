@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
 from llmdpd.data.flags import as_flags, first_success
-from llmdpd.data.hdf5 import field_name, member, open_hdf5, read_names, read_numbers, subgroup, text_attribute
+from llmdpd.data.hdf5 import field_name, member, names_in, open_hdf5, read_names, read_numbers, subgroup, text_attribute
 from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
@@ -45,7 +45,7 @@ def is_robomimic(path: Path) -> bool:
     try:
         with open_hdf5(path, _WHAT) as file:
             data = member(file, "data")
-            return isinstance(data, h5py.Group) and any(_DEMO.fullmatch(name) for name in data)
+            return isinstance(data, h5py.Group) and bool(_episode_names(data))
     except InputError:
         return False  # whoever reads other HDF5 files says what is wrong with it
 
@@ -74,22 +74,23 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
         names = _episode_names(data) if data is not None else []
         names = names if reading.part is None else _part(file, reading.part, names, path)
         if data is None or not names:
-            found = ", ".join(sorted(file)[:12]) or "no field at all"
+            found = ", ".join(names_in(file)[:12]) or "no field at all"
             raise InputError("no episode of robomimic's", path=path, field="data/demo_0", found=found, expected=_WHAT)
         about = _about(data, path)
+        present = _in_all_or_none(data, names, path)
         keys = reading.observation or (_only_key(_group(data, names[0], path), path),)
         episodes = [_episode(_group(data, name, path), keys, reading, about.task, path) for name in names]
-        unrewarded = sum(member(_group(data, name, path), "rewards") is None for name in names)
-    if unrewarded:
-        _log.warning("%s: %d of %d episodes have no rewards: theirs are 0", path, unrewarded, len(names))
-    if reading.success is None and about.sparse and not unrewarded:
-        episodes = _by_rewards(episodes)
+    if "rewards" not in present:
+        _log.warning("%s: no rewards: they are 0", path)
+    success_from = reading.success or ("success" if any(episode.success >= 0 for episode in episodes) else "")
+    if not success_from and about.sparse and "rewards" in present and _say_success(episodes):
+        episodes, success_from = _by_rewards(episodes), "rewards"
     return join_episodes(
         known_steps(episodes, path),
         texts={about.task: about.text},
         source=str(path),
         environments={about.task: about.environment},
-        success_from=reading.success or "",
+        success_from=success_from,
     )
 
 
@@ -134,15 +135,15 @@ def _json_attribute(data: h5py.Group, name: str, path: Path) -> Mapping[str, Any
 
 def _episode_names(data: h5py.Group) -> list[str]:
     """In the order of their numbers: demo_10 comes after demo_9."""
-    numbered = [(int(found[1]), found[0]) for found in map(_DEMO.fullmatch, data) if found]
+    numbered = [(int(found[1]), found[0]) for found in map(_DEMO.fullmatch, names_in(data)) if found]
     return [name for _, name in sorted(numbered)]
 
 
 def _part(file: h5py.File, part: str, names: list[str], path: Path) -> list[str]:
     """The episodes that a filter key lists."""
     masks = subgroup(file, "mask")
-    if masks is None or part not in list(masks):
-        found = "none" if masks is None else ", ".join(sorted(masks))
+    if masks is None or part not in names_in(masks):
+        found = "none" if masks is None else ", ".join(names_in(masks))
         raise InputError("no such filter key", path=path, field="mask", found=found, expected=part)
     listed = read_names(masks, part)
     unknown = sorted(set(listed) - set(names))
@@ -152,10 +153,24 @@ def _part(file: h5py.File, part: str, names: list[str], path: Path) -> list[str]
     return [name for name in names if name in set(listed)]
 
 
+def _in_all_or_none(data: h5py.Group, names: list[str], path: Path) -> set[str]:
+    """Which of the fields that may be left out are there. Raises InputError where only some episodes have one."""
+    present = set()
+    for field in ("rewards", "dones", "next_obs"):
+        have = [name for name in names if member(_group(data, name, path), field) is not None]
+        if have and len(have) < len(names):
+            lacking = next(name for name in names if name not in have)
+            found, expected = f"present in {have[0]}", "in all episodes or in none"
+            field = f"data/{lacking}/{field}"
+            raise InputError("a field is missing", path=path, field=field, found=found, expected=expected)
+        present |= {field} if have else set()
+    return present
+
+
 def _group(parent: h5py.Group, name: str, path: Path, hint: str | None = None) -> h5py.Group:
     group = subgroup(parent, name)
     if group is None:
-        found = ", ".join(sorted(parent)[:12]) or "nothing"
+        found = ", ".join(names_in(parent)[:12]) or "nothing"
         field = field_name(parent, name)
         raise InputError("a field is missing", path=path, field=field, found=found, expected=_WHAT, hint=hint)
     return group
@@ -174,7 +189,7 @@ def _only_key(demo: h5py.Group, path: Path) -> str:
 
 def _shapes(observations: h5py.Group) -> dict[str, tuple[int, ...]]:
     """The shape of one step of each array; [N] counts as [N, 1]."""
-    nodes = {name: member(observations, name) for name in sorted(observations)}
+    nodes = {name: member(observations, name) for name in names_in(observations)}
     arrays = {name: node for name, node in nodes.items() if isinstance(node, h5py.Dataset) and node.shape}
     return {name: tuple(node.shape[1:]) or (1,) for name, node in arrays.items()}
 
@@ -218,10 +233,7 @@ def _observations(group: h5py.Group, keys: tuple[str, ...], path: Path) -> NDArr
     for key in keys:
         shape, field = fields.get(key), field_name(group, key)
         if shape is None:
-            found, hint = (
-                list_fields(fields.items()),
-                f"nearest names: {nearest_names(key, fields)}" if fields else None,
-            )
+            found, hint = list_fields(fields.items()), f"nearest names: {nearest_names(key, fields)}"
             raise InputError("no such observation", path=path, field=field, found=found, expected=key, hint=hint)
         if len(shape) != 1:
             problem, found = "images and matrices can't be observations", f"{list(shape)} numbers a step"
@@ -240,15 +252,16 @@ def _success(demo: h5py.Group) -> int:
     return int(value) if isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1) else -1
 
 
+def _say_success(episodes: list[EpisodeRecord]) -> bool:
+    """Whether rewards are those of success: all 0 or 1, and not all 0, which may be of no reward at all."""
+    rewards = np.concatenate([np.asarray(episode.rewards) for episode in episodes])
+    return bool(np.isin(rewards, (0, 1)).all() and rewards.any())
+
+
 def _by_rewards(episodes: list[EpisodeRecord]) -> list[EpisodeRecord]:
-    """With success where a reward is 1, if these are rewards of success: all 0 or 1, and not all 0."""
-    if any(episode.success >= 0 for episode in episodes):
-        return episodes
-    rewards = [np.asarray(episode.rewards) for episode in episodes]
-    if not all(np.isin(values, (0, 1)).all() for values in rewards) or not any(values.any() for values in rewards):
-        return episodes
-    found = [first_success(values != 0) for values in rewards]
+    """With success where a reward is 1."""
+    outcomes = [first_success(np.asarray(episode.rewards) != 0) for episode in episodes]
     return [
         dataclasses.replace(episode, success=success, success_step=step)
-        for episode, (success, step) in zip(episodes, found, strict=True)
+        for episode, (success, step) in zip(episodes, outcomes, strict=True)
     ]

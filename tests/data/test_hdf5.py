@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from llmdpd.data.hdf5 import member, open_hdf5, read_names, read_numbers, subgroup, text_attribute
+from llmdpd.data.hdf5 import member, names_in, open_hdf5, read_names, read_numbers, subgroup, text_attribute
 from llmdpd.errors import InputError
 
 
@@ -101,6 +101,19 @@ def test_what_is_no_array_of_numbers_is_named(tmp_path: Path, values: np.ndarray
     with open_hdf5(path, "numbers") as file, pytest.raises(InputError, match=problem) as caught:
         read_numbers(file["in"], name, ndim=2)
     assert (caught.value.path, caught.value.field) == (str(path), f"in/{name}")
+
+
+def test_names_that_are_no_text_are_named(tmp_path: Path, values: np.ndarray) -> None:
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file["in/b"], file["in/a"] = values, values
+    with open_hdf5(path, "numbers") as file:
+        assert names_in(file["in"]) == ["a", "b"]
+    with h5py.File(path, "r+") as file:
+        file["in"][b"c\xff"] = values
+    with open_hdf5(path, "numbers") as file, pytest.raises(InputError, match="damaged") as caught:
+        names_in(file["in"])
+    assert (caught.value.path, caught.value.field) == (str(path), "in")
 
 
 def test_a_group_is_no_array(tmp_path: Path, other: Path) -> None:

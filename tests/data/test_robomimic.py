@@ -155,9 +155,11 @@ def test_a_success_is_only_what_the_file_says(
     dataset = load_robomimic(write_robomimic(path, demos, env_args=env_args), DEFAULT_READING)
     assert (dataset.successes[0], dataset.success_steps[0]) == wanted
     assert dataset.successes[1] == (0 if wanted[0] == 1 else -1)
+    assert dataset.success_from == ("rewards" if wanted[0] == 1 else "")
     assert not dataset.terminals.any()
     told = load_robomimic(path, Reading(success="dones"))
     assert (told.successes.tolist(), told.success_steps.tolist()) == ([1, 1], [2, 2])
+    assert told.success_from == "dones"
 
 
 def test_rewards_of_zero_alone_say_nothing(path: Path, random_demo: RandomDemo, write_robomimic: Write) -> None:
@@ -178,7 +180,7 @@ def test_isaac_labs_files_have_success_and_seed_and_no_rewards(
     assert dataset.tasks == ("Isaac-Stack-Cube-Franka-v0",)
     assert (dataset.successes.tolist(), dataset.seeds.tolist()) == ([1, 0, -1], [-1, -1, -1])
     assert not dataset.rewards.any()
-    assert "3 of 3 episodes have no rewards" in caplog.text
+    assert "no rewards: they are 0" in caplog.text
 
 
 def test_an_instruction_names_the_task_and_is_its_text(
@@ -221,6 +223,8 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], object], str, str]] = {
         "obs of data/demo_1",
         "unequal lengths",
     ),
+    "no rewards in one episode": (lambda f: f.pop("data/demo_1/rewards"), "data/demo_1/rewards", "missing"),
+    "no next_obs in one episode": (lambda f: f.pop("data/demo_1/next_obs"), "data/demo_1/next_obs", "missing"),
     "short rewards": (lambda f: damage(f, "data/demo_1/rewards", np.zeros(2)), "rewards of data/demo_1", "unequal"),
     "short next_obs": (
         lambda f: damage(f, "data/demo_1/next_obs/flat", np.zeros((2, 2))),
