@@ -28,13 +28,15 @@ def _train(arguments: list[str]) -> None:
             run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
             _run(config, run, new=True)
         return
-    for name in ("--preset", "--protocol", "--method", "--agent"):
+    for name in ("--preset", "--protocol", "--method", "--agent", "--tasks-file"):
         value, words = take_option(words, name)
         _refuse(name, value)
     _refuse("--run-dir", run_dir)
     run = RunFolder.open(Path(resume))
     with run.lock():
-        config = change(run.read_config(), words)
+        begun = run.read_config()
+        run.use_tasks(begun, unchanged=True)
+        config = change(begun, words)
         run.take_up(config)
         _run(config, run, new=False)
 

@@ -8,8 +8,10 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from llmdpd.config.own_tasks import TASK_PRESETS, task_preset, tasks_of_file, without_turning
 from llmdpd.config.presets import PRESETS, find_preset, with_method
 from llmdpd.config.schema import TrainConfig
+from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.tasks.protocols import PROTOCOLS
@@ -23,6 +25,7 @@ ALIASES = {
     "--data": "data.path",
     "--iterations": "training.iterations",
     "--tasks": "tasks.seen",
+    "--tasks-file": "tasks.file",
     "--lr": "method.lr",
     "--evaluation": "evaluation.mode",
     "--batch-size": "method.batch_size",
@@ -40,7 +43,7 @@ def description() -> str:
     """What the help begins with. Made when it is asked for, since protocols are the suites', of other packages too."""
     return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
-    --preset NAME    start from a named configuration (default: metaworld):
+    --preset NAME    start from a named configuration (default: metaworld, or tasks with --tasks-file):
                      {_listed(PRESETS)}
     --protocol NAME  which tasks are trained on and which held out: {_listed(PROTOCOLS)}
     --method NAME    the method that learns (default: the preset's):
@@ -96,7 +99,8 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         InputError: an unknown preset, protocol or method, an option that does not exist or that the method does not
             have, or what `TrainConfig.resolved` refuses.
     """
-    preset, rest = take_option(words, "--preset")
+    file, rest = _take_task_file(words)
+    preset, rest = take_option(rest, "--preset")
     protocol, rest = take_option(rest, "--protocol")
     method, rest = take_option(rest, "--method")
     old, rest = take_option(rest, "--agent")
@@ -104,14 +108,34 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         error_console.print("--agent is now --method; the old spelling goes in the next version", markup=False)
         if method not in (None, old):
             raise InputError("two methods", field="--method", found=f"{method}, and --agent {old}", expected="one")
-    start = find_preset(preset or "metaworld")
+    suite = None if file is None else use_task_file(file)
+    start = find_preset(preset or "metaworld") if suite is None else task_preset(suite, preset)
     if protocol is not None:
+        if file is not None:
+            hint = "or name them: --tasks.seen A B --tasks.unseen C"
+            expected = f'split = "seen" or "unseen" in {file}'
+            raise InputError("two splits", field="--protocol", found=protocol, expected=expected, hint=hint)
         if protocol not in PROTOCOLS:
             raise InputError("unknown protocol", field="--protocol", found=protocol, expected=", ".join(PROTOCOLS))
         tasks = dataclasses.replace(PROTOCOLS[protocol], goal_visible=start.tasks.goal_visible)
         start = dataclasses.replace(start, tasks=tasks)
+    elif suite is not None:
+        start = dataclasses.replace(start, tasks=tasks_of_file(suite))
+    elif start.preset in TASK_PRESETS:
+        expected = "--tasks-file tasks.toml"
+        raise InputError("this preset is for tasks of your own", field="--preset", found=preset, expected=expected)
     chosen = method or old
-    return change(start if chosen is None else with_method(start, chosen), rest)
+    start = start if chosen is None else with_method(start, chosen)
+    return change(start if suite is None else without_turning(start, suite), rest)
+
+
+def _take_task_file(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The task file that a command line names, and the other words."""
+    short, rest = take_option(words, "--tasks-file")
+    long, rest = take_option(rest, "--tasks.file")
+    if None not in (short, long):
+        raise InputError("two task files", field="--tasks-file", found=f"{short}, and {long}", expected="one")
+    return short or long, rest
 
 
 def change(start: TrainConfig, words: Sequence[str]) -> TrainConfig:

@@ -20,7 +20,7 @@ from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.training.config import TrainingConfig
 
 # Presets whose networks fit two CPU cores.
-_SMALL = ("metaworld", "smoke")
+_SMALL = ("metaworld", "smoke", "tasks", "tasks-plain")
 
 # The paper's algorithm with the sizes of its forerunners: Diffusion-QL's networks, MTDiff's transformer and its window.
 _PAPER_METHOD = LLMDPDConfig(
@@ -83,6 +83,23 @@ _SMOKE = replace(
 )
 
 
+# Of a user's own tasks (--tasks-file): his data hold what was done, and no expert's opinion beside it.
+_TASKS_METHOD = replace(_METAWORLD_METHOD, clone="executed")
+
+_TASKS = replace(_METAWORLD, preset="tasks", tasks=PROTOCOLS["paper"], data=DataConfig(), method=_TASKS_METHOD)
+
+# Without a layout nothing says how scenes are moved, or which numbers' differences are distances.
+_TASKS_PLAIN = replace(
+    _TASKS,
+    preset="tasks-plain",
+    method=replace(
+        _TASKS_METHOD,
+        network=replace(_TASKS_METHOD.network, context=replace(_TASKS_METHOD.network.context, features="normalised")),
+        augmentation=AugmentationConfig(),
+    ),
+)
+
+
 def _d4rl(task: str, grad_clip: float) -> TrainConfig:
     """One locomotion task with Diffusion-QL's published settings for medium-replay.
 
@@ -142,7 +159,15 @@ _TABLE_3 = {
 }
 PRESETS: dict[str, TrainConfig] = {
     config.preset: config
-    for config in (_METAWORLD, _PAPER, _SMOKE, *_D4RL, *(variant for group in _TABLE_3.values() for variant in group))
+    for config in (
+        _METAWORLD,
+        _TASKS,
+        _TASKS_PLAIN,
+        _PAPER,
+        _SMOKE,
+        *_D4RL,
+        *(variant for group in _TABLE_3.values() for variant in group),
+    )
 }
 ABLATED: dict[str, str] = {variant.preset: base for base, group in _TABLE_3.items() for variant in group}
 """The preset that each of table 3's ablations leaves something out of."""

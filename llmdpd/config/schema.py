@@ -12,6 +12,7 @@ import tyro
 
 from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.data.config import DataConfig
+from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.methods import METHODS
@@ -55,9 +56,12 @@ class TrainConfig:
         """
         # The order in which the name is looked up: see llmdpd.prompts.models.
         folder = self.llm not in ("", *TEXT_MODELS) and Path(self.llm).expanduser().is_dir()
+        tasks = self.tasks
+        if tasks.file is not None:
+            tasks = dataclasses.replace(tasks, file=str(use_task_file(tasks.file).file.path))
         config = dataclasses.replace(
             self,
-            tasks=self.tasks.canonical(canonical_task),
+            tasks=tasks.canonical(canonical_task),
             data=dataclasses.replace(
                 self.data,
                 path=self.data.path and _absolute(self.data.path),

@@ -45,7 +45,7 @@ def checked(dataset: TrajectoryDataset, spec_of: SpecOf, success_return: float |
     """
     dataset = _with_goal_visible(dataset)
     if success_return is not None:
-        dataset = _with_success(dataset, success_return)
+        dataset = with_success(dataset, success_return)
     specs = [spec if _fits(dataset, spec) else None for spec in map(spec_of, dataset.tasks)]
     _check_lengths(dataset, specs)
     return _within_bounds(dataset, specs)
@@ -92,7 +92,7 @@ def _with_goal_visible(dataset: TrajectoryDataset) -> TrajectoryDataset:
     )
 
 
-def _with_success(dataset: TrajectoryDataset, threshold: float) -> TrajectoryDataset:
+def with_success(dataset: TrajectoryDataset, threshold: float) -> TrajectoryDataset:
     """Episodes succeed at the step at which the sum of their rewards reaches the threshold."""
     outcomes = [
         first_success(np.cumsum(dataset.episode(e).rewards, dtype=np.float64) >= threshold)

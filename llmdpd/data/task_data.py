@@ -30,11 +30,7 @@ def load_tasks(spec: str | Path | None, tasks: Sequence[str], goal_visible: bool
         InputError: a task that is not there, another shape than the environment's, a goal that is hidden in the data
             and visible in evaluation or the other way round; and as `load_dataset`.
     """
-    if spec is None:
-        reading = suite_of(tasks[0]).reading(tasks[0])
-        dataset = checked(load_own_data(suite_of(tasks[0]), tasks), task_spec, reading.success_return)
-    else:
-        dataset = _load(spec, tasks)
+    dataset = checked(load_own_data(suite_of(tasks[0]), tasks), task_spec, None) if spec is None else _load(spec, tasks)
     expected = common_spec(tasks)
     name = expected.family if expected.has_success else expected.task
     dataset.check_matches(expected.state_dim, expected.action_dim, name)

@@ -9,24 +9,29 @@ from pathlib import Path
 import numpy as np
 
 from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
+from llmdpd.data.checks import with_success
 from llmdpd.errors import InputError, located
-from llmdpd.prompts import environment_prompt, task_prompt
+from llmdpd.prompts import task_prompt
 from llmdpd.tasks.base import TaskSuite
-from llmdpd.tasks.user import use_file
-from llmdpd.tasks.user.file import read_task_file
-from llmdpd.tasks.user.suite import Recorded, Sources, UserSuite
+from llmdpd.tasks.user import use_file, user_suite
+from llmdpd.tasks.user.file import absolute, read_task_file
+from llmdpd.tasks.user.suite import Recorded, UserSuite
 
 
 def use_task_file(path: str | Path, content: str | None = None) -> UserSuite:
     """Read a task file and make its tasks known to this process by their names, in place of another file's.
 
-    Nothing changes where the same file, of the same text, is in use already. Worker processes that are made from then
-    on know the tasks, too. `content` stands in for the text of a file that was changed or is gone.
+    Nothing changes where the same file, of the same text, is in use already, or where the one in use is gone by now.
+    Worker processes that are made from then on know the tasks, too. `content` stands in for the text of a file that was
+    changed or is gone.
 
     Raises:
         InputError: as `read_task_file`.
     """
-    suite = use_file(read_task_file(path, content), Sources(_recorded, _documented))
+    path, present = absolute(path), user_suite()
+    if content is None and present is not None and path == present.file.path and not path.exists():
+        return present
+    suite = use_file(read_task_file(path, content), _recorded)
     task_prompt.cache_clear()
     return suite
 
@@ -35,10 +40,19 @@ def load_own_data(suite: TaskSuite, tasks: Sequence[str]) -> TrajectoryDataset:
     """The data that a suite says belong to these tasks; the result has exactly these `tasks`.
 
     Raises:
-        InputError: a task without data, or whose data hold several tasks of which none has its name; and as
-            `load_dataset`.
+        InputError: a task without data, or whose data hold several tasks of which none has its name; the same data for
+            two tasks; and as `load_dataset`.
     """
-    parts = [_named(suite, task, place) for task in tasks for place in _places(suite, task)]
+    parts, owner = [], dict[tuple[str, str], str]()
+    for task in tasks:
+        for place in _places(suite, task):
+            part = _part(suite, task, place)
+            if (other := owner.setdefault((place, part.tasks[0]), task)) != task:
+                found, expected = f"{place}, as of {other}", "data of its own"
+                hint = "where a data set holds several tasks, say which by data_task"
+                problem, field = "two tasks have the same data", f"tasks.{task}.data"
+                raise InputError(problem, field=field, found=found, expected=expected, hint=hint)
+            parts.append(dataclasses.replace(part, tasks=(task,)))
     return join_datasets(parts).select_tasks(tasks)
 
 
@@ -50,11 +64,14 @@ def _places(suite: TaskSuite, task: str) -> Sequence[str]:
     return places
 
 
-def _named(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
-    """A data set's episodes of a task, under the name that the task has here."""
+def _part(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
+    """A data set's episodes of a task, under the name that it has there."""
+    reading = suite.reading(task)
     with located(field=f"tasks.{task}.data"):
-        whole = load_dataset(place, reading=suite.reading(task))
-    wanted = suite.reading(task).task
+        whole = load_dataset(place, reading=reading)
+    if reading.success_return is not None:
+        whole = with_success(whole, reading.success_return)
+    wanted = reading.task
     if wanted is None and len(whole.tasks) > 1:
         wanted = task
     if wanted is not None and wanted not in whole.tasks:
@@ -66,17 +83,10 @@ def _named(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
             expected=wanted,
             hint="say which of them by data_task",
         )
-    part = whole if wanted is None else whole.select_tasks([wanted])
-    return dataclasses.replace(part, tasks=(task,))
+    return whole if wanted is None else whole.select_tasks([wanted])
 
 
 def _recorded(suite: TaskSuite, task: str) -> Recorded:
     dataset = load_own_data(suite, [task])
     longest = int(np.diff(dataset.offsets).max())
     return Recorded(dataset.state_dim, dataset.action_dim, longest, dataset.texts[0])
-
-
-def _documented(env_id: str) -> str:
-    prompt = environment_prompt(env_id)
-    # Of an environment without documentation it says its spaces alone, which tells no task from another.
-    return prompt.render() if prompt.objective or prompt.objects else ""

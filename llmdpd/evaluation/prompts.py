@@ -15,6 +15,9 @@ from llmdpd.errors import InputError
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks import COLLECTION_SEED_END
 
+OWN_DATA = "the tasks' own data"
+"""Where demonstrations are from that lie where the tasks' suite says."""
+
 
 @dataclass(frozen=True)
 class TaskPrompt:
@@ -72,14 +75,16 @@ def task_prompts(
     text_source: str = "built in",
     count: int = 1,
 ) -> dict[str, TaskPrompt]:
-    """Each task's prompts: `count` demonstrations from `data` (None: none), the built-in texts or one given for all.
+    """Each task's prompts: `count` demonstrations from `data`, the built-in texts or one given for all.
+
+    `data` is a data set as `load_tasks` takes it, `OWN_DATA`, or None: no demonstrations.
 
     Raises:
         InputError: data with fewer demonstrations; and as `load_tasks` and `choose_demonstrations`.
     """
     demonstrations: dict[str, tuple[Trajectory, ...]] = dict.fromkeys(tasks, ())
     if data is not None:
-        dataset = load_tasks(data, tasks, goal_visible)
+        dataset = load_tasks(None if data == OWN_DATA else data, tasks, goal_visible)
         for task in tasks:
             chosen = choose_demonstrations(dataset, task, count)
             if len(chosen) < count:

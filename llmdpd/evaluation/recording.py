@@ -14,7 +14,7 @@ from llmdpd.evaluation.videos import save_video
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
-from llmdpd.tasks.specs import task_spec
+from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.utils.files import atomic_write_text
 from llmdpd.utils.progress import ProgressBar, console
 
@@ -55,11 +55,16 @@ def record_videos(
         atomic_write_text(folder / "README.txt", reason + "\n")
         console.print(f"no videos: {reason}")
         return
+    shown = [task for task in prompts if suite_of(task).renders(task)]
+    if len(shown) < len(prompts):
+        console.print(f"no videos of environments that render none: {', '.join(sorted(set(prompts) - set(shown)))}")
+    if not shown:
+        return
     requests = [
         EpisodeRequest(
             *(task, EVALUATION_SEED_START, task_spec(task).steps(max_steps)), record=True, record_every=STEPS_PER_FRAME
         )
-        for task in sorted(prompts, key=lambda task: task in seen)[:most]
+        for task in sorted(shown, key=lambda task: task in seen)[:most]
     ]
     with (
         ProgressBar("recording videos", "episodes", check=check) as bar,

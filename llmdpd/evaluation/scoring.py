@@ -141,7 +141,8 @@ def _score(
     for task, episodes in results.items():
         common = {
             **{"task": task, "split": splits[task], "protocol": protocol, "episodes": len(episodes)},
-            **{"max_steps": task_spec(task).steps(config.max_steps), "goal_visible": tasks.goal_visible},
+            "max_steps": task_spec(task).steps(config.max_steps),
+            "goal_visible": tasks.goal_visible if suite_of(task).hides_goal else None,
             "wall_seconds": round(seconds_a_step * steps[task], 2),
         }
         scored.append((task, episodes, common))

@@ -45,6 +45,9 @@ def training_data(
     if data.path is not None:
         dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
         words = f"{data.path}{_collector(data.path)}, {dataset.num_episodes} episodes"
+    elif suite_of(tasks.seen[0]).data(tasks.seen[0]):
+        dataset = load_tasks(None, tasks.seen, tasks.goal_visible)
+        words = f"the tasks' own data, {dataset.num_episodes} episodes"
     elif _collector_of(tasks.seen[0], "data.path") == "sac":
         dataset, words = _sac_data(data, tasks.seen, check)
     else:
@@ -143,12 +146,14 @@ def _collector(spec: str) -> str:
 def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: None) -> TrajectoryDataset:
     """What the evaluation's demonstrations are taken from, of seen and unseen tasks alike.
 
-    A suite without scripted experts has none to drive: without `data.demonstrations` they come from the training data.
+    Without `data.demonstrations` they come from the tasks' own data, where the suite says where these are, else from a
+    suite's scripted experts; one that has none to drive takes them from the training data.
     """
-    scripted = suite_of(tasks.all[0]).collector == "scripted"
-    source = data.demonstrations or (None if scripted else data.path)
-    if source is not None:
-        return load_tasks(source, tasks.all, tasks.goal_visible)
+    suite = suite_of(tasks.all[0])
+    own = data.demonstrations is None and all(suite.data(task) for task in tasks.all)
+    source = data.demonstrations or (None if suite.collector == "scripted" else data.path)
+    if own or source is not None:
+        return load_tasks(None if own else source, tasks.all, tasks.goal_visible)
     if _collector_of(tasks.all[0], "data.demonstrations") == "sac":
         return _sac_data(data, tasks.all, check)[0]
     clean = _demonstrating(data, "clean", data.demonstration_episodes)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from llmdpd.config.schema import TrainConfig
+from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.non_learned import BASELINES
@@ -24,7 +25,7 @@ from llmdpd.runs.evaluate_options import check_evaluation as check_evaluation
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
 from llmdpd.tasks.protocols import TaskConfig
-from llmdpd.tasks.specs import common_spec, task_spec
+from llmdpd.tasks.specs import TaskSpec, check_environments, common_spec, task_spec
 from llmdpd.utils.device import check_device
 
 Check = Callable[[], None]
@@ -49,12 +50,17 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
         raise InputError("the results cannot be written", path=config.out, found="a folder", expected="a file name")
     check_device(config.device)
     run = None if config.run is None else RunFolder.open(config.run)
+    if config.tasks_file is not None:
+        use_task_file(config.tasks_file)
     trained = _without_a_run(config) if run is None else run.read_config()
+    if run is not None and config.tasks_file is None:
+        run.use_tasks(trained, unchanged=False)
     check_evaluation(config, trained)
     use_threads(config.threads)
-    if run is not None and trained.evaluation_mode != "rollout":
+    if run is not None and config.tasks_file is None and trained.evaluation_mode != "rollout":
         return _evaluate_offline(config, run, trained, check)
-    common_spec(config.tasks_of(trained))
+    spec = common_spec(config.tasks_of(trained))
+    check_environments(config.tasks_of(trained))
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     for task in config.tasks_of(trained):
         task_spec(task).check_max_steps(steps, "max_steps")
@@ -67,6 +73,7 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
         if config.baseline is None and run is not None:
             checkpoints = CHECKPOINTS if config.checkpoint == "both" else (config.checkpoint,)
             policies = load_policies(run, checkpoints, config.acting, config.device)
+            _check_widths(policies, spec)
         records: list[TaskResult] = []
         for prompts in sets:
             if config.baseline is None:
@@ -139,6 +146,16 @@ def load_policies(
     return {name: policy.with_acting(**acting) if acting else policy for name, policy in policies.items()}
 
 
+def _check_widths(policies: Mapping[Checkpoint, Policy], spec: TaskSpec) -> None:
+    """Raise `InputError` for tasks of other observations or actions than those that a policy was trained on."""
+    for policy in policies.values():
+        sizes = (policy.network.state_dim, policy.network.action_dim)
+        if sizes != (spec.state_dim, spec.action_dim):
+            found = f"{spec.task}: {spec.state_dim} state and {spec.action_dim} action numbers"
+            expected = f"{sizes[0]} and {sizes[1]}, as the policy has"
+            raise InputError("tasks that the policy cannot serve", field="--tasks", found=found, expected=expected)
+
+
 def evaluate_run(
     run: RunFolder,
     config: EvaluationConfig,
@@ -183,9 +200,9 @@ def _without_a_run(config: EvaluateConfig) -> TrainConfig:
     """What a run's configuration would say of the tasks."""
     if config.baseline is None:
         return TrainConfig()
-    if not config.tasks:
+    if not config.tasks_of(TrainConfig()):
         raise InputError("no tasks to evaluate", field="--tasks", found="none", expected="tasks, or a run")
-    if config.prompt_data is None and not config.prompt_behaviours:
+    if not (config.prompt_data or config.prompt_behaviours or config.tasks_file):
         hint = "name a data set, or collect demonstrations with --prompt-behaviours clean"
         raise InputError("no demonstrations to follow", field="--prompt-data", found="none", hint=hint)
     tasks = TaskConfig(protocol="none", seen=(), unseen=config.tasks_of(TrainConfig()))
@@ -201,7 +218,14 @@ def _default_out(config: EvaluateConfig, run: RunFolder | None, trained: TrainCo
 def _is_standard(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -> bool:
     """Whether it is what results.json holds: the run's tasks, prompts, acting and steps, both policies, and no fewer
     episodes than are there already."""
-    if config.tasks or config.prompt_data or config.prompt_text or config.acting or config.checkpoint != "both":
+    if (
+        config.tasks
+        or config.tasks_file
+        or config.prompt_data
+        or config.prompt_text
+        or config.acting
+        or config.checkpoint != "both"
+    ):
         return False
     if config.baseline or config.prompts != "own" or config.prompt_behaviours:
         return False

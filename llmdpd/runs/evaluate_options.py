@@ -13,6 +13,7 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.evaluation.prompts import swap_names
 from llmdpd.nn.context.base import check_left_out
 from llmdpd.tasks.specs import canonical_task, suite_of
+from llmdpd.tasks.user import user_suite
 from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
 
 OptionalCount = Annotated[int | None, Bounds(1)]
@@ -35,6 +36,9 @@ class EvaluateConfig:
     """Which policy: the last one, the best by the selection during training, or both."""
     tasks: tuple[str, ...] = ()
     """Tasks; by default those of the run, seen and unseen."""
+    tasks_file: Path | None = None
+    """A task file (tasks.toml) whose tasks are evaluated, or those of them that --tasks names, with demonstrations from
+    their own data; by default the run's own file, where it has one."""
     prompt_data: str | None = None
     """Data set to take the demonstrations from (Minari, HDF5, MTDiff files …); by default the run's own."""
     prompt_text: Path | None = None
@@ -71,8 +75,10 @@ class EvaluateConfig:
     evaluations."""
 
     def tasks_of(self, trained: TrainConfig) -> tuple[str, ...]:
-        """Canonical names of the tasks to evaluate: those that are named, else those of the run."""
-        return tuple(dict.fromkeys(map(canonical_task, self.tasks))) or trained.tasks.all
+        """Canonical names of the tasks to evaluate: those that are named, else those of the task file or the run."""
+        suite = None if self.tasks_file is None else user_suite()
+        others = trained.tasks.all if suite is None else tuple(suite.tasks)
+        return tuple(dict.fromkeys(map(canonical_task, self.tasks))) or others
 
     @property
     def acting(self) -> dict[str, Any]:

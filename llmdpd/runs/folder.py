@@ -16,10 +16,12 @@ from typing import Any
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.config.stored import read_stored
+from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
-from llmdpd.utils.files import atomic_write_json, process_lock, read_json, recover_directory
+from llmdpd.tasks.user.file import read_task_file
+from llmdpd.utils.files import atomic_write_json, atomic_write_text, process_lock, read_json, recover_directory
 from llmdpd.utils.plain import differences, to_plain
-from llmdpd.utils.progress import Stopwatch
+from llmdpd.utils.progress import Stopwatch, console
 
 _PACKAGES = (
     *("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors"),
@@ -40,6 +42,7 @@ class RunFolder:
     """A run's folder, and the paths within it.
 
     prompts  the demonstrations of the evaluation, as Minari data sets
+    tasks    the task file as it was when the run was begun, of a run on a user's own tasks
     replay   the steps of a method that learns in the environment, from which its checkpoints continue
     """
 
@@ -53,6 +56,7 @@ class RunFolder:
         self.videos = path / "videos"
         self.prompts = path / "prompt_data"
         self.replay = path / "replay"
+        self.tasks = path / "tasks.toml"
         self._lock_file = path / ".lock"
 
     def new_evaluation(self) -> Path:
@@ -81,6 +85,8 @@ class RunFolder:
                 hint = f"continue that run with --resume {path}, or choose another --run-dir"
                 raise InputError("the run folder is not empty", path=path, expected=expected, hint=hint)
             atomic_write_json(run.config, to_plain(config))
+            if config.tasks.file is not None:
+                atomic_write_text(run.tasks, use_task_file(config.tasks.file).file.content)
             run.note(versions=_versions(), machine=_machine(), times={})
         return run
 
@@ -112,6 +118,40 @@ class RunFolder:
         """The configuration that the run was started with."""
         return read_stored(read_json(self.config), self.config)
 
+    def use_tasks(self, config: TrainConfig, *, unchanged: bool) -> None:
+        """Make the tasks of the run's task file known, by the run's own copy of it; of other runs nothing is done.
+
+        Where the file itself was changed since, or is gone, a line says so. Relative paths, and environments' modules,
+        are looked for where the file lay.
+
+        Args:
+            config: the run's own.
+            unchanged: whether a changed file is refused.
+
+        Raises:
+            InputError: the copy is gone, the file was changed; and as `use_task_file`.
+        """
+        if config.tasks.file is None:
+            return
+        file = Path(config.tasks.file)
+        if not self.tasks.is_file():
+            hint = f"put {file} there, as it was when the run was begun"
+            raise InputError("the run's copy of its task file is gone", path=self.tasks, hint=hint)
+        content = self.tasks.read_text("utf-8")
+        suite = use_task_file(file, content)
+        if file.is_file() and read_task_file(file).content == content:
+            return
+        if file.is_file() and unchanged:
+            raise InputError(
+                "the task file was changed since the run was begun",
+                path=file,
+                found=f"SHA-256 {read_task_file(file).sha256}",
+                expected=f"SHA-256 {suite.file.sha256}, of {self.tasks}",
+                hint=f"put it back (cp {self.tasks} {file}), or start a new run",
+            )
+        what = "was changed since the run was begun" if file.is_file() else "is gone"
+        console.print(f"{file} {what}; the run's own copy is used: {self.tasks}", markup=False, soft_wrap=True)
+
     def take_up(self, config: TrainConfig) -> None:
         """Prepare an interrupted run for continuing with `config`, and remove what a kill left half written.
 
@@ -142,7 +182,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what a run that failed before it began has made; whatever else lies in its folder stays."""
-        for file in (self.config, self.meta, self.path / "prompts.json", self._lock_file):
+        for file in (self.config, self.meta, self.tasks, self.path / "prompts.json", self._lock_file):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.prompts, ignore_errors=True)
         with suppress(OSError):  # not empty: data that was collected into it

@@ -33,7 +33,7 @@ from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.runs.resume_check import check_inputs, input_hashes
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
-from llmdpd.tasks.specs import task_spec
+from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
@@ -72,7 +72,7 @@ class Run:
             "protocol": tasks.protocol,
             "trained_on": list(tasks.seen),
             "training_data": self.description,
-            "goal_visible": tasks.goal_visible if task_spec(tasks.seen[0]).has_success else None,
+            "goal_visible": tasks.goal_visible if suite_of(tasks.seen[0]).hides_goal else None,
             "seed": config.seed,
             "iterations": iteration,
             **config.method.inputs(),

@@ -10,7 +10,14 @@ from pathlib import Path
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
-from llmdpd.evaluation.prompts import TaskPrompt, behaviour_prompts, choose_demonstrations, swap_prompts, task_prompts
+from llmdpd.evaluation.prompts import (
+    OWN_DATA,
+    TaskPrompt,
+    behaviour_prompts,
+    choose_demonstrations,
+    swap_prompts,
+    task_prompts,
+)
 from llmdpd.prompts import TextPrompt
 from llmdpd.runs.data import behaviour_demonstrations
 from llmdpd.runs.evaluate_options import EvaluateConfig
@@ -65,11 +72,13 @@ def _changed(prompts: dict[str, TaskPrompt], which: str, seen: tuple[str, ...]) 
 
 
 def _data(config: EvaluateConfig, run: RunFolder | None, trained: TrainConfig) -> str | Path | None:
-    """Where the demonstrations are, None where the policy takes none."""
+    """Where the demonstrations are, None where the policy takes none; `OWN_DATA` for the tasks' own data."""
     if not (trained.method.network.context_config().trajectory or config.baseline):
         return None
-    if config.prompt_data is not None or run is None:
+    if config.prompt_data is not None:
         return config.prompt_data
+    if config.tasks_file is not None or run is None:
+        return OWN_DATA
     known = trained.tasks.all if run.prompts.exists() else ()
     foreign = [task for task in config.tasks_of(trained) if task not in known]
     if foreign:

@@ -14,6 +14,7 @@ from llmdpd.data import TrajectoryDataset
 from llmdpd.data.collecting.scripted import content_hash
 from llmdpd.errors import InputError
 from llmdpd.runs.folder import RunFolder, decisive
+from llmdpd.tasks.user import file_in_use
 from llmdpd.utils.checkpoint import latest_checkpoint, read_state
 from llmdpd.utils.plain import differences
 
@@ -24,12 +25,12 @@ def input_hashes(
     demonstrations: TrajectoryDataset | None,
     vectors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """The settings that decide what is learned, and SHA-256 of training data, evaluation's demonstrations, embeddings.
+    """The settings that decide what is learned; SHA-256 of data, evaluation's demonstrations, embeddings, task file.
 
     What is not there (a data set, of a method that learns in the environment) is None. The method adds what it learns
     from beside them (`MethodConfig.inputs`).
     """
-    embedded = hashlib.sha256()
+    embedded, file = hashlib.sha256(), file_in_use()
     for text, vector in vectors.items():
         embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
     return {
@@ -37,6 +38,7 @@ def input_hashes(
         "training data": None if dataset is None else content_hash(dataset),
         "demonstrations": None if demonstrations is None else content_hash(demonstrations),
         "text embeddings": embedded.hexdigest() if vectors else None,
+        "task file": None if config.tasks.file is None or file is None else file.sha256,
         **config.method.inputs(),
     }
 

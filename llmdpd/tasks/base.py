@@ -112,6 +112,7 @@ class TaskSuite:
         groups: names that stand for several tasks where data is collected.
         protocols: its splits into seen and unseen tasks, by name; see `llmdpd.tasks.protocols.PROTOCOLS`.
         behaviours: descriptions of its demonstrators' behaviour policies, by name.
+        hides_goal: whether it can hide the goal from observations; otherwise `goal_visible` has no meaning.
         collector: what collects training data where a run names none: "scripted" experts, "sac"; None: a run has to.
     """
 
@@ -120,6 +121,7 @@ class TaskSuite:
     groups: Mapping[str, tuple[str, ...]] = {}
     protocols: Mapping[str, Split] = {}
     behaviours: Mapping[str, str] = {}
+    hides_goal: bool = False
     collector: Literal["scripted", "sac"] | None = None
 
     def knows(self, task: str) -> bool:

@@ -23,6 +23,8 @@ class TaskConfig:
     """Tasks that are evaluated zero-shot: a text and one demonstration, no training."""
     goal_visible: bool = True
     """Whether observations show the goal, in data and evaluation, where the suite can hide it."""
+    file: str | None = None
+    """A task file, tasks.toml, with tasks of your own (see `llmdpd.tasks.user.file`)."""
 
     @property
     def all(self) -> tuple[str, ...]:

@@ -62,10 +62,22 @@ def make_environment(task: str, goal_visible: bool, render: bool) -> Environment
     return suite_of(task).make(task, goal_visible=goal_visible, render=render)
 
 
+def check_environments(tasks: Sequence[str]) -> None:
+    """Raise `InputError` for a task that cannot be rolled out, since it has no environment."""
+    for task in tasks:
+        if not task_spec(task).has_environment:
+            raise InputError(
+                "a task without environment cannot be rolled out",
+                field=f"tasks.{task}",
+                found="no env in the task file",
+                expected='env = "…", a Gymnasium id or "module:factory"',
+            )
+
+
 def common_spec(tasks: Sequence[str]) -> TaskSpec:
     """The spec of the first task, which the others must match.
 
-    Raises InputError for tasks of different families or widths: one network cannot serve them.
+    Raises InputError for tasks of different families, widths or bounds of actions: one network cannot serve them.
     """
     specs = [task_spec(task) for task in tasks]
     first = specs[0]
@@ -74,5 +86,9 @@ def common_spec(tasks: Sequence[str]) -> TaskSpec:
             one = f"{first.task} ({first.state_dim} state and {first.action_dim} action numbers)"
             found = f"{one} and {spec.task} ({spec.state_dim} and {spec.action_dim})"
             expected = "tasks with the same observations and actions"
+            raise InputError("tasks that one policy cannot serve", field="tasks", found=found, expected=expected)
+        if (spec.action_low, spec.action_high) != (first.action_low, first.action_high):
+            bounds = (f"{each.task} ({each.action_low} to {each.action_high})" for each in (first, spec))
+            found, expected = " and ".join(bounds), "tasks whose actions have the same bounds"
             raise InputError("tasks that one policy cannot serve", field="tasks", found=found, expected=expected)
     return first

@@ -30,7 +30,7 @@ SHORT = {
 
 
 def test_short_spellings() -> None:
-    assert SHORT.keys() == ALIASES.keys()
+    assert {*SHORT, "--tasks-file"} == ALIASES.keys(), "a task file's own test is test_own_tasks.py"
     for option, (values, field, expected) in SHORT.items():
         assert value_of(parse_train([option, *values]), field) == expected, option
         if len(values) == 1:

@@ -76,7 +76,6 @@ Way = Callable[[Scene], tuple[Array, float]]
 ABOVE: Way = lambda s: (s.object + 0.1 * UP, OPEN)  # noqa: E731
 DOWN: Way = lambda s: (s.object, OPEN)  # noqa: E731
 GRASP: Way = lambda s: (s.hand, CLOSE)  # noqa: E731
-LIFT: Way = lambda s: (flat(s.hand, 0.15), CLOSE)  # noqa: E731
 _PICK = [ABOVE, DOWN, GRASP]
 
 
@@ -88,15 +87,15 @@ TASKS: dict[str, tuple[str, Callable[[Scene], bool], list[Way]]] = {
         lambda s: near(s.hand, s.object) and s.opening < CLOSED and not s.held,
         [lambda s: (s.object + 0.1 * UP, CLOSE), lambda s: (s.object, CLOSE)],
     ),
-    "lift": (
-        "Grasp the object and lift it straight up.",
-        lambda s: s.held and s.object[2] > 0.15,
-        [*_PICK, lambda s: (flat(s.hand, 0.25), CLOSE)],
-    ),
     "pick": (
         "Grasp the object and hold it at the goal in the air.",
         lambda s: s.held and near(s.object, s.goal),
         [*_PICK, lambda s: (s.goal, CLOSE)],
+    ),
+    "drop": (
+        "Grasp the object, carry it to the goal in the air and let it fall there.",
+        lambda s: near(flat(s.object), flat(s.goal), 0.04) and s.opening > CLOSED and s.object[2] < 0.05,
+        [*_PICK, lambda s: (s.goal, CLOSE), lambda s: (s.hand, OPEN)],
     ),
     "slide": (
         "Slide the object over the table to the box, with the closed hand on top of it.",
@@ -106,7 +105,7 @@ TASKS: dict[str, tuple[str, Callable[[Scene], bool], list[Way]]] = {
     "stack": (
         "Grasp the object, carry it over the box and let it fall in.",
         lambda s: near(s.object, s.box, 0.04) and s.opening > CLOSED,
-        [*_PICK, LIFT, lambda s: (s.box + 0.12 * UP, CLOSE), lambda s: (s.hand, OPEN)],
+        [*_PICK, lambda s: (s.box + 0.12 * UP, CLOSE), lambda s: (s.hand, OPEN)],
     ),
     "hover": (
         "Hold the open hand ten centimetres above the box.",
@@ -118,11 +117,14 @@ UNSEEN = ("stack", "hover")
 
 
 class Tabletop(gymnasium.Env):
-    """One task of the family; `keyed` observations are a Dict as those of goal-conditioned environments."""
+    """One task of the family; `keyed` observations are a Dict as those of goal-conditioned environments.
+
+    Actions have bounds of `strength`; beyond 1 there is no effect.
+    """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
-    def __init__(self, task: str, keyed: bool = False, render_mode: str | None = None) -> None:
+    def __init__(self, task: str, keyed: bool = False, render_mode: str | None = None, strength: float = 1.0) -> None:
         self.text, self._succeeds, self._ways = TASKS[task]
         self.keyed, self.render_mode = keyed, render_mode
         box = Box(-1.0, 1.0, (13,), np.float64)
@@ -130,7 +132,7 @@ class Tabletop(gymnasium.Env):
         ten = Box(-1.0, 1.0, (10,), np.float64)
         keys = {"achieved_goal": three, "desired_goal": three, "observation": ten}
         self.observation_space = Dict(keys) if keyed else box
-        self.action_space = Box(-1.0, 1.0, (4,), np.float32)
+        self.action_space = Box(-strength, strength, (4,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -169,9 +171,9 @@ class Tabletop(gymnasium.Env):
         return {"achieved_goal": numbers[4:7], "desired_goal": numbers[10:], "observation": numbers[:10]}
 
 
-def make(task: str, keyed: bool = False, render_mode: str | None = None, limit: int = MAX_STEPS) -> gymnasium.Env:
+def make(task: str, limit: int = MAX_STEPS, **options: Any) -> gymnasium.Env:
     """What a task file names as "tabletop:make"; no limit of steps where `limit` is 0."""
-    env: gymnasium.Env = Tabletop(task, keyed, render_mode)
+    env: gymnasium.Env = Tabletop(task, **options)
     return gymnasium.wrappers.TimeLimit(env, limit) if limit else env
 
 

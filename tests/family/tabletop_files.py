@@ -35,6 +35,7 @@ def write_family(
     suite: lines of [suite]; extra: further lines of tasks, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "demos", ignore_errors=True)
     shutil.copy(tabletop.__file__, folder / "tabletop.py")
     lines = ["[suite]", suite, *([f"observation = {OBSERVATION}"] if keyed else []), LAYOUT if layout else ""]
     for number, task in enumerate(tasks):

@@ -29,6 +29,7 @@ class MetaWorldSuite(TaskSuite):
     name = "Meta-World"
     tasks = TASKS
     behaviours = BEHAVIOURS
+    hides_goal = True
     collector = "scripted"
     groups: Mapping[str, tuple[str, ...]] = {"all": TASKS, "ml45-train": ML45_TRAIN}
     # `design` is ml45 without its test tasks: for choosing a design.

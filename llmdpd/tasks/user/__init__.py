@@ -11,7 +11,7 @@ from llmdpd.tasks import SUITES, USER
 
 if TYPE_CHECKING:
     from llmdpd.tasks.user.file import TaskFile
-    from llmdpd.tasks.user.suite import Sources, UserSuite
+    from llmdpd.tasks.user.suite import Read, UserSuite
 
 
 def user_suite() -> UserSuite | None:
@@ -25,15 +25,18 @@ def file_in_use() -> TaskFile | None:
     return None if suite is None else suite.file
 
 
-def use_file(file: TaskFile, sources: Sources | None = None) -> UserSuite:
-    """Make a file's tasks the process's, in place of those of another file; of the same one nothing changes."""
+def use_file(file: TaskFile, read: Read | None = None) -> UserSuite:
+    """Make a file's tasks the process's, in place of those of another file; of the same one nothing changes.
+
+    `read` learns from a task's data what neither the file nor an environment says; a worker process needs none.
+    """
     from llmdpd.tasks.specs import task_spec
     from llmdpd.tasks.user.suite import UserSuite
 
     present = user_suite()
     if present is not None and present.file == file:
         return present
-    suite = UserSuite(file, sources)
+    suite = UserSuite(file, read)
     SUITES.register(USER, suite)
     task_spec.cache_clear()
     return suite

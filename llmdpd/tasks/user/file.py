@@ -142,7 +142,7 @@ def read_task_file(path: str | Path, content: str | None = None) -> TaskFile:
         InputError: naming file, table, key, what was found and what is expected: no such file, no TOML, an unknown
             key (the nearest are offered), a value of another type, a wrong layout, no task.
     """
-    path = Path(os.path.abspath(Path(path).expanduser()))
+    path = absolute(path)
     content = _read(path) if content is None else content
     with located(path):
         try:
@@ -161,6 +161,11 @@ def read_task_file(path: str | Path, content: str | None = None) -> TaskFile:
         read = {name: _task(name, _table(tasks, name, "tasks"), path.parent, shared) for name in tasks}
         _check_success(read)
         return TaskFile(path, content, name, read, layout)
+
+
+def absolute(path: str | Path) -> Path:
+    """A path from the file system's root, links as they are."""
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _read(path: Path) -> str:

@@ -21,16 +21,8 @@ class Recorded:
     text: str
 
 
-@dataclass(frozen=True)
-class Sources:
-    """What a suite learns of a task that neither its file nor its environment says. Upper layers know how.
-
-    recorded: a task's data → what they say; documented: a registered Gymnasium id → a text prompt, "" where its
-    environment has no documentation.
-    """
-
-    recorded: Callable[[TaskSuite, str], Recorded]
-    documented: Callable[[str], str]
+Read = Callable[[TaskSuite, str], Recorded]
+"""(suite, task) → what the task's recorded data say of it; readers of data are of an upper layer."""
 
 
 class UserSuite(TaskSuite):
@@ -38,12 +30,13 @@ class UserSuite(TaskSuite):
 
     Args:
         file: the task file.
-        sources: for tasks without environment or text; a worker process, which needs neither, has none.
+        read: for tasks without environment or text; a worker process, which needs neither, has none.
     """
 
-    def __init__(self, file: TaskFile, sources: Sources | None = None) -> None:
+    def __init__(self, file: TaskFile, read: Read | None = None) -> None:
         self.file, self.name, self.tasks = file, file.name, tuple(file.tasks)
-        self._sources = sources
+        self.protocols = {file.name: (file.split("seen"), file.split("unseen"))}
+        self._read = read
         self._recorded: dict[str, Recorded] = {}
         self._specs: dict[str, TaskSpec] = {}
         self._rendered: dict[str, bool] = {}
@@ -103,7 +96,7 @@ class UserSuite(TaskSuite):
             return own.text, "the task file"
         if own.data and (text := self.recorded(task).text):
             return text, "the data"
-        if text := self._documentation(own):
+        if own.env is not None and not own.factory and (text := _documentation(own.env)):
             return text, "the environment's documentation"
         raise InputError(
             "the task has no text prompt",
@@ -116,13 +109,9 @@ class UserSuite(TaskSuite):
     def recorded(self, task: str) -> Recorded:
         """What the task's data say of it; they are read once."""
         if task not in self._recorded:
-            assert self._sources is not None, "workers ask for no data"
-            self._recorded[task] = self._sources.recorded(self, task)
+            assert self._read is not None, "workers ask for no data"
+            self._recorded[task] = self._read(self, task)
         return self._recorded[task]
-
-    def _documentation(self, own: UserTask) -> str:
-        assert self._sources is not None, "workers ask for no text"
-        return "" if own.env is None or own.factory else self._sources.documented(own.env)
 
     def _with_environment(self, own: UserTask) -> TaskSpec:
         from llmdpd.tasks.user.environment import UserEnvironment
@@ -144,3 +133,12 @@ class UserSuite(TaskSuite):
             with located(field="suite.layout"):
                 spec.layout.check(spec.state_dim, spec.action_dim)
         return spec
+
+
+def _documentation(env_id: str) -> str:
+    """The text prompt made of an environment's documentation, "" where it has none."""
+    from llmdpd.tasks.texts.gymnasium_docs import environment_prompt
+
+    prompt = environment_prompt(env_id)
+    # Of an environment without documentation it says its spaces alone, which tells no task from another.
+    return prompt.render() if prompt.objective or prompt.objects else ""
