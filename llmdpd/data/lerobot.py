@@ -62,7 +62,11 @@ def load_lerobot(folder: str | Path, reading: Reading) -> TrajectoryDataset:
     names, texts = _name_tasks(_tasks(info))
     episodes = _episodes(info, columns, names, _split(info, reading.part))
     return join_episodes(
-        known_steps(episodes, info.folder), texts=texts, source=str(info.folder), success_from=columns.success or ""
+        known_steps(episodes, info.folder),
+        texts=texts,
+        source=str(info.folder),
+        environments=dict.fromkeys(texts, info.robot),
+        success_from=columns.success or "",
     )
 
 
@@ -78,6 +82,7 @@ class _Info:
     total_episodes: int
     total_frames: int
     splits: Mapping[str, Any]
+    robot: str  # "so101_follower at 30 fps"; "" where it is not said
 
 
 def _read_info(folder: Path) -> _Info:
@@ -108,7 +113,11 @@ def _read_info(folder: Path) -> _Info:
             expected = "an object with dtype and shape"
             raise InputError("damaged metadata", path=path, field=f"features.{name}", found=feature, expected=expected)
     splits = values.get("splits")
-    own: dict[str, Any] = {"splits": splits if isinstance(splits, dict) else {}}
+    robot, fps = values.get("robot_type"), values.get("fps")
+    own: dict[str, Any] = {
+        "splits": splits if isinstance(splits, dict) else {},
+        "robot": f"{robot} at {fps} fps" if isinstance(robot, str) and isinstance(fps, (int, float)) else "",
+    }
     return _Info(folder, int(version[1]), **own, **{"chunks_size": 0} | {name: values[name] for name in wanted})
 
 

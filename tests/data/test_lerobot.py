@@ -53,6 +53,7 @@ def test_a_robots_log_is_read_as_it_was_written(
     assert not dataset.terminals.any()
     assert not dataset.rewards.any()
     assert "no column next.reward" in caplog.text
+    assert (dataset.environments, dataset.success_from) == (("so101_follower at 30 fps",) * 2, "")
     one = load_dataset(tmp_path, tasks=["put-the-red-cube-in-the-box"])
     assert one.lengths.tolist() == [1, 2]
 
@@ -78,6 +79,7 @@ def test_rewards_ends_and_successes(
     write_lerobot(tmp_path, recordings, version=version)
     dataset = load_dataset(tmp_path)
     check_same(dataset, recordings)
+    assert dataset.success_from == "next.success"
     np.testing.assert_array_equal(dataset.rewards, np.concatenate([each["next.reward"][:-1] for each in recordings]))
     # The last success is in the step that is left out.
     assert (dataset.successes.tolist(), dataset.success_steps.tolist()) == ([1, 0, 1], [2, -1, -1])

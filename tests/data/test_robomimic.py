@@ -41,6 +41,7 @@ def test_an_episode_is_read_as_it_was_written(path: Path, random_demo: RandomDem
         np.testing.assert_array_equal(have, np.concatenate([demo[name] for demo in demos]).astype(np.float32))
     assert not dataset.terminals.any()
     assert (dataset.goal_visible, dataset.source) == (None, str(path))
+    assert (dataset.environments, dataset.success_from) == (("PickPlaceCan 1.4.1",), "rewards")
 
 
 def test_episodes_come_in_the_order_of_their_numbers(
