@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeRecord:
-    """One episode of T steps on its way into a data set (see `llmdpd.data.join_episodes`)."""
+    """One episode of T steps on its way into a data set (see `TrajectoryDataset.from_episodes`)."""
 
     observations: ArrayLike  # [T + 1, S], the one after the last action included; [T, S] with next_observations
     actions: ArrayLike  # [T, A]
@@ -100,6 +100,23 @@ class TrajectoryDataset:
     behaviours: tuple[str, ...] = ()  # [E], the behaviour policy of each episode, "" where unknown; empty: all unknown
     environments: tuple[str, ...] = ()  # of each task, the id under which it was recorded, "" where unknown; or empty
     success_from: str = ""  # the key that success was read from, such as "infos/success"; "" where nothing names it
+
+    @classmethod
+    def from_episodes(
+        cls, episodes: Iterable[EpisodeRecord], *, texts: Mapping[str, str] | None = None
+    ) -> TrajectoryDataset:
+        """A data set of episodes in memory, of one task or several, such as a robot's logs.
+
+        Args:
+            episodes: in any order; numbers of any real type become float32.
+            texts: text prompts by task, as far as there are any.
+
+        Raises:
+            InputError: naming the episode and the array that does not fit, or holds NaN or Inf; no episode.
+        """
+        from llmdpd.data.assemble import join_episodes  # which is built on this module
+
+        return join_episodes(episodes, texts=texts)
 
     def __post_init__(self) -> None:
         self._check_offsets()

@@ -8,9 +8,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import Trajectory, TrajectoryDataset
@@ -21,7 +24,7 @@ from llmdpd.evaluation.results import CHECKPOINTS, write_results
 from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
-from llmdpd.nn.spaces import Spaces, action_range
+from llmdpd.nn.spaces import ActionScaling, Spaces, action_range
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
@@ -235,7 +238,7 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     rows = [vectors[task_prompt(task).render()] for task in dataset.tasks] if vectors else None
     reads = method.network.context_config()
     return learner, BatchSampler(
-        dataset.with_actions(lambda actions: network.action_scaling.to_unit(actions)[0]),
+        dataset.with_actions(partial(_within_bounds, network.action_scaling)),
         None if rows is None else torch.stack(rows),
         reads.encoder if reads.trajectory else None,
         method.batch_size,
@@ -246,6 +249,14 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         (reads.text_dropout, reads.trajectory_dropout),
         *network.window,
     )
+
+
+def _within_bounds(scaling: ActionScaling, actions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Actions [N, A] as the networks know them; a line says how many rows were beyond the bounds, if any."""
+    within, beyond = scaling.to_unit(actions)
+    if beyond:
+        console.print(f"actions of {beyond} of {len(actions)} transitions are beyond their bounds: cut to them")
+    return within
 
 
 def _online(run: Run) -> tuple[Learner, Sampler]:

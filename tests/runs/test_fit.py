@@ -1,0 +1,102 @@
+"""`llmdpd.fit`: a robot's logs in memory, without an environment, become a policy; and so does a task file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmdpd
+from llmdpd.data import EpisodeRecord, Trajectory, TrajectoryDataset
+from llmdpd.errors import InputError
+from llmdpd.evaluation.offline import score_offline
+from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.evaluation.results import read_results
+
+S, A, STEPS = 20, 7, 12
+TEXTS = {"pour": 'Task: pour "water".\nObjective: the cup is full.', "wipe": "Task: wipe the table."}
+SIZES = {
+    "training.iterations": 150,
+    "training.checkpoint-every": 50,
+    "training.select-every": 50,
+    "method.batch-size": 64,
+    "method.prompts-per-batch": 4,
+    "method.lr": 3e-3,
+    "method.lr-warmup": 0,
+    "method.network.hidden-dim": 64,
+    "method.network.context.encoder.width": 16,
+    "method.network.context.encoder.inner": 32,
+    "threads": 1,
+}
+OPTIONS = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+
+
+def log(rng: np.random.Generator, task: str) -> EpisodeRecord:
+    """Seven joints turn, each at a speed of its own: in one task forwards, in the other backwards."""
+    observations = rng.normal(3, 2, (STEPS + 1, S))
+    speed = np.linspace(5, 80, A) * rng.uniform(0.6, 1, (STEPS, A))
+    actions = speed if task == "pour" else -speed
+    return EpisodeRecord(observations, actions, np.zeros(STEPS), task)
+
+
+@pytest.fixture
+def logs(rng: np.random.Generator) -> TrajectoryDataset:
+    return TrajectoryDataset.from_episodes([log(rng, task) for task in TEXTS for _ in range(12)], texts=TEXTS)
+
+
+def test_a_robots_log_becomes_a_policy_that_reads_its_prompts(
+    logs: TrajectoryDataset, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    policy = llmdpd.fit(logs, options=["--evaluation", "offline", *OPTIONS], run_dir=tmp_path / "run")
+    new = TrajectoryDataset.from_episodes([log(rng, task) for task in TEXTS for _ in range(4)])
+    held = {task: [new.episode(int(e)) for e in new.episodes_of(task)[1:]] for task in TEXTS}
+    shown = {task: new.episode(int(new.episodes_of(task)[0])) for task in TEXTS}
+
+    def error(of: dict[str, Trajectory], texts: dict[str, str]) -> float:
+        prompts = {task: TaskPrompt(texts[task], "given", (of[task],), "logs") for task in TEXTS}
+        return float(np.mean([score.action_error for score in score_offline(policy, prompts, held).values()]))
+
+    swapped = dict(zip(TEXTS, reversed(TEXTS), strict=True))
+    own = error(shown, TEXTS)
+    other = error({t: shown[o] for t, o in swapped.items()}, {t: TEXTS[o] for t, o in swapped.items()})
+    assert own < 0.4 * other, "with another task's prompts it does what that task asks for"
+    action = policy.prompt(text=TEXTS["pour"], trajectory=shown["pour"]).act(held["pour"][0].observations[0])
+    assert action.shape == (A,)
+    assert np.abs(action / np.linspace(5, 80, A)).max() <= 1.05, "in the robot's own numbers"
+    kinds = {(record.task, record.prompts.kind) for record in read_results(tmp_path / "run" / "results.json")}
+    assert kinds >= {(task, kind) for task in TEXTS for kind in ("own", "swapped")}
+    assert not any(record.rolled_out for record in read_results(tmp_path / "run" / "results.json"))
+
+
+def test_without_a_folder_nothing_is_left_behind(
+    logs: TrajectoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    plain = TrajectoryDataset.from_episodes([log(np.random.default_rng(n), t) for n, t in enumerate([*TEXTS] * 2)])
+    policy = llmdpd.fit(plain, TEXTS, options=[*OPTIONS, "--iterations", "2"])
+    assert policy.metadata["iterations"] == 2
+    assert policy.metadata["trained_on"] == list(TEXTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ({}, "no text of pour, wipe"),
+        ({"pour": "Pour."}, "no text of wipe"),
+        ({**TEXTS, "stir": "Stir."}, "texts of stir"),
+    ],
+)
+def test_each_task_has_a_text(texts: dict[str, str], found: str, rng: np.random.Generator) -> None:
+    plain = TrajectoryDataset.from_episodes([log(rng, task) for task in TEXTS])
+    with pytest.raises(InputError, match="text prompt") as error:
+        llmdpd.fit(plain, texts)
+    assert error.value.found == found
+
+
+def test_there_is_something_to_learn_from() -> None:
+    with pytest.raises(InputError, match="nothing to learn from"):
+        llmdpd.fit(tasks=TEXTS)
