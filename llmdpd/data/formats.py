@@ -21,11 +21,13 @@ class DataFormat:
 
     Attributes:
         readable: what can be read, in a few words, for messages.
+        parts: whether its data sets have named parts, so that `load` heeds `reading.part`.
         scheme: `load_dataset("scheme:NAME")` calls `load_named`; None where data have no names.
     """
 
     readable: str
     scheme: str | None = None
+    parts: bool = False
 
     def reads(self, path: Path) -> bool:
         """Whether `path` is one data set of this format; asked of files, and of folders before their content."""
@@ -34,7 +36,8 @@ class DataFormat:
     def load(self, path: Path, reading: Reading) -> TrajectoryDataset:
         """Read one data set as `reading` says: a reader uses of it what its format leaves open.
 
-        Raises InputError for a damaged file, and where the file lacks what `reading` names.
+        Raises InputError for a damaged file, and where the file lacks what `reading` names; its success aside, which
+        may be the environment's alone.
         """
         raise NotImplementedError
 
@@ -87,7 +90,7 @@ class D4RL(DataFormat):
 class Robomimic(DataFormat):
     """HDF5 files of robomimic's layout (see `llmdpd.data.robomimic`)."""
 
-    readable = "an HDF5 file of robomimic's layout"
+    readable, parts = "an HDF5 file of robomimic's layout", True
     load, _is_robomimic = _imported("robomimic", "load_robomimic"), _imported("robomimic", "is_robomimic")
 
     def reads(self, path: Path) -> bool:
@@ -97,7 +100,7 @@ class Robomimic(DataFormat):
 class LeRobot(DataFormat):
     """LeRobot's data sets, versions 2 and 3 (see `llmdpd.data.lerobot`)."""
 
-    readable = "the folder of a LeRobot data set"
+    readable, parts = "the folder of a LeRobot data set", True
     load = _imported("lerobot", "load_lerobot")
 
     def reads(self, path: Path) -> bool:

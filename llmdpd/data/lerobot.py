@@ -47,8 +47,8 @@ def load_lerobot(folder: str | Path, reading: Reading) -> TrajectoryDataset:
 
     Observations are the columns of `reading.observation`, side by side in this order; by default `observation.state`,
     followed by `observation.environment_state` where there is one. Actions are `reading.action`, by default `action`.
-    Rewards are `next.reward`, 0 where there are none. An episode succeeds where `reading.success` (by default
-    `next.success`) is true at any step; without such a column, success is unknown. Images and videos are left out.
+    Rewards are `next.reward`, 0 where there are none. An episode succeeds where `reading.success`, or else
+    `next.success`, is true at any step; without such a column, success is unknown. Images and videos are left out.
 
     `reading.part` is one of the `splits` of meta/info.json. The last step of each episode is left out, for its next
     observation is not recorded.
@@ -139,9 +139,11 @@ def _choose_columns(info: _Info, reading: Reading) -> _Columns:
     action = reading.action or "action"
     if action not in info.features and reading.action is None:
         raise _not_chosen(info, action, "action")
-    success = reading.success or (_SUCCESS if _SUCCESS in info.features else None)
+    success = next((name for name in (reading.success, _SUCCESS) if name in info.features), None)
     if success is not None:
         _width(info, success)
+        if reading.success not in (None, success):
+            _log.warning("%s: no column %s; %s says what succeeds", info.folder, reading.success, success)
     return _Columns(
         observation={key: _width(info, key) for key in keys},
         action=action,

@@ -61,8 +61,8 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
     `reading.part` is a filter key, an array of names of episodes in `mask`.
 
     An episode succeeds where the array `reading.success` is 1 at any step (`dones`, where they mark successes).
-    Without it: by the episode's attribute `success`; or, in a robosuite file whose rewards are not shaped and all 0 or
-    1 and not all 0, where a reward is 1. Otherwise success is unknown.
+    Without such an array: by the episode's attribute `success`; or, in a robosuite file whose rewards are not shaped
+    and all 0 or 1 and not all 0, where a reward is 1. Otherwise success is unknown.
 
     Raises:
         InputError: no HDF5 of this layout, cut off, data in another file, a choice of observations that is needed or
@@ -77,7 +77,9 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
             found = ", ".join(names_in(file)[:12]) or "no field at all"
             raise InputError("no episode of robomimic's", path=path, field="data/demo_0", found=found, expected=_WHAT)
         about = _about(data, path)
-        present = _in_all_or_none(data, names, path)
+        present = _in_all_or_none(data, names, ("rewards", "dones", "next_obs", reading.success or ""), path)
+        if reading.success not in present:
+            reading = dataclasses.replace(reading, success=None)
         keys = reading.observation or (_only_key(_group(data, names[0], path), path),)
         episodes = [_episode(_group(data, name, path), keys, reading, about.task, path) for name in names]
     if "rewards" not in present:
@@ -153,10 +155,10 @@ def _part(file: h5py.File, part: str, names: list[str], path: Path) -> list[str]
     return [name for name in names if name in set(listed)]
 
 
-def _in_all_or_none(data: h5py.Group, names: list[str], path: Path) -> set[str]:
-    """Which of the fields that may be left out are there. Raises InputError where only some episodes have one."""
+def _in_all_or_none(data: h5py.Group, names: list[str], fields: tuple[str, ...], path: Path) -> set[str]:
+    """Which of these fields, which may be left out, are there. Raises InputError where only some episodes have one."""
     present = set()
-    for field in ("rewards", "dones", "next_obs"):
+    for field in filter(None, fields):
         have = [name for name in names if member(_group(data, name, path), field) is not None]
         if have and len(have) < len(names):
             lacking = next(name for name in names if name not in have)

@@ -88,11 +88,31 @@ def _named(spec: str) -> Source:
     if not name:
         raise InputError("no name given", field="data", found=spec, expected=_readable())
     each = next(each for each in FORMATS.values() if each.scheme == scheme)
-    return Source(None, lambda reading: each.load_named(name, reading))
+    return Source(None, partial(_read, each, each.load_named, name))
 
 
 def _search(path: Path, seen: dict[tuple[int, int], Path]) -> list[Source]:
-    return [Source(each.task(place), partial(each.load, place)) for place, each in _places(path, seen)]
+    places = _places(path, seen)
+    return [Source(each.task(place), partial(_read, each, each.load, place)) for place, each in places]
+
+
+def _read(
+    each: DataFormat, load: Callable[..., TrajectoryDataset], place: Path | str, reading: Reading
+) -> TrajectoryDataset:
+    """What a format reads, and what it could not: a part that it has not, a success that is not recorded."""
+    if reading.part is not None and not each.parts:
+        with_parts = ", ".join(other.readable for other in FORMATS.values() if other.parts)
+        raise InputError(
+            "data of this format have no named parts",
+            path=place,
+            field="part",
+            found=reading.part,
+            expected=f"none, or {with_parts}",
+        )
+    dataset = load(place, reading)
+    if reading.success is not None and (dataset.successes < 0).all():
+        _log.warning("%s: no %s in the data: whether its episodes succeed is not known", place, reading.success)
+    return dataset
 
 
 def _places(path: Path, seen: dict[tuple[int, int], Path]) -> list[tuple[Path, DataFormat]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from llmdpd.data import TrajectoryDataset, join_datasets, load_dataset
+from llmdpd.data import TrajectoryDataset, is_named, join_datasets, load_dataset
 from llmdpd.data.checks import with_success
 from llmdpd.errors import InputError, located
 from llmdpd.prompts import task_prompt
@@ -16,6 +17,8 @@ from llmdpd.tasks.base import TaskSuite
 from llmdpd.tasks.user import use_file, user_suite
 from llmdpd.tasks.user.file import absolute, read_task_file
 from llmdpd.tasks.user.suite import Recorded, UserSuite
+
+_log = logging.getLogger(__name__)
 
 
 def use_task_file(path: str | Path, content: str | None = None) -> UserSuite:
@@ -57,11 +60,24 @@ def load_own_data(suite: TaskSuite, tasks: Sequence[str]) -> TrajectoryDataset:
 
 
 def _places(suite: TaskSuite, task: str) -> Sequence[str]:
-    places = suite.data(task)
+    places = _once(suite.data(task), task)
     if not places:
         hint = "name a data set of it, by data in the task file or by --data"
         raise InputError("the task has no recorded data", field=f"tasks.{task}.data", found="none", hint=hint)
     return places
+
+
+def _once(places: Sequence[str], task: str) -> list[str]:
+    """The data sets without those that others of them hold: an episode counts once, however it is reached."""
+    kept: dict[str, Path] = {}
+    for place in sorted(places, key=lambda place: len(Path(place).resolve().parts)):
+        real = Path(place) if is_named(place) else Path(place).resolve()
+        first = next((other for other, root in kept.items() if real == root or root in real.parents), None)
+        if first is None:
+            kept[place] = real
+        else:
+            _log.warning("data of %s: %s is in %s; it is read once", task, place, first)
+    return [place for place in dict.fromkeys(places) if place in kept]
 
 
 def _part(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:

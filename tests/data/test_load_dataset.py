@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
 from llmdpd.errors import InputError
+from llmdpd.tasks.base import Reading
 
 MakeDataset = Callable[..., TrajectoryDataset]
 
@@ -55,6 +57,29 @@ def test_an_unknown_task_offers_the_nearest(tmp_path: Path, make_dataset: MakeDa
     assert "push-v3" in str(caught.value.hint)
     assert caught.value.found == "'pusch-v3'"
     assert str(tmp_path) in str(caught.value.path)
+
+
+@pytest.mark.parametrize("kind", ["minari", "d4rl", "npz", "list"])
+def test_what_a_format_has_not_is_refused_or_said(
+    tmp_path: Path, make_dataset: MakeDataset, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_dataset((("pour", 4),), expert=False)
+    dataset = dataclasses.replace(dataset, successes=np.full(1, -1, np.int8), success_steps=np.full(1, -1))
+    fields = {name: getattr(dataset, name) for name in ("observations", "actions", "rewards", "next_observations")}
+    fields |= {"terminals": np.zeros(4), "timeouts": np.array([0, 0, 0, 1])}
+    if kind == "minari":
+        save_minari(dataset, tmp_path)
+    elif kind == "d4rl":
+        save_d4rl(dataset, tmp_path / "pour.hdf5")
+    elif kind == "npz":
+        np.savez(tmp_path / "pour.npz", **fields)
+    else:
+        np.save(tmp_path / "pour.npy", np.array([fields | {"task": "pour"}], object))
+    with pytest.raises(InputError, match="no named parts") as caught:
+        load_dataset(tmp_path, reading=Reading(part="train"))
+    assert (caught.value.field, caught.value.found) == ("part", "train")
+    assert load_dataset(tmp_path, reading=Reading(success="is_sucess")).successes.tolist() == [-1]
+    assert "no is_sucess in the data" in caplog.text
 
 
 def test_two_data_sets_of_one_task_are_one(tmp_path: Path, make_dataset: MakeDataset) -> None:

@@ -161,6 +161,9 @@ def test_a_success_is_only_what_the_file_says(
     told = load_robomimic(path, Reading(success="dones"))
     assert (told.successes.tolist(), told.success_steps.tolist()) == ([1, 1], [2, 2])
     assert told.success_from == "dones"
+    # The name may be that of an environment's infos.
+    other = load_robomimic(path, Reading(success="is_success"))
+    assert (other.successes.tolist(), other.success_from) == (dataset.successes.tolist(), dataset.success_from)
 
 
 def test_rewards_of_zero_alone_say_nothing(path: Path, random_demo: RandomDemo, write_robomimic: Write) -> None:

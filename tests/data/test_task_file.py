@@ -37,6 +37,21 @@ def test_several_data_sets_of_one_task(family: Family) -> None:
     assert load_tasks(None, ["reach"], True).num_episodes == 6
 
 
+@pytest.mark.parametrize("again", ["demos/tabletop/reach", "demos/../demos/tabletop/reach/expert-v0", "link"])
+def test_an_episode_that_is_reached_twice_counts_once(
+    family: Family, again: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = family(("reach",), unseen=(), episodes=3)
+    place = "demos/tabletop/reach/expert-v0"
+    (path.parent / "link").symlink_to(path.parent / place)
+    text = path.read_text()
+    for places in ([place, again], [again, place]):
+        path.write_text(text.replace(f'"{place}"', str(places)))
+        use_task_file(path)
+        assert load_tasks(None, ["reach"], True).num_episodes == 3
+    assert "it is read once" in caplog.text
+
+
 def test_one_data_set_of_several_tasks(family: Family, tmp_path: Path) -> None:
     path = family(TWO, unseen=(), episodes=3)
     use_task_file(path)
