@@ -45,7 +45,8 @@ def description() -> str:
 
     --preset NAME    start from a named configuration (default: metaworld, or tasks with --tasks-file):
                      {_listed(PRESETS)}
-    --protocol NAME  which tasks are trained on and which held out: {_listed(PROTOCOLS)}
+    --protocol NAME  which tasks are trained on and which held out:
+                     {_listed(PROTOCOLS)}
     --method NAME    the method that learns (default: the preset's):
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new

@@ -20,7 +20,7 @@ from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.training.config import TrainingConfig
 
 # Presets whose networks fit two CPU cores.
-_SMALL = ("metaworld", "smoke", "tasks", "tasks-plain")
+_SMALL = ("metaworld", "smoke", "tasks", "tasks-plain", "ogbench-scene")
 
 # The paper's algorithm with the sizes of its forerunners: Diffusion-QL's networks, MTDiff's transformer and its window.
 _PAPER_METHOD = LLMDPDConfig(
@@ -80,6 +80,15 @@ _SMOKE = replace(
     method=replace(_METAWORLD_METHOD, eta=0.05),
     training=TrainingConfig(iterations=200, log_every=20, checkpoint_every=100, select_every=100, select_episodes=2),
     evaluation=EvaluationConfig(episodes=2, max_steps=150),
+)
+
+# The default in another world: OGBench's scene, of which one layout says where hand, cube, buttons and handles are.
+_OGBENCH = replace(
+    _METAWORLD,
+    preset="ogbench-scene",
+    tasks=PROTOCOLS["ogbench-scene"],
+    data=DataConfig(episodes=60, noise="clean:0.5,gaussian:0.25,bursts:0.15,pauses:0.1", post_success_steps=10),
+    training=TrainingConfig(iterations=6000, checkpoint_every=2000, select_every=3000, select_episodes=1),
 )
 
 
@@ -165,6 +174,7 @@ PRESETS: dict[str, TrainConfig] = {
         _TASKS_PLAIN,
         _PAPER,
         _SMOKE,
+        _OGBENCH,
         *_D4RL,
         *(variant for group in _TABLE_3.values() for variant in group),
     )

@@ -16,7 +16,11 @@ USER = "file"
 SUITES: Registry[TaskSuite] = Registry(
     "task suite",
     "llmdpd.suites",
-    {"metaworld": "llmdpd.tasks.metaworld.suite:SUITE", "locomotion": "llmdpd.tasks.locomotion:SUITE"},
+    {
+        "metaworld": "llmdpd.tasks.metaworld.suite:SUITE",
+        "locomotion": "llmdpd.tasks.locomotion:SUITE",
+        "ogbench": "llmdpd.tasks.ogbench.suite:SUITE",
+    },
 )
 """Task suites by name, each a `llmdpd.tasks.base.TaskSuite`; packages add theirs as entry points.
 
