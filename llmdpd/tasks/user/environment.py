@@ -37,6 +37,7 @@ class UserEnvironment:
         max_steps: the task's own, or the environment's time limit.
         renders: whether it can render pictures.
         terminated: whether the last step ended in a terminal state, not at a limit of steps.
+        infos: keys of the infos of the present episode so far.
 
     Raises:
         InputError: there is no such environment, it cannot be made, its spaces cannot be used, nothing ends its
@@ -58,17 +59,23 @@ class UserEnvironment:
         self.renders = _RENDER_MODE in (self._env.metadata.get("render_modes") or ())
         self.terminated = False
         self._steps, self._return = 0, 0.0
-        self._infos: set[str] = set()
+        self.infos: set[str] = set()
 
     @property
     def parts(self) -> dict[str, int]:
         """The observation's keys and how many numbers each has, in their order; one part without name of no Dict."""
         return {key: gymnasium.spaces.flatdim(space) for key, space in self._observed.items()}
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a Dict observation, in Gymnasium's order; none of other observations."""
+        space = self._env.observation_space
+        return tuple(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else ()
+
     def reset(self, seed: int) -> FloatArray:
         """Start the episode of `seed`; returns obs f32 [S]. Raises InputError for NaN or infinity in it."""
         self.terminated, self._steps, self._return = False, 0, 0.0
-        self._infos.clear()
+        self.infos.clear()
         return self._vector(self._env.reset(seed=int(seed))[0])
 
     def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
@@ -88,7 +95,7 @@ class UserEnvironment:
         )
         self._steps += 1
         self._return += float(reward)
-        self._infos.update(info)
+        self.infos.update(info)
         self.terminated = bool(terminated)
         over = bool(terminated or truncated) or self._steps >= self.max_steps
         return self._vector(observation), float(reward), self._succeeds(info, over), over
@@ -121,8 +128,8 @@ class UserEnvironment:
             return self._return >= success.episode_return
         if success.key is None:
             return False
-        if over and success.key not in self._infos:
-            found, hint = ", ".join(sorted(self._infos)) or "no infos", nearest_names(success.key, self._infos)
+        if over and success.key not in self.infos:
+            found, hint = ", ".join(sorted(self.infos)) or "no infos", nearest_names(success.key, self.infos)
             raise InputError(
                 "the environment's infos do not say whether a step succeeds",
                 field=f"tasks.{self._task.name}.success",

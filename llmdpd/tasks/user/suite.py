@@ -90,14 +90,14 @@ class UserSuite(TaskSuite):
         return self.text(task)[0]
 
     def text(self, task: str) -> tuple[str, str]:
-        """The task's text and where it is from. Errors: see `description`."""
+        """The task's text and where it is from: "file", "data" or "documentation". Errors: see `description`."""
         own = self.file.tasks[task]
         if own.text is not None:
-            return own.text, "the task file"
+            return own.text, "file"
         if own.data and (text := self.recorded(task).text):
-            return text, "the data"
+            return text, "data"
         if own.env is not None and not own.factory and (text := _documentation(own.env)):
-            return text, "the environment's documentation"
+            return text, "documentation"
         raise InputError(
             "the task has no text prompt",
             path=self.file.path,

@@ -94,14 +94,14 @@ def test_a_text_comes_from_the_file_the_data_or_the_documentation(family: Family
     without = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("text"))
     path.write_text(without + '\n[tasks.pusher]\nenv = "Pusher-v5"\nsuccess = "reward_dist"\nmax_steps = 9')
     suite = use_task_file(path)
-    assert suite.text("pusher")[1] == "the environment's documentation"
+    assert suite.text("pusher")[1] == "documentation"
     assert "Pusher" in suite.description("pusher")
     with pytest.raises(InputError, match="no text prompt") as error:
         suite.description("reach")
     assert error.value.field == "tasks.reach.text"
     data = next(path.parent.glob("demos/**/metadata.json"))
     data.write_text(data.read_text().replace("{", '{"text_prompt": "Task: go there.", ', 1))
-    assert use_task_file(path, path.read_text() + "\n").text("reach") == ("Task: go there.", "the data")
+    assert use_task_file(path, path.read_text() + "\n").text("reach") == ("Task: go there.", "data")
 
 
 def test_relative_paths_are_relative_to_the_file(

@@ -1,0 +1,105 @@
+"""`llmdpd tasks check FILE`: what is understood of a task file, as tables and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.table import Table
+
+from llmdpd.cli.common import command
+from llmdpd.errors import InputError
+from llmdpd.runs.task_check import FileCheck, TaskCheck, check_task_file
+from llmdpd.utils.command_line import parse
+from llmdpd.utils.progress import console
+
+_WORDS = 12
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Say what is understood of a file with tasks of your own (tasks.toml), before anything is learned."""
+
+    action: Annotated[Literal["check"], tyro.conf.Positional]
+    """check: read the file, make its environments, read its data."""
+    file: Annotated[Path, tyro.conf.Positional]
+    """The task file."""
+    out: Path | None = None
+    """The picture of one episode of each task, a PNG; by default beside the file, as tasks.png."""
+
+
+def _table(checked: FileCheck) -> Table:
+    """A row for each task: its sizes, its data, its text."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("task", "split", "S", "A", "limit", "episodes", "steps", "won", "text"):
+        left = name in ("task", "split", "text")
+        table.add_column(name, no_wrap=True, justify="left" if left else "right")
+    for task in checked.tasks:
+        spec, data = task.spec, task.data
+        sizes = ("", "", "") if spec is None else (str(spec.state_dim), str(spec.action_dim), str(spec.max_steps))
+        counts = ("", "", "") if data is None else (str(data.num_episodes), f"{data.num_transitions:,}", _won(task))
+        table.add_row(task.name, task.split, *sizes, *counts, task.text_source or "")
+    table.caption = "S, A: numbers of an observation, an action; limit: steps of an episode; won: episodes (or return)"
+    return table
+
+
+def _won(task: TaskCheck) -> str:
+    assert task.data is not None
+    if task.spec is None or not task.spec.has_success:
+        return f"({np.mean(task.data.returns()):.4g})"
+    known = task.data.successes >= 0
+    won = int((task.data.successes == 1).sum())
+    return f"{won}" if known.all() else f"{won} of {int(known.sum())}" if known.any() else "unknown"
+
+
+def _tasks(words: list[str]) -> None:
+    config = parse(TasksConfig, words, "llmdpd tasks")
+    checked = check_task_file(config.file)
+    file = checked.suite.file
+    console.print(f"{file.path}: {len(file.tasks)} tasks of {file.name}", markup=False)
+    console.print(_table(checked))
+    for task in checked.tasks:
+        words = [] if task.text is None else task.text.split()
+        shown = " ".join(words[:_WORDS]) + (" …" if len(words) > _WORDS else "")
+        console.print(f"{task.name} ({file.tasks[task.name].env or 'no environment'}): {shown}", markup=False)
+    for line in [*_bounds(checked), *checked.notes, *(f"{t.name}: {note}" for t in checked.tasks for note in t.notes)]:
+        console.print(f"- {line}", markup=False)
+    _draw(checked, config.out or file.path.with_suffix(".png"))
+    if checked.errors:
+        for error in checked.errors[1:]:
+            console.print(f"error: {error}", style="bold red", markup=False)
+        raise checked.errors[0]
+
+
+def _bounds(checked: FileCheck) -> list[str]:
+    """A line of the actions' bounds, for each that differs."""
+    lines = {}
+    for task in checked.tasks:
+        if task.spec is not None and task.spec.action_low is not None and task.spec.action_high is not None:
+            pairs = zip(task.spec.action_low, task.spec.action_high, strict=True)
+            lines[", ".join(f"{low:g} … {high:g}" for low, high in pairs)] = task.name
+        elif task.data is not None:
+            lows, highs = task.data.actions.min(0), task.data.actions.max(0)
+            pairs = zip(lows, highs, strict=True)
+            lines["none are known; the data range over " + ", ".join(f"{a:.3g} … {b:.3g}" for a, b in pairs)] = (
+                task.name
+            )
+    return [f"bounds of actions: {line}" for line in lines]
+
+
+def _draw(checked: FileCheck, out: Path) -> None:
+    """The picture of an episode of each task that has data; nothing where none has."""
+    from llmdpd.reporting.task_picture import save_task_picture
+
+    if out.is_dir():
+        raise InputError("the picture cannot be written", path=out, found="a folder", expected="a file name")
+    episodes = {task.name: task.data.episode(0).observations for task in checked.tasks if task.data is not None}
+    if episodes:
+        save_task_picture(out, episodes, checked.suite.file.layout)
+        console.print(f"picture: {out}", markup=False)
+
+
+main = command(_tasks)
