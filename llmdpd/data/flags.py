@@ -76,7 +76,8 @@ def episode_ends(
         path: of the file, for messages; `label` follows a field's name in them.
 
     Raises:
-        InputError: no such flags, another number than N, other values than 0 and 1, flags whose meaning is not known.
+        InputError: no such flags, two names of one that disagree, another number than N, other values than 0 and 1,
+            flags whose meaning is not known.
     """
 
     def flag(name: str) -> Flags:
@@ -88,6 +89,13 @@ def episode_ends(
     if name is None:
         found = ", ".join(sorted(map(str, fields))) or "no field at all"
         raise InputError("a field is missing", path=path, field="terminals" + label, found=found)
+    for one, other in (TERMINALS[:2], TIMEOUTS):
+        if one in fields and other in fields and (flag(one) != flag(other)).any():
+            row = int(np.argmax(flag(one) != flag(other)))
+            found, expected = f"{one} {int(flag(one)[row])}, {other} {int(flag(other)[row])} at row {row}", "the same"
+            raise InputError(
+                "two names of one flag disagree", path=path, field=other + label, found=found, expected=expected
+            )
     marked = flag(name)
     limits = next((name for name in TIMEOUTS if name in fields), None)
     if limits is not None:
@@ -119,7 +127,7 @@ def _unclear(
         field="timeouts" + label,
         found=", ".join(sorted(map(str, fields))),
         expected="timeouts (or truncations) beside terminals"
-        + ("" if ends_itself else ", or a task of a suite that says whether its episodes end by themselves"),
+        + ("" if ends_itself else ", or a task that says whether its episodes end by themselves (terminates)"),
         hint=_OLD_FILES_HINT,
     )
 

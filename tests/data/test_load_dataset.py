@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -80,6 +81,31 @@ def test_what_a_format_has_not_is_refused_or_said(
     assert (caught.value.field, caught.value.found) == ("part", "train")
     assert load_dataset(tmp_path, reading=Reading(success="is_sucess")).successes.tolist() == [-1]
     assert "no is_sucess in the data" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["d4rl", "npz", "list"])
+@pytest.mark.parametrize(("one", "other"), [("terminals", "terminations"), ("timeouts", "truncations")])
+def test_two_names_of_one_flag_must_agree(
+    tmp_path: Path, rng: np.random.Generator, kind: str, one: str, other: str
+) -> None:
+    fields = {name: rng.normal(size=(6, 3)) for name in ("observations", "actions", "next_observations")}
+    fields |= {"rewards": rng.normal(size=6), "terminals": np.zeros(6), "timeouts": np.arange(6) == 2}
+    row = int(rng.integers(6))
+    for agree in (True, False):
+        fields[other] = fields[one].astype(np.int64) ^ (0 if agree else np.arange(6) == row)
+        if kind == "d4rl":
+            with h5py.File(tmp_path / "pour.hdf5", "w") as file:
+                file.update(fields)
+        elif kind == "npz":
+            np.savez(tmp_path / "pour.npz", **fields)
+        else:
+            np.save(tmp_path / "pour.npy", np.array([fields | {"task": "pour"}], object))
+        if agree:
+            assert load_dataset(tmp_path).lengths.tolist() == [3, 3]
+    with pytest.raises(InputError, match="disagree") as caught:
+        load_dataset(tmp_path)
+    assert str(caught.value.field).startswith(other)
+    assert f"at row {row}" in str(caught.value.found)
 
 
 def test_two_data_sets_of_one_task_are_one(tmp_path: Path, make_dataset: MakeDataset) -> None:

@@ -38,10 +38,10 @@ else:
 Split = Literal["seen", "unseen"]
 
 _MAX_FILE_BYTES = 1_000_000
-_SUITE_KEYS = ("name", "observation", "action", "success", "max_steps", "layout")
+_SUITE_KEYS = ("name", "observation", "action", "success", "terminates", "max_steps", "layout")
 _TASK_KEYS = (
     *("env", "env_kwargs", "data", "data_task", "data_part", "text", "text_file", "split"),
-    *("observation", "action", "success", "max_steps"),
+    *("observation", "action", "success", "terminates", "max_steps"),
 )
 # Names of tasks become names of files and parts of data set ids.
 _NAME = re.compile(r"\w[\w.+-]*")
@@ -78,6 +78,8 @@ class UserTask:
         observation: keys of Dict observations in their order; none: all, as Gymnasium flattens them.
         action: key of the actions in the data, where their format may hold several; None: the customary one.
         success: when a step succeeds.
+        terminates: whether episodes can end by themselves, for data whose flags may be that or time limits; None: the
+            data say it.
         max_steps: steps of an episode at most; None: the environment's own limit.
     """
 
@@ -92,6 +94,7 @@ class UserTask:
     observation: tuple[str, ...] = ()
     action: str | None = None
     success: Success = Success()
+    terminates: bool | None = None
     max_steps: int | None = None
 
     @property
@@ -183,7 +186,7 @@ def _shared(table: Mapping[str, Any]) -> dict[str, Any]:
     """What both a suite and a task may say: those of the fields of `UserTask` that are there."""
     readers: dict[str, Callable[[Any], Any]] = {
         **{"observation": _texts, "action": _text},
-        **{"success": _success, "max_steps": _count},
+        **{"success": _success, "terminates": _switch, "max_steps": _count},
     }
     return {key: _optional(table, key, read) for key, read in readers.items() if key in table}
 
@@ -288,6 +291,12 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError("a number of steps is expected here", found=repr(value), expected="1 or more")
+    return value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError("yes or no is expected here", found=repr(value), expected="true or false")
     return value
 
 

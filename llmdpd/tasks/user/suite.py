@@ -79,6 +79,7 @@ class UserSuite(TaskSuite):
             success_return=success.episode_return,
             task=own.data_task,
             part=own.data_part,
+            terminates=own.terminates,
         )
 
     def description(self, task: str) -> str:

@@ -34,6 +34,7 @@ data = ["demos/push", "minari:fetch/push-v0"]
 data_task = "FetchPush"
 data_part = "train"
 action = "actions_abs"
+terminates = false
 text = "Task: push it."
 [tasks.pour]
 data = "/logs/pour"
@@ -63,6 +64,7 @@ def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
     assert (pour.data_part, pour.action) == (None, None)
     own = UserSuite(file).reading("push")
     assert (own.part, own.action, own.observation) == ("train", "actions_abs", push.observation)
+    assert (own.terminates, UserSuite(file).reading("pour").terminates) == (False, None)
     assert push.observation == pour.observation == ("observation", "desired_goal")
     assert (push.success, pour.success) == (Success("is_success"), Success(None, 3.0))
     assert (pour.env, pour.data, pour.text, pour.max_steps) == (None, ("/logs/pour",), "Task: pour it.", 200)
@@ -96,6 +98,7 @@ WRONG = [
     (ONE + "split = 'held-out'", "tasks.push.split", '"seen" or "unseen"'),
     (ONE + "max_steps = 0", "tasks.push.max_steps", "1 or more"),
     (ONE + "max_steps = true", "tasks.push.max_steps", "1 or more"),
+    (ONE + "terminates = 0", "tasks.push.terminates", "true or false"),
     (ONE + "success = true", "tasks.push.success", "the return counts"),
     (ONE + "success = { returns = 3 }", "tasks.push.success", "return = NUMBER"),
     (ONE + "success = { return = inf }", "tasks.push.success", "return = NUMBER"),
