@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
     froms = dict.fromkeys(success_from for _, success_from in episodes)
     return join_episodes(
         [record for record, _ in episodes],
-        texts={task: str(metadata["text_prompt"])} if "text_prompt" in metadata else {},
+        texts=_text(metadata, task),
         goal_visible=visible if isinstance(visible, bool) else None,
         source=str(folder),
         environments={task: minari_environment(folder)},
@@ -233,6 +233,12 @@ def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
 
 _Read = tuple[EpisodeRecord, dict[str, Any], dict[str, Any]]
 """(what is of Minari's own layout, the episode's metadata, its infos)"""
+
+
+def _text(metadata: Mapping[str, Any], task: str) -> dict[str, str]:
+    """The task's text prompt: this project's own, or the description that whoever recorded the data gave."""
+    text = metadata.get("text_prompt", metadata.get("description"))
+    return {task: text} if isinstance(text, str) and text.strip() else {}
 
 
 def _episodes(storage: MinariStorage, folder: Path, task: str, leaves: dict[str, list[Leaf]]) -> Iterator[_Read]:

@@ -55,7 +55,9 @@ def load_own_data(suite: TaskSuite, tasks: Sequence[str]) -> TrajectoryDataset:
                 hint = "where a data set holds several tasks, say which by data_task"
                 problem, field = "two tasks have the same data", f"tasks.{task}.data"
                 raise InputError(problem, field=field, found=found, expected=expected, hint=hint)
-            parts.append(dataclasses.replace(part, tasks=(task,)))
+            described = any(known.tasks == (task,) for known in parts)
+            # Of several data sets of a task the first one's description counts.
+            parts.append(dataclasses.replace(part, tasks=(task,), texts=("",) if described else part.texts))
     return join_datasets(parts).select_tasks(tasks)
 
 

@@ -304,3 +304,11 @@ def test_an_id_that_is_not_here_is_downloaded(
     (root / name / "data" / "main_data.hdf5").unlink()  # as where a download broke off
     assert load_dataset(f"minari:{name}").tasks == ("push-v3",)
     assert asked == [(name, False), (name, True)]
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(("text", "expected"), [("Put the cup away.", "Put the cup away."), ("  ", ""), (None, "")])
+def test_the_description_of_somebodys_data_set_is_its_text(text: str | None, expected: str) -> None:
+    folder = third_party()
+    edit(folder, description=text)
+    assert load_dataset(folder).texts == (expected,)
