@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from llmdpd.config.own_tasks import TASK_PRESETS, task_preset, tasks_of_file, without_turning
-from llmdpd.config.presets import PRESETS, find_preset, with_method
+from llmdpd.config.presets import ABLATED, PRESETS, find_preset, with_method
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
@@ -44,7 +44,8 @@ def description() -> str:
     return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
     --preset NAME    start from a named configuration (default: metaworld, or tasks with --tasks-file):
-                     {_listed(PRESETS)}
+                     {_listed([name for name in PRESETS if name not in ABLATED])};
+                     ablations of the two metaworlds, as metaworld-no-text
     --protocol NAME  which tasks are trained on and which held out:
                      {_listed(PROTOCOLS)}
     --method NAME    the method that learns (default: the preset's):

@@ -94,6 +94,9 @@ class TrainConfig:
         spec = common_spec(self.tasks.all)
         self._check_evaluation()
         suite = suite_of(spec.task)
+        if not (self.tasks.goal_visible or suite.hides_goal):
+            found, expected = f"no, of {suite.name}", "yes: this suite cannot hide the goal"
+            raise InputError("the goal cannot be hidden", field="tasks.goal_visible", found=found, expected=expected)
         if suite.collector == "scripted" and self.data.path is None:
             parse_noise(self.data.noise, suite)
         self.method.check_for(spec, self.training.iterations)

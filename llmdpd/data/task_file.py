@@ -46,7 +46,8 @@ def load_own_data(suite: TaskSuite, tasks: Sequence[str]) -> TrajectoryDataset:
         InputError: a task without data, or whose data hold several tasks of which none has its name; the same data for
             two tasks; and as `load_dataset`.
     """
-    parts, owner = [], dict[tuple[str, str], str]()
+    parts: list[TrajectoryDataset] = []
+    owner: dict[tuple[str, str], str] = {}
     for task in tasks:
         for place in _places(suite, task):
             part = _part(suite, task, place)

@@ -150,7 +150,8 @@ class RunFolder:
                 hint=f"put it back (cp {self.tasks} {file}), or start a new run",
             )
         what = "was changed since the run was begun" if file.is_file() else "is gone"
-        console.print(f"{file} {what}; the run's own copy is used: {self.tasks}", markup=False, soft_wrap=True)
+        other = "" if unchanged else "; --tasks-file names another"
+        console.print(f"{file} {what}; the run's own copy is used: {self.tasks}{other}", markup=False, soft_wrap=True)
 
     def take_up(self, config: TrainConfig) -> None:
         """Prepare an interrupted run for continuing with `config`, and remove what a kill left half written.

@@ -78,6 +78,7 @@ def test_limits_of_steps_are_each_tasks_own(family: Family) -> None:
         (["--tasks.file", "other.toml"], "--tasks-file", "two task files"),
         (["--tasks.seen", "reech"], "task", "nearest: reach"),
         (["--tasks.seen", "push"], "tasks", "one policy cannot serve"),
+        (["--tasks.no-goal-visible"], "tasks.goal_visible", "cannot be hidden"),
     ],
 )
 def test_what_does_not_go_with_a_file(family: Family, words: list[str], field: str, message: str) -> None:
