@@ -24,27 +24,31 @@ MakeAct = Callable[[Mapping[str, TaskPrompt], Sequence[EpisodeRequest]], Act]
 
 
 class PromptRows(NamedTuple):
-    """The P prompts of an evaluation, one after the other, and which of them each request takes."""
+    """The P prompts of an evaluation, one after the other, and which of them each request takes.
+
+    A prompt's demonstrations are one, a list of several that it is made of, or none.
+    """
 
     texts: list[str | None]
-    demonstrations: list[Trajectory | None]
+    demonstrations: list[Trajectory | list[Trajectory] | None]
     of_request: NDArray[np.int64]  # [requests]
 
 
 def prompt_rows(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> PromptRows:
-    """A row for each demonstration of each task; a task's n-th request takes its n-th demonstration, over and over."""
+    """A row for each trajectory prompt of each task; a task's n-th request takes its n-th one, over and over."""
     first: dict[str, int] = {}
     texts: list[str | None] = []
-    demonstrations: list[Trajectory | None] = []
+    demonstrations: list[Trajectory | list[Trajectory] | None] = []
+    shown = {task: prompt.trajectories for task, prompt in prompts.items()}
     for task, prompt in prompts.items():
         first[task] = len(texts)
-        texts += [prompt.text] * max(len(prompt.demonstrations), 1)
-        demonstrations += prompt.demonstrations or (None,)
+        texts += [prompt.text] * len(shown[task])
+        demonstrations += shown[task]
     counts = dict.fromkeys(prompts, 0)
     index = np.empty(len(requests), np.int64)
     for row, request in enumerate(requests):
         task = request.task
-        index[row] = first[task] + counts[task] % max(len(prompts[task].demonstrations), 1)
+        index[row] = first[task] + counts[task] % len(shown[task])
         counts[task] += 1
     return PromptRows(texts, demonstrations, index)
 

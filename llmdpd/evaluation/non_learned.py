@@ -179,7 +179,7 @@ def _demonstrations(
     prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
 ) -> tuple[list[Trajectory], Index]:
     rows = prompt_rows(prompts, requests)
-    demonstrations = [demonstration for demonstration in rows.demonstrations if demonstration is not None]
+    demonstrations = [demonstration for demonstration in rows.demonstrations if isinstance(demonstration, Trajectory)]
     if len(demonstrations) < len(rows.demonstrations):
         raise InputError(
             "a non-learned baseline follows a demonstration", field="--baseline", expected="one of every task"

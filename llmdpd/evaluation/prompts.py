@@ -23,14 +23,22 @@ OWN_DATA = "the tasks' own data"
 class TaskPrompt:
     """What the policy is prompted with for a task, and where each part came from.
 
-    Of several demonstrations, each episode of an evaluation takes one, in turn. No text (None) or no demonstrations:
-    the policy is prompted without.
+    Of several demonstrations, each episode of an evaluation takes one, in turn, or where they are one prompt `together`
+    all of them. No text (None) or no demonstrations: the policy is prompted without.
     """
 
     text: str | None
     text_source: str
     demonstrations: tuple[Trajectory, ...]
     demonstration_source: str
+    together: bool = False
+
+    @property
+    def trajectories(self) -> list[Trajectory | list[Trajectory] | None]:
+        """The trajectory prompts that an evaluation's episodes take in turn."""
+        if self.together and self.demonstrations:
+            return [list(self.demonstrations)]
+        return [*self.demonstrations] or [None]
 
     @property
     def demonstration(self) -> Trajectory | None:
@@ -124,6 +132,16 @@ def behaviour_prompts(
         source = f"{behaviour}: {len(chosen)} demonstration{'s' * (len(chosen) > 1)} from {dataset.source}"
         prompts[task] = TaskPrompt(_text(task, text), text_source, chosen, source)
     return prompts
+
+
+def as_one_prompt(prompts: Mapping[str, TaskPrompt]) -> dict[str, TaskPrompt]:
+    """Each task's demonstrations as one prompt together."""
+    return {
+        task: dataclasses.replace(
+            prompt, together=True, demonstration_source=f"{prompt.demonstration_source}, as one prompt"
+        )
+        for task, prompt in prompts.items()
+    }
 
 
 def swap_prompts(prompts: Mapping[str, TaskPrompt], seen: Sequence[str]) -> dict[str, TaskPrompt]:

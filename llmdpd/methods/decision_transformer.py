@@ -20,7 +20,7 @@ from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
+from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy, check_one_demonstration
 from llmdpd.nn.policy_network import PolicyNetwork, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
 from llmdpd.nn.spaces import Spaces
@@ -44,6 +44,8 @@ class DecisionTransformerConfig(NetworkConfig):
 @dataclass(frozen=True)
 class PromptDecisionTransformerConfig(DecisionTransformerConfig):
     """A Decision Transformer that reads a demonstration."""
+
+    reads_several = False
 
     demonstration: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     """How the demonstration is cut."""
@@ -166,6 +168,7 @@ class PromptDecisionTransformer(DecisionTransformer):
                 expected="a demonstration with rewards (llmdpd.data.Trajectory)",
                 hint="train with --method.network.trajectory-dropout to leave it out when acting",
             )
+        check_one_demonstration(tokens)
         embedded = self._embedded(self.embed_prompt, tokens.returns, tokens.states, tokens.actions, tokens.times)
         mask = tokens.mask.repeat_interleave(3, dim=1)
         if keep.trajectory is not None:
@@ -200,6 +203,9 @@ class DTConfig(UnaveragedConfig):
     def from_preset(cls, start: Start) -> DTConfig:
         own, network = cls(), start.diffusion.network
         network = replace(own.network, action_bound=network.action_bound, features=network.context.features)
+        if isinstance(network, PromptDecisionTransformerConfig):
+            trim = start.diffusion.network.context.encoder.trim
+            network = replace(network, demonstration=replace(network.demonstration, trim=trim))
         return replace(own, network=network)
 
 

@@ -19,7 +19,7 @@ from llmdpd.nn.config import ChainConfig
 from llmdpd.nn.context import ALL_KEPT, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy
+from llmdpd.nn.history_policy import DemonstrationConfig, HistoryPolicy, check_one_demonstration
 from llmdpd.nn.layers import mlp
 from llmdpd.nn.policy_network import Window
 from llmdpd.nn.spaces import Spaces
@@ -43,6 +43,7 @@ class MTDiffNetworkConfig(ChainConfig):
     """MTDiff-p's networks, and a chain of 200 steps."""
 
     former: ClassVar[Mapping[str, str]] = {"plan": "trajectory"}
+    reads_several = False
 
     diffusion_steps: Annotated[int, Bounds(1, 10_000)] = 200
     """K, steps of the diffusion chain."""
@@ -95,6 +96,7 @@ class MTDiffPolicy(HistoryPolicy):
                     "MTDiff reads a demonstration", field="trajectory", found="none", expected="a demonstration"
                 )
             return EncodedPrompts(torch.zeros(1, 0, device=self.return_scale.device))
+        check_one_demonstration(tokens)
         embedded = self.embed_example(torch.cat([self.context.features(tokens.states), tokens.actions], dim=-1))
         embedded = embedded + self.example_position[: embedded.shape[1]]
         mask = tokens.mask
@@ -185,6 +187,7 @@ class MTDiffConfig(OfflineConfig):
             time_dim=preset.network.time_dim,
             schedule=preset.network.schedule,
             features=preset.network.context.features,
+            demonstration=DemonstrationConfig(20, "window", preset.network.context.encoder.trim),
             trajectory=MTDiffTrajectoryConfig.sized(start.small),
         )
         # Published: 16 windows a prompt.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ class NetworkConfig:
 
     action_bound: Annotated[float, Bounds(1e-6)] = 1.0
     """Actions lie in ±this."""
+
+    reads_several: ClassVar[bool] = True
+    """Whether several demonstrations can be one prompt, where demonstrations are read."""
 
     def context_config(self) -> ContextConfig:
         """Which prompts the policy reads, and how; by default none."""

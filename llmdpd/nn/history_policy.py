@@ -20,7 +20,7 @@ from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.policy_network import PolicyNetwork, States
 from llmdpd.nn.spaces import Spaces
-from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig
+from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens, Trim
 from llmdpd.utils.bounds import Count
 
 
@@ -32,10 +32,12 @@ class DemonstrationConfig:
     """Steps of the demonstration that are read."""
     sampling: StepSampling = "last"
     """Which steps of a longer one: `even` over the episode, `window` (steps in a row, anywhere in training), `last`."""
+    trim: Trim = "none"
+    """What of it is read: all, or its `useful` part; see the trajectory encoder of policy diffusion."""
 
     def context(self, features: FeatureKind, dropout: float) -> ContextConfig:
         """As a context that reads a demonstration and no text."""
-        encoder = TrajectoryEncoderConfig(steps=self.steps, sampling=self.sampling)
+        encoder = TrajectoryEncoderConfig(steps=self.steps, sampling=self.sampling, trim=self.trim)
         return ContextConfig("pooled", text=False, trajectory_dropout=dropout, features=features, encoder=encoder)
 
 
@@ -68,6 +70,17 @@ class HistoryPolicy(PolicyNetwork):
         index [B] says which of the P prompts each episode is under; None: equal groups in order.
         """
         raise NotImplementedError
+
+
+def check_one_demonstration(tokens: TrajectoryTokens) -> None:
+    """Raise `InputError` for several demonstrations of a prompt: steps stand in a row before the episode's own."""
+    if tokens.counts:
+        raise InputError(
+            "this policy reads one demonstration a prompt",
+            field="trajectory",
+            found=f"{max(tokens.counts)} demonstrations",
+            expected="one",
+        )
 
 
 def target_returns(

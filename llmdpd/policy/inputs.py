@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,12 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.nn.spaces import ActionScaling, Spaces
-from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens, useful
+from llmdpd.prompts.useful_part import Recorded
+from llmdpd.tasks.layout import Layout
 
 _log = logging.getLogger(__name__)
 
 Demonstration = Trajectory | tuple[ArrayLike, ArrayLike]
 """A `Trajectory`, or observations [T, S] and actions [T, A]."""
+Demonstrations = Demonstration | Sequence[Demonstration]
+"""One demonstration, or a list of several that make one prompt together."""
+
+MOST_DEMONSTRATIONS = 16
+"""Demonstrations of one prompt at most."""
 
 
 def read_observations(observation: ArrayLike, width: int) -> NDArray[np.float32]:
@@ -59,44 +67,83 @@ def read_rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
     return np.broadcast_to(given, (count,))
 
 
+def each_demonstration(prompt: Demonstrations) -> tuple[Demonstration, ...]:
+    """The demonstrations of one prompt, 1 to 16 of them.
+
+    Raises:
+        InputError: none, or too many.
+    """
+    # A list of two arrays is still taken for what a pair of them is: observations and actions.
+    if isinstance(prompt, (Trajectory, tuple)) or not all(isinstance(part, (Trajectory, tuple)) for part in prompt):
+        return (prompt,)  # type: ignore[return-value]
+    if not 1 <= len(prompt) <= MOST_DEMONSTRATIONS:
+        raise InputError(
+            "wrong number of demonstrations for one prompt",
+            field="trajectory",
+            found=len(prompt),
+            expected=f"1 to {MOST_DEMONSTRATIONS}",
+        )
+    return tuple(prompt)
+
+
 def read_demonstrations(
-    demonstrations: Sequence[Demonstration],
+    prompts: Sequence[Demonstrations],
     spaces: Spaces,
     encoder: TrajectoryEncoderConfig,
     rewards: bool,
     scaling: ActionScaling,
 ) -> TrajectoryTokens:
-    """Demonstrations as tokens, with their rewards where those are read and every demonstration has them.
+    """Prompts of one or more demonstrations as tokens, with their rewards where those are read and all have them.
 
     Actions beyond the policy's bounds are cut to them, and a warning says how many: an environment that executed them
     did the same, and the policy was trained with none such.
 
     Raises:
-        InputError: no numbers, of another width, or too long.
+        InputError: no numbers, of another width, too long, or too many for one prompt.
     """
-    pairs = []
-    for one in demonstrations:
-        parts = (one.observations, one.actions) if isinstance(one, Trajectory) else one
-        try:
-            observations, actions = (np.asarray(part, np.float32) for part in parts)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                "the trajectory prompt is not a pair of number arrays",
-                field="trajectory",
-                found=str(error),
-                expected="observations [T, S] and actions [T, A]",
-            ) from None
-        widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
-        if widths != (spaces.state_dim, spaces.action_dim):
-            raise InputError(
-                "the trajectory prompt has another width than the policy",
-                field="trajectory",
-                found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
-                expected=f"{spaces.state_dim} and {spaces.action_dim}",
-            )
-        within, beyond = scaling.to_unit(actions)
-        if beyond:
-            _log.warning("actions of %d of %d demonstrated steps are beyond their bounds: cut", beyond, len(actions))
-        pairs.append((observations, within))
-    earned = [np.asarray(one.rewards, np.float32) for one in demonstrations if isinstance(one, Trajectory)]
-    return make_tokens(pairs, encoder, rewards=earned if rewards and len(earned) == len(demonstrations) else None)
+    given = [each_demonstration(prompt) for prompt in prompts]
+    shown = [_recorded(one, spaces, scaling) for prompt in given for one in prompt]
+    _say_what_is_read(shown, encoder, spaces.layout)
+    returns = rewards and all(one.rewards is not None for one in shown)
+    return make_tokens(shown, encoder, returns=returns, layout=spaces.layout, counts=tuple(map(len, given)))
+
+
+def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Recorded:
+    """A demonstration as arrays of the policy's widths, with what is known of its success."""
+    parts = (one.observations, one.actions) if isinstance(one, Trajectory) else one
+    try:
+        observations, actions = (np.asarray(part, np.float32) for part in parts)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "the trajectory prompt is not a pair of number arrays",
+            field="trajectory",
+            found=str(error),
+            expected="observations [T, S] and actions [T, A]",
+        ) from None
+    widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
+    if widths != (spaces.state_dim, spaces.action_dim):
+        raise InputError(
+            "the trajectory prompt has another width than the policy",
+            field="trajectory",
+            found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
+            expected=f"{spaces.state_dim} and {spaces.action_dim}",
+        )
+    within, beyond = scaling.to_unit(actions)
+    if beyond:
+        _log.warning("actions of %d of %d demonstrated steps are beyond their bounds: cut", beyond, len(actions))
+    known: dict[str, Any] = {}
+    if isinstance(one, Trajectory):
+        rewards = np.asarray(one.rewards, np.float32)
+        known = {"rewards": rewards, "success": one.success, "success_step": one.success_step}
+    return Recorded(observations, within, **known)
+
+
+def _say_what_is_read(shown: Sequence[Recorded], encoder: TrajectoryEncoderConfig, layout: Layout | None) -> None:
+    """Log of how many demonstrations only a part is read, how long it is, and what its end was found by."""
+    read = [(len(one.observations), useful(one, encoder, layout)) for one in shown]
+    cut = [(length, part) for length, part in read if part.steps < length]
+    if cut:
+        total, kept = sum(length for length, _ in cut), sum(part.steps for _, part in cut)
+        ends = ", ".join(sorted({part.by for _, part in cut}))
+        words = "%d of %d demonstrations are cut, to %d of %d steps; end by: %s"
+        _log.info(words, len(cut), len(shown), kept, total, ends)

@@ -23,7 +23,14 @@ from llmdpd.nn.policy_network import PolicyNetwork, States
 from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
 from llmdpd.policy.formats import UPGRADES
-from llmdpd.policy.inputs import Demonstration, read_demonstrations, read_observations, read_rewards
+from llmdpd.policy.inputs import (
+    Demonstration,
+    Demonstrations,
+    each_demonstration,
+    read_demonstrations,
+    read_observations,
+    read_rewards,
+)
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.source import LLMIdentity
@@ -162,10 +169,15 @@ class Policy:
     def prompt(
         self,
         text: str | TextPrompt | None = None,
-        trajectory: Demonstration | None = None,
+        trajectory: Demonstrations | None = None,
         target_return: float | None = None,
     ) -> Policy:
         """Set the prompts: a text, and a demonstration (a `Trajectory`, or observations [T, S] and actions [T, A]).
+
+        A list of 1 to 16 demonstrations is one prompt: at each step the policy looks for what to do in all of them.
+        Demonstrations may be of any length and go on after the success; presets read up to 20 steps after it. It is
+        known from `Trajectory.success_step`, else looked for in the rewards, the way to the goal, or where nothing
+        moves any more; the log says what was cut.
 
         `target_return` is what a policy asks for that is conditioned on history; by default what its demonstration has
         earned, or where it reads none the mean over the tasks that it was trained on. Other policies have no use for
@@ -176,7 +188,8 @@ class Policy:
 
         Raises:
             InputError: a prompt that the policy needs and doesn't get, or gets and was not trained with; a
-                demonstration of the wrong width or too long; a text model of another width than the one in training.
+                demonstration of the wrong width or too long; more of them than 16, or several for a policy that takes
+                one; a text model of another width than the one in training.
         """
         if target_return is not None and not np.isfinite(target_return):
             found = target_return
@@ -189,7 +202,7 @@ class Policy:
         return self
 
     def encode_prompts(
-        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Demonstration | None]
+        self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Demonstrations | None]
     ) -> EncodedPrompts:
         """Read P prompts at once, for `episodes`.
 
@@ -197,7 +210,7 @@ class Policy:
             InputError: as `prompt`; or a kind of prompt that is given for some of the P and not for others.
         """
         words = [text for text in texts if text is not None]
-        shown = [demonstration for demonstration in trajectories if demonstration is not None]
+        shown = [demonstrations for demonstrations in trajectories if demonstrations is not None]
         for name, given, count in (("text", len(words), len(texts)), ("trajectory", len(shown), len(trajectories))):
             if 0 < given < count:
                 found = f"{given} of {count}"
@@ -215,13 +228,17 @@ class Policy:
         """What acts in many episodes at once, of several tasks; see `Episodes`."""
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)
 
-    def target_returns(self, tasks: Sequence[str | None], demonstrations: Sequence[Demonstration | None]) -> FloatArray:
-        """The target returns of B tasks for a policy conditioned on history, given B demonstrations.
+    def target_returns(
+        self, tasks: Sequence[str | None], demonstrations: Sequence[Demonstrations | None]
+    ) -> FloatArray:
+        """The target returns of B tasks for a policy conditioned on history, given B tasks' demonstrations.
 
         See `llmdpd.nn.history_policy.target_returns`.
         """
+        # Such a policy takes one demonstration at most.
+        first = [None if shown is None else each_demonstration(shown)[0] for shown in demonstrations]
         return target_returns(
-            self.metadata.get("target_returns", {}), tasks, demonstrations if self.network.reads.trajectory else None
+            self.metadata.get("target_returns", {}), tasks, first if self.network.reads.trajectory else None
         )
 
     def attention(
@@ -306,10 +323,10 @@ class Policy:
             self.texts[key] = vector
         return self.texts[key]
 
-    def _tokens(self, demonstrations: Sequence[Demonstration]) -> TrajectoryTokens:
+    def _tokens(self, prompts: Sequence[Demonstrations]) -> TrajectoryTokens:
         network = self.network
         return read_demonstrations(
-            demonstrations, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling
+            prompts, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling
         )
 
 

@@ -1,4 +1,4 @@
-"""The trajectory prompt: steps taken from one demonstration, and the settings of the encoder that reads them."""
+"""The trajectory prompt: steps taken from demonstrations, and the settings of the encoder that reads them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError
+from llmdpd.prompts.useful_part import Recorded, UsefulPart, useful_part
+from llmdpd.tasks.layout import Layout
 from llmdpd.utils.bounds import Count, Fraction, Layers, SharedByHeads, Width
 
 StepSampling = Literal["even", "window", "last", "all"]
+Trim = Literal["none", "useful"]
+Shown = Recorded | tuple[NDArray[np.float32], NDArray[np.float32]]
+"""A demonstration: as recorded, or its observations [T, S] and actions [T, A] alone."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class TrajectoryEncoderConfig(SharedByHeads):
     sampling: StepSampling = "even"
     """How a longer demonstration is cut: `even` over the episode; consecutive steps, `window` (MTDiff's: at a random
     place in training) or `last` (Prompt-DT's); `all`: it is an error."""
+    trim: Trim = "none"
+    """What of a demonstration is read: all of it, or its `useful` part, up to 20 steps after the success or where else
+    its end is found (by the reward, the goal, or when nothing moves any more)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,10 @@ class TrajectoryTokens:
     [P, T], True where a step is real; padded: whether any is not (stored, because reading the mask would
     synchronise with the device); returns [P, T], undiscounted, from each step to the end of the demonstration, None
     where rewards are not known.
+
+    Where prompts are of several demonstrations, the rows are those of all, prompt by prompt, and `counts` says how many
+    each prompt has; it is empty where each has one. `together()` puts those of a prompt into one row: ends [P, T] is
+    then the place of the last step of the demonstration that a step is of.
     """
 
     states: Tensor
@@ -57,11 +69,33 @@ class TrajectoryTokens:
     mask: Tensor
     padded: bool
     returns: Tensor | None = None
+    counts: tuple[int, ...] = ()
+    ends: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TrajectoryTokens:
         """The same on another device."""
         moved: dict[str, Any] = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
         return dataclasses.replace(self, **moved)
+
+    def together(self) -> TrajectoryTokens:
+        """The demonstrations of each prompt in one row, one after the other; phase and times stay each one's own."""
+        length = self.mask.shape[1]
+        last = (self.mask.sum(1) - 1).clamp_min(0)
+        place = torch.cat([torch.arange(count, device=last.device) for count in self.counts])
+        ends = (place * length + last)[:, None].expand(-1, length)
+        parts: dict[str, Any] = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        rows = {name: joined(part, self.counts) for name, part in (parts | {"ends": ends}).items()}
+        padded = self.padded or len(set(self.counts)) > 1
+        return dataclasses.replace(self, **rows, padded=padded)
+
+
+def joined(parts: Tensor, counts: Sequence[int]) -> Tensor:
+    """What is known of the steps of all demonstrations, [N, T, …], as prompts with `counts` of them, [P, C T, …].
+
+    C is the largest of the counts; prompts with fewer are filled up with zeros.
+    """
+    rows = pad_sequence(list(parts.split(list(counts))), batch_first=True)
+    return rows.flatten(1, 2)
 
 
 def choose_steps(
@@ -92,32 +126,58 @@ def choose_steps(
 
 
 def make_tokens(
-    trajectories: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    demonstrations: Sequence[Shown],
     config: TrajectoryEncoderConfig,
     rng: np.random.Generator | None = None,
     *,
-    rewards: list[NDArray[np.float32]] | None = None,
+    returns: bool = False,
+    layout: Layout | None = None,
+    counts: tuple[int, ...] = (),
 ) -> TrajectoryTokens:
-    """Prompt tokens from (observations [T, S], actions [T, A]) pairs, padded to the longest.
+    """Prompt tokens from demonstrations, padded to the longest.
 
-    `rewards`: of each [T], where they are known.
+    `returns`: whether returns-to-go are made, for which all must have rewards. `layout` tells what the numbers are, see
+    `useful_part`. `counts`: demonstrations of each prompt; by default each is a prompt.
 
     Raises:
         InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
     """
-    for number, (observations, actions) in enumerate(trajectories):
-        _check(observations, actions, None if rewards is None else rewards[number])
-    chosen = [choose_steps(len(observations), config, rng) for observations, _ in trajectories]
+    recorded = [Recorded(*one) for one in demonstrations]
+    shown = [_first(one, useful(one, config, layout).steps) for one in recorded]
+    chosen = [choose_steps(len(one.observations), config, rng) for one in shown]
     columns = [
-        (seen[index], done[index], index / max(len(seen) - 1, 1), index, np.ones(len(index)))
-        for index, (seen, done) in zip(chosen, trajectories, strict=True)
+        (
+            one.observations[index],
+            one.actions[index],
+            index / max(len(one.observations) - 1, 1),
+            index,
+            np.ones(len(index)),
+        )
+        for index, one in zip(chosen, shown, strict=True)
     ]
     states, executed, phase, times, mask = (_padded(parts) for parts in zip(*columns, strict=True))
-    returns = None
-    if rewards is not None:
-        left = [np.cumsum(earned[::-1], dtype=np.float64)[::-1] for earned in rewards]
-        returns = _padded([part[index] for index, part in zip(chosen, left, strict=True)])
-    return TrajectoryTokens(states, executed, phase, times, mask.bool(), not mask.all(), returns)
+    left = None
+    if returns:
+        earned = [np.cumsum(one.rewards[::-1], dtype=np.float64)[::-1] for one in shown if one.rewards is not None]
+        left = _padded([part[index] for index, part in zip(chosen, earned, strict=True)])
+    counts = () if all(count == 1 for count in counts) else counts
+    return TrajectoryTokens(states, executed, phase, times, mask.bool(), not mask.all(), left, counts)
+
+
+def useful(shown: Recorded, config: TrajectoryEncoderConfig, layout: Layout | None = None) -> UsefulPart:
+    """The part of a demonstration that is read, of which `choose_steps` takes its steps.
+
+    Raises:
+        InputError: no steps, or arrays that do not fit together or hold NaN or Inf.
+    """
+    _check(shown.observations, shown.actions, shown.rewards)
+    length = len(shown.observations)
+    return UsefulPart(length, "whole") if config.trim == "none" or not length else useful_part(shown, layout)
+
+
+def _first(shown: Recorded, steps: int) -> Recorded:
+    rewards = None if shown.rewards is None else shown.rewards[:steps]
+    return shown._replace(observations=shown.observations[:steps], actions=shown.actions[:steps], rewards=rewards)
 
 
 def _padded(parts: Sequence[NDArray[Any]]) -> Tensor:

@@ -227,7 +227,7 @@ def _is_standard(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -
         or config.checkpoint != "both"
     ):
         return False
-    if config.baseline or config.prompts != "own" or config.prompt_behaviours:
+    if config.baseline or config.prompts != "own" or config.prompt_behaviours or config.together:
         return False
     if config.demonstrations not in (None, 1) or config.max_steps not in (None, trained.evaluation.max_steps):
         return False

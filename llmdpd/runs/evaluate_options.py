@@ -12,6 +12,7 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.evaluation.prompts import swap_names
 from llmdpd.nn.context.base import check_left_out
+from llmdpd.policy.inputs import MOST_DEMONSTRATIONS
 from llmdpd.tasks.specs import canonical_task, suite_of
 from llmdpd.tasks.user import user_suite
 from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
@@ -51,6 +52,9 @@ class EvaluateConfig:
     --help), which are collected, or found again, under --data-root."""
     demonstrations: OptionalCount = None
     """Demonstrations a task that the episodes take in turn; by default 5 with --prompt-behaviours, else 1."""
+    together: bool = False
+    """The demonstrations of a task are one prompt, from which the policy retrieves together, instead of taking turns;
+    then by default 5, at most 16."""
     data_root: Path | None = None
     """Folder under which collected demonstrations are kept; by default the run's, or data."""
     samples: OptionalCount = None
@@ -118,7 +122,7 @@ def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
 
 def _check_baseline(config: EvaluateConfig) -> None:
     defaults = EvaluateConfig()
-    for name in ("samples", "noise_scale", "action_horizon", "checkpoint", "prompt_text"):
+    for name in ("samples", "noise_scale", "action_horizon", "checkpoint", "prompt_text", "together"):
         if getattr(config, name) != getattr(defaults, name):
             raise InputError("a baseline has no use for this", field=_option(name), found=getattr(config, name))
     if config.prompts not in ("own", "swapped"):
@@ -154,7 +158,17 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
         "--prompt-behaviours": ", ".join(config.prompt_behaviours),
         "--demonstrations": config.demonstrations,
     }
+    asked["--together"] = config.together
     given = [option for option, value in asked.items() if value]
+    if config.together and (config.demonstrations or 1) > MOST_DEMONSTRATIONS:
+        raise InputError(
+            "too many demonstrations for one prompt",
+            field="--demonstrations",
+            found=config.demonstrations,
+            expected=f"1 to {MOST_DEMONSTRATIONS} with --together",
+        )
+    if config.together and context.trajectory and not trained.method.network.reads_several:
+        raise InputError("this run's policy reads one demonstration a prompt", path=config.run, field="--together")
     if config.prompt_data and config.prompt_behaviours:
         found = f"{config.prompt_data} and --prompt-behaviours"
         expected = "one of the two"

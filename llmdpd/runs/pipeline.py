@@ -248,6 +248,7 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         (method.augmentation, spec.layout) if method.augmentation.active and spec.layout is not None else None,
         (reads.text_dropout, reads.trajectory_dropout),
         *network.window,
+        layout=spec.layout,
     )
 
 

@@ -13,6 +13,7 @@ from llmdpd.errors import InputError
 from llmdpd.evaluation.prompts import (
     OWN_DATA,
     TaskPrompt,
+    as_one_prompt,
     behaviour_prompts,
     choose_demonstrations,
     swap_prompts,
@@ -25,7 +26,7 @@ from llmdpd.runs.folder import RunFolder
 from llmdpd.utils.files import atomic_write_json
 from llmdpd.utils.progress import console
 
-_BEHAVIOUR_DEMONSTRATIONS = 5
+_SEVERAL_DEMONSTRATIONS = 5
 
 
 def prompt_sets(
@@ -43,13 +44,13 @@ def prompt_sets(
     source = "built in" if config.prompt_text is None else str(config.prompt_text)
     if not config.prompt_behaviours:
         data = _data(config, run, trained)
-        count = config.demonstrations or 1
+        count = config.demonstrations or (_SEVERAL_DEMONSTRATIONS if config.together else 1)
         prompts = task_prompts(tasks, data, trained.tasks.goal_visible, text, source, count)
-        return [_changed(prompts, config.prompts, seen)]
+        return [_changed(as_one_prompt(prompts) if config.together else prompts, config.prompts, seen)]
     sets = []
     root = os.path.abspath(config.data_root or trained.data.root)
     collected = dataclasses.replace(trained.data, root=root, workers=config.workers)
-    count = config.demonstrations or _BEHAVIOUR_DEMONSTRATIONS
+    count = config.demonstrations or _SEVERAL_DEMONSTRATIONS
     for behaviour in dict.fromkeys(config.prompt_behaviours):
         dataset = behaviour_demonstrations(collected, trained.tasks, tasks, behaviour, count, check)
         prompts = behaviour_prompts(tasks, behaviour, dataset, count, text, source)
@@ -57,7 +58,7 @@ def prompt_sets(
             found = len(prompt.demonstrations)
             if found < count:
                 console.print(f"{task}, {behaviour}: {found} demonstrations succeeded, not {count}")
-        sets.append(_changed(prompts, config.prompts, seen))
+        sets.append(_changed(as_one_prompt(prompts) if config.together else prompts, config.prompts, seen))
     return sets
 
 

@@ -17,6 +17,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.prompts.useful_part import Recorded
 from llmdpd.tasks.layout import Layout
 
 # What CUDA's own allocator aligns to: kernels may go by it.
@@ -43,6 +44,7 @@ class BatchSampler:
         dropout: rates at which a prompt's text and its demonstration are left out.
         horizon: steps of the windows that each batch carries; 0 for none.
         before: steps of the windows before their transition, on top.
+        layout: what the numbers of observations are, for where demonstrations end (`llmdpd.prompts.useful_part`).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class BatchSampler:
         dropout: tuple[float, float] = (0.0, 0.0),
         horizon: int = 0,
         before: int = 0,
+        layout: Layout | None = None,
     ) -> None:
         if prompts < 1 or batch_size < 1 or batch_size % prompts:
             raise InputError(
@@ -74,7 +77,7 @@ class BatchSampler:
         self._random = np.random.default_rng(seed)
         self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
         self._demonstrations = [self._eligible(task) for task in dataset.tasks]
-        self._augmentation, self._dropout = augmentation, dropout
+        self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
 
     def next(self) -> PromptedBatch:
         """The next batch."""
@@ -86,9 +89,8 @@ class BatchSampler:
         tokens = None
         if self._encoder is not None:
             shown = [self._dataset.episode(int(self._draw(self._demonstrations[task], 1)[0])) for task in tasks]
-            pairs = [(e.observations, e.actions) for e in shown]
-            rewards = [e.rewards for e in shown] if self._horizon else None
-            tokens = make_tokens(pairs, self._encoder, self._random, rewards=rewards)
+            recorded = [Recorded(e.observations, e.actions, e.rewards, e.success, e.success_step) for e in shown]
+            tokens = make_tokens(recorded, self._encoder, self._random, returns=self._horizon > 0, layout=self._layout)
         parts: dict[str, Any] = {
             name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
         }

@@ -9,7 +9,7 @@ import torch
 
 from llmdpd.data import Trajectory
 from llmdpd.evaluation.episodes import evaluate_tasks, policy_act, prompt_rows
-from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.evaluation.prompts import TaskPrompt, as_one_prompt
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
@@ -130,6 +130,27 @@ def test_the_episodes_of_a_task_take_its_demonstrations_in_turn(rng: np.random.G
         else:
             assert taken is not None
             assert (taken.task, taken.seed) == (request.task, request.seed % len(prompts[request.task].demonstrations))
+
+
+def test_demonstrations_together_are_one_prompt(policy: Policy, prompts: Prompts) -> None:
+    one, two = (prompt.demonstration for prompt in prompts.values())
+    assert one is not None
+    assert two is not None
+    several = {task: dataclasses.replace(prompt, demonstrations=(one, two)) for task, prompt in prompts.items()}
+    together = as_one_prompt(several)
+    requests = [EpisodeRequest(task, seed) for seed in range(3) for task in prompts]
+    rows = prompt_rows(together, requests)
+    assert rows.demonstrations == [[one, two], [one, two]]
+    assert rows.of_request.tolist() == [0, 1] * 3
+    arrays = np.tile(one.observations[0], (6, 1)), np.arange(6), np.zeros(6, np.int64), np.zeros(6)
+    actions = np.asarray(policy_act(policy, together, requests)(*arrays))
+    assert actions.shape == (6, 4)
+    for task, prompt in several.items():
+        assert together[task].demonstration_source == f"{prompt.demonstration_source}, as one prompt"
+    first = {task: dataclasses.replace(prompt, demonstrations=(one,)) for task, prompt in prompts.items()}
+    alone = as_one_prompt(first)
+    same = [np.asarray(policy_act(policy, which, requests)(*arrays)) for which in (alone, first)]
+    assert np.array_equal(*same)
 
 
 def test_a_policy_acts_under_the_demonstration_of_the_episode(policy: Policy, prompts: Prompts) -> None:

@@ -22,6 +22,7 @@ from llmdpd.nn.sequence_model import SequenceConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
+from llmdpd.prompts.useful_part import Recorded
 
 S, A, D = 4, 2, 6
 SPACES = Spaces(S, A, D)
@@ -146,7 +147,7 @@ def make_batch(rng: np.random.Generator, make_pairs: Any) -> Callable[..., Promp
         return StepWindows(states, actions[0], actions[1] if expert else None, mask, 20 * torch.randn(mask.shape))
 
     def make(B: int = 6, P: int = 1, expert: bool = True, H: int = 0, before: int = 0) -> PromptedBatch:
-        pairs = make_pairs(*rng.integers(2, 12, P))
+        recorded = [Recorded(*pair, rng.normal(size=len(pair[0]))) for pair in make_pairs(*rng.integers(2, 12, P))]
         observations = torch.randn(B, S)
         return PromptedBatch(
             observations=observations,
@@ -157,7 +158,7 @@ def make_batch(rng: np.random.Generator, make_pairs: Any) -> Callable[..., Promp
             expert_actions=torch.rand(B, A) * 2 - 1 if expert else None,
             timesteps=torch.from_numpy(rng.integers(0, 60, B)),
             text=torch.randn(P, D),
-            tokens=make_tokens(pairs, ENCODER, rewards=[rng.normal(size=len(states)) for states, _ in pairs]),
+            tokens=make_tokens(recorded, ENCODER, returns=True),
             windows=windows(observations, H, before, expert) if H else None,
         )
 

@@ -15,6 +15,7 @@ from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import make_tokens
+from llmdpd.prompts.useful_part import Recorded
 
 S, A, K = 4, 2, 5
 
@@ -59,7 +60,7 @@ def test_each_window_reads_the_whole_of_its_own_demonstration(
     rewards = [rng.normal(size=len(states)).astype(np.float32) for states, _ in pairs]
 
     def encode(which: list[int], keep: Keep = ALL_KEPT) -> EncodedPrompts:
-        tokens = make_tokens([pairs[n] for n in which], model.reads.encoder, rewards=[rewards[n] for n in which])
+        tokens = make_tokens([Recorded(*pairs[n], rewards[n]) for n in which], model.reads.encoder, returns=True)
         return model.encode(None, tokens, keep)
 
     parts = windows_of(4)

@@ -116,3 +116,39 @@ def test_some_prompts_and_not_others(make_policy: MakePolicy, example: Any) -> N
     assert error.value.field == "text"
     with pytest.raises(InputError, match="all or for none"):
         policy.encode_prompts([KNOWN, KNOWN], [None, example])
+
+
+def test_several_demonstrations_are_one_prompt(make_policy: MakePolicy, rng: np.random.Generator) -> None:
+    policy, state = make_policy(kind="retrieval", features="normalised"), rng.normal(size=S)
+    shown = [(rng.normal(size=(n, S)), rng.uniform(-1, 1, (n, A))) for n in (20, 5, 9)]
+
+    def action(trajectory: Any) -> np.ndarray:
+        policy.seed(5)
+        return policy.prompt(KNOWN, trajectory).act(state)
+
+    base = action(shown[0])
+    np.testing.assert_array_equal(action([shown[0]]), base)
+    np.testing.assert_array_equal(action(list(shown[0])), base)  # a list of two arrays: observations and actions
+    assert not np.array_equal(action(shown), base)
+    assert action(shown * 5 + shown[:1]).shape == (A,)
+    for bad, found in ((shown * 6, "18"), ([], "0")):
+        with pytest.raises(InputError, match="number of demonstrations") as error:
+            policy.prompt(KNOWN, bad)
+        assert found in str(error.value)
+    mixed = policy.encode_prompts([KNOWN, KNOWN], [shown, shown[1]])
+    assert len(mixed) == 2
+
+
+def test_what_is_cut_of_a_demonstration_is_said(make_policy: MakePolicy, example: Any, caplog: Any) -> None:
+    observations, actions = (np.concatenate([part] * 4).astype(np.float32) for part in example)
+    trajectory = Trajectory(observations, actions, np.zeros(80, np.float32), "push", success=1, success_step=9)
+    whole = make_policy()
+    useful = make_policy(encoder=dataclasses.replace(ENCODER, trim="useful"))
+    useful.network.load_state_dict(whole.network.state_dict())
+    useful.texts = whole.texts
+    caplog.set_level("INFO", "llmdpd")
+    first = [part[:30] for part in (observations, actions)]
+    expected = whole.prompt(KNOWN, (first[0], first[1])).act(np.ones(S))
+    assert not caplog.messages
+    np.testing.assert_array_equal(useful.prompt(KNOWN, trajectory).act(np.ones(S)), expected)
+    assert caplog.messages == ["1 of 1 demonstrations are cut, to 30 of 80 steps; end by: success"]

@@ -10,6 +10,7 @@ import pytest
 
 from llmdpd.errors import InputError
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, choose_steps, make_tokens
+from llmdpd.prompts.useful_part import Recorded
 
 SMALL = TrajectoryEncoderConfig(layers=2, heads=2, width=16, inner=24, dropout=0.3, steps=12)
 
@@ -69,7 +70,7 @@ def test_tokens_hold_the_chosen_steps(rng: np.random.Generator) -> None:
 
 def test_tokens_hold_the_returns_from_each_step_on(rng: np.random.Generator) -> None:
     rewards = [rng.normal(size=length).astype(np.float32) for length in (4, 30)]
-    tokens = make_tokens([pair(rng, 4), pair(rng, 30)], SMALL, rewards=rewards)
+    tokens = make_tokens([Recorded(*pair(rng, len(earned)), earned) for earned in rewards], SMALL, returns=True)
     assert tokens.returns is not None
     for row, earned in enumerate(rewards):
         index = choose_steps(len(earned), SMALL)
@@ -77,9 +78,9 @@ def test_tokens_hold_the_returns_from_each_step_on(rng: np.random.Generator) -> 
         np.testing.assert_allclose(tokens.returns[row, : len(index)], expected, rtol=0, atol=1e-4)
         assert not tokens.returns[row, len(index) :].any()
     with pytest.raises(InputError, match="do not fit together"):
-        make_tokens([pair(rng, 4)], SMALL, rewards=[rewards[1]])
+        make_tokens([Recorded(*pair(rng, 4), rewards[1])], SMALL)
     with pytest.raises(InputError, match="NaN or Inf"):
-        make_tokens([pair(rng, 4)], SMALL, rewards=[np.full(4, np.nan, np.float32)])
+        make_tokens([Recorded(*pair(rng, 4), np.full(4, np.nan, np.float32))], SMALL)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,21 @@ def test_short_and_long_episodes(sampling: Any) -> None:
     if sampling == "all":
         with pytest.raises(InputError, match=r"(?s)longer than the encoder's limit.*13.*12.*even"):
             choose_steps(13, config)
+
+
+def test_demonstrations_of_a_prompt_in_one_row(rng: np.random.Generator) -> None:
+    pairs = [pair(rng, length) for length in (4, 30, 7, 2)]
+    alone = make_tokens(pairs, SMALL)
+    tokens = make_tokens(pairs, SMALL, counts=(3, 1))
+    assert tokens.counts == (3, 1)
+    rows = tokens.together()
+    assert rows.padded is True
+    assert rows.states.shape == (2, 36, 5)
+    assert rows.ends is not None
+    for place, (row, start) in enumerate([(0, 0), (0, 12), (0, 24), (1, 0)]):
+        part = slice(start, start + 12)
+        for name in ("states", "actions", "phase", "times", "mask"):
+            assert np.array_equal(getattr(rows, name)[row, part], getattr(alone, name)[place]), name
+        assert set(rows.ends[row, part].tolist()) == {start + min(len(pairs[place][0]), 12) - 1}
+    assert not rows.mask[1, 12:].any()
+    assert make_tokens(pairs, SMALL, counts=(1, 1, 1, 1)).counts == ()

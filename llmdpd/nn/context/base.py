@@ -19,7 +19,7 @@ from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.nn.layers import mlp
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
-from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, joined
 from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Width
 
 
@@ -161,6 +161,8 @@ class Context(nn.Module, ABC):
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Read P prompts: LLM embeddings [P, D], trajectory tokens of P prompts; None where there is none.
 
+        Of several demonstrations of a prompt each is encoded by itself, as in training; their vectors are averaged.
+
         Returns them encoded, `pooled` of it [P, Z]; Z is `prompt_dim`.
 
         Raises:
@@ -177,9 +179,18 @@ class Context(nn.Module, ABC):
             else:
                 steps = self.trajectory_encoder.encode_steps(self.features(tokens.states), tokens)
                 vector = self.trajectory_encoder.pool(steps, tokens.mask)
+                if tokens.counts:
+                    vector, steps, tokens = self._together(vector, steps, tokens)
                 parts.append(vector if keep.trajectory is None else vector * keep.trajectory)
         pooled = torch.cat(parts, dim=-1) if parts else torch.zeros(1, 0, device=self.features.mean.device)
         return EncodedPrompts(pooled, self.remember(pooled, steps, tokens, keep.trajectory))
+
+    def _together(
+        self, vectors: Tensor, steps: Tensor, tokens: TrajectoryTokens
+    ) -> tuple[Tensor, Tensor, TrajectoryTokens]:
+        """Demonstrations, each read by itself, as P prompts: the mean of a prompt's vectors, its steps in a row."""
+        means = torch.stack([part.mean(0) for part in vectors.split(list(tokens.counts))])
+        return means, joined(steps, tokens.counts), tokens.together()
 
     def remember(
         self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None

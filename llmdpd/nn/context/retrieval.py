@@ -87,6 +87,9 @@ class RetrievalContext(Context):
             usable = tokens.mask if given is None else tokens.mask & (given > 0)
             mask = F.pad(usable, (0, 1), value=True)
         memory["bias"] = _bias(mask)
+        if tokens is not None and tokens.ends is not None:
+            # As many times as there are demonstrations: what is in all of them is found as it is in one.
+            memory["bias"][..., -1] = torch.tensor(tokens.counts, device=mask.device).log()[:, None, None]
         for number, layer in enumerate(self.layers):
             memory[f"key{number}"], memory[f"value{number}"] = layer.read(embedded)
         if sizes.waypoints:
@@ -167,7 +170,7 @@ class RetrievalContext(Context):
             return self.nothing.new_zeros(prompts, 1, 1, width)
         geometry = self.features.geometry(tokens.states)
         # Past the demonstration's end its last step stands: it is where the demonstration went.
-        last = (tokens.mask.sum(1, keepdim=True) - 1).clamp_min(0)
+        last = (tokens.mask.sum(1, keepdim=True) - 1).clamp_min(0) if tokens.ends is None else tokens.ends
         place = torch.arange(tokens.states.shape[1], device=geometry.device)
         parts = [tokens.actions]
         for ahead in self.sizes.lookahead:

@@ -93,6 +93,34 @@ def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -
         torch.testing.assert_close(single.prompt.expand(4, -1), grouped.prompt[own], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_several_demonstrations_are_retrieved_from_together(rng: np.random.Generator) -> None:
+    context, text, pairs = make(), torch.randn(2, D), [pair(rng, n) for n in (9, 30, 4)]
+    context.likeness -= 5
+    state, time = states(rng, 6), torch.from_numpy(rng.integers(0, 400, 6))
+
+    def condition(*shown: tuple[Any, Any], counts: tuple[int, ...] = ()) -> torch.Tensor:
+        prompts = context.encode(text[: len(counts) or len(shown)], make_tokens(list(shown), ENCODER, counts=counts))
+        return context.condition(state, prompts, None, time).joined()
+
+    one, two, three = pairs
+    single = condition(one)
+    assert torch.equal(condition(one, counts=(1,)), single)
+    # What is there twice is found as it is found once.
+    torch.testing.assert_close(condition(one, one, one, counts=(3,)), single, rtol=1e-3, atol=1e-4)
+    both = condition(one, two, counts=(2,))
+    torch.testing.assert_close(condition(two, one, counts=(2,)), both, rtol=1e-3, atol=1e-4)
+    for other in (single, condition(two)):
+        assert not torch.allclose(both, other, atol=1e-2)
+    # Beside a prompt of fewer demonstrations each is what it is alone.
+    mixed = condition(one, two, three, counts=(2, 1))
+    torch.testing.assert_close(mixed[:3], both[:3], rtol=1e-3, atol=1e-4)
+    alone = context.encode(text[1:], make_tokens([three], ENCODER))
+    torch.testing.assert_close(
+        mixed[3:], context.condition(state[3:], alone, None, time[3:]).joined(), rtol=1e-3, atol=1e-4
+    )
+
+
 def sharp(context: RetrievalContext, prompts: EncodedPrompts, step: int) -> None:
     """Make every waypoint head look at one step alone."""
     key = torch.zeros_like(prompts.memory["waypoint_key"])

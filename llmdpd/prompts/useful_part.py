@@ -1,0 +1,123 @@
+"""Which part of a recorded demonstration shows the task: recordings go on after the success, often for long.
+
+The end is looked for in what is known best: the step of the first success, the reward, where things came to be relative
+to the goal, and where everything comes to rest. Some steps after it are kept, as many as collected training data have:
+a policy learns from them to stay.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.tasks.layout import Layout, Point
+
+FloatArray = NDArray[np.float32]
+Reason = Literal["whole", "success", "reward", "goal", "rest"]
+
+TAIL = 20
+"""Steps that are kept after the end of the useful part."""
+
+_NEAR_BEST = 0.02  # of the range of rewards, within which one counts as the highest
+_LEAST_STAY = 3  # consecutive steps of the highest reward, where it is not known whether there was a success
+_APPROACHED = 0.02  # metres that a thing must have come nearer to the goal
+_ARRIVED = 0.05  # of its way to the goal, within which a thing has arrived
+_STILL = 0.01  # of each number's range over the demonstration, within which it does not move
+
+
+class Recorded(NamedTuple):
+    """A demonstration of T steps as it was recorded; what is not known as None or -1."""
+
+    observations: FloatArray  # [T, S]
+    actions: FloatArray  # [T, A]
+    rewards: FloatArray | None = None  # [T]
+    success: int = -1  # 1, 0, or -1 where unknown
+    success_step: int = -1  # the step, from 0, after which the success flag was first up
+
+
+class UsefulPart(NamedTuple):
+    """The first steps of a demonstration that are read, how many, and what their end was found by."""
+
+    steps: int
+    by: Reason
+
+
+def useful_part(demonstration: Recorded, layout: Layout | None = None) -> UsefulPart:
+    """The part of a demonstration of T ≥ 1 steps up to its success and `TAIL` steps further.
+
+    The end is, by what is known: the step of the first success; of one that is known to have succeeded at some step, or
+    whose rewards stay at their highest for a while, the first step at which the reward is within 2 % of its highest;
+    with a layout whose goal is observed, the step at which the thing that came nearest to the goal had made 95 % of
+    its way; else the last step at which anything moved. A demonstration that is known to have failed is left whole.
+
+    The arrays must be finite and fit together.
+    """
+    length = len(demonstration.observations)
+    end, by = _end(demonstration, layout)
+    steps = length if end is None else min(length, end + 1 + TAIL)
+    return UsefulPart(steps, by if steps < length else "whole")
+
+
+def _end(demonstration: Recorded, layout: Layout | None) -> tuple[int | None, Reason]:
+    """The last step that is needed, and what it was found by."""
+    if demonstration.success_step >= 0:
+        return demonstration.success_step, "success"
+    if demonstration.success == 0:
+        return None, "whole"
+    if demonstration.rewards is not None:
+        end = _highest_reward(demonstration.rewards, 1 if demonstration.success == 1 else _LEAST_STAY)
+        if end is not None:
+            return end, "reward"
+    if layout is not None and layout.goal is not None:
+        end = _arrival(demonstration.observations, layout, layout.point(layout.goal))
+        if end is not None:
+            return end, "goal"
+    return _rest(demonstration.observations), "rest"
+
+
+def _highest_reward(rewards: FloatArray, stay: int) -> int | None:
+    """The first step of a reward near the highest, which then lasts for `stay` steps; None where there is none such.
+
+    Rewards that are all the same say nothing.
+    """
+    low, high = float(rewards.min()), float(rewards.max())
+    if high <= low or len(rewards) < stay:
+        return None
+    near = rewards >= high - _NEAR_BEST * (high - low)
+    lasting = np.lib.stride_tricks.sliding_window_view(near, stay).all(1)
+    return int(np.argmax(lasting)) if lasting.any() else None
+
+
+def _arrival(observations: FloatArray, layout: Layout, goal: Point) -> int | None:
+    """The step at which the thing that approached the observed goal most arrived there; the body itself if none did."""
+    body, *others = layout.points
+    for things in ([point for point in others if point != goal], [body]):
+        best: tuple[float, int] | None = None
+        for thing in things:
+            away = _distance(observations, thing, goal)
+            if away is None:
+                continue
+            way = float(away[0] - away.min())
+            if way * layout.unit >= _APPROACHED and (best is None or way > best[0]):
+                best = way, int(np.argmax(away <= away.min() + _ARRIVED * way))
+        if best is not None:
+            return best[1]
+    return None
+
+
+def _distance(observations: FloatArray, thing: Point, goal: Point) -> FloatArray | None:
+    """How far a thing is from the goal at each step, [T]; None where one of them is absent."""
+    places, goals = observations[:, list(thing.at)], observations[:, list(goal.at)]
+    if not (places.any(1).all() and goals.any(1).all()):
+        return None
+    distance: FloatArray = np.linalg.norm(places - goals, axis=1)
+    return distance
+
+
+def _rest(observations: FloatArray) -> int | None:
+    """The first step from which on no number changes by more than a hundredth of its range; None without movement."""
+    span = np.ptp(observations, axis=0)
+    moving = (np.abs(observations - observations[-1]) > _STILL * span).any(1)
+    return int(np.flatnonzero(moving)[-1]) + 1 if moving.any() else None

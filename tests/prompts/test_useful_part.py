@@ -1,0 +1,107 @@
+"""Where the useful part of a demonstration ends, by what is known of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, choose_steps, make_tokens
+from llmdpd.prompts.useful_part import TAIL, Recorded, useful_part
+from llmdpd.tasks.layout import Layout, Point
+
+HAND, CUBE, GOAL = (0, 1, 2), (3, 4, 5), (7, 8, 9)
+LAYOUT = Layout((Point("hand", HAND), Point("cube", CUBE), Point("goal", GOAL)), goal="goal", gripper=(6,))
+ENCODER = TrajectoryEncoderConfig(layers=1, heads=2, width=16, inner=16, steps=10, trim="useful")
+
+
+def wandering(rng: np.random.Generator, arrival: int, length: int) -> Recorded:
+    """A hand that brings a cube to a goal, which it reaches at step `arrival`, and then goes astray without it."""
+    seen = np.zeros((length, 10), np.float32)
+    seen[:, GOAL] = goal = rng.uniform(0.3, 0.6, 3)
+    share = np.clip(np.arange(length) / arrival, 0, 1)[:, None]
+    seen[:, CUBE] = share * goal + (1 - share) * 0.1
+    away = rng.normal(size=(length, 3)).cumsum(0)
+    seen[:, HAND] = np.where(share < 1, seen[:, CUBE], goal + away)
+    return Recorded(seen, rng.uniform(-1, 1, (length, 4)).astype(np.float32))
+
+
+def test_the_end_is_found_by_what_is_known_best(rng: np.random.Generator) -> None:
+    arrival, step, highest = (int(n) for n in rng.integers([100, 200, 300], [150, 250, 350]))
+    shown = wandering(rng, arrival, 500)
+    rewards = np.where(np.arange(500) < highest, rng.uniform(0, 0.9, 500), 1.0).astype(np.float32)
+    assert useful_part(shown._replace(rewards=rewards, success=1, success_step=step), LAYOUT) == (
+        step + 1 + TAIL,
+        "success",
+    )
+    assert useful_part(shown._replace(rewards=rewards, success=1), LAYOUT) == (highest + 1 + TAIL, "reward")
+    assert useful_part(shown._replace(rewards=rewards), LAYOUT) == (highest + 1 + TAIL, "reward")
+    steps, by = useful_part(shown, LAYOUT)
+    assert by == "goal"
+    assert arrival - 0.1 * arrival <= steps - 1 - TAIL <= arrival
+    assert useful_part(shown._replace(rewards=rewards, success=0), LAYOUT) == (500, "whole")
+
+
+def test_a_highest_reward_that_passes_says_nothing_unless_it_is_known_to_be_a_success(rng: np.random.Generator) -> None:
+    shown = wandering(rng, 100, 500)
+    rewards = rng.uniform(0, 0.5, 500).astype(np.float32)
+    peak = int(rng.integers(150, 300))
+    rewards[peak] = 1.0
+    assert useful_part(shown._replace(rewards=rewards), LAYOUT).by == "goal"
+    assert useful_part(shown._replace(rewards=rewards, success=1), LAYOUT) == (peak + 1 + TAIL, "reward")
+    for same in (0.0, 1.0):
+        constant = np.full(500, same, np.float32)
+        assert useful_part(shown._replace(rewards=constant, success=1), LAYOUT).by == "goal"
+
+
+def test_without_things_the_body_is_what_arrives(rng: np.random.Generator) -> None:
+    shown = wandering(rng, 80, 400)
+    seen = shown.observations.copy()
+    seen[:, HAND] = np.where(np.arange(400)[:, None] < 120, seen[:, CUBE], seen[:, HAND])
+    seen[:, CUBE] = 0
+    steps, by = useful_part(shown._replace(observations=seen), LAYOUT)
+    assert by == "goal"
+    assert 70 <= steps - 1 - TAIL <= 80
+
+
+@pytest.mark.parametrize("layout", [None, dataclasses.replace(LAYOUT, goal=None), "goal hidden"])
+def test_without_a_goal_it_ends_when_nothing_moves_any_more(rng: np.random.Generator, layout: Any) -> None:
+    rest = int(rng.integers(50, 200))
+    seen = rng.normal(size=(300, 10)).cumsum(0).astype(np.float32)
+    seen[:, GOAL] = 0
+    seen[rest:] = seen[rest]
+    shown = Recorded(seen, np.zeros((300, 4), np.float32))
+    assert useful_part(shown, LAYOUT if layout == "goal hidden" else layout) == (rest + 1 + TAIL, "rest")
+    moving = Recorded(seen[:rest], shown.actions[:rest])
+    assert useful_part(moving, None) == (rest, "whole")
+    still = Recorded(np.ones((300, 10), np.float32), shown.actions)
+    assert useful_part(still, None) == (300, "whole")
+
+
+@pytest.mark.parametrize("length", [1, 2, TAIL, TAIL + 1])
+def test_short_demonstrations_stay_whole(rng: np.random.Generator, length: int) -> None:
+    shown = wandering(rng, 10, 100)
+    short = Recorded(shown.observations[:length], shown.actions[:length], np.arange(length, dtype=np.float32))
+    for success, step in ((-1, -1), (0, -1), (1, -1), (1, 0)):
+        assert useful_part(short._replace(success=success, success_step=step), LAYOUT) == (length, "whole")
+
+
+def test_steps_are_taken_of_the_useful_part_alone(rng: np.random.Generator) -> None:
+    shown = wandering(rng, 100, 500)
+    rewards = rng.normal(size=500).astype(np.float32)
+    known = shown._replace(rewards=rewards, success=1, success_step=60)
+    end = 61 + TAIL
+    cut = Recorded(known.observations[:end], known.actions[:end], rewards[:end], 1, 60)
+    tokens, expected = (make_tokens([one], ENCODER, returns=True) for one in (known, cut))
+    for name, part in vars(expected).items():
+        assert np.array_equal(getattr(tokens, name), part), name
+    assert tokens.times[0].tolist() == choose_steps(end, ENCODER).tolist()
+    whole = make_tokens([known], dataclasses.replace(ENCODER, trim="none"))
+    assert whole.times[0, -1] == 499
+    assert make_tokens([shown], ENCODER, layout=LAYOUT).times[0, -1] < 121 < make_tokens([shown], ENCODER).times[0, -1]
+
+
+def test_by_default_demonstrations_are_read_whole() -> None:
+    assert TrajectoryEncoderConfig().trim == "none"
