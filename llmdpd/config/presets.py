@@ -41,7 +41,9 @@ _METAWORLD_METHOD = LLMDPDConfig(
             text_dropout=0.02,
             trajectory_dropout=0.07,
             features="relative",
-            encoder=TrajectoryEncoderConfig(layers=1, heads=4, width=128, inner=256, dropout=0.0, steps=32),
+            encoder=TrajectoryEncoderConfig(
+                layers=1, heads=4, width=128, inner=256, dropout=0.0, steps=32, trim="useful"
+            ),
         )
     ),
     acting=BestOfN(samples=1, noise_scale=0.3),

@@ -84,7 +84,7 @@ class TrajectoryTokens:
         place = torch.cat([torch.arange(count, device=last.device) for count in self.counts])
         ends = (place * length + last)[:, None].expand(-1, length)
         parts: dict[str, Any] = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
-        rows = {name: joined(part, self.counts) for name, part in (parts | {"ends": ends}).items()}
+        rows: dict[str, Any] = {name: joined(part, self.counts) for name, part in (parts | {"ends": ends}).items()}
         padded = self.padded or len(set(self.counts)) > 1
         return dataclasses.replace(self, **rows, padded=padded)
 

@@ -247,8 +247,9 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         device,
         (method.augmentation, spec.layout) if method.augmentation.active and spec.layout is not None else None,
         (reads.text_dropout, reads.trajectory_dropout),
-        *network.window,
-        layout=spec.layout,
+        network.window.horizon,
+        network.window.before,
+        spec.layout,
     )
 
 

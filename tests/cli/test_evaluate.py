@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmdpd.cli.evaluate import main
-from llmdpd.config.presets import PRESETS
+from llmdpd.config.presets import PRESETS, with_method
 from llmdpd.data import TrajectoryDataset, load_dataset, save_d4rl, save_minari
 from llmdpd.errors import InputError
 from llmdpd.evaluation import scoring
@@ -193,6 +193,9 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "two places": (["--prompt-behaviours", "slow", "--prompt-data", "x"], ["demonstrations from two places"]),
     "no choice": (["--prompts", "no-trajectory", "--demonstrations", 2], ["no choice of them", "--demonstrations"]),
     "too few": (["--demonstrations", 2], ["not as many demonstrations", "--demonstrations 2"]),
+    "too many": (["--together", "--demonstrations", 17], ["too many demonstrations", "1 to 16"]),
+    "together without": (["--prompts", "no-trajectory", "--together"], ["no choice of them", "--together"]),
+    "baseline's prompt": (["--baseline", "replay", "--together"], ["no use for this", "--together"]),
     "alone": (["--prompts", "swapped"], ["door-lock-v3 alone among the unseen tasks"]),
     "baseline's samples": (["--baseline", "replay", "--samples", 3], ["no use for this", "--samples"]),
     "baseline's text": (["--baseline", "replay", "--prompts", "no-trajectory"], ["reads no text"]),
@@ -265,6 +268,25 @@ def test_demonstrations_by_behaviours_are_collected_once_and_kept_apart(
     assert len(folders) == 2
     assert evaluate(*words) == 0
     assert {folder: folder.stat().st_mtime_ns for folder in folders} == folders
+
+
+def test_demonstrations_together_are_one_prompt(run_copy: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+    words: list[object] = [run_copy, "--tasks", "reach", "--episodes", 2, "--checkpoint", "last"]
+    words += ["--prompt-behaviours", "clean", "--together", "--data-root", tmp_path / "data"]
+    assert evaluate(*words, "--out", tmp_path / "five.json") == 0
+    assert evaluate(*words, "--demonstrations", 2, "--out", tmp_path / "two.json") == 0
+    for name, count in (("five", 5), ("two", 2)):
+        (record,) = read_results(tmp_path / f"{name}.json")
+        source = str(record.prompts.trajectory)
+        assert source.startswith(f"clean: {count} demonstrations from {tmp_path}/data/")
+        assert source.endswith(", as one prompt")
+
+
+@pytest.mark.parametrize("method", ["prompt-dt", "mtdiff"])
+def test_a_policy_that_reads_one_demonstration(method: str) -> None:
+    with pytest.raises(InputError, match="one demonstration a prompt") as caught:
+        check_evaluation(EvaluateConfig(run=Path("run"), together=True), with_method(PRESETS["metaworld"], method))
+    assert caught.value.field == "--together"
 
 
 def test_swapped_prompts_reach_the_policy_and_the_record(run_copy: Path, tmp_path: Path, evaluate: Evaluate) -> None:
