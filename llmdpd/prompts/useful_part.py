@@ -21,7 +21,7 @@ TAIL = 20
 """Steps that are kept after the end of the useful part."""
 
 _NEAR_BEST = 0.02  # of the range of rewards, within which one counts as the highest
-_LEAST_STAY = 3  # consecutive steps of the highest reward, where it is not known whether there was a success
+_STAY = 0.5  # share of the later steps with such a reward, where it is not known whether there was a success
 _APPROACHED = 0.02  # metres that a thing must have come nearer to the goal
 _ARRIVED = 0.05  # of its way to the goal, within which a thing has arrived
 _STILL = 0.01  # of each number's range over the demonstration, within which it does not move
@@ -48,9 +48,10 @@ def useful_part(demonstration: Recorded, layout: Layout | None = None) -> Useful
     """The part of a demonstration of T ≥ 1 steps up to its success and `TAIL` steps further.
 
     The end is, by what is known: the step of the first success; of one that is known to have succeeded at some step, or
-    whose rewards stay at their highest for a while, the first step at which the reward is within 2 % of its highest;
-    with a layout whose goal is observed, the step at which the thing that came nearest to the goal had made 95 % of
-    its way; else the last step at which anything moved. A demonstration that is known to have failed is left whole.
+    whose rewards then stay at their highest for the most part, the first step at which the reward is within 2 % of its
+    range of the highest; with a layout whose goal is observed, the step at which the thing that came nearer to the goal
+    than any other had made 95 % of its way; else the last step at which anything moved. A demonstration that is known
+    to have failed is left whole.
 
     The arrays must be finite and fit together.
     """
@@ -67,7 +68,7 @@ def _end(demonstration: Recorded, layout: Layout | None) -> tuple[int | None, Re
     if demonstration.success == 0:
         return None, "whole"
     if demonstration.rewards is not None:
-        end = _highest_reward(demonstration.rewards, 1 if demonstration.success == 1 else _LEAST_STAY)
+        end = _highest_reward(demonstration.rewards, 0.0 if demonstration.success == 1 else _STAY)
         if end is not None:
             return end, "reward"
     if layout is not None and layout.goal is not None:
@@ -77,17 +78,18 @@ def _end(demonstration: Recorded, layout: Layout | None) -> tuple[int | None, Re
     return _rest(demonstration.observations), "rest"
 
 
-def _highest_reward(rewards: FloatArray, stay: int) -> int | None:
-    """The first step of a reward near the highest, which then lasts for `stay` steps; None where there is none such.
+def _highest_reward(rewards: FloatArray, stay: float) -> int | None:
+    """The first step of a reward near the highest, if the share `stay` of the steps from there on has such rewards.
 
-    Rewards that are all the same say nothing.
+    Rewards that are all the same say nothing. Where it is not known whether there was a success, rewards may as well be
+    a robot's speed, whose highest is no end.
     """
     low, high = float(rewards.min()), float(rewards.max())
-    if high <= low or len(rewards) < stay:
+    if high <= low:
         return None
     near = rewards >= high - _NEAR_BEST * (high - low)
-    lasting = np.lib.stride_tricks.sliding_window_view(near, stay).all(1)
-    return int(np.argmax(lasting)) if lasting.any() else None
+    first = int(np.argmax(near))
+    return first if near[first:].mean() >= stay else None
 
 
 def _arrival(observations: FloatArray, layout: Layout, goal: Point) -> int | None:
