@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from llmdpd.errors import nearest_names
+from llmdpd.utils.encoding import accept_any_output
 
 COMMANDS = {
     "train": "train a policy, evaluate it and write a report",
@@ -22,6 +23,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first word names, or list the commands; the exit code is 2 for an unknown one."""
+    accept_any_output()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in COMMANDS:
         # Only now: a command imports torch, which takes seconds.

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.training.stopping import StopRequestedError
+from llmdpd.utils.encoding import accept_any_output
 from llmdpd.utils.progress import console, error_console
 
 # A table of two checkpoints of as many tasks fills a terminal's 24 lines.
@@ -27,18 +29,19 @@ _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command and return its exit code. What a user can mend is printed as a message, not as a traceback."""
+    accept_any_output()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("llmdpd").setLevel(logging.INFO)
     try:
         command()
     except (InputError, TrainingDivergedError) as error:
-        error_console.print(f"error: {error}", style="bold red", markup=False)
+        error_console.print(f"error: {error}", style="bold red")
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
         refusal = InputError("the disk refuses", path=error.filename, found=error.strerror)
-        error_console.print(f"error: {refusal}", style="bold red", markup=False)
+        error_console.print(f"error: {refusal}", style="bold red")
         return 2
     except StopRequestedError as stopped:
         console.print(f"stopped by {stopped}")
@@ -81,7 +84,7 @@ def results_table(records: Sequence[TaskResult]) -> Table:
         by_kind.setdefault(record.prompts.kind, []).append((policy, record))
     for kind, rows in by_kind.items():
         if len(by_kind) > 1:
-            table.add_row(f"[bold]prompts: {kind}[/bold]")
+            table.add_row(Text(f"prompts: {kind}", style="bold"))
         for policy, record in rows:
             table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
     return table

@@ -68,15 +68,15 @@ def _run(plan: Plan, words: Sequence[str], stop: StopSignals) -> list[Outcome]:
         console.print(f"page: {write_page(plan, scheduler.outcomes, command)}")
     failed = [outcome for outcome in outcomes if outcome.failed_step]
     for outcome in failed:
-        error_console.print(f"{outcome.cell.name} {outcome.words}; the end of its log:", style="bold red", markup=False)
-        error_console.print(outcome.log_tail, markup=False)
+        error_console.print(f"{outcome.cell.name} {outcome.words}; the end of its log:", style="bold red")
+        error_console.print(outcome.log_tail)
     return failed
 
 
 def _show_skipped(plan: Plan) -> None:
     for key in plan.chosen:
         if key in plan.skipped:
-            console.print(f"skipped: {key}: {plan.skipped[key]}", markup=False)
+            console.print(f"skipped: {key}: {plan.skipped[key]}")
 
 
 def _show_plan(plan: Plan) -> None:

@@ -107,7 +107,7 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     method, rest = take_option(rest, "--method")
     old, rest = take_option(rest, "--agent")
     if old is not None:
-        error_console.print("--agent is now --method; the old spelling goes in the next version", markup=False)
+        error_console.print("--agent is now --method; the old spelling goes in the next version")
         if method not in (None, old):
             raise InputError("two methods", field="--method", found=f"{method}, and --agent {old}", expected="one")
     suite = None if file is None else use_task_file(file)
@@ -188,7 +188,7 @@ def _current(option: Option, start: TrainConfig) -> tuple[str, ...]:
     spelling = _spelling(field, option)
     if field != option.field:
         message = f"{option.name} is now {spelling}; the old spelling goes in the next version"
-        error_console.print(message, markup=False, soft_wrap=True)
+        error_console.print(message, soft_wrap=True)
     _, sign, value = option.words[0].partition("=")
     return (f"{spelling}{sign}{value}", *option.words[1:])
 

@@ -125,7 +125,7 @@ def _current_key(key: str) -> str:
     if key not in FORMER_KEYS:
         return key
     message = f"--only {key} is now --only {FORMER_KEYS[key]}; the old spelling goes in the next version"
-    error_console.print(message, markup=False)
+    error_console.print(message)
     return FORMER_KEYS[key]
 
 

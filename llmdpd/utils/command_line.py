@@ -80,7 +80,7 @@ def renamed(words: Sequence[str], table: Mapping[str, str]) -> list[str]:
     for place, word in enumerate(words):
         name, sign, value = word.partition("=")
         if new := spellings.get(name.replace("_", "-")):
-            error_console.print(f"{name} is now {new}; the old spelling goes in the next version", markup=False)
+            error_console.print(f"{name} is now {new}; the old spelling goes in the next version")
             changed[place] = f"{new}{sign}{value}"
     return changed
 

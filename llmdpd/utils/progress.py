@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(soft_wrap=True, highlight=False)
-error_console = Console(soft_wrap=True, highlight=False, stderr=True)
+# What is printed holds paths and names of users, in which "[a]" is no markup and ":x:" no picture.
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+error_console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, stderr=True)
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -33,8 +34,11 @@ class ProgressBar:
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if output.is_terminal:
-            done = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
-            left = (TimeElapsedColumn(), "left:", TimeRemainingColumn(), "{task.fields[note]}")
+            name_of, rate, note = (
+                TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[rate]", "fields[note]")
+            )
+            done = (name_of, BarColumn(), MofNCompleteColumn(), rate)
+            left = (TimeElapsedColumn(), "left:", TimeRemainingColumn(), note)
             self._bar = Progress(*done, *left, console=output)
             self._task = self._bar.add_task(name, total=None, rate="", note="")
 
