@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,7 @@ import tyro
 
 from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.data.config import DataConfig
+from llmdpd.data.search import recorded_environment
 from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
@@ -61,7 +63,7 @@ class TrainConfig:
             tasks = dataclasses.replace(tasks, file=str(use_task_file(tasks.file).file.path))
         config = dataclasses.replace(
             self,
-            tasks=tasks.canonical(canonical_task),
+            tasks=tasks.canonical(_naming(self.data.path)),
             data=dataclasses.replace(
                 self.data,
                 path=self.data.path and _absolute(self.data.path),
@@ -129,6 +131,12 @@ class TrainConfig:
                 found=f"offline, of {self.method.name}",
                 expected="rollout, or none",
             )
+
+
+def _naming(data: str | None) -> Callable[[str], str]:
+    """How tasks are named: where the user leaves the environment's version open, by what their data name."""
+    environment = "" if data is None else recorded_environment(data)
+    return (lambda task: suite_of(task).in_environment_of(task, environment)) if environment else canonical_task
 
 
 def _absolute(place: str) -> str:

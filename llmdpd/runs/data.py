@@ -15,6 +15,7 @@ from llmdpd.data import TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, collect_scripted, resolved
 from llmdpd.data.config import DataConfig
+from llmdpd.data.content import kind_of
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.evaluation.offline import OfflineData, hold_out
@@ -44,10 +45,10 @@ def training_data(
     """
     if data.path is not None:
         dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
-        words = f"{data.path}{_collector(data.path)}, {dataset.num_episodes} episodes"
+        words = f"{data.path}{_collector(data.path)}, {dataset.num_episodes} episodes{_provenance(dataset)}"
     elif suite_of(tasks.seen[0]).data(tasks.seen[0]):
         dataset = load_tasks(None, tasks.seen, tasks.goal_visible)
-        words = f"the tasks' own data, {dataset.num_episodes} episodes"
+        words = f"the tasks' own data, {dataset.num_episodes} episodes{_provenance(dataset)}"
     elif _collector_of(tasks.seen[0], "data.path") == "sac":
         dataset, words = _sac_data(data, tasks.seen, check)
     else:
@@ -71,6 +72,13 @@ def training_data(
             hint="use --method.clone executed",
         )
     return dataset, f"{words}; {method.action_use} the {method.cloned} actions"
+
+
+def _provenance(dataset: TrajectoryDataset) -> str:
+    """Where the episodes were recorded and what says that one succeeded, as far as the data name them."""
+    environments = ", ".join(dict.fromkeys(filter(None, dataset.environments)))
+    recorded = f", recorded in {environments}" if environments else ""
+    return recorded + (f", success by {dataset.success_from}" if dataset.success_from else "")
 
 
 def _without_failed(dataset: TrajectoryDataset) -> tuple[TrajectoryDataset, str]:
@@ -135,7 +143,7 @@ def _sac_data(data: DataConfig, tasks: tuple[str, ...], check: Check) -> tuple[T
 def _collector(spec: str) -> str:
     """Who made an HDF5 file, in brackets, where it says so: a score on such data is not D4RL's."""
     path = Path(spec)
-    if path.suffix.lower() not in (".hdf5", ".h5") or not path.is_file():
+    if kind_of(path) != "hdf5":
         return ""
     from llmdpd.data.d4rl import collector_of
 

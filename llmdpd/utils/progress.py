@@ -34,9 +34,8 @@ class ProgressBar:
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if output.is_terminal:
-            name_of, rate, note = (
-                TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[rate]", "fields[note]")
-            )
+            places = ("description", "fields[rate]", "fields[note]")
+            name_of, rate, note = (TextColumn(f"{{task.{place}}}", markup=False) for place in places)
             done = (name_of, BarColumn(), MofNCompleteColumn(), rate)
             left = (TimeElapsedColumn(), "left:", TimeRemainingColumn(), note)
             self._bar = Progress(*done, *left, console=output)
