@@ -31,6 +31,8 @@ from llmdpd.tasks.specs import task_spec
 
 # A user's tasks, as modules that know nothing of the tests: see `family`.
 sys.path.append(str(Path(__file__).parent / "family"))
+# Writers of recorded data in every format that is read: see `data_writers`.
+sys.path.append(str(Path(__file__).parent / "data" / "files"))
 
 if TYPE_CHECKING:
     from llmdpd.diffusion import NoiseMLP, SamplerCoefficients

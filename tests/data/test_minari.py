@@ -19,6 +19,7 @@ from minari.data_collector import EpisodeBuffer
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_datasets, join_episodes, load_dataset, save_minari
 from llmdpd.data.minari import load_minari
 from llmdpd.errors import InputError
+from llmdpd.tasks.base import Reading
 
 MakeDataset = Callable[..., TrajectoryDataset]
 pytestmark = pytest.mark.filterwarnings("ignore:env_spec is None")
@@ -183,6 +184,79 @@ def test_somebody_elses_data_set() -> None:
     assert_same(load_dataset(folder), dataset)
 
 
+DICT = spaces.Dict(
+    {
+        "observation": spaces.Box(-9, 9, (4,), np.float64),
+        "achieved_goal": spaces.Box(-9, 9, (2,), np.float64),
+        "desired_goal": spaces.Box(-9, 9, (2,), np.float64),
+        "more": spaces.Dict({"force": spaces.Box(-1, 1, (), np.float32), "image": spaces.Box(0, 9, (2, 2, 3))}),
+    }
+)
+
+
+def test_dict_observations_are_flattened_by_their_keys_or_as_gymnasium_does() -> None:
+    plain = spaces.Dict({name: space for name, space in DICT.spaces.items() if name != "more"})
+    actions = spaces.Dict({"b": spaces.Box(-1, 1, (1,)), "a": spaces.Box(-1, 1, (2,))})
+    samples = [[plain.sample() for _ in range(4)], [actions.sample() for _ in range(3)]]
+    folder = dict_data(plain, actions, *samples)
+    dataset = load_dataset(folder)
+    for have, space, values in ((dataset.observations, plain, samples[0]), (dataset.actions, actions, samples[1])):
+        wanted = np.array([spaces.flatten(space, value) for value in values])
+        np.testing.assert_array_equal(have, wanted[:3].astype(np.float32))
+    chosen = load_dataset(folder, reading=Reading(("observation", "desired_goal"), action="a"))
+    wanted = np.array([[*value["observation"], *value["desired_goal"]] for value in samples[0]], np.float32)
+    np.testing.assert_array_equal(chosen.observations, wanted[:3])
+    np.testing.assert_array_equal(chosen.next_observations, wanted[1:])
+    np.testing.assert_array_equal(chosen.actions, np.array([value["a"] for value in samples[1]], np.float32))
+    with pytest.raises(InputError, match="no such key") as caught:
+        load_dataset(folder, reading=Reading(("observaton",)))
+    assert "achieved_goal, desired_goal, observation" in str(caught.value.expected)
+
+
+def test_keys_choose_around_what_cannot_be_read() -> None:
+    actions = spaces.Box(-1, 1, (1,))
+    samples = [[DICT.sample() for _ in range(4)], [actions.sample() for _ in range(3)]]
+    folder = dict_data(DICT, actions, *samples)
+    with pytest.raises(InputError, match="this space can't be used") as caught:
+        load_dataset(folder)
+    assert "more/image" in str(caught.value.hint)
+    chosen = load_dataset(folder, reading=Reading(("more/force", "achieved_goal")))
+    wanted = [[value["more"]["force"], *value["achieved_goal"]] for value in samples[0]]
+    np.testing.assert_array_equal(chosen.observations, np.array(wanted, np.float32)[:3])
+
+
+def dict_data(observation_space: Any, action_space: Any, observations: Any, actions: Any) -> Path:
+    """A data set of one episode of three steps."""
+
+    def columns(space: Any, values: list[Any]) -> Any:
+        if not isinstance(space, spaces.Dict):
+            return np.array(values)
+        return {name: columns(inner, [value[name] for value in values]) for name, inner in space.spaces.items()}
+
+    buffer = EpisodeBuffer(
+        observations=columns(observation_space, observations),
+        actions=columns(action_space, actions),
+        rewards=[1.0, 2.0, 3.0],
+        terminations=[False] * 3,
+        truncations=[False, False, True],
+    )
+    name = f"theirs/dict-v{np.random.default_rng().integers(1 << 30)}"
+    with pytest.warns(UserWarning, match="is set to None"):
+        made = minari.create_dataset_from_buffers(
+            name, [buffer], observation_space=observation_space, action_space=action_space
+        )
+    return Path(made.spec.data_path)
+
+
+def test_the_id_names_the_task_where_the_environments_is_all_tasks() -> None:
+    """One id may stand for all of a benchmark; what a suite knows of the two is the task."""
+    spaces_of_metaworld = (spaces.Box(-9, 9, (39,)), spaces.Box(-1, 1, (4,)))
+    folder = third_party(*spaces_of_metaworld)
+    edit(folder, env_spec=json.dumps({"id": "Meta-World/MT1"}), dataset_id="metaworld/door-open/expert-v0")
+    dataset = load_dataset(folder)
+    assert (dataset.tasks, dataset.environments) == (("door-open-v3",), ("Meta-World/MT1",))
+
+
 def test_the_environment_names_the_task() -> None:
     spec = gymnasium.spec("Pendulum-v1")
     observations, actions = spaces.Box(-8, 8, (3,), np.float32), spaces.Box(-2, 2, (1,), np.float32)
@@ -265,6 +339,10 @@ def test_damaged_data_sets(root: Path, make_dataset: MakeDataset) -> None:
     assert refused("don't fit together").field == "actions"
     change("terminations", np.array([False, True, False, False]))
     assert refused("wrong terminations").field == "terminations of episode 1"
+    change("truncations", np.array([False, True, False, True]))
+    assert refused("wrong truncations").field == "truncations of episode 1"
+    change("terminations", np.array([0, 0, 0, 2]))
+    assert refused("wrong flags").field == "terminations of episode 1"
     change("actions", None)
     refused("can't be read")
     with pytest.raises(InputError, match="no Minari data set here"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import shutil
@@ -174,6 +175,30 @@ def test_every_spelling_of_the_data(
         assert ("(a SAC run; not D4RL's own)" in text) == (spelling == "config")
     assert {bool(record.prompts.text or record.prompts.trajectory) for record in records} == {spelling != "folder"}
     assert (run / "prompt_data").exists() == (spelling != "folder")
+
+
+@pytest.mark.parametrize(("named", "evaluated"), [(None, "Walker2d-v5"), ("Walker2d-v4", "Walker2d-v4")])
+def test_the_version_is_the_datas_unless_it_is_named(
+    named: str | None,
+    evaluated: str,
+    train: Train,
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Versions 4 and 5 differ in the friction of a foot and in the reward."""
+    data = dataclasses.replace(locomotion_data("walker2d-medium"), environments=("Walker2d-v5",))
+    save_minari(data, tmp_path / "data")
+    words = [] if named is None else ["--tasks.seen", named]
+    short = [*tiny, "--training.iterations", 10]
+    run = tmp_path / "run"
+    assert train("--preset", "d4rl-walker2d", "--data", tmp_path / "data", *words, "--run-dir", run, *short) == 0
+    records = read_results(run / "results.json")
+    check_records(records, evaluated)
+    assert ", recorded in Walker2d-v5" in records[0].training_data
+    captured = capsys.readouterr()
+    assert ("recorded in Walker2d-v5, the evaluation is in Walker2d-v4" in captured.err) == (named is not None)
+    assert json.loads((run / "config.json").read_text())["tasks"]["seen"] == [evaluated]
 
 
 def test_a_run_on_data_that_sac_collected(

@@ -17,7 +17,7 @@ from llmdpd.tasks import SUITES
 from llmdpd.tasks.base import TaskSpec, TaskSuite
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.simulation.rollout import EpisodeRequest, EpisodeResult
-from llmdpd.tasks.specs import task_spec
+from llmdpd.tasks.specs import suite_of, task_spec
 
 TASKS = TaskConfig(protocol="mine", seen=("mine/one",), unseen=())
 
@@ -38,6 +38,39 @@ def suite() -> Iterator[None]:
     yield
     del SUITES._loaded["mine"]
     task_spec.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("task", "environment", "evaluated"),
+    [
+        ("walker2d", "Walker2d-v5", "Walker2d-v5"),
+        ("walker2d-medium-v2", "mujoco/walker2d-v5", "Walker2d-v5"),
+        ("walker2d", "Hopper-v5", "Walker2d-v4"),
+        ("Walker2d-v4", "Walker2d-v5", "Walker2d-v4"),
+        ("walker2d", "walker2d-medium-v2", "Walker2d-v4"),
+        ("walker2d", "", "Walker2d-v4"),
+        ("reach-v3", "Meta-World/MT1", "reach-v3"),
+        ("mine/one", "other", "mine/one"),
+    ],
+)
+def test_the_datas_environment_decides_a_version_that_is_left_open(task: str, environment: str, evaluated: str) -> None:
+    assert suite_of(task).in_environment_of(task, environment) == evaluated
+
+
+def test_a_suite_says_how_its_data_are_read() -> None:
+    assert suite_of("reach-v3").reading("reach-v3").terminates is False
+    assert suite_of("hopper").reading("hopper").terminates is True
+    assert suite_of("mine/one").reading("mine/one").terminates is None
+    names = {"hopper-medium-v2", "mujoco/hopper/expert-v0", "D4RL/hopper/medium-v2", "Hopper-v5"}
+    assert {suite_of(name).data_key(name) for name in names} == {"hopper"}
+    assert {suite_of(name).recorded_name(name) for name in names} == names
+    assert suite_of("push_v2").recorded_name("push_v2") == suite_of("push").data_key("push") == "push-v3"
+    observations = np.ones((3, 39), np.float32)
+    assert suite_of("push").goal_visible(observations) is True
+    observations[:, 36:] = 0
+    assert suite_of("push").goal_visible(observations) is False
+    assert suite_of("push").goal_visible(observations[:, :20]) is None
+    assert suite_of("mine/one").goal_visible(observations) is None
 
 
 def test_a_run_has_to_name_data_that_nothing_collects() -> None:

@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from llmdpd.utils import progress
 from llmdpd.utils.progress import ProgressBar
@@ -19,6 +20,25 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
     text = stream.getvalue()
     for words in ("working", "7/10", "episodes/s", "left:", "going well"):
         assert words in text
+
+
+@pytest.mark.parametrize("words", ["sweep[a]", "x[/tmp]", "[bold]", ":x:"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_words_in_brackets_are_no_markup(words: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    for output in (progress.console, progress.error_console):
+        monkeypatch.setattr(output, "file", stream)
+        monkeypatch.setattr(output, "_force_terminal", terminal)
+        monkeypatch.setattr(output, "_width", 160)
+        with ProgressBar(f"into runs/{words}", "steps", output) as bar:
+            bar.update(1, 1, f"of data/{words}")
+        output.print(f"done: out/{words}")
+        table = Table(f"of {words}", box=None)
+        table.add_row(f"row {words}")
+        output.print(table)
+    text = stream.getvalue()
+    for wanted in ("into runs/", "of data/", "done: out/", "of ", "row "):
+        assert text.count(f"{wanted}{words}") >= 2, wanted
 
 
 def test_a_log_gets_a_line_now_and_then_with_the_rate_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
