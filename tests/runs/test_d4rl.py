@@ -184,7 +184,7 @@ def test_the_version_is_the_datas_unless_it_is_named(
     train: Train,
     tiny: list[str],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Versions 4 and 5 differ in the friction of a foot and in the reward."""
     data = dataclasses.replace(locomotion_data("walker2d-medium"), environments=("Walker2d-v5",))
@@ -196,8 +196,7 @@ def test_the_version_is_the_datas_unless_it_is_named(
     records = read_results(run / "results.json")
     check_records(records, evaluated)
     assert ", recorded in Walker2d-v5" in records[0].training_data
-    captured = capsys.readouterr()
-    assert ("recorded in Walker2d-v5, the evaluation is in Walker2d-v4" in captured.err) == (named is not None)
+    assert ("recorded in Walker2d-v5, the evaluation is in Walker2d-v4" in caplog.text) == (named is not None)
     assert json.loads((run / "config.json").read_text())["tasks"]["seen"] == [evaluated]
 
 

@@ -27,7 +27,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left() -> None:
 def test_words_in_brackets_are_no_markup(words: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     for output in (progress.console, progress.error_console):
-        monkeypatch.setattr(output, "file", stream)
+        monkeypatch.setattr(output, "_file", stream)  # `file` would be set to this test's stdout again
         monkeypatch.setattr(output, "_force_terminal", terminal)
         monkeypatch.setattr(output, "_width", 160)
         with ProgressBar(f"into runs/{words}", "steps", output) as bar:
