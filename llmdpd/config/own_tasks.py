@@ -15,8 +15,9 @@ TASK_PRESETS = ("tasks", "tasks-plain")
 """Presets for a user's own tasks: with a layout, and without one."""
 
 _NO_LAYOUT = (
-    "{file} has no [suite.layout]: observations are plain numbers. A layout would help: in our own measurement, on a "
-    "tabletop family of 8 tasks, seen tasks succeeded in 12 % without one, and in 72 % with the points' differences"
+    "{file} has no [suite.layout]: observations are plain numbers. A layout would help with tasks that are not trained "
+    "on: in our own measurement, on a tabletop family with 6 seen tasks, which were learned either way, an unseen one "
+    "succeeded in 1 % of its episodes without a layout, and in 88 % with one"
 )
 _NO_TURNING = (
     "{file}: the layout does not say what is up, or how actions move the body; scenes are not rotated and mirrored in "
