@@ -30,14 +30,11 @@ class AugmentationConfig:
     """Probability that the scene is rotated about the vertical by a random angle."""
     mirror: Fraction = 0.0
     """Probability that left and right are exchanged."""
-    permute: Fraction = 0.0
-    """Probability that the points other than the body exchange their places in the observation at random: which of
-    them a task is about can then only be read from the demonstration."""
 
     @property
     def active(self) -> bool:
         """Whether anything is ever changed."""
-        return any((self.offset, self.rotate, self.mirror, self.permute))
+        return any((self.offset, self.rotate, self.mirror))
 
 
 class Augmentation:
@@ -75,21 +72,6 @@ class Augmentation:
         self._turning = Turning(layout) if layout.rotatable else None
         # Version 0.1 drew four numbers for changes that are gone: a run goes on with the same draws as it began with.
         random.random((prompts, 4), np.float32)
-        self._columns = self._permuted(prompts, there) if config.permute else None
-
-    def _permuted(self, prompts: int, there: Tensor) -> Tensor | None:
-        """Which number of an observation comes to stand at each place of the points, [P, places]; None: no choice."""
-        movable = [point for point in self._things if bool(point.previous) == bool(self._things[0].previous)]
-        if len(movable) < 2:
-            return None
-        places = torch.tensor([[*point.at, *point.previous] for point in movable])
-        rows = []
-        for number in range(prompts):
-            changed = self._random.random() < self._config.permute and bool(there[number])
-            order = self._random.permutation(len(movable)) if changed else np.arange(len(movable))
-            rows.append(places[torch.from_numpy(order)].flatten())
-        self._places = places.flatten()
-        return torch.stack(rows)
 
     def states(self, states: Tensor) -> Tensor:
         """Observations [P, M, S], changed."""
@@ -99,9 +81,6 @@ class Augmentation:
                 points = states[..., place]
                 there = (points != 0).any(-1, keepdim=True)  # an absent point stays absent
                 changed[..., place] = torch.where(there, points + self._jitter[:, None, number], points)
-        if self._columns is not None:
-            exchanged = changed.gather(-1, self._columns[:, None].expand(-1, changed.shape[1], -1))
-            changed[..., self._places] = exchanged
         if self._turning is not None:
             changed = self._turning.states(changed, self._matrix)
         gripper = list(self._layout.gripper)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from llmdpd.data.augmentation import Augmentation, AugmentationConfig
 from llmdpd.nn.features import StateFeatures
-from llmdpd.tasks.layout import Layout, Point
 from llmdpd.tasks.metaworld.layout import LAYOUT
 
 P, M = 5, 7
@@ -118,28 +116,3 @@ def test_the_generator_advances_as_it_did_in_version_0_1(rng: np.random.Generato
     for kind, shape in (("random", 3), ("standard_normal", 9), *[("random", 1)] * 7, ("standard_normal", 4 * M)):
         getattr(before, kind)((P, shape), np.float32)
     assert now.random() == before.random()
-
-
-def test_permuted_points_exchange_their_places_alike_in_all_frames(rng: np.random.Generator) -> None:
-    layout = Layout(
-        (Point("hand", (0, 1)), *(Point(f"thing{n}", (2 + 2 * n, 3 + 2 * n)) for n in range(3))), move=(0, 1)
-    )
-    config = AugmentationConfig(permute=0.5)
-    assert config.active
-    state = torch.from_numpy(rng.normal(size=(400, M, 9)).astype(np.float32))
-    given = torch.ones(400, 1)
-    given[:50] = 0
-    changed = Augmentation(config, layout, 400, rng, given).states(state)
-    assert torch.equal(changed[..., [0, 1, 8]], state[..., [0, 1, 8]]), "the body and the other numbers stay"
-    points, moved = (part[..., 2:8].unflatten(-1, (3, 2)) for part in (state, changed))
-    # Every point is one of the old ones, the same one in all frames of a prompt.
-    same = (moved[:, :, :, None] == points[:, :, None]).all(-1)
-    assert same.any(-1).all()
-    order = same.float().argmax(-1)
-    assert torch.equal(order, order[:, :1].expand_as(order))
-    assert torch.equal(order[:, 0].sort(-1).values, torch.arange(3).expand(400, 3))
-    kept = (order[:, 0] == torch.arange(3)).all(-1)
-    assert kept[:50].all(), "nothing changes where the demonstration is left out"
-    assert {tuple(row) for row in order[50:, 0].tolist()} == set(itertools.permutations(range(3)))
-    # Half are left, and a sixth of the others come out as they were.
-    assert abs(float(kept[50:].float().mean()) - (0.5 + 0.5 / 6)) < 0.15
