@@ -1,0 +1,69 @@
+"""What a file is, by its first bytes alone."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from llmdpd.data.content import is_kind, kind_of
+
+
+def hdf5(path: Path, userblock: int = 0) -> None:
+    with h5py.File(path, "w", userblock_size=userblock) as file:
+        file["observations"] = np.zeros(3)
+
+
+def test_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    for block in (0, 512, 2048):
+        hdf5(path, block)
+        assert kind_of(path) == "hdf5"
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps([{"observations": np.zeros((90, 9)), "actions": np.zeros(3)}], protocol))
+        assert kind_of(path) == "pickle"
+    np.save(path.open("wb"), np.zeros(3))
+    assert kind_of(path) == "npy"
+    np.savez_compressed(path.open("wb"), a=np.zeros(3))
+    assert kind_of(path) == "npz"
+
+
+def a_zip(*names: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        a_zip("archive/data.pkl", "archive/version"),
+        a_zip(),
+        pickle.dumps({"weights": 3}),
+        b"PK\x03\x04cut",
+    ],
+)
+def test_what_is_something_else(tmp_path: Path, content: bytes) -> None:
+    """A checkpoint of torch's is a zip, or a pickle, and lies beside data: neither is read as data."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    assert kind_of(path) is None
+    assert kind_of(tmp_path) is None
+    assert not is_kind(path, ("npz", "pickle"), (".npz", ".pkl"))
+    # Its name asks for a reader, which says what is wrong.
+    assert is_kind(path.rename(tmp_path / "data.PKL"), ("npz", "pickle"), (".npz", ".pkl"))
+
+
+def test_a_name_that_says_something_else_does_not_count(tmp_path: Path) -> None:
+    hdf5(tmp_path / "data.npz")
+    assert not is_kind(tmp_path / "data.npz", ("npz",), (".npz",))
+    assert is_kind(tmp_path / "data.npz", ("hdf5",), (".h5",))
