@@ -60,6 +60,9 @@ def test_the_datas_environment_decides_a_version_that_is_left_open(task: str, en
 def test_a_suite_says_how_its_data_are_read() -> None:
     assert suite_of("reach-v3").reading("reach-v3").terminates is False
     assert suite_of("hopper").reading("hopper").terminates is True
+    scene = suite_of("scene_drawer_open")
+    assert scene.reading("scene-drawer-open").terminates is False
+    assert scene.recorded_name("Scene_Drawer-open") == "scene-drawer-open"
     assert suite_of("mine/one").reading("mine/one").terminates is None
     names = {"hopper-medium-v2", "mujoco/hopper/expert-v0", "D4RL/hopper/medium-v2", "Hopper-v5"}
     assert {suite_of(name).data_key(name) for name in names} == {"hopper"}

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.base import Environment, Split, TaskSpec, TaskSuite
+from llmdpd.tasks.base import Environment, Reading, Split, TaskSpec, TaskSuite
 from llmdpd.tasks.behaviours import KINDS
 from llmdpd.tasks.ogbench.layout import ACTION_DIM, LAYOUT, STATE_DIM
 from llmdpd.tasks.ogbench.tasks import DESIGN, SEEN, TASKS, UNSEEN, describe
@@ -33,10 +33,10 @@ class OGBenchSuite(TaskSuite):
     collector = "scripted"
 
     def knows(self, task: str) -> bool:
-        return task.strip() in TASKS
+        return self.canonical(task) in TASKS
 
     def canonical(self, task: str) -> str:
-        return task.strip()
+        return task.strip().lower().replace("_", "-")
 
     def spec(self, task: str) -> TaskSpec:
         return TaskSpec(
@@ -51,6 +51,9 @@ class OGBenchSuite(TaskSuite):
         from llmdpd.tasks.ogbench.environment import OGBenchTask
 
         return OGBenchTask(self.canonical(task), render=render)
+
+    def reading(self, task: str) -> Reading:
+        return Reading(terminates=False)  # OGBench's `terminals` are the ends of trajectories
 
     def demonstrator(self, task: str, *, goal_visible: bool) -> Demonstrator:
         _check_installed()
