@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmdpd.data import TrajectoryDataset
 from llmdpd.data.task_file import load_own_data, use_task_file
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, nearest_names
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks.specs import TaskSpec, common_spec
 from llmdpd.tasks.user.suite import UserSuite
@@ -111,6 +111,12 @@ def _try_environment(suite: UserSuite, task: TaskCheck) -> None:
     unread = [key for key in _SUCCESS_KEYS if key in env.infos]
     if unread and not own.success:
         task.notes.append(f'the return counts; infos have {unread[0]!r}: success = "{unread[0]}" would read it')
+    key = own.success.key
+    if key is not None and key not in env.infos:
+        there = nearest_names(key, env.infos) or "none"
+        task.notes.append(
+            f"the infos of a first step have no {key!r}, which says whether it succeeds; nearest: {there}"
+        )
     if env.keys and not own.observation:
         task.notes.append(f"a Dict observation is read whole, in Gymnasium's order: {', '.join(env.keys)}")
     env.close()
@@ -138,6 +144,8 @@ def _compare(task: TaskCheck, data: TrajectoryDataset) -> None:
         task.notes.append(f"an episode of {longest} steps, and the environment ends at {spec.max_steps}")
     if spec.has_success and (data.successes < 0).all():
         task.notes.append("the data do not say which episodes succeeded")
+    if spec.has_success and (data.success_steps == 0).all():
+        task.notes.append("every recorded episode succeeds with its first step: is that the success?")
 
 
 def _constant(data: Sequence[TrajectoryDataset]) -> list[str]:

@@ -62,6 +62,16 @@ def test_what_deserves_a_look(family: Family, capsys: Capture, tmp_path: Path) -
     assert "16 numbers a step" in said.err
 
 
+@pytest.mark.parametrize("success", ['"is_succes"', "{ return = -1e6 }"])
+def test_a_success_that_is_none(family: Family, capsys: Capture, success: str) -> None:
+    """A misspelled key, and a threshold that every first step reaches: both would be noticed after the training."""
+    assert check(family(("reach",), episodes=3, suite=f"success = {success}")) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    misspelled = "the infos of a first step have no 'is_succes', the key of success; nearest: is_success"
+    at_once = "every recorded episode succeeds with its first step"
+    assert (misspelled in shown, at_once in shown) == ("is_succes" in success, "return" in success)
+
+
 def test_every_wrong_task_is_told_and_the_others_are_shown(family: Family, capsys: Capture) -> None:
     path = family(THREE)
     text = (
