@@ -14,7 +14,7 @@ class DataConfig:
 
     path: str | None = None
     """Data set to train on: a Minari folder, HDF5 of D4RL's layout, MTDiff files, minari:ID, d4rl:NAME. By default it
-    is collected: in Meta-World by scripted experts, in locomotion by SAC (see `llmdpd collect --policy sac`)."""
+    is collected: by the suite's scripted experts, or in locomotion by SAC (see `llmdpd collect --policy sac`)."""
     demonstrations: str | None = None
     """Data set of the demonstrations for evaluation; by default collected, by the clean expert, or in locomotion the
     training data, of which the episode of the highest return is taken."""

@@ -116,7 +116,7 @@ class SAC(Learner):
         specs: the tasks, alike in observations and actions; episodes go round them.
         steps: in the environment, of the whole run.
         seed: of networks, actions, batches and episodes.
-        goal_visible: whether Meta-World's observations hold the goal.
+        goal_visible: whether observations hold the goal, where the suite can hide it.
         make: what makes the environments.
 
     Raises:

@@ -25,7 +25,7 @@ from llmdpd.utils.progress import Stopwatch, console
 
 _PACKAGES = (
     *("llmdpd", "torch", "numpy", "transformers", "gymnasium", "metaworld", "mujoco", "minari", "safetensors"),
-    "stable-baselines3",
+    *("stable-baselines3", "ogbench", "dm_control"),
 )
 # Where a resumed run may differ from its start: none of these changes what is learned or chosen. Where collected data
 # is kept may change because what lies there is held against the checkpoint's hash.

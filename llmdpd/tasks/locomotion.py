@@ -53,7 +53,7 @@ def locomotion_id(name: str) -> str:
     """
     parts = _split(name)
     if parts is None:
-        expected = "a Meta-World task, or one of " + ", ".join(sorted(REFERENCE_RETURNS))
+        expected = "one of " + ", ".join(sorted(REFERENCE_RETURNS))
         hint = "nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS)
         raise InputError(f"unknown environment {name!r}", field="task", found=name, expected=expected, hint=hint)
     import gymnasium

@@ -46,10 +46,10 @@ class MediumReplayConfig:
     """
 
     tasks: tuple[str, ...] = ("hopper",)
-    """Tasks: hopper, halfcheetah, walker2d, or Meta-World names."""
+    """Tasks, as their suites name them: hopper, halfcheetah, walker2d, push …"""
     level: Annotated[float, Bounds(1e-9, 1000)] = MEDIUM
     """Stop at this level, the mean of evaluation episodes: D4RL's normalised score (a third of an expert's is medium),
-    in Meta-World success in percent."""
+    where tasks succeed or fail, success in percent."""
     steps: Count = 1_000_000
     """Maximal steps in the environment, each with a gradient step; a run that ends here says so."""
     evaluate_every: Count = 5000
@@ -63,7 +63,7 @@ class MediumReplayConfig:
     seed: WholeNumber = 0
     """Decides networks, actions and episodes."""
     goal_visible: bool = True
-    """Whether Meta-World's observations hold the goal, or zeros in its place."""
+    """Whether observations hold the goal, or zeros in its place, where the suite can hide it."""
 
     def check(self) -> None:
         """Raise `InputError` where there is no task."""

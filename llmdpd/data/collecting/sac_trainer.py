@@ -71,7 +71,7 @@ class SacTrainer:
         seed: of networks, actions, batches and episodes.
         capacity: steps that the replay buffer holds: those of the whole run, so that none is overwritten.
         max_steps: steps after which an episode is truncated; None: the environments' own limit.
-        goal_visible: whether Meta-World's observations hold the goal.
+        goal_visible: whether observations hold the goal, where the suite can hide it.
         settings: arguments of `stable_baselines3.SAC` in place of its defaults.
         make: factory of the environments.
 

@@ -78,7 +78,7 @@ class EnvPool:
 
     Args:
         workers: processes, one a core by default.
-        goal_visible: whether Meta-World observations hold the goal.
+        goal_visible: whether observations hold the goal, where the suite can hide it.
         parallel: episodes running at once over all workers; each holds an environment of 25 to 55 MB.
         render: prepare the workers for requests with `record=True`.
         make: name ("module:function") of the factory of environments; called with (task, goal_visible, render).
