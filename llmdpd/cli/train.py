@@ -62,7 +62,9 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
             if new and not run.begun:
                 run.discard()
             raise
-    console.print(training_summary(read_results(run.results)))
+    records = read_results(run.results)
+    if records:
+        console.print(training_summary(records))
     console.print(f"results: {run.results}")
     console.print(f"report: {build_report([run.path])}")
 

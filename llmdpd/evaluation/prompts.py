@@ -102,7 +102,7 @@ def task_prompts(
                     field=task,
                     found=f"{len(chosen)} that can serve",
                     expected=f"--demonstrations {count}",
-                    hint="ask for fewer, or use --prompt-behaviours, which collects them",
+                    hint="ask for fewer, or name data that have more, by --prompt-data",
                 )
             demonstrations[task] = tuple(dataset.episode(episode) for episode in chosen)
     source = "none" if data is None else str(data) if count == 1 else f"{count} demonstrations from {data}"

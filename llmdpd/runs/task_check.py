@@ -113,10 +113,8 @@ def _try_environment(suite: UserSuite, task: TaskCheck) -> None:
         task.notes.append(f'the return counts; infos have {unread[0]!r}: success = "{unread[0]}" would read it')
     key = own.success.key
     if key is not None and key not in env.infos:
-        there = nearest_names(key, env.infos) or "none"
-        task.notes.append(
-            f"the infos of a first step have no {key!r}, which says whether it succeeds; nearest: {there}"
-        )
+        near = nearest_names(key, env.infos) or "none"
+        task.notes.append(f"the infos of a first step have no {key!r}, the key of success; nearest: {near}")
     if env.keys and not own.observation:
         task.notes.append(f"a Dict observation is read whole, in Gymnasium's order: {', '.join(env.keys)}")
     env.close()
