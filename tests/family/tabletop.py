@@ -102,10 +102,10 @@ TASKS: dict[str, tuple[str, Callable[[Scene], bool], list[Way]]] = {
         lambda s: near(s.object, s.box) and not s.held and s.opening < CLOSED,
         [lambda s: (s.object + 0.1 * UP, CLOSE), lambda s: (s.object, CLOSE), lambda s: (flat(s.box), CLOSE)],
     ),
-    "carry": (
-        "Grasp the object and hold it ten centimetres above the box.",
-        lambda s: s.held and near(s.object, s.box + 0.1 * UP),
-        [*_PICK, lambda s: (s.box + 0.1 * UP, CLOSE)],
+    "raise": (
+        "Grasp the object and hold it ten centimetres above the goal.",
+        lambda s: s.held and near(s.object, s.goal + 0.1 * UP),
+        [*_PICK, lambda s: (s.goal + 0.1 * UP, CLOSE)],
     ),
     "hover": (
         "Hold the open hand ten centimetres above the box.",
@@ -113,7 +113,7 @@ TASKS: dict[str, tuple[str, Callable[[Scene], bool], list[Way]]] = {
         [lambda s: (s.box + 0.1 * UP, OPEN)],
     ),
 }
-UNSEEN = ("carry", "hover")
+UNSEEN = ("raise", "hover")
 
 
 class Tabletop(gymnasium.Env):
