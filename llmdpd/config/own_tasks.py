@@ -16,8 +16,9 @@ TASK_PRESETS = ("tasks", "tasks-plain")
 
 _NO_LAYOUT = (
     "{file} has no [suite.layout]: observations are plain numbers. A layout would help with tasks that are not trained "
-    "on: in our own measurement, on a tabletop family with 6 seen tasks, which were learned without one as well, the two "
-    "unseen ones succeeded by one demonstration in 0 % and 1 % of the episodes without a layout, in 95 % and 88 % with one"
+    "on: in our own measurement, on a tabletop family with 6 seen tasks, which were learned without one as well, the "
+    "2 unseen ones succeeded by one demonstration in 0 % and 1 % of the episodes without a layout, and in 95 % and "
+    "88 % with one"
 )
 _NO_TURNING = (
     "{file}: the layout does not say what is up, or how actions move the body; scenes are not rotated and mirrored in "
