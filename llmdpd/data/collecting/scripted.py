@@ -64,9 +64,10 @@ class CollectConfig:
     """Behaviours of the suite and their shares of the episodes, as KIND:SHARE,… Of all: clean (the expert itself),
     gaussian (noise of sigma 0.1 … 0.5 on every executed action), bursts (one random action held for 5 … 15 steps now
     and then), pauses (stands still now and then). Of Meta-World also: random (mostly random actions), slow (0.3 … 0.7
-    of the speed), cut (ends with the first success), overrun (continues for 100 … 200 steps after it), detour (by a
-    random point above the table), jerky (components of the movement are 0 or ±1). Each episode records its behaviour
-    and a level, from 0 for the expert itself to 1 for random actions."""
+    of the speed), cut (ends with the first success), overrun (continues for 100 … 200 steps after it), wander (for 100
+    … 400 steps after it with random actions), detour (by a random point above the table), jerky (components of the
+    movement are 0 or ±1). Each episode records its behaviour and a level, from 0 for the expert itself to 1 for random
+    actions."""
     out: Path | None = None
     """Folder of the Minari data sets, by default data/SUITE, such as data/metaworld. Until all is collected, episodes
     lie in OUT.partial."""
@@ -75,7 +76,7 @@ class CollectConfig:
     workers: Annotated[int | None, Bounds(1)] = None
     """Worker processes; one a core by default. The content does not depend on it."""
     post_success_steps: WholeNumber = 20
-    """Steps kept after the first success (cut and overrun have their own number); an episode is truncated there."""
+    """Steps kept after the first success, where an episode is truncated; cut, overrun and wander have their own."""
     max_steps: Annotated[int | None, Bounds(1)] = None
     """Steps after which an episode ends without success; by default, and at most, the tasks' own limit."""
     goal_visible: bool = True

@@ -16,6 +16,11 @@ _KINDS: dict[str, tuple[tuple[float, float], str]] = {
     "pauses": KINDS["pauses"],
     "cut": ((0.0, 0.0), "the expert; the episode ends with the first success; level 0"),
     "overrun": ((0.0, 0.0), "the expert, which continues for 100 … 200 steps after the first success; level 0"),
+    "wander": (
+        (0.0, 0.0),
+        "the expert, and for 100 … 400 steps after the first success random actions, each held for 5 … 30 steps, "
+        "by which it may undo what it did; level 0",
+    ),
     "detour": (
         (0.2, 0.5),
         "the expert, which first passes a random point above the table, and lifts the hand high once a new gripper "
@@ -27,6 +32,8 @@ BEHAVIOURS: dict[str, str] = {kind: description for kind, (_, description) in _K
 """Descriptions by name."""
 
 _OVERRUN_STEPS = (100, 200)
+_WANDER_STEPS = (100, 400)
+_WANDER_HOLD = (5, 30)
 _GRIP_STEPS = 10  # that the fingers take to close
 _DETOUR_METRES = 0.5  # of level 1
 _DETOUR_RISE = (0.05, 0.15)
@@ -52,14 +59,17 @@ class Behaviour(behaviours.Behaviour):
     def __init__(self, kind: str, rng: np.random.Generator) -> None:
         super().__init__(kind, rng, grip=3)
         self._post_success: int | None = 0 if kind == "cut" else None
-        if kind == "overrun":
-            self._post_success = int(rng.integers(_OVERRUN_STEPS[0], _OVERRUN_STEPS[1] + 1))
+        if kind in ("overrun", "wander"):
+            least, most = _OVERRUN_STEPS if kind == "overrun" else _WANDER_STEPS
+            self._post_success = int(rng.integers(least, most + 1))
+        self._succeeded = False
         self._commands: list[float] = []  # the expert's gripper commands
         self._settling = 1
         self._detours = 0
         self._via: FloatArray | None = None
 
     def post_success_steps(self, default: int) -> int:
+        self._succeeded = True  # it is asked when the success flag is up
         return default if self._post_success is None else self._post_success
 
     def _slow(self, expert: FloatArray, observation: FloatArray) -> FloatArray:
@@ -69,6 +79,14 @@ class Behaviour(behaviours.Behaviour):
         self._commands.append(float(expert[3]))
         delay = round(_GRIP_STEPS * (1.0 / speed - 1.0))
         return np.append(expert[:3] * speed, self._commands[max(0, len(self._commands) - 1 - delay)])
+
+    def _wander(self, expert: FloatArray, observation: FloatArray) -> FloatArray:
+        if not self._succeeded:
+            return expert
+        if self._held is None or self._held_for == 0:
+            self._held, self._held_for = self._uniform(expert), int(self._rng.integers(*_WANDER_HOLD, endpoint=True))
+        self._held_for -= 1
+        return self._held
 
     def _jerky(self, expert: FloatArray, observation: FloatArray) -> FloatArray:
         moved = self._rng.random(3) < np.abs(expert[:3])

@@ -135,7 +135,7 @@ def test_a_gripper_that_flickers_is_interrupted_thrice_at_most(fresh_seed: int) 
 
 
 LEVELS = {
-    **{kind: (0.0, 0.0) for kind in ("clean", "cut", "overrun")},
+    **{kind: (0.0, 0.0) for kind in ("clean", "cut", "overrun", "wander")},
     **{"gaussian": (0.1, 0.5), "bursts": (0.1, 0.4), "random": (0.8, 1.0), "slow": (0.3, 0.7)},
     **{"pauses": (0.1, 0.4), "detour": (0.2, 0.5), "jerky": (0.5, 0.5)},
 }
@@ -148,10 +148,22 @@ def test_levels_and_steps_after_the_success(kind: str, fresh_seed: int) -> None:
     assert low <= min(levels) <= max(levels) <= high
     assert max(levels) - min(levels) >= 0.8 * (high - low)
     steps = {behaviour.post_success_steps(20) for behaviour in several}
-    if kind == "overrun":
+    if kind in ("overrun", "wander"):
         assert len(steps) > 10
-        assert 100 <= min(steps) <= max(steps) <= 200
+        assert 100 <= min(steps) <= max(steps) <= (200 if kind == "overrun" else 400)
     else:
         assert steps == ({0} if kind == "cut" else {20})
-    if high == 0:
+    if high == 0 and kind != "wander":
         assert np.array_equal(several[0](EXPERT, HAND), EXPERT)
+
+
+def test_wander_is_the_expert_until_the_success_and_random_after_it(fresh_seed: int) -> None:
+    for behaviour in made("wander", fresh_seed, 5):
+        for _ in range(30):
+            assert np.array_equal(behaviour(EXPERT, HAND), EXPERT)
+        behaviour.post_success_steps(20)
+        after = np.stack([behaviour(EXPERT, HAND) for _ in range(400)])
+        changes = np.flatnonzero((np.diff(after, axis=0) != 0).any(1)) + 1
+        assert 5 <= np.diff(changes).min() <= np.diff(changes).max() <= 30
+        assert len(np.unique(after, axis=0)) == len(changes) + 1
+        assert after.std(0).min() > 0.2

@@ -30,12 +30,15 @@ def test_an_episode_ends_its_tail_after_the_first_success(task) -> None:  # type
 
 
 def test_cut_and_overrun_end_when_they_like(task) -> None:  # type: ignore[no-untyped-def]
-    clean, cut, overrun = (run_episode(task, request(kind)) for kind in ("clean", "cut", "overrun"))
+    clean, cut, overrun, wander = (run_episode(task, request(kind)) for kind in ("clean", "cut", "overrun", "wander"))
     assert clean.success
     assert len(cut.actions) == len(clean.actions) - 20
     assert 100 <= len(overrun.actions) - len(cut.actions) <= 200
     assert np.array_equal(overrun.actions[: len(cut.actions)], cut.actions)
     assert np.array_equal(overrun.actions, overrun.expert_actions)
+    assert 100 <= len(wander.actions) - len(cut.actions) <= 400
+    assert np.array_equal(wander.actions[: len(cut.actions)], cut.actions)
+    assert wander.success_step == cut.success_step == len(cut.actions) - 1
 
 
 @pytest.mark.parametrize("kind", ["slow", "pauses", "detour", "jerky"])
