@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
 from llmdpd.nn.spaces import ActionScaling, Spaces
-from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens, useful
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens, read_part
 from llmdpd.prompts.useful_part import Recorded
 from llmdpd.tasks.layout import Layout
 
@@ -105,7 +105,8 @@ def read_demonstrations(
     shown = [_recorded(one, spaces, scaling) for prompt in given for one in prompt]
     _say_what_is_read(shown, encoder, spaces.layout)
     returns = rewards and all(one.rewards is not None for one in shown)
-    return make_tokens(shown, encoder, returns=returns, layout=spaces.layout, counts=tuple(map(len, given)))
+    counts = tuple(map(len, given))
+    return make_tokens(shown, encoder, returns=returns, layout=spaces.layout, counts=counts, standing=False)
 
 
 def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Recorded:
@@ -133,17 +134,18 @@ def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Rec
         _log.warning("actions of %d of %d demonstrated steps are beyond their bounds: cut", beyond, len(actions))
     known: dict[str, Any] = {}
     if isinstance(one, Trajectory):
-        rewards = np.asarray(one.rewards, np.float32)
+        rewards = None if one.rewards is None else np.asarray(one.rewards, np.float32)
         known = {"rewards": rewards, "success": one.success, "success_step": one.success_step}
     return Recorded(observations, within, **known)
 
 
 def _say_what_is_read(shown: Sequence[Recorded], encoder: TrajectoryEncoderConfig, layout: Layout | None) -> None:
-    """Log of how many demonstrations only a part is read, how long it is, and what its end was found by."""
-    read = [(len(one.observations), useful(one, encoder, layout)) for one in shown]
-    cut = [(length, part) for length, part in read if part.steps < length]
+    """Log of how many demonstrations only a part is read, how long it is, and what their ends were found by."""
+    read = [(len(one.observations), *read_part(one, encoder, layout, standing=False)) for one in shown]
+    cut = [(length, len(part.observations), by) for length, part, by in read if len(part.observations) < length]
     if cut:
-        total, kept = sum(length for length, _ in cut), sum(part.steps for _, part in cut)
-        ends = ", ".join(sorted({part.by for _, part in cut}))
-        words = "%d of %d demonstrations are cut, to %d of %d steps; end by: %s"
-        _log.info(words, len(cut), len(shown), kept, total, ends)
+        before, after, ends = zip(*cut, strict=True)
+        known = ", ".join(sorted({by for by in ends if by != "whole"}))
+        why = f"end found by {known}" if known else "without standing still for long"
+        words = "%d of %d demonstrations are read in part, %d of %d steps; %s"
+        _log.info(words, len(cut), len(shown), sum(after), sum(before), why)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.useful_part import Recorded, UsefulPart, useful_part
+from llmdpd.prompts.useful_part import Reason, Recorded, useful_part, without_standing
 from llmdpd.tasks.layout import Layout
 from llmdpd.utils.bounds import Count, Fraction, Layers, SharedByHeads, Width
 
@@ -133,17 +133,18 @@ def make_tokens(
     returns: bool = False,
     layout: Layout | None = None,
     counts: tuple[int, ...] = (),
+    standing: bool = True,
 ) -> TrajectoryTokens:
     """Prompt tokens from demonstrations, padded to the longest.
 
     `returns`: whether returns-to-go are made, for which all must have rewards. `layout` tells what the numbers are, see
-    `useful_part`. `counts`: demonstrations of each prompt; by default each is a prompt.
+    `useful_part`. `counts`: demonstrations of each prompt; by default each is a prompt. `standing`: whether long
+    stretches of standing still are read, of useful parts: policies learn from them to wait, and act better without.
 
     Raises:
         InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
     """
-    recorded = [Recorded(*one) for one in demonstrations]
-    shown = [_first(one, useful(one, config, layout).steps) for one in recorded]
+    shown = [read_part(Recorded(*one), config, layout, standing=standing)[0] for one in demonstrations]
     chosen = [choose_steps(len(one.observations), config, rng) for one in shown]
     columns = [
         (
@@ -164,20 +165,23 @@ def make_tokens(
     return TrajectoryTokens(states, executed, phase, times, mask.bool(), not mask.all(), left, counts)
 
 
-def useful(shown: Recorded, config: TrajectoryEncoderConfig, layout: Layout | None = None) -> UsefulPart:
-    """The part of a demonstration that is read, of which `choose_steps` takes its steps.
+def read_part(
+    shown: Recorded, config: TrajectoryEncoderConfig, layout: Layout | None = None, *, standing: bool = True
+) -> tuple[Recorded, Reason]:
+    """The part of a demonstration of which `choose_steps` takes its steps, and what its end was found by.
+
+    See `make_tokens` for `layout` and `standing`.
 
     Raises:
-        InputError: no steps, or arrays that do not fit together or hold NaN or Inf.
+        InputError: arrays that do not fit together or hold NaN or Inf.
     """
     _check(shown.observations, shown.actions, shown.rewards)
-    length = len(shown.observations)
-    return UsefulPart(length, "whole") if config.trim == "none" or not length else useful_part(shown, layout)
-
-
-def _first(shown: Recorded, steps: int) -> Recorded:
+    if config.trim == "none" or not len(shown.observations):
+        return shown, "whole"
+    steps, by = useful_part(shown, layout)
     rewards = None if shown.rewards is None else shown.rewards[:steps]
-    return shown._replace(observations=shown.observations[:steps], actions=shown.actions[:steps], rewards=rewards)
+    part = shown._replace(observations=shown.observations[:steps], actions=shown.actions[:steps], rewards=rewards)
+    return part if standing else without_standing(part, layout), by
 
 
 def _padded(parts: Sequence[NDArray[Any]]) -> Tensor:

@@ -25,6 +25,8 @@ _STAY = 0.5  # share of the later steps with such a reward, where it is not know
 _APPROACHED = 0.02  # metres that a thing must have come nearer to the goal
 _ARRIVED = 0.05  # of its way to the goal, within which a thing has arrived
 _STILL = 0.01  # of each number's range over the demonstration, within which it does not move
+_STANDS = 0.0005  # metres a step, below which a point stands still
+_STANDS_RANGE = 0.002  # of any other number's range over the demonstration, a step
 
 
 class Recorded(NamedTuple):
@@ -123,3 +125,36 @@ def _rest(observations: FloatArray) -> int | None:
     span = np.ptp(observations, axis=0)
     moving = (np.abs(observations - observations[-1]) > _STILL * span).any(1)
     return int(np.flatnonzero(moving)[-1]) + 1 if moving.any() else None
+
+
+def without_standing(demonstration: Recorded, layout: Layout | None = None) -> Recorded:
+    """The demonstration without the middle of every stretch of more than `TAIL` steps in which nothing moves.
+
+    A policy, or a person who waits, may stand before a thing for hundreds of steps: most of the steps that are read
+    would show nothing else. What is known of the success is left out: its step is another one now.
+    """
+    seen = demonstration.observations
+    still = np.append(_standing(seen, layout), False)
+    edges = np.flatnonzero(np.diff(still, prepend=False, append=False))
+    kept = np.ones(len(seen), np.bool_)
+    for start, end in edges.reshape(-1, 2):
+        kept[start + TAIL // 2 : max(end - TAIL // 2, start + TAIL // 2)] = False
+    rewards = None if demonstration.rewards is None else demonstration.rewards[kept]
+    return Recorded(seen[kept], demonstration.actions[kept], rewards)
+
+
+def _standing(observations: FloatArray, layout: Layout | None) -> NDArray[np.bool_]:
+    """Of each step but the last whether nothing moves from it to the next, [T - 1].
+
+    With a layout the points, the gripper and the scalars count, without one all numbers.
+    """
+    change = np.diff(observations, axis=0)
+    still = np.ones(len(change), np.bool_)
+    others = list(range(observations.shape[1]))
+    if layout is not None:
+        for point in layout.points:
+            still &= np.linalg.norm(change[:, list(point.at)], axis=1) * layout.unit < _STANDS
+        others = [*layout.gripper, *layout.scalars]
+    span = np.ptp(observations[:, others], axis=0)
+    standing: NDArray[np.bool_] = still & (np.abs(change[:, others]) <= _STANDS_RANGE * span).all(1)
+    return standing

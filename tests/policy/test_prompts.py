@@ -151,4 +151,18 @@ def test_what_is_cut_of_a_demonstration_is_said(make_policy: MakePolicy, example
     expected = whole.prompt(KNOWN, (first[0], first[1])).act(np.ones(S))
     assert not caplog.messages
     np.testing.assert_array_equal(useful.prompt(KNOWN, trajectory).act(np.ones(S)), expected)
-    assert caplog.messages == ["1 of 1 demonstrations are cut, to 30 of 80 steps; end by: success"]
+    assert caplog.messages == ["1 of 1 demonstrations are read in part, 30 of 80 steps; end found by success"]
+
+
+def test_long_standing_still_is_left_out(make_policy: MakePolicy, example: Any, caplog: Any) -> None:
+    observations, actions = (part.astype(np.float32) for part in example)
+    index = np.concatenate([np.arange(10), np.full(100, 10), np.arange(10, 20)])
+    policy = make_policy(encoder=dataclasses.replace(ENCODER, trim="useful"))
+    caplog.set_level("INFO", "llmdpd")
+    first = policy.prompt(KNOWN, (observations[index], actions[index])).act(np.ones(S))
+    assert caplog.messages == [
+        "1 of 1 demonstrations are read in part, 40 of 120 steps; without standing still for long"
+    ]
+    kept = np.concatenate([np.arange(10), np.full(20, 10), np.arange(10, 20)])
+    policy.seed(0)
+    np.testing.assert_array_equal(policy.prompt(KNOWN, (observations[kept], actions[kept])).act(np.ones(S)), first)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, choose_steps, make_tokens
-from llmdpd.prompts.useful_part import TAIL, Recorded, useful_part
+from llmdpd.prompts.useful_part import TAIL, Recorded, useful_part, without_standing
 from llmdpd.tasks.layout import Layout, Point
 
 HAND, CUBE, GOAL = (0, 1, 2), (3, 4, 5), (7, 8, 9)
@@ -105,3 +105,33 @@ def test_steps_are_taken_of_the_useful_part_alone(rng: np.random.Generator) -> N
 
 def test_by_default_demonstrations_are_read_whole() -> None:
     assert TrajectoryEncoderConfig().trim == "none"
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, None])
+def test_long_standing_is_shortened_to_its_beginning_and_end(rng: np.random.Generator, layout: Any) -> None:
+    shown = wandering(rng, 150, 150)
+    place, long, short = (int(n) for n in rng.integers([20, TAIL + 1, 2], [100, 200, TAIL]))
+    index = np.concatenate([np.arange(5), np.full(short, 5), np.arange(5, place), np.full(long, place)])
+    index = np.concatenate([index, np.arange(place, 150)])
+    waiting = Recorded(shown.observations[index], shown.actions[index], index.astype(np.float32))
+    found = without_standing(waiting, layout)
+    assert found.rewards is not None
+    times = found.rewards.astype(int)
+    assert (times == place).sum() == TAIL + 1
+    assert (times == 5).sum() == short + 1
+    assert sorted(set(times)) == list(range(150))
+    assert np.array_equal(found.observations, shown.observations[times])
+    assert len(found.actions) == len(times)
+    for whole in (shown, Recorded(shown.observations[:1], shown.actions[:1])):
+        assert np.array_equal(without_standing(whole, layout).observations, whole.observations)
+
+
+def test_training_reads_standing_and_acting_does_not(rng: np.random.Generator) -> None:
+    shown = wandering(rng, 100, 100)
+    index = np.concatenate([np.arange(50), np.full(200, 50), np.arange(50, 100)])
+    waiting = Recorded(shown.observations[index], shown.actions[index])
+    trained, acted = (make_tokens([waiting], ENCODER, layout=LAYOUT, standing=which) for which in (True, False))
+    assert trained.times[0, -1] > 270
+    assert acted.times[0, -1] < 130
+    untrimmed = dataclasses.replace(ENCODER, trim="none")
+    assert make_tokens([waiting], untrimmed, layout=LAYOUT, standing=False).times[0, -1] == 299
