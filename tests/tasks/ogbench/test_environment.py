@@ -10,6 +10,8 @@ from llmdpd.tasks.ogbench.environment import MAX_STEPS, OGBenchTask
 from llmdpd.tasks.ogbench.layout import CENTRE, LAYOUT, OGBENCH_DIM, SCALE
 from llmdpd.tasks.ogbench.suite import MAX_STEPS as DECLARED_STEPS
 from llmdpd.tasks.ogbench.tasks import TASKS
+from llmdpd.tasks.simulation.render import rendering_backend
+from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
 
 
 def points(observation: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,3 +108,17 @@ def test_demonstrations_depend_on_their_request_alone(demonstrators: Demonstrato
     assert one.noise_level > 0
     assert np.abs(one.actions).max() <= 1
     np.testing.assert_array_equal(np.random.get_state()[1], random)
+
+
+@pytest.mark.skipif(rendering_backend()[0] is None, reason=rendering_backend()[1])
+def test_pictures_show_the_scene(fresh_seed: int) -> None:
+    with EnvPool(1, render=True) as pool:
+        (result,) = pool.run(
+            [EpisodeRequest("scene-cube-drawer", fresh_seed, 4, record=True, record_every=2)],
+            lambda observations, index, steps, rewards: np.tile(np.float32([0, 0, -1, 0, 0]), (len(index), 1)),
+        )
+    assert result.frames is not None
+    first, *_, last = result.frames
+    assert (first.shape, first.dtype) == ((240, 320, 3), np.uint8)
+    assert first.std() > 10
+    assert not np.array_equal(first, last)
