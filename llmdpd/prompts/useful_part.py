@@ -7,6 +7,7 @@ a policy learns from them to stay.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ _STAY = 0.5  # share of the later steps with such a reward, where it is not know
 _APPROACHED = 0.02  # metres that a thing must have come nearer to the goal
 _ARRIVED = 0.05  # of its way to the goal, within which a thing has arrived
 _STILL = 0.01  # of each number's range over the demonstration, within which it does not move
-_STANDS = 0.0005  # metres a step, below which a point stands still
-_STANDS_RANGE = 0.002  # of any other number's range over the demonstration, a step
+_STANDS = 0.01  # metres, within which a point stands still: a hand that waits trembles
+_STANDS_RANGE = 0.05  # of any other number's range over the demonstration
 
 
 class Recorded(NamedTuple):
@@ -133,28 +134,28 @@ def without_standing(demonstration: Recorded, layout: Layout | None = None) -> R
     A policy, or a person who waits, may stand before a thing for hundreds of steps: most of the steps that are read
     would show nothing else. What is known of the success is left out: its step is another one now.
     """
-    seen = demonstration.observations
-    still = np.append(_standing(seen, layout), False)
-    edges = np.flatnonzero(np.diff(still, prepend=False, append=False))
-    kept = np.ones(len(seen), np.bool_)
-    for start, end in edges.reshape(-1, 2):
+    kept = np.ones(len(demonstration.observations), np.bool_)
+    for start, end in _standing(demonstration.observations, layout):
         kept[start + TAIL // 2 : max(end - TAIL // 2, start + TAIL // 2)] = False
     rewards = None if demonstration.rewards is None else demonstration.rewards[kept]
-    return Recorded(seen[kept], demonstration.actions[kept], rewards)
+    return Recorded(demonstration.observations[kept], demonstration.actions[kept], rewards)
 
 
-def _standing(observations: FloatArray, layout: Layout | None) -> NDArray[np.bool_]:
-    """Of each step but the last whether nothing moves from it to the next, [T - 1].
+def _standing(observations: FloatArray, layout: Layout | None) -> Iterator[tuple[int, int]]:
+    """Stretches of steps, first to one past the last, of which all are where their first one is.
 
-    With a layout the points, the gripper and the scalars count, without one all numbers.
+    With a layout its points within a centimetre, gripper and scalars within 5 % of their range; else all numbers
+    within 5 % of their range.
     """
-    change = np.diff(observations, axis=0)
-    still = np.ones(len(change), np.bool_)
-    others = list(range(observations.shape[1]))
-    if layout is not None:
-        for point in layout.points:
-            still &= np.linalg.norm(change[:, list(point.at)], axis=1) * layout.unit < _STANDS
-        others = [*layout.gripper, *layout.scalars]
-    span = np.ptp(observations[:, others], axis=0)
-    standing: NDArray[np.bool_] = still & (np.abs(change[:, others]) <= _STANDS_RANGE * span).all(1)
-    return standing
+    others = list(range(observations.shape[1])) if layout is None else [*layout.gripper, *layout.scalars]
+    points = [] if layout is None else [list(point.at) for point in layout.points]
+    within = _STANDS_RANGE * np.ptp(observations[:, others], axis=0)
+    start = 0
+    while start < len(observations):
+        away = observations[start:] - observations[start]
+        moved = (np.abs(away[:, others]) > within).any(1)
+        for point in points:
+            moved |= np.linalg.norm(away[:, point], axis=1) * (layout.unit if layout else 1.0) > _STANDS
+        length = int(np.argmax(moved)) if moved.any() else len(moved)
+        yield start, start + length
+        start += length

@@ -161,8 +161,8 @@ def test_long_standing_still_is_left_out(make_policy: MakePolicy, example: Any, 
     caplog.set_level("INFO", "llmdpd")
     first = policy.prompt(KNOWN, (observations[index], actions[index])).act(np.ones(S))
     assert caplog.messages == [
-        "1 of 1 demonstrations are read in part, 40 of 120 steps; without standing still for long"
+        "1 of 1 demonstrations are read in part, 39 of 120 steps; without standing still for long"
     ]
-    kept = np.concatenate([np.arange(10), np.full(20, 10), np.arange(10, 20)])
+    kept = np.concatenate([np.arange(10), np.full(19, 10), np.arange(10, 20)])
     policy.seed(0)
     np.testing.assert_array_equal(policy.prompt(KNOWN, (observations[kept], actions[kept])).act(np.ones(S)), first)

@@ -109,15 +109,16 @@ def test_by_default_demonstrations_are_read_whole() -> None:
 
 @pytest.mark.parametrize("layout", [LAYOUT, None])
 def test_long_standing_is_shortened_to_its_beginning_and_end(rng: np.random.Generator, layout: Any) -> None:
-    shown = wandering(rng, 150, 150)
-    place, long, short = (int(n) for n in rng.integers([20, TAIL + 1, 2], [100, 200, TAIL]))
+    seen, done = rng.uniform(-1, 1, (150, 10)), rng.uniform(-1, 1, (150, 4))
+    shown = Recorded(seen.astype(np.float32), done.astype(np.float32))
+    place, long, short = (int(n) for n in rng.integers([20, TAIL, 2], [100, 200, TAIL]))
     index = np.concatenate([np.arange(5), np.full(short, 5), np.arange(5, place), np.full(long, place)])
     index = np.concatenate([index, np.arange(place, 150)])
     waiting = Recorded(shown.observations[index], shown.actions[index], index.astype(np.float32))
     found = without_standing(waiting, layout)
     assert found.rewards is not None
     times = found.rewards.astype(int)
-    assert (times == place).sum() == TAIL + 1
+    assert (times == place).sum() == TAIL
     assert (times == 5).sum() == short + 1
     assert sorted(set(times)) == list(range(150))
     assert np.array_equal(found.observations, shown.observations[times])
