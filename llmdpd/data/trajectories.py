@@ -380,6 +380,22 @@ class TrajectoryDataset:
             return self
         return dataclasses.replace(self, actions=actions, expert_actions=expert)
 
+    def with_remembered(self, indices: Sequence[int]) -> TrajectoryDataset:
+        """The same data with these numbers of the observation one step before appended to each observation.
+
+        At an episode's first step they are that step's own.
+        """
+        if not indices:
+            return self
+        columns = list(indices)
+        before = np.concatenate([self.observations[:1], self.observations[:-1]])[:, columns]
+        before[self.offsets[:-1]] = self.observations[self.offsets[:-1]][:, columns]
+        return dataclasses.replace(
+            self,
+            observations=np.concatenate([self.observations, before], axis=1),
+            next_observations=np.concatenate([self.next_observations, self.observations[:, columns]], axis=1),
+        )
+
     def check_matches(self, state_dim: int, action_dim: int, name: str) -> None:
         """Raise InputError unless the widths are those of the environment (or policy) called `name`."""
         problem = f"the data set does not match {name}"

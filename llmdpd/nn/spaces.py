@@ -38,11 +38,35 @@ class Spaces:
     """The action [A] that the networks' -1 stand for; None: actions are -1 to 1 as they are."""
     action_high: _Bounds = None
     """The action [A] that the networks' 1 stand for."""
+    remembered: tuple[int, ...] = ()
+    """Indices of those numbers of the environment's observation whose values one step before stand at the end of the S
+    numbers (see `Layout.completed`)."""
 
     def __post_init__(self) -> None:
         if self.layout is not None:
             self.layout.check(self.state_dim, self.action_dim)
+        if any(not 0 <= index < self.observed_dim for index in self.remembered):
+            found, expected = list(self.remembered), f"indices of {self.observed_dim} numbers"
+            raise InputError("wrong remembered numbers", field="spaces.remembered", found=found, expected=expected)
         ActionScaling(self)
+
+    @property
+    def observed_dim(self) -> int:
+        """Numbers of an observation as the environment gives it."""
+        return self.state_dim - len(self.remembered)
+
+    def with_remembered(self, observations: FloatArray, before: FloatArray) -> FloatArray:
+        """Observations [B, observed_dim] with what is remembered of those one step `before`: [B, S]."""
+        if not self.remembered:
+            return observations
+        return np.concatenate([observations, before[:, list(self.remembered)]], axis=1)
+
+    def episode(self, observations: FloatArray) -> FloatArray:
+        """The observations [T, observed_dim] of an episode, with what is remembered at each step: [T, S].
+
+        At the first step it is what is observed there: nothing has moved yet.
+        """
+        return self.with_remembered(observations, np.concatenate([observations[:1], observations[:-1]]))
 
 
 class ActionScaling:

@@ -122,12 +122,12 @@ def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Rec
             expected="observations [T, S] and actions [T, A]",
         ) from None
     widths = tuple(part.shape[-1] if part.ndim else 0 for part in (observations, actions))
-    if widths != (spaces.state_dim, spaces.action_dim):
+    if widths != (spaces.observed_dim, spaces.action_dim):
         raise InputError(
             "the trajectory prompt has another width than the policy",
             field="trajectory",
             found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
-            expected=f"{spaces.state_dim} and {spaces.action_dim}",
+            expected=f"{spaces.observed_dim} and {spaces.action_dim}",
         )
     within, beyond = scaling.to_unit(actions)
     if beyond:
@@ -136,7 +136,7 @@ def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Rec
     if isinstance(one, Trajectory):
         rewards = None if one.rewards is None else np.asarray(one.rewards, np.float32)
         known = {"rewards": rewards, "success": one.success, "success_step": one.success_step}
-    return Recorded(observations, within, **known)
+    return Recorded(spaces.episode(observations), within, **known)
 
 
 def _say_what_is_read(shown: Sequence[Recorded], encoder: TrajectoryEncoderConfig, layout: Layout | None) -> None:

@@ -93,7 +93,7 @@ class Policy:
         tasks = ", ".join(self.metadata.get("trained_on", ())) or "unknown tasks"
         prompted = "prompted" if self._episodes is not None else "no prompt yet"
         return (
-            f"<Policy of {self.network.state_dim} state and {self.network.action_dim} action numbers, "
+            f"<Policy of {self.network.spaces.observed_dim} state and {self.network.action_dim} action numbers, "
             f"{self.network.reads.kind} context, trained on {tasks}; {prompted}>"
         )
 
@@ -258,7 +258,7 @@ class Policy:
             return None
         prompts = self.encode_prompts([text if self.network.reads.text else None], [trajectory])
         with torch.no_grad():
-            state = torch.from_numpy(observations).to(self.device)
+            state = torch.from_numpy(self.network.spaces.episode(observations)).to(self.device)
             weights = context.weights(state, prompts, torch.arange(len(state), device=self.device))
         return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].numpy()
 
@@ -288,7 +288,7 @@ class Policy:
         """
         if self._episodes is None:
             raise InputError("the policy has no prompt yet", expected="prompt(text=…, trajectory=…) before act()")
-        state = read_observations(observation, self.network.state_dim)
+        state = read_observations(observation, self.network.spaces.observed_dim)
         rows = np.atleast_2d(state)
         self._step = self._step if step is None else step
         actions = self._episodes.act(
@@ -403,10 +403,13 @@ class Episodes:
         self._prompts, self._prompt_of, self._targets = prompts, prompt_of, np.asarray(targets, np.float32)
         self._horizon = acting.horizon(network.config)
         self._chunks, self._memory = ActionChunks(self._horizon), network.episode_memory()
+        # Of each episode under way the time step after its last observation, and that.
+        self._last: dict[int, tuple[int, FloatArray]] = {}
 
     def reset(self) -> None:
         """Forget every episode."""
         self.drop_chunks()
+        self._last.clear()
         if self._memory is not None:
             self._memory.reset()
 
@@ -430,6 +433,7 @@ class Episodes:
             seeds: rows [b] of the B that a chunk is sampled for → seeds [b] of its noise.
         """
         scaling = self._network.action_scaling
+        observations = self._completed(episodes, steps, observations)
         if self._horizon == 1:
             chunks = self._sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))
             return scaling.from_unit(chunks[:, 0])
@@ -439,8 +443,21 @@ class Episodes:
             chunks = self._sample(who, when, observations[due], rewards[due], seeds(due))
             self._chunks.put(who, when, chunks)
         if not len(episodes):
-            return observations[:, : self._network.action_dim]
+            return np.empty((0, self._network.action_dim), np.float32)
         return scaling.from_unit(self._chunks.take(episodes))
+
+    def _completed(self, episodes: IntArray, steps: IntArray, observations: FloatArray) -> FloatArray:
+        """Observations with what is remembered of the step before, by episode; one that begins anew has none."""
+        spaces = self._network.spaces
+        if not spaces.remembered:
+            return observations
+        before = observations.copy()
+        for row, (who, step) in enumerate(zip(episodes.tolist(), steps.tolist(), strict=True)):
+            due, last = self._last.get(who, (-1, before[row]))
+            self._last[who] = step + 1, before[row].copy()
+            if due == step:
+                before[row] = last
+        return spaces.with_remembered(observations, before)
 
     def _sample(
         self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, seeds: IntArray

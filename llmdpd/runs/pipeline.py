@@ -230,7 +230,10 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     kind = cast("type[Method[Any, Any]]", METHODS[config.method.name])
     method, spec = cast(OfflineConfig, config.method), task_spec(config.tasks.seen[0])
     low, high = action_range(dataset.actions, spec.action_low, spec.action_high, spec.layout)
-    spaces = Spaces(dataset.state_dim, dataset.action_dim, run.texts.width, spec.layout, low, high)
+    layout, remembered = spec.layout.completed(dataset.state_dim) if spec.layout is not None else (None, ())
+    width = dataset.state_dim + len(remembered)
+    spaces = Spaces(width, dataset.action_dim, run.texts.width, layout, low, high, remembered)
+    dataset = dataset.with_remembered(remembered)
     network = kind.build_network(spaces, method.network)
     network.to(device).fit(torch.from_numpy(dataset.observations), lambda: torch.from_numpy(dataset.returns_to_go()))
     learner = kind(network, method, config.training.iterations)
@@ -245,11 +248,11 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         method.prompts_per_batch,
         config.seed,
         device,
-        (method.augmentation, spec.layout) if method.augmentation.active and spec.layout is not None else None,
+        (method.augmentation, layout) if method.augmentation.active and layout is not None else None,
         (reads.text_dropout, reads.trajectory_dropout),
         network.window.horizon,
         network.window.before,
-        spec.layout,
+        layout,
     )
 
 

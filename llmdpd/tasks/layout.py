@@ -7,7 +7,7 @@ functions of a layout; without one, observations are plain numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmdpd.errors import InputError
 
@@ -57,8 +57,9 @@ class Layout:
     """The place [D] about which scenes are rotated and mirrored, in the points' units; by default the origin."""
     pairs: tuple[tuple[str, str], ...] = ()
     """Pairs of points whose difference, second less first, is a feature; by default all pairs of points."""
-    velocities: tuple[str, ...] = ()
-    """Points whose velocity is a feature; by default all that have a previous position."""
+    velocities: tuple[str, ...] | None = None
+    """Points whose velocity is a feature; by default all. Where an observation does not carry a point's previous
+    position, the position of the step before is remembered."""
 
     def __post_init__(self) -> None:
         names = [point.name for point in self.points]
@@ -68,14 +69,11 @@ class Layout:
             for what, indices in (("", point.at), (" (previous)", point.previous or point.at)):
                 if len(indices) != self.dimensions or self.dimensions not in (2, 3):
                     raise _wrong(f"points.{point.name}{what}", list(indices), "two or three indices, as in all points")
-        for name in (*(n for pair in self.pairs for n in pair), *self.velocities, *filter(None, [self.goal])):
+        for name in (*(n for pair in self.pairs for n in pair), *(self.velocities or ()), *filter(None, [self.goal])):
             if name not in names:
                 raise _wrong("points", f"no point {name!r}", f"one of {', '.join(names)}")
         if len(set(names)) != len(names):
             raise _wrong("points", ", ".join(names), "names that differ")
-        for name in self.velocities:
-            if not self.point(name).previous:
-                raise _wrong("velocities", name, "a point with a previous position")
         for what, uses in (("observations", self._observed()), ("actions", [*self.move, *self.grip])):
             twice = sorted({index for index in uses if uses.count(index) > 1 or index < 0})
             if twice:
@@ -108,9 +106,27 @@ class Layout:
 
     @property
     def moving(self) -> tuple[Point, ...]:
-        """The points whose velocity is a feature."""
-        chosen = self.velocities or [point.name for point in self.points if point.previous]
-        return tuple(self.point(name) for name in chosen)
+        """The points whose velocity is a feature, as far as their previous position is known."""
+        return tuple(point for point in self._chosen if point.previous)
+
+    @property
+    def _chosen(self) -> tuple[Point, ...]:
+        return self.points if self.velocities is None else tuple(self.point(name) for name in self.velocities)
+
+    def completed(self, state_dim: int) -> tuple[Layout, tuple[int, ...]]:
+        """The layout of observations of S numbers to which remembered positions are appended, and which those are.
+
+        They are the previous positions that velocities need and that the observations do not carry: indices into them.
+        """
+        remembered: list[int] = []
+        points = []
+        for point in self.points:
+            if point in self._chosen and not point.previous:
+                start = state_dim + len(remembered)
+                remembered += point.at
+                point = replace(point, previous=tuple(range(start, start + len(point.at))))
+            points.append(point)
+        return replace(self, points=tuple(points)), tuple(remembered)
 
     @property
     def horizontal(self) -> tuple[int, ...]:

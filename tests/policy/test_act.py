@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from llmdpd.data import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
-from llmdpd.nn.context import RetrievalConfig
+from llmdpd.nn.context import ContextConfig, RetrievalConfig
+from llmdpd.nn.policy_network import States
+from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.policy import Policy
+from llmdpd.tasks.layout import Layout, Point
 
 S, A = 7, 3
 KNOWN = "Task: push the puck."
@@ -153,3 +158,40 @@ def test_a_policy_shows_what_it_is_in_a_line(make_policy: MakePolicy, example: A
     assert "no prompt yet" in repr(policy)
     assert f"{policy.network.state_dim} state" in repr(policy)
     assert "prompted" in repr(policy.prompt(text=KNOWN, trajectory=example))
+
+
+def test_what_is_remembered_of_the_step_before_stands_beside_the_observation(rng: np.random.Generator) -> None:
+    """As in training (`TrajectoryDataset.with_remembered`): by episode, at its first step the observation's own."""
+    layout, remembered = Layout((Point("hand", (0, 1)), Point("cup", (3, 4))), move=(0, 1)).completed(5)
+    assert remembered == (0, 1, 3, 4)
+    context = ContextConfig(text=False, trajectory=False, features="relative")
+    network = DiffusionPolicy(
+        Spaces(9, 2, 0, layout, remembered=remembered), DiffusionNetworkConfig(hidden_dim=8, context=context)
+    )
+    seen: list[np.ndarray] = []
+    sample = network.sample
+
+    def noted(states: States, *arguments: Any) -> torch.Tensor:
+        seen.append(states.observations.numpy().copy())
+        return sample(states, *arguments)
+
+    network.sample = noted  # type: ignore[method-assign]
+    policy = Policy("llmdpd", network, None, BestOfN(samples=1)).prompt()
+    episodes = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    dataset = TrajectoryDataset.from_episodes(
+        [EpisodeRecord(np.concatenate([e, e[-1:]]), np.zeros((6, 2)), np.zeros(6), "a") for e in episodes]
+    )
+    expected = dataset.with_remembered(remembered).observations.reshape(2, 6, 9)
+    for step in range(6):
+        policy.act(episodes[:, step])
+        np.testing.assert_array_equal(seen[-1], expected[:, step])
+    policy.reset()
+    policy.act(episodes[:, 3])
+    np.testing.assert_array_equal(seen[-1][:, 5:], episodes[:, 3][:, list(remembered)])
+    policy.act(episodes[:, 4], step=17)
+    np.testing.assert_array_equal(seen[-1][:, 5:], episodes[:, 4][:, list(remembered)], "another step than the next")
+    for e in range(2):
+        np.testing.assert_array_equal(network.spaces.episode(episodes[e]), expected[e])
+    with pytest.raises(InputError) as error:
+        policy.act(np.zeros(9))
+    assert "[5]" in str(error.value.expected)

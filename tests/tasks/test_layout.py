@@ -41,7 +41,7 @@ def test_a_layout_is_kept_as_json(layout: Layout) -> None:
         ({"points": (HAND, CUBE, GOAL, CUBE)}, "points"),
         ({"goal": "gaol"}, "points"),
         ({"pairs": (("hand", "cup"),)}, "points"),
-        ({"velocities": ("cube",)}, "velocities"),
+        ({"velocities": ("cup",)}, "points"),
         ({"gripper": (5,)}, "observations"),
         ({"scalars": (-1,)}, "observations"),
         ({"grip": (2,)}, "actions"),
@@ -63,3 +63,15 @@ def test_indices_beyond_the_numbers(state_dim: int, action_dim: int, field: str)
     with pytest.raises(InputError) as error:
         THREE.check(state_dim, action_dim)
     assert error.value.field == field
+
+
+def test_previous_positions_that_are_not_carried_are_remembered() -> None:
+    layout, remembered = THREE.completed(12)
+    assert remembered == (3, 4, 5, 6, 7, 8)
+    assert [point.previous for point in layout.points] == [(9, 10, 11), (12, 13, 14), (15, 16, 17)]
+    assert layout.moving == layout.points
+    layout.check(18, 4)
+    one, remembered = dataclasses.replace(THREE, velocities=("hand", "goal")).completed(12)
+    assert (remembered, one.points[1].previous, one.points[2].previous) == ((6, 7, 8), (), (12, 13, 14))
+    assert dataclasses.replace(THREE, velocities=()).completed(12) == (dataclasses.replace(THREE, velocities=()), ())
+    assert LAYOUT.completed(39) == (LAYOUT, ())

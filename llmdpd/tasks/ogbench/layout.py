@@ -31,6 +31,7 @@ LAYOUT = Layout(
     grip=(4,),
     up=2,
     unit=1.0 / SCALE,
+    velocities=(),  # everything here moves slowly, and the hand's own velocity is not needed to know what is next
     pairs=(
         ("hand", "cube"),
         ("hand", "right button"),

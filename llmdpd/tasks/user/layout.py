@@ -11,6 +11,7 @@
     up = "z"                               # the vertical axis
     unit = 1.0                             # metres of one unit
     pivot = [0.0, 0.6, 0.0]                # what scenes are rotated about; by default the origin
+    velocities = ["hand"]                  # points whose velocity is read; by default all, and remembered where needed
 
 Indices are those of the numbers after Dict observations were put together.
 """
@@ -23,7 +24,7 @@ from typing import Any
 from llmdpd.errors import InputError, located, nearest_names
 from llmdpd.tasks.layout import Layout, Point
 
-_KEYS = ("points", "body", "goal", "gripper", "scalars", "previous", "action", "up", "unit", "pivot")
+_KEYS = ("points", "body", "goal", "gripper", "scalars", "previous", "action", "up", "unit", "pivot", "velocities")
 _ACTION_KEYS = ("move", "gripper")
 _AXES = ("x", "y", "z")
 
@@ -50,6 +51,7 @@ def read_layout(table: Mapping[str, Any]) -> Layout:
             up=None if (up := _known(table, "up", _AXES)) is None else _AXES.index(up),
             unit=_number(table["unit"], "unit") if "unit" in table else 1.0,
             pivot=tuple(_number(value, "pivot") for value in _list(table, "pivot")),
+            velocities=tuple(map(str, _list(table, "velocities"))) if "velocities" in table else None,
         )
 
 
