@@ -92,7 +92,7 @@ class _Scene:
             raise InputError(
                 "the tracker needs to know where hand, object and goal are, and how actions move the hand",
                 field="--baseline",
-                found=f"{spec.family}: " + ("no layout" if layout is None else "a layout without"),
+                found=f"{spec.family}: " + ("no layout" if layout is None else "a layout that lacks one of them"),
                 expected="a layout with an object, a goal and action.move",
                 hint="use the baseline replay",
             )
@@ -100,8 +100,8 @@ class _Scene:
         goal = layout.point(layout.goal)
         self.hand, self.object, self.goal = list(layout.body.at), list((others or [goal])[0].at), list(goal.at)
         self.metres, self._move, self._grip = layout.unit, list(layout.move), list(layout.grip)
-        self._low = np.array(spec.action_low or [-1.0] * spec.action_dim, np.float32)
-        self._high = np.array(spec.action_high or [1.0] * spec.action_dim, np.float32)
+        self._low = np.array(spec.action_low or [-np.inf] * spec.action_dim, np.float32)
+        self._high = np.array(spec.action_high or [np.inf] * spec.action_dim, np.float32)
 
     def gain(self, observations: FloatArray, actions: FloatArray) -> float:
         """Action for each unit of way that is left: what moved the demonstration's hand, by least squares."""

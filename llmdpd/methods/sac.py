@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmdpd.data.collecting.sac_trainer import EpisodeEnd, MakeEnvironment, SacTrainer, require_sac
+from llmdpd.data.collecting.sac_trainer import EpisodeEnd, MakeEnvironment, SacTrainer, check_unit_actions, require_sac
 from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.base import Learner, MethodConfig, Start
@@ -82,6 +82,7 @@ class SACConfig(MethodConfig):
         return cls(network=SACNetworkConfig(hidden_dim=start.diffusion.network.hidden_dim))
 
     def check_run(self, spec: TaskSpec, iterations: int) -> None:
+        check_unit_actions(spec)
         if self.max_steps is not None:
             spec.check_max_steps(self.max_steps, "max_steps")
         bound = self.network.action_bound
@@ -175,7 +176,7 @@ class SAC(Learner):
     def update(self, batch: EpisodeEnd | None, iteration: int) -> dict[str, Tensor]:
         """A gradient step after the environment's; `batch` is the episode that ended with that, if one did.
 
-        Returns its losses, none in the warm-up; and of an episode that ended its return, in Meta-World success too.
+        Returns its losses, none in the warm-up; of an episode that ended its return, and its success if tasks have one.
 
         Raises:
             TrainingDivergedError: NaN or Inf in the actor's weights.

@@ -56,6 +56,14 @@ class StateFeatures(nn.Module):
         self.kind = kind
         self.state_dim = state_dim
         self._relations = None if layout is None else _Relations(layout)
+        if kind == "relative" and not self.output_dim:
+            raise InputError(
+                "the layout leaves nothing that these features read",
+                field="features",
+                found=f"{kind}, of the one point {layout.body.name!r}" if layout is not None else kind,
+                expected="two points, a gripper, scalars or an axis that is up",
+                hint="use features 'normalised', or name more of the numbers in the layout",
+            )
         self.register_buffer("mean", torch.zeros(state_dim))
         self.register_buffer("std", torch.ones(state_dim))
 

@@ -38,6 +38,10 @@ class Spaces:
     """The action [A] that the networks' -1 stand for; None: actions are -1 to 1 as they are."""
     action_high: _Bounds = None
     """The action [A] that the networks' 1 stand for."""
+    lowest: _Bounds = None
+    """The lowest action [A] that the environment takes, where that is above `action_low` in some dimension."""
+    highest: _Bounds = None
+    """The highest action [A] that the environment takes, likewise."""
     remembered: tuple[int, ...] = ()
     """Indices of those numbers of the environment's observation whose values one step before stand at the end of the S
     numbers (see `Layout.completed`)."""
@@ -84,8 +88,10 @@ class ActionScaling:
             place = int(np.argmax(low > high))
             raise _wrong(f"{low[place]} to {high[place]} in dimension {place}", "the lower one first")
         self._centre, self._half = (high + low) / 2, (high - low) / 2
-        self._low, self._high = low.astype(np.float32), high.astype(np.float32)
-        self.identity = bool((low == -1).all() and (high == 1).all())
+        lowest, highest = _bound(spaces.lowest, -np.inf, width), _bound(spaces.highest, np.inf, width)
+        self._low, self._high = np.fmax(low, lowest).astype(np.float32), np.fmin(high, highest).astype(np.float32)
+        plain = (self._centre == 0).all() and (self._half == 1).all()
+        self.identity = bool(plain and (self._low == -1).all() and (self._high == 1).all())
 
     def to_unit(self, actions: FloatArray) -> tuple[FloatArray, int]:
         """Actions within ±1, and how many rows were beyond the bounds and are cut to them."""
@@ -128,6 +134,18 @@ def action_range(
         reach = max(np.abs(lower[move]).max(), np.abs(upper[move]).max())
         lower[move], upper[move] = -reach, reach
     return tuple(lower.tolist()), tuple(upper.tolist())
+
+
+def limits(
+    low: _Bounds, high: _Bounds, scaled: tuple[tuple[float, ...], tuple[float, ...]]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The lowest and the highest action [A]: the environment's bounds, and those of the scale where it has none."""
+
+    def known(bound: _Bounds, other: tuple[float, ...]) -> tuple[float, ...]:
+        pairs = zip(bound or other, other, strict=True)
+        return tuple(own if np.isfinite(own) else scale for own, scale in pairs)
+
+    return known(low, scaled[0]), known(high, scaled[1])
 
 
 def _bound(bound: _Bounds, default: float, width: int) -> NDArray[np.float64]:

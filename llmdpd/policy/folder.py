@@ -26,7 +26,7 @@ from llmdpd.utils.tensors import write_tensors
 FORMAT = 3
 DESCRIPTION = "policy.json"
 _SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
-_CHECKED_LATER = ("layout", "action_low", "action_high", "remembered")
+_CHECKED_LATER = ("layout", "action_low", "action_high", "lowest", "highest", "remembered")
 """Fields of the spaces that are no sizes: `Spaces` checks them."""
 _CRITIC = {"hidden": Bounds(1, 16_384), "sees_prompts": Bounds(0, 1)}
 _SHARED = {"format": int, "method": str, "acting": dict, "llm": str, "sha256": dict}

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmdpd.config.parse import parse_train
+from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
@@ -38,8 +38,8 @@ def fit(
             the texts that the data set has.
         config: the run's configuration; by default that of `llmdpd train --tasks-file`, without an evaluation.
         options: words of the command line that change the configuration, such as ("--iterations", "3000").
-        run_dir: the run's folder, which must be new and is kept, for `llmdpd evaluate`, `report` and `train --resume`;
-            by default a temporary one.
+        run_dir: the run's folder, which must be new and is kept, for `llmdpd evaluate`, `report` and `train --resume`,
+            with what it learns from beside it in RUN_DIR-inputs; by default a temporary one.
 
     Returns:
         The policy after the last iteration. `Policy.prompt`, then `Policy.act`.
@@ -52,18 +52,27 @@ def fit(
         raise InputError("nothing to learn from", field="dataset", found="None", expected="a data set, or a task file")
     with tempfile.TemporaryDirectory(prefix="llmdpd-fit-") as scratch:
         inputs = Path(scratch) if run_dir is None else Path(f"{Path(run_dir).absolute()}-inputs")
+        for place in () if run_dir is None else (Path(run_dir), inputs):
+            _check_empty(place)
         file, given = _task_file(dataset, tasks, inputs)
-        words = ["--tasks-file", str(file), *given, *options]
+        words = ["--tasks-file", str(file), *given]
         if config is None:
-            wanted = parse_train(["--evaluation", "none", *words])
+            wanted = parse_train(["--evaluation", "none", *words, *options])
         else:
             named = parse_train(words)
             data = dataclasses.replace(config.data, path=named.data.path)
-            wanted = dataclasses.replace(config, tasks=named.tasks, data=data).resolved()
+            wanted = change(dataclasses.replace(config, tasks=named.tasks, data=data), options)
         run = RunFolder.create(Path(scratch) / "run" if run_dir is None else Path(run_dir), wanted)
         with run.lock(), StopSignals() as stop:
             execute(wanted, run, stop)
         return Policy.load(run.path, wanted.device)
+
+
+def _check_empty(place: Path) -> None:
+    """Raise `InputError` for a folder that holds something, before anything is written."""
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        found = "a file" if not place.is_dir() else "a folder that is not empty"
+        raise InputError("the run needs a folder of its own", path=place, field="run_dir", found=found, expected="none")
 
 
 def _task_file(
@@ -88,7 +97,8 @@ def _task_file(
         )
     places = save_minari(dataset, folder / _DATA, namespace=_DATA, name="given-v0")
     # What JSON makes of a text is a basic string of TOML, too.
-    tables = [
+    known = '[suite]\nsuccess = "success"\n' if (dataset.successes >= 0).any() else ""
+    tables = [known] + [
         f"[tasks.{json.dumps(task, ensure_ascii=False)}]\ndata = {json.dumps(str(place))}\n"
         f"text = {json.dumps(texts[task], ensure_ascii=False)}\n"
         for task, place in zip(dataset.tasks, places, strict=True)

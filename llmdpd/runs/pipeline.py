@@ -24,7 +24,7 @@ from llmdpd.evaluation.results import CHECKPOINTS, write_results
 from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
-from llmdpd.nn.spaces import ActionScaling, Spaces, action_range
+from llmdpd.nn.spaces import ActionScaling, Spaces, action_range, limits
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
@@ -229,10 +229,12 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     assert dataset is not None, "checked by the caller"
     kind = cast("type[Method[Any, Any]]", METHODS[config.method.name])
     method, spec = cast(OfflineConfig, config.method), task_spec(config.tasks.seen[0])
-    low, high = action_range(dataset.actions, spec.action_low, spec.action_high, spec.layout)
+    bounds = (spec.action_low, spec.action_high)
+    scale = action_range(dataset.actions, *bounds, spec.layout)
     layout, remembered = spec.layout.completed(dataset.state_dim) if spec.layout is not None else (None, ())
     width = dataset.state_dim + len(remembered)
-    spaces = Spaces(width, dataset.action_dim, run.texts.width, layout, low, high, remembered)
+    sizes = (width, dataset.action_dim, run.texts.width)
+    spaces = Spaces(*sizes, layout, *scale, *limits(*bounds, scale), remembered)
     dataset = dataset.with_remembered(remembered)
     network = kind.build_network(spaces, method.network)
     network.to(device).fit(torch.from_numpy(dataset.observations), lambda: torch.from_numpy(dataset.returns_to_go()))

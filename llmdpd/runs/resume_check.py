@@ -38,9 +38,22 @@ def input_hashes(
         "training data": None if dataset is None else content_hash(dataset),
         "demonstrations": None if demonstrations is None else content_hash(demonstrations),
         "text embeddings": embedded.hexdigest() if vectors else None,
+        **_success_steps(config, dataset, demonstrations),
         "task file": None if config.tasks.file is None or file is None else file.sha256,
         **config.method.inputs(),
     }
+
+
+def _success_steps(config: TrainConfig, *datasets: TrajectoryDataset | None) -> dict[str, str]:
+    """A hash of when episodes succeeded, where demonstrations are cut by it; `content_hash` leaves it out."""
+    reads = config.method.network.context_config()
+    if not reads.trajectory or reads.encoder.trim == "none":
+        return {}
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        steps = None if dataset is None else dataset.success_steps
+        digest.update(b"none" if steps is None else steps.tobytes())
+    return {"steps of success": digest.hexdigest()}
 
 
 def check_inputs(run: RunFolder, inputs: Mapping[str, Any]) -> None:

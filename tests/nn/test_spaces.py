@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.nn.spaces import ActionScaling, Spaces, action_range
+from llmdpd.nn.spaces import ActionScaling, Spaces, action_range, limits
 from llmdpd.tasks.layout import Layout, Point
 
 PLANE = Layout((Point("hand", (0, 1)), Point("goal", (2, 3))), move=(0, 2))
@@ -94,3 +94,23 @@ def test_the_bodys_axes_share_one_range() -> None:
     low, high = action_range(data, None, None, PLANE)
     assert (low[0], high[0]) == (low[2], high[2]) == (-2.0, 2.0)
     assert (low[1], high[1]) == (3.0, 4.0)
+
+
+def test_actions_never_leave_the_environments_bounds(rng: np.random.Generator) -> None:
+    """Also where the body's axes share a range that is wider than one of them."""
+    low, high = (-1.0, -5.0, -0.1), (1.0, float("inf"), 0.1)
+    data = rng.uniform([-1, 0, -0.1], [1, 7, 0.1], (50, 3)).astype(np.float32)
+    scale = action_range(data, low, high, PLANE)
+    assert (scale[0][0], scale[1][2]) == (-1.0, 1.0)
+    lowest, highest = limits(low, high, scale)
+    assert (lowest, highest[0], highest[2]) == (low, 1.0, 0.1)
+    both = ActionScaling(Spaces(5, 3, 0, None, *scale, lowest, highest))
+    acted = both.from_unit(rng.uniform(-1, 1, (80, 3)).astype(np.float32))
+    assert (acted >= np.float32(low)).all()
+    assert (acted <= np.float32(high)).all()
+    unit, beyond = both.to_unit(data)
+    assert beyond == 0
+    np.testing.assert_allclose(both.from_unit(unit), data, atol=1e-5)
+    assert not ActionScaling(Spaces(1, 1, 0, None, (-5.0,), (5.0,), (-1.0,), (1.0,))).identity
+    with pytest.raises(InputError, match="remembered"):
+        Spaces(5, 3, 0, remembered=(4,))

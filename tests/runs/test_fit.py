@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import llmdpd
+from llmdpd.config.parse import parse_train
+from llmdpd.config.presets import PRESETS
 from llmdpd.data import EpisodeRecord, Trajectory, TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.evaluation.offline import score_offline
@@ -100,3 +103,26 @@ def test_each_task_has_a_text(texts: dict[str, str], found: str, rng: np.random.
 def test_there_is_something_to_learn_from() -> None:
     with pytest.raises(InputError, match="nothing to learn from"):
         llmdpd.fit(tasks=TEXTS)
+
+
+def test_what_is_known_of_success_is_learned_by(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Episodes that failed are neither learned from nor shown, as in `llmdpd train`."""
+    records = [log(rng, task) for task in TEXTS for _ in range(4)]
+    known = [dataclasses.replace(one, success=n % 2, success_step=3 if n % 2 else -1) for n, one in enumerate(records)]
+    logs = TrajectoryDataset.from_episodes(known, texts=TEXTS)
+    policy = llmdpd.fit(logs, options=[*OPTIONS, "--iterations", "2"], run_dir=tmp_path / "run")
+    assert "failed ones left out" in policy.metadata["training_data"]
+
+
+def test_options_change_a_given_configuration(logs: TrajectoryDataset) -> None:
+    config = parse_train(["--preset", "smoke", *OPTIONS, "--evaluation", "none"])
+    config = dataclasses.replace(config, method=dataclasses.replace(PRESETS["tasks-plain"].method))
+    assert llmdpd.fit(logs, config=config, options=["--iterations", "3"]).metadata["iterations"] == 3
+
+
+def test_a_folder_that_is_not_empty_is_left_as_it_is(logs: TrajectoryDataset, tmp_path: Path) -> None:
+    (tmp_path / "run-inputs").mkdir()
+    (tmp_path / "run-inputs" / "mine").write_text("mine")
+    with pytest.raises(InputError, match="folder of its own"):
+        llmdpd.fit(logs, run_dir=tmp_path / "run")
+    assert [path.name for path in tmp_path.rglob("*")] == ["run-inputs", "mine"]

@@ -61,6 +61,20 @@ def episode_seed(seed: int, task: str, number: int, stream: int = 0) -> int:
     return int(sequence.generate_state(1, np.uint32)[0]) % COLLECTION_SEED_END
 
 
+def check_unit_actions(spec: TaskSpec) -> None:
+    """Raise `InputError` for a task whose actions have other bounds than ±1, within which SAC acts here."""
+    ones = (1.0,) * spec.action_dim
+    known = spec.action_low is not None or spec.action_high is not None
+    if known and (spec.action_low, spec.action_high) != (tuple(-one for one in ones), ones):
+        raise InputError(
+            "SAC acts within ±1, and the environment has other bounds",
+            field=f"actions of {spec.task}",
+            found=f"{spec.action_low} to {spec.action_high}",
+            expected="-1 to 1 in each dimension",
+            hint="wrap the environment in gymnasium.wrappers.RescaleAction(env, -1, 1)",
+        )
+
+
 class SacTrainer:
     """SAC by stable-baselines3, with its defaults unless stated otherwise, on one core.
 
@@ -78,7 +92,7 @@ class SacTrainer:
     All random numbers come from generators that each call swaps in and out; the process's own are left unchanged.
 
     Raises:
-        InputError: stable-baselines3 is not installed.
+        InputError: stable-baselines3 is not installed, or actions have other bounds than ±1.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class SacTrainer:
         make: MakeEnvironment = make_environment,
     ) -> None:
         require_sac()
+        check_unit_actions(specs[0])
         from stable_baselines3 import SAC
         from stable_baselines3.common.logger import Logger
         from stable_baselines3.common.vec_env import DummyVecEnv

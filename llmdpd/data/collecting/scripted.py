@@ -203,7 +203,10 @@ def partial_folder(out: Path) -> Path:
 
 
 def content_hash(dataset: TrajectoryDataset) -> str:
-    """SHA-256 over the contents that are learned from: not the source, the behaviours' names, the steps of success."""
+    """SHA-256 over a data set's contents, but for its source and the behaviours' names.
+
+    The steps of success are left out too: collections of version 0.1 have none, and are found again by their hash.
+    """
     digest = hashlib.sha256(repr((dataset.tasks, dataset.texts, dataset.goal_visible)).encode())
     for item in dataclasses.fields(dataset):
         value = getattr(dataset, item.name)
