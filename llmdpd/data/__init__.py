@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from llmdpd.data.assemble import join_datasets, join_episodes
-from llmdpd.data.checks import SpecOf, checked, in_one_spelling, recorded_name, spec_by_name
+from llmdpd.data.checks import SpecOf, checked, in_one_spelling, recorded_name
 from llmdpd.data.formats import DataFormat
-from llmdpd.data.search import FORMATS, is_named, sources_of
+from llmdpd.data.search import FORMATS, Source, is_named, sources_of
 from llmdpd.data.trajectories import Batch, EpisodeRecord, Trajectory, TrajectoryDataset, resolve_task, same_task
+from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
+from llmdpd.tasks.specs import spec_by_name
 
 __all__ = [
     "FORMATS",
@@ -28,8 +31,12 @@ __all__ = [
     "save_minari",
 ]
 
-Wanted = Callable[[str], bool]
-"""Whether a task of the data is asked for, by the name that the data give it."""
+
+class Choice(NamedTuple):
+    """Tasks of the data, and how they are read."""
+
+    reading: Reading
+    wanted: Callable[[str], bool] = lambda name: True  # whether a task, by the name that the data give it, is of them
 
 
 def load_dataset(
@@ -48,33 +55,54 @@ def load_dataset(
         InputError: nothing there, nothing that can be read, a damaged file, an unknown task (nearest names are given),
             parts that don't fit together, episodes longer than their task's.
     """
+    spec_of = spec_by_name if reading.by_name else lambda name: None
     if tasks is None:
-        return join_datasets(read_parts(spec, reading, spec_by_name)[0])
-    parts, names = read_parts(spec, reading, spec_by_name, lambda name: any(same_task(name, task) for task in tasks))
+        return join_datasets(read_parts(spec, [Choice(reading)], spec_of)[0])
+    choice = Choice(reading, lambda name: any(same_task(name, task) for task in tasks))
+    parts, names = read_parts(spec, [choice], spec_of)
     found = [resolve_task(task, names, str(spec)) for task in tasks]
     return join_datasets(parts).select_tasks(found)
 
 
 def read_parts(
-    spec: str | Path, reading: Reading, spec_of: SpecOf, wanted: Wanted = lambda name: True
+    spec: str | Path, choices: Sequence[Choice], spec_of: SpecOf
 ) -> tuple[list[TrajectoryDataset], list[str]]:
     """The data sets that `spec` names (see `load_dataset`), each checked, and the names of all tasks that they hold.
 
-    Of a data set only the `wanted` tasks are kept; one without any is left out, and where its format says so before,
-    not read.
+    Of a data set the tasks of each choice are kept, as its own reading has them; one without any is left out, and where
+    its format says so before, not read.
     """
     parts, names = list[TrajectoryDataset](), list[str]()
-    for known, load in sources_of(str(spec)):
-        if known is not None and not wanted(recorded_name(known)):
-            names.append(recorded_name(known))
-            continue
-        part = in_one_spelling(load(reading))
-        names += part.tasks
-        chosen = [name for name in part.tasks if wanted(name)]
-        if chosen:
-            part = part if len(chosen) == len(part.tasks) else part.select_tasks(chosen)
-            parts.append(checked(part, spec_of, reading.success_return))
+    for source in sources_of(str(spec)):
+        own, found = _read_source(source, choices, spec_of)
+        parts += own
+        names += found
     return parts, list(dict.fromkeys(names))
+
+
+def _read_source(
+    source: Source, choices: Sequence[Choice], spec_of: SpecOf
+) -> tuple[list[TrajectoryDataset], Sequence[str]]:
+    """What `read_parts` takes of one data set, which is read once for each choice that has tasks of it."""
+    names: Sequence[str] | None = None if source.task is None else [recorded_name(source.task)]
+    parts, failed = list[TrajectoryDataset](), list[tuple[Choice, InputError]]()
+    for choice in choices:
+        if names is not None and not any(map(choice.wanted, names)):
+            continue
+        try:
+            part = in_one_spelling(source.load(choice.reading))
+        except InputError as refused:  # this reading may be that of other tasks than the data's
+            failed.append((choice, refused))
+            continue
+        names = part.tasks
+        chosen = [name for name in names if choice.wanted(name)]
+        if chosen:
+            part = part if len(chosen) == len(names) else part.select_tasks(chosen)
+            parts.append(checked(part, spec_of, choice.reading))
+    for choice, error in failed:
+        if names is None or any(map(choice.wanted, names)):
+            raise error
+    return parts, names or ()
 
 
 def save_minari(

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from llmdpd.data.assemble import rename_tasks
 from llmdpd.data.flags import first_success
+from llmdpd.data.notes import say_once
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
-from llmdpd.tasks import SUITES, USER
-from llmdpd.tasks.base import TaskSpec, TaskSuite
+from llmdpd.tasks.base import Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.specs import find_suite, task_spec
 
 SpecOf = Callable[[str], TaskSpec | None]
@@ -23,29 +23,24 @@ SpecOf = Callable[[str], TaskSpec | None]
 _log = logging.getLogger(__name__)
 
 
-def spec_by_name(name: str) -> TaskSpec | None:
-    """The spec of the task that data of this name are of, where a suite knows it.
-
-    Not of a user's file: what it doesn't say of a task, it reads off the task's data.
-    """
-    suite = find_suite(name)
-    return None if suite is None or (USER in SUITES and suite is SUITES[USER]) else task_spec(name)
-
-
-def checked(dataset: TrajectoryDataset, spec_of: SpecOf, success_return: float | None) -> TrajectoryDataset:
+def checked(dataset: TrajectoryDataset, spec_of: SpecOf, reading: Reading) -> TrajectoryDataset:
     """What a reader returned, held against the specs of its tasks, where the widths are theirs.
 
     Actions outside an environment's bounds are clipped to them, as the environment clips what it is given; a line
     says how many. `goal_visible` is read off the observations where the file does not say it, and success off the
-    rewards where it is a threshold of the return (`success_return`).
+    rewards where it is a threshold of the return (`reading.success_return`). Of tasks whose episodes can't end by
+    themselves (`reading.terminates`) no end is a terminal.
 
     Raises:
         InputError: an episode longer than its task's, as of several that were joined; some episodes show the goal and
-            others hide it, or all hide it in data that say otherwise.
+            others hide it, or all hide it in data that say otherwise; and as `with_success`.
     """
-    dataset = _with_goal_visible(dataset)
-    if success_return is not None:
-        dataset = with_success(dataset, success_return)
+    if reading.by_name:
+        dataset = _with_goal_visible(dataset)
+    if reading.success_return is not None:
+        dataset = with_success(dataset, reading.success_return)
+    if reading.terminates is False and dataset.terminals.any():
+        dataset = dataclasses.replace(dataset, terminals=np.zeros_like(dataset.terminals))
     specs = [spec if _fits(dataset, spec) else None for spec in map(spec_of, dataset.tasks)]
     _check_lengths(dataset, specs)
     return _within_bounds(dataset, specs)
@@ -93,12 +88,28 @@ def _with_goal_visible(dataset: TrajectoryDataset) -> TrajectoryDataset:
 
 
 def with_success(dataset: TrajectoryDataset, threshold: float) -> TrajectoryDataset:
-    """Episodes succeed at the step at which the sum of their rewards reaches the threshold."""
+    """Episodes succeed at the step at which the sum of their rewards reaches the threshold.
+
+    Raises:
+        InputError: every episode of a task reaches it at the first step, and some go on: that is no success.
+    """
     outcomes = [
         first_success(np.cumsum(dataset.episode(e).rewards, dtype=np.float64) >= threshold)
         for e in range(dataset.num_episodes)
     ]
     successes, steps = zip(*outcomes, strict=True)
+    for number, task in enumerate(dataset.tasks):
+        own = np.flatnonzero(dataset.task_ids == number)
+        if len(own) and not any(steps[e] for e in own) and dataset.lengths[own].max() > 1:
+            first = dataset.rewards[dataset.offsets[own]]
+            raise InputError(
+                "every recorded episode reaches the return of a success at its first step",
+                path=dataset.source or None,
+                field="success",
+                found=f"return = {threshold:g}; the first rewards of {task} are {first.min():g} … {first.max():g}",
+                expected="a sum of rewards that episodes reach later, where they succeed",
+                hint="of rewards that are negative, the sum never rises: name a key of the infos instead",
+            )
     return dataclasses.replace(
         dataset,
         successes=np.array(successes, np.int8),
@@ -119,7 +130,7 @@ def _check_lengths(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
     lengths = dataset.lengths
     for number, spec in enumerate(specs):
         own = lengths[dataset.task_ids == number]
-        if spec is not None and spec.has_environment and len(own) and own.max() > spec.max_steps:
+        if spec is not None and spec.limited and len(own) and own.max() > spec.max_steps:
             raise InputError(
                 "an episode is longer than its task's: several episodes joined?",
                 path=dataset.source or None,
@@ -150,7 +161,8 @@ def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
     if not changes:
         return dataset
     low, high = (_span(limits, side) for side, limits in ((0, bounds), (1, bounds)))
-    _log.warning(
+    say_once(
+        _log,
         "%s: actions of %d of %d steps lie outside the environment's bounds (%.4g … %.4g) and are clipped to %s … %s",
         *(dataset.source or "data", int(outside.sum()), len(outside), *found, low, high),
     )

@@ -16,8 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from llmdpd.data.flags import MASKS, SUCCESS, TERMINALS, TIMEOUTS
-from llmdpd.data.flat import LAYOUT, WIDE, load_flat, name_from_path
+from llmdpd.data.flags import MASKS, TERMINALS, TIMEOUTS, success_names
+from llmdpd.data.flat import LAYOUT, WIDE, load_flat, name_from_path, widths_of
 from llmdpd.data.hdf5 import member, open_hdf5, read_numbers, text_attribute
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
@@ -38,7 +38,8 @@ def load_d4rl(path: str | Path, reading: Reading = DEFAULT_READING, *, task: str
     path = Path(path)
     with open_hdf5(path, f"HDF5 with {LAYOUT}") as file:
         fields, environment = _read_fields(file, path, reading), text_attribute(file, "environment")
-    return load_flat(fields, task or environment or name_from_path(path), reading, path, environment)
+    name = task or environment or name_from_path(path, widths_of(fields, reading))
+    return load_flat(fields, name, reading, path, environment)
 
 
 def collector_of(path: str | Path) -> str:
@@ -111,15 +112,16 @@ def _read_fields(file: h5py.File, path: Path, reading: Reading) -> dict[str, Any
         hint = "this file is the inside of a Minari data set: give the folder that holds its `data` folder"
         found = ", ".join(sorted(file)[:12])
         raise InputError("a field is missing", path=path, field=WIDE[0], found=found, expected=LAYOUT, hint=hint)
-    flags, success = (*TERMINALS, *TIMEOUTS, MASKS), (reading.success,) if reading.success is not None else SUCCESS
-    fields = _fields(file, (*WIDE, "rewards", *flags, *success))
+    success = success_names(reading)
+    fields = _fields(file, ("rewards", *TERMINALS, *TIMEOUTS, MASKS, *success))
+    fields |= _fields(file, (*WIDE, *([reading.action] if reading.action else [])), ndim=2)
     infos = member(file, "infos")
     if isinstance(infos, h5py.Group):
         fields |= {f"infos/{name}": values for name, values in _fields(infos, success).items()}
     return fields
 
 
-def _fields(group: h5py.Group, names: Sequence[str]) -> dict[str, Any]:
+def _fields(group: h5py.Group, names: Sequence[str], *, ndim: int = 1) -> dict[str, Any]:
     """Those of these arrays that are there."""
     there = [name for name in names if member(group, name) is not None]
-    return {name: read_numbers(group, name, ndim=2 if name in WIDE else 1) for name in there}
+    return {name: read_numbers(group, name, ndim=ndim) for name in there}

@@ -7,7 +7,6 @@ in some files. OGBench's have no rewards.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import as_float32, check_rows
-from llmdpd.data.flags import TIMEOUTS, Flags, as_flags, episode_ends, find_success, first_success, terminates
+from llmdpd.data.flags import (
+    MASKS,
+    TIMEOUTS,
+    Ends,
+    Flags,
+    as_flags,
+    episode_ends,
+    find_success,
+    first_success,
+    terminates,
+)
+from llmdpd.data.notes import say_once
 from llmdpd.data.trajectories import TrajectoryDataset, offsets_of
 from llmdpd.errors import InputError
+from llmdpd.tasks import SUITES
 from llmdpd.tasks.base import Reading
+from llmdpd.tasks.specs import spec_by_name
 
 WIDE = ("observations", "actions", "next_observations")
 LAYOUT = "observations, actions, rewards, terminals, timeouts"
-_VERSION = re.compile(r"([-_]v[23])(?![0-9a-z]).*")
 _log = logging.getLogger(__name__)
 
 
@@ -37,13 +48,25 @@ class Steps(NamedTuple):
     success_from: str
 
 
-def name_from_path(path: Path) -> str:
-    """The task's name by its file: the first of the file's and its folders' names that ends in -v2 or -v3.
+def name_from_path(path: Path, widths: tuple[int, int]) -> str:
+    """The task's name by its file: the first of the file's and its folders' names that a suite says is a task's.
 
-    Otherwise the file's name without its suffix. MTDiff's replay folders are TASK/RUN/dataset/0.npz.
+    Its widths (S, A) have to be the data's: anybody's folder may have any name. Otherwise it is the file's name without
+    its suffix.
     """
-    names = [path.stem, *(folder.name for folder in path.absolute().parents)]
-    return next((_VERSION.sub(r"\1", name) for name in names if _VERSION.search(name)), path.stem)
+    for name in (path.stem, *(folder.name for folder in path.absolute().parents)):
+        for task in filter(None, (suite.named_by(name) for suite in SUITES.values())):
+            spec = spec_by_name(task)
+            if spec is not None and (spec.state_dim, spec.action_dim) == widths:
+                return task
+    return path.stem
+
+
+def widths_of(fields: Mapping[str, Any], reading: Reading) -> tuple[int, int]:
+    """The widths (S, A) of a dict's arrays, -1 of one that has none: reading them then says what is wrong."""
+    arrays = (fields.get(name) for name in (WIDE[0], reading.action or WIDE[1]))
+    state, action = (array.shape[1] if isinstance(array, np.ndarray) and array.ndim == 2 else -1 for array in arrays)
+    return state, action
 
 
 def read_steps(fields: Mapping[str, Any], task: str, reading: Reading, path: Path, label: str = "") -> Steps:
@@ -56,14 +79,34 @@ def read_steps(fields: Mapping[str, Any], task: str, reading: Reading, path: Pat
     Raises:
         InputError: see `flags`; a field missing, of another width, shape or number of rows.
     """
-    arrays = _arrays(fields, path, label)
-    success = find_success(fields, reading)
-    ends = episode_ends(fields, len(arrays["observations"]), terminates(task, reading), path, label)
+    arrays = _arrays(_named(fields, reading, path, label), path, label)
+    success = find_success(fields, reading, path, label)
+    widths = arrays["observations"].shape[1], arrays["actions"].shape[1]
+    told_apart = any(name in fields for name in (*TIMEOUTS, MASKS))
+    itself = reading.terminates if told_apart else terminates(task, reading, widths)
+    ends = episode_ends(fields, len(arrays["observations"]), itself, path, label)
+    if reading.terminates is False:
+        ends = Ends(ends.last, np.zeros_like(ends.last))
     starts, lengths = _spans(ends.last)
     outcomes = [(-1, -1)] * len(lengths) if success is None else _outcomes(*success, starts, lengths, path, label)
     success_from = "" if success is None else success[0]
     steps = Steps(arrays, ends.terminals, lengths, outcomes, success_from)
     return steps if "next_observations" in arrays else _followed(steps, ends.last)
+
+
+def _named(fields: Mapping[str, Any], reading: Reading, path: Path, label: str) -> Mapping[str, Any]:
+    """The fields with the actions that are to be read under their customary name."""
+    if reading.observation:
+        words = "%s: flat arrays have no keys: observation = %s has no meaning, `observations` are read whole"
+        say_once(_log, words, path, list(reading.observation))
+    if reading.action is None or reading.action == WIDE[1]:
+        return fields
+    if reading.action not in fields:
+        found = ", ".join(sorted(map(str, fields))[:12]) or "no field at all"
+        raise InputError(
+            "no such actions", path=path, field=reading.action + label, found=found, expected="the field that is named"
+        )
+    return {**fields, WIDE[1]: fields[reading.action]}
 
 
 def _arrays(fields: Mapping[str, Any], path: Path, label: str) -> dict[str, NDArray[np.float32]]:
@@ -88,7 +131,7 @@ def _arrays(fields: Mapping[str, Any], path: Path, label: str) -> dict[str, NDAr
     if shape != other:
         raise InputError("wrong width", path=path, field=WIDE[2] + label, found=other, expected=shape)
     if "rewards" not in arrays:
-        _log.warning("%s: no rewards are recorded; all are taken for 0", path)
+        say_once(_log, "%s: no rewards are recorded; all are taken for 0", path)
         arrays["rewards"] = np.zeros(rows, np.float32)
     return arrays
 

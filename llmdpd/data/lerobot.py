@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import join_episodes
-from llmdpd.data.flags import as_flags, first_success
+from llmdpd.data.flags import SUCCESS, as_flags, first_success
+from llmdpd.data.notes import say_once
 from llmdpd.data.parquet import read_integers, read_numbers, read_table
 from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
@@ -47,8 +48,9 @@ def load_lerobot(folder: str | Path, reading: Reading) -> TrajectoryDataset:
 
     Observations are the columns of `reading.observation`, side by side in this order; by default `observation.state`,
     followed by `observation.environment_state` where there is one. Actions are `reading.action`, by default `action`.
-    Rewards are `next.reward`, 0 where there are none. An episode succeeds where `reading.success`, or else
-    `next.success`, is true at any step; without such a column, success is unknown. Images and videos are left out.
+    Rewards are `next.reward`, 0 where there are none. An episode succeeds where `reading.success` is true at any step,
+    or `next.success`, where none is named or a customary one (`flags.SUCCESS`) that is not there; without such a column
+    success is unknown. Images and videos are left out.
 
     `reading.part` is one of the `splits` of meta/info.json. The last step of each episode is left out, for its next
     observation is not recorded.
@@ -139,11 +141,10 @@ def _choose_columns(info: _Info, reading: Reading) -> _Columns:
     action = reading.action or "action"
     if action not in info.features and reading.action is None:
         raise _not_chosen(info, action, "action")
-    success = next((name for name in (reading.success, _SUCCESS) if name in info.features), None)
+    own = (_SUCCESS,) if reading.success is None or reading.success in SUCCESS else ()
+    success = next((name for name in (reading.success, *own) if name in info.features), None)
     if success is not None:
         _width(info, success)
-        if reading.success not in (None, success):
-            _log.warning("%s: no column %s; %s says what succeeds", info.folder, reading.success, success)
     return _Columns(
         observation={key: _width(info, key) for key in keys},
         action=action,
@@ -313,7 +314,7 @@ def _episodes(
     info: _Info, columns: _Columns, names: Mapping[int, str], chosen: range | None
 ) -> Iterator[EpisodeRecord]:
     if not columns.reward:
-        _log.warning("%s: no column %s: rewards are 0", info.folder, _REWARD)
+        say_once(_log, "%s: no column %s: rewards are 0", info.folder, _REWARD)
     files: dict[Path, list[_EpisodeRows]] = {}
     for episode in _listed(info):
         files.setdefault(episode.path, []).append(episode)

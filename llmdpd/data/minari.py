@@ -8,9 +8,10 @@ metadata; `noise_level`, `behaviour`, `success`, `success_step` and Minari's own
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,46 @@ def save_minari(
     replaced. No environment spec is stored (Meta-World's own registrations can't be written to a file): Minari opens
     the data without, `recover_environment` does not work. Returns the folders, in the order of `dataset.tasks`.
 
+    Names of tasks that differ only in characters that ids can't have get a number: `_`, `_-2`. Read back, the tasks
+    have their own names.
+
     Raises:
-        InputError: a next observation is not the observation of the next step (Minari keeps one row for both), or two
-            tasks whose names give the same id.
+        InputError: a next observation is not the observation of the next step (Minari keeps one row for both).
     """
     tasks = [task for task in dataset.tasks if dataset.episodes_of(task).size]
-    ids = {task: f"{namespace}/{re.sub(r'[^-A-Za-z0-9_]', '_', task)}/{name}" for task in tasks}
-    if len(set(ids.values())) != len(ids):
-        raise InputError("two tasks give the same id", path=root, field="tasks", found=", ".join(tasks))
+    ids = _ids(tasks, Path(root), namespace, name)
     _check_chained(dataset, root)
     folders = []
-    for task, dataset_id in ids.items():
+    for task in tasks:
+        dataset_id = ids[task]
         # Minari joins its own relative paths twice.
         folder = Path(root).absolute() / dataset_id
         with atomic_directory(folder) as temporary:
             _write_task(dataset, task, dataset_id, temporary / "data")
         folders.append(folder)
     return folders
+
+
+def _ids(tasks: Sequence[str], root: Path, namespace: str, name: str) -> dict[str, str]:
+    """The id of each task's data set: its name in the characters of ids, and a number where another's is the same."""
+    plain = {task: re.sub(r"[^-A-Za-z0-9_]", "_", task) for task in tasks}
+    ids: dict[str, str] = {}
+    for task in sorted(tasks, key=lambda task: plain[task] != task):  # names that need no change first
+        numbered = (f"{namespace}/{plain[task]}{suffix}/{name}" for suffix in _suffixes())
+        ids[task] = next(each for each in numbered if each not in ids.values() and _is_free(root / each, task))
+    return ids
+
+
+def _suffixes() -> Iterator[str]:
+    yield ""
+    yield from (f"-{number}" for number in itertools.count(2))
+
+
+def _is_free(folder: Path, task: str) -> bool:
+    """Whether there is no data set of another task that this project wrote."""
+    path = folder / "data" / METADATA_FILE_NAME
+    metadata = read_json(path) if path.is_file() else None
+    return not isinstance(metadata, dict) or _OURS not in metadata or metadata["task"] == task
 
 
 def _check_chained(dataset: TrajectoryDataset, root: str | Path) -> None:
@@ -282,7 +306,7 @@ def _with_success(
     record: EpisodeRecord, infos: dict[str, Any], reading: Reading, folder: Path, e: int
 ) -> tuple[EpisodeRecord, str]:
     """The episode with the success of its infos, where they have one, and where it stands there."""
-    found = find_success({"infos": infos}, reading)
+    found = find_success({"infos": infos}, reading, folder, f" of episode {e}")
     if found is None:
         return record, ""
     name, steps = f"{found[0]} of episode {e}", len(np.asarray(record.rewards))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from llmdpd.data.assemble import as_float32, check_rows
 from llmdpd.data.flags import nested
+from llmdpd.data.notes import say_once
 from llmdpd.errors import InputError
 
+_log = logging.getLogger(__name__)
 Leaf = tuple[str, ...]
 """Where one vector of a space stands: its keys from the outside in; none of a space that is one vector itself."""
 
@@ -28,7 +31,8 @@ def space_leaves(text: object, keys: Sequence[str], field: str, path: Path) -> l
 
     Raises:
         InputError: no space is written there: Minari would make an environment to learn it, which imports and runs what
-            the file names. A key that is not there, a part that is no Box of one dimension.
+            the file names. A key that is not there, of actions also where there are none; a part that is no Box of one
+            dimension.
     """
     if not isinstance(text, str):
         raise InputError("the space is not in the metadata", path=path, field=field, expected="a serialised space")
@@ -37,7 +41,9 @@ def space_leaves(text: object, keys: Sequence[str], field: str, path: Path) -> l
         leaves = _leaves(space, ())
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise InputError("damaged metadata", path=path, field=field, found=text[:80]) from None
-    if keys and space["type"] == "Dict":
+    if keys and space["type"] != "Dict":
+        _without_keys(keys, space, field, path)
+    elif keys:
         leaves = {leaf: kind for key in keys for leaf, kind in _under(key, leaves, field, path).items()}
     for leaf, kind in leaves.items():
         if kind is not None:
@@ -47,6 +53,16 @@ def space_leaves(text: object, keys: Sequence[str], field: str, path: Path) -> l
             problem, expected = "this space can't be used", "a Box of one dimension, or a Dict of such"
             raise InputError(problem, path=path, field=field, found=kind, expected=expected, hint=hint)
     return list(leaves)
+
+
+def _without_keys(keys: Sequence[str], space: Any, field: str, path: Path) -> None:
+    """Say that keys of observations have no meaning here; raise `InputError` for one of actions."""
+    if field == "action_space" and list(keys) != ["actions"]:
+        found, expected = f"{', '.join(keys)}; the space is a {space['type']}", "`action` left out"
+        raise InputError("the space has no such key", path=path, field=field, found=found, expected=expected)
+    if field != "action_space":
+        words = "%s: the space is a %s: observation = %s has no meaning, it is read whole"
+        say_once(_log, words, path, space["type"], list(keys))
 
 
 def _leaves(space: Any, place: Leaf) -> dict[Leaf, str | None]:

@@ -22,7 +22,7 @@ from numpy.lib import format as npy_format
 
 from llmdpd.data.assemble import join_episodes
 from llmdpd.data.content import kind_of
-from llmdpd.data.flat import LAYOUT, Steps, load_flat, name_from_path, read_steps
+from llmdpd.data.flat import LAYOUT, Steps, load_flat, name_from_path, read_steps, widths_of
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
@@ -43,12 +43,13 @@ def load_mtdiff(path: str | Path, reading: Reading = DEFAULT_READING) -> Traject
     path = Path(path)
     records = _records(path)
     if isinstance(records, dict):
-        return load_flat(records, _task(records, "", path) or name_from_path(path), reading, path)
+        name = _task(records, "", path) or name_from_path(path, widths_of(records, reading))
+        return load_flat(records, name, reading, path)
     names = [_task(record, _label(number), path) for number, record in enumerate(records)]
     if any(names) and not all(names):
         number = names.index("")
         raise InputError("the task is not known", path=path, field="task" + _label(number), found="no `task`")
-    common, success_from = name_from_path(path), set[str]()
+    common, success_from = name_from_path(path, widths_of(records[0], reading)), set[str]()
     episodes: list[EpisodeRecord] = []
     for number, (name, record) in enumerate(zip(names, records, strict=True)):
         steps = read_steps(record, name or common, reading, path, _label(number))

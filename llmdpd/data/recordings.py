@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llmdpd.data.notes import say_once
 from llmdpd.data.trajectories import EpisodeRecord
 from llmdpd.errors import InputError
 
@@ -46,7 +47,7 @@ def known_steps(episodes: Iterable[EpisodeRecord], path: Path) -> Iterator[Episo
         kept += 1
         yield episode
     if dropped:
-        _log.warning("%s: %d episodes of one step are left out: what follows it is not known", path, dropped)
+        say_once(_log, "%s: %d episodes of one step are left out: what follows it is not known", path, dropped)
     if not kept:
         found = f"{dropped} episodes of one step" if dropped else "no episode"
         expected = "an episode of two steps or more"

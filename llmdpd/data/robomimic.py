@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
-from llmdpd.data.flags import as_flags, first_success
+from llmdpd.data.flags import SUCCESS, as_flags, first_success
 from llmdpd.data.hdf5 import field_name, member, names_in, open_hdf5, read_names, read_numbers, subgroup, text_attribute
+from llmdpd.data.notes import say_once
 from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
@@ -61,8 +62,9 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
     `reading.part` is a filter key, an array of names of episodes in `mask`.
 
     An episode succeeds where the array `reading.success` is 1 at any step (`dones`, where they mark successes).
-    Without such an array: by the episode's attribute `success`; or, in a robosuite file whose rewards are not shaped
-    and all 0 or 1 and not all 0, where a reward is 1. Otherwise success is unknown.
+    Where none is named, or a customary one (`flags.SUCCESS`) that is not there: by the episode's attribute `success`;
+    or, in a robosuite file whose rewards are not shaped and all 0 or 1 and not all 0, where a reward is 1. Otherwise
+    success is unknown.
 
     Raises:
         InputError: no HDF5 of this layout, cut off, data in another file, a choice of observations that is needed or
@@ -78,14 +80,17 @@ def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
             raise InputError("no episode of robomimic's", path=path, field="data/demo_0", found=found, expected=_WHAT)
         about = _about(data, path)
         present = _in_all_or_none(data, names, ("rewards", "dones", "next_obs", reading.success or ""), path)
+        own = reading.success is None or reading.success in SUCCESS  # a name of the success, as the file's own are
         if reading.success not in present:
             reading = dataclasses.replace(reading, success=None)
         keys = reading.observation or (_only_key(_group(data, names[0], path), path),)
         episodes = [_episode(_group(data, name, path), keys, reading, about.task, path) for name in names]
+    if not own and reading.success is None:
+        episodes = [dataclasses.replace(episode, success=-1) for episode in episodes]
     if "rewards" not in present:
-        _log.warning("%s: no rewards: they are 0", path)
+        say_once(_log, "%s: no rewards: they are 0", path)
     success_from = reading.success or ("success" if any(episode.success >= 0 for episode in episodes) else "")
-    if not success_from and about.sparse and "rewards" in present and _say_success(episodes):
+    if own and not success_from and about.sparse and "rewards" in present and _say_success(episodes):
         episodes, success_from = _by_rewards(episodes), "rewards"
     return join_episodes(
         known_steps(episodes, path),

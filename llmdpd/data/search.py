@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from llmdpd.data.checks import without_success
+from llmdpd.data.flags import SUCCESS
 from llmdpd.data.formats import DataFormat
+from llmdpd.data.notes import say_once
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import Reading
@@ -110,9 +113,22 @@ def _read(
             expected=f"none, or {with_parts}",
         )
     dataset = load(place, reading)
-    if reading.success is not None and (dataset.successes < 0).all():
-        _log.warning("%s: no %s in the data: whether its episodes succeed is not known", place, reading.success)
+    # What this project recorded, without saying from what, is the success of the task itself.
+    if reading.success is None or (dataset.success_from == "" and (dataset.successes >= 0).any()):
+        return dataset
+    if not _names(dataset.success_from, reading.success) and reading.success not in SUCCESS:
+        dataset = without_success(dataset)
+    if (dataset.successes < 0).all():
+        say_once(_log, "%s: no %s in the data: whether its episodes succeed is not known", place, reading.success)
+    elif not _names(dataset.success_from, reading.success):
+        words = "%s: no %s in the data; %s says what succeeds"
+        say_once(_log, words, place, reading.success, dataset.success_from)
     return dataset
+
+
+def _names(success_from: str, key: str) -> bool:
+    """Whether a success was read from this key, wherever it stands: "infos/success", "next.success"."""
+    return any(each == key or each.endswith((f"/{key}", f".{key}")) for each in success_from.split(", "))
 
 
 def _places(path: Path, seen: dict[tuple[int, int], Path]) -> list[tuple[Path, DataFormat]]:
@@ -123,7 +139,7 @@ def _places(path: Path, seen: dict[tuple[int, int], Path]) -> list[tuple[Path, D
     status = path.stat()
     first = seen.setdefault((status.st_dev, status.st_ino), path)
     if first is not path:
-        _log.warning("%s is %s again; it is read once", path, first)
+        say_once(_log, "%s is %s again; it is read once", path, first)
         return []
     for each in FORMATS.values():
         if each.reads(path):

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llmdpd.data import TrajectoryDataset, is_named, join_datasets, load_dataset
-from llmdpd.data.checks import with_success
+from llmdpd.data import Choice, TrajectoryDataset, is_named, join_datasets, read_parts
+from llmdpd.data.checks import SpecOf, with_success
+from llmdpd.data.notes import say_once
 from llmdpd.errors import InputError, located
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks.base import TaskSuite
+from llmdpd.tasks.specs import spec_by_name
 from llmdpd.tasks.user import use_file, user_suite
 from llmdpd.tasks.user.file import absolute, read_task_file
 from llmdpd.tasks.user.suite import Recorded, UserSuite
@@ -39,23 +41,24 @@ def use_task_file(path: str | Path, content: str | None = None) -> UserSuite:
     return suite
 
 
-def load_own_data(suite: TaskSuite, tasks: Sequence[str]) -> TrajectoryDataset:
+Owners = dict[tuple[object, str], str]
+"""Whose a recording is: (what identifies its file or folder, the task's name in it) → the task."""
+
+
+def load_own_data(suite: TaskSuite, tasks: Sequence[str], owners: Owners | None = None) -> TrajectoryDataset:
     """The data that a suite says belong to these tasks; the result has exactly these `tasks`.
+
+    `owners` are recordings that other tasks have; those of `tasks` are added.
 
     Raises:
         InputError: a task without data, or whose data hold several tasks of which none has its name; the same data for
             two tasks; and as `load_dataset`.
     """
     parts: list[TrajectoryDataset] = []
-    owner: dict[tuple[str, str], str] = {}
+    owners = {} if owners is None else owners
     for task in tasks:
         for place in _places(suite, task):
-            part = _part(suite, task, place)
-            if (other := owner.setdefault((place, part.tasks[0]), task)) != task:
-                found, expected = f"{place}, as of {other}", "data of its own"
-                hint = "where a data set holds several tasks, say which by data_task"
-                problem, field = "two tasks have the same data", f"tasks.{task}.data"
-                raise InputError(problem, field=field, found=found, expected=expected, hint=hint)
+            part = _part(suite, task, place, owners)
             described = any(known.tasks == (task,) for known in parts)
             # Of several data sets of a task the first one's description counts.
             parts.append(dataclasses.replace(part, tasks=(task,), texts=("",) if described else part.texts))
@@ -79,17 +82,18 @@ def _once(places: Sequence[str], task: str) -> list[str]:
         if first is None:
             kept[place] = real
         else:
-            _log.warning("data of %s: %s is in %s; it is read once", task, place, first)
+            say_once(_log, "data of %s: %s is in %s; it is read once", task, place, first)
     return [place for place in dict.fromkeys(places) if place in kept]
 
 
-def _part(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
+def _part(suite: TaskSuite, task: str, place: str, owners: Owners) -> TrajectoryDataset:
     """A data set's episodes of a task, under the name that it has there."""
     reading = suite.reading(task)
+    spec_of: SpecOf = spec_by_name if reading.by_name else lambda name: None
     with located(field=f"tasks.{task}.data"):
-        whole = load_dataset(place, reading=reading)
-    if reading.success_return is not None:
-        whole = with_success(whole, reading.success_return)
+        # The threshold of a success is this task's alone, and not of others that the data may hold.
+        parts, _ = read_parts(place, [Choice(dataclasses.replace(reading, success_return=None))], spec_of)
+        whole = join_datasets(parts)
     wanted = reading.task
     if wanted is None and len(whole.tasks) > 1:
         wanted = task
@@ -102,7 +106,29 @@ def _part(suite: TaskSuite, task: str, place: str) -> TrajectoryDataset:
             expected=wanted,
             hint="say which of them by data_task",
         )
-    return whole if wanted is None else whole.select_tasks([wanted])
+    name = whole.tasks[0] if wanted is None else wanted
+    for part in parts:
+        if name in part.tasks:
+            _own(task, place, part.source, name, owners)
+    part = whole if wanted is None else whole.select_tasks([wanted])
+    with located(field=f"tasks.{task}"):
+        return part if reading.success_return is None else with_success(part, reading.success_return)
+
+
+def _own(task: str, place: str, source: str, name: str, owners: Owners) -> None:
+    """Note whose a recording is, however it is reached. Raises `InputError` where it is another task's."""
+    path = Path(source)
+    status = path.stat() if source and path.exists() else None
+    identity = source or place if status is None else (status.st_dev, status.st_ino)
+    if (other := owners.setdefault((identity, name), task)) != task:
+        raise InputError(
+            "two tasks have the same data",
+            path=source or None,
+            field=f"tasks.{task}.data",
+            found=f"{place}, as of {other}",
+            expected="data of its own",
+            hint="where a data set holds several tasks, say which by data_task",
+        )
 
 
 def _recorded(suite: TaskSuite, task: str) -> Recorded:

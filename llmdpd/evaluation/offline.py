@@ -67,13 +67,19 @@ class OfflineScore:
 
 
 def hold_out(
-    dataset: TrajectoryDataset, demonstrations: TrajectoryDataset | None, tasks: Sequence[str], seed: int
+    dataset: TrajectoryDataset,
+    demonstrations: TrajectoryDataset | None,
+    tasks: Sequence[str],
+    seed: int,
+    *,
+    keep_failed: bool = False,
 ) -> OfflineData:
     """Split data for an evaluation without an environment.
 
     Of each task of `dataset` a tenth of the episodes, drawn by seed and the task's name, at least one and at most 50,
     is held out. Of the other `tasks`, which are not learned from, all episodes of `demonstrations` are but the one that
-    serves as demonstration (at most 50), and where it alone is known none.
+    serves as demonstration (at most 50), and where it alone is known none. Episodes that failed are not among these,
+    as they are left out of what is learned from, unless `keep_failed`.
 
     Raises:
         InputError: a task of the data set with fewer than two episodes.
@@ -100,7 +106,8 @@ def hold_out(
     others = [task for task in tasks if task not in dataset.tasks]
     for task in others:
         (chosen,) = choose_demonstrations(demonstrations, task)
-        rest = [int(episode) for episode in demonstrations.episodes_of(task) if episode != chosen]
+        own = [int(episode) for episode in demonstrations.episodes_of(task) if episode != chosen]
+        rest = [episode for episode in own if keep_failed or demonstrations.successes[episode] != 0]
         held[task] = [demonstrations.episode(episode) for episode in rest[:_MOST]]
         shown.append(demonstrations.select([chosen]).select_tasks([task]))
     return OfflineData(learned, _joined(shown), {task: episodes for task, episodes in held.items() if episodes})

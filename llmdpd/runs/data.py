@@ -176,7 +176,7 @@ def offline_data(data: DataConfig, tasks: TaskConfig, method: MethodConfig, chec
     """
     dataset, _ = training_data(data, tasks, method, check)
     shown = demonstrations(data, tasks, check) if method.network.context_config().trajectory else None
-    return hold_out(dataset, shown, tasks.all, data.seed)
+    return hold_out(dataset, shown, tasks.all, data.seed, keep_failed=data.keep_failed)
 
 
 def behaviour_demonstrations(

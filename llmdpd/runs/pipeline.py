@@ -139,7 +139,7 @@ def prepare_data(run: Run) -> None:
         run.demonstrations = demonstrations(data, tasks, run.stop.check) if reads else None
     if run.config.evaluation_mode == "offline":
         assert run.dataset is not None, "checked by the configuration"
-        split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed)
+        split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed, keep_failed=data.keep_failed)
         run.dataset, run.demonstrations, run.held_out = split.learned, split.demonstrations, split.held_out
         run.description += f", of which {run.dataset.num_episodes} episodes are learned from, the others held out"
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data import TrajectoryDataset
-from llmdpd.data.task_file import load_own_data, use_task_file
+from llmdpd.data.task_file import Owners, load_own_data, use_task_file
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks.specs import TaskSpec, common_spec
@@ -63,7 +63,8 @@ def check_task_file(path: Path) -> FileCheck:
         InputError: the file itself is wrong.
     """
     suite = use_task_file(path)
-    tasks = [_check_task(suite, name) for name in suite.tasks]
+    owners: Owners = {}
+    tasks = [_check_task(suite, name, owners) for name in suite.tasks]
     checked = FileCheck(suite, tasks)
     specs = [task.spec for task in tasks if task.spec is not None]
     if len(specs) == len(tasks):
@@ -79,7 +80,7 @@ def check_task_file(path: Path) -> FileCheck:
     return checked
 
 
-def _check_task(suite: UserSuite, name: str) -> TaskCheck:
+def _check_task(suite: UserSuite, name: str, owners: Owners) -> TaskCheck:
     own = suite.file.tasks[name]
     task = TaskCheck(name, own.split)
     try:
@@ -89,7 +90,7 @@ def _check_task(suite: UserSuite, name: str) -> TaskCheck:
         if own.env is not None:
             _try_environment(suite, task)
         if own.data:
-            task.data = load_own_data(suite, [name])
+            task.data = load_own_data(suite, [name], owners)
             task.data.check_matches(task.spec.state_dim, task.spec.action_dim, name)
             _compare(task, task.data)
         else:
@@ -138,8 +139,9 @@ def _compare(task: TaskCheck, data: TrajectoryDataset) -> None:
             places = ", ".join(map(str, outside))
             task.notes.append(f"the environment starts where the data never are, in the numbers {places}: other keys?")
     longest = int(np.diff(data.offsets).max())
-    if spec.has_environment and longest > spec.max_steps:
-        task.notes.append(f"an episode of {longest} steps, and the environment ends at {spec.max_steps}")
+    if spec.limited and longest > spec.max_steps:
+        what = "environment" if spec.has_environment else "task"
+        task.notes.append(f"an episode of {longest} steps, and the {what} ends at {spec.max_steps}")
     if spec.has_success and (data.successes < 0).all():
         task.notes.append("the data do not say which episodes succeeded")
     if spec.has_success and (data.success_steps == 0).all():

@@ -35,6 +35,7 @@ class TaskSpec:
         layout: what the numbers are, where it is known.
         action_low, action_high: the environment's bounds of an action [A]; None where they are not known.
         has_environment: whether the suite can make the task's environment; otherwise it is evaluated offline.
+        limited: whether `max_steps` is a limit, and not merely the longest of the recorded episodes.
     """
 
     task: str
@@ -47,6 +48,7 @@ class TaskSpec:
     action_low: tuple[float, ...] | None = None
     action_high: tuple[float, ...] | None = None
     has_environment: bool = True
+    limited: bool = True
 
     def steps(self, max_steps: int | None) -> int:
         """Steps of an episode at most: as many as are asked for, or where none are, the environment's own limit."""
@@ -72,6 +74,8 @@ class Reading:
         the whole.
     terminates: whether episodes can end by themselves. Where they can't, every flag at an episode's end is a time
         limit's; None: not known.
+    by_name: whether the name that the data have says of which suite's task they are, where their widths are its own;
+        not of data that a user's file gives to a task.
     """
 
     observation: tuple[str, ...] = ()
@@ -81,6 +85,7 @@ class Reading:
     task: str | None = None
     part: str | None = None
     terminates: bool | None = None
+    by_name: bool = True
 
 
 DEFAULT_READING = Reading()
@@ -165,6 +170,13 @@ class TaskSuite:
     def recorded_name(self, name: str) -> str:
         """The task of recorded data under `name`, which the suite knows: in one spelling, by default the canonical."""
         return self.canonical(name)
+
+    def named_by(self, name: str) -> str | None:
+        """What the name of a folder or file (without its suffix) calls the task whose data lie in it, if anything.
+
+        By default nothing: data without a name of their own are called what their file is.
+        """
+        return None
 
     def data_key(self, name: str) -> str:
         """The same for all names, of tasks and of their recorded data, that mean one task; by default the canonical."""

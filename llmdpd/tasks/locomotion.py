@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Environment, FloatArray, Reading, TaskSpec, TaskSuite
+from llmdpd.tasks.names import up_to_version
 
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -164,6 +165,10 @@ class LocomotionSuite(TaskSuite):
 
     def recorded_name(self, name: str) -> str:
         return name  # of several data sets of one environment
+
+    def named_by(self, name: str) -> str | None:
+        versioned = up_to_version(name)
+        return versioned if versioned is not None and self.knows(versioned) else None
 
     def data_key(self, name: str) -> str:
         return str(locomotion_base(name))

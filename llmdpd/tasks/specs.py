@@ -16,6 +16,7 @@ __all__ = [
     "find_suite",
     "known_behaviours",
     "make_environment",
+    "spec_by_name",
     "suite_of",
     "task_spec",
 ]
@@ -55,6 +56,15 @@ def task_spec(task: str) -> TaskSpec:
     """The spec of a task in any spelling. An environment of locomotion is made and closed. Errors: see `suite_of`."""
     suite = suite_of(task)
     return suite.spec(suite.canonical(task))
+
+
+def spec_by_name(name: str) -> TaskSpec | None:
+    """The spec of the task that data of this name are of, where a suite knows it.
+
+    Not of a user's file: what it doesn't say of a task, it reads off the task's data.
+    """
+    suite = find_suite(name)
+    return None if suite is None or (USER in SUITES and suite is SUITES[USER]) else task_spec(name)
 
 
 def make_environment(task: str, goal_visible: bool, render: bool) -> Environment:

@@ -94,7 +94,7 @@ def test_rewards_ends_and_successes(
     # The name may be that of an environment's infos.
     told = load_dataset(tmp_path, reading=Reading(success="is_success"))
     assert (told.successes.tolist(), told.success_from) == ([1, 0, 1], "next.success")
-    assert "no column is_success; next.success says" in caplog.text
+    assert "no is_success in the data; next.success says" in caplog.text
 
 
 def test_columns_are_chosen(

@@ -128,8 +128,24 @@ def test_names_and_unknown_values(tmp_path: Path, make_dataset: MakeDataset, mon
     theirs = minari.load_dataset("mine/my_task__1/replay-v1")
     assert theirs.action_space == spaces.Box(-np.inf, np.inf, (1,), np.float32)
     assert "seed" not in next(iter(theirs.storage.get_episode_metadata([0])))
-    with pytest.raises(InputError, match="same id"):
-        save_minari(make_dataset((("a b", 1), ("a:b", 1))), root)
+
+
+def test_names_that_ids_cannot_hold_stay_apart(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    names = ("pour.tea", "pour_tea", "倒水", "擦桌")
+    dataset = make_dataset(tuple((name, number + 1) for number, name in enumerate(names)), expert=False)
+    folders = save_minari(dataset, tmp_path)
+    assert [folder.parent.name for folder in folders] == ["pour_tea-2", "pour_tea", "__", "__-2"]
+    read = load_dataset(tmp_path)
+    assert {name: read.lengths[read.episodes_of(name)].tolist() for name in names} == dict(
+        zip(names, [[1], [2], [3], [4]], strict=True)
+    )
+    # One after the other, too, and again in the same place.
+    for name in names:
+        save_minari(dataset.select_tasks([name]), tmp_path / "single")
+    assert set(load_dataset(tmp_path / "single").tasks) == set(names)
+    assert save_minari(dataset.select_tasks(["擦桌"]), tmp_path / "single") == [
+        tmp_path / "single" / "metaworld" / "__-2" / "scripted-v0"
+    ]
 
 
 def test_steps_that_do_not_follow_one_another_are_not_saved(root: Path, make_dataset: MakeDataset) -> None:

@@ -110,6 +110,19 @@ def test_npz_of_one_episode_takes_the_task_from_its_folder(tmp_path: Path, rng: 
     np.testing.assert_array_equal(dataset.actions, one["actions"])
 
 
+@pytest.mark.parametrize("place", ["robot_v2/{}.npz", "drawer-open-v2/{}.npz", "robot_v3_{}.npz"])
+def test_a_folder_of_anybody_is_no_task(tmp_path: Path, rng: np.random.Generator, place: str) -> None:
+    """Only a suite says that a folder's name is a task's, and of data of its own widths."""
+    for name in ("pour", "wipe"):
+        one = record(rng) | {"timeouts": np.zeros(6)}
+        del one["task"]
+        one["actions"] = one["actions"][:, :3]
+        path = tmp_path / place.format(name)
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, **one)
+    assert load_dataset(tmp_path).tasks == tuple(Path(place.format(name)).stem for name in ("pour", "wipe"))
+
+
 def test_hidden_goals_are_seen(tmp_path: Path, rng: np.random.Generator) -> None:
     hidden, shown = record(rng), record(rng)
     for field in ("observations", "next_observations"):
@@ -124,7 +137,12 @@ def test_other_widths_are_read_with_unknown_goal(tmp_path: Path, rng: np.random.
     one = record(rng)
     for field in ("observations", "next_observations"):
         one[field] = one[field][:, :12]
-    dataset = load_dataset(write(tmp_path / "w.npy", [one]))
+    path = write(tmp_path / "w.npy", [one])
+    # Data of other widths are not Meta-World's, whose flags would mean time limits, whatever their name is.
+    with pytest.raises(InputError, match="true ends or time limits"):
+        load_dataset(path)
+    dataset = load_dataset(path, reading=Reading(terminates=True))
+    assert dataset.terminals.sum() == 1
     assert (dataset.state_dim, dataset.goal_visible) == (12, None)
     with pytest.raises(InputError, match="does not match push-v3"):
         dataset.check_matches(39, 4, "push-v3")

@@ -83,6 +83,16 @@ def test_of_an_unseen_task_all_but_the_demonstration_is_held_out(
     assert len(split.demonstrations.episodes_of("pour")) == 23, "those of seen tasks are what is learned from"
 
 
+def test_failed_episodes_of_an_unseen_task_are_not_held_out(logs: TrajectoryDataset, rng: np.random.Generator) -> None:
+    outcomes = (0, 1, -1, 0, 1)
+    stir = zip(recorded(rng, "stir", 5), outcomes, strict=True)
+    others = join_episodes([dataclasses.replace(each, success=outcome) for each, outcome in stir])
+    for keep_failed, count in ((False, 2), (True, 4)):
+        held = hold_out(logs, others, ("pour", "wipe", "stir"), seed=0, keep_failed=keep_failed).held_out["stir"]
+        assert len(held) == count
+        assert (0 in [episode.success for episode in held]) == keep_failed
+
+
 def test_a_task_with_one_episode_is_refused(rng: np.random.Generator) -> None:
     with pytest.raises(InputError, match="no episode to spare") as error:
         hold_out(join_episodes([*recorded(rng, "pour", 3), *recorded(rng, "wipe", 1)]), None, (), 0)

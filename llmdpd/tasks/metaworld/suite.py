@@ -9,6 +9,7 @@ from llmdpd.tasks.base import Environment, FloatArray, Reading, Split, TaskSpec,
 from llmdpd.tasks.metaworld.behaviours import BEHAVIOURS
 from llmdpd.tasks.metaworld.layout import ACTION_DIM, GOAL, LAYOUT, STATE_DIM
 from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN, TASKS, check_task, is_metaworld
+from llmdpd.tasks.names import up_to_version
 
 if TYPE_CHECKING:
     from llmdpd.tasks.demonstrators import Demonstrator
@@ -70,6 +71,11 @@ class MetaWorldSuite(TaskSuite):
 
     def reading(self, task: str) -> Reading:
         return Reading(terminates=False)
+
+    def named_by(self, name: str) -> str | None:
+        # MTDiff's replay folders are TASK/RUN/dataset/0.npz. Without its version, "push" may be anybody's folder.
+        versioned = up_to_version(name)
+        return versioned if versioned is not None and self.knows(versioned) else None
 
     def goal_visible(self, observations: FloatArray) -> bool | None:
         # Where it is hidden, as in ML1 … ML45, zeros are in its place; no goal lies there.

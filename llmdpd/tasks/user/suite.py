@@ -80,6 +80,7 @@ class UserSuite(TaskSuite):
             task=own.data_task,
             part=own.data_part,
             terminates=own.terminates,
+            by_name=False,
         )
 
     def description(self, task: str) -> str:
@@ -127,7 +128,11 @@ class UserSuite(TaskSuite):
     def _without_environment(self, own: UserTask) -> TaskSpec:
         found = self.recorded(own.name)
         spec = partial(TaskSpec, own.name, found.state_dim, found.action_dim, own.max_steps or found.longest)
-        return self._checked(spec(self.name, bool(own.success), self.file.layout, has_environment=False))
+        return self._checked(
+            spec(
+                self.name, bool(own.success), self.file.layout, has_environment=False, limited=own.max_steps is not None
+            )
+        )
 
     def _checked(self, spec: TaskSpec) -> TaskSpec:
         if spec.layout is not None:

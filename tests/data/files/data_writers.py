@@ -52,6 +52,7 @@ class Format:
     rewards: they are kept.
     environment: the id is kept.
     suffix: the file may be called anything.
+    keys: observations and actions are under keys, of which there may be several.
     """
 
     write: Callable[[Path, Episodes, str, str], Path]
@@ -60,6 +61,7 @@ class Format:
     rewards: bool = True
     environment: bool = False
     suffix: bool = True
+    keys: bool = False
 
 
 def random_episodes(
@@ -258,6 +260,6 @@ FORMATS: dict[str, Format] = {
     "dicts npz": Format(write_dicts("npz"), falls=False),
     "dicts pickle": Format(write_dicts("pkl"), falls=False),
     "decision transformer": Format(write_decision_transformer),
-    "robomimic": Format(write_robomimic, falls=False),
-    "lerobot": Format(write_lerobot, falls=False, suffix=False),
+    "robomimic": Format(write_robomimic, falls=False, keys=True),
+    "lerobot": Format(write_lerobot, falls=False, suffix=False, keys=True),
 }
