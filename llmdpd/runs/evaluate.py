@@ -149,7 +149,7 @@ def load_policies(
 def _check_widths(policies: Mapping[Checkpoint, Policy], spec: TaskSpec) -> None:
     """Raise `InputError` for tasks of other observations or actions than those that a policy was trained on."""
     for policy in policies.values():
-        sizes = (policy.network.state_dim, policy.network.action_dim)
+        sizes = (policy.network.spaces.observed_dim, policy.network.action_dim)
         if sizes != (spec.state_dim, spec.action_dim):
             found = f"{spec.task}: {spec.state_dim} state and {spec.action_dim} action numbers"
             expected = f"{sizes[0]} and {sizes[1]}, as the policy has"
