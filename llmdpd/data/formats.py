@@ -92,6 +92,7 @@ class Robomimic(DataFormat):
 
     readable, parts = "an HDF5 file of robomimic's layout", True
     load, _is_robomimic = _imported("robomimic", "load_robomimic"), _imported("robomimic", "is_robomimic")
+    task = _imported("robomimic", "robomimic_task")
 
     def reads(self, path: Path) -> bool:
         return kind_of(path) == "hdf5" and bool(self._is_robomimic(path))

@@ -51,6 +51,12 @@ def is_robomimic(path: Path) -> bool:
         return False  # whoever reads other HDF5 files says what is wrong with it
 
 
+def robomimic_task(path: Path) -> str:
+    """The task that `load_robomimic` reads, without its episodes. Raises InputError for a file without any."""
+    with open_hdf5(path, _WHAT) as file:
+        return _about(_group(file, "data", path), path).task
+
+
 def load_robomimic(path: str | Path, reading: Reading) -> TrajectoryDataset:
     """Read one file as one task, named by its instruction where it has one, else by `env_name`, else by the file.
 

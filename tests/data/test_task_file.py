@@ -140,6 +140,30 @@ def test_each_task_is_read_as_it_says(family: Family, tmp_path: Path, rng: np.ra
     np.testing.assert_array_equal(found.observations[found.transitions_of("pour")], wanted)
 
 
+def test_a_reading_is_not_tried_on_the_data_of_other_tasks(
+    family: Family, tmp_path: Path, random_demo: Callable[..., dict], write_robomimic: Callable[..., Path]
+) -> None:
+    keys = {"lift": "joints", "pour": "hand"}
+    for task, key in keys.items():
+        demos = [random_demo(5, {key: 3, "more": 2}) for _ in range(2)]
+        write_robomimic(tmp_path / f"{task}.hdf5", demos, env_args={"env_name": task, "type": 2})
+    tables = [
+        f'[tasks.{task}]\ndata = "{task}.hdf5"\ntext = "{task}"\nobservation = ["{key}"]' for task, key in keys.items()
+    ]
+    path = tmp_path / "tasks.toml"
+    path.write_text("\n".join(tables))
+    use_task_file(path)
+    own, given = load_tasks(None, list(keys), True), load_tasks(tmp_path, list(keys), True)
+    np.testing.assert_array_equal(own.observations, given.observations)
+    for task in keys:
+        assert load_tasks(tmp_path, [task], True).num_episodes == 2
+    path.write_text(path.read_text().replace('"hand"', '"hands"'))
+    use_task_file(path)
+    with pytest.raises(InputError, match="no such observation") as error:
+        load_tasks(tmp_path, list(keys), True)
+    assert error.value.path == str(tmp_path / "pour.hdf5")
+
+
 def test_the_names_of_files_say_nothing_of_the_data_of_a_task_file(
     family: Family, tmp_path: Path, rng: np.random.Generator
 ) -> None:
