@@ -25,9 +25,7 @@ import pytest
 import torch
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
-from llmdpd.prompts import task_prompt
-from llmdpd.tasks import SUITES, USER
-from llmdpd.tasks.specs import task_spec
+from llmdpd.tasks.user import use_no_file
 
 # A user's tasks, as modules that know nothing of the tests: see `family`.
 sys.path.append(str(Path(__file__).parent / "family"))
@@ -65,10 +63,9 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "demos"))
     path = list(sys.path)
     yield lambda *arguments, **options: write_family(tmp_path, *arguments, **options)
+    use_no_file()
+    assert str(tmp_path) not in sys.path
     sys.path[:] = path
-    SUITES._loaded.pop(USER, None)
-    for cache in (task_spec, task_prompt):
-        cache.cache_clear()
 
 
 @pytest.fixture(scope="session")

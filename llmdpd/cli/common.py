@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
+from llmdpd.tasks.user import use_no_file
 from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.encoding import accept_any_output
 from llmdpd.utils.progress import console, error_console
@@ -28,7 +29,10 @@ _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code. What a user can mend is printed as a message, not as a traceback."""
+    """Run a command and return its exit code. What a user can mend is printed as a message, not as a traceback.
+
+    A task file that the command took into use is not afterwards.
+    """
     accept_any_output()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("llmdpd").setLevel(logging.INFO)
@@ -49,6 +53,8 @@ def run_command(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         console.print("stopped by SIGINT")
         return 130
+    finally:
+        use_no_file()
     return 0
 
 

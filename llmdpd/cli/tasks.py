@@ -28,7 +28,8 @@ class TasksConfig:
     file: Annotated[Path, tyro.conf.Positional]
     """The task file."""
     out: Path | None = None
-    """The picture of one episode of each task, a PNG; by default beside the file, as tasks.png."""
+    """The picture of one episode of each task, a PNG; by default beside the file, as tasks.png, where there is no file
+    of that name or an earlier picture of this command."""
 
 
 def _table(checked: FileCheck) -> Table:
@@ -67,7 +68,7 @@ def _tasks(words: list[str]) -> None:
         console.print(f"{task.name} ({file.tasks[task.name].env or 'no environment'}): {shown}", markup=False)
     for line in [*_bounds(checked), *checked.notes, *(f"{t.name}: {note}" for t in checked.tasks for note in t.notes)]:
         console.print(f"- {line}", markup=False)
-    _draw(checked, config.out or file.path.with_suffix(".png"))
+    _draw(checked, config.out)
     if checked.errors:
         for error in checked.errors[1:]:
             console.print(f"error: {error}", style="bold red", markup=False)
@@ -90,16 +91,28 @@ def _bounds(checked: FileCheck) -> list[str]:
     return [f"bounds of actions: {line}" for line in lines]
 
 
-def _draw(checked: FileCheck, out: Path) -> None:
-    """The picture of an episode of each task that has data; nothing where none has."""
-    from llmdpd.reporting.task_picture import save_task_picture
+def _draw(checked: FileCheck, out: Path | None) -> None:
+    """The picture of an episode of each task that has data; nothing where none has.
 
-    if out.is_dir():
-        raise InputError("the picture cannot be written", path=out, found="a folder", expected="a file name")
+    Raises:
+        InputError: it cannot be written.
+    """
+    from llmdpd.reporting.task_picture import is_task_picture, save_task_picture
+
+    path = out or checked.suite.file.path.with_suffix(".png")
+    if path.is_dir():
+        raise InputError("the picture cannot be written", path=path, found="a folder", expected="a file name")
     episodes = {task.name: task.data.episode(0).observations for task in checked.tasks if task.data is not None}
-    if episodes:
-        save_task_picture(out, episodes, checked.suite.file.layout)
-        console.print(f"picture: {out}", markup=False)
+    if not episodes:
+        return
+    if out is None and path.exists() and not is_task_picture(path):
+        console.print(f"no picture: {path} is there, and not from this command; name another by --out", markup=False)
+        return
+    try:
+        save_task_picture(path, episodes, checked.suite.file.layout)
+    except OSError as error:
+        raise InputError("the picture cannot be written", path=path, found=error.strerror or str(error)) from None
+    console.print(f"picture: {path.absolute()}", markup=False, soft_wrap=True)
 
 
 main = command(_tasks)

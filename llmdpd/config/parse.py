@@ -15,6 +15,7 @@ from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
 from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.tasks.user import use_no_file
 from llmdpd.utils.command_line import option_lines, parse, suppressed, take_option
 from llmdpd.utils.legacy import GONE, is_old, leaves, renamed_field
 from llmdpd.utils.plain import former_names, to_plain
@@ -110,6 +111,7 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         error_console.print("--agent is now --method; the old spelling goes in the next version")
         if method not in (None, old):
             raise InputError("two methods", field="--method", found=f"{method}, and --agent {old}", expected="one")
+    use_no_file()
     suite = None if file is None else use_task_file(file)
     start = find_preset(preset or "metaworld") if suite is None else task_preset(suite, preset)
     if protocol is not None:

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from llmdpd.data import is_named
 from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.data.config import DataConfig
 from llmdpd.data.search import recorded_environment
-from llmdpd.data.task_file import use_task_file
+from llmdpd.data.task_file import given_data, task_file_in_use
 from llmdpd.errors import InputError
 from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.methods import METHODS
@@ -23,7 +24,8 @@ from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.ops import native
 from llmdpd.prompts import TEXT_MODELS
 from llmdpd.tasks.protocols import TaskConfig
-from llmdpd.tasks.specs import canonical_task, common_spec, suite_of, task_spec
+from llmdpd.tasks.specs import canonical_task, check_environments, common_spec, suite_of, task_spec
+from llmdpd.tasks.user import use_no_file
 from llmdpd.training.config import TrainingConfig
 from llmdpd.utils.bounds import Seed, WholeNumber, check_config
 from llmdpd.utils.device import check_device
@@ -59,17 +61,20 @@ class TrainConfig:
         # The order in which the name is looked up: see llmdpd.prompts.models.
         folder = self.llm not in ("", *TEXT_MODELS) and Path(self.llm).expanduser().is_dir()
         tasks = self.tasks
-        if tasks.file is not None:
-            tasks = dataclasses.replace(tasks, file=str(use_task_file(tasks.file).file.path))
+        data = dataclasses.replace(
+            self.data,
+            path=self.data.path and _place(self.data.path),
+            demonstrations=self.data.demonstrations and _place(self.data.demonstrations),
+            root=_absolute(self.data.root),
+        )
+        if tasks.file is None:
+            use_no_file()
+        else:
+            tasks = dataclasses.replace(tasks, file=str(task_file_in_use(tasks.file, given_data(data)).file.path))
         config = dataclasses.replace(
             self,
-            tasks=tasks.canonical(_naming(self.data.path)),
-            data=dataclasses.replace(
-                self.data,
-                path=self.data.path and _absolute(self.data.path),
-                demonstrations=self.data.demonstrations and _absolute(self.data.demonstrations),
-                root=_absolute(self.data.root),
-            ),
+            tasks=tasks.canonical(_naming(data.path)),
+            data=data,
             llm=_absolute(self.llm) if folder else self.llm,
             method=self.method.resolved(),
         )
@@ -124,6 +129,8 @@ class TrainConfig:
                     expected="a method that learns from data" if online else "offline, or none",
                     hint="name its environment in the task file",
                 )
+        if mode == "rollout" or online:
+            check_environments(self.tasks.all if mode == "rollout" else self.tasks.seen)
         if mode == "offline" and online:
             raise InputError(
                 "no episode is held out of what is learned in the environments",
@@ -139,6 +146,11 @@ def _naming(data: str | None) -> Callable[[str], str]:
     return (lambda task: suite_of(task).in_environment_of(task, environment)) if environment else canonical_task
 
 
+def _place(data: str) -> str:
+    """Data by a scheme, such as minari:ID, as they are named; a path made absolute."""
+    return data if is_named(data) else _absolute(data)
+
+
 def _absolute(place: str) -> str:
-    """A folder or file made absolute, so that a run can be resumed from any directory; other names as they are."""
-    return place if place.startswith(("minari:", "d4rl:")) else os.path.abspath(os.path.expanduser(place))
+    """A folder or file made absolute, so that a run can be resumed from any directory."""
+    return os.path.abspath(os.path.expanduser(place))

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from llmdpd.data import Choice, TrajectoryDataset, is_named, join_datasets, read_parts
 from llmdpd.data.checks import SpecOf, with_success
+from llmdpd.data.config import DataConfig
 from llmdpd.data.notes import say_once
 from llmdpd.errors import InputError, located
-from llmdpd.prompts import task_prompt
 from llmdpd.tasks.base import TaskSuite
-from llmdpd.tasks.specs import spec_by_name
+from llmdpd.tasks.specs import find_suite, spec_by_name
 from llmdpd.tasks.user import use_file, user_suite
 from llmdpd.tasks.user.file import absolute, read_task_file
-from llmdpd.tasks.user.suite import Recorded, UserSuite
+from llmdpd.tasks.user.suite import NOTHING, Given, Recorded, UserSuite
 
 _log = logging.getLogger(__name__)
 
 
-def use_task_file(path: str | Path, content: str | None = None) -> UserSuite:
+def use_task_file(
+    path: str | Path,
+    content: str | None = None,
+    texts: Mapping[str, str] | None = None,
+    given: Given = NOTHING,
+) -> UserSuite:
     """Read a task file and make its tasks known to this process by their names, in place of another file's.
 
-    Nothing changes where the same file, of the same text, is in use already, or where the one in use is gone by now.
-    Worker processes that are made from then on know the tasks, too. `content` stands in for the text of a file that was
-    changed or is gone.
+    Its environments, modules and data are looked at anew, also those of the file that is in use already, unless that
+    is gone by now: then nothing changes. Worker processes that are made from then on know the tasks, too.
+
+    Args:
+        path: the file.
+        content, texts: stand in for the text of a file that was changed or is gone, and for the texts of the text
+            files that it names, by task.
+        given: stand in for the data that the file names, or does not.
 
     Raises:
         InputError: as `read_task_file`.
@@ -36,9 +47,27 @@ def use_task_file(path: str | Path, content: str | None = None) -> UserSuite:
     path, present = absolute(path), user_suite()
     if content is None and present is not None and path == present.file.path and not path.exists():
         return present
-    suite = use_file(read_task_file(path, content), _recorded)
-    task_prompt.cache_clear()
-    return suite
+    return use_file(read_task_file(path, is_named, content, texts), _recorded, given)
+
+
+def task_file_in_use(path: str | Path, given: Given = NOTHING) -> UserSuite:
+    """As `use_task_file`, but a file that is in use already stays so, unless it, or the given data, are others by now.
+
+    Raises:
+        InputError: as `read_task_file`.
+    """
+    path, present = absolute(path), user_suite()
+    if present is None or path != present.file.path:
+        return use_task_file(path, given=given)
+    gone = not path.exists()
+    if present.given == given and (gone or read_task_file(path, is_named) == present.file):
+        return present
+    return use_file(present.file, _recorded, given) if gone else use_task_file(path, given=given)
+
+
+def given_data(config: DataConfig) -> Given:
+    """What a run's configuration gives its task file's tasks."""
+    return Given(config.path, config.demonstrations)
 
 
 Owners = dict[tuple[object, str], str]
@@ -90,7 +119,7 @@ def _part(suite: TaskSuite, task: str, place: str, owners: Owners) -> Trajectory
     """A data set's episodes of a task, under the name that it has there."""
     reading = suite.reading(task)
     spec_of: SpecOf = spec_by_name if reading.by_name else lambda name: None
-    with located(field=f"tasks.{task}.data"):
+    with _of_its_data(task):
         # The threshold of a success is this task's alone, and not of others that the data may hold.
         parts, _ = read_parts(place, [Choice(dataclasses.replace(reading, success_return=None))], spec_of)
         whole = join_datasets(parts)
@@ -131,7 +160,46 @@ def _own(task: str, place: str, source: str, name: str, owners: Owners) -> None:
         )
 
 
-def _recorded(suite: TaskSuite, task: str) -> Recorded:
-    dataset = load_own_data(suite, [task])
+@contextmanager
+def _of_its_data(task: str) -> Iterator[None]:
+    """Name the task in the errors of reading its data, and the key of the task file where that is at fault."""
+    try:
+        with located(field=f"tasks.{task}.data"):
+            yield
+    except InputError as error:
+        if error.field != f"tasks.{task}.data.part":
+            raise
+        field, found, expected = f"tasks.{task}.data_part", error.found, error.expected
+        raise InputError(
+            error.problem, path=error.path, field=field, found=found, expected=expected, hint=error.hint
+        ) from None
+
+
+def _recorded(suite: UserSuite, task: str) -> Recorded:
+    """What the data that are given say of a task; of one that these do not have, its own, then the demonstrations."""
+    given, own = suite.given, bool(suite.data(task))
+    dataset = None if given.data is None else _given(suite, task, given.data)
+    if dataset is None and not own and given.demonstrations is not None:
+        dataset = _given(suite, task, given.demonstrations)
+    if dataset is None:
+        dataset = load_own_data(suite, [task])
     longest = int(np.diff(dataset.offsets).max())
-    return Recorded(dataset.state_dim, dataset.action_dim, longest, dataset.texts[0])
+    text = dataset.texts[0] or (load_own_data(suite, [task]).texts[0] if own else "")
+    return Recorded(dataset.state_dim, dataset.action_dim, longest, text)
+
+
+def _given(suite: UserSuite, task: str, place: str) -> TrajectoryDataset | None:
+    """A task's episodes in data that stand in for its own; None: there are none.
+
+    Data of one task alone that no suite knows are those of a task that has no others.
+    """
+    reading, own = suite.reading(task), bool(suite.data(task))
+    called = reading.task or task
+    choice = Choice(
+        dataclasses.replace(reading, task=None), lambda name: name == called or (not own and find_suite(name) is None)
+    )
+    parts, names = read_parts(place, [choice], lambda name: None)
+    chosen = [part.select_tasks([called]) for part in parts if called in part.tasks]
+    if not chosen and len(names) == 1:
+        chosen = parts
+    return join_datasets([dataclasses.replace(part, tasks=(task,)) for part in chosen]) if chosen else None

@@ -13,6 +13,7 @@ from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.videos import save_video
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
+from llmdpd.tasks.names import file_stem
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
 from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.utils.files import atomic_write_text
@@ -84,7 +85,9 @@ def record_videos(
         results = pool.run(requests, watched, lambda done: bar.update(done, len(requests)))
     if isinstance(policy, Policy):
         for request, observed in zip(requests, states, strict=True):
-            _map_attention(policy, prompts[request.task], observed, folder / "attention" / f"{request.task}.png")
+            _map_attention(
+                policy, prompts[request.task], observed, folder / "attention" / f"{file_stem(request.task)}.png"
+            )
     for result in results:
         assert result.frames is not None
         task = result.request.task

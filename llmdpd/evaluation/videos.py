@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmdpd.errors import InputError
+from llmdpd.tasks.names import file_stem
 from llmdpd.utils.files import atomic_write_json, atomic_writer, read_json
 
 # Preferred first: a video shows more than a strip of frames. With what a whole file has in its bytes 0 to 8.
@@ -103,7 +103,7 @@ def save_video(
         )
     import imageio.v3 as imageio
 
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", task)
+    stem = file_stem(task)
     chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
     with atomic_writer(folder / f"{stem}.png") as temporary:
         imageio.imwrite(temporary, np.concatenate([frames[index] for index in chosen], axis=1), extension=".png")

@@ -71,8 +71,15 @@ def each_demonstration(prompt: Demonstrations) -> tuple[Demonstration, ...]:
     """The demonstrations of one prompt, 1 to 16 of them.
 
     Raises:
-        InputError: none, or too many.
+        InputError: none, or too many; what is no demonstration.
     """
+    if not isinstance(prompt, (Trajectory, Sequence)):
+        raise InputError(
+            "this is not a demonstration",
+            field="trajectory",
+            found=f"a {type(prompt).__name__}",
+            expected="a Trajectory, a pair of observations [T, S] and actions [T, A], or a list of such",
+        )
     # A list of two arrays is still taken for what a pair of them is: observations and actions.
     if isinstance(prompt, (Trajectory, tuple)) or not all(isinstance(part, (Trajectory, tuple)) for part in prompt):
         return (prompt,)  # type: ignore[return-value]

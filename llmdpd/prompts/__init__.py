@@ -39,13 +39,19 @@ TEXT_MODELS: Registry[TextModel] = Registry(
 __all__ = ["TEXT_MODELS", "LLMEncoder", "TextPrompt", "environment_prompt", "metaworld_prompt", "task_prompt"]
 
 
-@lru_cache(maxsize=128)
 def task_prompt(task: str) -> TextPrompt:
     """The text prompt of a task in any spelling, as its suite describes it.
 
     Raises:
         InputError: no suite knows the task, or its suite's description is no text prompt.
     """
+    from llmdpd.tasks import SUITES
+
+    return _prompt(task, SUITES.version)
+
+
+@lru_cache(maxsize=128)
+def _prompt(task: str, version: int) -> TextPrompt:
     from llmdpd.tasks.specs import suite_of
     from llmdpd.tasks.texts.text_prompt import TextPrompt
 

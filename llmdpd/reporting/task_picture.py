@@ -20,6 +20,9 @@ Episode = NDArray[np.float32]
 
 _AXES = ("x", "y", "z")
 _NUMBERS = 8
+_MADE_BY = "llmdpd tasks check"
+# Bytes of a PNG within which its texts are.
+_HEAD = 4096
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
@@ -46,7 +49,13 @@ def save_task_picture(path: Path, episodes: Mapping[str, Episode], layout: Layou
         for axes in panels[:, 1 if layout is not None else 0 :].ravel():
             axes.set_xlabel("step of the episode")
         with atomic_writer(path) as temporary:
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", metadata={"Software": _MADE_BY})
+
+
+def is_task_picture(path: Path) -> bool:
+    """Whether a file is a picture that `save_task_picture` wrote."""
+    with path.open("rb") as file:
+        return f"Software\0{_MADE_BY}".encode() in file.read(_HEAD)
 
 
 def _colour(number: int) -> str:

@@ -26,6 +26,8 @@ from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import TaskSpec, check_environments, common_spec, task_spec
+from llmdpd.tasks.user import use_no_file
+from llmdpd.tasks.user.suite import Given
 from llmdpd.utils.device import check_device
 
 Check = Callable[[], None]
@@ -51,7 +53,9 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
     check_device(config.device)
     run = None if config.run is None else RunFolder.open(config.run)
     if config.tasks_file is not None:
-        use_task_file(config.tasks_file)
+        use_task_file(config.tasks_file, given=Given(demonstrations=config.prompt_data))
+    elif run is None:
+        use_no_file()
     trained = _without_a_run(config) if run is None else run.read_config()
     if run is not None and config.tasks_file is None:
         run.use_tasks(trained, unchanged=False)

@@ -15,6 +15,7 @@ from llmdpd.errors import InputError
 from llmdpd.policy.policy import Policy
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import execute
+from llmdpd.tasks.user import use_no_file
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.files import atomic_write_text
 
@@ -54,18 +55,21 @@ def fit(
         inputs = Path(scratch) if run_dir is None else Path(f"{Path(run_dir).absolute()}-inputs")
         for place in () if run_dir is None else (Path(run_dir), inputs):
             _check_empty(place)
-        file, given = _task_file(dataset, tasks, inputs)
-        words = ["--tasks-file", str(file), *given]
-        if config is None:
-            wanted = parse_train(["--evaluation", "none", *words, *options])
-        else:
-            named = parse_train(words)
-            data = dataclasses.replace(config.data, path=named.data.path)
-            wanted = change(dataclasses.replace(config, tasks=named.tasks, data=data), options)
-        run = RunFolder.create(Path(scratch) / "run" if run_dir is None else Path(run_dir), wanted)
-        with run.lock(), StopSignals() as stop:
-            execute(wanted, run, stop)
-        return Policy.load(run.path, wanted.device)
+        try:
+            file, given = _task_file(dataset, tasks, inputs)
+            words = ["--tasks-file", str(file), *given]
+            if config is None:
+                wanted = parse_train(["--evaluation", "none", *words, *options])
+            else:
+                named = parse_train(words)
+                data = dataclasses.replace(config.data, path=named.data.path)
+                wanted = change(dataclasses.replace(config, tasks=named.tasks, data=data), options)
+            run = RunFolder.create(Path(scratch) / "run" if run_dir is None else Path(run_dir), wanted)
+            with run.lock(), StopSignals() as stop:
+                execute(wanted, run, stop)
+            return Policy.load(run.path, wanted.device)
+        finally:
+            use_no_file()
 
 
 def _check_empty(place: Path) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.config.stored import read_stored
-from llmdpd.data.task_file import use_task_file
+from llmdpd.data import is_named
+from llmdpd.data.task_file import given_data, task_file_in_use, use_task_file
 from llmdpd.errors import InputError
-from llmdpd.tasks.user.file import read_task_file
+from llmdpd.tasks.user import use_no_file
+from llmdpd.tasks.user.file import TaskFile, read_task_file
 from llmdpd.utils.files import atomic_write_json, atomic_write_text, process_lock, read_json, recover_directory
 from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import Stopwatch, console
@@ -42,7 +44,8 @@ class RunFolder:
     """A run's folder, and the paths within it.
 
     prompts  the demonstrations of the evaluation, as Minari data sets
-    tasks    the task file as it was when the run was begun, of a run on a user's own tasks
+    tasks    the task file as it was when the run was begun, of a run on a user's own tasks; task_texts, what the text
+             files held that it names, by task
     replay   the steps of a method that learns in the environment, from which its checkpoints continue
     """
 
@@ -57,6 +60,7 @@ class RunFolder:
         self.prompts = path / "prompt_data"
         self.replay = path / "replay"
         self.tasks = path / "tasks.toml"
+        self.task_texts = path / "task_texts.json"
         self._lock_file = path / ".lock"
 
     def new_evaluation(self) -> Path:
@@ -86,7 +90,10 @@ class RunFolder:
                 raise InputError("the run folder is not empty", path=path, expected=expected, hint=hint)
             atomic_write_json(run.config, to_plain(config))
             if config.tasks.file is not None:
-                atomic_write_text(run.tasks, use_task_file(config.tasks.file).file.content)
+                file = task_file_in_use(config.tasks.file, given_data(config.data)).file
+                atomic_write_text(run.tasks, file.content)
+                if file.texts:
+                    atomic_write_json(run.task_texts, dict(file.texts))
             run.note(versions=_versions(), machine=_machine(), times={})
         return run
 
@@ -119,10 +126,10 @@ class RunFolder:
         return read_stored(read_json(self.config), self.config)
 
     def use_tasks(self, config: TrainConfig, *, unchanged: bool) -> None:
-        """Make the tasks of the run's task file known, by the run's own copy of it; of other runs nothing is done.
+        """Make the tasks of the run's task file known, by the run's own copy of it; in other runs no file is in use.
 
-        Where the file itself was changed since, or is gone, a line says so. Relative paths, and environments' modules,
-        are looked for where the file lay.
+        Where the file or a text file that it names was changed since, or is gone, a line says so. Relative paths, and
+        environments' modules, are looked for where the file lay.
 
         Args:
             config: the run's own.
@@ -132,26 +139,43 @@ class RunFolder:
             InputError: the copy is gone, the file was changed; and as `use_task_file`.
         """
         if config.tasks.file is None:
+            use_no_file()
             return
         file = Path(config.tasks.file)
         if not self.tasks.is_file():
             hint = f"put {file} there, as it was when the run was begun"
             raise InputError("the run's copy of its task file is gone", path=self.tasks, hint=hint)
-        content = self.tasks.read_text("utf-8")
-        suite = use_task_file(file, content)
-        if file.is_file() and read_task_file(file).content == content:
-            return
-        if file.is_file() and unchanged:
+        texts = read_json(self.task_texts) if self.task_texts.is_file() else None
+        own = use_task_file(file, self.tasks.read_text("utf-8"), texts, given_data(config.data)).file
+        what = self._change(file, own, refuse=unchanged)
+        if what is not None:
+            other = "" if unchanged else "; --tasks-file names another"
+            console.print(f"{what}; the run's own copy is used: {self.tasks}{other}", markup=False, soft_wrap=True)
+
+    def _change(self, file: Path, own: TaskFile, *, refuse: bool) -> str | None:
+        """How a task file differs from the run's own copy, in words; a changed one raises `InputError` on `refuse`."""
+        if not file.is_file():
+            return f"{file} is gone"
+        try:
+            present = read_task_file(file, is_named)
+        except InputError as error:
+            if refuse:
+                raise
+            return f"{error.problem} ({error.path})"
+        if present.sha256 == own.sha256:
+            return None
+        same = present.content == own.content
+        if refuse:
+            copy = f"as in {self.task_texts}" if same else f"cp {self.tasks} {file}"
             raise InputError(
-                "the task file was changed since the run was begun",
+                f"{'a text file that the task file names' if same else 'the task file'} was changed since the run was "
+                "begun",
                 path=file,
-                found=f"SHA-256 {read_task_file(file).sha256}",
-                expected=f"SHA-256 {suite.file.sha256}, of {self.tasks}",
-                hint=f"put it back (cp {self.tasks} {file}), or start a new run",
+                found=f"SHA-256 {present.sha256}",
+                expected=f"SHA-256 {own.sha256}, of {self.tasks}",
+                hint=f"put it back ({copy}), or start a new run",
             )
-        what = "was changed since the run was begun" if file.is_file() else "is gone"
-        other = "" if unchanged else "; --tasks-file names another"
-        console.print(f"{file} {what}; the run's own copy is used: {self.tasks}{other}", markup=False, soft_wrap=True)
+        return f"{f'a text file that {file} names' if same else file} was changed since the run was begun"
 
     def take_up(self, config: TrainConfig) -> None:
         """Prepare an interrupted run for continuing with `config`, and remove what a kill left half written.
@@ -183,7 +207,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what a run that failed before it began has made; whatever else lies in its folder stays."""
-        for file in (self.config, self.meta, self.tasks, self.path / "prompts.json", self._lock_file):
+        for file in (self.config, self.meta, self.tasks, self.task_texts, self.path / "prompts.json", self._lock_file):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.prompts, ignore_errors=True)
         with suppress(OSError):  # not empty: data that was collected into it

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data import TrajectoryDataset
+from llmdpd.data.task_data import load_tasks
 from llmdpd.data.task_file import Owners, load_own_data, use_task_file
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.errors import InputError, located
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks.specs import TaskSpec, common_spec
 from llmdpd.tasks.user.suite import UserSuite
@@ -49,11 +50,12 @@ class FileCheck:
     suite: UserSuite
     tasks: list[TaskCheck]
     notes: list[str] = field(default_factory=list)
+    error: InputError | None = None
 
     @property
     def errors(self) -> list[InputError]:
-        """What is wrong with one task or another."""
-        return [task.error for task in self.tasks if task.error is not None]
+        """What is wrong with one task or another, or else with all of them together."""
+        return [error for error in (*(task.error for task in self.tasks), self.error) if error is not None]
 
 
 def check_task_file(path: Path) -> FileCheck:
@@ -66,18 +68,26 @@ def check_task_file(path: Path) -> FileCheck:
     owners: Owners = {}
     tasks = [_check_task(suite, name, owners) for name in suite.tasks]
     checked = FileCheck(suite, tasks)
-    specs = [task.spec for task in tasks if task.spec is not None]
-    if len(specs) == len(tasks):
-        try:
-            common_spec(suite.tasks)
-        except InputError as error:
-            tasks[0].error = tasks[0].error or error
+    if not checked.errors:
+        checked.error = _check_together(suite)
     checked.notes += _constant([task.data for task in tasks if task.data is not None])
     if suite.file.layout is None:
         checked.notes.append("no [suite.layout]: observations are plain numbers")
     if not suite.file.split("seen"):
         checked.notes.append('no task is seen: training needs one with split = "seen"')
     return checked
+
+
+def _check_together(suite: UserSuite) -> InputError | None:
+    """What training would find wrong with the tasks together: the calls that it makes itself."""
+    seen, every = ([name for name in names if suite.data(name)] for names in (suite.file.split("seen"), suite.tasks))
+    try:
+        common_spec(suite.tasks)
+        for names in dict.fromkeys(tuple(names) for names in (seen, every) if names):
+            load_tasks(None, names, goal_visible=True)
+    except InputError as error:
+        return error
+    return None
 
 
 def _check_task(suite: UserSuite, name: str, owners: Owners) -> TaskCheck:
@@ -88,7 +98,8 @@ def _check_task(suite: UserSuite, name: str, owners: Owners) -> TaskCheck:
         task.text_source = suite.text(name)[1]
         task.text = task_prompt(name).render()
         if own.env is not None:
-            _try_environment(suite, task)
+            with located(suite.file.path):
+                _try_environment(suite, task)
         if own.data:
             task.data = load_own_data(suite, [name], owners)
             task.data.check_matches(task.spec.state_dim, task.spec.action_dim, name)
@@ -101,21 +112,16 @@ def _check_task(suite: UserSuite, name: str, owners: Owners) -> TaskCheck:
 
 
 def _try_environment(suite: UserSuite, task: TaskCheck) -> None:
-    """Take a step in the environment: what it gives, and whether it says more than the file reads."""
+    """Take first steps in the environment: what it gives, and whether it says more than the file reads."""
     from llmdpd.tasks.user.environment import UserEnvironment
 
     own = suite.file.tasks[task.name]
     env = UserEnvironment(own, suite.file.folder)
     task.starts = np.stack([env.reset(seed) for seed in range(_STARTS)])
-    low, high = env.action_bounds or (np.zeros(env.action_dim), np.zeros(env.action_dim))
-    env.step((np.asarray(low) + np.asarray(high)) / 2)
+    env.try_out()
     unread = [key for key in _SUCCESS_KEYS if key in env.infos]
     if unread and not own.success:
         task.notes.append(f'the return counts; infos have {unread[0]!r}: success = "{unread[0]}" would read it')
-    key = own.success.key
-    if key is not None and key not in env.infos:
-        near = nearest_names(key, env.infos) or "none"
-        task.notes.append(f"the infos of a first step have no {key!r}, the key of success; nearest: {near}")
     if env.keys and not own.observation:
         task.notes.append(f"a Dict observation is read whole, in Gymnasium's order: {', '.join(env.keys)}")
     env.close()

@@ -33,7 +33,8 @@ class TaskSpec:
         family: name of the suite; the tasks of one run are of one family.
         has_success: whether episodes succeed or fail; otherwise their return counts.
         layout: what the numbers are, where it is known.
-        action_low, action_high: the environment's bounds of an action [A]; None where they are not known.
+        action_low, action_high: the environment's bounds of an action [A], ±inf where a number has none; None where
+            they are not known.
         has_environment: whether the suite can make the task's environment; otherwise it is evaluated offline.
         limited: whether `max_steps` is a limit, and not merely the longest of the recorded episodes.
     """
@@ -150,6 +151,12 @@ class TaskSuite:
             render: whether `render()` will be called.
         """
         raise NotImplementedError
+
+    def try_out(self, task: str) -> None:
+        """Raise `InputError` where the first steps in the task's environment fail; by default none are taken.
+
+        Asked before a training whose evaluation needs the environment.
+        """
 
     def demonstrator(self, task: str, *, goal_visible: bool) -> Demonstrator:
         """What collects episodes of a task, given by its canonical name, where `collector` is "scripted"."""

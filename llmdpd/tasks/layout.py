@@ -6,7 +6,6 @@ functions of a layout; without one, observations are plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llmdpd.errors import InputError
@@ -66,18 +65,21 @@ class Layout:
         if not 1 <= len(names) <= _MOST_POINTS:
             raise _wrong("points", f"{len(names)} points", f"1 to {_MOST_POINTS}")
         for point in self.points:
-            for what, indices in (("", point.at), (" (previous)", point.previous or point.at)):
+            for what, indices in (("points", point.at), ("previous", point.previous or point.at)):
                 if len(indices) != self.dimensions or self.dimensions not in (2, 3):
-                    raise _wrong(f"points.{point.name}{what}", list(indices), "two or three indices, as in all points")
+                    raise _wrong(f"{what}.{point.name}", list(indices), "two or three indices, as in all points")
         for name in (*(n for pair in self.pairs for n in pair), *(self.velocities or ()), *filter(None, [self.goal])):
             if name not in names:
                 raise _wrong("points", f"no point {name!r}", f"one of {', '.join(names)}")
         if len(set(names)) != len(names):
             raise _wrong("points", ", ".join(names), "names that differ")
-        for what, uses in (("observations", self._observed()), ("actions", [*self.move, *self.grip])):
-            twice = sorted({index for index in uses if uses.count(index) > 1 or index < 0})
-            if twice:
-                raise _wrong(what, f"index {twice[0]} is negative or used twice", "each index once")
+        for uses in (self._observed(), self._acted()):
+            first: dict[int, str] = {}
+            for name, index in uses:
+                if index < 0 or index in first:
+                    found = f"index {index}" + (f", as in {first[index]}" if index in first else "")
+                    raise _wrong(name, found, "indices from 0 on, each used once")
+                first[index] = name
         if self.move and len(self.move) != self.dimensions:
             raise _wrong("action.move", list(self.move), f"{self.dimensions} indices, one for each coordinate")
         if self.up is not None and not 0 <= self.up < self.dimensions == _UPRIGHT:
@@ -150,18 +152,20 @@ class Layout:
         """Raise `InputError` for indices beyond observations of S and actions of A numbers."""
         for what, uses, width in (
             ("observations", self._observed(), state_dim),
-            ("actions", [*self.move, *self.grip], action_dim),
+            ("actions", self._acted(), action_dim),
         ):
-            if uses and max(uses) >= width:
-                raise _wrong(what, f"index {max(uses)}", f"0 to {width - 1}, for {what} of {width} numbers")
+            for name, index in uses:
+                if index >= width:
+                    raise _wrong(name, f"index {index}", f"0 to {width - 1}, for {what} of {width} numbers")
 
-    def _observed(self) -> list[int]:
-        def indices() -> Iterator[int]:
-            for point in self.points:
-                yield from (*point.at, *point.previous)
-            yield from (*self.gripper, *self.scalars)
+    def _observed(self) -> list[tuple[str, int]]:
+        """Each index of observations, with the name of what has it."""
+        named = [(f"points.{point.name}", point.at) for point in self.points]
+        named += [(f"previous.{point.name}", point.previous) for point in self.points]
+        return [(name, i) for name, at in [*named, ("gripper", self.gripper), ("scalars", self.scalars)] for i in at]
 
-        return list(indices())
+    def _acted(self) -> list[tuple[str, int]]:
+        return [(name, i) for name, at in (("action.move", self.move), ("action.gripper", self.grip)) for i in at]
 
 
 def _wrong(field: str, found: object, expected: object) -> InputError:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 
 
+def file_stem(task: str) -> str:
+    """A task's name as the stem of a file's name: "my-robot_pour" of "my-robot/pour"."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", task)
+
+
 def base_name(task: str) -> str:
     """A task's name without its version: "push" of "push-v3", "hopper-medium-replay" of "hopper-medium-replay-v2"."""
     return re.sub(r"-v\d+$", "", task)

@@ -51,9 +51,13 @@ def canonical_task(name: str) -> str:
     return suite_of(name).canonical(name)
 
 
-@lru_cache(maxsize=128)
 def task_spec(task: str) -> TaskSpec:
     """The spec of a task in any spelling. An environment of locomotion is made and closed. Errors: see `suite_of`."""
+    return _spec(task, SUITES.version)
+
+
+@lru_cache(maxsize=128)
+def _spec(task: str, version: int) -> TaskSpec:
     suite = suite_of(task)
     return suite.spec(suite.canonical(task))
 
@@ -73,7 +77,7 @@ def make_environment(task: str, goal_visible: bool, render: bool) -> Environment
 
 
 def check_environments(tasks: Sequence[str]) -> None:
-    """Raise `InputError` for a task that cannot be rolled out, since it has no environment."""
+    """Raise `InputError` for a task that cannot be rolled out: it has no environment, or one that fails."""
     for task in tasks:
         if not task_spec(task).has_environment:
             raise InputError(
@@ -82,6 +86,7 @@ def check_environments(tasks: Sequence[str]) -> None:
                 found="no env in the task file",
                 expected='env = "…", a Gymnasium id or "module:factory"',
             )
+        suite_of(task).try_out(task)
 
 
 def common_spec(tasks: Sequence[str]) -> TaskSpec:
@@ -91,14 +96,20 @@ def common_spec(tasks: Sequence[str]) -> TaskSpec:
     """
     specs = [task_spec(task) for task in tasks]
     first = specs[0]
+    bounded = next((spec for spec in specs if spec.action_low is not None), first)
     for spec in specs[1:]:
         if (spec.family, spec.state_dim, spec.action_dim) != (first.family, first.state_dim, first.action_dim):
             one = f"{first.task} ({first.state_dim} state and {first.action_dim} action numbers)"
             found = f"{one} and {spec.task} ({spec.state_dim} and {spec.action_dim})"
             expected = "tasks with the same observations and actions"
             raise InputError("tasks that one policy cannot serve", field="tasks", found=found, expected=expected)
-        if (spec.action_low, spec.action_high) != (first.action_low, first.action_high):
-            bounds = (f"{each.task} ({each.action_low} to {each.action_high})" for each in (first, spec))
+        # Bounds that are not known, of a task without an environment, may be any.
+        if None not in (spec.action_low, bounded.action_low) and _bounds(spec) != _bounds(bounded):
+            bounds = (f"{each.task} ({each.action_low} to {each.action_high})" for each in (bounded, spec))
             found, expected = " and ".join(bounds), "tasks whose actions have the same bounds"
             raise InputError("tasks that one policy cannot serve", field="tasks", found=found, expected=expected)
     return first
+
+
+def _bounds(spec: TaskSpec) -> object:
+    return spec.action_low, spec.action_high

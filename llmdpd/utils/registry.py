@@ -23,6 +23,9 @@ class Registry(Mapping[str, T], Generic[T]):
         group: the entry-point group, as "llmdpd.methods".
         own: this package's own entries, name → "module:attribute".
 
+    Attributes:
+        version: changes with every entry that is added or removed, for what is remembered of them.
+
     Raises:
         InputError: the name is unknown; the nearest names are offered.
     """
@@ -31,6 +34,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind, self.group = kind, group
         self._own = {name: EntryPoint(name, place, group) for name, place in own.items()}
         self._loaded: dict[str, T] = {}
+        self.version = 0
 
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
@@ -40,6 +44,12 @@ class Registry(Mapping[str, T], Generic[T]):
     def register(self, name: str, value: T) -> None:
         """Add an entry, or replace one."""
         self._loaded[name] = value
+        self.version += 1
+
+    def remove(self, name: str) -> None:
+        """Remove an entry that `register` added, if it is there."""
+        self._loaded.pop(name, None)
+        self.version += 1
 
     def __getitem__(self, name: str) -> T:
         if name not in self._loaded:

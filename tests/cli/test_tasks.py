@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 
 from llmdpd.cli.tasks import main
+from llmdpd.config.parse import parse_train
+from llmdpd.data.task_data import load_tasks
+from llmdpd.errors import InputError
 from llmdpd.reporting.task_picture import save_task_picture
 from llmdpd.tasks.layout import Layout, Point
 
@@ -62,16 +67,16 @@ def test_what_deserves_a_look(family: Family, capsys: Capture, tmp_path: Path) -
     assert "16 numbers a step" in said.err
 
 
-@pytest.mark.parametrize("success", ['"is_succes"', "{ return = -1e6 }"])
-def test_a_success_that_is_none(family: Family, capsys: Capture, success: str) -> None:
-    """A misspelled key, and a threshold that every first step reaches: both would be noticed after the training."""
-    wrong = check(family(("reach",), episodes=3, suite=f"success = {success}"))
-    assert wrong == (2 if "return" in success else 0)
-    said = capsys.readouterr()
-    shown = " ".join((said.out + said.err).split())
-    misspelled = "the infos of a first step have no 'is_succes', the key of success; nearest: is_success"
-    at_once = "every recorded episode reaches the return of a success at its first step"
-    assert (misspelled in shown, at_once in shown) == ("is_succes" in success, "return" in success)
+def test_a_success_that_is_none(family: Family, capsys: Capture) -> None:
+    """A misspelled key, and one that is true from the first step on: both would be noticed after the training."""
+    assert check(family(("reach",), episodes=3, suite='success = "is_succes"')) == 2
+    assert "nearest: is_success" in capsys.readouterr().err
+    path = family(("reach",), episodes=3)
+    with h5py.File(next(path.parent.glob("demos/**/*.hdf5")), "r+") as file:
+        for episode in file.values():
+            episode["infos/is_success"][:] = True
+    assert check(path) == 0
+    assert "every recorded episode succeeds with its first step" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_wrong_task_is_told_and_the_others_are_shown(family: Family, capsys: Capture) -> None:
@@ -91,6 +96,54 @@ def test_every_wrong_task_is_told_and_the_others_are_shown(family: Family, capsy
     path.write_text("[suite")
     assert check(path) == 2
     assert "no TOML" in capsys.readouterr().err
+
+
+def test_an_environment_that_fails_hides_no_other_task(family: Family, capsys: Capture) -> None:
+    path = family(THREE)
+    (path.parent / "broken.py").write_text(
+        "from tabletop import *\nclass Env(Tabletop):\n    def step(self, action):\n        raise OSError('no arm')\n"
+        "def make():\n    return Env('reach')\n"
+    )
+    path.write_text(
+        re.sub('env = "tabletop:make"\nenv_kwargs.*', 'env = "broken:make"\nmax_steps = 9', path.read_text(), count=1)
+    )
+    assert check(path) == 2
+    said = capsys.readouterr()
+    assert "OSError: no arm (broken.py, line 4)" in " ".join(said.err.split())
+    assert all(any(line.split()[:3] == [name, "seen", "13"] for line in said.out.splitlines()) for name in ("visit",))
+
+
+def test_what_training_would_refuse_is_refused(family: Family, capsys: Capture) -> None:
+    """Faults that no task has alone, and those of its data that only training would hold against its environment."""
+    path = family(("reach", "visit"), unseen=())
+    own = path.read_text()
+    shared = own.replace("demos/tabletop/visit", "demos/tabletop/reach")
+    for content, words in (
+        (shared, "two tasks have the same data"),
+        (own.replace("[tasks.visit]", "[tasks.visit]\nmax_steps = 3"), "longer than its task's"),
+        (own.replace('task = "visit"', 'task = "visit", strength = 2.0'), "the same bounds"),
+    ):
+        path.write_text(content)
+        assert check(path) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert words in said
+        with pytest.raises(InputError, match=words):
+            load_tasks(None, parse_train(["--tasks-file", str(path)]).tasks.all, True)
+
+
+def test_a_picture_of_others_is_left_alone(family: Family, capsys: Capture, tmp_path: Path) -> None:
+    path = family(("reach",), episodes=3)
+    picture = path.with_suffix(".png")
+    picture.write_bytes(b"mine")
+    assert check(path) == 0
+    assert picture.read_bytes() == b"mine"
+    assert f"no picture: {picture} is there" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    for words in (["--out", picture], []):
+        assert check(path, *words) == 0
+        assert f"picture: {picture}" in capsys.readouterr().out
+        assert picture.stat().st_size > 1000
+    assert check(path, "--out", "/proc/x.png") == 2
+    assert "the picture cannot be written" in capsys.readouterr().err
 
 
 def test_without_an_environment_bounds_are_the_datas(family: Family, capsys: Capture) -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from llmdpd.config.parse import parse_train
 from llmdpd.config.presets import PRESETS
+from llmdpd.data import save_minari
+from llmdpd.data.task_file import load_own_data, use_task_file
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
-from llmdpd.tasks.specs import suite_of
+from llmdpd.tasks.specs import find_suite, suite_of
 
 Family = Callable[..., Path]
 THREE = ("reach", "visit", "hover")
@@ -114,3 +116,35 @@ def test_tasks_of_other_bounds_are_not_one_policys(family: Family) -> None:
     with pytest.raises(InputError, match="the same bounds"):
         parse_train(["--tasks-file", str(path)])
     assert suite_of("reach").tasks == ("reach", "visit")
+
+
+def test_a_file_that_a_command_does_not_name_is_not_in_use(family: Family) -> None:
+    path = family(("reach", "visit"), unseen=())
+    config = parse_train(["--tasks-file", str(path)])
+    assert config.tasks.seen == ("reach", "visit")
+    assert find_suite("visit") is not None
+    other = parse_train(["--tasks.seen", "reach", "--tasks.unseen"])
+    assert (other.tasks.seen, find_suite("visit")) == (("reach-v3",), None)
+    assert config.resolved() == config
+    assert find_suite("visit") is not None
+    assert other.resolved() == other
+    assert find_suite("visit") is None
+
+
+def test_a_misspelled_success_is_refused_before_the_run(family: Family) -> None:
+    words = ["--tasks-file", str(family(("reach",), suite='success = "is_succes"'))]
+    with pytest.raises(InputError, match="nearest: is_success"):
+        parse_train(words)
+    assert parse_train([*words, "--evaluation", "none"]).evaluation_mode == "none"
+
+
+def test_given_data_are_for_tasks_that_have_none(family: Family, tmp_path: Path) -> None:
+    path = family(("reach", "visit"), unseen=(), env=False, suite="")
+    data = load_own_data(use_task_file(path), ["reach", "visit"])
+    save_minari(data, tmp_path / "given", namespace="mine")
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("data")))
+    with pytest.raises(InputError, match="neither environment nor data"):
+        parse_train(["--tasks-file", str(path)])
+    config = parse_train(["--tasks-file", str(path), "--data", str(tmp_path / "given")])
+    assert config.tasks.seen == ("reach", "visit")
+    assert config.evaluation_mode == "offline"

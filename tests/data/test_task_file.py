@@ -70,6 +70,12 @@ def test_one_data_set_of_several_tasks(family: Family, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the same data") as error:
         load_tasks(None, TWO, True)
     assert error.value.field == "tasks.visit.data"
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    head, visit = text.split("[tasks.visit]")
+    path.write_text(f'{head}[tasks.visit]\ndata_task = "reach"{visit}'.replace('data = "all"', 'data = "link"', 1))
+    use_task_file(path)
+    with pytest.raises(InputError, match="the same data"):
+        load_tasks(None, TWO, True)
     path.write_text(text.replace("[tasks.visit]", '[tasks.visit]\ndata_task = "vist"'))
     with pytest.raises(InputError, match="several tasks, and none of this name"):
         load_own_data(use_task_file(path), ["visit"])

@@ -4,16 +4,19 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmdpd.config.parse import parse_train
 from llmdpd.config.presets import PRESETS
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError
 from llmdpd.methods.td3_bc import TD3BC
 from llmdpd.policy.folder import resolve_policy
+from llmdpd.prompts import task_prompt
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.utils.legacy import leaves
 from llmdpd.utils.plain import to_plain
@@ -202,3 +205,31 @@ def test_a_configuration_of_version_0_1_is_read(run: RunFolder) -> None:
     with pytest.raises(InputError, match="no longer possible") as error:
         run.read_config()
     assert error.value.field == "acting.views"
+
+
+def test_texts_of_text_files_are_kept_with_the_task_file(
+    family: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = family(("reach",))
+    path.write_text(re.sub('text = "(.*)"', 'text_file = "reach.txt"', path.read_text()))
+    (tmp_path / "reach.txt").write_text("Task: reach.")
+    config = parse_train(["--tasks-file", str(path)])
+    run = RunFolder.create(tmp_path / "run", config)
+    run.use_tasks(config, unchanged=True)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "reach.txt").write_text("Task: go.")
+    with pytest.raises(InputError, match="a text file that the task file names was changed"):
+        run.use_tasks(config, unchanged=True)
+    run.use_tasks(config, unchanged=False)
+    assert "a text file that" in capsys.readouterr().out
+    assert task_prompt("reach").task == "reach."
+    (tmp_path / "reach.txt").unlink()
+    with pytest.raises(InputError, match="text file cannot be read"):
+        run.use_tasks(config, unchanged=True)
+    run.use_tasks(config, unchanged=False)
+    assert "the text file cannot be read" in capsys.readouterr().out
+    path.unlink()
+    run.use_tasks(config, unchanged=True)
+    assert task_prompt("reach").task == "reach."
+    run.discard()
+    assert not run.path.exists()

@@ -37,14 +37,14 @@ def test_a_layout_is_kept_as_json(layout: Layout) -> None:
         ({"points": ()}, "points"),
         ({"points": (HAND, Point("cube", (3, 4)))}, "points.cube"),
         ({"points": (Point("hand", (0,)),), "goal": None, "move": ()}, "points.hand"),
-        ({"points": (HAND, Point("cube", (3, 4, 5), (6,)), GOAL)}, "points.cube (previous)"),
+        ({"points": (HAND, Point("cube", (3, 4, 5), (6,)), GOAL)}, "previous.cube"),
         ({"points": (HAND, CUBE, GOAL, CUBE)}, "points"),
         ({"goal": "gaol"}, "points"),
         ({"pairs": (("hand", "cup"),)}, "points"),
         ({"velocities": ("cup",)}, "points"),
-        ({"gripper": (5,)}, "observations"),
-        ({"scalars": (-1,)}, "observations"),
-        ({"grip": (2,)}, "actions"),
+        ({"gripper": (5,)}, "gripper"),
+        ({"scalars": (-1,)}, "scalars"),
+        ({"grip": (2,)}, "action.gripper"),
         ({"move": (0, 1)}, "action.move"),
         ({"up": 3}, "up"),
         ({"pivot": (0.0,)}, "pivot"),
@@ -57,7 +57,7 @@ def test_a_layout_that_is_refused(changes: dict[str, Any], field: str) -> None:
     assert error.value.field == field
 
 
-@pytest.mark.parametrize(("state_dim", "action_dim", "field"), [(11, 4, "observations"), (12, 3, "actions")])
+@pytest.mark.parametrize(("state_dim", "action_dim", "field"), [(11, 4, "previous.hand"), (12, 3, "action.gripper")])
 def test_indices_beyond_the_numbers(state_dim: int, action_dim: int, field: str) -> None:
     THREE.check(12, 4)
     with pytest.raises(InputError) as error:

@@ -36,8 +36,7 @@ class Suite(TaskSuite):
 def suite() -> Iterator[None]:
     SUITES.register("mine", Suite())
     yield
-    del SUITES._loaded["mine"]
-    task_spec.cache_clear()
+    SUITES.remove("mine")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from llmdpd.tasks import SUITES, USER
 
 if TYPE_CHECKING:
     from llmdpd.tasks.user.file import TaskFile
-    from llmdpd.tasks.user.suite import Read, UserSuite
+    from llmdpd.tasks.user.suite import Given, Read, UserSuite
 
 
 def user_suite() -> UserSuite | None:
@@ -25,18 +25,25 @@ def file_in_use() -> TaskFile | None:
     return None if suite is None else suite.file
 
 
-def use_file(file: TaskFile, read: Read | None = None) -> UserSuite:
-    """Make a file's tasks the process's, in place of those of another file; of the same one nothing changes.
+def use_file(file: TaskFile, read: Read | None = None, given: Given | None = None) -> UserSuite:
+    """Make a file's tasks the process's, in place of those of another file. Nothing is kept of an earlier use.
 
-    `read` learns from a task's data what neither the file nor an environment says; a worker process needs none.
+    Args:
+        file: the task file.
+        read: learns from a task's data what neither the file nor an environment says; a worker process needs none.
+        given: stand in for the data that the file names, or does not.
     """
-    from llmdpd.tasks.specs import task_spec
-    from llmdpd.tasks.user.suite import UserSuite
+    from llmdpd.tasks.user.suite import NOTHING, UserSuite
 
-    present = user_suite()
-    if present is not None and present.file == file:
-        return present
-    suite = UserSuite(file, read)
+    use_no_file()
+    suite = UserSuite(file, read, given or NOTHING)
     SUITES.register(USER, suite)
-    task_spec.cache_clear()
     return suite
+
+
+def use_no_file() -> None:
+    """Forget the tasks of the file in use, where there is one, and the modules from its folder."""
+    from llmdpd.tasks.user.modules import leave_folder
+
+    SUITES.remove(USER)
+    leave_folder()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from gymnasium.wrappers import TimeLimit
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import FloatArray, Frame
 from llmdpd.tasks.user.file import UserTask
+from llmdpd.tasks.user.modules import import_from, in_words
 
 _RENDER_MODE = "rgb_array"
 
@@ -33,7 +32,7 @@ class UserEnvironment:
 
     Attributes:
         state_dim, action_dim: S, the numbers of an observation, and A, those of an action.
-        action_bounds: the lowest and the highest action [A]; None where one of the numbers has none.
+        action_bounds: the lowest and the highest action [A], ±inf where a number has none; None where none has one.
         max_steps: the task's own, or the environment's time limit.
         renders: whether it can render pictures.
         terminated: whether the last step ended in a terminal state, not at a limit of steps.
@@ -53,7 +52,7 @@ class UserEnvironment:
         self.state_dim = sum(gymnasium.spaces.flatdim(space) for space in self._observed.values())
         self.action_dim = int(np.prod(self._action_space.shape))
         low, high = self._action_space.low.ravel(), self._action_space.high.ravel()
-        bounded = np.isfinite(low).all() and np.isfinite(high).all()
+        bounded = np.isfinite(low).any() or np.isfinite(high).any()
         self.action_bounds = (tuple(map(float, low)), tuple(map(float, high))) if bounded else None
         self.max_steps = _limit(self._env, task)
         self.renders = _RENDER_MODE in (self._env.metadata.get("render_modes") or ())
@@ -73,10 +72,11 @@ class UserEnvironment:
         return tuple(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else ()
 
     def reset(self, seed: int) -> FloatArray:
-        """Start the episode of `seed`; returns obs f32 [S]. Raises InputError for NaN or infinity in it."""
+        """Start the episode of `seed`; returns obs f32 [S]. Raises InputError as `step`."""
         self.terminated, self._steps, self._return = False, 0, 0.0
         self.infos.clear()
-        return self._vector(self._env.reset(seed=int(seed))[0])
+        observation, _ = self._answer("reset", ("observation", "info"), lambda: self._env.reset(seed=int(seed)))
+        return self._vector(observation)
 
     def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
         """Execute `action` [A], clipped to its bounds: obs f32 [S], reward, success, over.
@@ -84,25 +84,42 @@ class UserEnvironment:
         Over is a terminal state or the limit of steps; `terminated` tells them apart.
 
         Raises:
-            InputError: NaN or infinity in the observation; an episode whose infos never had the key of success.
+            InputError: the environment fails, or returns something else than Gymnasium's five values, an observation
+                of its space and a finite reward; an episode whose infos never had the key of success, or a value
+                there that is neither a boolean nor a number.
         """
         space = self._action_space
         whole = np.asarray(action, np.float64).reshape(space.shape)
         if not np.issubdtype(space.dtype, np.floating):
             whole = np.rint(whole)
-        observation, reward, terminated, truncated, info = self._env.step(
-            np.clip(whole, space.low, space.high).astype(space.dtype)
-        )
+        within = np.clip(whole, space.low, space.high).astype(space.dtype)
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        observation, reward, *ends, info = self._answer("step", names, lambda: self._env.step(within))
         self._steps += 1
-        self._return += float(reward)
+        gain = self._number("reward", reward)
+        self._return += gain
         self.infos.update(info)
-        self.terminated = bool(terminated)
-        over = bool(terminated or truncated) or self._steps >= self.max_steps
-        return self._vector(observation), float(reward), self._succeeds(info, over), over
+        terminated, truncated = (bool(self._number(name, end)) for name, end in zip(names[2:4], ends, strict=True))
+        self.terminated = terminated
+        over = terminated or truncated or self._steps >= self.max_steps
+        return self._vector(observation), gain, self._succeeds(info, over), over
+
+    def try_out(self, seed: int = 0) -> None:
+        """Take a step, or where its infos lack the key of success, the steps of one episode.
+
+        Raises:
+            InputError: as `reset` and `step`: what would otherwise come up after the training.
+        """
+        self.reset(seed)
+        low, high = self.action_bounds or (np.full(self.action_dim, -np.inf), np.full(self.action_dim, np.inf))
+        middle = np.clip(np.zeros(self.action_dim), low, high)
+        over, key = False, self._task.success.key
+        while not over and (self._steps == 0 or (key is not None and key not in self.infos)):
+            over = self.step(middle)[3]
 
     def render(self) -> Frame:
         """The present state as a picture, uint8 [H, W, 3]; needs `render=True` at construction."""
-        frame = np.asarray(self._env.render())
+        frame = np.asarray(self._attempt("render", self._env.render))
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             found = f"{frame.dtype} of shape {list(frame.shape)}"
             raise self._wrong("a picture cannot be used", "env", found, "uint8 of shape [H, W, 3]")
@@ -112,10 +129,55 @@ class UserEnvironment:
         """Free what the environment holds."""
         self._env.close()
 
+    def _attempt(self, name: str, call: Callable[[], Any]) -> Any:
+        """What a method of the environment returns. It can fail in any way, and only the way says what to do."""
+        try:
+            return call()
+        except Exception as error:
+            found = f"in step {self._steps + 1}" if name == "step" else None
+            raise InputError(
+                f"the environment's {name} fails", field=self._field("env"), found=found, hint=in_words(error)
+            ) from error
+
+    def _answer(self, name: str, values: tuple[str, ...], call: Callable[[], Any]) -> tuple[Any, ...]:
+        """What `reset` or `step` returns, which has to be as many values as Gymnasium's, an info the last."""
+        answer = self._attempt(name, call)
+        if not isinstance(answer, tuple) or len(answer) != len(values) or not isinstance(answer[-1], Mapping):
+            found = (
+                f"a tuple of {len(answer)} values"
+                if isinstance(answer, tuple)
+                else f"one value, of type {type(answer).__name__}"
+            )
+            problem, hint = f"the environment's {name} does not return what Gymnasium asks for", None
+            if not isinstance(answer, tuple) or len(answer) != len(values):
+                hint = "this is the interface of the old gym: gymnasium.wrappers, or the package shimmy, convert it"
+            raise self._wrong(problem, "env", found, ", ".join(values), hint)
+        return answer
+
+    def _number(self, name: str, value: Any, field: str = "env") -> float:
+        """A number, or yes or no, that an environment returned as it liked, also as an array of one."""
+        array = np.asarray(value) if not isinstance(value, (str, bytes)) else np.empty(0)
+        if array.size != 1 or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+            expected = "a finite number" if name == "reward" else "true or false, or a finite number"
+            raise self._wrong(f"the environment's {name} cannot be used", field, repr(value)[:80], expected)
+        return float(array.item())
+
+    def _flat(self, key: str, observation: Any) -> FloatArray:
+        """A part of an observation as its numbers, which have to be as many as its space says."""
+        space = self._observed[key]
+        try:
+            value = observation[key] if key else observation
+            flat: FloatArray = np.asarray(gymnasium.spaces.flatten(space, value), np.float32)
+        except Exception as error:
+            found = f"{repr(observation)[:80]}: {in_words(error)}"
+            raise self._wrong("the environment's observation is not of its space", "env", found, str(space)) from error
+        if flat.shape != (gymnasium.spaces.flatdim(space),):
+            found = f"{flat.size} numbers in step {self._steps}"
+            raise self._wrong("the environment's observation is not of its space", "env", found, str(space))
+        return flat
+
     def _vector(self, observation: Any) -> FloatArray:
-        parts = {"": observation} if "" in self._observed else {key: observation[key] for key in self._observed}
-        flat: list[Any] = [gymnasium.spaces.flatten(self._observed[key], value) for key, value in parts.items()]
-        vector: FloatArray = np.concatenate(flat).astype(np.float32)
+        vector: FloatArray = np.concatenate([self._flat(key, observation) for key in self._observed])
         if not np.isfinite(vector).all():
             place = int(np.flatnonzero(~np.isfinite(vector))[0])
             found = f"{vector[place]} at number {place} in step {self._steps}"
@@ -137,30 +199,31 @@ class UserEnvironment:
                 expected=success.key,
                 hint=f"nearest: {hint}" if hint else "leave success out: then the return counts",
             )
-        return bool(np.all(info.get(success.key, False)))
+        return success.key in info and bool(self._number(f"info {success.key!r}", info[success.key], "success"))
 
-    def _wrong(self, problem: str, field: str, found: str, expected: str) -> InputError:
-        return InputError(problem, field=f"tasks.{self._task.name}.{field}", found=found, expected=expected)
+    def _field(self, key: str) -> str:
+        return f"tasks.{self._task.name}.{key}"
+
+    def _wrong(self, problem: str, field: str, found: str, expected: str, hint: str | None = None) -> InputError:
+        return InputError(problem, field=self._field(field), found=found, expected=expected, hint=hint)
 
 
 def _make(task: UserTask, folder: Path, render: bool) -> gymnasium.Env:
     name, kwargs = str(task.env), dict(task.env_kwargs)
     field = f"tasks.{task.name}.env"
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
     if task.factory:
         factory = _factory(name, field, folder)
         if render and _takes(factory, "render_mode"):
             kwargs["render_mode"] = _RENDER_MODE
         made = _attempt(lambda: factory(**kwargs), name, field)
     else:
-        _check_registered(name, field)
+        _check_registered(name, field, folder)
         if render:
             kwargs["render_mode"] = _RENDER_MODE
         made = _attempt(lambda: gymnasium.make(name, disable_env_checker=True, **kwargs), name, field)
     if not isinstance(made, gymnasium.Env):
         found, expected = f"{name} makes a {type(made).__name__}", "a gymnasium.Env"
-        raise InputError("this is no environment", field=field, found=found, expected=expected)
+        raise InputError("this is not an environment", field=field, found=found, expected=expected)
     return made
 
 
@@ -173,22 +236,14 @@ def _attempt(make: Callable[[], Any], name: str, field: str) -> Any:
     except InputError:
         raise
     except Exception as error:
-        first = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise InputError("the environment cannot be made", field=field, found=name, hint=first) from error
+        raise InputError("the environment cannot be made", field=field, found=name, hint=in_words(error)) from error
 
 
 def _factory(name: str, field: str, folder: Path) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:  # of what the module itself imports
-            raise InputError("the environment's module fails", field=field, found=name, hint=str(error)) from error
-        expected = f"a module that is installed, or lies in {folder}"
-        raise InputError("no such module", field=field, found=module, expected=expected) from None
-    except Exception as error:
-        hint = f"{type(error).__name__}: {error}"
-        raise InputError("the environment's module fails", field=field, found=name, hint=hint) from error
+    if not module or not attribute:
+        raise _unnamed(name, field)
+    found = import_from(folder, module, field)
     factory = getattr(found, attribute, None)
     if not callable(factory):
         known = [key for key, value in vars(found).items() if callable(value)]
@@ -204,19 +259,19 @@ def _takes(factory: Callable[..., Any], keyword: str) -> bool:
     return any(p.name == keyword or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _check_registered(name: str, field: str) -> None:
+def _unnamed(name: str, field: str) -> InputError:
+    return InputError("no environment is named", field=field, found=name, expected='an id, or "module:factory"')
+
+
+def _check_registered(name: str, field: str, folder: Path) -> None:
     """Raise `InputError`, which offers the nearest ids, for an id that is not registered."""
     module, colon, plain = name.rpartition(":")
-    if not plain:
-        raise InputError("no environment is named", field=field, found=name, expected='an id, or "module:factory"')
+    if not plain or (colon and not module):
+        raise _unnamed(name, field)
+    if colon:
+        import_from(folder, module, field)
     try:
-        if colon:
-            importlib.import_module(module)
         gymnasium.spec(plain)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "the environment's module cannot be imported", field=field, found=name, hint=str(error)
-        ) from None
     except gymnasium.error.Error as error:
         near = nearest_names(plain, gymnasium.registry)
         expected = 'a registered id such as "Pusher-v5", or "module:factory"'

@@ -7,7 +7,7 @@
     [suite.layout]                                  # what the numbers are: see `llmdpd.tasks.user.layout`
     points = { hand = [0, 1, 2], cube = [3, 4, 5] }
     [tasks.push]
-    env = "FetchPush-v4"                            # a Gymnasium id, or "module:factory"; left out: no environment
+    env = "gymnasium_robotics:FetchPush-v4"         # a Gymnasium id, or "module:factory"; left out: no environment
     data = "demos/push"                             # one data set, or a list of them
     text = "Task: …"                                # or text_file
     split = "seen"                                  # or "unseen": a demonstration is all that there is of it
@@ -18,17 +18,20 @@ Relative paths are relative to the file, whose folder is also where the module o
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from llmdpd.errors import InputError, located, nearest_names
 from llmdpd.tasks.layout import Layout
-from llmdpd.tasks.user.layout import read_layout
+from llmdpd.tasks.user.layout import finite, read_layout, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,9 +47,9 @@ _TASK_KEYS = (
     *("observation", "action", "success", "terminates", "max_steps"),
 )
 # Names of tasks become names of files and parts of data set ids.
-_NAME = re.compile(r"\w[\w.+-]*")
+_NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)?")
 _REGISTERED = re.compile(r"-v\d+$")
-_SCHEME = re.compile(r"[a-z][a-z0-9]+:")
+_MOST_STEPS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class TaskFile:
         name: of the suite; by default the file's name without ending.
         tasks: by name, in the file's order.
         layout: of the observations and actions of all of them, where it is given.
+        texts: what the text files hold that it names, by task.
     """
 
     path: Path
@@ -120,6 +124,7 @@ class TaskFile:
     name: str
     tasks: Mapping[str, UserTask]
     layout: Layout | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -128,29 +133,40 @@ class TaskFile:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the file's text."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
+        """SHA-256 of the file's text, and of those of the text files that it names."""
+        texts = json.dumps(dict(self.texts), sort_keys=True) if self.texts else ""
+        return hashlib.sha256((self.content + texts).encode()).hexdigest()
 
     def split(self, split: Split) -> tuple[str, ...]:
         """Names of the tasks that are "seen" or "unseen"."""
         return tuple(task.name for task in self.tasks.values() if task.split == split)
 
 
-def read_task_file(path: str | Path, content: str | None = None) -> TaskFile:
-    """Read and check a task file; `content` stands in for the text of a file that was changed or is gone.
+def read_task_file(
+    path: str | Path,
+    is_named: Callable[[str], bool],
+    content: str | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> TaskFile:
+    """Read and check a task file. Nothing that it names is imported or opened, text files aside.
 
-    Nothing that the file names is imported or opened, text files aside.
+    Args:
+        path: the file.
+        is_named: whether a text names a data set by a scheme, such as `minari:ID`, and is no path.
+        content: stands in for the text of a file that was changed or is gone.
+        texts: stand in for the texts of the text files that it names, by task.
 
     Raises:
         InputError: naming file, table, key, what was found and what is expected: no such file, no TOML, an unknown
             key (the nearest are offered), a value of another type, a wrong layout, no task.
     """
     path = absolute(path)
-    content = _read(path) if content is None else content
+    content = _read(path, "task file") if content is None else content
     with located(path):
         try:
             tables = tomllib.loads(content)
-        except tomllib.TOMLDecodeError as error:
+        # Numbers of too many digits are a plain ValueError.
+        except (ValueError, RecursionError) as error:
             raise InputError("this is no TOML", found=str(error), expected="a task file such as tasks.toml") from None
         _check_keys(tables, ("suite", "tasks"), "")
         suite, tasks = _table(tables, "suite", ""), _table(tables, "tasks", "")
@@ -161,25 +177,40 @@ def read_task_file(path: str | Path, content: str | None = None) -> TaskFile:
             shared = _shared(suite)
         if not tasks:
             raise InputError("the file has no tasks", field="tasks", found="none", expected="a table [tasks.NAME] each")
-        read = {name: _task(name, _table(tasks, name, "tasks"), path.parent, shared) for name in tasks}
+        held = _text_files({name: _table(tasks, name, "tasks") for name in tasks}, path.parent, texts)
+        reader = partial(_task, folder=path.parent, shared=shared, is_named=is_named)
+        read = {name: reader(name, _table(tasks, name, "tasks"), held.get(name)) for name in tasks}
+        _check_names(read)
         _check_success(read)
-        return TaskFile(path, content, name, read, layout)
+        return TaskFile(path, content, name, read, layout, held)
 
 
 def absolute(path: str | Path) -> Path:
-    """A path from the file system's root, links as they are."""
-    return Path(os.path.abspath(Path(path).expanduser()))
+    """A path from the file system's root, links as they are. Raises InputError for one that no system allows."""
+    return _below(Path(), path)
 
 
-def _read(path: Path) -> str:
+def _below(folder: Path, path: str | Path) -> Path:
+    """A path made absolute, in `folder` if it is relative; InputError for one that can't be."""
+    try:
+        whole = Path(os.path.abspath(folder / Path(path).expanduser()))
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            whole.lstat()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, ~ of an unknown user
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError("this cannot be a path", found=shown(str(path)), expected="a path", hint=reason) from None
+    return whole
+
+
+def _read(path: Path, what: str) -> str:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InputError("too large for a task file", path=path, expected=f"at most {_MAX_FILE_BYTES} bytes")
+            raise InputError(f"too large for a {what}", path=path, expected=f"at most {_MAX_FILE_BYTES} bytes")
         return path.read_text("utf-8-sig")
     except OSError as error:
-        raise InputError("the task file cannot be read", path=path, found=error.strerror or str(error)) from None
+        raise InputError(f"the {what} cannot be read", path=path, found=error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
-        raise InputError("the task file is no text", path=path, found=str(error), expected="UTF-8 text") from None
+        raise InputError(f"the {what} is not text", path=path, found=str(error), expected="UTF-8 text") from None
 
 
 def _shared(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,10 +222,19 @@ def _shared(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _optional(table, key, read) for key, read in readers.items() if key in table}
 
 
-def _task(name: str, table: Mapping[str, Any], folder: Path, shared: Mapping[str, Any]) -> UserTask:
+def _task(
+    name: str,
+    table: Mapping[str, Any],
+    text: str | None,
+    *,
+    folder: Path,
+    shared: Mapping[str, Any],
+    is_named: Callable[[str], bool],
+) -> UserTask:
+    """A task as its table says; `text` is that of its text file."""
     where = f"tasks.{name}"
     if not _NAME.fullmatch(name):
-        expected = "letters, digits, and _ . + - within"
+        expected = "letters, digits, and _ . + - within, also one slash as in my-robot/pour"
         raise InputError("this name cannot be a task's", field="tasks", found=name, expected=expected)
     _check_keys(table, _TASK_KEYS, where)
     with located(field=where):
@@ -203,36 +243,49 @@ def _task(name: str, table: Mapping[str, Any], folder: Path, shared: Mapping[str
         if split not in ("seen", "unseen"):
             raise InputError("no such split", field="split", found=split, expected='"seen" or "unseen"')
         env = _optional(table, "env", _text)
-        if env is None and not data:
-            expected = "an environment (env), recorded data (data), or both"
-            raise InputError("a task of which there is nothing", found="neither env nor data", expected=expected)
         if env is None and "env_kwargs" in table:
-            raise InputError("arguments of no environment", field="env_kwargs", found="no env", expected="env")
+            raise InputError("env_kwargs without env", field="env_kwargs", found="no env", expected="env")
         return UserTask(
             **{"name": name, "env": env, "env_kwargs": dict(_table(table, "env_kwargs", "")), "split": split},
-            data=tuple(_place(each, folder) for each in data),
+            data=tuple(each if is_named(each) else _data_path(each, folder) for each in data),
             data_task=_optional(table, "data_task", _text),
             data_part=_optional(table, "data_part", _text),
-            text=_prompt(table, folder),
+            text=_optional(table, "text", _text) if text is None else text,
             **{**shared, **_shared(table)},
         )
 
 
-def _prompt(table: Mapping[str, Any], folder: Path) -> str | None:
-    """The task's text prompt: its `text`, or what its `text_file` holds."""
-    text, file = _optional(table, "text", _text), _optional(table, "text_file", _text)
-    if text is not None and file is not None:
-        raise InputError("two texts", field="text_file", found="text and text_file", expected="one of them")
-    if file is None:
-        return text
-    path = Path(_place(file, folder))
-    with located(field="text_file"):
-        return _text(_read(path))
+def _text_files(
+    tables: Mapping[str, Mapping[str, Any]], folder: Path, known: Mapping[str, str] | None
+) -> dict[str, str]:
+    """What the text files hold that tasks name, by task; those that are `known` are not opened."""
+    found = {}
+    for name, table in tables.items():
+        with located(field=f"tasks.{name}"):
+            file = _optional(table, "text_file", _text)
+            if file is not None and "text" in table:
+                raise InputError("two texts", field="text_file", found="text and text_file", expected="one of them")
+            if file is not None:
+                with located(field="text_file"):
+                    found[name] = (
+                        known[name] if known and name in known else _text(_read(_below(folder, file), "text file"))
+                    )
+    return found
 
 
-def _place(text: str, folder: Path) -> str:
-    """A path made absolute; a named data set (minari:ID) as it is."""
-    return text if _SCHEME.match(text) else os.path.abspath(folder / Path(text).expanduser())
+def _data_path(text: str, folder: Path) -> str:
+    with located(field="data"):
+        return str(_below(folder, text))
+
+
+def _check_names(tasks: Mapping[str, UserTask]) -> None:
+    """Raise `InputError` for names that come to the same where they are names of files and parts of data set ids."""
+    known: dict[str, str] = {}
+    for name in tasks:
+        other = known.setdefault(re.sub(r"[^-A-Za-z0-9_]", "_", name), name)
+        if other != name:
+            found, expected = f"{other} and {name}", "names that differ in more than . + / _"
+            raise InputError("two names that would be one as a file's", field="tasks", found=found, expected=expected)
 
 
 def _check_success(tasks: Mapping[str, UserTask]) -> None:
@@ -262,7 +315,7 @@ def _table(table: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     found = table.get(key, {})
     if not isinstance(found, Mapping):
         name = f"{where}.{key}" if where else key
-        raise InputError("a table is expected here", field=name, found=repr(found), expected=f"[{name}], with keys")
+        raise InputError("a table is expected here", field=name, found=shown(found), expected=f"[{name}], with keys")
     return found
 
 
@@ -273,7 +326,7 @@ def _optional(table: Mapping[str, Any], key: str, read: Callable[[Any], Any]) ->
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError("a text is expected here", found=repr(value), expected='"…"')
+        raise InputError("a text is expected here", found=shown(value), expected='"…"')
     return value
 
 
@@ -289,23 +342,30 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError("a number of steps is expected here", found=repr(value), expected="1 or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_STEPS:
+        expected = f"1 or more, at most {_MOST_STEPS}"
+        raise InputError("a number of steps is expected here", found=shown(value), expected=expected)
     return value
 
 
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InputError("yes or no is expected here", found=repr(value), expected="true or false")
+        raise InputError("yes or no is expected here", found=shown(value), expected="true or false")
     return value
 
 
 def _success(value: Any) -> Success:
     if isinstance(value, str) and value.strip():
         return Success(key=value)
-    if isinstance(value, Mapping) and list(value) == ["return"]:
-        threshold = value["return"]
-        if isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and abs(threshold) < float("inf"):
-            return Success(episode_return=float(threshold))
+    if isinstance(value, Mapping) and list(value) == ["return"] and (threshold := finite(value["return"])) is not None:
+        if threshold > 0:
+            return Success(episode_return=threshold)
+        raise InputError(
+            "every first step would succeed",
+            field="return",
+            found=shown(value["return"]),
+            expected="a number above 0",
+            hint="an episode succeeds at the step where the sum of its rewards reaches the number; it begins at 0",
+        )
     expected = 'a key of the infos, as "is_success", or { return = NUMBER }; left out, the return counts'
-    raise InputError("this says not when a task succeeds", found=repr(value), expected=expected)
+    raise InputError("this does not say when a task succeeds", found=shown(value), expected=expected)

@@ -18,6 +18,7 @@ Indices are those of the numbers after Dict observations were put together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from llmdpd.tasks.layout import Layout, Point
 _KEYS = ("points", "body", "goal", "gripper", "scalars", "previous", "action", "up", "unit", "pivot", "velocities")
 _ACTION_KEYS = ("move", "gripper")
 _AXES = ("x", "y", "z")
+_LONG = 100
 
 
 def read_layout(table: Mapping[str, Any]) -> Layout:
@@ -78,7 +80,9 @@ def _known(table: Mapping[str, Any], key: str, names: Any) -> str | None:
     value = table[key]
     if not isinstance(value, str) or value not in names:
         hint = f"nearest: {nearest_names(value, names)}" if isinstance(value, str) else None
-        raise InputError("no such name", field=key, found=repr(value), expected=f"one of {', '.join(names)}", hint=hint)
+        raise InputError(
+            "no such name", field=key, found=shown(value), expected=f"one of {', '.join(names)}", hint=hint
+        )
     return value
 
 
@@ -92,14 +96,14 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
 def _mapping(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, Mapping):
-        raise InputError("names with their values are expected here", field=key, found=repr(value), expected="{ … }")
+        raise InputError("names with their values are expected here", field=key, found=shown(value), expected="{ … }")
     return value
 
 
 def _list(table: Mapping[str, Any], key: str) -> list[Any]:
     value = table.get(key, [])
     if not isinstance(value, list):
-        raise InputError("a list is expected here", field=key, found=repr(value), expected="[…]")
+        raise InputError("a list is expected here", field=key, found=shown(value), expected="[…]")
     return value
 
 
@@ -107,11 +111,31 @@ def _indices(table: Mapping[str, Any], key: str) -> tuple[int, ...]:
     values = _list(table, key)
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise InputError("no index", field=key, found=repr(value), expected="whole numbers from 0 on")
+            raise InputError("not an index", field=key, found=shown(value), expected="whole numbers from 0 on")
     return tuple(values)
 
 
 def _number(value: Any, key: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < float("inf"):
-        raise InputError("no number", field=key, found=repr(value), expected="a finite number")
-    return float(value)
+    number = finite(value)
+    if number is None:
+        raise InputError("not a number", field=key, found=shown(value), expected="a finite number")
+    return number
+
+
+def finite(value: Any) -> float | None:
+    """A number of a task file, which may be an integer of any size; None for what is not a finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def shown(value: Any) -> str:
+    """A value of a task file in a message, cut where it is long."""
+    try:
+        whole = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} of too many digits"
+    return whole if len(whole) <= _LONG else f"{whole[:_LONG]}…"

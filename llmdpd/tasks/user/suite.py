@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmdpd.errors import InputError, located
 from llmdpd.tasks.base import Environment, Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.user.file import TaskFile, UserTask
+
+if TYPE_CHECKING:
+    from llmdpd.tasks.user.environment import UserEnvironment
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,16 @@ class Recorded:
     text: str
 
 
-Read = Callable[[TaskSuite, str], Recorded]
+class Given(NamedTuple):
+    """Data sets that a command was given, of the file's tasks: to learn from, and of demonstrations."""
+
+    data: str | None = None
+    demonstrations: str | None = None
+
+
+NOTHING = Given()
+
+Read = Callable[["UserSuite", str], Recorded]
 """(suite, task) → what the task's recorded data say of it; readers of data are of an upper layer."""
 
 
@@ -31,15 +44,18 @@ class UserSuite(TaskSuite):
     Args:
         file: the task file.
         read: for tasks without environment or text; a worker process, which needs neither, has none.
+        given: stand in for the data that the file names, or does not.
     """
 
-    def __init__(self, file: TaskFile, read: Read | None = None) -> None:
+    def __init__(self, file: TaskFile, read: Read | None = None, given: Given = NOTHING) -> None:
+        self.given = given
         self.file, self.name, self.tasks = file, file.name, tuple(file.tasks)
         self.protocols = {file.name: (file.split("seen"), file.split("unseen"))}
         self._read = read
         self._recorded: dict[str, Recorded] = {}
         self._specs: dict[str, TaskSpec] = {}
         self._rendered: dict[str, bool] = {}
+        self._tried: set[str] = set()
 
     def knows(self, task: str) -> bool:
         return task in self.file.tasks
@@ -53,14 +69,22 @@ class UserSuite(TaskSuite):
         return self._specs[task]
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
-        from llmdpd.tasks.user.environment import UserEnvironment
-
         own = self.file.tasks[task]
         with located(self.file.path):
             if own.env is None:
                 expected, hint = "env = …", "a task without environment cannot be rolled out"
                 raise InputError("the task has no environment", field=f"tasks.{task}", expected=expected, hint=hint)
-            return UserEnvironment(own, self.file.folder, render=render)
+            return self._made(own, render)
+
+    def try_out(self, task: str) -> None:
+        """See `TaskSuite.try_out`; once for each task, a step, or an episode where success shows only at its end."""
+        if task in self._tried:
+            return
+        with located(self.file.path):
+            env = self._made(self.file.tasks[task])
+            env.try_out()
+            env.close()
+        self._tried.add(task)
 
     def renders(self, task: str) -> bool:
         self.spec(task)
@@ -96,7 +120,7 @@ class UserSuite(TaskSuite):
         own = self.file.tasks[task]
         if own.text is not None:
             return own.text, "file"
-        if own.data and (text := self.recorded(task).text):
+        if (own.data or any(self.given)) and (text := self.recorded(task).text):
             return text, "data"
         if own.env is not None and not own.factory and (text := _documentation(own.env)):
             return text, "documentation"
@@ -109,16 +133,19 @@ class UserSuite(TaskSuite):
         )
 
     def recorded(self, task: str) -> Recorded:
-        """What the task's data say of it; they are read once."""
+        """What the task's data, or those given for them, say of it; they are read once."""
         if task not in self._recorded:
             assert self._read is not None, "workers ask for no data"
             self._recorded[task] = self._read(self, task)
         return self._recorded[task]
 
-    def _with_environment(self, own: UserTask) -> TaskSpec:
+    def _made(self, own: UserTask, render: bool = False) -> UserEnvironment:
         from llmdpd.tasks.user.environment import UserEnvironment
 
-        made = UserEnvironment(own, self.file.folder)
+        return UserEnvironment(own, self.file.folder, render=render)
+
+    def _with_environment(self, own: UserTask) -> TaskSpec:
+        made = self._made(own)
         self._rendered[own.name] = made.renders
         made.close()
         low, high = made.action_bounds or (None, None)
@@ -126,6 +153,14 @@ class UserSuite(TaskSuite):
         return self._checked(spec(self.name, bool(own.success), self.file.layout, low, high))
 
     def _without_environment(self, own: UserTask) -> TaskSpec:
+        if not (own.data or any(self.given)):
+            raise InputError(
+                "a task with neither environment nor data",
+                field=f"tasks.{own.name}",
+                found="neither env nor data",
+                expected="an environment (env), recorded data (data), or both",
+                hint="data can also be given to a command, by --data",
+            )
         found = self.recorded(own.name)
         spec = partial(TaskSpec, own.name, found.state_dim, found.action_dim, own.max_steps or found.longest)
         return self._checked(

@@ -13,7 +13,6 @@ from llmdpd.data import load_dataset
 from llmdpd.data.collecting.scripted import CollectConfig, collect_scripted, folder_of, resolve_tasks
 from llmdpd.errors import InputError
 from llmdpd.tasks import SUITES
-from llmdpd.tasks.specs import task_spec
 
 SUITE = '''
 from functools import partial
@@ -88,7 +87,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(SUITES, cached, dict(getattr(SUITES, cached)))
     SUITES.__dict__.pop("_points")
     sys.modules.pop("llmdpd_lines", None)
-    task_spec.cache_clear()
+    monkeypatch.setattr(SUITES, "version", -1 - SUITES.version)
 
 
 def test_a_suite_with_demonstrators_is_collected(tmp_path: Path, fresh_seed: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from llmdpd.errors import InputError
+from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.environment import UserEnvironment
 from llmdpd.tasks.user.file import Success, UserTask
 
@@ -68,8 +69,14 @@ def test_actions_are_clipped_and_handed_over_in_the_spaces_own_type_and_shape(ma
         np.testing.assert_allclose(given, [[1, 0], [1, 0]] if dtype == np.int32 else [[1, 0], [0.6, 0.5]], atol=1e-6)
 
 
-def test_actions_without_a_bound_have_none(make: Any) -> None:
-    assert make(action=Box(-np.inf, 1.0, (2,))).action_bounds is None
+def test_actions_without_a_bound_have_none_there(make: Any) -> None:
+    low, high = np.array([-np.inf, -2.0, -np.inf]), np.array([1.0, 2.0, np.inf])
+    env = make(action=Box(low, high, dtype=np.float64))
+    assert env.action_bounds == ((-np.inf, -2, -np.inf), (1, 2, np.inf))
+    env.try_out()
+    env.step([9, 9, 9])
+    np.testing.assert_array_equal(env._env.unwrapped.given[-1], [1, 2, 9])
+    assert make(action=Box(-np.inf, np.inf, (2,))).action_bounds is None
 
 
 def test_keys_of_dict_observations_in_the_order_that_is_asked_for(make: Any) -> None:
@@ -140,7 +147,15 @@ def test_what_an_environment_does_wrong_is_said(make: Any) -> None:
     [
         ("FetchPus-v99", "unknown Gymnasium environment"),
         ("absent_module:make", "no such module"),
-        ("absent_module:Push-v0", "cannot be imported"),
+        ("absent_module:Push-v0", "no such module"),
+        (":CartPole-v1", "no environment is named"),
+        (":make", "no environment is named"),
+        ("module:", "no environment is named"),
+        (".relative:make", "module fails"),
+        ("broken:make", "broken.py, line 2"),
+        ("broken:Foo-v0", "RuntimeError: no licence"),
+        ("leaves:make", "SystemExit"),
+        ("needs:make", "No module named 'absent_package'"),
         ("tests_env:mak", "nearest: make"),
         ("json:dumps", "cannot be made"),
         ("collections:OrderedDict", "makes a OrderedDict"),
@@ -148,9 +163,81 @@ def test_what_an_environment_does_wrong_is_said(make: Any) -> None:
 )
 def test_an_environment_that_is_not_there(make: Any, tmp_path: Path, env: str, words: str) -> None:
     make()
+    (tmp_path / "broken.py").write_text("import json\nraise RuntimeError('no licence')")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
+    (tmp_path / "needs.py").write_text("import absent_package")
     with pytest.raises(InputError, match=words) as error:
         UserEnvironment(replace(TASK, env=env), tmp_path)
+    use_no_file()
     assert error.value.field == "tasks.mine.env"
+
+
+GOOD = (np.zeros(3), 1.0, False, False, {"ok": False})
+
+
+def good(place: int, value: Any) -> tuple[Any, ...]:
+    return (*GOOD[:place], value, *GOOD[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("answer", "field", "words"),
+    [
+        (GOOD[:4], "env", "a tuple of 4 values.*interface of the old gym"),
+        (list(GOOD), "env", "of type list"),
+        (good(4, None), "env", "does not return what Gymnasium asks for"),
+        (good(0, np.zeros(4)), "env", "4 numbers in step 1"),
+        (good(0, "nothing"), "env", "not of its space"),
+        (good(0, None), "env", "not of its space"),
+        (good(1, np.nan), "env", "reward cannot be used"),
+        (good(1, np.inf), "env", "a finite number"),
+        (good(1, None), "env", "reward cannot be used"),
+        (good(1, np.zeros(2)), "env", "reward cannot be used"),
+        (good(2, "no"), "env", "terminated cannot be used"),
+        (good(3, np.zeros(2, np.bool_)), "env", "truncated cannot be used"),
+        (good(4, {"ok": "False"}), "success", "true or false"),
+        (good(4, {"ok": None}), "success", "true or false"),
+        (good(4, {"ok": np.nan}), "success", "true or false"),
+        (ZeroDivisionError("by nought"), "env", r"step fails.*step 1.*ZeroDivisionError: by nought \(test_env.*line"),
+    ],
+)
+def test_what_step_returns_is_held_against_its_interface(make: Any, answer: Any, field: str, words: str) -> None:
+    for usable in (GOOD, good(1, np.float32(2)), good(1, np.ones(1)), good(4, {"ok": np.bool_(True)})):
+        env = make()
+        env.reset(0)
+        env._env.unwrapped.step = lambda action, usable=usable: usable
+        assert env.step([0, 0])[2] is bool(usable[4]["ok"])
+
+    def step(action: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    env._env.unwrapped.step = step
+    env.reset(0)
+    with pytest.raises(InputError, match=f"(?s){words}") as error:
+        env.step([0, 0])
+    assert error.value.field == f"tasks.mine.{field}"
+
+
+def test_what_reset_returns_is_held_against_its_interface(make: Any) -> None:
+    env = make()
+    for reset, words in (
+        (lambda seed, options=None: np.zeros(3), "of type ndarray"),
+        (lambda: (np.zeros(3), {}), "reset fails"),
+        (lambda seed, options=None: (np.zeros(2), {}), "2 numbers"),
+    ):
+        env._env.unwrapped.reset = reset
+        with pytest.raises(InputError, match=words):
+            env.reset(0)
+
+
+def test_a_try_is_a_step_or_an_episode_where_success_shows_at_its_end(make: Any) -> None:
+    for shown, steps in ((1, 1), (5, 5)):
+        env = make(info_of=lambda count, shown=shown: {"ok": True} if count >= shown else {})
+        env.try_out()
+        assert len(env._env.unwrapped.given) == steps
+    with pytest.raises(InputError, match="nearest: okay"):
+        make(info_of=lambda _: {"okay": True}).try_out()
 
 
 def test_spaces_that_cannot_be_used(make: Any) -> None:
