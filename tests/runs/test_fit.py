@@ -16,6 +16,7 @@ from llmdpd.errors import InputError
 from llmdpd.evaluation.offline import score_offline
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import read_results
+from llmdpd.tasks.specs import find_suite
 
 S, A, STEPS = 20, 7, 12
 TEXTS = {"pour": 'Task: pour "water".\nObjective: the cup is full.', "wipe": "Task: wipe the table."}
@@ -126,3 +127,17 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(logs: TrajectoryDataset, tm
     with pytest.raises(InputError, match="folder of its own"):
         llmdpd.fit(logs, run_dir=tmp_path / "run")
     assert [path.name for path in tmp_path.rglob("*")] == ["run-inputs", "mine"]
+
+
+def test_given_data_are_those_of_a_files_tasks_and_the_file_is_not_in_use_afterwards(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Also where a task's name has a slash, which no file's name can have."""
+    names = ("my-robot/pour", "wipe")
+    tables = [f"[tasks.{name!r}]\ntext = 'Task: {name}.'\n" for name in names]
+    (tmp_path / "tasks.toml").write_text("\n".join(tables))
+    data = TrajectoryDataset.from_episodes([log(rng, name) for name in names for _ in range(3)])
+    options = [*OPTIONS, "--iterations", "2"]
+    policy = llmdpd.fit(data, tmp_path / "tasks.toml", options=options, run_dir=tmp_path / "run")
+    assert policy.metadata["trained_on"] == list(names)
+    assert find_suite("wipe") is None
