@@ -19,11 +19,7 @@ from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.utils.files import atomic_write_text
 from llmdpd.utils.progress import ProgressBar, console
 
-# A Meta-World step is 12.5 ms: half of real time, since a success may take no second.
-FRAMES_PER_SECOND = 10
 STEPS_PER_FRAME = 4
-# Steps of 8 ms (walker2d, hopper) and 50 ms (halfcheetah): about real time for the first two.
-LOCOMOTION_FRAMES_PER_SECOND = 30
 
 
 def record_videos(
@@ -94,7 +90,7 @@ def record_videos(
         succeeds = task_spec(task).has_success
         outcome = {"success": result.success} if succeeds else {"return": round(result.episode_return, 1)}
         info = {**outcome, "seed": result.request.seed, "steps": result.length, "checkpoint": checkpoint}
-        rate = FRAMES_PER_SECOND if succeeds else LOCOMOTION_FRAMES_PER_SECOND
+        rate = suite_of(task).steps_per_second / STEPS_PER_FRAME
         save_video(folder, task, result.frames, info, frames_per_second=rate)
     console.print(f"videos: {folder}")
 

@@ -85,7 +85,7 @@ def _sidecar(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def save_video(
-    folder: Path, task: str, frames: Sequence[np.ndarray], info: dict[str, Any], frames_per_second: int = 20
+    folder: Path, task: str, frames: Sequence[np.ndarray], info: dict[str, Any], frames_per_second: float = 20
 ) -> None:
     """Write an episode's frames (uint8 [H, W, 3] each) as TASK.png, a strip of six, and TASK.mp4 where ffmpeg is there.
 

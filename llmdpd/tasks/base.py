@@ -51,6 +51,14 @@ class TaskSpec:
     has_environment: bool = True
     limited: bool = True
 
+    @classmethod
+    def within_one(
+        cls, task: str, state_dim: int, action_dim: int, max_steps: int, family: str, layout: Layout
+    ) -> TaskSpec:
+        """The spec of a task all of whose actions' numbers are within ±1."""
+        low, high = (-1.0,) * action_dim, (1.0,) * action_dim
+        return cls(task, state_dim, action_dim, max_steps, family, layout=layout, action_low=low, action_high=high)
+
     def steps(self, max_steps: int | None) -> int:
         """Steps of an episode at most: as many as are asked for, or where none are, the environment's own limit."""
         return self.max_steps if max_steps is None else max_steps
@@ -120,6 +128,7 @@ class TaskSuite:
         behaviours: descriptions of its demonstrators' behaviour policies, by name.
         hides_goal: whether it can hide the goal from observations; otherwise `goal_visible` has no meaning.
         collector: what collects training data where a run names none: "scripted" experts, "sac"; None: a run has to.
+        steps_per_second: how many of its steps a second of video shows.
     """
 
     name: str
@@ -129,6 +138,7 @@ class TaskSuite:
     behaviours: Mapping[str, str] = {}
     hides_goal: bool = False
     collector: Literal["scripted", "sac"] | None = None
+    steps_per_second: float = 40
 
     def knows(self, task: str) -> bool:
         """Whether `task` is one of the suite's tasks, in any spelling."""

@@ -134,6 +134,7 @@ class LocomotionSuite(TaskSuite):
     name = "locomotion"
     tasks = tuple(REFERENCE_RETURNS)
     collector = "sac"
+    steps_per_second = 120  # steps of 8 ms (walker2d, hopper) and 50 ms (halfcheetah): real time for the first two
 
     def knows(self, task: str) -> bool:
         return is_locomotion(task)

@@ -12,8 +12,8 @@ from llmdpd.cli.evaluate import main as evaluate
 from llmdpd.cli.train import main as train
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
-from llmdpd.tasks.ogbench.layout import LAYOUT
-from llmdpd.tasks.ogbench.suite import MAX_STEPS
+from llmdpd.tasks.ogbench.layout import SPACES
+from llmdpd.tasks.ogbench.tasks import MAX_STEPS
 
 SEEN, UNSEEN = ("scene-button-right", "scene-drawer-close"), ("scene-button-left",)
 
@@ -36,7 +36,7 @@ def test_the_preset_runs_from_collecting_to_results(tmp_path: Path) -> None:
     }
     assert {record.max_steps for record in records} == {MAX_STEPS}
     assert all(record.prompts.text and record.prompts.trajectory for record in records)
-    assert Policy.load(run / "policy").network.spaces.layout == LAYOUT
+    assert Policy.load(run / "policy").network.spaces.layout == SPACES["scene"].layout
     out = tmp_path / "replay.json"
     assert evaluate([str(run), "--baseline", "replay", "--episodes", "1", "--tasks", *UNSEEN, "--out", str(out)]) == 0
     assert [record.task for record in read_results(out)] == list(UNSEEN)

@@ -32,6 +32,7 @@ class MetaWorldSuite(TaskSuite):
     behaviours = BEHAVIOURS
     hides_goal = True
     collector = "scripted"
+    steps_per_second = 40  # a step is 12.5 ms: half of real time, since a success may take no second
     groups: Mapping[str, tuple[str, ...]] = {"all": TASKS, "ml45-train": ML45_TRAIN}
     # `design` is ml45 without its test tasks: for choosing a design.
     protocols: Mapping[str, Split] = {
@@ -47,12 +48,7 @@ class MetaWorldSuite(TaskSuite):
         return check_task(task)
 
     def spec(self, task: str) -> TaskSpec:
-        return TaskSpec(
-            *(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name),
-            layout=LAYOUT,
-            action_low=(-1.0,) * ACTION_DIM,
-            action_high=(1.0,) * ACTION_DIM,
-        )
+        return TaskSpec.within_one(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name, LAYOUT)
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         from llmdpd.tasks.metaworld.environment import MetaWorldTask

@@ -1,4 +1,4 @@
-"""OGBench's scene as a task suite."""
+"""OGBench's scene, cubes and puzzle as a task suite."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.base import Environment, Reading, Split, TaskSpec, TaskSuite
+from llmdpd.tasks.base import Environment, Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.behaviours import KINDS
-from llmdpd.tasks.ogbench.layout import ACTION_DIM, LAYOUT, STATE_DIM
-from llmdpd.tasks.ogbench.tasks import DESIGN, SEEN, TASKS, UNSEEN, describe
+from llmdpd.tasks.ogbench.layout import ACTION_DIM, SPACES
+from llmdpd.tasks.ogbench.tasks import GROUPS, MAX_STEPS, PROTOCOLS, TASKS, describe
 
 if TYPE_CHECKING:
     from llmdpd.tasks.demonstrators import Demonstrator
 
-MAX_STEPS = 200
-
 
 class OGBenchSuite(TaskSuite):
-    """Tasks of OGBench's scene, each one thing to do with one thing, with one layout of observations and actions."""
+    """Tasks of OGBench, each one thing to do with one thing; the tasks of one kind have one layout."""
 
     name = "OGBench"
     tasks = tuple(TASKS)
-    groups: Mapping[str, tuple[str, ...]] = {"ogbench-scene": tuple(TASKS)}
-    protocols: Mapping[str, Split] = {
-        "ogbench-scene": (SEEN, UNSEEN),
-        # Without its unseen tasks: for choosing a design.
-        "ogbench-scene-design": (tuple(task for task in SEEN if task not in DESIGN), DESIGN),
-    }
+    groups = GROUPS
+    protocols = PROTOCOLS
     behaviours: Mapping[str, str] = {kind: description for kind, (_, description) in KINDS.items()}
     collector = "scripted"
+    steps_per_second = 20  # real time
 
     def knows(self, task: str) -> bool:
         return self.canonical(task) in TASKS
@@ -39,12 +34,8 @@ class OGBenchSuite(TaskSuite):
         return task.strip().lower().replace("_", "-")
 
     def spec(self, task: str) -> TaskSpec:
-        return TaskSpec(
-            *(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name),
-            layout=LAYOUT,
-            action_low=(-1.0,) * ACTION_DIM,
-            action_high=(1.0,) * ACTION_DIM,
-        )
+        space = SPACES[TASKS[task].kind]
+        return TaskSpec.within_one(task, space.state_dim, ACTION_DIM, MAX_STEPS, self.name, space.layout)
 
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         _check_installed()
