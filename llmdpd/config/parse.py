@@ -42,6 +42,7 @@ def _listed(words: Iterable[str]) -> str:
 
 def description() -> str:
     """What the help begins with. Made when it is asked for, since protocols are the suites', of other packages too."""
+    short = (f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())
     return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
     --preset NAME    start from a named configuration (default: metaworld, or tasks with --tasks-file):
@@ -54,8 +55,7 @@ def description() -> str:
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
     --help-all       every option with its whole description
-    short spellings: --gpu (--device cuda),
-                     {_listed(f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())}
+    short spellings: {_listed(["--gpu (--device cuda)", *short])}
 
 Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 

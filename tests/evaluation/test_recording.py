@@ -11,6 +11,7 @@ from llmdpd.evaluation.recording import record_videos
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
+from llmdpd.tasks.specs import suite_of
 
 Prompts = dict[str, TaskPrompt]
 
@@ -52,6 +53,25 @@ def test_a_video_shows_an_evaluated_episode(renderer: None, policy: Policy, prom
     assert (tmp_path / "attention" / "door-lock-v3.png").read_bytes().startswith(b"\x89PNG")
     info = json.loads((tmp_path / "door-lock-v3.json").read_text())
     assert info == {"seed": EVALUATION_SEED_START, "steps": 6, "success": False, "checkpoint": "last"}
+
+
+@pytest.mark.parametrize(("steps_per_second", "expected"), [(20, 5), (120, 30)])
+def test_the_suite_says_how_fast_a_video_is(
+    renderer: None,
+    policy: Policy,
+    prompts: Prompts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps_per_second: float,
+    expected: float,
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(suite_of("door-lock-v3"), "steps_per_second", steps_per_second)
+    monkeypatch.setattr(
+        "llmdpd.evaluation.recording.save_video", lambda *_, frames_per_second: rates.append(frames_per_second)
+    )
+    record_videos(policy, prompts, tmp_path, **SETTINGS)
+    assert rates == [expected]
 
 
 @pytest.mark.parametrize("most", [None, 1])
