@@ -246,10 +246,10 @@ def _diffusion_losses(
     )
     losses: list[NDArray[np.float32]] = []
     for number, episode in enumerate(episodes):
-        parts = []
+        parts, observations = [], network.spaces.episode(episode.observations)
         for start in range(0, len(episode), _STATES_AT_ONCE):
             part = slice(start, min(start + _STATES_AT_ONCE, len(episode)))
-            states = torch.from_numpy(episode.observations[part]).to(policy.device)
+            states = torch.from_numpy(observations[part]).to(policy.device)
             steps = torch.arange(part.start, part.stop, device=policy.device)
             index = torch.full_like(steps, int(rows.of_request[number]))
             actions = torch.from_numpy(network.action_scaling.to_unit(episode.actions[part])[0]).to(policy.device)

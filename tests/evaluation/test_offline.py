@@ -20,8 +20,10 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
+from llmdpd.tasks.layout import Layout, Point
 
 S, A = 5, 3
+ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)
 LOW, HIGH = (-2.0, 0.0, -10.0), (2.0, 1.0, 30.0)
 METADATA = {
     **{"trained_on": ["pour", "wipe"], "protocol": "mine", "goal_visible": None, "seed": 4},
@@ -44,8 +46,7 @@ def logs(rng: np.random.Generator) -> TrajectoryDataset:
 
 
 def make_policy(**context: Any) -> Policy:
-    encoder = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)
-    reads = ContextConfig("retrieval", text=False, encoder=encoder, trajectory_dim=4, **context)
+    reads = ContextConfig("retrieval", text=False, encoder=ENCODER, trajectory_dim=4, **context)
     network = DiffusionPolicy(Spaces(S, A, 0, None, LOW, HIGH), DiffusionNetworkConfig(hidden_dim=16, context=reads))
     return Policy("llmdpd", network, None, BestOfN(samples=1), metadata=METADATA)
 
@@ -97,6 +98,18 @@ def test_a_task_with_one_episode_is_refused(rng: np.random.Generator) -> None:
     with pytest.raises(InputError, match="no episode to spare") as error:
         hold_out(join_episodes([*recorded(rng, "pour", 3), *recorded(rng, "wipe", 1)]), None, (), 0)
     assert error.value.field == "wipe"
+
+
+def test_a_policy_that_remembers_the_step_before_is_judged_likewise(logs: TrajectoryDataset) -> None:
+    layout, remembered = Layout((Point("hand", (0, 1)), Point("cup", (2, 3))), move=(0, 1)).completed(S)
+    network = DiffusionPolicy(
+        Spaces(S + 4, A, 0, layout, LOW, HIGH, remembered=remembered),
+        DiffusionNetworkConfig(hidden_dim=16, context=ContextConfig(text=False, features="relative", encoder=ENCODER)),
+    )
+    policy = Policy("llmdpd", network, None, BestOfN(samples=1), metadata=METADATA)
+    scores = score_offline(policy, prompts_of(pour=logs.episode(3)), {"pour": [logs.episode(0)]})
+    assert np.isfinite(scores["pour"].diffusion_loss)
+    assert scores["pour"].steps == len(logs.episode(0))
 
 
 def test_errors_are_those_of_the_actions_that_the_policy_names(logs: TrajectoryDataset) -> None:
