@@ -1,8 +1,8 @@
 """Which part of a recorded demonstration shows the task: recordings go on after the success, often for long.
 
 The end is looked for in what is known best: the step of the first success, the reward, where things came to be relative
-to the goal, and where everything comes to rest. Some steps after it are kept, as many as collected training data have:
-a policy learns from them to stay.
+to the goal, and where everything comes to rest. Steps after the success are read where the recording ends soon after
+it, as collected training data do: they show how to stay. Of a recording that goes on they may show anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ FloatArray = NDArray[np.float32]
 Reason = Literal["whole", "success", "reward", "goal", "rest"]
 
 TAIL = 20
-"""Steps that are kept after the end of the useful part."""
+"""Steps that are kept after the end of the useful part; of a recording that goes on from a known success, `FEW`."""
+FEW = 1
 
 _NEAR_BEST = 0.02  # of the range of rewards, within which one counts as the highest
 _STAY = 0.5  # share of the later steps with such a reward, where it is not known whether there was a success
@@ -50,6 +51,9 @@ class UsefulPart(NamedTuple):
 def useful_part(demonstration: Recorded, layout: Layout | None = None) -> UsefulPart:
     """The part of a demonstration of T ≥ 1 steps up to its success and `TAIL` steps further.
 
+    Only a recording that ends by then stays with its task after the success, as collected training data do: where the
+    step of the success is known and the recording goes on for longer, it is cut right after it.
+
     The end is, by what is known: the step of the first success; of one that is known to have succeeded at some step, or
     whose rewards then stay at their highest for the most part, the first step at which the reward is within 2 % of its
     range of the highest; with a layout whose goal is observed, the step at which the thing that came nearer to the goal
@@ -60,8 +64,10 @@ def useful_part(demonstration: Recorded, layout: Layout | None = None) -> Useful
     """
     length = len(demonstration.observations)
     end, by = _end(demonstration, layout)
-    steps = length if end is None else min(length, end + 1 + TAIL)
-    return UsefulPart(steps, by if steps < length else "whole")
+    if end is None or end + 1 + TAIL >= length:
+        return UsefulPart(length, "whole")
+    # Other ends are found up to so many steps too early.
+    return UsefulPart(end + 1 + (FEW if by == "success" else TAIL), by)
 
 
 def _end(demonstration: Recorded, layout: Layout | None) -> tuple[int | None, Reason]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, choose_steps, make_tokens
-from llmdpd.prompts.useful_part import TAIL, Recorded, useful_part, without_standing
+from llmdpd.prompts.useful_part import FEW, TAIL, Recorded, useful_part, without_standing
 from llmdpd.tasks.layout import Layout, Point
 
 HAND, CUBE, GOAL = (0, 1, 2), (3, 4, 5), (7, 8, 9)
@@ -33,7 +33,7 @@ def test_the_end_is_found_by_what_is_known_best(rng: np.random.Generator) -> Non
     shown = wandering(rng, arrival, 500)
     rewards = np.where(np.arange(500) < highest, rng.uniform(0, 0.9, 500), 1.0).astype(np.float32)
     assert useful_part(shown._replace(rewards=rewards, success=1, success_step=step), LAYOUT) == (
-        step + 1 + TAIL,
+        step + 1 + FEW,
         "success",
     )
     assert useful_part(shown._replace(rewards=rewards, success=1), LAYOUT) == (highest + 1 + TAIL, "reward")
@@ -92,7 +92,7 @@ def test_steps_are_taken_of_the_useful_part_alone(rng: np.random.Generator) -> N
     shown = wandering(rng, 100, 500)
     rewards = rng.normal(size=500).astype(np.float32)
     known = shown._replace(rewards=rewards, success=1, success_step=60)
-    end = 61 + TAIL
+    end = 61 + FEW
     cut = Recorded(known.observations[:end], known.actions[:end], rewards[:end], 1, 60)
     tokens, expected = (make_tokens([one], ENCODER, returns=True) for one in (known, cut))
     for name, part in vars(expected).items():
@@ -101,6 +101,13 @@ def test_steps_are_taken_of_the_useful_part_alone(rng: np.random.Generator) -> N
     whole = make_tokens([known], dataclasses.replace(ENCODER, trim="none"))
     assert whole.times[0, -1] == 499
     assert make_tokens([shown], ENCODER, layout=LAYOUT).times[0, -1] < 121 < make_tokens([shown], ENCODER).times[0, -1]
+
+
+def test_what_ends_soon_after_the_success_is_read_to_its_end(rng: np.random.Generator) -> None:
+    shown = wandering(rng, 100, 500)
+    for length, steps in ((101 + TAIL, 101 + TAIL), (105, 105), (102 + TAIL, 101 + FEW)):
+        short = Recorded(shown.observations[:length], shown.actions[:length], None, 1, 100)
+        assert useful_part(short, LAYOUT).steps == steps
 
 
 def test_by_default_demonstrations_are_read_whole() -> None:
