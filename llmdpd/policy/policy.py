@@ -175,10 +175,10 @@ class Policy:
         """Set the prompts: a text, and a demonstration (a `Trajectory`, or observations [T, S] and actions [T, A]).
 
         A list of 1 to 16 demonstrations is one prompt: at each step the policy looks for what to do in all of them.
-        Demonstrations may be of any length and go on after the success: presets read them up to it, or to their end if
-        that comes within 20 steps, and no long standing still. The success is known from `Trajectory.success_step`,
-        else looked for in the rewards, the way to the goal, or where nothing moves any more; the log says what is left
-        out.
+        Demonstrations may be of any length and go on after the success: presets read them up to it and 20 steps
+        further (1 where the body then goes far away), without long standing still. The success is known from
+        `Trajectory.success_step`, else looked for in the rewards, the way to the goal, or where nothing moves any more;
+        the log says what is left out.
 
         `target_return` is what a policy asks for that is conditioned on history; by default what its demonstration has
         earned, or where it reads none the mean over the tasks that it was trained on. Other policies have no use for

@@ -44,8 +44,8 @@ class TrajectoryEncoderConfig(SharedByHeads):
     """How a longer demonstration is cut: `even` over the episode; consecutive steps, `window` (MTDiff's: at a random
     place in training) or `last` (Prompt-DT's); `all`: it is an error."""
     trim: Trim = "none"
-    """What of a demonstration is read: all of it, or its `useful` part, up to the success (its end if that comes within
-    20 steps) or where else its end is found: by the reward, the goal, or when nothing moves any more."""
+    """What of a demonstration is read: all of it, or its `useful` part, up to 20 steps after the success (1 where the
+    body then goes far away) or where else its end is found: by the reward, the goal, or when nothing moves any more."""
 
 
 @dataclass(frozen=True)

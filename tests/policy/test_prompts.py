@@ -150,11 +150,11 @@ def test_what_is_cut_of_a_demonstration_is_said(make_policy: MakePolicy, example
     useful.network.load_state_dict(whole.network.state_dict())
     useful.texts = whole.texts
     caplog.set_level("INFO", "llmdpd")
-    first = [part[:11] for part in (observations, actions)]
+    first = [part[:30] for part in (observations, actions)]
     expected = whole.prompt(KNOWN, (first[0], first[1])).act(np.ones(S))
     assert not caplog.messages
     np.testing.assert_array_equal(useful.prompt(KNOWN, trajectory).act(np.ones(S)), expected)
-    assert caplog.messages == ["1 of 1 demonstrations are read in part, 11 of 80 steps; end found by success"]
+    assert caplog.messages == ["1 of 1 demonstrations are read in part, 30 of 80 steps; end found by success"]
 
 
 def test_long_standing_still_is_left_out(make_policy: MakePolicy, example: Any, caplog: Any) -> None:

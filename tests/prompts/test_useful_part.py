@@ -92,7 +92,7 @@ def test_steps_are_taken_of_the_useful_part_alone(rng: np.random.Generator) -> N
     shown = wandering(rng, 100, 500)
     rewards = rng.normal(size=500).astype(np.float32)
     known = shown._replace(rewards=rewards, success=1, success_step=60)
-    end = 61 + FEW
+    end = 61 + TAIL
     cut = Recorded(known.observations[:end], known.actions[:end], rewards[:end], 1, 60)
     tokens, expected = (make_tokens([one], ENCODER, returns=True) for one in (known, cut))
     for name, part in vars(expected).items():
@@ -103,11 +103,17 @@ def test_steps_are_taken_of_the_useful_part_alone(rng: np.random.Generator) -> N
     assert make_tokens([shown], ENCODER, layout=LAYOUT).times[0, -1] < 121 < make_tokens([shown], ENCODER).times[0, -1]
 
 
-def test_what_ends_soon_after_the_success_is_read_to_its_end(rng: np.random.Generator) -> None:
-    shown = wandering(rng, 100, 500)
+def test_what_wanders_off_after_the_success_is_cut_there(rng: np.random.Generator) -> None:
+    shown = wandering(rng, 100, 500)._replace(success=1, success_step=100)
+    assert useful_part(shown, LAYOUT) == (101 + FEW, "success")
+    assert useful_part(shown, None) == (101 + TAIL, "success")
+    assert useful_part(shown, dataclasses.replace(LAYOUT, unit=1e-4)) == (101 + TAIL, "success")
+    seen = shown.observations.copy()
+    seen[101:, HAND] = seen[100, HAND] + rng.uniform(-0.05, 0.05, (399, 3))
+    assert useful_part(shown._replace(observations=seen), LAYOUT) == (101 + TAIL, "success")
     for length, steps in ((101 + TAIL, 101 + TAIL), (105, 105), (102 + TAIL, 101 + FEW)):
         short = Recorded(shown.observations[:length], shown.actions[:length], None, 1, 100)
-        assert useful_part(short, LAYOUT).steps == steps
+        assert useful_part(short, dataclasses.replace(LAYOUT, unit=1e3)).steps == steps
 
 
 def test_by_default_demonstrations_are_read_whole() -> None:
