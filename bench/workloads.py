@@ -15,6 +15,7 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops.arguments import Precision
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 ITERATIONS = 1_000_000
 TEXT = 384  # numbers of a MiniLM embedding
@@ -56,7 +57,7 @@ def diffusion_ql(
 def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision: Precision = "fp32") -> Training:
     """The whole of Algorithm 1 with its encoders: pooled prompts, critics that see them, one task a batch."""
     context = ContextConfig(
-        features="metaworld", encoder=TrajectoryEncoderConfig(layers=2, width=128, inner=512, steps=25)
+        features="combined", encoder=TrajectoryEncoderConfig(layers=2, width=128, inner=512, steps=25)
     )
     policy_config, batch = DiffusionNetworkConfig(context=context), 256
     if quick:
@@ -68,7 +69,8 @@ def metaworld(sizes: Sizes, device: torch.device, quick: bool = False, precision
     )
     if quick:
         learner_config = dataclasses.replace(learner_config, critic_hidden=16)
-    policy = DiffusionPolicy(Spaces(sizes.state, sizes.action, TEXT), policy_config).to(device)
+    spaces = Spaces(sizes.state, sizes.action, TEXT, None if quick else LAYOUT)
+    policy = DiffusionPolicy(spaces, policy_config).to(device)
     learner = LLMDPD(policy, learner_config, ITERATIONS)
     data = random_batch(sizes, device, batch, policy_config.context.encoder)
     return Training(learner, data, metaworld_flops(learner, batch), learner_config.ema_start)

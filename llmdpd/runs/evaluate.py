@@ -204,7 +204,7 @@ def _without_a_run(config: EvaluateConfig) -> TrainConfig:
     """What a run's configuration would say of the tasks."""
     if config.baseline is None:
         return TrainConfig()
-    if not config.tasks_of(TrainConfig()):
+    if not (config.tasks or config.tasks_file):
         raise InputError("no tasks to evaluate", field="--tasks", found="none", expected="tasks, or a run")
     if not (config.prompt_data or config.prompt_behaviours or config.tasks_file):
         hint = "name a data set, or collect demonstrations with --prompt-behaviours clean"
