@@ -41,7 +41,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def description() -> str:
-    """What the help begins with. Made when it is asked for, since protocols are the suites', of other packages too."""
+    """What the help begins with. Made when it is requested, since protocols are the suites', of other packages too."""
     short = (f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())
     return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 

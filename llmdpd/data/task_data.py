@@ -24,7 +24,7 @@ def load_tasks(spec: str | Path | None, tasks: Sequence[str], goal_visible: bool
     """Load the data of these tasks from `spec` (see `load_dataset`); the result has exactly these `tasks`.
 
     Each task is read as its suite says (`TaskSuite.reading`), of the data's tasks the one that it says. A file with one
-    unnamed task (a plain HDF5 file has the file's name) counts as the task where only one is asked for. A locomotion
+    unnamed task (a plain HDF5 file has the file's name) counts as the task where only one is requested. A locomotion
     task's data may have any name of its environment ("hopper-medium-replay-v2"). Without `spec` the data are those that
     the tasks' suite says are theirs (see `load_own_data`). What is read is held against the tasks' specs (see
     `llmdpd.data.checks`); a line says where the data name another environment than the task's.

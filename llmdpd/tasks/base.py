@@ -60,7 +60,7 @@ class TaskSpec:
         return cls(task, state_dim, action_dim, max_steps, family, layout=layout, action_low=low, action_high=high)
 
     def steps(self, max_steps: int | None) -> int:
-        """Steps of an episode at most: as many as are asked for, or where none are, the environment's own limit."""
+        """Steps of an episode at most: as many as are requested, or where none are, the environment's own limit."""
         return self.max_steps if max_steps is None else max_steps
 
     def check_max_steps(self, max_steps: int | None, field: str = "evaluation.max_steps") -> None:

@@ -77,7 +77,7 @@ def demonstrate(
     behaviour: BehaviourPolicy,
     request: ScriptedRequest,
 ) -> ScriptedEpisode:
-    """Roll out `request`: the environment is reset, and `expert` asked for its action [A] in each observation [S]."""
+    """Roll out `request`: the environment is reset, and `expert` names an action [A] in each observation [S]."""
     observations = [environment.reset(request.seed)]
     taken: list[tuple[FloatArray, FloatArray, float]] = []
     last = request.max_steps

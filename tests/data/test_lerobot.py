@@ -182,7 +182,7 @@ def test_a_split_chooses_episodes(tmp_path: Path, random_recording: Record, writ
     write_lerobot(
         tmp_path, recordings, version=version, splits={"train": "0:3", "test": "3:6", "bad": "all", "past": "9:10"}
     )
-    # What is not asked for is not read.
+    # What is not requested is not read.
     (tmp_path / DATA[version]).write_bytes(b"broken")
     dataset = load_dataset(tmp_path, reading=Reading(part="test"))
     check_same(dataset, recordings[3:])
