@@ -191,3 +191,16 @@ def test_a_run_that_is_refused_leaves_nothing(family: Family, train: Train, tmp_
     assert "no such file or folder" in capsys.readouterr().err
     assert not run.exists()
     assert not RunFolder(run).tasks.exists()
+
+
+@pytest.mark.parametrize("method", ["diffusion-ql", "td3-bc", "trajectory-diffusion", "dt", "mtdiff"])
+def test_other_methods_remember_the_step_before_too(method: str, family: Family, train: Train, tmp_path: Path) -> None:
+    """Critics, trajectories and histories of observations with more numbers than the environment gives."""
+    path, run = family(THREE), tmp_path / "run"
+    few = ("--iterations", 2, "--training.select-every", 0, "--evaluation.episodes", 1, "--threads", 1)
+    plain = ("--data.workers", 1, "--evaluation.no-videos")
+    assert train("--tasks-file", path, "--method", method, "--run-dir", run, *few, *plain) == 0
+    spaces = Policy.load(run).network.spaces
+    assert spaces.observed_dim == 13
+    assert len(spaces.remembered) == 12
+    assert {record.task for record in read_results(run / "results.json")} == set(THREE)
