@@ -8,6 +8,7 @@ from llmdpd.cli.common import command
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_scripted, folder_of, partial_folder
 from llmdpd.errors import InputError
+from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.command_line import parse, renamed, take_option
 from llmdpd.utils.progress import ProgressBar, console
@@ -47,7 +48,7 @@ def _collect(config: CollectConfig) -> None:
     with StopSignals() as stop, ProgressBar("collecting", "episodes", check=stop.check) as bar:
         try:
             collected = collect_scripted(config, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
-        except StopRequestedError:
+        except (StopRequestedError, WorkerError):
             console.print(f"finished episodes are kept in {partial_folder(folder_of(config))}")
             console.print("run the same command again to continue")
             raise

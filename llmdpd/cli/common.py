@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
+from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.encoding import accept_any_output
@@ -38,7 +39,7 @@ def run_command(command: Callable[[], None]) -> int:
     logging.getLogger("llmdpd").setLevel(logging.INFO)
     try:
         command()
-    except (InputError, TrainingDivergedError) as error:
+    except (InputError, TrainingDivergedError, WorkerError) as error:
         error_console.print(f"error: {error}", style="bold red")
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
@@ -61,7 +62,7 @@ def run_command(command: Callable[[], None]) -> int:
 def command(run: Callable[[list[str]], None]) -> Callable[..., int]:
     """The `main` of a command: it takes the arguments (by default the process's) and returns the exit code.
 
-    0, 1 for a diverged loss, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM.
+    0, 1 for a diverged loss or an environment that broke, 2 for a wrong input, 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:

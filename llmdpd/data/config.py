@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from llmdpd.utils.bounds import Bounds, Count, Seed, WholeNumber
+from llmdpd.utils.bounds import Bounds, Episodes, Seed, WholeNumber, Workers
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class DataConfig:
     training data, of which the episode of the highest return is taken."""
     root: str = "data"
     """Folder under which collected data is kept, and found again."""
-    episodes: Count = 200
+    episodes: Episodes = 200
     """Collected episodes a seen task."""
-    demonstration_episodes: Count = 3
+    demonstration_episodes: Episodes = 3
     """Collected episodes a task, seen and unseen, that demonstrations are taken from; never trained on."""
     noise: str = "clean:0.5,gaussian:0.3,bursts:0.2"
     """Mixture of demonstrators with their shares: clean, gaussian, bursts, random, slow … (see `llmdpd collect`)."""
@@ -35,9 +35,9 @@ class DataConfig:
     fraction: Annotated[float, Bounds(1e-6, 1)] = 1.0
     """Share of each task's episodes that is learned from, at least one of each, drawn by `data.seed`; a smaller
     share is part of a greater one."""
-    sac_steps: Count = 1_000_000
+    sac_steps: Annotated[int, Bounds(1, 100_000_000)] = 1_000_000
     """Steps of SAC at most, where it collects; it stops earlier where it reaches the medium level."""
-    workers: Annotated[int | None, Bounds(1)] = None
+    workers: Workers = None
     """Processes for collection and evaluation; one a core by default."""
 
     def check(self) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from llmdpd.utils.bounds import Bounds, Count
+from llmdpd.utils.bounds import Bounds, Count, Episodes, OptionalEpisodes
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """The evaluation at the end of a run."""
 
-    episodes: Count = 50
+    episodes: Episodes = 50
     """Episodes a task, for the last and for the best checkpoint each."""
-    seen_episodes: Annotated[int | None, Bounds(1)] = None
+    seen_episodes: OptionalEpisodes = None
     """Episodes a task that was trained on, where they are to be fewer (or more); by default as many."""
     max_steps: Annotated[int | None, Bounds(1)] = None
     """Steps an episode at most; success at any of them counts. By default the tasks' own limit."""

@@ -99,8 +99,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     grid = grids[_known(settings.experiment, grids, "experiment")]
     protocol = _known(settings.protocol or grid.protocols[0], grid.protocols, "--protocol")
     budget = BUDGETS[_known(settings.budget, BUDGETS, "--budget")]
-    for name in ("seeds", "episodes", "seen_episodes"):
-        Bounds(1).check(getattr(settings, name), f"--{name.replace('_', '-')}")
+    for name, most in (("seeds", 1000), ("episodes", 100_000), ("seen_episodes", 100_000)):
+        Bounds(1, most).check(getattr(settings, name), f"--{name.replace('_', '-')}")
     episodes = settings.episodes or budget.episodes or grid.episodes
     suffix = "" if settings.budget == "full" else f"-{settings.budget}"
     out = settings.out or Path("experiments") / f"{protocol}{suffix}"

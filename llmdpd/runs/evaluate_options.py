@@ -15,7 +15,7 @@ from llmdpd.nn.context.base import check_left_out
 from llmdpd.policy.inputs import MOST_DEMONSTRATIONS
 from llmdpd.tasks.specs import canonical_task, suite_of
 from llmdpd.tasks.user import user_suite
-from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
+from llmdpd.utils.bounds import Bounds, Episodes, OptionalEpisodes, WholeNumber, Workers, check_config
 
 OptionalCount = Annotated[int | None, Bounds(1)]
 
@@ -26,9 +26,9 @@ class EvaluateConfig:
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """The run's folder; a baseline does without one."""
-    episodes: Count = 500
+    episodes: Episodes = 500
     """Episodes a task."""
-    seen_episodes: OptionalCount = None
+    seen_episodes: OptionalEpisodes = None
     """Episodes a task that was trained on; by default as many."""
     baseline: Literal["replay", "tracker"] | None = None
     """Instead of the policies, evaluate a non-learned baseline: the demonstration's actions replayed, or a hand-written
@@ -50,7 +50,7 @@ class EvaluateConfig:
     prompt_behaviours: tuple[str, ...] = ()
     """Evaluate once with demonstrations by each of these behaviour policies (clean, slow, pauses …: see llmdpd.collect
     --help), which are collected, or found again, under --data-root."""
-    demonstrations: OptionalCount = None
+    demonstrations: OptionalEpisodes = None
     """Demonstrations a task that the episodes take in turn; by default 5 with --prompt-behaviours, else 1."""
     together: bool = False
     """The demonstrations of a task are one prompt, from which the policy retrieves together, instead of taking turns;
@@ -67,7 +67,7 @@ class EvaluateConfig:
     """Steps an episode at most; by default the run's."""
     videos: bool = False
     """Record a video of one episode a task: into the run's videos, or beside a file of its own in NAME-videos."""
-    workers: OptionalCount = None
+    workers: Workers = None
     """Environment processes; one a core by default."""
     threads: WholeNumber = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmdpd.utils.bounds import Count, WholeNumber
+from llmdpd.utils.bounds import Count, Episodes, WholeNumber
 
 CudaGraphMode = Literal["auto", "on", "off"]
 
@@ -22,7 +22,7 @@ class TrainingConfig:
     """Iterations from one checkpoint to the next."""
     select_every: WholeNumber = 1000
     """Iterations from one evaluation on the seen tasks to the next; the best becomes `policy_best`. 0: never."""
-    select_episodes: Count = 10
+    select_episodes: Episodes = 10
     """Episodes a seen task in those evaluations, on seeds apart from the reported ones."""
     cuda_graph: CudaGraphMode = "auto"
     """Replay iterations from CUDA graphs: `auto` on a GPU where it can be; `on`, and an error where it can't; `off`."""

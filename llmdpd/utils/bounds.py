@@ -40,6 +40,10 @@ Seed = Annotated[int, Bounds(0, 2**63 - 1)]
 Width = Annotated[int, Bounds(1, 16_384)]
 Layers = Annotated[int, Bounds(1, 128)]
 Steps = Annotated[int, Bounds(1, 1000)]
+# Episodes are listed, and workers started, before the first one ends: more than this would only fill the memory.
+Episodes = Annotated[int, Bounds(1, 100_000)]
+OptionalEpisodes = Annotated[int | None, Bounds(1, 100_000)]
+Workers = Annotated[int | None, Bounds(1, 1024)]
 
 ACTION_NUMBERS = Bounds(1, 65_536)
 """Numbers that a noise network denoises at once: what the samplers are tested up to."""

@@ -42,7 +42,10 @@ class ProgressBar:
             self._task = self._bar.add_task(name, total=None, rate="", note="")
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units are finished, with an optional note."""
+        """Report that `done` of `total` units are finished, with an optional note; with a total of 0 only `check`."""
+        if not total:
+            self._check()
+            return
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = done, now

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd.cli.collect import main
+from llmdpd.data.collecting import scripted
 
 SMALL = ["--tasks", "reach", "--episodes", "3", "--max-steps", "5", "--workers", "1"]
 
@@ -76,3 +77,35 @@ def test_a_stopped_collection_goes_on_to_the_same_content(
     assert main(["--out", str(tmp_path / "out"), *MEDIUM]) == 0
     assert json.loads((tmp_path / "out" / "collect.json").read_text())["content"] == undisturbed
     assert not partial.exists()
+
+
+def test_work_that_workers_die_of_is_one_message_that_keeps_what_was_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deadly = (
+        "import os\nfrom llmdpd.tasks.demonstrators import Demonstrators\n"
+        "class Deadly(Demonstrators):\n    def episode(self, request):\n"
+        "        return os._exit(3) if request.behaviour == 'gaussian' else super().episode(request)\n"
+    )
+    (tmp_path / "llmdpd_deadly.py").write_text(deadly)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    usual = scripted._DEMONSTRATORS
+    monkeypatch.setattr(scripted, "_DEMONSTRATORS", "llmdpd_deadly:Deadly")
+    out = tmp_path / "out"
+    assert main(["--out", str(out), *SMALL]) == 1
+    said = capsys.readouterr()
+    assert "3 workers died of" in said.err
+    assert "exit code 3" in said.err
+    assert "Traceback" not in said.err
+    assert f"finished episodes are kept in {out}.partial" in said.out
+    assert list(tmp_path.glob("out.partial/*/*.npz"))
+    monkeypatch.setattr(scripted, "_DEMONSTRATORS", usual)
+    assert main(["--out", str(out), *SMALL]) == 0
+
+
+@pytest.mark.parametrize("option", ["--episodes", "--workers"])
+def test_numbers_that_would_only_fill_the_memory_are_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path / "out"), *SMALL, option, "99999999999"]) == 2
+    assert "out of range" in capsys.readouterr().err

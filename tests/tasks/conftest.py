@@ -49,6 +49,10 @@ class Toy:
             with open(self.file, "a") as file:
                 file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.name == "stop-always" or (self.name == "stop-once" and not os.path.exists(self.file)):
+            if self.file:
+                open(self.file, "w").close()
+            os.kill(os.getpid(), signal.SIGSTOP)
         if self.name == "raise":
             raise ArithmeticError("the toy broke")
 
@@ -92,10 +96,30 @@ class Probe:
     def always(self):
         os._exit(9)
 
+    def stop(self, file, value):
+        if not os.path.exists(file):
+            open(file, "w").close()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return value
+
+    def hang(self):
+        while True:
+            pass
+
     def fail(self, kind):
         from llmdpd.errors import InputError
 
         raise InputError("wrong", field="x") if kind == "input" else ArithmeticError("broken probe")
+
+
+class Stillborn(Probe):
+    """Its process dies while it is made, the first time or always."""
+
+    def __init__(self, file):
+        if not os.path.exists(file):
+            if not file.endswith("always"):
+                open(file, "w").close()
+            os._exit(5)
 '''
 
 

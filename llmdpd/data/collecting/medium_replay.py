@@ -20,7 +20,7 @@ from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError
 from llmdpd.tasks.locomotion import locomotion_base, normalised_score
 from llmdpd.tasks.specs import TaskSpec, canonical_task, task_spec
-from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
+from llmdpd.utils.bounds import Bounds, Count, Episodes, WholeNumber, check_config
 from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock, read_json
 from llmdpd.utils.plain import differences
@@ -50,11 +50,11 @@ class MediumReplayConfig:
     level: Annotated[float, Bounds(1e-9, 1000)] = MEDIUM
     """Stop at this level, the mean of evaluation episodes: D4RL's normalised score (a third of an expert's is medium),
     where tasks succeed or fail, success in percent."""
-    steps: Count = 1_000_000
+    steps: Annotated[int, Bounds(1, 100_000_000)] = 1_000_000
     """Maximal steps in the environment, each with a gradient step; a run that ends here says so."""
     evaluate_every: Count = 5000
     """Steps from one evaluation, and one checkpoint, to the next."""
-    evaluation_episodes: Count = 5
+    evaluation_episodes: Episodes = 5
     """Episodes per evaluation, by the deterministic policy; they are not kept."""
     max_steps: Annotated[int | None, Bounds(1)] = None
     """Maximal steps of an episode; by default the environment's limit."""
@@ -188,18 +188,23 @@ class _Run:
     def execute(self, report: OnSteps) -> None:
         """Train until the level is reached or the steps are used up; a checkpoint at every evaluation and at a stop."""
         total, trainer = self._config.steps, self._trainer
+
+        def tell() -> None:
+            report(self._spec.task, trainer.steps, total, self._progress())
+
         while trainer.steps < total and self.level < self._config.level:
             mark = min((trainer.steps // self._config.evaluate_every + 1) * self._config.evaluate_every, total)
             try:
                 while trainer.steps < mark:
-                    report(self._spec.task, trainer.steps, total, self._progress())
+                    tell()
                     trainer.advance(min(_SLICE, mark - trainer.steps))
             except BaseException:
                 self._save()  # between two slices everything fits together
                 raise
-            self._level = trainer.evaluate(self._config.evaluation_episodes)
+            # Stopped in here it continues from the last checkpoint, or else this evaluation would be left out.
+            self._level = trainer.evaluate(self._config.evaluation_episodes, tell)
             self._save()
-        report(self._spec.task, trainer.steps, total, self._progress())
+        tell()
 
     def _progress(self) -> str:
         if self._level is None:

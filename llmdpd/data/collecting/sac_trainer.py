@@ -181,12 +181,16 @@ class SacTrainer:
         losses = {f"loss/{name}": float(logged[f"train/{theirs}"]) for name, theirs in _LOSSES}
         return {**losses, "temperature": float(logged["train/ent_coef"])}
 
-    def evaluate(self, episodes: int) -> Level:
-        """Roll out the deterministic policy for `episodes` episodes per task; training does not depend on it."""
+    def evaluate(self, episodes: int, check: Callable[[], None] = lambda: None) -> Level:
+        """Roll out the deterministic policy for `episodes` episodes per task; training does not depend on it.
+
+        `check` is called before each and may raise to stop.
+        """
         returns, successes = [], []
         for task in self.tasks:
             environment = self._make(task)
             for number in range(episodes):
+                check()
                 observation = environment.reset(episode_seed(self.seed, task, number, _EVALUATION))
                 total, success = 0.0, False
                 for _ in range(self.max_steps):

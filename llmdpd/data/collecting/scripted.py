@@ -30,7 +30,7 @@ from llmdpd.tasks.base import TaskSuite
 from llmdpd.tasks.demonstrators import ScriptedEpisode, ScriptedRequest
 from llmdpd.tasks.simulation.processes import map_unordered
 from llmdpd.tasks.specs import canonical_task, common_spec, known_behaviours, suite_of, task_spec
-from llmdpd.utils.bounds import Bounds, Count, WholeNumber, check_config
+from llmdpd.utils.bounds import Bounds, Episodes, WholeNumber, Workers, check_config
 from llmdpd.utils.files import (
     atomic_directory,
     atomic_write_json,
@@ -45,6 +45,7 @@ _FORMAT = 1
 _EPISODE_ARRAYS = ("observations", "actions", "expert_actions", "rewards")
 _DEMONSTRATORS = "llmdpd.tasks.demonstrators:Demonstrators"
 _OTHER_OUT = "choose another --out, or remove this folder"
+_LOOK = 1000  # finished episodes that are looked through between two looks at stop signals
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +59,7 @@ class CollectConfig:
     tasks: tuple[str, ...] = ("sweep-into",)
     """Tasks of one suite that has scripted experts: names ("sweep-into", "box-close-v3", "scene-drawer-open"), or
     groups: of Meta-World "all" (50) and "ml45-train" (45), of OGBench "ogbench-scene"."""
-    episodes: Count = 100
+    episodes: Episodes = 100
     """Episodes for each task."""
     noise: str = "clean:0.5,gaussian:0.25,bursts:0.15,random:0.1"
     """Behaviours of the suite and their shares of the episodes, as KIND:SHARE,… Of all: clean (the expert itself),
@@ -73,7 +74,7 @@ class CollectConfig:
     lie in OUT.partial."""
     seed: WholeNumber = 0
     """Decides goals and noise of all episodes."""
-    workers: Annotated[int | None, Bounds(1)] = None
+    workers: Workers = None
     """Worker processes; one a core by default. The content does not depend on it."""
     post_success_steps: WholeNumber = 20
     """Steps kept after the first success, where an episode is truncated; cut, overrun and wander have their own."""
@@ -113,7 +114,7 @@ class Collected:
 
 
 OnEpisode = Callable[[int, int, int], None]
-"""(finished episodes, all episodes, transitions in the finished ones)."""
+"""(finished episodes, all episodes, transitions in the finished ones); zeros while what is there is looked through."""
 
 
 def resolve_tasks(names: Sequence[str]) -> tuple[str, ...]:
@@ -223,7 +224,8 @@ def collect_scripted(config: CollectConfig, progress: OnEpisode | None = None) -
 
     Args:
         config: what to collect.
-        progress: called after every episode, and once at the start; and while another process is waited for.
+        progress: called at the start, after every episode and about every second between; and while another process
+            is waited for. May raise to stop.
 
     Raises:
         InputError: a wrong setting; OUT or its partial holds a collection of another configuration.
@@ -313,17 +315,28 @@ def _collect_missing(
     config: CollectConfig, paths: Sequence[Path], requests: Sequence[ScriptedRequest], progress: OnEpisode
 ) -> None:
     """Run the requests whose episodes are not at their `paths` yet."""
-    lengths = {index: length for index, path in enumerate(paths) if (length := _length_of(path))}
-    missing = [index for index in range(len(paths)) if index not in lengths]
-    transitions = sum(lengths.values())
-    progress(len(lengths), len(paths), transitions)
+    missing, transitions = list[int](), 0
+    for index, path in enumerate(paths):
+        length = _length_of(path)
+        transitions += length
+        missing += [] if length else [index]
+        if index % _LOOK == _LOOK - 1:
+            progress(0, 0, 0)
+    finished = len(paths) - len(missing)
+
+    def tell() -> None:
+        progress(finished, len(paths), transitions)
+
+    tell()
     items = [(requests[index],) for index in missing]
-    episodes = map_unordered(_DEMONSTRATORS, (config.goal_visible,), "episode", items, workers=config.workers)
-    for finished, (position, episode) in enumerate(episodes, len(lengths) + 1):
+    episodes = map_unordered(
+        _DEMONSTRATORS, (config.goal_visible,), "episode", items, workers=config.workers, waiting=tell
+    )
+    for position, episode in episodes:
         with atomic_writer(paths[missing[position]]) as temporary, temporary.open("wb") as file:
             np.savez(file, **dataclasses.asdict(episode))
-        transitions += len(episode.actions)
-        progress(finished, len(paths), transitions)
+        finished, transitions = finished + 1, transitions + len(episode.actions)
+        tell()
 
 
 def _read_episode(path: Path) -> ScriptedEpisode:

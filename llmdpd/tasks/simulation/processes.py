@@ -1,4 +1,4 @@
-"""Worker processes whose death does not end the run.
+"""Worker processes whose death, or silence, does not end the run.
 
 A worker is a fresh interpreter started with nothing but a socket pair, not `multiprocessing.Process`: "spawn" would
 import the parent's main module again in every worker (`python -m llmdpd.train` imports torch: seconds and hundreds of
@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from llmdpd.errors import InputError
 from llmdpd.tasks.user import file_in_use
 from llmdpd.utils.cores import usable_cores
 
@@ -26,6 +29,13 @@ logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """Work during which this many workers died is given up."""
+STEP_SECONDS, EPISODE_SECONDS = 120.0, 900.0
+"""How long a worker may take, by default, for a step of all its environments, and for starting them or a whole episode.
+The environment variables LLMDPD_STEP_SECONDS and LLMDPD_EPISODE_SECONDS say otherwise."""
+POLL_SECONDS = 0.5
+"""The longest time between two looks at silent workers and at stop signals."""
+# A worker that is stopped in the middle of a message must not hold its parent up in it.
+_MESSAGE_SECONDS = 60
 
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # "-I" keeps a stray json.py in the working directory out; then the parent's import path is taken over as it is.
@@ -40,20 +50,40 @@ class WorkerDiedError(Exception):
 
 
 class WorkerError(RuntimeError):
-    """An exception inside a worker; the message holds the worker's traceback."""
+    """An exception inside a worker, whose traceback the message holds; or work that three workers died of."""
 
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that died: when it is reported, it has been replaced."""
+    """A worker that died, or was ended since it gave no answer for `silent` seconds; it has been replaced."""
 
     worker: int
     pid: int
     exit_code: int
+    silent: float | None = None
 
     def __str__(self) -> str:
         how = f"signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
-        return f"worker {self.worker} (process {self.pid}) died: {how}"
+        how = f"died: {how}" if self.silent is None else f"was ended: no answer within {self.silent:g} s"
+        return f"worker {self.worker} (process {self.pid}) {how}"
+
+
+def time_limits() -> tuple[float, float]:
+    """The seconds that a worker may take for a step of all its environments, and for starting them or a whole episode.
+
+    Raises:
+        InputError: an environment variable that says no positive number.
+    """
+    found = []
+    for name, usual in (("LLMDPD_STEP_SECONDS", STEP_SECONDS), ("LLMDPD_EPISODE_SECONDS", EPISODE_SECONDS)):
+        said = os.environ.get(name) or str(usual)
+        try:
+            found.append(float(said))
+        except ValueError:
+            found.append(0.0)
+        if not found[-1] > 0:
+            raise InputError("a time limit that is no positive number", field=name, found=said, expected="seconds")
+    return found[0], found[1]
 
 
 class Worker:
@@ -74,32 +104,60 @@ class Worker:
         self.index, self._factory, self._arguments = index, factory, arguments
         self._environment, self._file = {**os.environ, **_ONE_THREAD, **(environment or {})}, file_in_use()
         self.pending: deque[Any] = deque()
+        self._limits: deque[float] = deque()
         self._start()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
+            for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                ours.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _MESSAGE_SECONDS, 0))
             command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=self._environment
             )
-        self.connection = Connection(ours.detach())
+            self.connection = Connection(ours.detach())
         self.pending.clear()
-        self.connection.send((self._factory, self._arguments, self._file))
+        self._limits.clear()
+        self._looked, self._silent = time.monotonic(), 0.0
+        self._overdue: float | None = None
+        self._send((self._factory, self._arguments, self._file))
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
 
-    def call(self, tag: Any, method: str, *arguments: Any) -> None:
-        """Request a method call; `tag` is returned with its answer. A death raises in `receive`, not here."""
+    def call(self, tag: Any, method: str, *arguments: Any, seconds: float | None = None) -> None:
+        """Request a method call; `tag` is returned with its answer. A death raises in `receive`, not here.
+
+        `seconds`: how long the answer may take (see `answered`), by default as long as a whole episode.
+        """
+        if not self.pending:
+            self._looked, self._silent = time.monotonic(), 0.0
         self.pending.append(tag)
+        self._limits.append(time_limits()[1] if seconds is None else seconds)
+        self._send((method, arguments))
+
+    def _send(self, message: tuple[Any, ...]) -> None:
         try:
-            self.connection.send((method, arguments))
+            self.connection.send(message)
         except OSError:
-            # Its last answers can still be read.
+            # It is dead, or does not read; what follows half a message would be taken for its rest. Its last answers
+            # can still be read.
             logger.debug("worker %d took no more calls", self.index)
+            self._process.kill()
+
+    def hurry(self) -> None:
+        """End the process if the oldest call took longer than it may: `receive` then raises as for any other death.
+
+        Only time in which the parent was waiting counts, not that in which it was stopped itself.
+        """
+        now = time.monotonic()
+        self._silent, self._looked = self._silent + min(now - self._looked, 2 * POLL_SECONDS), now
+        if self._limits and self._silent > self._limits[0] and self._overdue is None:
+            self._overdue = self._limits[0]
+            self._process.kill()
 
     def receive(self) -> tuple[Any, Any]:
         """The next answer as (tag, value).
@@ -112,7 +170,10 @@ class Worker:
             status, *content = self.connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerDiedError(str(self.index)) from error
-        tag = self.pending.popleft() if self.pending else None
+        tag = None
+        if self.pending:
+            tag, _ = self.pending.popleft(), self._limits.popleft()
+        self._looked, self._silent = time.monotonic(), 0.0
         if status == "ok":
             return tag, content[0]
         exception, text = content
@@ -121,8 +182,8 @@ class Worker:
         raise WorkerError(f"exception in worker {self.index}:\n{text}")
 
     def replace(self) -> Death:
-        """Start a new process in place of one that died."""
-        death = Death(self.index, self.pid, self.stop())
+        """Start a new process in place of one that died, or is past its time."""
+        death = Death(self.index, self.pid, self.stop(), self._overdue)
         logger.warning("%s; it is replaced and its work redone", death)
         self._start()
         return death
@@ -134,6 +195,20 @@ class Worker:
         return self._process.wait()
 
 
+def answered(workers: Iterable[Worker]) -> list[Worker]:
+    """Those of the workers, of which each has a call pending, that have an answer or are dead.
+
+    Waits for `POLL_SECONDS` at most, so that the caller can look at stop signals; then the list may be empty. A worker
+    past its call's time limit is ended.
+    """
+    by_connection: dict[Any, Worker] = {worker.connection: worker for worker in workers}
+    found = [by_connection[connection] for connection in wait(list(by_connection), POLL_SECONDS)]
+    for worker in by_connection.values():
+        if worker not in found:
+            worker.hurry()
+    return found
+
+
 def map_unordered(
     factory: str,
     arguments: tuple[Any, ...],
@@ -142,6 +217,7 @@ def map_unordered(
     *,
     workers: int | None = None,
     deaths: list[Death] | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Any]]:
     """Call `method(*item)` for each item in worker processes; yields (index, result) in the order of completion.
 
@@ -151,10 +227,11 @@ def map_unordered(
         items: positional arguments of each call; taken in order, by whichever worker is free.
         workers: processes, one a core by default.
         deaths: workers that died are appended here; their items are redone.
+        waiting: called whenever no result came for `POLL_SECONDS`; may raise to stop.
 
     Raises:
-        WorkerError: a call raised an exception (an `InputError` is raised as itself).
-        RuntimeError: three workers died of one item.
+        WorkerError: a call raised an exception (an `InputError` is raised as itself), or three workers died of one
+            item or took longer for it than `time_limits` allow.
     """
     count = min(workers or usable_cores(), len(items))
     queue = deque(range(len(items)))
@@ -173,9 +250,10 @@ def map_unordered(
             feed(pool[-1])
         done = 0
         while done < len(items):
-            by_connection = {worker.connection: worker for worker in pool if worker.pending}
-            for connection in wait(list(by_connection)):
-                worker = by_connection[connection]  # type: ignore[index]
+            ready = answered(worker for worker in pool if worker.pending)
+            if not ready:
+                waiting()
+            for worker in ready:
                 try:
                     result = worker.receive()
                 except WorkerDiedError:
@@ -185,7 +263,7 @@ def map_unordered(
                         deaths.append(death)
                     died[unfinished[0]] += 1
                     if died[unfinished[0]] >= MAX_DEATHS:
-                        raise RuntimeError(f"{MAX_DEATHS} workers died of {items[unfinished[0]]}: {death}") from None
+                        raise WorkerError(f"{MAX_DEATHS} workers died of {items[unfinished[0]]}: {death}") from None
                     queue.extendleft(reversed(unfinished))
                     feed(worker)
                     continue

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmdpd.tasks.base import FloatArray, Frame
-from llmdpd.tasks.simulation.processes import MAX_DEATHS, Death, Worker, WorkerDiedError
+from llmdpd.tasks.simulation.processes import (
+    MAX_DEATHS,
+    POLL_SECONDS,
+    Death,
+    Worker,
+    WorkerDiedError,
+    WorkerError,
+    answered,
+    time_limits,
+)
 from llmdpd.tasks.simulation.render import require_backend
 from llmdpd.tasks.simulation.worker import EpisodeRequest, Outcome
 from llmdpd.tasks.specs import suite_of
@@ -73,8 +82,9 @@ class EnvPool:
     number of workers, so results are the same for any number of workers, bit for bit, even where a matrix product
     rounds differently for another batch size.
 
-    A worker that dies is replaced, and its unfinished episodes are redone from their start with the actions that they
-    had been given: the policy does not notice, and the results are those of an undisturbed run.
+    A worker that dies, or takes longer than `time_limits` allow, is replaced, and its unfinished episodes are redone
+    from their start with the actions that they had been given: the policy does not notice, and the results are those of
+    an undisturbed run.
 
     Args:
         workers: processes, one a core by default.
@@ -133,12 +143,13 @@ class EnvPool:
         Args:
             requests: episodes; tasks may be mixed as long as their observations have one width.
             act: the policy, called with any subset of the active episodes at a time.
-            progress: called with the number of finished episodes so far.
+            progress: called with the number of finished episodes so far, as each ends and about every second; may raise
+                to stop.
 
         Raises:
             InputError: an unknown task.
             ValueError: `act` returned another shape than [B, A], or NaN.
-            RuntimeError: three workers died of one episode; or a worker raised an exception (`WorkerError`).
+            WorkerError: three workers died of one episode; or a worker raised an exception.
         """
         self._check(requests)
         if not requests:
@@ -205,6 +216,8 @@ class _Run:
         self._groups: list[list[_Running]] = [[] for _ in range(_GROUPS)]
         self._by_slot: dict[int, _Running] = {}
         self._next_slot = 0
+        self._step_seconds, self._episode_seconds = time_limits()
+        self._told = time.monotonic()
 
     def results(self) -> list[EpisodeResult]:
         """Run to the end."""
@@ -278,16 +291,18 @@ class _Run:
                     [(running.slot, running.request) for running in begins],
                     [running.slot for running in steps],
                     np.stack([running.actions[-1] for running in steps]) if steps else None,
+                    seconds=self._episode_seconds if begins else self._step_seconds,
                 )
 
     def _gather(self, group: list[_Running]) -> None:
         """Read answers until every episode of `group` has one; answers of the other group are stored as well."""
         while True:
-            owing = {running.worker.connection: running.worker for running in group if running.waiting}
+            if time.monotonic() - self._told > 2 * POLL_SECONDS:
+                self._tell()
+            owing = dict.fromkeys(running.worker for running in group if running.waiting)
             if not owing:
                 return
-            for connection in wait(list(owing)):
-                worker = owing[connection]  # type: ignore[index]
+            for worker in answered(owing):
                 try:
                     _, outcomes = worker.receive()
                 except WorkerDiedError:
@@ -316,6 +331,10 @@ class _Run:
             redone=running.redone,
             frames=outcome.frames,
         )
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
         if self._progress is not None:
             self._progress(len(self._finished))
 
@@ -331,6 +350,6 @@ class _Run:
             running.deaths += running.slot in suspects
             if running.deaths >= MAX_DEATHS:
                 episode = f"the episode of task {running.request.task}, seed {running.request.seed}"
-                raise RuntimeError(f"{MAX_DEATHS} workers died in {episode}; {death}")
+                raise WorkerError(f"{MAX_DEATHS} workers died in {episode}; {death}")
             actions = np.stack(running.actions) if running.actions else None
             worker.call([running.slot], "replay", running.slot, running.request, actions)

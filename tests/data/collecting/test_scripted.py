@@ -44,7 +44,7 @@ def test_content_is_the_same_for_any_number_of_workers(tmp_path: Path, fresh_see
     two = collect_scripted(config(tmp_path, seed=fresh_seed, workers=2, out=tmp_path / "two"))
     assert one.content == two.content
     assert np.array_equal(one.dataset.observations, two.dataset.observations)
-    assert [call[:2] for call in calls] == [(n, 8) for n in range(9)]
+    assert list(dict.fromkeys(call[:2] for call in calls)) == [(n, 8) for n in range(9)]
     assert calls[-1][2] == one.dataset.num_transitions
     assert not partial_folder(one.out).exists()
 
@@ -128,7 +128,7 @@ def test_an_interrupted_collection_goes_on(tmp_path: Path, monkeypatch: pytest.M
     damaged.write_bytes(damaged.read_bytes()[:100])
     finished: list[int] = []
     resumed = collect_scripted(config(tmp_path), lambda done, total, steps: finished.append(done))
-    assert finished == [2, 3, 4, 5, 6, 7, 8]
+    assert list(dict.fromkeys(finished)) == [2, 3, 4, 5, 6, 7, 8]
     assert resumed.content == whole.content
     assert not partial.exists()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmdpd.errors import InputError
+from llmdpd.tasks.simulation import processes
 from llmdpd.tasks.simulation.processes import Death, Worker, WorkerDiedError, WorkerError, map_unordered
 
 IsRunning = Callable[[int], bool]
@@ -154,3 +155,87 @@ def test_map_unordered_ends_its_workers_when_left_early_or_by_an_exception(toys:
     ):
         with pytest.raises(WorkerError, match=problem):
             list(map_unordered(factory, (), method, [("other",)] * 5, workers=2))
+
+
+def test_a_stopped_worker_is_replaced_and_its_work_redone(
+    toys: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_running: IsRunning
+) -> None:
+    monkeypatch.setenv("LLMDPD_EPISODE_SECONDS", "3")
+    deaths: list[Death] = []
+    items = [(str(tmp_path / "flag"), n) for n in range(5)]
+    with caplog.at_level(logging.WARNING):
+        results = dict(map_unordered(f"{toys}:Probe", (), "stop", items, workers=2, deaths=deaths))
+    assert results == {n: n for n in range(5)}
+    assert [death.silent for death in deaths] == [3.0]
+    assert "no answer within 3 s; it is replaced" in caplog.text
+    assert not is_running(deaths[0].pid)
+
+
+def test_a_hung_worker_is_given_up_after_three_tries(toys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMDPD_EPISODE_SECONDS", "1.5")
+    deaths: list[Death] = []
+    with pytest.raises(WorkerError, match=r"3 workers died of .*no answer within 1\.5 s"):
+        list(map_unordered(f"{toys}:Probe", (), "hang", [()], workers=1, deaths=deaths))
+    assert len(deaths) == 3
+
+
+def test_waiting_for_a_stopped_worker_can_be_broken_off(toys: str, tmp_path: Path) -> None:
+    calls = 0
+
+    def waiting() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_unordered(f"{toys}:Probe", (), "stop", [(str(tmp_path / "flag"), 1)], workers=1, waiting=waiting))
+    assert calls == 3
+
+
+@pytest.mark.parametrize(("flag", "deaths"), [("once", 1), ("always", 3)])
+def test_workers_that_die_at_their_start(toys: str, tmp_path: Path, flag: str, deaths: int) -> None:
+    found: list[Death] = []
+    results = map_unordered(f"{toys}:Stillborn", (str(tmp_path / flag),), "pid", [()], workers=1, deaths=found)
+    if flag == "always":
+        with pytest.raises(WorkerError, match="3 workers died"):
+            list(results)
+    else:
+        assert len(list(results)) == 1
+    assert [death.exit_code for death in found] == [5] * deaths
+
+
+def test_a_worker_killed_before_it_reads_its_first_message(toys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message must not break the pipe in its parent's hands."""
+    start = subprocess.Popen
+
+    def killed(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = start(*arguments, **options)  # type: ignore[call-overload]
+        process.kill()
+        process.wait()
+        monkeypatch.setattr(subprocess, "Popen", start)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    deaths: list[Death] = []
+    assert list(map_unordered(f"{toys}:Probe", (), "square", [(3,)], workers=1, deaths=deaths)) == [(0, ((), 9))]
+    assert [death.exit_code for death in deaths] == [-signal.SIGKILL]
+
+
+def test_a_stopped_worker_that_reads_nothing_does_not_hold_its_parent(
+    toys: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_MESSAGE_SECONDS", 1)
+    stopped = Worker(1, f"{toys}:Probe", ())
+    os.kill(stopped.pid, signal.SIGSTOP)
+    stopped.call("tag", "square", bytes(4_000_000))
+    with pytest.raises(WorkerDiedError):
+        stopped.receive()
+    assert stopped.stop() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "nan"])
+def test_a_time_limit_that_is_none(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("LLMDPD_STEP_SECONDS", said)
+    with pytest.raises(InputError, match="no positive number"):
+        processes.time_limits()

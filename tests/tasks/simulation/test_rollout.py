@@ -252,7 +252,7 @@ def test_what_the_policy_is_given(toys: str) -> None:
         assert pool.run([], act, calls.append) == []
     assert max(sizes) == 3
     assert {i: list(range(result.length)) for i, result in enumerate(results)} == seen
-    assert calls == list(range(1, 8))
+    assert list(dict.fromkeys(number for number in calls if number)) == list(range(1, 8))
 
 
 def test_an_interrupt_ends_the_workers_also_in_a_thread(toys: str, is_running: Callable[[int], bool]) -> None:
@@ -284,3 +284,39 @@ def test_suites_run_in_the_same_pool() -> None:
         pool.run([EpisodeRequest("disassemble", 1, max_steps=3)], recording)
         results = pool.run([EpisodeRequest("hopper", seed, max_steps=1000) for seed in (0, 1)], recording)
     assert all(0 < result.length < 1000 and result.episode_return > 0 and not result.success for result in results)
+
+
+def test_a_stopped_worker_leaves_no_trace_in_the_results(
+    toys: str, tmp_path: Path, fresh_seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LLMDPD_STEP_SECONDS", "2")
+    requests = [*requests_for(["sleep"], 5, fresh_seed), EpisodeRequest(f"stop-once@{tmp_path / 'f'}", fresh_seed, 30)]
+    with EnvPool(2, parallel=6, make=f"{toys}:make") as pool:
+        assert content(pool.run(requests, act)) == alone(toys, requests)
+        assert [death.silent for death in pool.deaths] == [2.0]
+    assert "no answer within 2 s" in caplog.text
+
+
+def test_an_episode_that_stops_every_worker_is_named(toys: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMDPD_STEP_SECONDS", "1")
+    monkeypatch.setenv("LLMDPD_EPISODE_SECONDS", "3")
+    requests = [*requests_for(["sleep"], 3, 0), EpisodeRequest("stop-always", 4242, 500)]
+    with (
+        EnvPool(1, parallel=8, make=f"{toys}:make") as pool,
+        pytest.raises(WorkerError, match=r"3 workers died in the episode of task stop-always, seed 4242.*no answer"),
+    ):
+        pool.run(requests, act)
+
+
+def test_a_stop_is_heard_while_a_worker_is_silent(toys: str, is_running: Callable[[int], bool]) -> None:
+    with EnvPool(1, parallel=2, make=f"{toys}:make") as pool:
+        pids: list[int] = []
+
+        def progress(done: int) -> None:
+            pids[:] = pool.pids
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pool.run([EpisodeRequest("stop-always", 1, 500)], act, progress)
+        assert len(pids) == 1
+        assert not is_running(pids[0])
