@@ -58,7 +58,7 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
         except StopRequestedError:
             console.print(f"saved; go on with: python -m llmdpd.train --resume {shlex.quote(str(run.path))}")
             raise
-        except InputError:
+        except Exception:  # an unexpected one, too, must not refuse the next try
             if new and not run.begun:
                 run.discard()
             raise

@@ -18,11 +18,11 @@ import numpy as np
 
 from llmdpd.data.flags import MASKS, TERMINALS, TIMEOUTS, success_names
 from llmdpd.data.flat import LAYOUT, WIDE, load_flat, name_from_path, widths_of
-from llmdpd.data.hdf5 import member, open_hdf5, read_numbers, text_attribute
+from llmdpd.data.hdf5 import hdf5_bytes, member, open_hdf5, read_numbers, text_attribute
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
-from llmdpd.utils.files import atomic_writer
+from llmdpd.utils.files import atomic_write_bytes
 
 _FILES = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 
@@ -97,13 +97,16 @@ def save_d4rl(dataset: TrajectoryDataset, path: str | Path, *, attributes: Mappi
     timeouts = np.zeros(dataset.num_transitions, np.bool_)
     timeouts[dataset.offsets[1:] - 1] = True
     timeouts &= ~dataset.terminals
-    with atomic_writer(path) as temporary, h5py.File(temporary, "w") as file:
+
+    def fill(file: h5py.File) -> None:
         for name in ("observations", "actions", "rewards", "next_observations"):
             file.create_dataset(name, data=getattr(dataset, name), compression="gzip", compression_opts=4)
         file.create_dataset("terminals", data=dataset.terminals)
         file.create_dataset("timeouts", data=timeouts)
         file.attrs["environment"] = used[0]
         file.attrs.update(attributes or {})
+
+    atomic_write_bytes(path, hdf5_bytes(fill))
     return path
 
 

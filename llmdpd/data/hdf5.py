@@ -6,7 +6,7 @@ virtual data set. None of them is followed, nor is a soft link, whose target may
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
+
+_FREE, _EXPANSION = 1 << 26, 200
+"""What is read of a file takes at most so many bytes, and so many times its size: no measurements compress better."""
+_DEEPEST = 32
+_room: dict[str, int] = {}
+"""Bytes that may still be read, of each file that is open."""
 
 Node: TypeAlias = "h5py.Group | h5py.Dataset"
 
@@ -37,13 +43,50 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
         raise InputError("file not found", path=path, expected=expected)
     if not path.is_file():  # opening a FIFO waits for a writer, which may never come
         raise InputError("not a regular file", path=path, expected=expected)
+    key = str(path)
     try:
         with h5py.File(path, "r") as file:
+            _room[key] = _FREE + _EXPANSION * path.stat().st_size
             yield file
     except InputError:
         raise
     except Exception as error:  # h5py raises anything from KeyError to TypeError where a file is damaged
         raise _unreadable(path, error, expected) from error
+    finally:
+        _room.pop(key, None)
+
+
+def check_own_contents(path: Path) -> None:
+    """Hold that all of a file's arrays are in the file itself and of a size that it can hold, for others to open it.
+
+    Raises:
+        InputError: as `open_hdf5`; a link, external storage, a virtual data set, more bytes than such a file has.
+    """
+
+    def check(group: h5py.Group, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise _error(group, "", "groups nested too deep", f"{depth} groups", f"at most {_DEEPEST}")
+        for name in names_in(group):
+            node = member(group, name)
+            if isinstance(node, h5py.Group):
+                check(node, depth + 1)
+            elif node is not None and node.shape is not None:
+                _array(group, name, "an array")
+
+    with open_hdf5(path, "an HDF5 file") as file:
+        check(file, 0)
+
+
+def hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
+    """An HDF5 file as bytes, made in memory: on a full disk HDF5 ends the process in its own clean-up.
+
+    Args:
+        fill: puts the contents into the open file.
+    """
+    with h5py.File("in memory", "w", driver="core", backing_store=False, track_order=True) as file:
+        fill(file)
+        file.flush()
+        return bytes(file.id.get_file_image())
 
 
 def member(group: h5py.Group, name: str) -> Node | None:
@@ -135,6 +178,13 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
     if field.is_virtual or field.external:
         found = "a virtual data set" if field.is_virtual else f"storage in {field.external[0][0]}"
         raise _error(group, name, "an array is not in the file itself", found, "its contents in the file itself")
+    key, count = str(group.file.filename), (field.size or 0) * field.dtype.itemsize
+    if key in _room:
+        _room[key] -= count
+        if _room[key] < 0:
+            found = f"{list(field.shape)} of {field.dtype}: {count:,} bytes"
+            limit = f"with the arrays before it at most {_FREE:,} bytes and {_EXPANSION} times the file's size"
+            raise _error(group, name, "more numbers than such a file can hold", found, limit)
     # HDF5 gives zeros for an array whose contents were never written, as where a recorder was killed.
     if field.size and not field.id.get_storage_size():
         raise _error(group, name, "an array that was never written", f"no bytes for {list(field.shape)}", expected)

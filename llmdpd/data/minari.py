@@ -12,27 +12,32 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import minari
 import numpy as np
 from gymnasium.spaces import Box
-from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
+from minari.serialization import serialize_space
 from minari.storage import get_dataset_path
+from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
 from llmdpd.data.flags import as_flags, find_success, first_success
+from llmdpd.data.hdf5 import check_own_contents, hdf5_bytes
 from llmdpd.data.minari_spaces import Leaf, flat_values, space_leaves
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.specs import find_suite
-from llmdpd.utils.files import atomic_directory, read_json
+from llmdpd.utils.files import atomic_directory, atomic_write_bytes, atomic_write_json, read_json
 
 _OURS = "llmdpd_format"
 _FORMAT = 1
+_CONTENT = "main_data.hdf5"
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -102,45 +107,54 @@ def _check_chained(dataset: TrajectoryDataset, root: str | Path) -> None:
 def _write_task(dataset: TrajectoryDataset, task: str, dataset_id: str, folder: Path) -> None:
     episodes = dataset.episodes_of(task)
     limit = 1.0 if np.abs(dataset.actions[dataset.transitions_of(task)]).max() <= 1.0 else np.inf
-    storage = MinariStorage.new(
-        folder,
-        observation_space=Box(-np.inf, np.inf, (dataset.state_dim,), np.float32),
-        action_space=Box(-limit, limit, (dataset.action_dim,), np.float32),
-    )
-    storage.update_metadata(
-        {
-            "dataset_id": dataset_id,
-            "minari_version": minari.__version__,
-            _OURS: _FORMAT,
-            "task": task,
-            "text_prompt": dataset.texts[dataset.task_index(task)],
-            "goal_visible": dataset.goal_visible,
-            "environment": dataset.environments[dataset.task_index(task)] if dataset.environments else "",
-            "success_from": dataset.success_from,
+    # Not by MinariStorage, which has HDF5 write to the disk: where that is full, HDF5 ends the process.
+    content = hdf5_bytes(partial(_put_episodes, dataset, episodes))
+    folder.mkdir()
+    atomic_write_bytes(folder / _CONTENT, content)
+    metadata = {
+        "total_episodes": len(episodes),
+        "total_steps": int(np.diff(dataset.offsets)[episodes].sum()),
+        "data_format": "hdf5",
+        "jpeg_encoding": True,
+        "observation_space": serialize_space(Box(-np.inf, np.inf, (dataset.state_dim,), np.float32)),
+        "action_space": serialize_space(Box(-limit, limit, (dataset.action_dim,), np.float32)),
+        "dataset_size": round(len(content) / 1e6, 1),
+        "dataset_id": dataset_id,
+        "minari_version": minari.__version__,
+        _OURS: _FORMAT,
+        "task": task,
+        "text_prompt": dataset.texts[dataset.task_index(task)],
+        "goal_visible": dataset.goal_visible,
+        "environment": dataset.environments[dataset.task_index(task)] if dataset.environments else "",
+        "success_from": dataset.success_from,
+    }
+    atomic_write_json(folder / METADATA_FILE_NAME, metadata)
+
+
+def _put_episodes(dataset: TrajectoryDataset, episodes: NDArray[np.int64], file: h5py.File) -> None:
+    """Put episodes into a file as Minari's storage does, numbered from 0."""
+    for number, e in enumerate(map(int, episodes)):
+        start, end, episode = int(dataset.offsets[e]), int(dataset.offsets[e + 1]), dataset.episode(e)
+        terminations = dataset.terminals[start:end]
+        truncations = np.zeros(end - start, np.bool_)
+        truncations[-1] = not terminations[-1]
+        arrays = {
+            "observations": np.concatenate([episode.observations, dataset.next_observations[end - 1 : end]]),
+            "actions": episode.actions,
+            "rewards": episode.rewards,
+            "terminations": terminations,
+            "truncations": truncations,
         }
-    )
-    storage.update_episodes(_buffer(dataset, int(e)) for e in episodes)
-    storage.update_episode_metadata([_episode_metadata(dataset, int(e)) for e in episodes])
-
-
-def _buffer(dataset: TrajectoryDataset, e: int) -> EpisodeBuffer:
-    start, end, episode = int(dataset.offsets[e]), int(dataset.offsets[e + 1]), dataset.episode(e)
-    terminations = dataset.terminals[start:end]
-    truncations = np.zeros(end - start, np.bool_)
-    truncations[-1] = not terminations[-1]
-    infos = None
-    if dataset.expert_actions is not None:
-        # As long as the observations, which is what Minari's own collector writes.
-        infos = {"expert_action": np.pad(dataset.expert_actions[start:end], ((0, 1), (0, 0)), constant_values=np.nan)}
-    return EpisodeBuffer(
-        seed=None if episode.seed < 0 else episode.seed,
-        observations=np.concatenate([episode.observations, dataset.next_observations[end - 1 : end]]),
-        actions=episode.actions,
-        rewards=episode.rewards,
-        terminations=terminations,
-        truncations=truncations,
-        infos=infos,
-    )
+        if dataset.expert_actions is not None:
+            # As long as the observations, which is what Minari's own collector writes.
+            expert = dataset.expert_actions[start:end]
+            arrays["infos/expert_action"] = np.pad(expert, ((0, 1), (0, 0)), constant_values=np.nan)
+        group = file.create_group(f"episode_{number}")
+        group.attrs.update({"id": number, "total_steps": end - start, **_episode_metadata(dataset, e)})
+        if episode.seed >= 0:
+            group.attrs["seed"] = episode.seed
+        for name, values in arrays.items():
+            group.create_dataset(name, data=values, chunks=True, maxshape=(None, *values.shape[1:]))
 
 
 def _episode_metadata(dataset: TrajectoryDataset, e: int) -> dict[str, Any]:
@@ -232,6 +246,8 @@ def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
         name: space_leaves(metadata.get(f"{name}_space"), keys, f"{name}_space", folder / METADATA_FILE_NAME)
         for name, keys in (("observation", reading.observation), ("action", action))
     }
+    if (folder / _CONTENT).exists() or metadata["data_format"] == "hdf5":
+        check_own_contents(folder / _CONTENT)  # Minari opens it by itself, and would follow it to other files
     try:
         episodes = [
             _with_ours(record, about, infos) if ours else _with_success(record, infos, reading, folder, e)

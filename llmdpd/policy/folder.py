@@ -12,19 +12,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from llmdpd.errors import InputError, located, nearest_names
 from llmdpd.utils.bounds import ACTION_NUMBERS, Bounds
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
-from llmdpd.utils.tensors import write_tensors
+from llmdpd.utils.tensors import read_tensors, write_tensors
 
 FORMAT = 3
 DESCRIPTION = "policy.json"
+_HUB = "hub:"
 _SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
 _CHECKED_LATER = ("layout", "action_low", "action_high", "lowest", "highest", "remembered")
 """Fields of the spaces that are no sizes: `Spaces` checks them."""
@@ -36,6 +37,7 @@ _PARTS: dict[int, dict[str, Any]] = {
 }
 """The fields of each format's description, and their types."""
 _STEMS = {"model", "critic", "texts"}
+_REPLACED_AT_MOST = 20
 Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
 """Format → what makes the description of the next one of one of its."""
 
@@ -61,10 +63,31 @@ def write_policy_folder(
 def read_policy_folder(path: Path, upgrades: Upgrades) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """Read a policy folder: its description, in this format whatever it is written in, and tensors by file stem.
 
+    Where another process replaces the folder meanwhile (a training run at its checkpoint), the new one is read.
+
     Raises:
         InputError: not a policy folder, another format version, a description with missing, unknown or wrong fields,
-            a missing file, a file altered since it was written.
+            a missing file, a file altered since it was written, NaN or Inf in a tensor.
     """
+    for _ in range(_REPLACED_AT_MOST):
+        before = _identity(path)
+        try:
+            return _read(path, upgrades)
+        except (InputError, OSError):
+            if before is not None and _identity(path) == before:
+                raise
+        recover_directory(path)  # waits for the renames of whoever replaces it
+    return _read(path, upgrades)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino, status.st_ctime_ns
+    return None
+
+
+def _read(path: Path, upgrades: Upgrades) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     file = path / DESCRIPTION
     if not file.is_file():
         raise InputError(
@@ -101,7 +124,7 @@ def read_policy_folder(path: Path, upgrades: Upgrades) -> tuple[dict[str, Any], 
             raise InputError(
                 "a file of the policy was altered", path=part, field="SHA-256", found=found, expected=expected
             )
-        tensors[part.stem] = safetensors.torch.load_file(part)
+        tensors[part.stem] = read_tensors(part)
     return description, tensors
 
 
@@ -136,29 +159,44 @@ def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds],
 
 
 def resolve_policy(source: str | os.PathLike[str]) -> Path:
-    """A policy folder, a run folder (its `policy/`), or a Hugging Face hub id of either, fetched → the policy folder.
+    """A policy folder, a run folder (its `policy/`), or "hub:OWNER/NAME" of either → the policy folder.
+
+    The network is asked for the last only, which is fetched from the Hugging Face hub.
 
     Raises:
-        InputError: neither a folder nor a repository that can be had.
+        InputError: no such folder, or no repository that can be had.
     """
-    path = Path(source)
+    words = os.fspath(source)
+    if words.startswith(_HUB):
+        return _fetched(words.removeprefix(_HUB))
+    path = Path(words)
     for folder in (path, path / "policy"):
         recover_directory(folder)
     if path.is_dir():
         return _within(path)
+    raise InputError(
+        "no such policy",
+        path=path,
+        found="a file" if path.exists() else "no such folder",
+        expected="a policy folder, a run folder, or hub:OWNER/NAME for one on the Hugging Face hub",
+    )
+
+
+def _fetched(name: str) -> Path:
+    """The policy folder of a repository of the Hugging Face hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     # Of a run's repository not the checkpoints, which are many times the policy.
     names = [DESCRIPTION, *(f"{stem}.safetensors" for stem in sorted(_STEMS))]
     try:
-        return _within(Path(snapshot_download(str(source), allow_patterns=[*names, "policy/*"])))
+        return _within(Path(snapshot_download(name, allow_patterns=[*names, "policy/*"])))
     except (HFValidationError, OSError, RuntimeError) as error:
         raise InputError(
             "no such policy",
-            path=str(source),
-            found=f"no folder of this name, and the hub said: {error}".splitlines()[0],
-            expected="a policy folder, a run folder, or a Hugging Face hub id",
+            path=_HUB + name,
+            found=f"the hub said: {error}".splitlines()[0],
+            expected="the id of a repository of the Hugging Face hub, OWNER/NAME",
         ) from None
 
 

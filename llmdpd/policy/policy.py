@@ -37,7 +37,7 @@ from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import from_plain, to_plain
-from llmdpd.utils.tensors import load_tensors
+from llmdpd.utils.tensors import check_tensors, load_tensors
 
 _log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float32]
@@ -63,7 +63,7 @@ class Policy:
             policy which is conditioned on history asks for.
 
     Raises:
-        InputError: a way of acting that is out of bounds, or that the network does not have.
+        InputError: a way of acting that is out of bounds, or that the network does not have; NaN or Inf in a weight.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class Policy:
         self.network = network.eval().requires_grad_(False)
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
         self.texts = dict(texts or {})
+        for part in (self.network.state_dict(), {} if self.critic is None else self.critic.state_dict(), self.texts):
+            check_tensors(part)
         self.metadata = dict(metadata or {})
         self._episodes: Episodes | None = None
         self._step = 0
@@ -114,7 +116,7 @@ class Policy:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], device: str = "cpu") -> Policy:
-        """Load from a policy folder, a run folder, or a Hugging Face hub id.
+        """Load from a policy folder, a run folder, or `hub:OWNER/NAME` for one of the Hugging Face hub.
 
         Raises:
             InputError: nothing there, a missing or altered file, another version, a device that is absent.

@@ -21,6 +21,7 @@ from llmdpd.data.task_file import given_data, task_file_in_use, use_task_file
 from llmdpd.errors import InputError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.file import TaskFile, read_task_file
+from llmdpd.utils.checkpoint import latest_checkpoint
 from llmdpd.utils.files import atomic_write_json, atomic_write_text, process_lock, read_json, recover_directory
 from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import Stopwatch, console
@@ -84,18 +85,25 @@ class RunFolder:
             raise InputError("the run folder is a file", path=path, expected="a new or an empty folder")
         run = cls(path)
         with run.lock():
-            if any(file != run._lock_file for file in path.iterdir()):
+            if run.config.exists() or any(not run._is_begun_with(file) for file in path.iterdir()):
                 expected = "a new or an empty folder"
                 hint = f"continue that run with --resume {path}, or choose another --run-dir"
                 raise InputError("the run folder is not empty", path=path, expected=expected, hint=hint)
-            atomic_write_json(run.config, to_plain(config))
             if config.tasks.file is not None:
                 file = task_file_in_use(config.tasks.file, given_data(config.data)).file
                 atomic_write_text(run.tasks, file.content)
                 if file.texts:
                     atomic_write_json(run.task_texts, dict(file.texts))
-            run.note(versions=_versions(), machine=_machine(), times={})
+            atomic_write_json(run.meta, {"versions": _versions(), "machine": _machine(), "times": {}})
+            # Last, by one rename: a folder with a configuration is a whole run folder, and without it is begun anew.
+            atomic_write_json(run.config, to_plain(config))
         return run
+
+    def _is_begun_with(self, file: Path) -> bool:
+        """Whether a creation that was killed may have left this file: what is written up to the configuration."""
+        before = (self._lock_file, self.meta, self.tasks, self.task_texts)
+        names = "|".join(re.escape(each.name) for each in (*before, self.config))
+        return file in before or re.fullmatch(rf"\.({names})\..+\.tmp", file.name) is not None
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -199,6 +207,22 @@ class RunFolder:
             atomic_write_json(self.config, to_plain(config))
         for half in (*self.path.glob(".policy*.tmp"), *self.path.glob("checkpoint/.step-*.tmp")):
             shutil.rmtree(half)
+
+    def check_whole(self) -> None:
+        """Hold that nothing was deleted while the run was at work.
+
+        Raises:
+            InputError: naming what of the finished run is gone.
+        """
+        policy = self.policy("last") / "policy.json"
+        parts = (self.config, self.meta, self.results, self.path / "metrics.jsonl", policy)
+        gone = [str(part.relative_to(self.path)) for part in parts if not part.is_file()]
+        if gone or latest_checkpoint(self.path / "checkpoint") is None:
+            found = ", ".join(gone or ["checkpoint/"]) + " gone"
+            problem, hint = "files of the run were deleted while it ran", "what is left is in the folder; run it anew"
+            raise InputError(
+                problem, path=self.path, found=found, expected="a folder that others leave alone", hint=hint
+            )
 
     @property
     def begun(self) -> bool:

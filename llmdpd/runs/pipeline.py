@@ -106,6 +106,7 @@ def execute(config: TrainConfig, folder: RunFolder, stop: StopSignals) -> None:
     for stage in STAGES:
         stop.check()
         stage(run)
+    folder.check_whole()
 
 
 def set_up(run: Run) -> None:

@@ -11,12 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmdpd.errors import TrainingDivergedError
 from llmdpd.training.config import TrainingConfig
 from llmdpd.training.metrics import MetricsWriter, first_not_finite
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils import checkpoint as checkpoints
-from llmdpd.utils.checkpoint import Checkpointed, latest_checkpoint, refused_write
+from llmdpd.utils.checkpoint import Checkpointed, check_learner, diverged, latest_checkpoint, refused_write
 from llmdpd.utils.progress import ProgressBar, console
 
 _TOLD = 8  # numbers of a selection that are printed
@@ -82,7 +81,7 @@ class TrainingLoop:
 
         Raises:
             StopRequestedError: after saving, if a stop was asked for.
-            TrainingDivergedError: NaN or Inf in a metric.
+            TrainingDivergedError: NaN or Inf in a metric, a weight or an optimiser's state.
             InputError: a checkpoint that can't be read or written.
         """
         resumed = self._restore()
@@ -119,6 +118,7 @@ class TrainingLoop:
         last = done == config.iterations
         if config.select_every and (done % config.select_every == 0 or last):
             self._flush(metrics)
+            self._check()
             values, score = self.hooks.select()
             metrics.write(done, values)
             # Of equals the later one: it has trained longer.
@@ -140,20 +140,19 @@ class TrainingLoop:
         window = [{name: next(numbers) for name in m} for m in self._window]
         self._window = []
         if bad := first_not_finite(window, self.iteration - len(window) + 1):
-            kept = latest_checkpoint(self.run / "checkpoint")
-            raise TrainingDivergedError(
-                f"{bad[0]} became {bad[2]} at iteration {bad[1]}; training stopped.\n"
-                + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
-                + "\n  Try a lower learning rate, a bound on gradients (grad-clip 1) or, of policy diffusion, a "
-                "smaller eta: --help has them under the method's name."
-            )
+            raise diverged(f"{bad[0]} became {bad[2]} at iteration {bad[1]}", self.run / "checkpoint")
         names = dict.fromkeys(name for m in window for name in m)
         means = {name: fmean(m[name] for m in window if name in m) for name in names}
         if means:  # nothing in a warm-up
             metrics.write(self.iteration, means)
         return means
 
+    def _check(self) -> None:
+        # Losses are of the weights before an update: the last one's are seen by themselves only.
+        check_learner(self.learner, self.iteration, self.run / "checkpoint")
+
     def _save(self, metrics: MetricsWriter, marks_due: bool = False) -> None:
+        self._check()
         try:
             position = self.sampler.state()
         except OSError as error:

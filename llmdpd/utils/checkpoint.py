@@ -4,7 +4,8 @@
       networks.safetensors     every network of the learner
       optimizers.safetensors   every optimiser's state
       random.safetensors       torch's generators
-      state.json               iteration, sampler position, best score so far, hashes of the run's inputs
+      state.json               iteration, sampler position, best score so far, hashes of the run's inputs, and the
+                               SHA-256 of the other files and of itself
 
 A new one is written under a temporary name and renamed; only then is the old one removed. So a kill at any moment, or a
 full disk, leaves the last one complete. A resumed run that stops before its next iteration writes the same iteration
@@ -13,22 +14,23 @@ again: a kill between its two renames leaves the old one under a temporary name,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from llmdpd.errors import InputError
-from llmdpd.utils.files import atomic_directory, atomic_write_json, read_json, recover_directory
-from llmdpd.utils.tensors import load_tensors, write_tensors
+from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
+from llmdpd.utils.tensors import load_tensors, not_finite, read_tensors, write_tensors
 
 FORMAT = 1
 _PREFIX = "step-"
+_NETWORKS, _OPTIMIZERS, _RANDOM = (f"{name}.safetensors" for name in ("networks", "optimizers", "random"))
 
 
 class Checkpointed(Protocol):
@@ -50,17 +52,41 @@ def save_checkpoint(folder: Path, learner: Checkpointed, iteration: int, state: 
     target = folder / f"{_PREFIX}{iteration:08d}"
     try:
         with atomic_directory(target) as temporary:
-            networks = {f"{name}/{key}": t for name, m in learner.modules.items() for key, t in m.state_dict().items()}
-            write_tensors(temporary / "networks.safetensors", networks)
-            write_tensors(temporary / "optimizers.safetensors", _optimizer_tensors(learner))
-            write_tensors(temporary / "random.safetensors", _random_tensors())
-            atomic_write_json(temporary / "state.json", {"format": FORMAT, "iteration": iteration, **state})
+            write_tensors(temporary / _NETWORKS, _network_tensors(learner))
+            write_tensors(temporary / _OPTIMIZERS, _optimizer_tensors(learner))
+            write_tensors(temporary / _RANDOM, _random_tensors())
+            sums = {name: file_sha256(temporary / name) for name in (_NETWORKS, _OPTIMIZERS, _RANDOM)}
+            whole = {"format": FORMAT, "iteration": iteration, **state, "sha256": sums}
+            atomic_write_json(temporary / "state.json", {**whole, "sha256_of_this": _sha256(whole)})
     except OSError as error:
         raise refused_write("the checkpoint", target, folder, error) from error
     for old in _checkpoints(folder):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def check_learner(learner: Checkpointed, iteration: int, folder: Path) -> None:
+    """Hold that every weight and every optimiser's state is finite, before what is kept is replaced by it.
+
+    Raises:
+        TrainingDivergedError: one is not; names it, and the checkpoint in `folder` that is whole.
+    """
+    for what, tensors in (("weights", _network_tensors(learner)), ("optimiser's state", _optimizer_tensors(learner))):
+        name = not_finite(tensors)
+        if name is not None:
+            raise diverged(f"NaN or Inf in the {what} {name} after iteration {iteration}", folder)
+
+
+def diverged(what: str, folder: Path) -> TrainingDivergedError:
+    """The error of a run that diverged, with the checkpoint that is left in `folder` and what may help."""
+    kept = latest_checkpoint(folder)
+    return TrainingDivergedError(
+        f"{what}; training stopped.\n"
+        + (f"  The last good checkpoint is {kept}." if kept else "  There was no checkpoint yet.")
+        + "\n  Try a lower learning rate, a bound on gradients (grad-clip 1) or, of policy diffusion, a "
+        "smaller eta: --help has them under the method's name."
+    )
 
 
 def refused_write(what: str, path: Path, checkpoints: Path, error: OSError) -> InputError:
@@ -91,7 +117,33 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or found != FORMAT:
         problem = "a checkpoint of another format version"
         raise InputError(problem, path=checkpoint, field="format", found=found, expected=FORMAT)
+    _check_sums(state, checkpoint)
     return state
+
+
+def _check_sums(state: dict[str, Any], checkpoint: Path) -> None:
+    """Hold the files against their checksums, and `state` against its own. Checkpoints of before have none."""
+    own = state.pop("sha256_of_this", None)
+    found = {"state.json": _sha256(state)}
+    expected = {"state.json": own}
+    sums = state.pop("sha256", None)
+    if own is None and sums is None:
+        return
+    expected |= sums if isinstance(sums, dict) else {}
+    for name in (_NETWORKS, _OPTIMIZERS, _RANDOM):
+        if (checkpoint / name).is_file():
+            found[name] = file_sha256(checkpoint / name)
+    for name, sha256 in found.items():
+        if expected.get(name) != sha256:
+            problem = "a file of the checkpoint was altered since it was written"
+            hint = "start the run anew, or put the file back from a copy"
+            parts = {"field": "SHA-256", "found": sha256, "expected": expected.get(name), "hint": hint}
+            raise InputError(problem, path=checkpoint / name, **parts)
+
+
+def _sha256(state: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(state))  # as it will be read: keys are text
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
@@ -100,11 +152,11 @@ def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
     Raises:
         InputError: a file that is missing, broken, or does not fit the learner.
     """
-    networks = _read(checkpoint / "networks.safetensors")
+    networks = read_tensors(checkpoint / _NETWORKS)
     for name, module in learner.modules.items():
         part = {key.removeprefix(f"{name}/"): t for key, t in networks.items() if key.startswith(f"{name}/")}
-        load_tensors(module, part, checkpoint / "networks.safetensors")
-    stored = _read(checkpoint / "optimizers.safetensors")
+        load_tensors(module, part, checkpoint / _NETWORKS)
+    stored = read_tensors(checkpoint / _OPTIMIZERS)
     for name, optimizer in learner.optimizers.items():
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in stored.items():
@@ -112,7 +164,7 @@ def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
             if owner == name:
                 state.setdefault(int(index), {})[field] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    generators = _read(checkpoint / "random.safetensors")
+    generators = read_tensors(checkpoint / _RANDOM)
     torch.set_rng_state(generators["cpu"])
     for device in range(torch.cuda.device_count()):
         if f"cuda{device}" in generators:
@@ -121,6 +173,10 @@ def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
+
+
+def _network_tensors(learner: Checkpointed) -> dict[str, Tensor]:
+    return {f"{name}/{key}": t for name, module in learner.modules.items() for key, t in module.state_dict().items()}
 
 
 def _optimizer_tensors(learner: Checkpointed) -> dict[str, Tensor]:
@@ -136,12 +192,3 @@ def _random_tensors() -> dict[str, Tensor]:
     if torch.cuda.is_initialized():
         states |= {f"cuda{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     return states
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise InputError("a file of the checkpoint is missing", path=path) from None
-    except safetensors.SafetensorError as error:
-        raise InputError("a file of the checkpoint is broken", path=path, found=str(error)) from None

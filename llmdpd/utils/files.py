@@ -11,7 +11,9 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,9 +33,46 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.tmp")
+_cleaned: set[Path] = set()
+
+
 def _temporary(path: Path) -> Path:
-    """A new name beside `path`. Not `tempfile`'s, whose files are private."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    """A new name beside `path`, by which others see whose it is. Not `tempfile`'s, whose files are private."""
+    _remove_left_over(path.parent)
+    # Names of files have 255 bytes at most; the target's own may have them all.
+    name = path.name.encode()[:200].decode(errors="ignore")
+    return path.with_name(f".{name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove what processes of this machine that are gone left half written; once a folder, as long as this one lives.
+
+    What another machine writes into a shared folder has another machine's name and is left alone.
+    """
+    place = folder.absolute()
+    if place in _cleaned:
+        return
+    _cleaned.add(place)
+    for left in folder.iterdir():
+        match = _TEMPORARY.fullmatch(left.name)
+        if match is None or _is_alive(int(match[1])):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 @contextmanager
@@ -93,7 +132,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         _fsync(temporary)
         with _locked_folder(path.parent):
             if path.exists():
-                os.replace(path, temporary.with_suffix(".old"))
+                os.replace(path, path.with_name(f".{path.name}.{secrets.token_hex(8)}.old"))
             os.replace(temporary, path)
         _fsync(path.parent)
     finally:

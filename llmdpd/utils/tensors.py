@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
@@ -20,6 +21,38 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Serialised here and written plainly: a full disk then raises OSError, not an error of the serialiser's own.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path.write_bytes(safetensors.torch.save(whole))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        InputError: no such file, no regular file, broken, or NaN or Inf in a tensor.
+    """
+    if not path.is_file():
+        found = "something else" if path.exists() else "no such file"
+        raise InputError("a file is missing", path=path, found=found, expected="a safetensors file")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except Exception as error:  # safetensors raises its own, OSError, and torch's of names and sizes that are forged
+        found = f"{type(error).__name__}: {error}"[:300]
+        raise InputError("a broken file", path=path, found=found, expected="a safetensors file") from None
+    check_tensors(tensors, path)
+    return tensors
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or Inf; None where all numbers are finite."""
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path | None = None) -> None:
+    """Raise `InputError` for a tensor that holds NaN or Inf; `path` is the file that they came from."""
+    name = not_finite(tensors)
+    if name is not None:
+        count = int((~torch.isfinite(tensors[name])).sum())
+        found = f"{count} of {tensors[name].numel()} numbers"
+        raise InputError("NaN or Inf in a tensor", path=path, field=name, found=found, expected="finite numbers")
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from llmdpd.data.hdf5 import member, names_in, open_hdf5, read_names, read_numbers, subgroup, text_attribute
+from llmdpd.data.hdf5 import (
+    check_own_contents,
+    hdf5_bytes,
+    member,
+    names_in,
+    open_hdf5,
+    read_names,
+    read_numbers,
+    subgroup,
+    text_attribute,
+)
+from llmdpd.data.minari import load_minari, save_minari
 from llmdpd.errors import InputError
 
 
@@ -155,3 +167,59 @@ def test_a_damaged_file_is_named_or_read(tmp_path: Path, rng: np.random.Generato
             errors.append(error)
     assert len(errors) >= 60
     assert {error.path for error in errors} == {str(path)}
+
+
+def test_a_small_file_that_declares_much_is_refused(tmp_path: Path) -> None:
+    """A compressed array of nothing but zeros, one that is hardly written, many that share what they expand to."""
+    many = [(f"a{i}", (20_000_000,)) for i in range(10)]
+    for number, arrays in enumerate(([("a", (10**9,))], many)):
+        path = tmp_path / f"{number}.hdf5"
+        with h5py.File(path, "w") as file:
+            for name, shape in arrays:
+                file.create_dataset(name, shape, np.float32, chunks=(100_000,), compression="gzip")[0] = 1
+
+        def read(path: Path = path, names: tuple[str, ...] = tuple(name for name, _ in arrays)) -> None:
+            with open_hdf5(path, "numbers") as file:
+                for name in names:
+                    read_numbers(file, name, ndim=1)
+
+        with pytest.raises(InputError, match="more numbers than such a file can hold"):
+            read()
+        with pytest.raises(InputError, match="more numbers than such a file can hold"):
+            check_own_contents(path)
+
+
+@pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual"])
+def test_minari_is_not_led_to_other_files(tmp_path: Path, other: Path, kind: str, make_dataset: Any) -> None:
+    (folder,) = save_minari(make_dataset((("a", 4),)), tmp_path / "root")
+    data = folder / "data" / "main_data.hdf5"
+    with h5py.File(data, "r+") as file:
+        group = file["episode_0"]
+        shape = group["observations"].shape
+        del group["observations"]
+        if kind == "external link":
+            group["observations"] = h5py.ExternalLink(str(other), "secret")
+        elif kind == "soft link":
+            group["observations"] = h5py.SoftLink("/episode_0/actions")
+        elif kind == "external storage":
+            group.create_dataset("observations", shape, np.float32, external=[(str(other), 0, 10**6)])
+        else:
+            layout = h5py.VirtualLayout(shape, np.float32)
+            layout[:] = h5py.VirtualSource(str(other), "secret", shape=shape)
+            group.create_virtual_dataset("observations", layout)
+    with pytest.raises(InputError, match=r"not followed|not in the file itself"):
+        load_minari(folder)
+
+
+def test_minari_does_not_wait_for_a_pipe(tmp_path: Path, make_dataset: Any) -> None:
+    (folder,) = save_minari(make_dataset((("a", 4),)), tmp_path)
+    (folder / "data" / "main_data.hdf5").unlink()
+    os.mkfifo(folder / "data" / "main_data.hdf5")
+    with pytest.raises(InputError, match="not a regular file"):
+        load_minari(folder)
+
+
+def test_an_image_in_memory_is_an_hdf5_file(tmp_path: Path, values: np.ndarray) -> None:
+    (tmp_path / "a.hdf5").write_bytes(hdf5_bytes(lambda file: file.create_dataset("x", data=values) and None))
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        np.testing.assert_array_equal(file["x"][()], values)

@@ -110,7 +110,7 @@ def test_a_failed_write_keeps_the_old(root: Path, make_dataset: MakeDataset, mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmdpd.data.minari.MinariStorage.update_metadata", full)
+    monkeypatch.setattr("llmdpd.data.minari.atomic_write_json", full)
     with pytest.raises(OSError, match="No space left"):
         save_minari(make_dataset((("a", 9),)), root)
     monkeypatch.undo()
@@ -315,9 +315,9 @@ def test_damaged_data_sets(root: Path, make_dataset: MakeDataset) -> None:
         return caught.value
 
     (data / "main_data.hdf5").write_bytes(whole[: len(whole) // 2])
-    refused("can't be read")
+    refused("cut off or damaged")
     (data / "main_data.hdf5").unlink()
-    refused("can't be read")
+    refused("file not found")
     (data / "metadata.json").write_text(metadata[:-9])
     refused("not a JSON file")
     edit(data, total_episodes=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,31 @@ def test_a_gpu_that_is_absent(make_policy: MakePolicy, tmp_path: Path, monkeypat
     with pytest.raises(InputError, match="absent") as error:
         Policy.load(tmp_path / "p", device="cuda")
     assert error.value.field == "device"
+
+
+@pytest.mark.parametrize("where", ["network", "critic", "texts"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    make_policy: MakePolicy, tmp_path: Path, where: str, value: float
+) -> None:
+    """Where a policy is made, and where it is loaded."""
+    policy = make_policy()
+    part = {"network": policy.network.state_dict(), "critic": policy.critic.state_dict(), "texts": policy.texts}[where]
+    tensor = next(t for t in part.values() if t.is_floating_point())
+    tensor.view(-1)[-1] = value
+    with pytest.raises(InputError, match="NaN or Inf"):
+        policy.with_acting(samples=2)
+    policy.save(tmp_path / "p")
+    with pytest.raises(InputError, match="NaN or Inf") as error:
+        Policy.load(tmp_path / "p")
+    assert ".safetensors" in str(error.value.path)
+
+
+def test_it_can_be_loaded_while_it_is_saved(make_policy: MakePolicy, tmp_path: Path) -> None:
+    policy = make_policy()
+    policy.save(tmp_path / "p")
+    with ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(lambda: [policy.save(tmp_path / "p") for _ in range(60)])
+        while not saving.done():
+            Policy.load(tmp_path / "p")
+        saving.result()

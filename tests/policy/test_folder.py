@@ -223,7 +223,7 @@ def test_a_repository_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: 
             return str(snapshot)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-        assert resolve_policy("someone/policy") == folder
+        assert resolve_policy("hub:someone/policy") == folder
 
 
 OFFLINE = """
@@ -238,8 +238,11 @@ except InputError as error:
 """
 
 
-@pytest.mark.parametrize("source", ["someone/no-such-policy", "no/such/folder/here", "nothing here!"])
-def test_a_hub_id_that_cannot_be_had(source: str) -> None:
+@pytest.mark.parametrize(
+    "source",
+    ["someone/no-such-policy", "nothing here!", "hub:someone/no-such-policy", "hub:no/such/id", "hub:no!"],
+)
+def test_a_policy_that_cannot_be_had(source: str) -> None:
     """Offline there is no waiting for a network: one clear error."""
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, source],
@@ -251,4 +254,13 @@ def test_a_hub_id_that_cannot_be_had(source: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "no such policy" in done.stdout
     assert source in done.stdout
-    assert "a policy folder, a run folder, or a Hugging Face hub id" in done.stdout
+    assert ("the hub said" in done.stdout) == source.startswith("hub:")
+
+
+def test_a_mistyped_path_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the network was asked"))
+    with pytest.raises(InputError, match="no such policy") as refused:
+        resolve_policy("runs/typo")
+    assert "hub:OWNER/NAME" in str(refused.value)

@@ -233,3 +233,57 @@ def test_texts_of_text_files_are_kept_with_the_task_file(
     assert task_prompt("reach").task == "reach."
     run.discard()
     assert not run.path.exists()
+
+
+class Kill(BaseException):
+    """SIGKILL: nothing runs after it."""
+
+
+def test_killed_at_any_moment_of_its_creation_it_is_created_by_the_next_try(tmp_path: Path, monkeypatch: Patch) -> None:
+    import llmdpd.utils.files as files
+
+    real, left = files._fsync, 0
+
+    def fsync(path: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Kill
+        real(path)
+
+    moments = 0
+    for moments in range(100):
+        left = moments
+        folder = tmp_path / str(moments)
+        monkeypatch.setattr(files, "_fsync", fsync)
+        monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # nothing is cleaned up
+        try:
+            RunFolder.create(folder, CONFIG)
+        except Kill:
+            monkeypatch.undo()
+            if (folder / "config.json").exists():  # the last of its files: the run is whole
+                assert RunFolder.open(folder).read_config() == CONFIG
+            else:
+                RunFolder.create(folder, CONFIG)
+            continue
+        monkeypatch.undo()
+        break
+    assert 3 < moments < 99
+
+
+def test_files_that_were_deleted_meanwhile_are_named(run: RunFolder) -> None:
+    for path in (run.results, run.path / "metrics.jsonl", run.policy("last") / "policy.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    (run.path / "checkpoint" / "step-00000001").mkdir(parents=True)
+    run.check_whole()
+    for path in (run.results, run.path / "metrics.jsonl", run.policy("last") / "policy.json", run.meta, run.config):
+        content = path.read_text()
+        path.unlink()
+        with pytest.raises(InputError, match="deleted while it ran") as error:
+            run.check_whole()
+        assert path.name in str(error.value.found)
+        path.write_text(content)
+    (run.path / "checkpoint" / "step-00000001").rmdir()
+    with pytest.raises(InputError, match="checkpoint"):
+        run.check_whole()

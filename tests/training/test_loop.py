@@ -22,7 +22,7 @@ from llmdpd.training.config import TrainingConfig
 from llmdpd.training.loop import Hooks, TrainingLoop, _selection_words
 from llmdpd.training.metrics import read_metrics
 from llmdpd.training.stopping import StopRequestedError, StopSignals
-from llmdpd.utils.checkpoint import latest_checkpoint
+from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint
 
 CONFIG = TrainingConfig(iterations=40, log_every=4, checkpoint_every=9, select_every=10)
 
@@ -117,7 +117,7 @@ def ends(run: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / "state.json").read_text())
     files = {file.name: file.read_bytes() for file in checkpoint.glob("*.safetensors")}
     texts = {file.name: file.read_text() for file in run.glob("*.txt")}
-    return {"state": {**state, "elapsed": None}, **files, **texts}
+    return {"state": {**state, "elapsed": None, "sha256_of_this": None}, **files, **texts}
 
 
 def records(run: Path) -> list[dict[str, float]]:
@@ -240,6 +240,7 @@ def test_seconds_add_up_over_a_resume(trial: Callable[..., Trial]) -> None:
     checkpoint = latest_checkpoint(trial("run").run / "checkpoint")
     assert checkpoint is not None
     state = json.loads((checkpoint / "state.json").read_text())
+    del state["sha256"], state["sha256_of_this"]  # as of an earlier version
     (checkpoint / "state.json").write_text(json.dumps({**state, "elapsed": 1000.0}))
     assert trial("run").loop.execute(Stop()) > 1000
 
@@ -286,3 +287,27 @@ def test_a_selection_of_many_tasks_tells_the_lowest() -> None:
     words = _selection_words(many)
     assert words.startswith("seen_success 95% over 45 tasks; lowest: t17-v3 25%, ")
     assert words.count("%") == 8
+
+
+@pytest.mark.parametrize("part", ["a weight", "an optimiser's state"])
+@pytest.mark.parametrize("at", [9, 29, 39])  # before a selection, a checkpoint, the end
+def test_nan_that_no_loss_has_seen_is_not_kept(trial: Callable[..., Trial], part: str, at: int) -> None:
+    one = trial("run")
+    update = one.agent.update
+
+    def broken(batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        metrics = update(batch, iteration)
+        if iteration == at:
+            state = next(iter(one.agent.optimizers["adam"].state.values()))["exp_avg"]
+            (one.agent.net.weight.data if part == "a weight" else state)[0, 0] = float("nan")
+        return metrics
+
+    one.agent.update = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingDivergedError, match="NaN or Inf in the"):
+        one.execute()
+    assert all(iteration <= at for _, iteration in one.kept)
+    kept = latest_checkpoint(one.run / "checkpoint")
+    if kept is not None:
+        other = Toy()
+        load_checkpoint(kept, other)
+        assert all(bool(torch.isfinite(p).all()) for p in other.net.parameters())

@@ -94,7 +94,7 @@ def test_there_is_one_checkpoint_the_newest(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / ".step-00002000.abc.tmp").mkdir()  # as after a kill
     path = tmp_path / "step-00001000"
     assert latest_checkpoint(tmp_path) == path
-    assert json.loads((path / "state.json").read_text()) == {"format": 1, "iteration": 1000, "again": True}
+    assert read_state(path) == {"format": 1, "iteration": 1000, "again": True}
 
 
 def test_a_kill_while_the_same_iteration_is_saved_again_loses_nothing(
@@ -168,3 +168,25 @@ def test_state_of_another_format_is_refused(tmp_path: Path, content: str | None)
     with pytest.raises(InputError) as error:
         read_state(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_one_flipped_bit_is_refused(toy: Toy, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Whichever it is: of the networks, the optimisers, the generators or the position."""
+    toy.step()
+    path = save_checkpoint(tmp_path, toy, 7, {"sampler": {"position": [1, 2, 3]}, "best_score": 0.5})
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(60):
+            bytes_ = bytearray(whole)
+            bytes_[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+            file.write_bytes(bytes_)
+            with pytest.raises(InputError):
+                read_state(path)
+        file.write_bytes(whole)
+    read_state(path)
+
+
+def test_a_checkpoint_of_before_there_were_checksums(toy: Toy, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, toy, 7, {})
+    (path / "state.json").write_text(json.dumps({"format": 1, "iteration": 7}))
+    assert read_state(path) == {"format": 1, "iteration": 7}

@@ -349,3 +349,35 @@ def test_no_two_hold_a_lock_that_is_removed_and_made_anew(tmp_path: Path) -> Non
     assert [process.wait() for process in crowd] == [0, 0, 0]
     assert (tmp_path / "counter").read_text() == "300"
     assert names(tmp_path) == ["counter"]
+
+
+KILLED = """
+import os, signal, sys
+from llmdpd.utils.files import atomic_directory, atomic_writer
+writers = [kind(os.path.join(sys.argv[1], kind.__name__)) for kind in (atomic_writer, atomic_directory)]
+for writer in writers:
+    writer.__enter__()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdpd.utils.files._cleaned", set())
+    with atomic_writer(tmp_path / "at work") as mine:
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+        left = [path for path in tmp_path.iterdir() if path != mine]
+        assert len(left) == 2
+        others = tmp_path / ".other.0123abcd-1-89abcdef.tmp"  # of another machine, which shares the folder
+        others.touch()
+        monkeypatch.setattr("llmdpd.utils.files._cleaned", set())
+        atomic_write_text(tmp_path / "next", "whole")
+        assert set(tmp_path.iterdir()) == {mine, others, tmp_path / "next"}
+
+
+@pytest.mark.parametrize("letter", ["a", "ü"])
+def test_the_longest_names_can_be_written(tmp_path: Path, letter: str) -> None:
+    path = tmp_path / (letter * (254 // len(letter.encode())))
+    atomic_write_text(path, "whole")
+    with atomic_directory(tmp_path / (letter * (250 // len(letter.encode())))) as folder:
+        (folder / "file").touch()
+    assert path.read_text() == "whole"
