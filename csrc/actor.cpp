@@ -52,7 +52,6 @@ PackedCritic::PackedCritic(int state_size, int action_size, int prompt_size, con
     bias = copy_padded(first_bias, weights.hidden, kernels, memory);
     trunk = pack_trunk(weights, {true, false}, kernels, memory);
   });
-  weights_ = WeightSample(first_weight, inputs, first_bias, weights);
 }
 
 Actor::Actor(std::shared_ptr<const Sampler> sampler, std::shared_ptr<const PackedCritic> q1,

@@ -18,9 +18,6 @@ class PackedCritic {
   PackedCritic(int state_dim, int action_dim, int prompt_dim, const float* first_weight, const float* first_bias,
                const TrunkWeights& trunk, const TileKernels& kernels);
 
-  // Whether a sample of the weights is still what it was when they were packed. They must still be there.
-  bool unchanged() const { return weights_.unchanged(); }
-
   const int state_dim, action_dim, prompt_dim;
   const TileKernels& kernels;
   Trunk3 trunk;
@@ -29,7 +26,6 @@ class PackedCritic {
 
  private:
   Arena memory_;
-  WeightSample weights_;
 };
 
 struct Selection {

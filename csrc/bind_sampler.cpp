@@ -1,7 +1,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
+#include <utility>
 
 #include "bindings.h"
 #include "actor.h"
@@ -45,8 +47,9 @@ std::shared_ptr<Sampler> make_sampler(std::shared_ptr<PackedNet> net, const Floa
                                    time_embedding.data(), start, clip);
 }
 
-void run(const Sampler& sampler, const Floats& state, const Floats& prompt, std::int64_t samples, const Keys& keys,
+void run(const std::shared_ptr<Sampler>& self, const Floats& state, const Floats& prompt, std::int64_t samples, const Keys& keys,
          const std::optional<Floats>& noise, Floats& actions, int threads) {
+  const Sampler& sampler = held(self);
   const NetDims& dims = sampler.net().dims;
   if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2 || keys.ndim() != 1) {
     throw std::invalid_argument("wrong shape: number of dimensions");
@@ -106,8 +109,9 @@ std::shared_ptr<llmdpd::Actor> make_actor(std::shared_ptr<Sampler> sampler, std:
                                          llmdpd::Selection{soft, temperature});
 }
 
-void act(const llmdpd::Actor& actor, const Floats& state, const Floats& prompt, const Keys& keys, Floats& actions,
+void act(const std::shared_ptr<llmdpd::Actor>& self, const Floats& state, const Floats& prompt, const Keys& keys, Floats& actions,
          int threads) {
+  const llmdpd::Actor& actor = held(self);
   const NetDims& dims = actor.sampler().net().dims;
   if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2)
     throw std::invalid_argument("wrong shape: state or prompt");
@@ -125,24 +129,57 @@ void act(const llmdpd::Actor& actor, const Floats& state, const Floats& prompt, 
   actor.act(states, state.data(), prompt.data(), per_state, keys.data(), threads, out);
 }
 
-// Whether every watched thing is still what it was: tuples (dict, name, module) and (dict, name, parameter, version,
-// pointer). Asked at every call of a sampler that may take 15 microseconds: hence the C API.
-bool all_unchanged(const py::tuple& watched) {
-  static PyObject* const version_name = PyUnicode_InternFromString("_version");
+// A module's tensors as they are now: arrays that share their memory and keep it from being given to others, and a
+// copy of their bytes. Comparing with it reads all bytes: no way to write into a tensor escapes it.
+class Snapshot {
+ public:
+  explicit Snapshot(std::vector<py::array> arrays) : arrays_(std::move(arrays)) {
+    for (const py::array& array : arrays_) {
+      if (!(array.flags() & py::array::c_style)) throw std::invalid_argument("not contiguous: an array to be copied");
+      if (array.dtype().attr("hasobject").cast<bool>()) throw std::invalid_argument("wrong dtype: objects");
+      const auto* bytes = static_cast<const char*>(array.data());
+      copies_.emplace_back(bytes, bytes + array.nbytes());
+    }
+  }
+
+  bool unchanged() const {
+    for (std::size_t i = 0; i < arrays_.size(); ++i) {
+      // The size too: numpy can be made to resize an array that others hold.
+      const std::vector<char>& copy = copies_[i];
+      if (static_cast<std::size_t>(arrays_[i].nbytes()) != copy.size()) return false;
+      if (!copy.empty() && std::memcmp(arrays_[i].data(), copy.data(), copy.size()) != 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  std::vector<py::array> arrays_;
+  std::vector<std::vector<char>> copies_;
+};
+
+// Whether every watched thing is still where it was: tuples (dict, name, module) and (dict, name, tensor, pointer,
+// strides). Asked at every call of a sampler that may take 30 microseconds: hence the C API.
+bool all_in_place(const py::tuple& watched) {
   static PyObject* const pointer_name = PyUnicode_InternFromString("data_ptr");
-  const auto equals = [](PyObject* found, PyObject* expected) {
+  static PyObject* const strides_name = PyUnicode_InternFromString("stride");
+  const auto returns = [](PyObject* thing, PyObject* method, PyObject* expected) {
+    PyObject* found = PyObject_CallMethodNoArgs(thing, method);
     if (!found) throw py::error_already_set();
-    const bool same = PyObject_RichCompareBool(found, expected, Py_EQ) == 1;
+    const int same = PyObject_RichCompareBool(found, expected, Py_EQ);
     Py_DECREF(found);
-    return same;
+    if (same < 0) throw py::error_already_set();
+    return same == 1;
   };
   for (py::ssize_t i = 0; i < PyTuple_GET_SIZE(watched.ptr()); ++i) {
     PyObject* item = PyTuple_GET_ITEM(watched.ptr(), i);
+    const py::ssize_t size = PyTuple_Check(item) ? PyTuple_GET_SIZE(item) : 0;
+    if ((size != 3 && size != 5) || !PyDict_Check(PyTuple_GET_ITEM(item, 0))) {
+      throw std::invalid_argument("wrong kind: what is watched are tuples (dict, name, thing, …)");
+    }
     PyObject* thing = PyTuple_GET_ITEM(item, 2);
     if (PyDict_GetItem(PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1)) != thing) return false;
-    if (PyTuple_GET_SIZE(item) == 3) continue;
-    if (!equals(PyObject_GetAttr(thing, version_name), PyTuple_GET_ITEM(item, 3)) ||
-        !equals(PyObject_CallMethodNoArgs(thing, pointer_name), PyTuple_GET_ITEM(item, 4))) {
+    if (size == 5 && !(returns(thing, pointer_name, PyTuple_GET_ITEM(item, 3)) &&
+                       returns(thing, strides_name, PyTuple_GET_ITEM(item, 4)))) {
       return false;
     }
   }
@@ -152,14 +189,17 @@ bool all_unchanged(const py::tuple& watched) {
 }  // namespace
 
 void bind_sampler(py::module_& module) {
-  module.def("all_unchanged", &all_unchanged, py::arg("watched"));
+  module.def("all_in_place", &all_in_place, py::arg("watched"));
+  py::class_<Snapshot, std::shared_ptr<Snapshot>>(module, "Snapshot", "Arrays as they are now.")
+      .def(py::init<std::vector<py::array>>(), py::arg("arrays"))
+      .def("unchanged", [](const std::shared_ptr<Snapshot>& self) { return held(self).unchanged(); },
+           "Whether every byte still is.");
   py::class_<PackedNet, std::shared_ptr<PackedNet>>(module, "PackedNet",
                                                     "A noise network's weights, packed as they are now.")
       .def(py::init(&make_packed_net), py::arg("action_dim"), py::arg("time_dim"), py::arg("first_weight").noconvert(),
-           py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("state_dim"), py::arg("bf16"))
-      .def("unchanged", &PackedNet::unchanged, "Whether a sample of the weights is still what it was.");
+           py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("state_dim"), py::arg("bf16"));
   py::class_<Sampler, std::shared_ptr<Sampler>>(module, "Sampler", "A sampler's table bound to a packed network.")
-      .def(py::init(&make_sampler), py::arg("net"), py::arg("table").noconvert(), py::arg("time_embedding").noconvert(),
+      .def(py::init(&make_sampler), py::arg("net").none(false), py::arg("table").noconvert(), py::arg("time_embedding").noconvert(),
            py::arg("start"), py::arg("clip"))
       .def("run", &run, py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("samples"),
            py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("actions").noconvert(),
@@ -167,11 +207,10 @@ void bind_sampler(py::module_& module) {
   py::class_<llmdpd::PackedCritic, std::shared_ptr<llmdpd::PackedCritic>>(module, "PackedCritic",
                                                                           "A critic's weights, packed as they are now.")
       .def(py::init(&make_critic), py::arg("state_dim"), py::arg("action_dim"), py::arg("first_weight").noconvert(),
-           py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("bf16"))
-      .def("unchanged", &llmdpd::PackedCritic::unchanged, "Whether a sample of the weights is still what it was.");
+           py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("bf16"));
   py::class_<llmdpd::Actor, std::shared_ptr<llmdpd::Actor>>(module, "Actor", "One action a state, by two critics.")
-      .def(py::init(&make_actor), py::arg("sampler"), py::arg("q1"), py::arg("q2"), py::arg("samples"), py::arg("soft"),
-           py::arg("temperature"))
+      .def(py::init(&make_actor), py::arg("sampler").none(false), py::arg("q1").none(false),
+           py::arg("q2").none(false), py::arg("samples"), py::arg("soft"), py::arg("temperature"))
       .def("act", &act, py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("keys").noconvert(),
            py::arg("actions").noconvert(), py::arg("threads"));
 }

@@ -108,7 +108,8 @@ Floats pooled_buffer(py::ssize_t floats) {
   return Floats({floats}, memory, owner);
 }
 
-void chain_forward(const ChainArguments& arguments, Floats& actions, Floats& tape) {
+void chain_forward(const std::shared_ptr<ChainArguments>& holder, Floats& actions, Floats& tape) {
+  const ChainArguments& arguments = held(holder);
   const ChainCall call = arguments.call();
   require_shape(actions, {call.states * call.samples, call.trunk.outputs}, "actions");
   const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
@@ -133,9 +134,10 @@ void trunk_targets(std::vector<Floats>& arrays, int hidden, int outputs, Gradien
   for (int i = 0; i < 6; ++i) *fields[i] = arrays[i].mutable_data();
 }
 
-void chain_backward(const ChainArguments& arguments, const Floats& grad_actions, const Floats& tape,
+void chain_backward(const std::shared_ptr<ChainArguments>& holder, const Floats& grad_actions, const Floats& tape,
                     std::optional<Floats> state, Floats& W_s, Floats& u_z, Floats& tau, Floats& W_a,
                     std::vector<Floats> trunk) {
+  const ChainArguments& arguments = held(holder);
   const ChainCall call = arguments.call();
   const int hidden = call.trunk.hidden, action_dim = call.trunk.outputs;
   require_shape(grad_actions, {call.states * call.samples, action_dim}, "actions' gradient");
@@ -184,7 +186,8 @@ struct MlpArguments {
   }
 };
 
-void mlp_forward(const MlpArguments& arguments, Floats& out, Floats& tape) {
+void mlp_forward(const std::shared_ptr<MlpArguments>& holder, Floats& out, Floats& tape) {
+  const MlpArguments& arguments = held(holder);
   const MlpCall call = arguments.call();
   require_shape(out, {call.rows, call.trunk.outputs}, "out");
   const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
@@ -194,8 +197,9 @@ void mlp_forward(const MlpArguments& arguments, Floats& out, Floats& tape) {
   llmdpd::mlp_forward(call, kernels, arguments.threads, to, kept);
 }
 
-void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const Floats& tape, std::optional<Floats> x,
+void mlp_backward(const std::shared_ptr<MlpArguments>& holder, const Floats& grad_out, const Floats& tape, std::optional<Floats> x,
                   Floats& input_weight, Floats& init, std::vector<Floats> trunk) {
+  const MlpArguments& arguments = held(holder);
   const MlpCall call = arguments.call();
   const int hidden = call.trunk.hidden;
   require_shape(grad_out, {call.rows, call.trunk.outputs}, "outputs' gradient");
@@ -222,7 +226,7 @@ void mlp_backward(const MlpArguments& arguments, const Floats& grad_out, const F
 }  // namespace
 
 void bind_training(py::module_& module) {
-  py::class_<ChainArguments>(module, "ChainArguments", "A call of the chain; see reverse_diffusion.h.")
+  py::class_<ChainArguments, std::shared_ptr<ChainArguments>>(module, "ChainArguments", "A call of the chain; see reverse_diffusion.h.")
       .def(py::init([](Strided state, Strided W_s, Floats u_z, Floats tau, Strided W_a, std::vector<Floats> trunk,
                        Floats table, Keys keys, std::optional<Floats> noise, float start, float clip, int samples,
                        bool bf16, int threads) {
@@ -233,7 +237,7 @@ void bind_training(py::module_& module) {
            py::arg("tau").noconvert(), py::arg("W_a").noconvert(), py::arg("trunk").noconvert(),
            py::arg("table").noconvert(), py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("start"),
            py::arg("clip"), py::arg("samples"), py::arg("bf16"), py::arg("threads"));
-  py::class_<MlpArguments>(module, "MlpArguments", "A call of the three-layer net; see mish_mlp.h.")
+  py::class_<MlpArguments, std::shared_ptr<MlpArguments>>(module, "MlpArguments", "A call of the three-layer net; see mish_mlp.h.")
       .def(py::init([](Strided x, Strided input_weight, Floats init, std::vector<Floats> trunk, bool bf16,
                        int threads) { return MlpArguments{x, input_weight, init, std::move(trunk), bf16, threads}; }),
            py::arg("x").noconvert(), py::arg("input_weight").noconvert(), py::arg("init").noconvert(),

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -28,6 +29,13 @@ llmdpd::Matrix matrix_of(const Strided& array, const char* name);
 llmdpd::TrunkWeights trunk_of(const std::vector<Floats>& arrays);
 // A size that the code counts in 32 bits.
 int small(py::ssize_t size, const char* name);
+
+// What a Python object holds. Taking the holder refuses objects that were allocated and never initialised, None here.
+template <class Held>
+const Held& held(const std::shared_ptr<Held>& holder) {
+  if (!holder) throw std::invalid_argument("wrong kind: None");
+  return *holder;
+}
 
 void bind_sampler(py::module_& module);
 void bind_training(py::module_& module);

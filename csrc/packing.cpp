@@ -1,7 +1,6 @@
 #include "packing.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace llmdpd {
 namespace {
@@ -22,32 +21,6 @@ PackedLayer pack(const Matrix& matrix, bool transposed, bool in_lanes, const flo
 }
 
 }  // namespace
-
-WeightSample::WeightSample(const float* first_weight, int inputs, const float* first_bias, const TrunkWeights& trunk) {
-  const std::ptrdiff_t hidden = trunk.hidden, square = hidden * hidden;
-  parts_ = {{{first_weight, hidden * inputs},
-             {first_bias, hidden},
-             {trunk.w2, square},
-             {trunk.b2, hidden},
-             {trunk.w3, square},
-             {trunk.b3, hidden},
-             {trunk.w4, hidden * trunk.outputs},
-             {trunk.b4, trunk.outputs}}};
-  fingerprint_ = fingerprint();
-}
-
-std::uint64_t WeightSample::fingerprint() const {
-  constexpr std::ptrdiff_t kStep = 256;  // numbers: a microsecond's worth of cache misses in all
-  std::uint64_t hash = 0;
-  for (const Part& part : parts_) {
-    for (std::ptrdiff_t i = 0; i < part.count; i += kStep) {
-      std::uint32_t bits;
-      std::memcpy(&bits, part.numbers + i, sizeof bits);
-      hash = (hash + bits) * 0x9E3779B97F4A7C15u;
-    }
-  }
-  return hash;
-}
 
 PackedLayer pack_single(const Matrix& matrix, bool transposed, const TileKernels& kernels, Allocator& memory) {
   return pack(matrix, transposed, false, nullptr, kernels, memory);

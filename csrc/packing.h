@@ -1,9 +1,7 @@
 // From weights as torch keeps them to the packed tiles that tiles read.
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <cstdint>
 
 #include "memory.h"
 #include "tile/tile_kernels.h"
@@ -20,25 +18,6 @@ struct Matrix {
 struct TrunkWeights {
   int hidden, outputs;
   const float *w2, *b2, *w3, *b3, *w4, *b4;  // contiguous
-};
-
-// A sample of a net's weights, to see later whether they were changed in a way that no version counts.
-class WeightSample {
- public:
-  WeightSample() = default;
-  // The first layer's weight [hidden, inputs] and bias, and the trunk's; all of them must stay where they are.
-  WeightSample(const float* first_weight, int inputs, const float* first_bias, const TrunkWeights& trunk);
-  bool unchanged() const { return fingerprint() == fingerprint_; }
-
- private:
-  struct Part {
-    const float* numbers;
-    std::ptrdiff_t count;
-  };
-  std::uint64_t fingerprint() const;
-
-  std::array<Part, 8> parts_{};
-  std::uint64_t fingerprint_ = 0;
 };
 
 // For which passes weights are packed.

@@ -23,7 +23,6 @@ PackedNet::PackedNet(const NetDims& net_dims, const float* first_weight, const f
     bias = copy_padded(first_bias, dims.hidden, kernels, memory);
     trunk = pack_trunk(trunk_weights, {true, false}, kernels, memory);
   });
-  weights_ = WeightSample(first_weight, static_cast<int>(stride), first_bias, trunk_weights);
 }
 
 Sampler::Sampler(std::shared_ptr<const PackedNet> net, std::vector<StepCoefficients> table, const float* time_embedding,

@@ -21,9 +21,6 @@ class PackedNet {
   PackedNet(const NetDims& dims, const float* first_weight, const float* first_bias, const TrunkWeights& trunk,
             const TileKernels& kernels);
 
-  // Whether a sample of the weights is still what it was when they were packed. They must still be there.
-  bool unchanged() const { return weights_.unchanged(); }
-
   const NetDims dims;
   const TileKernels& kernels;
   Trunk3 trunk;
@@ -32,7 +29,6 @@ class PackedNet {
 
  private:
   Arena memory_;
-  WeightSample weights_;
 };
 
 // Where a call's rows come from and go to.

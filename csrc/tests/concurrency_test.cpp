@@ -114,7 +114,6 @@ Call make_sampler(Random& random) {
                        threads, actions.data());
       out.insert(out.end(), actions.begin(), actions.end());
     }
-    CHECK(in->sampler->net().unchanged());
     return out;
   };
 }

@@ -37,6 +37,7 @@ from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import from_plain, to_plain
+from llmdpd.utils.settings import in_own_settings
 from llmdpd.utils.tensors import check_tensors, load_tensors
 
 _log = logging.getLogger(__name__)
@@ -84,8 +85,8 @@ class Policy:
         self.network = network.eval().requires_grad_(False)
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
         self.texts = dict(texts or {})
-        for part in (self.network.state_dict(), {} if self.critic is None else self.critic.state_dict(), self.texts):
-            check_tensors(part)
+        for part in (self.network, self.critic, self.texts):
+            _check_finite(part)
         self.metadata = dict(metadata or {})
         self._episodes: Episodes | None = None
         self._step = 0
@@ -115,11 +116,13 @@ class Policy:
         return self.critic is not None and self.acting.describe(self.network.config)["samples"] > 1
 
     @classmethod
+    @in_own_settings
     def load(cls, source: str | os.PathLike[str], device: str = "cpu") -> Policy:
         """Load from a policy folder, a run folder, or `hub:OWNER/NAME` for one of the Hugging Face hub.
 
         Raises:
-            InputError: nothing there, a missing or altered file, another version, a device that is absent.
+            InputError: nothing there, a missing or altered file, another version, weights that are not finite, a device
+                that is absent.
         """
         place = check_device(device)
         path = resolve_policy(source)
@@ -204,6 +207,7 @@ class Policy:
         self.reset()
         return self
 
+    @in_own_settings
     def encode_prompts(
         self, texts: Sequence[str | TextPrompt | None], trajectories: Sequence[Demonstrations | None]
     ) -> EncodedPrompts:
@@ -244,6 +248,7 @@ class Policy:
             self.metadata.get("target_returns", {}), tasks, first if self.network.reads.trajectory else None
         )
 
+    @in_own_settings
     def attention(
         self, text: str | TextPrompt, trajectory: Demonstration, observations: FloatArray
     ) -> tuple[NDArray[np.float32], FloatArray] | None:
@@ -275,7 +280,7 @@ class Policy:
         """Fix the noise of all actions from here on; what is left of a chunk was sampled before, and is dropped."""
         if self._episodes is not None:
             self._episodes.drop_chunks()
-        self._random = torch.Generator().manual_seed(seed)
+        self._random = torch.Generator().manual_seed(int(seed))  # int(): numpy's integers too
 
     def act(self, observation: ArrayLike, step: int | None = None, reward: ArrayLike | None = None) -> FloatArray:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
@@ -331,6 +336,11 @@ class Policy:
         return read_demonstrations(
             prompts, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling
         )
+
+
+def _check_finite(part: nn.Module | Mapping[str, Tensor] | None) -> None:
+    """Raise `InputError` for a number that is not finite: a clipped sample would hide it."""
+    check_tensors(part.state_dict() if isinstance(part, nn.Module) else part or {})
 
 
 class ActionChunks:
@@ -402,6 +412,8 @@ class Episodes:
         prompt_of: IntArray | None = None,
         targets: FloatArray | float = 0.0,
     ) -> None:
+        for module in (network, critic):  # they may have been trained since the policy was made
+            _check_finite(module)
         self._network, self._acting, self._critic = network, acting, critic
         self._prompts, self._prompt_of, self._targets = prompts, prompt_of, np.asarray(targets, np.float32)
         self._horizon = acting.horizon(network.config)
@@ -462,6 +474,7 @@ class Episodes:
                 before[row] = last
         return spaces.with_remembered(observations, before)
 
+    @in_own_settings
     def _sample(
         self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, seeds: IntArray
     ) -> FloatArray:
@@ -477,6 +490,9 @@ class Episodes:
                 States(states, index, times, history), self._prompts, self._acting, keys, self._critic
             )
         chunks: FloatArray = sampled.cpu().numpy()
+        if not np.isfinite(chunks).all():
+            expected = "finite numbers: are the weights?"
+            raise InputError("NaN or Inf in the action", field="network", expected=expected)
         if self._memory is not None:
             self._memory.note(who, chunks[:, 0])
         return chunks

@@ -63,6 +63,24 @@ def scale_by_data(net: nn.Module) -> None:
         parameter.data.mul_(1.01)
 
 
+def all_but_the_first_column_by_data(net: nn.Module) -> None:
+    _linear(net)[2].weight.data[:, 1:] = 0.0
+
+
+def a_bias_by_data(net: nn.Module) -> None:
+    _linear(net)[2].bias.data[5] += 2.0
+
+
+def transpose_by_data(net: nn.Module) -> None:
+    """The same bytes in the same memory, read in another order."""
+    weight = _linear(net)[2].weight
+    weight.data = weight.data.t()
+
+
+def one_number_by_numpy(net: nn.Module) -> None:
+    _linear(net)[2].weight.detach().numpy()[7, 11] += 2.0
+
+
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "SGD": lambda net: step_optimizer(net, "SGD"),
     "Adam, foreach": lambda net: step_optimizer(net, "Adam", foreach=True),
@@ -75,6 +93,10 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "a copy through .data": copy_by_data,
     "a scale through .data": scale_by_data,
     "one number": one_number,
+    "all but a column through .data": all_but_the_first_column_by_data,
+    "a bias through .data": a_bias_by_data,
+    "a transposition under .data": transpose_by_data,
+    "one number through NumPy": one_number_by_numpy,
     "another parameter": lambda net: _replace_parameter(net),
     "another layer": lambda net: _replace_layer(net),
     "there and back in dtype": lambda net: _through_double(net),
@@ -172,19 +194,33 @@ def test_an_unchanged_network_is_packed_once(make_net: Any, monkeypatch: pytest.
     assert len(made) == 1
 
 
-def test_what_has_no_versions_is_never_kept(make_net: Any) -> None:
+def test_inference_tensors_that_change_are_packed_anew(make_net: Any) -> None:
     with torch.inference_mode():
-        unversioned = make_net(3, 2, 4)
-    parametrised = make_net(3, 2, 4)
-    nn.utils.parametrizations.weight_norm(parametrised.layers[1])
+        net = make_net(3, 2, 4)
+        first = sampled(net)
+        for parameter in net.parameters():
+            parameter.add_(0.3)
+        assert not torch.equal(sampled(net), first)
+
+
+def test_a_parametrised_network_is_never_kept(make_net: Any) -> None:
+    net = make_net(3, 2, 4)
+    nn.utils.parametrizations.weight_norm(net.layers[1])
     with torch.no_grad():
-        for net in (unversioned, parametrised):
-            assert not inference.packed(net, False).watch.lasting
-            first = sampled(net)
-            with torch.inference_mode():
-                for parameter in net.parameters():
-                    parameter.add_(0.3)
-            assert not torch.equal(sampled(net), first)
+        assert not inference.packed(net, False).watch.lasting
+        first = sampled(net)
+        for parameter in net.parameters():
+            parameter.add_(0.3)
+        assert not torch.equal(sampled(net), first)
+
+
+def test_the_time_embedding_through_data_is_seen(make_net: Any) -> None:
+    net = make_net(3, 2, 4)
+    before = sampled(net)
+    for parameter in net.time_mlp.parameters():
+        parameter.data.copy_(torch.randn_like(parameter))
+    assert not torch.equal(sampled(net), before)
+    assert torch.equal(sampled(net), sampled(copy.deepcopy(net)))
 
 
 def test_a_network_that_is_gone_is_forgotten(make_net: Any) -> None:

@@ -1,0 +1,63 @@
+"""Private calls of the compiled module with what they cannot take: an exception, never a crash of the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PREPARED = """
+import numpy as np
+from llmdpd import _native as n
+f = lambda *shape: np.zeros(shape, np.float32)
+trunk = [f(8, 8), f(8), f(8, 8), f(8), f(2, 8), f(2)]
+net = n.PackedNet(2, 4, f(8, 10), f(8), trunk, 3, False)
+sampler = n.Sampler(net, f(3, 6), f(3, 4), 1.0, 1.0)
+critic = n.PackedCritic(3, 2, f(8, 6), f(8), trunk[:4] + [f(1, 8), f(1)], False)
+key = np.zeros(1, np.uint64)
+new = lambda kind: kind.__new__(kind)  # allocated, not initialised
+freed = lambda array: array.resize((0,), refcheck=False)
+"""
+REFUSED = [
+    "n.Sampler(None, f(3, 6), f(3, 4), 1.0, 1.0)",
+    "n.Sampler(new(n.PackedNet), f(3, 6), f(3, 4), 1.0, 1.0)",
+    "n.Sampler.run(None, f(1, 3), f(1), 1, key, None, f(1, 2), 1)",
+    "new(n.Sampler).run(f(1, 3), f(1), 1, key, None, f(1, 2), 1)",
+    "sampler.run(None, f(1), 1, key, None, f(1, 2), 1)",
+    "n.Actor(None, critic, critic, 3, True, 1.0)",
+    "n.Actor(sampler, None, critic, 3, True, 1.0)",
+    "n.Actor(sampler, critic, None, 3, True, 1.0)",
+    "n.Actor.act(None, f(1, 3), f(1), key, f(1, 2), 1)",
+    "new(n.Actor).act(f(1, 3), f(1), key, f(1, 2), 1)",
+    "n.Snapshot(None)",
+    "n.Snapshot([None])",
+    "n.Snapshot([np.array([object()])])",
+    "n.Snapshot([f(4, 4).T])",
+    "n.Snapshot.unchanged(None)",
+    "new(n.Snapshot).unchanged()",
+    "n.all_in_place(None)",
+    "n.all_in_place((1, 2))",
+    "n.all_in_place(((1, 2, 3),))",
+    "n.all_in_place((({'a': None}, 'a', None, 1, 1),))",
+    "n.PackedNet(2, 4, None, f(8), trunk, 3, False)",
+    "n.PackedNet(2, 4, f(8, 10), f(8), [None] * 6, 3, False)",
+    "n.MlpArguments(None, None, None, None, False, 1)",
+    "n.ChainArguments(*[None] * 14)",
+    "n.chain_forward(None, f(1), f(0))",
+    "n.chain_forward(new(n.ChainArguments), f(1), f(0))",
+    "n.mlp_forward(None, f(1), f(0))",
+    "n.mlp_forward(new(n.MlpArguments), f(1), f(0))",
+    "n.mlp_backward(None, f(1), f(0), None, f(1), f(1), [])",
+    "x = f(4, 3); m = n.MlpArguments(x, f(8, 3), f(8), trunk, False, 1); freed(x); n.mlp_forward(m, f(4, 2), f(0))",
+    "x = f(4, 3); t = n.Snapshot([x]); freed(x); assert t.unchanged()",
+    "n.pooled_buffer(1 << 62)",
+    "n.set_isa(None)",
+]
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_a_wrong_private_call_raises(call: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PREPARED + call], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" in done.stderr
