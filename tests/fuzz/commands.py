@@ -20,7 +20,7 @@ from llmdpd.errors import InputError
 Random = np.random.Generator
 # Each runs in a folder with the run `run`, the task file `tasks.toml` and a folder without rights `closed`.
 _LINES = (
-    "train --preset smoke --seed 3 --run-dir new --training.iterations 200 --tasks.seen reach push --tasks.unseen door-lock",
+    "train --preset smoke --seed 3 --run-dir new --training.iterations 9 --tasks.seen reach --tasks.unseen door-lock",
     "train --preset metaworld --method dt --method.lr 3e-4 --data.path data --run-dir runs/a --evaluation.no-videos",
     "train --resume run --training.iterations 300 --threads 2",
     "train --tasks-file tasks.toml --run-dir own --evaluation.episodes 3",

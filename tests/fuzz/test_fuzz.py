@@ -44,6 +44,7 @@ assert found.counts == {"unclear": 1, "refused": 1, "died": 1}, found
 assert found.faults == {"unclear: KeyError at outside": 0, "died: SIGSEGV": 2}, found
 found = judge.run_cases("x", judge.Target(lambda folder: hangs, ()), [7, 8])
 assert found.counts == {"hangs": 2}, found
+judge.SECONDS = 60
 found = judge.run_cases("x", judge.Target(lambda folder: memory, ()), [7, 8])
 assert found.counts == {"memory": 2}, found
 """
