@@ -25,8 +25,12 @@ from llmdpd.utils.progress import console, error_console
 # A table of two checkpoints of as many tasks fills a terminal's 24 lines.
 _FEW_TASKS = 12
 _MASTERED = 0.9
-# What a disk or its owner refuses, whichever write or read it hits.
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+# What the system refuses without naming a file: room on a disk, rights, memory, processes and open files.
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+}
+_TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -43,11 +47,21 @@ def run_command(command: Callable[[], None]) -> int:
         error_console.print(f"error: {error}", style="bold red")
         return 2 if isinstance(error, InputError) else 1
     except OSError as error:
-        if error.errno not in _REFUSALS:
+        if error.errno not in _REFUSALS and error.filename is None:
             raise
-        refusal = InputError("the disk refuses", path=error.filename, found=error.strerror)
+        hint = "allow more open files (ulimit -n)" if error.errno in _TOO_MANY else None
+        refusal = InputError("the system refuses", path=error.filename, found=error.strerror, hint=hint)
         error_console.print(f"error: {refusal}", style="bold red")
         return 2
+    except (ValueError, RuntimeError) as error:
+        # What the system's own functions say of a name with a null character, and of the home of no user.
+        if not any(words in str(error) for words in ("embedded null", "home directory")):
+            raise
+        error_console.print(f"error: no such place: {error}", style="bold red")
+        return 2
+    except MemoryError as error:
+        error_console.print(f"error: out of memory {error}".rstrip(), style="bold red")
+        return 1
     except StopRequestedError as stopped:
         console.print(f"stopped by {stopped}")
         return stopped.exit_code
@@ -66,9 +80,19 @@ def command(run: Callable[[list[str]], None]) -> Callable[..., int]:
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        return run_command(lambda: run(list(sys.argv[1:] if arguments is None else arguments)))
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        return run_command(lambda: run(checked_words(words)))
 
     return main
+
+
+def checked_words(words: list[str]) -> list[str]:
+    """The words of a command line, as they are; `InputError` for one that no file can be called by, or read back."""
+    for word in words:
+        if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+            found = word.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+            raise InputError("an argument that is no text", found=found, expected="UTF-8 without null characters")
+    return words
 
 
 def results_table(records: Sequence[TaskResult]) -> Table:

@@ -19,12 +19,15 @@ def _evaluate(words: list[str]) -> None:
     config = parse(EvaluateConfig, renamed(words, RENAMED_OPTIONS), "python -m llmdpd.evaluate")
     with StopSignals() as stop:
         records, out = evaluate(config, stop.check)
-    console.print(results_table(records))
-    console.print(f"results: {out}")
+    report = None
     if config.run is not None and out == RunFolder(config.run).results:
         from llmdpd.reporting.page import build_report
 
-        console.print(f"report: {build_report([config.run])}")
+        report = build_report([config.run])
+    console.print(results_table(records))
+    console.print(f"results: {out}")
+    if report is not None:
+        console.print(f"report: {report}")
 
 
 main = command(_evaluate)

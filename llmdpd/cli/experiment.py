@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from llmdpd.cli.common import run_command
+from llmdpd.cli.common import checked_words, run_command
+from llmdpd.errors import InputError
 from llmdpd.experiments.grids import BUDGETS, GRIDS
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code: 0, 1 where a run failed, 2 for bad input, 128 + signal when stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     failed: list[Outcome] = []
-    return run_command(lambda: _experiment(words, failed)) or (1 if failed else 0)
+    return run_command(lambda: _experiment(checked_words(words), failed)) or (1 if failed else 0)
 
 
 def _experiment(words: list[str], failed: list[Outcome]) -> None:
@@ -46,6 +47,8 @@ def _experiment(words: list[str], failed: list[Outcome]) -> None:
         _show_plan(plan)
         return
     hint = "wait for it, stop it (Ctrl-C: its runs save), or choose another --out"
+    if plan.out.exists() and not plan.out.is_dir():
+        raise InputError("the runs' folder is a file", path=plan.out, field="--out", expected="a folder")
     with folder_lock(plan.out, "in this folder", hint), StopSignals() as stop:
         failed += _run(plan, words, stop)
 

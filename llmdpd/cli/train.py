@@ -62,11 +62,12 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
             if new and not run.begun:
                 run.discard()
             raise
+    report = build_report([run.path])
     records = read_results(run.results)
     if records:
         console.print(training_summary(records))
     console.print(f"results: {run.results}")
-    console.print(f"report: {build_report([run.path])}")
+    console.print(f"report: {report}")
 
 
 main = command(_train)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class EmbeddingCache:
     def get(self, key: EmbeddingKey) -> NDArray[np.float32] | None:
         """The embedding [dim], or None where there is none to be trusted."""
         path = self.path(key)
-        if not path.is_file():
+        if not os.path.isfile(path):  # also where nothing may be looked for
             return None
         try:
             with safe_open(path, framework="numpy") as file:
@@ -90,10 +91,15 @@ class EmbeddingCache:
 
 
 def default_cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/llmdpd/embeddings`, or `~/.cache/llmdpd/embeddings` where that variable is unset or relative."""
+    """`$XDG_CACHE_HOME/llmdpd/embeddings`, or `~/.cache/llmdpd/embeddings` where that variable is unset or relative.
+
+    Of a user who has no home, a folder of theirs among the temporary ones.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification requires relative paths to be ignored.
-    return (home if home.is_absolute() else Path.home() / ".cache") / "llmdpd" / "embeddings"
+    own = Path(os.path.expanduser("~"))
+    usual = own / ".cache" if own.is_absolute() else Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return (home if home.is_absolute() else usual) / "llmdpd" / "embeddings"
 
 
 def _checksum(vector: NDArray[np.float32]) -> str:

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -79,9 +80,18 @@ def _is_alive(process: int) -> bool:
 def atomic_writer(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there becomes `path` if the block ends without an error.
 
-    The old file stays whole until then, also on a full disk or a kill.
+    The old file stays whole until then, also on a full disk or a kill. What is no regular file (a pipe, /dev/stdout) is
+    written to, not replaced; a link stays one, and its target is written.
     """
     path = Path(path)
+    if path.is_char_device() or path.is_fifo() or path.is_socket() or path.is_block_device():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            with path.open("wb") as device:
+                device.write((Path(folder) / path.name).read_bytes())
+        return
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     temporary.touch(exist_ok=False)

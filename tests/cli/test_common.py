@@ -4,8 +4,10 @@ import dataclasses
 import errno
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -15,6 +17,7 @@ from llmdpd.cli.common import results_table, run_command, training_summary
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
+from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.command_line import option_lines, parse, renamed, take_option
 
@@ -227,3 +230,36 @@ def test_a_run_of_few_tasks_ends_with_all_of_them(record: Callable[..., TaskResu
     assert "The whole table, of 13 tasks" in " ".join(shown(training_summary([*few, record(ML45_TRAIN[7], "seen")])))
     scores = [record(f"run-{n}", successes=None, returns_mean=1.0, returns_std=0.5) for n in range(20)]
     assert len(shown(training_summary(scores))) == 21
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda: os.stat("a\0b"), "null"),
+        (lambda: Path("~no-user-of-this-name/x").expanduser(), "home directory"),
+        (lambda: os.stat("x" * 300), "File name too long"),
+        (lambda: os.stat("/dev/null/x"), "Not a directory"),
+        (lambda: os.mkdir("/dev/null"), "File exists"),
+        (lambda: exec("raise OSError(24, 'Too many open files')"), "ulimit -n"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_message(fault: Callable[[], object], words: str, capsys: Capture) -> None:
+    assert run_command(lambda: (fault(), None)[1]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("a slip"), RuntimeError("a slip"), OSError("a slip")])
+def test_what_is_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
+    def slip() -> None:
+        raise error
+
+    with pytest.raises(type(error), match="a slip"):
+        run_command(slip)
+
+
+def test_an_environment_that_broke_is_one_message(capsys: Capture) -> None:
+    def broken() -> None:
+        raise WorkerError("exception in worker 0")
+
+    assert run_command(broken) == 1
+    assert capsys.readouterr().err == "error: exception in worker 0\n"

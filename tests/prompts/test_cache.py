@@ -88,3 +88,18 @@ def test_a_damaged_or_foreign_file_is_noticed_and_replaced(
     assert str(path) in caplog.text
     cache.put(KEY, vector)
     assert np.array_equal(cache.get(KEY), vector)
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where neither HOME nor the users' list has one
+    assert default_cache_folder().is_absolute()
+
+
+def test_a_cache_that_cannot_be_looked_into_is_empty(
+    tmp_path: Path, vector: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = EmbeddingCache(tmp_path / ("a" * 300))
+    assert cache.get(KEY) is None
+    cache.put(KEY, vector)
+    assert "cannot keep an embedding" in caplog.text

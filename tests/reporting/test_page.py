@@ -398,7 +398,7 @@ def test_the_command_writes_the_page_or_says_what_is_wrong(
     monkeypatch.setattr("llmdpd.reporting.page.atomic_write_text", full)
     assert main([str(run), "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    for words in ("error: the disk refuses", "No space left on device", "page.html"):
+    for words in ("error: the system refuses", "No space left on device", "page.html"):
         assert words in error
 
 

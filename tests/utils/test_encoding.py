@@ -48,3 +48,23 @@ def test_every_command_speaks_to_any_terminal(words: list[str], encoding: str) -
     assert done.returncode == (2 if words == ["no-such"] else 0), done.stderr
     assert b"UnicodeEncodeError" not in done.stderr
     (done.stdout + done.stderr).decode(encoding)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "train --help", "no-such", "report nowhere"])
+@pytest.mark.parametrize(
+    "place", [">/dev/full", "2>/dev/full", ">/dev/full 2>&1", "| true", "2>&1 | true", ">&-", "2>&-"]
+)
+def test_no_output_that_is_lost_changes_what_a_command_does(words: str, place: str, unbuffered: str) -> None:
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from llmdpd.__main__ import main; sys.exit(main({words.split()!r}))"
+    )
+    line = f'"$0" -c "$1" {place}; exit ${{PIPESTATUS[0]}}'
+    environment = {"PYTHONUNBUFFERED": unbuffered, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable, code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == (0 if "--help" in words else 2), done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "Exception ignored" not in done.stderr
+    assert ("No space left" in done.stderr) == (place == ">/dev/full" and "--help" in words)

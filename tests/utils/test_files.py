@@ -381,3 +381,22 @@ def test_the_longest_names_can_be_written(tmp_path: Path, letter: str) -> None:
     with atomic_directory(tmp_path / (letter * (250 // len(letter.encode())))) as folder:
         (folder / "file").touch()
     assert path.read_text() == "whole"
+
+
+def test_what_is_no_regular_file_is_written_not_replaced(tmp_path: Path) -> None:
+    fifo, link, target = tmp_path / "fifo", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write_text(fifo, "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert fifo.is_fifo()
+    link.symlink_to(target)
+    for text in ("new", "newer"):
+        atomic_write_text(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write_text("/dev/full", "nowhere")
+    assert Path("/dev/full").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "target"]

@@ -175,6 +175,9 @@ def resolved(config: CollectConfig) -> CollectConfig:
 def folder_of(config: CollectConfig) -> Path:
     """Where the data sets lie."""
     if config.out is not None:
+        if not Path(config.out).name.strip("."):
+            problem = "the data sets need a folder of their own"
+            raise InputError(problem, field="out", found=config.out, expected="the name of a new folder")
         return Path(config.out)
     return Path("data") / _registered(suite_of(resolve_tasks(config.tasks)[0]))
 
