@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
     "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
     "device": (["--device", "cuda:9"], ["GPU", "cuda:9"]),
-    "episodes": (["--episodes", 0], ["episodes", "at least 1"]),
+    "episodes": (["--episodes", 0], ["episodes", "1 to 100000"]),
     "steps": (["--max-steps", 900], ["max_steps", "900", "500"]),
     "samples": (["--samples", 0], ["samples", "at least 1"]),
     "noise": (["--noise-scale", -1], ["noise_scale", "-1"]),
