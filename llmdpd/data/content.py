@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdpd.errors import InputError
 
 Kind = Literal["hdf5", "npy", "npz", "pickle"]
 
@@ -14,6 +19,8 @@ _HDF5_PLACES = (0, 512, 1024, 2048)  # a block of the user's own may come first
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _FIRST = 4096
+FREE, EXPANSION = 1 << 26, 200
+"""What is read of a file takes at most so many bytes, and so many times its size: no measurements compress better."""
 _FIELDS = re.compile(rb"observations|actions|rewards|terminals|terminations|dones|timeouts|truncations")
 
 
@@ -53,3 +60,29 @@ def _holds_arrays(path: Path) -> bool:
             return any(name.endswith(".npy") for name in archive.namelist())
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
+
+
+def check_expansion(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise `InputError` where the parts of a zip would take more memory than the file can hold of measurements."""
+    size, limit = sum(part.file_size for part in archive.infolist()), FREE + EXPANSION * path.stat().st_size
+    if size > limit:
+        problem, found = "more numbers than such a file can hold", f"{size:,} bytes unpacked"
+        raise InputError(problem, path=path, found=found, expected=f"at most {limit:,}")
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file by name, for files of this project's own: nothing is unpickled.
+
+    Raises:
+        InputError: no such file, no .npz, damaged, more numbers than such a file can hold.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_expansion(archive, path)
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, its codecs and NumPy's parser of headers raise anything
+        found = f"{type(error).__name__}: {error}"[:200]
+        raise InputError("not an .npz file, or a damaged one", path=path, found=found) from None

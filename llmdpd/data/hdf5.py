@@ -15,11 +15,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from llmdpd.data.content import EXPANSION, FREE
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
 
-_FREE, _EXPANSION = 1 << 26, 200
-"""What is read of a file takes at most so many bytes, and so many times its size: no measurements compress better."""
 _DEEPEST = 32
 _room: dict[str, int] = {}
 """Bytes that may still be read, of each file that is open."""
@@ -46,7 +45,7 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
     key = str(path)
     try:
         with h5py.File(path, "r") as file:
-            _room[key] = _FREE + _EXPANSION * path.stat().st_size
+            _room[key] = FREE + EXPANSION * path.stat().st_size
             yield file
     except InputError:
         raise
@@ -183,7 +182,7 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
         _room[key] -= count
         if _room[key] < 0:
             found = f"{list(field.shape)} of {field.dtype}: {count:,} bytes"
-            limit = f"with the arrays before it at most {_FREE:,} bytes and {_EXPANSION} times the file's size"
+            limit = f"with the arrays before it at most {FREE:,} bytes and {EXPANSION} times the file's size"
             raise _error(group, name, "more numbers than such a file can hold", found, limit)
     # HDF5 gives zeros for an array whose contents were never written, as where a recorder was killed.
     if field.size and not field.id.get_storage_size():

@@ -34,7 +34,7 @@ from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Reading
-from llmdpd.utils.files import read_json, read_text
+from llmdpd.utils.files import parse_json, read_json, read_text
 
 _INFO = "meta/info.json"
 _STATE = ("observation.state", "observation.environment_state")
@@ -89,7 +89,7 @@ class _Info:
 
 def _read_info(folder: Path) -> _Info:
     path = folder / _INFO
-    values = read_json(path)
+    values = read_json(path, finite=False)
     if not isinstance(values, dict):
         raise InputError("damaged metadata", path=path, found=type(values).__name__, expected="an object")
     version = re.fullmatch(r"v([23])\.\d+", str(values.get("codebase_version")))
@@ -413,8 +413,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError:
+            row = parse_json(line, path, finite=False) if line.strip() else {}
+        except InputError:
             row = None
         if not isinstance(row, dict):
             expected = "a JSON object"

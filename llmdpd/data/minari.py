@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -33,7 +32,7 @@ from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.specs import find_suite
-from llmdpd.utils.files import atomic_directory, atomic_write_bytes, atomic_write_json, read_json
+from llmdpd.utils.files import atomic_directory, atomic_write_bytes, atomic_write_json, parse_json, read_json
 
 _OURS = "llmdpd_format"
 _FORMAT = 1
@@ -88,8 +87,8 @@ def _suffixes() -> Iterator[str]:
 def _is_free(folder: Path, task: str) -> bool:
     """Whether there is no data set of another task that this project wrote."""
     path = folder / "data" / METADATA_FILE_NAME
-    metadata = read_json(path) if path.is_file() else None
-    return not isinstance(metadata, dict) or _OURS not in metadata or metadata["task"] == task
+    metadata = read_json(path, finite=False) if path.is_file() else None
+    return not isinstance(metadata, dict) or _OURS not in metadata or metadata.get("task") == task
 
 
 def _check_chained(dataset: TrajectoryDataset, root: str | Path) -> None:
@@ -171,7 +170,7 @@ def _episode_metadata(dataset: TrajectoryDataset, e: int) -> dict[str, Any]:
 def is_minari(folder: Path) -> bool:
     """Whether this folder holds Minari's metadata and data themselves (it is the `data` folder of a data set)."""
     path = folder / METADATA_FILE_NAME
-    metadata = read_json(path) if path.is_file() else None
+    metadata = read_json(path, finite=False) if path.is_file() else None
     return isinstance(metadata, dict) and {"data_format", "total_episodes"} <= metadata.keys()
 
 
@@ -180,9 +179,13 @@ def minari_task(folder: Path) -> str:
 
     Of the two the one that a task suite knows: one environment's id may stand for all of a benchmark.
     """
-    metadata = read_json(folder / METADATA_FILE_NAME)
+    metadata = read_json(folder / METADATA_FILE_NAME, finite=False)
     if _OURS in metadata:
-        return str(metadata["task"])
+        task = metadata.get("task")
+        if not isinstance(task, str) or not task:
+            path, expected = folder / METADATA_FILE_NAME, "the task's name"
+            raise InputError("damaged metadata", path=path, field="task", found=repr(task)[:80], expected=expected)
+        return task
     names = [minari_environment(folder), str(metadata.get("dataset_id", folder.parent.name))]
     names = [name for name in names if name]
     return next((name for name in names if find_suite(name) is not None), names[0])
@@ -190,15 +193,15 @@ def minari_task(folder: Path) -> str:
 
 def minari_environment(folder: Path) -> str:
     """The id of the environment in which the data set in this `data` folder was recorded; "" where unknown."""
-    metadata = read_json(folder / METADATA_FILE_NAME)
+    metadata = read_json(folder / METADATA_FILE_NAME, finite=False)
     if _OURS in metadata:
         return str(metadata.get("environment", ""))
     spec = metadata.get("env_spec")
     if not isinstance(spec, str):
         return ""
     try:
-        return str(json.loads(spec)["id"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return str(parse_json(spec, folder / METADATA_FILE_NAME, finite=False)["id"])
+    except (InputError, KeyError, TypeError):
         raise InputError("damaged metadata", path=folder / METADATA_FILE_NAME, field="env_spec") from None
 
 
@@ -239,7 +242,7 @@ def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
         folder = folder / "data"
     if not is_minari(folder):
         raise InputError("no Minari data set here", path=folder, expected=f"a folder with {METADATA_FILE_NAME}")
-    metadata = read_json(folder / METADATA_FILE_NAME)
+    metadata = read_json(folder / METADATA_FILE_NAME, finite=False)
     task, ours = minari_task(folder), _OURS in metadata
     action = () if reading.action is None else (reading.action,)
     leaves = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from llmdpd.data.assemble import as_float32, check_rows
 from llmdpd.data.flags import nested
 from llmdpd.data.notes import say_once
 from llmdpd.errors import InputError
+from llmdpd.utils.files import parse_json
 
 _log = logging.getLogger(__name__)
 Leaf = tuple[str, ...]
@@ -37,9 +37,9 @@ def space_leaves(text: object, keys: Sequence[str], field: str, path: Path) -> l
     if not isinstance(text, str):
         raise InputError("the space is not in the metadata", path=path, field=field, expected="a serialised space")
     try:
-        space = json.loads(text)
+        space = parse_json(text, path, field, finite=False)
         leaves = _leaves(space, ())
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError("damaged metadata", path=path, field=field, found=text[:80]) from None
     if keys and space["type"] != "Dict":
         _without_keys(keys, space, field, path)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from llmdpd.data.assemble import join_episodes
-from llmdpd.data.content import kind_of
+from llmdpd.data.content import check_expansion, kind_of
 from llmdpd.data.flat import LAYOUT, Steps, load_flat, name_from_path, read_steps, widths_of
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
@@ -69,9 +69,9 @@ def _records(path: Path) -> dict[str, Any] | list[dict[str, Any]]:
     if isinstance(value, dict):
         return value
     records = value if isinstance(value, list) else [value]
-    wrong = next((r for r in records if not isinstance(r, dict)), None)
-    if wrong is not None:
-        raise InputError("not a layout that is known", path=path, found=describe(wrong), expected=_WHAT)
+    wrong = [record for record in records if not isinstance(record, dict)]
+    if wrong:
+        raise InputError("not a layout that is known", path=path, found=describe(wrong[0]), expected=_WHAT)
     if not records:
         raise InputError("the data set is empty", path=path, found="no episode", expected="one or more")
     return records
@@ -102,7 +102,7 @@ def _read_npy(file: io.BytesIO | mmap.mmap, path: Path, field: str | None) -> An
         value = load_arrays(file, path, field)
         return value if isinstance(value, list) else [value]
     data = file.read()
-    if min(shape, default=0) < 0 or len(data) != dtype.itemsize * math.prod(shape):
+    if min(shape, default=0) < 0 or not dtype.itemsize or len(data) != dtype.itemsize * math.prod(shape):
         found, expected = f"{len(data)} bytes", f"{dtype} {shape}"
         raise InputError("the file is cut off", path=path, field=field, found=found, expected=expected)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
@@ -112,8 +112,9 @@ def _read_npz(path: Path) -> Any:
     """Arrays of one episode under their field names, or arrays of dicts under any names."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_expansion(archive, path)
             names = [name for name in archive.namelist() if name.endswith(".npy")]
-            arrays = {name[:-4]: _read_npy(io.BytesIO(archive.read(name)), path, name[:-4]) for name in names}
+            arrays = {name[:-4]: _read_npy(_unpacked(archive, name), path, name[:-4]) for name in names}
     except (InputError, OSError):
         raise
     except Exception as error:  # zipfile and its codecs raise their own kinds of errors
@@ -122,6 +123,12 @@ def _read_npz(path: Path) -> Any:
         return arrays
     lists = [value if isinstance(value, list) else [value] for value in arrays.values()]
     return [record for part in lists for record in part]
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
+    """A part of a zip, not more of it than its entry states: `ZipFile.read` unpacks all that is there."""
+    with archive.open(name) as part:
+        return io.BytesIO(part.read(archive.getinfo(name).file_size))
 
 
 def _episodes(steps: Steps, task: str) -> Iterator[EpisodeRecord]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmdpd.data.content import EXPANSION, FREE
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
 
@@ -21,7 +22,6 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
-        arrow = importlib.import_module("pyarrow")
     except ImportError as error:
         problem, hint = "parquet files are read with the package pyarrow", "pip install 'llmdpd[lerobot]'"
         raise InputError(problem, path=path, found=str(error), hint=hint) from None
@@ -32,13 +32,23 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     try:
         # Not `read_table`, which takes names of folders such as "date=1" for columns.
         with parquet.ParquetFile(path) as file:
+            _check_size(file.metadata, path)
             table = file.read(columns=None if columns is None else list(columns))
             table.validate(full=True)
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        found = f"{path.stat().st_size} bytes; {error}"[:300]
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises its own, and OSError, ValueError and TypeError in its Python part
+        found = f"{path.stat().st_size} bytes; {type(error).__name__}: {error}"[:300]
         problem = "not a parquet file, or one that is cut off or damaged"
         raise InputError(problem, path=path, found=found, expected="a whole parquet file") from None
     return table
+
+
+def _check_size(metadata: Any, path: Path) -> None:
+    size, limit = metadata.num_rows * metadata.num_columns * 8, FREE + EXPANSION * path.stat().st_size
+    if size > limit:
+        problem, found = "more numbers than such a file can hold", f"{metadata.num_rows:,} rows"
+        raise InputError(problem, path=path, found=found, expected=f"at most {limit:,} bytes")
 
 
 def read_numbers(table: Any, name: str, width: int, path: Path) -> NDArray[np.float32]:

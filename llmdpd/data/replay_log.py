@@ -9,13 +9,13 @@ The checkpoint that was written after them says which of them count.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmdpd.data.content import read_npz
 from llmdpd.errors import InputError
 from llmdpd.utils.files import atomic_writer
 
@@ -73,11 +73,9 @@ class ReplayLog:
 
 def _read(path: Path, count: int) -> dict[str, NDArray[np.float32]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        found = f"{type(error).__name__}: {error}"[:200]
-        raise InputError(_PROBLEM + "damaged", path=path, found=found) from None
+        arrays = read_npz(path)
+    except InputError as error:
+        raise InputError(_PROBLEM + "damaged", path=path, found=error.found) from None
     for name, array in arrays.items():
         if len(array) != count:
             raise InputError(_PROBLEM + "damaged", path=path, field=name, found=len(array), expected=count)

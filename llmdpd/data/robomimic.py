@@ -13,7 +13,6 @@ say. None of them is a fall: all episodes end by truncation.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Reading
+from llmdpd.utils.files import parse_json
 
 _WHAT = "robomimic's layout: data/demo_0 with actions and obs/KEY"
 _DEMO = re.compile(r"demo_(\d+)")
@@ -137,8 +137,8 @@ def _about(data: h5py.Group, path: Path) -> _About:
 def _json_attribute(data: h5py.Group, name: str, path: Path) -> Mapping[str, Any]:
     text = text_attribute(data, name)
     try:
-        value = json.loads(text) if text else {}
-    except json.JSONDecodeError:
+        value = parse_json(text, path, finite=False) if text else {}
+    except InputError:
         value = text
     if not isinstance(value, dict):
         found, expected = repr(value)[:80], "a JSON object"

@@ -24,6 +24,10 @@ from llmdpd.errors import InputError
 
 _DTYPE = re.compile(r"(?:[fiuc][0-9]{1,2}|b1|\?|[SU][0-9]{0,6}|O8?)")
 _MAX_DEPTH = 16
+_MARK = -1
+_MOST_EMPTY = 1 << 20
+_SHARED = 8
+"""What lists hold, counted once a place, is at most so many times the file's bytes: shared lists can be a tower."""
 
 # What pickled arrays, dicts, lists, text and numbers are written with, protocols 0 to 5. Left out: everything that
 # makes objects other than by calling an admitted constructor, asks for outside data, or uses the process's registries.
@@ -116,6 +120,8 @@ def _array_value(data: object, dtype: object, shape: object, fortran: bool) -> N
     if not isinstance(raw, (bytes, bytearray)):
         raise _RefusedError("an array of numbers whose contents are not bytes")
     real = dtype.real
+    if not real.itemsize and math.prod(shape) > _MOST_EMPTY:
+        raise _RefusedError(f"an array of {math.prod(shape)} empty texts")
     if len(raw) != real.itemsize * math.prod(shape):
         raise _RefusedError(f"an array of shape {shape} and type {real} from {len(raw)} bytes")
     flat = np.frombuffer(raw, real) if real.itemsize else np.zeros(math.prod(shape), real)
@@ -188,7 +194,10 @@ def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | Non
         _check_opcodes(file)
         file.seek(start)
         # latin1 is how NumPy's own loader reads files written by Python 2.
-        return _resolve(_ArrayUnpickler(file, encoding="latin1").load(), {}, 0)
+        value = _resolve(_ArrayUnpickler(file, encoding="latin1").load(), {}, 0)
+        if _places(value, {}) > max(_MOST_EMPTY, _SHARED * (file.seek(0, io.SEEK_END) or file.tell())):
+            raise _RefusedError("lists that hold each other many times over")
+        return value
     except _RefusedError as refused:
         problem = "refused: the pickle asks for more than arrays (nothing of it was run)"
         expected = "NumPy's array constructors only"
@@ -199,14 +208,63 @@ def load_arrays(file: io.BytesIO | mmap.mmap, path: str | Path, field: str | Non
         raise InputError(problem, path=path, field=field, found=found, expected=expected) from None
 
 
+def _places(value: Any, counted: dict[int, int]) -> int:
+    """How many things lists, tuples and dicts hold, each counted as often as it is held."""
+    if not isinstance(value, (list, tuple, dict)):
+        return 1
+    if id(value) not in counted:
+        parts = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_places(part, counted) for part in parts)
+    return counted[id(value)]
+
+
 def _check_opcodes(file: io.BytesIO | mmap.mmap) -> None:
-    """Refuse opcodes that arrays don't need, and memo numbers that would make the unpickler fill the memory."""
+    """Refuse opcodes that arrays don't need, and memo numbers that would make the unpickler fill the memory.
+
+    And towers of tuples: as a key of a dict one is hashed while it is unpickled, its shared parts each time anew.
+    """
     operations = pickletools.genops(file)  # type: ignore[arg-type]  # an mmap reads like a file
+    heights = _Heights()
     for count, (opcode, argument, position) in enumerate(operations, start=1):
         if opcode.name not in _OPCODES:
             raise _RefusedError(f"the instruction {opcode.name} at byte {position}")
         if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > count:
             raise _RefusedError(f"memo number {argument} at byte {position}")
+        if heights.after(opcode, argument) > _MAX_DEPTH:
+            raise _RefusedError(f"tuples nested too deep at byte {position}")
+
+
+class _Heights:
+    """Follows the unpickler's stack: how many tuples are within each other in each of its things."""
+
+    def __init__(self) -> None:
+        self._stack: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def after(self, opcode: pickletools.OpcodeInfo, argument: object) -> int:
+        """The height of the thing on top once this instruction is done."""
+        name, before, stack = opcode.name, opcode.stack_before, self._stack
+        if name == "MEMOIZE" or name.endswith("PUT"):
+            self._memo[argument if isinstance(argument, int) else len(self._memo)] = stack[-1] if stack else 0
+            return 0
+        count = len(before)
+        if pickletools.markobject in before:
+            mark = len(stack) - 1 - stack[::-1].index(_MARK) if _MARK in stack else 0
+            count = len(stack) - mark + before.index(pickletools.markobject)
+        taken = stack[max(len(stack) - count, 0) :] if count else []
+        del stack[len(stack) - len(taken) :]
+        for thing in opcode.stack_after:
+            height = 0
+            if thing is pickletools.markobject:
+                height = _MARK
+            elif name.endswith("GET") and isinstance(argument, int):
+                height = self._memo.get(argument, 0)
+            elif name.startswith("TUPLE"):
+                height = 1 + max(taken, default=0)
+            elif name == "DUP":
+                height = taken[-1] if taken else 0
+            stack.append(height)
+        return stack[-1] if stack else 0
 
 
 def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:

@@ -18,7 +18,7 @@ from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.cores import usable_cores
-from llmdpd.utils.files import process_lock, read_json
+from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _POLL_SECONDS = 0.2
@@ -227,7 +227,7 @@ def seconds_left(cell: Cell, known: Iterable[Cell]) -> float | None:
     times: dict[bool, list[float]] = {True: [], False: []}
     for other in known:
         if other.preset == cell.preset and other.config.method.name == cell.config.method.name and other.records():
-            seconds = read_json(other.run.meta).get("times", {}).get("total_seconds")
+            seconds = other.run.notes().get("times", {}).get("total_seconds")
             if seconds is not None:
                 times[other.method == cell.method].append(seconds)
     found = times[True] or times[False]

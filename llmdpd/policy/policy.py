@@ -38,7 +38,7 @@ from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.settings import in_own_settings
-from llmdpd.utils.tensors import check_tensors, load_tensors
+from llmdpd.utils.tensors import check_fit, check_tensors, load_tensors, without_memory
 
 _log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float32]
@@ -138,6 +138,13 @@ class Policy:
                 from_plain(LLMIdentity, description["metadata"]["llm"], file, "metadata.llm.")
             check_targets(description["metadata"].get("target_returns", {}))
             spaces = from_plain(Spaces, description["spaces"], file, "spaces.")
+            # First without memory, as declared sizes may be any: their tensors must be those that are there.
+            with without_memory():
+                sketch = kind.build_network(spaces, config)
+                judge = None if description["critic"] is None else sketch.make_critic(**description["critic"])
+            check_fit(sketch, tensors["model"], path / "model.safetensors")
+            if judge is not None:
+                check_fit(judge, tensors["critic"], path / "critic.safetensors")
             network = kind.build_network(spaces, config)
             critic = None if description["critic"] is None else network.make_critic(**description["critic"])
         load_tensors(network, tensors["model"], path / "model.safetensors")

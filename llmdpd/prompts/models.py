@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llmdpd.errors import InputError
 from llmdpd.prompts import TEXT_MODELS
 from llmdpd.prompts.source import ModelSource as ModelSource
-from llmdpd.utils.files import atomic_write_text, file_sha256
+from llmdpd.utils.files import atomic_write_text, file_sha256, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -160,11 +160,12 @@ def _check_files(folder: Path, hint: str | None = None) -> None:
     needed = ["model.safetensors"]
     if index.is_file():
         try:
-            needed = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+            needed = sorted(set(map(str, read_json(index)["weight_map"].values())))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = "broken index of a language model's weights"
             raise InputError(problem, path=index, found=repr(error)) from None
-    missing = [file for file in needed if not (folder / file).is_file()]
+    files = {file.name for file in folder.iterdir() if file.is_file()}
+    missing = [file for file in needed if file not in files]
     if missing:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".gguf"})
         found = f"no {', '.join(missing)}" + (f" (but {', '.join(others)})" if others else "")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import TaskResult, read_results
 from llmdpd.evaluation.videos import Video, find_videos
-from llmdpd.utils.files import read_json
+from llmdpd.utils.files import each_record, read_json
 
 # Metric name -> points (iteration, value) in order of iteration.
 Curves = dict[str, list[tuple[int, float]]]
@@ -96,26 +95,20 @@ def _read_curves(path: Path, problems: list[str]) -> Curves:
         return {}
     # A resumed run writes the iterations after its checkpoint again: the later line counts.
     points: dict[str, dict[int, float]] = {}
-    broken = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            iteration = int(entry["iteration"])
-        except (ValueError, TypeError, KeyError, OverflowError):
-            broken += 1
-            continue
+    broken: list[str] = []
+    for entry in each_record(path, broken.append):
         for name, value in entry.items():
             if _is_finite(value) and name not in ("iteration", "wall_seconds"):
-                points.setdefault(name, {})[iteration] = float(value)
+                points.setdefault(name, {})[int(entry["iteration"])] = float(value)
     if broken:
-        problems.append(f"metrics.jsonl: {broken} line(s) could not be read and are not in the curves.")
+        problems.append(f"metrics.jsonl: {len(broken)} line(s) could not be read and are not in the curves.")
     return {name: sorted(values.items()) for name, values in points.items()}
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < sys.float_info.max  # an integer may be beyond what a float holds
 
 
 def _prompt(value: object) -> Prompt:

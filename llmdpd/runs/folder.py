@@ -246,12 +246,27 @@ class RunFolder:
         finally:
             # On a full disk the block's own error is the one to tell.
             with suppress(OSError):
-                known = read_json(self.meta).get("times", {}).get(name, 0.0) if self.meta.is_file() else 0.0
+                known = self.notes().get("times", {}).get(name, 0.0)
                 self.note(times={name: round(known + watch.seconds, 2)})
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """The sections of meta.json; none where it is not there.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        known = read_json(self.meta) if self.meta.is_file() else {}
+        if not isinstance(known, dict) or not all(isinstance(section, dict) for section in known.values()):
+            raise InputError("damaged", path=self.meta, found=repr(known)[:80], expected="an object of objects")
+        for name, value in known.get("times", {}).items():
+            if type(value) not in (int, float):
+                found = repr(value)[:80]
+                raise InputError("damaged", path=self.meta, field=f"times.{name}", found=found, expected="seconds")
+        return known
 
     def note(self, **sections: dict[str, Any]) -> None:
         """Merge sections into meta.json (versions, machine, times …)."""
-        known = read_json(self.meta) if self.meta.is_file() else {}
+        known = self.notes()
         for name, values in sections.items():
             known[name] = {**known.get(name, {}), **values}
         atomic_write_json(self.meta, known)

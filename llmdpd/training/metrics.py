@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import socket
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd.utils.checkpoint import refused_write
-from llmdpd.utils.files import atomic_write_text
+from llmdpd.utils.files import atomic_write_text, each_record
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -102,11 +105,11 @@ class _Board:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics file; a last line that a kill cut off is left out."""
-    records = []
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            records.append(json.loads(line))
+    """The records of a metrics file. Lines that are none are left out: a kill cuts the last one off, damage any."""
+    damaged: list[str] = []
+    records = list(each_record(path, damaged.append)) if path.is_file() else []
+    if damaged:
+        _log.warning("%s: %d damaged lines are left out", path, len(damaged))
     return records
 
 

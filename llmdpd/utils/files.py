@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -18,11 +19,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from llmdpd.errors import InputError
 
 _LOCK_POLL_SECONDS = 0.2
+_LONGEST_TEXT = 1 << 28  # bytes
+_MOST_ITERATIONS = 1 << 53  # beyond it no float counts them
 _log = logging.getLogger(__name__)
 
 
@@ -243,21 +246,66 @@ def _holder(path: Path) -> int | None:
         return None  # it has just been let go, or is being written
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a missing or broken one raises `InputError` naming it."""
+def read_json(path: str | Path, *, finite: bool = True) -> Any:
+    """Read a JSON file; a missing or broken one raises `InputError` naming it. See `parse_json`."""
     path = Path(path)
+    return parse_json(read_text(path), path, finite=finite)
+
+
+def parse_json(text: str | bytes, path: str | Path, field: str | None = None, *, finite: bool = True) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        path, field: where the text is from, for messages.
+        finite: whether NaN and Infinity are refused, which are no JSON, though Python and others write them.
+
+    Raises:
+        InputError: no JSON, nested too deep, a number of more digits than Python reads.
+    """
+
+    def number(word: str) -> float:
+        value = float(word)
+        if not math.isfinite(value):
+            found = word[:40]
+            raise InputError("not a finite number", path=path, field=field, found=found, expected="a finite number")
+        return value
+
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError("not a JSON file", path=path, found=str(error)) from None
+        return json.loads(text, parse_constant=number, parse_float=number) if finite else json.loads(text)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        found = f"{error}; {text[:40]!r} …"
+        raise InputError("not JSON", path=path, field=field, found=found, expected="a JSON text") from None
 
 
-def read_text(path: Path) -> str:
+def each_record(path: Path, on_damaged: Callable[[str], None]) -> Iterator[dict[str, float]]:
+    """The records of a metrics file, which are whole lines of JSON objects with an iteration; others are reported."""
+    for line in read_text(path, errors="replace").splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line, path, finite=False)
+        except InputError:
+            record = None
+        iteration = record.get("iteration") if isinstance(record, dict) else None
+        if type(iteration) is int and 0 <= iteration < _MOST_ITERATIONS:
+            yield record
+        else:
+            on_damaged(line)
+
+
+def read_text(path: Path, errors: Literal["strict", "replace"] = "strict") -> str:
     """Read a file as UTF-8; one that is missing, no regular file or no text raises `InputError` naming it."""
     if path.exists() and not path.is_file():  # opening a FIFO waits for a writer, which may never come
         raise InputError("not a regular file", path=path)
     try:
-        return path.read_text(encoding="utf-8")
+        size = path.stat().st_size
+        if size > _LONGEST_TEXT:
+            raise InputError("too long for a text", path=path, found=f"{size:,} bytes", expected=f"{_LONGEST_TEXT:,}")
+        return path.read_text(encoding="utf-8", errors=errors)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError("file not found", path=path) from None
     except UnicodeDecodeError as error:

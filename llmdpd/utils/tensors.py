@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llmdpd.errors import InputError
 
@@ -61,6 +64,35 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     Raises:
         InputError: a name or a shape that does not fit.
     """
+    check_fit(module, tensors, path)
+    module.load_state_dict(tensors)
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Puts what is made empty, as layers make their weights, on the meta device, and leaves its values alone.
+
+    Not everything, as by `torch.device("meta")`: for arithmetic there torch imports its compiler, for seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        if func is torch.empty:
+            return func(*args, **{**(kwargs or {}), "device": "meta"})
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Layers that are made in the block have shapes and no memory, whatever sizes they are of."""
+    with _WithoutMemory():
+        yield
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `InputError` where names or shapes of tensors, from the file `path`, are not those of a module."""
     expected = module.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         have, want = tensors.get(name), expected.get(name)
@@ -68,4 +100,3 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
             found, wanted = (None if t is None else list(t.shape) for t in (have, want))
             problem = "a tensor does not fit the configuration"
             raise InputError(problem, path=path, field=name, found=found, expected=wanted)
-    module.load_state_dict(tensors)

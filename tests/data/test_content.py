@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from llmdpd.data.content import is_kind, kind_of
+from llmdpd.data import load_dataset
+from llmdpd.data.content import is_kind, kind_of, read_npz
+from llmdpd.errors import InputError
 
 
 def hdf5(path: Path, userblock: int = 0) -> None:
@@ -67,3 +70,40 @@ def test_a_name_that_says_something_else_does_not_count(tmp_path: Path) -> None:
     hdf5(tmp_path / "data.npz")
     assert not is_kind(tmp_path / "data.npz", ("npz",), (".npz",))
     assert is_kind(tmp_path / "data.npz", ("hdf5",), (".h5",))
+
+
+def test_a_zip_of_zeros_is_not_unpacked(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", observations=np.zeros(120_000_000, np.uint8))
+    for read in (load_dataset, read_npz):
+        with pytest.raises(InputError, match="more numbers than such a file can hold"):
+            read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + b"\0" * 50, None])
+def test_what_is_no_npz_is_one_error(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_npz(tmp_path / "a.npz")
+    assert error.value.path == str(tmp_path / "a.npz")
+
+
+def test_a_zip_that_understates_its_size_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("observations.npy", "w") as part:
+        for _ in range(300):
+            part.write(bytes(1 << 20))
+    content = bytearray(path.read_bytes())
+    entry = content.rfind(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError):
+        load_dataset(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KB
+
+
+def test_a_list_of_nothing_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "observations.pkl").write_bytes(pickle.dumps([None]))
+    with pytest.raises(InputError, match="not a layout"):
+        load_dataset(tmp_path / "observations.pkl")

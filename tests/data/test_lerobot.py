@@ -17,6 +17,7 @@ import pytest
 
 from llmdpd.data import load_dataset
 from llmdpd.data.lerobot import load_lerobot
+from llmdpd.data.parquet import read_table
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 
@@ -388,3 +389,12 @@ def test_without_pyarrow_it_is_named(
     with pytest.raises(InputError, match="pyarrow") as caught:
         load_dataset(tmp_path)
     assert caught.value.hint == "pip install 'llmdpd[lerobot]'"
+
+
+def test_a_small_table_of_many_rows_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"x": np.zeros(10_000_000)})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, compression="zstd") as writer:
+        for _ in range(5):
+            writer.write_table(table, row_group_size=10_000_000)
+    with pytest.raises(InputError, match="more numbers than such a file can hold"):
+        read_table(tmp_path / "a.parquet")

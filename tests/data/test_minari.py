@@ -319,7 +319,7 @@ def test_damaged_data_sets(root: Path, make_dataset: MakeDataset) -> None:
     (data / "main_data.hdf5").unlink()
     refused("file not found")
     (data / "metadata.json").write_text(metadata[:-9])
-    refused("not a JSON file")
+    refused("not JSON")
     edit(data, total_episodes=3)
     refused("can't be read")
     edit(data, total_episodes=0)
@@ -406,3 +406,15 @@ def test_the_description_of_somebodys_data_set_is_its_text(text: str | None, exp
     folder = third_party()
     edit(folder, description=text)
     assert load_dataset(folder).texts == (expected,)
+
+
+@pytest.mark.parametrize("task", [None, 3, ""])
+def test_metadata_without_a_task(root: Path, make_dataset: MakeDataset, task: Any) -> None:
+    (folder,) = save_minari(make_dataset((("a", 5),)), root)
+    path = folder / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    del metadata["task"]
+    path.write_text(json.dumps(metadata if task is None else {**metadata, "task": task}))
+    with pytest.raises(InputError, match="damaged metadata") as error:
+        load_dataset(folder)
+    assert error.value.field == "task"

@@ -221,3 +221,31 @@ def test_other_bytes() -> None:
     for length in range(0, len(VALID), 7):
         with pytest.raises(InputError):
             load(VALID[:length])
+
+
+def test_lists_that_hold_each_other_many_times_are_refused(tmp_path: Path) -> None:
+    """A file of some hundred bytes that would be 10^12 numbers."""
+    value: list[Any] = [0.0]
+    for _ in range(12):
+        value = [value] * 10
+    with pytest.raises(InputError, match="hold each other"):
+        load_arrays(io.BytesIO(pickle.dumps(value)), tmp_path)
+    shared = [np.ones(3)] * 1000  # an array that many episodes have, such as a goal
+    assert len(load_arrays(io.BytesIO(pickle.dumps(shared)), tmp_path)) == 1000
+
+
+def test_arrays_of_nothing_take_no_memory(tmp_path: Path) -> None:
+    small = pickle.dumps(np.zeros(7, "S1"), protocol=2)
+    huge = small.replace(b"K\x07\x85", b"J\x00\xca\x9a\x3b\x85").replace(b"S1", b"S0")
+    assert huge != small
+    with pytest.raises(InputError, match=r"empty texts|from .* bytes|damaged|dtype"):
+        load_arrays(io.BytesIO(huge), tmp_path)
+
+
+def test_a_tower_of_tuples_as_a_key_is_refused_before_it_is_hashed(tmp_path: Path) -> None:
+    """Each tuple holds the one before twice: hashing the 40th takes 10^12 steps."""
+    tower = b"\x80\x02}q\x00K\x01\x85q\x01"
+    for number in range(2, 42):
+        tower += b"h" + bytes([number - 1]) + b"h" + bytes([number - 1]) + b"\x86q" + bytes([number])
+    with pytest.raises(InputError, match="tuples nested too deep"):
+        load_arrays(io.BytesIO(tower + b"K\x01s."), tmp_path)

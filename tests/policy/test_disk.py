@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,3 +178,18 @@ def test_it_can_be_loaded_while_it_is_saved(make_policy: MakePolicy, tmp_path: P
         while not saving.done():
             Policy.load(tmp_path / "p")
         saving.result()
+
+
+def test_declared_sizes_take_no_memory(make_policy: MakePolicy, tmp_path: Path) -> None:
+    """A description of 128 layers, 8,192 wide, beside the tensors of a small policy: 34 GB if it were built."""
+    policy = make_policy()
+    policy.save(tmp_path / "p")
+    file = tmp_path / "p" / "policy.json"
+    description = json.loads(file.read_text())
+    encoder = description["network"]["context"]["encoder"]
+    encoder.update(layers=128, width=8192, inner=8192, heads=8)
+    file.write_text(json.dumps(description))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="does not fit"):
+        Policy.load(tmp_path / "p")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KB

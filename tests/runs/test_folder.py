@@ -287,3 +287,11 @@ def test_files_that_were_deleted_meanwhile_are_named(run: RunFolder) -> None:
     (run.path / "checkpoint" / "step-00000001").rmdir()
     with pytest.raises(InputError, match="checkpoint"):
         run.check_whole()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"times": 3}', '{"times": {"data_seconds": "x"}}', '{"times": {"a": NaN}}'])
+def test_damaged_notes_are_named(run: RunFolder, content: str) -> None:
+    run.meta.write_text(content)
+    with pytest.raises(InputError) as error:
+        run.note(times={"data_seconds": 1.0})
+    assert error.value.path == str(run.meta)

@@ -23,6 +23,7 @@ from llmdpd.utils.files import (
     atomic_write_json,
     atomic_write_text,
     atomic_writer,
+    each_record,
     file_sha256,
     process_lock,
     read_json,
@@ -306,9 +307,9 @@ def test_a_writer_between_the_renames_is_not_taken_for_a_killed_one(tmp_path: Pa
     ("content", "problem"),
     [
         (None, "not found"),
-        (b'{"a": 1', "not a JSON"),
+        (b'{"a": 1', "not JSON"),
         (b"\xff\xfe\x00", "not a text"),
-        (b"", "not a JSON"),
+        (b"", "not JSON"),
         ("folder", "not a regular file"),
         ("fifo", "not a regular file"),
     ],
@@ -400,3 +401,30 @@ def test_what_is_no_regular_file_is_written_not_replaced(tmp_path: Path) -> None
         atomic_write_text("/dev/full", "nowhere")
     assert Path("/dev/full").is_char_device()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "target"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": NaN}', "[-Infinity]", "[1", "\x00", ""])
+def test_what_is_no_json_is_one_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        read_json(tmp_path / "a.json")
+    assert error.value.path == str(tmp_path / "a.json")
+    if "NaN" in text:
+        assert str(read_json(tmp_path / "a.json", finite=False)["a"]) == "nan"
+
+
+def test_damaged_lines_cost_themselves_only(tmp_path: Path) -> None:
+    lines = [
+        '{"iteration": 1, "a": 1}',
+        "[" * 100_000,
+        "null",
+        '{"a": 1}',
+        '{"iteration": 1e400}',
+        '{"iteration": true}',
+        "\ud800",
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes("\n".join([*lines, '{"iteration": 2, "a": 3}']).encode(errors="surrogatepass"))
+    damaged: list[str] = []
+    assert [record["iteration"] for record in each_record(path, damaged.append)] == [1, 2]
+    assert len(damaged) == 6

@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
+from llmdpd.data.content import read_npz
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks import COLLECTION_SEED_END, SUITES
@@ -343,19 +343,19 @@ def _collect_missing(
 
 
 def _read_episode(path: Path) -> ScriptedEpisode:
-    with np.load(path, allow_pickle=False) as arrays:
-        parts = {name: arrays[name] for name in _EPISODE_ARRAYS}
-        success, level = bool(arrays["success"]), float(arrays["noise_level"])
-        # An episode that an earlier version collected lacks it.
-        step = int(arrays["success_step"]) if "success_step" in arrays else -1
-        return ScriptedEpisode(**parts, success=success, noise_level=level, success_step=step)
+    arrays = read_npz(path)
+    parts = {name: arrays[name] for name in _EPISODE_ARRAYS}
+    success, level = bool(arrays["success"]), float(arrays["noise_level"])
+    # An episode that an earlier version collected lacks it.
+    step = int(arrays["success_step"]) if "success_step" in arrays else -1
+    return ScriptedEpisode(**parts, success=success, noise_level=level, success_step=step)
 
 
 def _length_of(path: Path) -> int:
     """Steps of a finished episode; 0 where it is not there or damaged, so that it is run again."""
     try:
         return len(_read_episode(path).actions)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (KeyError, TypeError, ValueError):  # InputError is one; an array of another shape is no number
         return 0
 
 

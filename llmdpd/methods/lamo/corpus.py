@@ -22,6 +22,7 @@ from llmdpd.methods.lamo.gpt2 import LanguageModel
 from llmdpd.prompts.cache import default_cache_folder
 from llmdpd.prompts.transformer import attempt_load
 from llmdpd.utils.files import atomic_write_bytes, file_sha256
+from llmdpd.utils.tensors import read_tensors
 
 _log = logging.getLogger(__name__)
 _LAMO = "method.corpus"
@@ -115,8 +116,8 @@ def read_tokens(corpus: Corpus, model: LanguageModel) -> Tensor:
     memo = default_cache_folder().parent / "corpora" / f"{key}.safetensors"
     if memo.is_file():
         try:
-            return safetensors.torch.load_file(memo)["tokens"]
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
+            return read_tensors(memo)["tokens"]
+        except (InputError, KeyError) as error:
             _log.warning("cached tokens cannot be read, making them again: %s (%s)", memo, error)
     from transformers import AutoTokenizer
 
@@ -175,5 +176,8 @@ def _rows(file: Path, field: str) -> Iterator[list[str]]:
             raise InputError("no column of texts", path=file, field=field, found=found, expected=_COLUMN)
         for batch in table.iter_batches(_LINES, columns=[_COLUMN]):
             yield [text for text in batch.column(0).to_pylist() if text]
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError("broken parquet file", path=file, field=field, found=str(error)) from None
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises its own, OSError, and what Python does of texts that are none
+        found = f"{type(error).__name__}: {error}"[:300]
+        raise InputError("broken parquet file", path=file, field=field, found=found) from None

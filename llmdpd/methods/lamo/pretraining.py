@@ -112,9 +112,9 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
 
 def _check_free(out: Path) -> None:
     """Raise `InputError` if `out` exists or its parent is a file; called before the work and again before writing."""
-    if out.exists():
-        raise InputError("something is there already", path=out, field="out", expected="a new folder")
     try:
+        if out.exists():
+            raise InputError("something is there already", path=out, field="out", expected="a new folder")
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         problem, expected = "a file is where a folder is to be", "a folder, or nothing yet"
