@@ -406,7 +406,8 @@ def _contents(run: Path) -> dict[str, Any]:
         for file in sorted(folder.iterdir()):
             name = f"{folder.relative_to(run)}/{file.name}"
             found[name] = json.loads(file.read_text()) if file.name == "state.json" else file.read_bytes()
-    del found[f"checkpoint/{checkpoint.name}/state.json"]["elapsed"]
+    for timed in ("elapsed", "sha256_of_this"):  # the checksum is over the time as well
+        del found[f"checkpoint/{checkpoint.name}/state.json"][timed]
     found["results"] = [
         {**record, "wall_seconds": None, "prompts": None}
         for record in json.loads((run / "results.json").read_text())["records"]
