@@ -2,7 +2,7 @@
 
 Packing half a megabyte of weights costs more than an action. A packed network is used again exactly as long as every
 parameter and buffer is the same object, in the same memory, and has the same bytes: all of them are compared with a
-copy at each call, which takes a fifth of the shortest call. No counter of changes could replace that: writes through
+copy at each call, which takes as long as the shortest call. No counter of changes could replace that: writes through
 `.data`, NumPy or shared memory escape the one that autograd keeps. Parametrised layers compute their weights anew:
 those networks are packed at every call.
 """
