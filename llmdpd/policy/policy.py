@@ -138,15 +138,18 @@ class Policy:
                 from_plain(LLMIdentity, description["metadata"]["llm"], file, "metadata.llm.")
             check_targets(description["metadata"].get("target_returns", {}))
             spaces = from_plain(Spaces, description["spaces"], file, "spaces.")
+
+            def build() -> tuple[PolicyNetwork, nn.Module | None]:
+                network = kind.build_network(spaces, config)
+                return network, None if description["critic"] is None else network.make_critic(**description["critic"])
+
             # First without memory, as declared sizes may be any: their tensors must be those that are there.
             with without_memory():
-                sketch = kind.build_network(spaces, config)
-                judge = None if description["critic"] is None else sketch.make_critic(**description["critic"])
-            check_fit(sketch, tensors["model"], path / "model.safetensors")
-            if judge is not None:
-                check_fit(judge, tensors["critic"], path / "critic.safetensors")
-            network = kind.build_network(spaces, config)
-            critic = None if description["critic"] is None else network.make_critic(**description["critic"])
+                sketches = dict(zip(("model", "critic"), build(), strict=True))
+            for stem, sketch in sketches.items():
+                if sketch is not None:
+                    check_fit(sketch, tensors[stem], path / f"{stem}.safetensors")
+            network, critic = build()
         load_tensors(network, tensors["model"], path / "model.safetensors")
         if critic is not None:
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")

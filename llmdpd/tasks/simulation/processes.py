@@ -67,6 +67,11 @@ class Death:
         how = f"died: {how}" if self.silent is None else f"was ended: no answer within {self.silent:g} s"
         return f"worker {self.worker} (process {self.pid}) {how}"
 
+    @property
+    def hint(self) -> str:
+        """What may help where it was ended for its silence, to follow a message; "" of one that died by itself."""
+        return "" if self.silent is None else "; LLMDPD_STEP_SECONDS and LLMDPD_EPISODE_SECONDS allow longer"
+
 
 def time_limits() -> tuple[float, float]:
     """The seconds that a worker may take for a step of all its environments, and for starting them or a whole episode.
@@ -263,7 +268,8 @@ def map_unordered(
                         deaths.append(death)
                     died[unfinished[0]] += 1
                     if died[unfinished[0]] >= MAX_DEATHS:
-                        raise WorkerError(f"{MAX_DEATHS} workers died of {items[unfinished[0]]}: {death}") from None
+                        what = f"{MAX_DEATHS} workers died of {items[unfinished[0]]}"
+                        raise WorkerError(f"{what}: {death}{death.hint}") from None
                     queue.extendleft(reversed(unfinished))
                     feed(worker)
                     continue

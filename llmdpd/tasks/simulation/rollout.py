@@ -350,6 +350,6 @@ class _Run:
             running.deaths += running.slot in suspects
             if running.deaths >= MAX_DEATHS:
                 episode = f"the episode of task {running.request.task}, seed {running.request.seed}"
-                raise WorkerError(f"{MAX_DEATHS} workers died in {episode}; {death}")
+                raise WorkerError(f"{MAX_DEATHS} workers died in {episode}; {death}{death.hint}")
             actions = np.stack(running.actions) if running.actions else None
             worker.call([running.slot], "replay", running.slot, running.request, actions)

@@ -174,7 +174,7 @@ def test_a_stopped_worker_is_replaced_and_its_work_redone(
 def test_a_hung_worker_is_given_up_after_three_tries(toys: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMDPD_EPISODE_SECONDS", "1.5")
     deaths: list[Death] = []
-    with pytest.raises(WorkerError, match=r"3 workers died of .*no answer within 1\.5 s"):
+    with pytest.raises(WorkerError, match=r"3 workers died of .*no answer within 1\.5 s; LLMDPD_STEP_SECONDS and"):
         list(map_unordered(f"{toys}:Probe", (), "hang", [()], workers=1, deaths=deaths))
     assert len(deaths) == 3
 
