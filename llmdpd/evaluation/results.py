@@ -221,7 +221,7 @@ def write_results(path: str | Path, records: Sequence[TaskResult]) -> None:
 
 def read_results(path: str | Path) -> list[TaskResult]:
     """Read a results.json. A missing, broken or altered one raises `InputError` naming the file and the field."""
-    value = read_json(path)
+    value = read_json(path, finite=False)
     if not isinstance(value, dict) or not isinstance(value.get("records"), list):
         raise InputError("not a results file", path=path, field="records", expected="an object with a list `records`")
     if value.get("schema") != SCHEMA:

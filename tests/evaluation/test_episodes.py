@@ -58,7 +58,9 @@ def test_two_workers_find_the_same(undisturbed: Results, policy: Policy, prompts
     with EnvPool(2) as pool:
         results = evaluate_tasks(policy, prompts, EPISODES, pool, max_steps=STEPS, progress=done.append)
     assert essence(results) == essence(undisturbed)
-    assert done == list(range(1, 2 * EPISODES + 1))
+    # Told while it waits, too, with the same number.
+    assert done == sorted(done)
+    assert set(done) - {0} == set(range(1, 2 * EPISODES + 1))
 
 
 def test_more_episodes_begin_with_the_same_ones(undisturbed: Results, policy: Policy, prompts: Prompts) -> None:

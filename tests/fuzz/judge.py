@@ -28,6 +28,8 @@ _BATCH = 1000
 
 Case = Callable[[np.random.Generator], object]
 
+_HERE = str(Path(__file__).parent)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -174,6 +176,7 @@ def _judged(case: Case, target: Target, rng: np.random.Generator) -> tuple[str, 
 
 def _place_of(error: BaseException) -> str:
     """The error's class, where in the project it came through, and the beginning of its text."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/llmdpd/" in f.filename]
+    # Of the package: these files may lie below a folder of its name.
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/llmdpd/" in f.filename.replace(_HERE, "")]
     at = f"{frames[-1].filename.rsplit('/llmdpd/', 1)[1]}:{frames[-1].lineno}" if frames else "outside"
     return f"{type(error).__name__} at {at}"

@@ -237,9 +237,9 @@ def _other_format(file: Path) -> None:
     ("damage", "parts"),
     [
         (Path.unlink, ["missing", "networks.safetensors"]),
-        (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["broken", "networks.safetensors"]),
+        (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["altered since", "networks.safetensors"]),
         (_other_format, ["another format version", "99", "expected: 1"]),
-        (_other_sizes, ["does not fit", "q1.0.weight", "[3, 3]"]),
+        (_other_sizes, ["altered since", "networks.safetensors"]),
     ],
     ids=["missing", "cut off", "format", "other sizes"],
 )
