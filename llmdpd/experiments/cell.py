@@ -134,8 +134,8 @@ class Cell:
         """Whether the cell's run is there; what is there and is not the cell's is an error, never written over."""
         run = self.run
         if not run.config.is_file():
-            found = sorted(path.name for path in self.folder.glob("*") if path.name != ".lock")
-            if found or self.folder.is_file():
+            if not run.is_new or self.folder.is_file():
+                found = sorted(path.name for path in self.folder.glob("*"))
                 raise InputError(
                     "something else is where a cell of the experiment belongs",
                     path=self.folder,

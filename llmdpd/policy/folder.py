@@ -161,6 +161,8 @@ def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds],
 def resolve_policy(source: str | os.PathLike[str]) -> Path:
     """A policy folder, a run folder (its `policy/`), or "hub:OWNER/NAME" of either → the policy folder.
 
+    One that another process replaces meanwhile is waited for.
+
     The network is asked for the last only, which is fetched from the Hugging Face hub.
 
     Raises:
@@ -170,10 +172,14 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
     if words.startswith(_HUB):
         return _fetched(words.removeprefix(_HUB))
     path = Path(words)
-    for folder in (path, path / "policy"):
-        recover_directory(folder)
+    for _ in range(_REPLACED_AT_MOST):
+        for folder in (path, path / "policy"):
+            recover_directory(folder)
+        found = _within(path)
+        if (found / DESCRIPTION).is_file():
+            return found
     if path.is_dir():
-        return _within(path)
+        return path
     raise InputError(
         "no such policy",
         path=path,

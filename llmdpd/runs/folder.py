@@ -85,7 +85,7 @@ class RunFolder:
             raise InputError("the run folder is a file", path=path, expected="a new or an empty folder")
         run = cls(path)
         with run.lock():
-            if run.config.exists() or any(not run._is_begun_with(file) for file in path.iterdir()):
+            if not run.is_new:
                 expected = "a new or an empty folder"
                 hint = f"continue that run with --resume {path}, or choose another --run-dir"
                 raise InputError("the run folder is not empty", path=path, expected=expected, hint=hint)
@@ -98,6 +98,11 @@ class RunFolder:
             # Last, by one rename: a folder with a configuration is a whole run folder, and without it is begun anew.
             atomic_write_json(run.config, to_plain(config))
         return run
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is there but what a creation that was killed may have left."""
+        return not self.config.exists() and all(map(self._is_begun_with, self.path.glob("*")))
 
     def _is_begun_with(self, file: Path) -> bool:
         """Whether a creation that was killed may have left this file: what is written up to the configuration."""
@@ -231,9 +236,10 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what a run that failed before it began has made; whatever else lies in its folder stays."""
-        for file in (self.config, self.meta, self.tasks, self.task_texts, self.path / "prompts.json", self._lock_file):
-            file.unlink(missing_ok=True)
+        # The configuration before what a creation begins with: killed between them, it is begun anew.
         shutil.rmtree(self.prompts, ignore_errors=True)
+        for file in (self.path / "prompts.json", self.config, self.meta, self.tasks, self.task_texts, self._lock_file):
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: data that was collected into it
             self.path.rmdir()
 

@@ -37,7 +37,15 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+def _processes() -> str:
+    """Whose process ids are the same processes: this machine's, in a container those of its own namespace."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32((socket.gethostname() + namespace).encode()):08x}"
+
+
+_HOST = _processes()
 _TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.tmp")
 _cleaned: set[Path] = set()
 
@@ -53,20 +61,29 @@ def _temporary(path: Path) -> Path:
 def _remove_left_over(folder: Path) -> None:
     """Remove what processes of this machine that are gone left half written; once a folder, as long as this one lives.
 
-    What another machine writes into a shared folder has another machine's name and is left alone.
+    What another machine writes into a shared folder has another machine's name and is left alone, as is what this user
+    may not see or remove.
     """
     place = folder.absolute()
     if place in _cleaned:
         return
     _cleaned.add(place)
-    for left in folder.iterdir():
+    for left in _listed(folder):
         match = _TEMPORARY.fullmatch(left.name)
         if match is None or _is_alive(int(match[1])):
             continue
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            with suppress(OSError):
+                left.unlink()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where it is none, may not be read, or is replaced by another process just now."""
+    with suppress(OSError):
+        return list(folder.iterdir())
+    return []
 
 
 def _is_alive(process: int) -> bool:
@@ -172,7 +189,7 @@ def recover_directory(path: str | Path) -> None:
 def _left_over(path: Path) -> list[Path]:
     # One random part without a dot: `.run.best.x.old` is not `run`'s.
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.old")
-    return sorted(old for old in path.parent.iterdir() if pattern.fullmatch(old.name)) if path.parent.is_dir() else []
+    return sorted(old for old in _listed(path.parent) if pattern.fullmatch(old.name))
 
 
 @contextmanager

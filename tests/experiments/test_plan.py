@@ -344,6 +344,18 @@ def test_a_run_of_another_configuration_is_told_and_left(make_test_plan: MakePla
     assert cell.state == "done"
 
 
+def test_what_a_killed_creation_left_is_no_obstacle_to_a_cell(make_test_plan: MakePlan) -> None:
+    cell = next(cell for cells in make_test_plan().cells.values() for cell in cells)
+    cell.folder.mkdir(parents=True)
+    for name in (".lock", "meta.json", ".config.json.0123abcd-1-0123abcd.tmp"):
+        (cell.folder / name).write_text("{}")
+    assert cell.state == "missing"
+    assert step_of(cell).what == "train"
+    (cell.folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        _ = cell.state
+
+
 def test_something_else_in_a_cells_place_is_told_and_left(make_test_plan: MakePlan) -> None:
     cell = make_test_plan().cells["full"][0]
     cell.folder.mkdir(parents=True)

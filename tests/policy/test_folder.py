@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmdpd.errors import InputError
 from llmdpd.policy.folder import read_policy_folder, resolve_policy, text_key, write_policy_folder
+from llmdpd.utils.files import recover_directory
 
 DESCRIPTION: dict[str, Any] = {
     "method": "llmdpd",
@@ -201,6 +202,24 @@ def test_a_write_that_fails_keeps_the_old_policy(folder: Path, tensors: dict[str
     _, found = read_policy_folder(folder, REFUSED)
     assert torch.equal(found["model"]["b"], tensors["model"]["b"])
     assert [p.name for p in folder.parent.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("of_run", [False, True])
+def test_between_the_two_renames_of_a_save_the_policy_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, of_run: bool
+) -> None:
+    """Another process begins to replace the folder right after it was looked whether one had begun."""
+    left = [folder.with_name(".policy.0123abcd.old")]
+
+    def recover(path: Path) -> None:
+        recover_directory(path)
+        if left and path == (folder if of_run else folder / "policy"):
+            folder.rename(left.pop())
+
+    monkeypatch.setattr("llmdpd.policy.folder.recover_directory", recover)
+    assert resolve_policy(folder.parent if of_run else folder) == folder
+    assert not left, "it was replaced meanwhile"
+    assert (folder / "policy.json").is_file()
 
 
 def test_a_run_folder_leads_to_its_policy(folder: Path) -> None:

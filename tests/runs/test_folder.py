@@ -271,6 +271,46 @@ def test_killed_at_any_moment_of_its_creation_it_is_created_by_the_next_try(tmp_
     assert 3 < moments < 99
 
 
+def test_killed_at_any_moment_of_its_removal_it_is_whole_or_created_by_the_next_try(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    real, left = Path.unlink, 0
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Kill
+        real(path, missing_ok)
+
+    def rmtree(path: Path, **options: object) -> None:
+        for file in path.iterdir():
+            unlink(file)
+        path.rmdir()
+
+    for moments in range(100):
+        run = RunFolder.create(tmp_path / str(moments), CONFIG)
+        run.prompts.mkdir()
+        for file in (run.prompts / "a", run.path / "prompts.json"):
+            file.write_text("{}")
+        left = moments
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink)
+            patch.setattr("llmdpd.runs.folder.shutil.rmtree", rmtree)
+            try:
+                run.discard()
+                break
+            except Kill:
+                pass
+        if run.config.exists():
+            assert RunFolder.open(run.path).read_config() == CONFIG
+            assert run.meta.exists()
+        else:
+            RunFolder.create(run.path, CONFIG)
+    assert moments > 5
+    assert not run.path.exists()
+
+
 def test_files_that_were_deleted_meanwhile_are_named(run: RunFolder) -> None:
     for path in (run.results, run.path / "metrics.jsonl", run.policy("last") / "policy.json"):
         path.parent.mkdir(parents=True, exist_ok=True)

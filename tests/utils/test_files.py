@@ -110,6 +110,42 @@ def test_a_write_that_the_system_cuts_short_keeps_the_old_ones(tmp_path: Path) -
     assert names(tmp_path) == ["a.bin", "run"]
 
 
+def test_what_another_user_left_half_written_does_not_refuse_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in /tmp, where only their owner may remove files; the id is beyond any process's."""
+    left = tmp_path / f".page.html.{files._HOST}-99999999-0123abcd.tmp"
+    left.write_text("theirs")
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == left:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    atomic_write_text(tmp_path / "page.html", "mine")
+    assert names(tmp_path) == sorted([left.name, "page.html"])
+
+
+def test_process_ids_of_another_container_are_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers of one host's name that write into one folder: the other's live ids may be nobody's here."""
+    assert files._processes() == files._HOST
+    monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
+    assert files._processes() != files._HOST
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_through_has_nothing_left_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(path: Path) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", vanish)
+    recover_directory(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
+
+
 def test_a_folder_is_written_and_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.v1"
     with atomic_directory(path) as temporary:

@@ -21,7 +21,7 @@ from llmdpd.errors import InputError
 from llmdpd.tasks.locomotion import locomotion_base, normalised_score
 from llmdpd.tasks.specs import TaskSpec, canonical_task, task_spec
 from llmdpd.utils.bounds import Bounds, Count, Episodes, WholeNumber, check_config
-from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from llmdpd.utils.checkpoint import check_learner, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock, read_json
 from llmdpd.utils.plain import differences
 
@@ -217,6 +217,7 @@ class _Run:
         steps = self._trainer.steps
         if not steps:
             return
+        check_learner(self._trainer, steps, self.folder / "checkpoint")
         self._log.append(self._trainer.transitions(self._log.steps), steps)
         state = self._trainer.state()
         del state["random"]["torch"]  # the checkpoint has it

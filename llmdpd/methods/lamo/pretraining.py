@@ -21,6 +21,7 @@ from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
 from llmdpd.prompts.transformer import no_progress_bars
 from llmdpd.utils.bounds import Bounds, Count, Layers, Seed, SharedByHeads, Width, check_config
 from llmdpd.utils.files import atomic_directory, atomic_write_json
+from llmdpd.utils.tensors import not_finite
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -83,7 +84,7 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
 
     Raises:
         InputError: a number out of range, text that is not here or too short, a folder that exists already or can't be.
-        TrainingDivergedError: a loss that is no number.
+        TrainingDivergedError: a loss or a weight that is no number.
     """
     check_config(config)
     _check_free(config.out)
@@ -99,6 +100,9 @@ def pretrain_gpt2(config: PretrainConfig, progress: Progress | None = None) -> P
         model = _make_model(config, len(tokenizer))
         before = _loss(model, tokens[-held_out:], config)
         _learn(model, tokens[:-held_out], config, progress)
+        # A loss is of the weights before its step: the last one's are seen by themselves only.
+        if (name := not_finite(model.state_dict())) is not None:
+            raise TrainingDivergedError(f"NaN or Inf in {name} after the last step; nothing is written: a lower --lr")
         after = _loss(model, tokens[-held_out:], config)
     _check_free(config.out)
     done = Pretrained(config.out, model.num_parameters(), len(tokenizer), len(tokens), before, after)

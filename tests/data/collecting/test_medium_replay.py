@@ -13,11 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from llmdpd.cli.collect import main
 from llmdpd.data import TrajectoryDataset, load_dataset
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac, replay_path
-from llmdpd.errors import InputError
+from llmdpd.data.collecting.sac_trainer import SacTrainer
+from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.tasks import COLLECTION_SEED_END
 from llmdpd.tasks.locomotion import LocomotionTask, normalised_score
 from llmdpd.tasks.metaworld.environment import make_task
@@ -134,6 +136,28 @@ def test_an_interrupted_collection_with_other_settings_or_damage_is_refused(tmp_
     piece.write_bytes(piece.read_bytes()[:100])
     with pytest.raises(InputError, match="damaged"):
         collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER))
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(task: str, done: int, total: int, words: str) -> None:
+        if done >= 200:
+            raise StopNowError
+
+    with pytest.raises(StopNowError):
+        collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER), stop)
+    folder = tmp_path / ".hopper-medium-replay.hdf5.partial" / "checkpoint"
+    kept = latest_checkpoint(folder)
+    real = SacTrainer.advance
+
+    def advance(trainer: SacTrainer, count: int) -> None:
+        real(trainer, count)
+        next(trainer.modules["policy"].critic.parameters()).data[0, 0] = torch.nan  # which no action needs
+
+    monkeypatch.setattr(SacTrainer, "advance", advance)
+    with pytest.raises(TrainingDivergedError, match="NaN or Inf in the weights policy/critic"):
+        collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER))
+    assert latest_checkpoint(folder) == kept
+    assert not replay_path(tmp_path, "hopper").exists()
 
 
 def test_it_stops_at_the_level(tmp_path: Path) -> None:

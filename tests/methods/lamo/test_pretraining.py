@@ -129,6 +129,23 @@ def test_a_place_that_can_not_be_is_refused_before_the_work(config: PretrainConf
         assert "lamo" not in str(caught.value.hint)
 
 
+def test_weights_that_the_last_step_made_nan_are_not_written(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss has seen them: each is of the weights before its step."""
+    real = torch.optim.AdamW.step
+
+    def step(optimizer: torch.optim.AdamW, *arguments: object) -> object:
+        done = real(optimizer, *arguments)
+        optimizer.param_groups[0]["params"][0].data[0, 0] = torch.nan
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(TrainingDivergedError, match="after the last step"):
+        pretrain_gpt2(dataclasses.replace(config, iterations=1))
+    assert not config.out.exists()
+
+
 def test_stopped_or_diverged_it_leaves_nothing(config: PretrainConfig) -> None:
     def stop(step: int, total: int, note: str) -> None:
         raise KeyboardInterrupt
