@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ["torch", "gymnasium", "metaworld", "transformers", "minari", "h5py", "mujoco", "llmdpd._native"]
@@ -143,3 +153,35 @@ def test_editable_install(source: Path, build_dir: str, tmp_path: Path) -> None:
         assert module == source / "llmdpd" / "errors.py"
         assert kernels == source / "kernels" / "__init__.py"
         assert native.is_relative_to(tmp_path / "env")
+
+
+def pins(name: str) -> dict[str, set[str]]:
+    """Package → the versions that a file of requirements names."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / name).read_text().splitlines():
+        if match := re.match(r"([A-Za-z0-9._-]+)(?:\[.*\])?==([^ ;]+)", line):
+            found.setdefault(canonicalize_name(match[1]), set()).add(match[2])
+    return found
+
+
+def test_the_lock_holds_all_that_is_needed_at_the_pinned_versions() -> None:
+    """`pip install --require-hashes` refuses a file that lacks one dependency of a dependency."""
+    locked, pinned = pins("requirements.lock"), pins("constraints.txt")
+    assert {name: found for name, found in locked.items() if name in pinned and not found <= pinned[name]} == {}
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    waiting = [
+        Requirement(words) for words in declared["project"]["dependencies"] + declared["build-system"]["requires"]
+    ]
+    seen: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in seen or (requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(name)
+        assert name in locked, f"{name} is needed and not locked"
+        with suppress(importlib.metadata.PackageNotFoundError):  # of the build, or of another system
+            waiting += map(Requirement, importlib.metadata.requires(name) or ())
+    assert any(name.startswith("nvidia-") for name in locked), (
+        "what torch's CUDA build needs, of which a CPU build says nothing"
+    )
