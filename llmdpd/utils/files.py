@@ -37,16 +37,16 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _processes() -> str:
-    """Whose process ids are the same processes: this machine's, in a container those of its own namespace."""
+def _pid_space() -> str:
+    """A short hash of where process ids mean the same processes: the machine, and in a container its PID namespace."""
     namespace = ""
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
     return f"{zlib.crc32((socket.gethostname() + namespace).encode()):08x}"
 
 
-_HOST = _processes()
-_TEMPORARY = re.compile(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.tmp")
+_PID_SPACE = _pid_space()
+_TEMPORARY = re.compile(rf"\..+\.{_PID_SPACE}-(\d+)-[0-9a-f]{{8}}\.tmp")
 _cleaned: set[Path] = set()
 
 
@@ -55,7 +55,7 @@ def _temporary(path: Path) -> Path:
     _remove_left_over(path.parent)
     # Names of files have 255 bytes at most; the target's own may have them all.
     name = path.name.encode()[:200].decode(errors="ignore")
-    return path.with_name(f".{name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{name}.{_PID_SPACE}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _remove_left_over(folder: Path) -> None:

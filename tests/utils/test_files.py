@@ -114,7 +114,7 @@ def test_what_another_user_left_half_written_does_not_refuse_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in /tmp, where only their owner may remove files; the id is beyond any process's."""
-    left = tmp_path / f".page.html.{files._HOST}-99999999-0123abcd.tmp"
+    left = tmp_path / f".page.html.{files._PID_SPACE}-99999999-0123abcd.tmp"
     left.write_text("theirs")
     real = Path.unlink
 
@@ -130,9 +130,9 @@ def test_what_another_user_left_half_written_does_not_refuse_a_write(
 
 def test_process_ids_of_another_container_are_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two containers of one host's name that write into one folder: the other's live ids may be nobody's here."""
-    assert files._processes() == files._HOST
+    assert files._pid_space() == files._PID_SPACE
     monkeypatch.setattr(os, "readlink", lambda path: "pid:[1]")
-    assert files._processes() != files._HOST
+    assert files._pid_space() != files._PID_SPACE
 
 
 def test_a_folder_that_vanishes_while_it_is_looked_through_has_nothing_left_over(
@@ -439,7 +439,7 @@ def test_what_is_no_regular_file_is_written_not_replaced(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "target"]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": NaN}', "[-Infinity]", "[1", "\x00", ""])
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": NaN}', "[-Infinity]", "[1e999]", "[1", "\x00", ""])
 def test_what_is_no_json_is_one_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError) as error:

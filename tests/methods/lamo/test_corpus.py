@@ -157,3 +157,15 @@ def test_what_is_no_text_is_refused(model: LanguageModel, tmp_path: Path) -> Non
             with pytest.raises(InputError, match=told) as error:
                 read_tokens(find_corpus(str(tmp_path / "text.txt"), field), model)
             assert error.value.field == field
+
+
+def test_texts_of_parquet_that_are_none_are_one_error(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    bytes_ = pyarrow.py_buffer(b"\xff\xfea")
+    offsets = pyarrow.py_buffer(np.array([0, 3], np.int32))
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, bytes_])
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="broken parquet file"):
+        list(module._rows(tmp_path / "a.parquet", "corpus"))
