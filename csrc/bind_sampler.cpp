@@ -47,8 +47,8 @@ std::shared_ptr<Sampler> make_sampler(std::shared_ptr<PackedNet> net, const Floa
                                    time_embedding.data(), start, clip);
 }
 
-void run(const std::shared_ptr<Sampler>& self, const Floats& state, const Floats& prompt, std::int64_t samples, const Keys& keys,
-         const std::optional<Floats>& noise, Floats& actions, int threads) {
+void run(const std::shared_ptr<Sampler>& self, const Floats& state, const Floats& prompt, std::int64_t samples,
+         const Keys& keys, const std::optional<Floats>& noise, Floats& actions, int threads) {
   const Sampler& sampler = held(self);
   const NetDims& dims = sampler.net().dims;
   if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2 || keys.ndim() != 1) {
@@ -109,8 +109,8 @@ std::shared_ptr<llmdpd::Actor> make_actor(std::shared_ptr<Sampler> sampler, std:
                                          llmdpd::Selection{soft, temperature});
 }
 
-void act(const std::shared_ptr<llmdpd::Actor>& self, const Floats& state, const Floats& prompt, const Keys& keys, Floats& actions,
-         int threads) {
+void act(const std::shared_ptr<llmdpd::Actor>& self, const Floats& state, const Floats& prompt, const Keys& keys,
+         Floats& actions, int threads) {
   const llmdpd::Actor& actor = held(self);
   const NetDims& dims = actor.sampler().net().dims;
   if (state.ndim() != 2 || prompt.ndim() < 1 || prompt.ndim() > 2)
@@ -199,8 +199,8 @@ void bind_sampler(py::module_& module) {
       .def(py::init(&make_packed_net), py::arg("action_dim"), py::arg("time_dim"), py::arg("first_weight").noconvert(),
            py::arg("first_bias").noconvert(), py::arg("trunk").noconvert(), py::arg("state_dim"), py::arg("bf16"));
   py::class_<Sampler, std::shared_ptr<Sampler>>(module, "Sampler", "A sampler's table bound to a packed network.")
-      .def(py::init(&make_sampler), py::arg("net").none(false), py::arg("table").noconvert(), py::arg("time_embedding").noconvert(),
-           py::arg("start"), py::arg("clip"))
+      .def(py::init(&make_sampler), py::arg("net").none(false), py::arg("table").noconvert(),
+           py::arg("time_embedding").noconvert(), py::arg("start"), py::arg("clip"))
       .def("run", &run, py::arg("state").noconvert(), py::arg("prompt").noconvert(), py::arg("samples"),
            py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("actions").noconvert(),
            py::arg("threads"));

@@ -197,8 +197,8 @@ void mlp_forward(const std::shared_ptr<MlpArguments>& holder, Floats& out, Float
   llmdpd::mlp_forward(call, kernels, arguments.threads, to, kept);
 }
 
-void mlp_backward(const std::shared_ptr<MlpArguments>& holder, const Floats& grad_out, const Floats& tape, std::optional<Floats> x,
-                  Floats& input_weight, Floats& init, std::vector<Floats> trunk) {
+void mlp_backward(const std::shared_ptr<MlpArguments>& holder, const Floats& grad_out, const Floats& tape,
+                  std::optional<Floats> x, Floats& input_weight, Floats& init, std::vector<Floats> trunk) {
   const MlpArguments& arguments = held(holder);
   const MlpCall call = arguments.call();
   const int hidden = call.trunk.hidden;
@@ -226,7 +226,8 @@ void mlp_backward(const std::shared_ptr<MlpArguments>& holder, const Floats& gra
 }  // namespace
 
 void bind_training(py::module_& module) {
-  py::class_<ChainArguments, std::shared_ptr<ChainArguments>>(module, "ChainArguments", "A call of the chain; see reverse_diffusion.h.")
+  py::class_<ChainArguments, std::shared_ptr<ChainArguments>>(module, "ChainArguments",
+                                                              "A call of the chain; see reverse_diffusion.h.")
       .def(py::init([](Strided state, Strided W_s, Floats u_z, Floats tau, Strided W_a, std::vector<Floats> trunk,
                        Floats table, Keys keys, std::optional<Floats> noise, float start, float clip, int samples,
                        bool bf16, int threads) {
@@ -237,7 +238,8 @@ void bind_training(py::module_& module) {
            py::arg("tau").noconvert(), py::arg("W_a").noconvert(), py::arg("trunk").noconvert(),
            py::arg("table").noconvert(), py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("start"),
            py::arg("clip"), py::arg("samples"), py::arg("bf16"), py::arg("threads"));
-  py::class_<MlpArguments, std::shared_ptr<MlpArguments>>(module, "MlpArguments", "A call of the three-layer net; see mish_mlp.h.")
+  py::class_<MlpArguments, std::shared_ptr<MlpArguments>>(module, "MlpArguments",
+                                                          "A call of the three-layer net; see mish_mlp.h.")
       .def(py::init([](Strided x, Strided input_weight, Floats init, std::vector<Floats> trunk, bool bf16,
                        int threads) { return MlpArguments{x, input_weight, init, std::move(trunk), bf16, threads}; }),
            py::arg("x").noconvert(), py::arg("input_weight").noconvert(), py::arg("init").noconvert(),

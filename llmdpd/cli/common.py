@@ -87,7 +87,11 @@ def command(run: Callable[[list[str]], None]) -> Callable[..., int]:
 
 
 def checked_words(words: list[str]) -> list[str]:
-    """The words of a command line, as they are; `InputError` for one that no file can be called by, or read back."""
+    """The words of a command line, unchanged.
+
+    Raises:
+        InputError: a word that cannot be a file's name or be written to a file: a null character, no UTF-8.
+    """
     for word in words:
         if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
             found = word.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

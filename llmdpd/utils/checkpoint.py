@@ -122,7 +122,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _check_sums(state: dict[str, Any], checkpoint: Path) -> None:
-    """Hold the files against their checksums, and `state` against its own. Checkpoints of before have none."""
+    """Hold the files against their checksums, and `state` against its own. Earlier versions wrote none."""
     own = state.pop("sha256_of_this", None)
     found = {"state.json": _sha256(state)}
     expected = {"state.json": own}
