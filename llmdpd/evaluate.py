@@ -1,6 +1,10 @@
 """The command `python -m llmdpd.evaluate`: see `llmdpd.cli.evaluate`."""
 
-from llmdpd.cli.evaluate import main
+from functools import partial
+
+from llmdpd.__main__ import run
+
+main = partial(run, "evaluate")
 
 if __name__ == "__main__":
     raise SystemExit(main())

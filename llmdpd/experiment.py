@@ -1,6 +1,10 @@
 """The command `python -m llmdpd.experiment`: see `llmdpd.cli.experiment`."""
 
-from llmdpd.cli.experiment import main
+from functools import partial
+
+from llmdpd.__main__ import run
+
+main = partial(run, "experiment")
 
 if __name__ == "__main__":
     raise SystemExit(main())

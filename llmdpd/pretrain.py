@@ -1,6 +1,10 @@
 """The command `python -m llmdpd.pretrain`: see `llmdpd.cli.pretrain`."""
 
-from llmdpd.cli.pretrain import main
+from functools import partial
+
+from llmdpd.__main__ import run
+
+main = partial(run, "pretrain")
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from llmdpd.__main__ import COMMANDS, main
@@ -59,3 +63,68 @@ def test_every_command_has_help_of_at_most_120_lines_that_describes_each_option(
 def test_an_unknown_command_gets_the_nearest(capsys: Capture) -> None:
     assert main(["evalute", "RUN"]) == 2
     assert capsys.readouterr().err.startswith("error: no such command: evalute; nearest: evaluate")
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+module, at = sys.argv[1], int(sys.argv[2])
+begun, count = False, 0
+def hook(event, arguments):
+    global begun, count
+    if event == "import":
+        begun = begun or arguments[0].startswith("llmdpd.cli")
+        count += begun
+        if count == at:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(hook)
+sys.argv = [module, *sys.argv[3:]]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", [*(f"llmdpd.{name}" for name in COMMANDS), "llmdpd"])
+def test_ctrl_c_while_modules_are_imported_ends_a_command_without_a_traceback(
+    module: str, rng: np.random.Generator
+) -> None:
+    command = ["tasks", "--help"] if module == "llmdpd" else ["--help"]
+    for at in (1, int(rng.integers(2, 120))):
+        argv = [sys.executable, "-c", INTERRUPTED, module, str(at), *command]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, done.stdout + done.stderr) == (130, "stopped by SIGINT\n"), at
+
+
+def test_ctrl_c_of_a_terminal_during_imports() -> None:
+    with subprocess.Popen([sys.executable, "-m", "llmdpd.train", "--help"], stderr=subprocess.PIPE, text=True) as train:
+        maps = Path(f"/proc/{train.pid}/maps")
+        while "libtorch" not in maps.read_text():
+            assert train.poll() is None
+        train.send_signal(signal.SIGINT)
+        assert train.communicate(timeout=60) == (None, "stopped by SIGINT\n")
+    assert train.returncode == 130
+
+
+def test_other_handlers_of_ctrl_c_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within other programs Ctrl-C is theirs, also while a command is imported; afterwards it is as it was."""
+    seen: list[object] = []
+    stand_in = SimpleNamespace(main=lambda words: 0)
+
+    def note(name: str) -> object:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return stand_in
+
+    monkeypatch.setattr("importlib.import_module", note)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(["train"]) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert main(["train"]) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        thread = threading.Thread(target=main, args=(["train"],))
+        thread.start()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen[::2] == [signal.SIG_IGN, signal.default_int_handler]
+    assert callable(seen[1])
+    assert seen[1] is not signal.default_int_handler

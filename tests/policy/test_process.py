@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from torch import nn
 from llmdpd.errors import InputError
 from llmdpd.nn.acting import BestOfN
 from llmdpd.policy.policy import Policy
-from tests.policy.conftest import KNOWN, MakePolicy, S
+from tests.policy.conftest import KNOWN, A, MakePolicy, S
 
 BEST = BestOfN(samples=5)
 
@@ -114,3 +116,73 @@ def test_policies_in_threads_act_as_alone(make_policy: MakePolicy, example: Any,
         thread.join()
     for path, actions in zip(paths, alone, strict=True):
         assert np.array_equal(found[path], actions)
+
+
+OTHER_PROCESSES = """
+import multiprocessing, os, pickle, select, sys
+import numpy as np
+import torch
+from llmdpd.policy.policy import Policy
+
+PATH, S, A, KNOWN = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+PROMPT = np.sin(np.arange(20 * S)).reshape(20, S), np.cos(np.arange(20 * A)).reshape(20, A)
+
+def loaded():
+    return Policy.load(PATH).prompt(KNOWN, PROMPT)
+
+def actions(policy):
+    policy.seed(4)
+    policy.reset()
+    alone = policy.act(np.ones(S))
+    policy.reset()
+    return alone, policy.act(np.sin(np.arange(6000.0 * S)).reshape(6000, S))
+
+def send(make, pipe):
+    torch.set_num_threads(1)
+    pipe.send(actions(make()))
+
+def forked(policy):
+    ours, theirs = multiprocessing.Pipe()
+    if (child := os.fork()) == 0:
+        theirs.send(actions(policy))
+        os._exit(0)
+    return ours, lambda: os.kill(child, 9)
+
+def spawned(make):
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=send, args=(make, theirs))
+    process.start()
+    return ours, process.kill
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    policy = loaded()
+    expected = actions(policy)
+    torch.set_num_threads(4)  # more than one, so that torch shares work out and starts them
+    torch.ones(500, 500) @ torch.ones(500, 500)
+    actions(policy)
+    children = {
+        "forked": forked(policy), "forked, another policy": forked(loaded()), "spawned": spawned(loaded)
+    }
+    try:
+        for name, (pipe, _) in children.items():
+            assert pipe.poll(60), f"{name}: it hangs"
+            for found, wanted in zip(pipe.recv(), expected, strict=True):
+                assert np.array_equal(found, wanted), name
+    finally:
+        for _, end in children.values():
+            end()
+    again = pickle.loads(pickle.dumps(policy))
+    for found, wanted in zip(actions(again), actions(policy), strict=True):
+        assert np.array_equal(found, wanted), "pickled"
+"""
+
+
+def test_a_policy_acts_the_same_in_processes_that_are_forked_and_spawned(
+    make_policy: MakePolicy, tmp_path: Path
+) -> None:
+    make_policy(acting=BEST).save(tmp_path / "policy")
+    (tmp_path / "script.py").write_text(OTHER_PROCESSES)
+    argv = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "policy"), str(S), str(A), KNOWN]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr

@@ -60,6 +60,8 @@ def main(descriptor: int, parent: int) -> None:
     """Entry point of a worker process; `descriptor` is its end of a socket pair."""
     # Ctrl-C reaches the whole process group; the parent decides what happens to its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # For what the environments start themselves; the parent has blocked it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     serve(Connection(descriptor), parent)
 
 

@@ -58,6 +58,16 @@ def test_a_worker_has_one_thread_no_torch_and_the_parents_import_path(worker: Wo
     assert ask(worker, "interrupt_self") == "alive", "Ctrl-C is the parent's to handle"
 
 
+def test_ctrl_c_does_not_reach_a_worker_that_is_being_started(toys: str, capfd: pytest.CaptureFixture[str]) -> None:
+    worker = Worker(0, f"{toys}:Probe", ())
+    for _ in range(20):
+        os.kill(worker.pid, signal.SIGINT)
+        time.sleep(0.01)
+    assert ask(worker, "square", 3) == ((), 9)
+    worker.stop()
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
 def test_an_exception_comes_home_once_with_its_traceback(worker: Worker) -> None:
     worker.call(1, "fail", "other")
     worker.call(2, "square", 3)
