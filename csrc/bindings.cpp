@@ -80,5 +80,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("philox_normal", &philox_normal, py::arg("key"), py::arg("rows"), py::arg("draws"), py::arg("action_dim"),
              "Standard normals [draws, rows, action_dim].");
   bind_sampler(module);
+  bind_context(module);
   bind_training(module);
 }

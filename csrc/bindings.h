@@ -19,6 +19,8 @@ namespace py = pybind11;
 // float32, of any strides; or contiguous.
 using Strided = py::array_t<float, 0>;
 using Floats = py::array_t<float, py::array::c_style>;
+using Integers = py::array_t<std::int32_t, py::array::c_style>;
+using Indices = py::array_t<std::int64_t, py::array::c_style>;
 using Keys = py::array_t<std::uint64_t, py::array::c_style>;
 
 // llmdpd/diffusion/sampler.py gives users the readable errors; these keep a wrong call from reading elsewhere.
@@ -37,5 +39,6 @@ const Held& held(const std::shared_ptr<Held>& holder) {
   return *holder;
 }
 
+void bind_context(py::module_& module);
 void bind_sampler(py::module_& module);
 void bind_training(py::module_& module);

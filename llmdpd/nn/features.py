@@ -15,7 +15,7 @@ FeatureKind = Literal["normalised", "combined", "relative", "raw", "metaworld"]
 
 _ANY_LAYOUT = ("normalised", "raw")
 # In metres: a difference is given in units of 25 cm, and as tanh in units of 4 cm; a velocity in centimetres a step.
-_FAR, _NEAR, _VELOCITY = 4.0, 25.0, 100.0
+FAR, NEAR, VELOCITY = 4.0, 25.0, 100.0
 _CLIP = 10.0
 # Statistics leave out what lies beyond these quantiles where that makes the range so many times smaller.
 _QUANTILE, _OUTLIERS = 1e-3, 20.0
@@ -53,7 +53,7 @@ class StateFeatures(nn.Module):
                 expected="a layout of the tasks' suite, or of the task file",
                 hint="use features 'normalised'",
             )
-        self.kind = kind
+        self.kind, self.layout = kind, layout
         self.state_dim = state_dim
         self._relations = None if layout is None else _Relations(layout)
         if kind == "relative" and not self.output_dim:
@@ -139,9 +139,12 @@ class _Relations:
         self._gripper, self._up = _columns(layout.gripper), layout.up
         self.scalars = layout.scalars
         self._unit, dimensions = layout.unit, layout.dimensions
-        compared = [layout.goal is None or {self._body, layout.goal} & {*pair} for pair in self._pairs]
+        kept = compared_pairs(layout)
         self._compared = [
-            place * dimensions + axis for place, kept in enumerate(compared) if kept for axis in range(dimensions)
+            place * dimensions + axis
+            for place, pair in enumerate(self._pairs)
+            if pair in kept
+            for axis in range(dimensions)
         ]
         heights = len(layout.points) if layout.up is not None else 0
         self.own_dim = len(layout.gripper) + heights + len(layout.scalars)
@@ -153,18 +156,18 @@ class _Relations:
         differences, unit = self._differences(state, present_only), self._unit
         steps = [state[..., now] - state[..., before] for now, before in self._moving]
         velocity = torch.cat(steps, dim=-1) if steps else state[..., :0]
-        return _FAR * unit * differences, torch.tanh(_NEAR * unit * differences), _VELOCITY * unit * velocity
+        return FAR * unit * differences, torch.tanh(NEAR * unit * differences), VELOCITY * unit * velocity
 
     def own(self, state: Tensor, scalars: Tensor) -> Tensor:
         """The gripper, the points' heights, and the layout's scalars as they are given."""
         heights = []
         if self._up is not None:
-            heights = [_FAR * self._unit * state[..., at][..., [self._up]] for at in self._points.values()]
+            heights = [FAR * self._unit * state[..., at][..., [self._up]] for at in self._points.values()]
         return torch.cat([state[..., self._gripper], *heights, scalars], dim=-1)
 
     def geometry(self, state: Tensor, scalars: Tensor) -> Tensor:
         """See `StateFeatures.geometry`."""
-        differences = _FAR * self._unit * self._differences(state, present_only=True)[..., self._compared]
+        differences = FAR * self._unit * self._differences(state, present_only=True)[..., self._compared]
         return torch.cat([differences, state[..., self._gripper], scalars], dim=-1)
 
     def _differences(self, state: Tensor, present_only: bool) -> Tensor:
@@ -177,6 +180,11 @@ class _Relations:
                 part = part * known[name] if name in known else part
             parts.append(part)
         return torch.cat(parts, dim=-1) if parts else state[..., :0]
+
+
+def compared_pairs(layout: Layout) -> list[tuple[str, str]]:
+    """The pairs of points whose differences moments are compared by: see `StateFeatures.geometry`."""
+    return [pair for pair in layout.differences if layout.goal is None or {layout.body.name, layout.goal} & {*pair}]
 
 
 def _columns(indices: tuple[int, ...]) -> list[int] | slice:

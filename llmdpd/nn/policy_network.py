@@ -16,6 +16,7 @@ from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ALL_KEPT, Condition, ContextConfig, EncodedPrompts, Keep, make_context
 from llmdpd.nn.episode_memory import EpisodeMemory, History
 from llmdpd.nn.spaces import ActionScaling, Spaces
+from llmdpd.ops.acting import FrozenActor
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 # Many a matrix product rounds a row by how many there are; by multiples of eight less often.
@@ -117,6 +118,13 @@ class PolicyNetwork(nn.Module, ABC):
         """Mean squared error [B] of the noise predicted at fixed noise on actions [B, A] within ±1, over all levels.
 
         None where the policy is no diffusion of single actions. The noise depends on seeds int64 [B] alone.
+        """
+        return None
+
+    def freeze(self, prompts: EncodedPrompts, acting: Any, critic: Any) -> FrozenActor | None:
+        """What samples in one C++ call as `sample` does, by copies of the weights and of P encoded prompts.
+
+        None where the C++ code has no such call: on other devices, in other dtypes, and for other kinds of policies.
         """
         return None
 

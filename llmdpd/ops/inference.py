@@ -1,4 +1,4 @@
-"""Sampling and acting on the CPU without gradients, with networks packed once for as long as their weights last.
+"""Sampling on the CPU without gradients, with networks packed once for as long as their weights last.
 
 Packing half a megabyte of weights costs more than an action. A packed network is used again exactly as long as every
 parameter and buffer is the same object, in the same memory, and has the same bytes: all of them are compared with a
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.ops import native
-from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients, check_seed, check_shapes
+from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients
+from llmdpd.ops.packing import bind_sampler, pack_net
 
-PackedT = TypeVar("PackedT", bound="_Packed")
 _MASK64 = (1 << 64) - 1
 _MAX_SAMPLERS = 32  # bound to one network at a time
 
@@ -72,45 +72,30 @@ def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any,
     return tuple(watched) if found == plain else None
 
 
-class _Packed:
-    """Weights in the C++ code's layout."""
-
-    watch: _Watch
-    packed: Any
-
-    def is_current(self) -> bool:
-        """Whether the network still has the weights that were packed."""
-        return self.watch.unchanged()
-
-
-class PackedNet(_Packed):
+class PackedNet:
     """A noise network packed, and the samplers that were bound to it."""
 
     def __init__(self, net: NoiseNetwork, bf16: bool) -> None:
-        first, *rest = net.linears
         layers = [*net.linears, *(part for part in net.time_mlp if isinstance(part, nn.Linear))]
         self.watch = _Watch(cast("nn.Module", net), layers)
         self.action_dim = net.action_dim
         self._time_mlp = net.time_mlp  # not the network itself, which must be free to go
-        weight, bias = native.array(first.weight, "layers[0].weight"), native.array(first.bias, "layers[0].bias")
-        self.packed = native.module().PackedNet(
-            net.action_dim, net.time_dim, weight, bias, _trunk_arrays(rest), net.state_dim, bf16
-        )
+        self.packed = pack_net(net, bf16)
         self._samplers: dict[SamplerCoefficients, Any] = {}
+
+    def is_current(self) -> bool:
+        """Whether the network still has the weights that were packed."""
+        return self.watch.unchanged()
 
     def learns(self) -> bool:
         """Whether a parameter asks for a gradient."""
         return any(parameter.requires_grad for parameter in self.watch.parameters)
 
     def sampler(self, coefficients: SamplerCoefficients) -> Any:
-        """The coefficients bound to these weights, with the time rows computed."""
+        """The coefficients bound to these weights."""
         sampler = self._samplers.get(coefficients)
         if sampler is None:
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                embedding = self._time_mlp(torch.tensor(coefficients.timesteps, device="cpu"))
-            time = native.array(embedding, "time embedding")
-            table, start, clip = coefficients.table(), coefficients.start, coefficients.bound
-            sampler = native.module().Sampler(self.packed, table, time, start, clip)
+            sampler = bind_sampler(self.packed, self._time_mlp, coefficients)
             if len(self._samplers) >= _MAX_SAMPLERS:
                 self._samplers.clear()
             self._samplers[coefficients] = sampler
@@ -132,50 +117,21 @@ class PackedNet(_Packed):
         return result if samples == 1 else result.view(len(states), samples, self.action_dim)
 
 
-class PackedCritic(_Packed):
-    """A critic packed."""
-
-    def __init__(self, network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> None:
-        first, *rest = layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        self.watch = _Watch(network, layers)
-        self.packed = native.module().PackedCritic(
-            state_dim, action_dim, native.array(first.weight), native.array(first.bias), _trunk_arrays(rest), bf16
-        )
-
-
-def _trunk_arrays(layers: Sequence[nn.Linear]) -> list[np.ndarray]:
-    return [
-        native.array(tensor, f"layers[{i}].{part}")
-        for i, layer in enumerate(layers, start=1)
-        for part, tensor in (("weight", layer.weight), ("bias", layer.bias))
-    ]
-
-
-Kept = weakref.WeakKeyDictionary[Any, Any]
-_nets: tuple[Kept, Kept] = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())  # fp32, bf16
-_critics: tuple[Kept, Kept] = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())
-_actors: Kept = weakref.WeakKeyDictionary()
+_Kept = weakref.WeakKeyDictionary[Any, PackedNet]
+_nets: tuple[_Kept, _Kept] = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())  # fp32, bf16
 
 
 def packed(net: NoiseNetwork, bf16: bool) -> PackedNet:
     """The network packed, by an earlier call where its weights have not changed since."""
-    entry: PackedNet | None = _nets[bf16].get(net)
-    return entry if entry is not None and entry.is_current() else _keep(_nets[bf16], net, PackedNet(net, bf16))
-
-
-def packed_critic(network: nn.Module, state_dim: int, action_dim: int, bf16: bool) -> PackedCritic:
-    """The critic packed, by an earlier call where its weights have not changed since."""
-    entry: PackedCritic | None = _critics[bf16].get(network)
-    if entry is None or not entry.is_current():
-        entry = _keep(_critics[bf16], network, PackedCritic(network, state_dim, action_dim, bf16))
-    return entry
-
-
-def _keep(kept: Kept, module: Any, entry: PackedT) -> PackedT:
+    kept = _nets[bf16]
+    entry = kept.get(net)
+    if entry is not None and entry.is_current():
+        return entry
+    entry = PackedNet(net, bf16)
     if entry.watch.lasting:
-        kept[module] = entry
+        kept[net] = entry
     else:
-        kept.pop(module, None)
+        kept.pop(net, None)
     return entry
 
 
@@ -241,53 +197,6 @@ def _in_place(tensor: Tensor) -> bool:
         and tensor.is_contiguous()
         and native.aligned(tensor)
     )
-
-
-def best_of_n(
-    net: NoiseNetwork,
-    critics: Sequence[nn.Module],
-    coefficients: SamplerCoefficients,
-    state: Tensor,
-    prompt: Tensor,
-    seeds: Tensor,
-    *,
-    samples: int,
-    temperature: float | None,
-    bf16: bool,
-) -> Tensor | None:
-    """One action for each state, selected among N samples of the reverse chain by the two critics, in one C++ call.
-
-    Args:
-        net: the noise network.
-        critics: Q_1 and Q_2, each four linear layers with Mish on [s, a], or [s, a, z].
-        coefficients: the sampler's.
-        state: [B, S].
-        prompt: [Z] or [B, Z].
-        seeds: int64 [B]; the noise of a state depends on its own seed only.
-        samples: N.
-        temperature: of the softmax over min(Q_1, Q_2) that an action is sampled from; None: the maximum is selected.
-        bf16: whether the hidden layers' matrix products are computed in bfloat16.
-
-    Returns:
-        [B, A]; None where the C++ code cannot run: it takes float32 on the CPU.
-
-    Raises:
-        InputError: a shape that does not fit the network, or seeds that do not fit the batch.
-    """
-    if not native.available()[0] or any(t.dtype != torch.float32 or not t.is_cpu for t in (state, prompt)):
-        return None
-    batch = check_shapes(net, state, prompt, samples)
-    check_seed(seeds, batch)
-    q1, q2 = (packed_critic(critic, net.state_dim, net.action_dim, bf16) for critic in critics)
-    made_of = (packed(net, bf16).sampler(coefficients), q1, q2, samples, temperature)
-    kept = _actors.get(net)
-    if kept is None or kept[0] != made_of:  # in an episode it is always the same
-        soft = temperature is not None
-        kept = made_of, native.module().Actor(made_of[0], q1.packed, q2.packed, samples, soft, temperature or 1.0)
-        _actors[net] = kept
-    actions = np.empty((batch, net.action_dim), np.float32)
-    kept[1].act(native.array(state), native.array(prompt), native.keys(seeds), actions, native.threads())
-    return torch.from_numpy(actions)
 
 
 def _random_seed() -> int:

@@ -426,6 +426,7 @@ class Episodes:
             _check_finite(module)
         self._network, self._acting, self._critic = network, acting, critic
         self._prompts, self._prompt_of, self._targets = prompts, prompt_of, np.asarray(targets, np.float32)
+        self._frozen = network.freeze(prompts, acting, critic)
         self._horizon = acting.horizon(network.config)
         self._chunks, self._memory = ActionChunks(self._horizon), network.episode_memory()
         # Of each episode under way the time step after its last observation, and that.
@@ -489,6 +490,10 @@ class Episodes:
         self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, seeds: IntArray
     ) -> FloatArray:
         """Chunks [b, H, A] from the present states of these episodes on."""
+        if self._frozen is not None:
+            prompt_of = None if self._prompt_of is None else self._prompt_of[who]
+            frozen = self._frozen.act(observations, steps, prompt_of, seeds)
+            return frozen.reshape(len(who), -1, self._network.action_dim)
         place, history = self._network.device, None
         if self._memory is not None:
             targets = self._targets[who] if self._targets.ndim else np.full(len(who), self._targets)

@@ -16,7 +16,9 @@ from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import ConditionedNetwork, States, Window
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops.inference import best_of_n
+from llmdpd.ops import native
+from llmdpd.ops.acting import FrozenActor
+from llmdpd.ops.packing import bind_sampler, pack_critic, pack_net
 from llmdpd.ops.philox import philox_normal
 from llmdpd.utils.bounds import ACTION_NUMBERS, Steps, Width
 
@@ -92,6 +94,23 @@ class DiffusionPolicy(ConditionedNetwork):
             loss += (predicted - added).square().mean(-1) / levels
         return loss
 
+    def freeze(self, prompts: EncodedPrompts, acting: BestOfN, critic: DoubleQ | None) -> FrozenActor | None:
+        parts = [part for part in (self, critic) if part is not None]
+        tensors = [tensor for part in parts for tensor in part.state_dict().values()]
+        chooses = acting.samples > 1
+        computes = native.available()[0] and all(t.dtype is torch.float32 and t.is_cpu for t in tensors)
+        packed = self.context.packed(prompts) if computes else None
+        if packed is None or (chooses and critic is None):
+            return None
+        bf16 = acting.precision == "bf16"
+        sampler = bind_sampler(pack_net(self.net, bf16), self.net.time_mlp, acting.coefficients(self.config))
+        numbers = self.config.chunk * self.action_dim
+        if critic is None or not chooses:
+            return FrozenActor(packed, sampler, numbers)
+        q1, q2 = (pack_critic(q, self.context.state_dim, numbers, bf16) for q in (critic.q1, critic.q2))
+        temperature = acting.temperature if acting.selection == "soft" else None
+        return FrozenActor(packed, sampler, numbers, (q1, q2), acting.samples, temperature)
+
     def sample_conditioned(
         self, observations: Tensor, condition: Condition, acting: BestOfN, seeds: Tensor, critic: Any
     ) -> Tensor:
@@ -116,32 +135,6 @@ def sample_actions(
     Raises:
         InputError: several samples and no critic to choose by.
     """
-    if critic is not None and acting.samples > 1:
-        actions = best_of_n(
-            net,
-            (critic.q1, critic.q2),
-            coefficients,
-            condition.state,
-            condition.prompt,
-            seeds,
-            samples=acting.samples,
-            temperature=acting.temperature if acting.selection == "soft" else None,
-            bf16=acting.precision == "bf16",
-        )
-        if actions is not None:
-            return actions
-    return _sample_in_torch(net, critic, condition, coefficients, acting, seeds)
-
-
-def _sample_in_torch(
-    net: NoiseMLP,
-    critic: DoubleQ | None,
-    condition: Condition,
-    coefficients: SamplerCoefficients,
-    acting: BestOfN,
-    seeds: Tensor,
-) -> Tensor:
-    """`sample_actions` on any device: what the C++ actor is held to."""
     state, prompt = condition.state, condition.prompt
     samples, precision = acting.samples, acting.precision
     actions = reverse_diffusion(net, state, prompt, coefficients, samples, seed=seeds, precision=precision)

@@ -9,16 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.nn.layers import mlp
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
+from llmdpd.ops.packing import pack_context, pack_prompts
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, joined
 from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Width
 
@@ -210,6 +212,10 @@ class Context(nn.Module, ABC):
         prompt part `prompt_dim`.
         """
 
+    def packed(self, prompts: EncodedPrompts) -> Any | None:
+        """This context and P prompts packed for the C++ code (`llmdpd.ops.packing`); None where it has none of it."""
+        return None
+
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
         """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
 
@@ -249,6 +255,11 @@ class PooledContext(Context):
         """The state's features and its prompt's vector, whatever the time step."""
         features, pooled = self.features(state), prompts.pooled
         return Condition(features, pooled[0] if len(pooled) == 1 else spread(pooled, index, len(features)))
+
+    def packed(self, prompts: EncodedPrompts) -> Any | None:
+        # The demonstration's actions are of no use to it: one number of any.
+        context = pack_context(self.features.state_dim, 1, *feature_tables(self.features))
+        return pack_prompts(context, prompts.pooled, {})
 
 
 def spread(vectors: Tensor, index: Tensor | None, batch: int) -> Tensor:

@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPrompts, spread
+from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
+from llmdpd.ops.packing import pack_context, pack_prompts
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 _PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 """Periods of the timestep embedding's waves, in time steps: from the length of a grasp to that of an episode."""
 _TIME_UNIT = 50.0
 _NEARNESS = 6.0
+_LOOKS = ("query", "layers", "norm", "waypoint_query", "likeness")
+"""Of the state's parts, those that look into a demonstration that was read before."""
 _SIMILARITY_SCALES = (-1.0, 3.0)
 """Logarithms of the scales, a square of 25 cm, that the first and the last head start with."""
 
@@ -122,6 +127,26 @@ class RetrievalContext(Context):
         hidden = self._attend(streams, 1, prompts.memory)
         here = self._place(self.features.geometry(state), time)[None]
         return self._waypoint_weights(hidden, here, prompts.memory)[0].transpose(0, 1)
+
+    @torch.no_grad()
+    def packed(self, prompts: EncodedPrompts) -> Any | None:
+        tables, sizes = feature_tables(self.features), self.sizes
+        waves = {"periods": _PERIODS, "time_unit": _TIME_UNIT} if sizes.timestep_embedding else {}
+        if not self.reads:
+            context = pack_context(self.features.state_dim, self.action_dim, *tables, **waves)
+            return pack_prompts(context, prompts.pooled, {})
+        weights = {name: tensor for name, tensor in self.state_dict().items() if name.split(".")[0] in _LOOKS}
+        if "likeness" in weights:
+            weights["likeness"] = weights["likeness"].exp()
+        of = {"heads": sizes.heads, "lookaheads": len(sizes.lookahead), "weights": weights}
+        context = pack_context(self.features.state_dim, self.action_dim, *tables, **waves, **of)
+        text = prompts.pooled[:, : self.config.text_dim if self.config.text else 0]
+        streams = self.query.in_features - text.shape[1]
+        memory = prompts.memory | {"query_init": F.linear(text, self.query.weight[:, streams:], self.query.bias)}
+        for name in ("bias", "waypoint_bias", "waypoints"):  # the dimensions that they are broadcast along
+            if name in memory:
+                memory[name] = memory[name].squeeze(1).squeeze(1) if "bias" in name else memory[name].squeeze(1)
+        return pack_prompts(context, prompts.pooled, memory)
 
     def _streams(self, state: Tensor, prompt: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees of a state by itself [B, ·], and with its text beside: what queries are made of."""

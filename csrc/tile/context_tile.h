@@ -1,0 +1,363 @@
+// The retrieval context on a tile of rows: features of the states, attention to the demonstration, waypoints.
+#pragma once
+
+#include "context_kernels.h"
+#include "trunk.h"
+
+namespace {
+
+using llmdpd::AttentionLayer;
+using llmdpd::ContextBatch;
+using llmdpd::ContextNet;
+using llmdpd::ContextPrompt;
+using llmdpd::Feature;
+using llmdpd::Features;
+using llmdpd::LayerNorm;
+using llmdpd::Points;
+
+constexpr float kFeatureBound = 10.0f;
+constexpr float kNearness = 6.0f;  // factor on how far the state is from the demonstration, before tanh
+constexpr float kNormEpsilon = 1e-5f;
+
+// tanh x = 1 - 2 / (e^2x + 1); within 1.2e-7 of it.
+inline __attribute__((always_inline)) Vec hyperbolic_tangent(Vec x) {
+  const Vec cap = broadcast(10.0f);  // 1 in float32 from there on
+  const Vec bounded = x > cap ? cap : x;
+  return broadcast(1.0f) - broadcast(2.0f) / (exp_bounded(bounded + bounded) + broadcast(1.0f));
+}
+
+// GELU(x) = x (1 + erf(x / sqrt 2)) / 2, erf by the rational approximation 7.1.26 of Abramowitz and Stegun's handbook,
+// within 1.5e-7.
+inline __attribute__((always_inline)) Vec gelu(Vec x) {
+  const Vec z = x * broadcast(0.70710678f), size = z < Vec{} ? -z : z;
+  const Vec t = broadcast(1.0f) / fma(broadcast(0.3275911f), size, broadcast(1.0f));
+  Vec poly = broadcast(1.061405429f);
+  poly = fma(poly, t, broadcast(-1.453152027f));
+  poly = fma(poly, t, broadcast(1.421413741f));
+  poly = fma(poly, t, broadcast(-0.284496736f));
+  poly = fma(poly, t, broadcast(0.254829592f));
+  const Vec tail = poly * t * exp_bounded(-(z * z));  // 1 - erf(|z|)
+  return broadcast(0.5f) * x * (x < Vec{} ? tail : broadcast(2.0f) - tail);
+}
+
+// The sum and the maximum of a vector's numbers, in one order.
+inline float sum_of(Vec v) {
+  float numbers[kWidth], sum = 0.0f;
+  store(numbers, v);
+  for (int i = 0; i < kWidth; ++i) sum += numbers[i];
+  return sum;
+}
+inline float largest_of(Vec v) {
+  float numbers[kWidth];
+  store(numbers, v);
+  float largest = numbers[0];
+  for (int i = 1; i < kWidth; ++i) largest = numbers[i] > largest ? numbers[i] : largest;
+  return largest;
+}
+
+// A tile's memory; rows of hidden numbers have a vector more than they need, into which a head's padding may run.
+struct ContextScratch {
+  std::ptrdiff_t hidden_stride, wide_stride, steps_stride, found_stride, compared;
+  float *hidden, *normed, *query, *found, *wide, *weights, *here, *waypoints, *present;
+  std::ptrdiff_t floats;
+
+  ContextScratch(const ContextNet& net, int steps_padded, float* base) {
+    const std::ptrdiff_t rows = kMaxBlock, heads = net.heads > 0 ? net.heads : 1;
+    hidden_stride = llmdpd::padded(net.width, kWidth) + kWidth;
+    wide_stride = llmdpd::padded(2 * net.width, kWidth) + kWidth;
+    steps_stride = steps_padded;
+    found_stride = llmdpd::padded(net.found_dim(), kWidth);
+    compared = llmdpd::padded(net.compared() > net.own.count ? net.compared() : net.own.count, kWidth);
+    float* next = base;
+    const auto take = [&](std::ptrdiff_t count) {
+      float* part = next;
+      next += (count + kWidth - 1) / kWidth * kWidth;
+      return part;
+    };
+    hidden = take(rows * hidden_stride);
+    normed = take(rows * hidden_stride);
+    query = take(rows * hidden_stride);
+    found = take(rows * hidden_stride);
+    wide = take(rows * wide_stride);
+    weights = take(rows * heads * steps_stride);
+    here = take(rows * compared);
+    waypoints = take(rows * heads * found_stride);
+    present = take(net.points.count);
+    floats = next - base;
+  }
+};
+
+inline void apply(const PackedLayer& layer, RowInput x, Init init, StoreFloat out, std::ptrdiff_t rows) {
+  for (; rows > 0; rows -= kMaxBlock) {
+    const int count = static_cast<int>(rows < kMaxBlock ? rows : kMaxBlock);
+    dense<Single, kMaxBlock>(packed_tiles_of(layer), x, init, out, count, layer.outputs_padded / kWidth);
+    x = x.from(count);
+    init = init.from(count);
+    out = out.from(count);
+  }
+}
+
+inline void find_present(const Points& points, const float* state, float* present) {
+  std::int32_t column = 0;
+  for (int p = 0; p < points.count; ++p) {
+    present[p] = 0.0f;
+    for (; column < points.ends[p]; ++column) {
+      if (state[points.columns[column]] != 0.0f) present[p] = 1.0f;  // a NaN too
+    }
+  }
+}
+
+// `out` has room for whole vectors.
+void read_features(const Features& features, const float* state, const float* present, float* out) {
+  bool near = false;
+  for (int i = 0; i < features.count; ++i) {
+    const Feature& f = features.features[i];
+    float x;
+    if (f.kind == Feature::kValue) {
+      x = f.scale * state[f.one];
+    } else if (f.kind == Feature::kNormalised) {
+      x = (state[f.one] - f.offset) / f.scale;
+      x = x > kFeatureBound ? kFeatureBound : x < -kFeatureBound ? -kFeatureBound : x;
+    } else {
+      x = f.scale * (state[f.other] - state[f.one]);
+      for (const std::int32_t point : f.present) x *= point < 0 ? 1.0f : present[point];
+      near = near || f.kind == Feature::kNear;
+    }
+    out[i] = x;
+  }
+  if (!near) return;
+  for (int first = 0; first < features.count; first += kWidth) {
+    float bent[kWidth];
+    store(bent, hyperbolic_tangent(load(out + first)));
+    for (int i = first; i < features.count && i < first + kWidth; ++i) {
+      if (features.features[i].kind == Feature::kNear) out[i] = bent[i - first];
+    }
+  }
+}
+
+// The layer norm of rows of `width` numbers; those that pad them come out zero.
+void normalise(const LayerNorm& norm, int width, const float* rows_in, float* rows_out, std::ptrdiff_t stride,
+               int rows) {
+  const int whole = width / kWidth * kWidth;
+  for (int r = 0; r < rows; ++r) {
+    const float* in = rows_in + r * stride;
+    float* out = rows_out + r * stride;
+    Vec sums{};
+    for (int c = 0; c < whole; c += kWidth) sums = sums + load(in + c);
+    float sum = sum_of(sums);
+    for (int c = whole; c < width; ++c) sum += in[c];
+    const float mean = sum / static_cast<float>(width);
+    Vec squares{};
+    for (int c = 0; c < whole; c += kWidth) {
+      const Vec away = load(in + c) - broadcast(mean);
+      squares = fma(away, away, squares);
+    }
+    float square = sum_of(squares);
+    for (int c = whole; c < width; ++c) square += (in[c] - mean) * (in[c] - mean);
+    const float scale = 1.0f / __builtin_sqrtf(square / static_cast<float>(width) + kNormEpsilon);
+    for (int c = 0; c < width; c += kWidth) {
+      store(out + c, fma((load(in + c) - broadcast(mean)) * broadcast(scale), load(norm.weight + c),
+                         load(norm.bias + c)));
+    }
+  }
+}
+
+void add_to_rows(const float* added, int width, float* rows_in, std::ptrdiff_t stride, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < width; c += kWidth) {
+      float* at = rows_in + r * stride + c;
+      store(at, load(at) + load(added + c));
+    }
+  }
+}
+
+// In place. Rows are as long as they are padded, with -inf where there is no step.
+void softmax(float* rows_in, std::ptrdiff_t stride, std::ptrdiff_t rows) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    float* row = rows_in + r * stride;
+    Vec most = load(row);
+    for (std::ptrdiff_t c = kWidth; c < stride; c += kWidth) {
+      const Vec next = load(row + c);
+      most = next > most ? next : most;
+    }
+    const Vec largest = broadcast(largest_of(most));
+    Vec sums{};
+    for (std::ptrdiff_t c = 0; c < stride; c += kWidth) {
+      const Vec power = exp_bounded(load(row + c) - largest);
+      store(row + c, power);
+      sums = sums + power;
+    }
+    const Vec scale = broadcast(1.0f / sum_of(sums));
+    for (std::ptrdiff_t c = 0; c < stride; c += kWidth) store(row + c, load(row + c) * scale);
+  }
+}
+
+// Rows first … first + rows - 1 of a tile, all under one prompt.
+struct Group {
+  const ContextPrompt* prompt;
+  int first, rows;
+};
+
+// One attention layer and its feed-forward, onto scratch.hidden.
+void attend(const ContextNet& net, const AttentionLayer& layer, int number, const Group* groups, int count, int rows,
+            const ContextScratch& scratch) {
+  const std::ptrdiff_t stride = scratch.hidden_stride;
+  const int heads = net.heads, each = net.head_width();
+  normalise(layer.query_norm, net.width, scratch.hidden, scratch.normed, stride, rows);
+  apply(layer.query, {scratch.normed, stride}, {layer.query.bias, 0}, {scratch.query, stride}, rows);
+  for (int g = 0; g < count; ++g) {
+    const Group& group = groups[g];
+    const ContextPrompt& prompt = *group.prompt;
+    const std::ptrdiff_t from = group.first * stride;
+    for (int head = 0; head < heads; ++head) {
+      const PackedLayer& value = prompt.values[number * heads + head];
+      apply(prompt.keys[number * heads + head], {scratch.query + from + head * each, stride}, {prompt.bias, 0},
+            {scratch.weights, prompt.steps_padded}, group.rows);
+      softmax(scratch.weights, prompt.steps_padded, group.rows);
+      apply(value, {scratch.weights, prompt.steps_padded}, {value.bias, 0}, {scratch.found + from + head * each, stride},
+            group.rows);
+    }
+  }
+  add_to_rows(layer.out.bias, net.width, scratch.hidden, stride, rows);
+  apply(layer.out, {scratch.found, stride}, {scratch.hidden, stride}, {scratch.hidden, stride}, rows);
+  normalise(layer.forward_norm, net.width, scratch.hidden, scratch.normed, stride, rows);
+  apply(layer.widen, {scratch.normed, stride}, {layer.widen.bias, 0}, {scratch.wide, scratch.wide_stride}, rows);
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < 2 * net.width; c += kWidth) {
+      float* at = scratch.wide + r * scratch.wide_stride + c;
+      store(at, gelu(load(at)));
+    }
+  }
+  add_to_rows(layer.narrow.bias, net.width, scratch.hidden, stride, rows);
+  apply(layer.narrow, {scratch.wide, scratch.wide_stride}, {scratch.hidden, stride}, {scratch.hidden, stride}, rows);
+}
+
+// From the scores of one row's heads [heads, steps_padded], what their likeness to the demonstrated moments takes away.
+void compare_moments(const ContextNet& net, const ContextPrompt& prompt, const float* here, float* scores) {
+  constexpr int kHeads = 4;  // at once
+  const int compared = net.compared();
+  const std::ptrdiff_t steps = prompt.steps_padded;
+  for (int head = 0; head < net.heads; head += kHeads) {
+    const int count = net.heads - head < kHeads ? net.heads - head : kHeads;
+    for (std::ptrdiff_t t = 0; t < steps; t += kWidth) {
+      Vec away[kHeads] = {};
+      for (int i = 0; i < compared; ++i) {
+        const Vec difference = broadcast(here[i]) - load(prompt.there + i * steps + t);
+        const Vec square = difference * difference;
+        for (int h = 0; h < count; ++h) {
+          away[h] = fma(square, broadcast(net.likeness[(head + h) * compared + i]), away[h]);
+        }
+      }
+      for (int h = 0; h < count; ++h) {
+        float* at = scores + (head + h) * steps + t;
+        store(at, load(at) - away[h]);
+      }
+    }
+  }
+}
+
+// What each head finds of the raw demonstration, and how far the state is from it: heads (A + 2 L G) numbers a row.
+void retrieve(const ContextNet& net, const Group& group, const ContextScratch& scratch, float* out,
+              std::ptrdiff_t out_stride) {
+  const ContextPrompt& prompt = *group.prompt;
+  const int heads = net.heads, each = net.head_width(), geometry = net.geometry.count;
+  const std::ptrdiff_t steps = prompt.steps_padded;
+  for (int head = 0; head < heads; ++head) {
+    apply(prompt.waypoint_keys[head],
+          {scratch.query + group.first * scratch.hidden_stride + head * each, scratch.hidden_stride},
+          {prompt.waypoint_bias, 0}, {scratch.weights + head * steps, heads * steps}, group.rows);
+  }
+  for (int r = 0; r < group.rows && prompt.there; ++r) {
+    compare_moments(net, prompt, scratch.here + (group.first + r) * scratch.compared,
+                    scratch.weights + r * heads * steps);
+  }
+  softmax(scratch.weights, steps, static_cast<std::ptrdiff_t>(group.rows) * heads);
+  apply(prompt.waypoints, {scratch.weights, steps}, {prompt.waypoints.bias, 0}, {scratch.waypoints, scratch.found_stride},
+        static_cast<std::ptrdiff_t>(group.rows) * heads);
+  const int far = net.lookaheads * geometry;
+  for (int r = 0; r < group.rows; ++r) {
+    const float* here = scratch.here + (group.first + r) * scratch.compared;
+    float* to = out + (group.first + r) * out_stride;
+    for (int head = 0; head < heads; ++head) {
+      float* found = scratch.waypoints + (r * heads + head) * scratch.found_stride;
+      // Weighted like the sum that it is taken from: the step that says nothing is at no distance.
+      const float seen = 1.0f - scratch.weights[(r * heads + head) * steps + prompt.steps - 1];
+      for (int i = 0; i < far; ++i) found[net.action_dim + i] -= seen * here[i % geometry];
+      for (int i = 0; i < net.action_dim + far; ++i) *to++ = found[i];
+      for (int i = 0; i < far; i += kWidth) {
+        float bent[kWidth];
+        const int count = far - i < kWidth ? far - i : kWidth;
+        for (int j = 0; j < kWidth; ++j) bent[j] = j < count ? found[net.action_dim + i + j] : 0.0f;
+        store(bent, hyperbolic_tangent(broadcast(kNearness) * load(bent)));
+        for (int j = 0; j < count; ++j) *to++ = bent[j];
+      }
+    }
+  }
+}
+
+// Features, timestep embedding and what is compared of each row.
+void read_states(const ContextNet& net, const ContextBatch& batch, std::ptrdiff_t first_row, int rows,
+                 const ContextScratch& scratch) {
+  for (int r = 0; r < rows; ++r) {
+    const std::ptrdiff_t row = first_row + r;
+    const float* state = batch.observations + row * net.state_dim;
+    float *out = batch.out + row * net.output_dim, *here = scratch.here + r * scratch.compared;
+    find_present(net.points, state, scratch.present);
+    read_features(net.own, state, scratch.present, here);  // there is room for whole vectors
+    for (int i = 0; i < net.own.count; ++i) out[i] = here[i];
+    for (int i = 0; i < net.waves; ++i) out[net.own.count + i] = batch.waves[row * net.waves + i];
+    if (!net.waypoint_query.packed_tiles) continue;
+    read_features(net.geometry, state, scratch.present, here);
+    if (net.waves > 0) here[net.geometry.count] = batch.moments[row];
+  }
+}
+
+int find_groups(const ContextBatch& batch, std::ptrdiff_t first_row, int rows, Group* groups) {
+  int count = 0;
+  for (int first = 0; first < rows;) {
+    const ContextPrompt* prompt = batch.prompt(first_row + first);
+    int next = first + 1;
+    while (next < rows && batch.prompt(first_row + next) == prompt) ++next;
+    groups[count++] = {prompt, first, next - first};
+    first = next;
+  }
+  return count;
+}
+
+std::size_t context_scratch_floats(const ContextNet& net, int most_steps_padded) {
+  float origin[1];
+  return static_cast<std::size_t>(ContextScratch(net, most_steps_padded, origin).floats);
+}
+
+void context_rows(const ContextNet& net, const ContextBatch& batch, std::ptrdiff_t first_row, int rows,
+                  int most_steps_padded, float* memory) {
+  const ContextScratch scratch(net, most_steps_padded, memory);
+  read_states(net, batch, first_row, rows, scratch);
+  if (net.width == 0) return;
+  Group groups[kMaxBlock];
+  const int count = find_groups(batch, first_row, rows, groups), streams = net.own.count + net.waves;
+  float* out = batch.out + first_row * net.output_dim;
+  for (int g = 0; g < count; ++g) {
+    const Group& group = groups[g];
+    apply(net.query, {out + group.first * net.output_dim, net.output_dim}, {group.prompt->query_init, 0},
+          {scratch.hidden + group.first * scratch.hidden_stride, scratch.hidden_stride}, group.rows);
+  }
+  for (int layer = 0; layer < net.layers; ++layer) {
+    attend(net, net.attention[layer], layer, groups, count, rows, scratch);
+  }
+  int column = streams;
+  if (net.norm.weight) {
+    normalise(net.norm, net.width, scratch.hidden, scratch.normed, scratch.hidden_stride, rows);
+    for (int r = 0; r < rows; ++r) {
+      __builtin_memcpy(out + r * net.output_dim + column, scratch.normed + r * scratch.hidden_stride,
+                       net.width * sizeof(float));
+    }
+    column += net.width;
+  }
+  if (!net.waypoint_query.packed_tiles) return;
+  apply(net.waypoint_query, {scratch.hidden, scratch.hidden_stride}, {net.waypoint_query.bias, 0},
+        {scratch.query, scratch.hidden_stride}, rows);
+  for (int g = 0; g < count; ++g) retrieve(net, groups[g], scratch, out + column, net.output_dim);
+}
+
+}  // namespace
