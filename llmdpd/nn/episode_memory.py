@@ -64,6 +64,10 @@ class EpisodeMemory:
         """Forget every episode."""
         self._episodes.clear()
 
+    def forget(self, episode: int) -> None:
+        """Forget one episode."""
+        self._episodes.pop(episode, None)
+
     def recall(
         self, episodes: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, targets: FloatArray
     ) -> History:

@@ -46,12 +46,13 @@ class FrozenActor:
         prompt_of: NDArray[np.int64] | None,
         seeds: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """Actions [B, A] of observations [B, S] at time steps [B], all C-contiguous.
+        """Actions [B, A] of observations [B, S] at time steps [B].
 
         prompt_of [B] is which prompt each state is under; None: all under the first. The noise of each state depends
         on its own seed [B] alone, and its action on nothing else of the batch.
         """
         actions = np.empty((len(observations), self._action_dim), np.float32)
-        keys = seeds.view(np.uint64)
-        self._prompts.act(self._sampler, self._actor, observations, times, prompt_of, keys, actions, native.threads())
+        states, steps, keys = (np.ascontiguousarray(part) for part in (observations, times, seeds.view(np.uint64)))
+        index = None if prompt_of is None else np.ascontiguousarray(prompt_of)
+        self._prompts.act(self._sampler, self._actor, states, steps, index, keys, actions, native.threads())
         return actions

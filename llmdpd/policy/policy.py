@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,8 +19,9 @@ from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.history_policy import check_targets, target_returns
-from llmdpd.nn.policy_network import PolicyNetwork, States
+from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
+from llmdpd.policy.episodes import Episodes, check_finite
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
 from llmdpd.policy.formats import UPGRADES
 from llmdpd.policy.inputs import (
@@ -28,9 +29,8 @@ from llmdpd.policy.inputs import (
     Demonstrations,
     each_demonstration,
     read_demonstrations,
-    read_observations,
-    read_rewards,
 )
+from llmdpd.policy.session import Session, generator
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.source import LLMIdentity
@@ -38,7 +38,7 @@ from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.settings import in_own_settings
-from llmdpd.utils.tensors import check_fit, check_tensors, load_tensors, without_memory
+from llmdpd.utils.tensors import check_fit, load_tensors, without_memory
 
 _log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float32]
@@ -86,15 +86,14 @@ class Policy:
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
         self.texts = dict(texts or {})
         for part in (self.network, self.critic, self.texts):
-            _check_finite(part)
+            check_finite(part)
         self.metadata = dict(metadata or {})
-        self._episodes: Episodes | None = None
-        self._step = 0
+        self._session: Session | None = None
         self.seed(0)
 
     def __repr__(self) -> str:
         tasks = ", ".join(self.metadata.get("trained_on", ())) or "unknown tasks"
-        prompted = "prompted" if self._episodes is not None else "no prompt yet"
+        prompted = "prompted" if self._session is not None else "no prompt yet"
         return (
             f"<Policy of {self.network.spaces.observed_dim} state and {self.network.action_dim} action numbers, "
             f"{self.network.reads.kind} context, trained on {tasks}; {prompted}>"
@@ -197,7 +196,8 @@ class Policy:
 
         `target_return` is what a policy asks for that is conditioned on history; by default what its demonstration has
         earned, or where it reads none the mean over the tasks that it was trained on. Other policies have no use for
-        it. The LLM is loaded only for a text that neither the policy nor the embedding cache knows.
+        it. Weights count as they are here: after training on, prompt again. The LLM is loaded only for a text that
+        neither the policy nor the embedding cache knows.
 
         Returns:
             The policy itself.
@@ -207,15 +207,20 @@ class Policy:
                 demonstration of the wrong width or too long; more of them than 16, or several for a policy that takes
                 one; a text model of another width than the one in training.
         """
+        self._session = Session(self._prompted(text, trajectory, target_return), self.network.spaces.observed_dim)
+        self._session.use(self._random)
+        return self
+
+    def _prompted(
+        self, text: str | TextPrompt | None, trajectory: Demonstrations | None, target_return: float | None
+    ) -> Episodes:
         if target_return is not None and not np.isfinite(target_return):
             found = target_return
             raise InputError("wrong return", field="target_return", found=found, expected="a finite number")
         prompts = self.encode_prompts([text], [trajectory])
         if self.network.memory_length and target_return is None:
             target_return = float(self.target_returns([None], [trajectory])[0])
-        self._episodes = self.episodes(prompts, targets=target_return or 0.0)
-        self.reset()
-        return self
+        return self.episodes(prompts, targets=target_return or 0.0)
 
     @in_own_settings
     def encode_prompts(
@@ -280,44 +285,43 @@ class Policy:
             weights = context.weights(state, prompts, torch.arange(len(state), device=self.device))
         return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].numpy()
 
-    def reset(self) -> None:
-        """Start an episode: the time step goes back to 0, and what is left of a chunk is dropped."""
-        self._step = 0
-        if self._episodes is not None:
-            self._episodes.reset()
+    def session(
+        self,
+        text: str | TextPrompt | None = None,
+        trajectory: Demonstrations | None = None,
+        target_return: float | None = None,
+        seed: int = 0,
+    ) -> Session:
+        """One more user of the policy: with a prompt, time steps and noise of its own; arguments as in `prompt`.
 
-    def seed(self, seed: int) -> None:
-        """Fix the noise of all actions from here on; what is left of a chunk was sampled before, and is dropped."""
-        if self._episodes is not None:
-            self._episodes.drop_chunks()
-        self._random = torch.Generator().manual_seed(int(seed))  # int(): numpy's integers too
-
-    def act(self, observation: ArrayLike, step: int | None = None, reward: ArrayLike | None = None) -> FloatArray:
-        """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
-
-        The time step counts by itself from `reset()`; `step` sets it. Row i is the same episode from call to call. With
-        action chunks, an observation is read where a chunk is sampled: after `reset()`, after the last one's
-        `action_horizon` actions, and where the time step was set to another step than the next. `reward`, of the last
-        action (a number, or [B]), is taken off the return that a policy which is conditioned on history asks for, and
-        which stays as it is without; other policies have no use for it.
+        Sessions share nothing that changes: each may act in a thread of its own, or in another environment.
 
         Raises:
-            InputError: no prompt yet, or an observation of another width, or that is no finite numbers.
+            InputError: as `prompt`.
         """
-        if self._episodes is None:
-            raise InputError("the policy has no prompt yet", expected="prompt(text=…, trajectory=…) before act()")
-        state = read_observations(observation, self.network.spaces.observed_dim)
-        rows = np.atleast_2d(state)
-        self._step = self._step if step is None else step
-        actions = self._episodes.act(
-            np.arange(len(rows)), np.full(len(rows), self._step), rows, read_rewards(reward, len(rows)), self._seeds
-        )
-        self._step += 1
-        return actions[0] if state.ndim == 1 else actions
+        episodes = self._prompted(text, trajectory, target_return)
+        return Session(episodes, self.network.spaces.observed_dim, seed)
 
-    def _seeds(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        seeds: NDArray[np.int64] = torch.randint(2**63 - 1, (len(rows),), generator=self._random).numpy()
-        return seeds
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Start an episode, see `Session.reset`; before `prompt` there is nothing to do."""
+        if self._session is not None:
+            self._session.reset(rows)
+
+    def seed(self, seed: int) -> None:
+        """Fix the noise of all actions from here on, see `Session.seed`."""
+        self._random = generator(seed)
+        if self._session is not None:
+            self._session.use(self._random)
+
+    def act(self, observation: ArrayLike, step: ArrayLike | None = None, reward: ArrayLike | None = None) -> FloatArray:
+        """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt; see `Session.act`.
+
+        Raises:
+            InputError: no prompt yet; as `Session.act`.
+        """
+        if self._session is None:
+            raise InputError("the policy has no prompt yet", expected="prompt(text=…, trajectory=…) before act()")
+        return self._session.act(observation, step, reward)
 
     def _embed(self, text: str | TextPrompt) -> Tensor:
         rendered = text.render() if isinstance(text, TextPrompt) else text
@@ -346,168 +350,3 @@ class Policy:
         return read_demonstrations(
             prompts, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling
         )
-
-
-def _check_finite(part: nn.Module | Mapping[str, Tensor] | None) -> None:
-    """Raise `InputError` for a number that is not finite: a clipped sample would hide it."""
-    check_tensors(part.state_dict() if isinstance(part, nn.Module) else part or {})
-
-
-class ActionChunks:
-    """What is left of the action chunks of many episodes, each with its own time steps.
-
-    An episode executes the first `horizon` actions of a chunk at consecutive time steps, and has the next one sampled
-    in the state that it is in then (action chunking: Zhao et al. 2023, ACT, without its temporal ensembling; receding
-    horizon: Chi et al. 2023, Diffusion Policy).
-    """
-
-    def __init__(self, horizon: int) -> None:
-        self._horizon = horizon
-        # Of each episode under way the time step at which it goes on, and the actions [n, A] from there on.
-        self._left: dict[int, tuple[int, FloatArray]] = {}
-
-    def reset(self) -> None:
-        """Drop what is left of every chunk."""
-        self._left.clear()
-
-    def due(self, episodes: IntArray, steps: IntArray) -> IntArray:
-        """The rows of B episodes [B], at time steps [B], that need a chunk.
-
-        A chunk goes on at the time step after its last action's and at no other: an episode that begins anew, or whose
-        time step was set, needs one.
-        """
-        clocks = zip(episodes.tolist(), steps.tolist(), strict=True)
-        return np.array([row for row, (who, step) in enumerate(clocks) if self._step_of(who) != step], np.int64)
-
-    def put(self, episodes: IntArray, steps: IntArray, chunks: FloatArray) -> None:
-        """Chunks [B, H, A] of B episodes, from these time steps on."""
-        for who, step, chunk in zip(episodes.tolist(), steps.tolist(), chunks, strict=True):
-            self._left[who] = step, chunk[: self._horizon]
-
-    def take(self, episodes: IntArray) -> FloatArray:
-        """The next action of each of B episodes, [B, A]."""
-        return np.stack([self._take(who) for who in episodes.tolist()])
-
-    def _step_of(self, episode: int) -> int | None:
-        return self._left[episode][0] if episode in self._left else None
-
-    def _take(self, episode: int) -> FloatArray:
-        step, actions = self._left.pop(episode)
-        if len(actions) > 1:
-            self._left[episode] = step + 1, actions[1:]
-        first: FloatArray = actions[0]
-        return first
-
-
-class Episodes:
-    """Acts in episodes that are told apart by numbers, each with its own time steps.
-
-    What is sampled for an episode depends on that episode's own past alone, but for rounding, whatever else is in the
-    batch.
-
-    Args:
-        network: the policy's. acting: how it acts. critic: what chooses among several samples; None for nothing.
-        prompts: P of them, encoded.
-        prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
-        targets: target returns at the beginning, by episode, or one for all; for policies that are
-            conditioned on history.
-    """
-
-    def __init__(
-        self,
-        network: PolicyNetwork,
-        acting: ActingConfig,
-        critic: nn.Module | None,
-        prompts: EncodedPrompts,
-        prompt_of: IntArray | None = None,
-        targets: FloatArray | float = 0.0,
-    ) -> None:
-        for module in (network, critic):  # they may have been trained since the policy was made
-            _check_finite(module)
-        self._network, self._acting, self._critic = network, acting, critic
-        self._prompts, self._prompt_of, self._targets = prompts, prompt_of, np.asarray(targets, np.float32)
-        self._frozen = network.freeze(prompts, acting, critic)
-        self._horizon = acting.horizon(network.config)
-        self._chunks, self._memory = ActionChunks(self._horizon), network.episode_memory()
-        # Of each episode under way the time step after its last observation, and that.
-        self._last: dict[int, tuple[int, FloatArray]] = {}
-
-    def reset(self) -> None:
-        """Forget every episode."""
-        self.drop_chunks()
-        self._last.clear()
-        if self._memory is not None:
-            self._memory.reset()
-
-    def drop_chunks(self) -> None:
-        """Sample anew from the next step on."""
-        self._chunks.reset()
-
-    def act(
-        self,
-        episodes: IntArray,
-        steps: IntArray,
-        observations: FloatArray,
-        rewards: FloatArray,
-        seeds: Callable[[IntArray], IntArray],
-    ) -> FloatArray:
-        """The next action of each of B episodes, [B, A], in the environment's own numbers.
-
-        Args:
-            episodes: [B], their numbers; no two alike. steps: [B], time step of each within itself.
-            observations: [B, S], the present ones. rewards: [B], what came of each one's last action.
-            seeds: rows [b] of the B that a chunk is sampled for → seeds [b] of its noise.
-        """
-        scaling = self._network.action_scaling
-        observations = self._completed(episodes, steps, observations)
-        if self._horizon == 1:
-            chunks = self._sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))
-            return scaling.from_unit(chunks[:, 0])
-        due = self._chunks.due(episodes, steps)
-        if len(due):
-            who, when = episodes[due], steps[due]
-            chunks = self._sample(who, when, observations[due], rewards[due], seeds(due))
-            self._chunks.put(who, when, chunks)
-        if not len(episodes):
-            return np.empty((0, self._network.action_dim), np.float32)
-        return scaling.from_unit(self._chunks.take(episodes))
-
-    def _completed(self, episodes: IntArray, steps: IntArray, observations: FloatArray) -> FloatArray:
-        """Observations with what is remembered of the step before, by episode; one that begins anew has none."""
-        spaces = self._network.spaces
-        if not spaces.remembered:
-            return observations
-        before = observations.copy()
-        for row, (who, step) in enumerate(zip(episodes.tolist(), steps.tolist(), strict=True)):
-            due, last = self._last.get(who, (-1, before[row]))
-            self._last[who] = step + 1, before[row].copy()
-            if due == step:
-                before[row] = last
-        return spaces.with_remembered(observations, before)
-
-    @in_own_settings
-    def _sample(
-        self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray, seeds: IntArray
-    ) -> FloatArray:
-        """Chunks [b, H, A] from the present states of these episodes on."""
-        if self._frozen is not None:
-            prompt_of = None if self._prompt_of is None else self._prompt_of[who]
-            frozen = self._frozen.act(observations, steps, prompt_of, seeds)
-            return frozen.reshape(len(who), -1, self._network.action_dim)
-        place, history = self._network.device, None
-        if self._memory is not None:
-            targets = self._targets[who] if self._targets.ndim else np.full(len(who), self._targets)
-            history = self._memory.recall(who, steps, observations, rewards, targets).to(place)
-        index = None if self._prompt_of is None else torch.from_numpy(self._prompt_of[who]).to(place)
-        states, times, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
-        with torch.no_grad():
-            sampled = self._network.sample(
-                States(states, index, times, history), self._prompts, self._acting, keys, self._critic
-            )
-        chunks: FloatArray = sampled.cpu().numpy()
-        if not np.isfinite(chunks).all():
-            expected = "finite numbers: are the weights?"
-            raise InputError("NaN or Inf in the action", field="network", expected=expected)
-        if self._memory is not None:
-            self._memory.note(who, chunks[:, 0])
-        return chunks

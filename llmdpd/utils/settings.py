@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from functools import cache, wraps
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -14,29 +14,42 @@ Result = TypeVar("Result")
 
 
 def in_own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Call the function without autocast and with float32 as the default dtype; the user's are set again afterwards.
+    """Call the function without autocast, with float32 as the default dtype, and on one of torch's CPU threads.
 
-    The default dtype is the whole process's: where a user has another, threads that make tensors meanwhile see float32.
-    Processes that are forked afterwards have one thread of torch.
+    The user's settings are set again afterwards. Torch's threads wait for each other at every operation, spinning: on a
+    busy machine that costs many times what these small operations take. The default dtype is the whole process's: where
+    a user has another, threads that make tensors meanwhile see float32; and a thread whose very first operation of
+    torch falls into this one may keep one thread.
     """
 
     @wraps(function)
     def called(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-        _forks_have_one_thread()
-        dtype = torch.get_default_dtype()
-        if dtype is torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
-            return function(*arguments, **named)
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with _one_thread():
+            dtype = torch.get_default_dtype()
+            if (
+                dtype is torch.float32
+                and not torch.is_autocast_enabled("cpu")
+                and not torch.is_autocast_enabled("cuda")
+            ):
                 return function(*arguments, **named)
-        finally:
-            torch.set_default_dtype(dtype)
+            torch.set_default_dtype(torch.float32)
+            try:
+                with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                    return function(*arguments, **named)
+            finally:
+                torch.set_default_dtype(dtype)
 
     return called
 
 
-@cache
-def _forks_have_one_thread() -> None:
-    """A fork has none of torch's threads, and waits for them for ever in the first operation that is shared out."""
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

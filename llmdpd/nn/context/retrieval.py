@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,22 +131,23 @@ class RetrievalContext(Context):
 
     @torch.no_grad()
     def packed(self, prompts: EncodedPrompts) -> Any | None:
-        tables, sizes = feature_tables(self.features), self.sizes
-        waves = {"periods": _PERIODS, "time_unit": _TIME_UNIT} if sizes.timestep_embedding else {}
+        sizes = self.sizes
+        pack = partial(pack_context, self.features.state_dim, self.action_dim, *feature_tables(self.features))
+        if sizes.timestep_embedding:
+            pack = partial(pack, periods=_PERIODS, time_unit=_TIME_UNIT)
         if not self.reads:
-            context = pack_context(self.features.state_dim, self.action_dim, *tables, **waves)
-            return pack_prompts(context, prompts.pooled, {})
+            return pack_prompts(pack(), prompts.pooled, {})
         weights = {name: tensor for name, tensor in self.state_dict().items() if name.split(".")[0] in _LOOKS}
         if "likeness" in weights:
             weights["likeness"] = weights["likeness"].exp()
-        of = {"heads": sizes.heads, "lookaheads": len(sizes.lookahead), "weights": weights}
-        context = pack_context(self.features.state_dim, self.action_dim, *tables, **waves, **of)
         text = prompts.pooled[:, : self.config.text_dim if self.config.text else 0]
-        streams = self.query.in_features - text.shape[1]
-        memory = prompts.memory | {"query_init": F.linear(text, self.query.weight[:, streams:], self.query.bias)}
-        for name in ("bias", "waypoint_bias", "waypoints"):  # the dimensions that they are broadcast along
-            if name in memory:
-                memory[name] = memory[name].squeeze(1).squeeze(1) if "bias" in name else memory[name].squeeze(1)
+        own = self.query.in_features - text.shape[1]
+        # The prompt's part of the query, and memory without the dimensions that it is broadcast along.
+        memory = {"query_init": F.linear(text, self.query.weight[:, own:], self.query.bias)}
+        for name, part in prompts.memory.items():
+            broadcast = 2 if name in ("bias", "waypoint_bias") else 1 if name == "waypoints" else 0
+            memory[name] = part.flatten(0, broadcast)
+        context = pack(heads=sizes.heads, lookaheads=len(sizes.lookahead), weights=weights)
         return pack_prompts(context, prompts.pooled, memory)
 
     def _streams(self, state: Tensor, prompt: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,110 @@
+"""`Session`: a prompted policy in use, with its own time steps and noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from llmdpd.errors import InputError
+from llmdpd.policy.episodes import Episodes
+from llmdpd.policy.inputs import read_observations, read_rewards
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+
+class Session:
+    """A prompted policy in use: one episode, or the rows of a vector environment, each an episode of its own.
+
+    What it keeps between calls is each row's time step, what is left of its action chunk, its history where the policy
+    is conditioned on one, and the state of the noise. All else is the policy's, and does not change: sessions may act
+    at the same time in threads of their own, one in each.
+
+    Args:
+        episodes: what acts, under its prompt. width: numbers of an observation. seed: of the noise.
+    """
+
+    def __init__(self, episodes: Episodes, width: int, seed: int = 0) -> None:
+        self._episodes, self._width = episodes, width
+        self._clock = np.zeros(1, np.int64)  # the time step at which each row goes on
+        self._random = generator(seed)
+
+    def reset(self, rows: ArrayLike | None = None) -> None:
+        """Start an episode in these rows, or in all: the time step goes back to 0, what is left of a chunk is dropped.
+
+        Raises:
+            InputError: rows that are no whole numbers from 0 on.
+        """
+        if rows is None:
+            self._clock[:] = 0
+            self._episodes.reset()
+            return
+        which = _whole_numbers(rows, "rows").ravel()
+        known = which[which < len(self._clock)]
+        self._clock[known] = 0
+        self._episodes.forget(known)
+
+    def seed(self, seed: int) -> None:
+        """Fix the noise of all actions from here on; what is left of a chunk was sampled before, and is dropped."""
+        self.use(generator(seed))
+
+    def use(self, random: torch.Generator) -> None:
+        """Draw the noise's seeds from this generator from here on."""
+        self._episodes.drop_chunks()
+        self._random = random
+
+    def act(self, observation: ArrayLike, step: ArrayLike | None = None, reward: ArrayLike | None = None) -> FloatArray:
+        """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
+
+        Row i is the same episode from call to call. Its time step counts by itself from `reset()`; `step` sets it, one
+        number for all or [B]. With action chunks, an observation is read where a chunk is sampled: after `reset()`,
+        after the last one's `action_horizon` actions, and where the time step was set to another step than the next.
+        `reward`, of the last action (a number, or [B]), is taken off the return that a policy which is conditioned on
+        history asks for, and which stays as it is without; other policies have no use for it.
+
+        Raises:
+            InputError: an observation of another width, or that is no finite numbers; steps or rewards that do not fit.
+        """
+        state = read_observations(observation, self._width)
+        rows = state[None] if state.ndim == 1 else state
+        count = len(rows)
+        self._grow(count)
+        if step is not None:
+            self._clock[:count] = _steps(step, count)
+        rewards = None if reward is None else read_rewards(reward, count)
+        actions = self._episodes.act(np.arange(count), self._clock[:count].copy(), rows, rewards, self._seeds)
+        self._clock[:count] += 1
+        return actions[0] if state.ndim == 1 else actions
+
+    def _grow(self, count: int) -> None:
+        """Have a clock for so many rows; those that are new begin."""
+        if count > len(self._clock):
+            self._clock = np.pad(self._clock, (0, count - len(self._clock)))
+
+    def _seeds(self, rows: IntArray) -> IntArray:
+        seeds: IntArray = torch.randint(2**63 - 1, (len(rows),), generator=self._random).numpy()
+        return seeds
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator that is seeded with an integer, numpy's too."""
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _steps(step: ArrayLike, count: int) -> IntArray:
+    given = _whole_numbers(step, "step")
+    if given.shape not in ((), (count,)):
+        raise InputError("wrong steps", field="step", found=f"shape {given.shape}", expected=f"one, or {count} of them")
+    return given
+
+
+def _whole_numbers(given: ArrayLike, field: str) -> IntArray:
+    try:
+        numbers = np.asarray(given)
+        whole = numbers.dtype.kind in "iu" or not numbers.size
+    except ValueError:  # lists of unequal lengths
+        numbers, whole = np.asarray(()), False
+    if not whole or (numbers < 0).any() or (numbers > np.iinfo(np.int64).max // 2).any():
+        raise InputError(f"wrong {field}", field=field, found=repr(given)[:60], expected="whole numbers from 0 on")
+    return numbers.astype(np.int64)
