@@ -215,7 +215,7 @@ ThreadPool& the_pool() {
 
 }  // namespace
 
-void parallel_for(int tasks, int threads, const std::function<void(int)>& body) {
+void parallel_for_any(int tasks, int threads, const std::function<void(int)>& body) {
   if (tasks > 1 && threads > 1 && the_pool().run(tasks, threads, body)) return;
   for (int i = 0; i < tasks; ++i) body(i);
 }

@@ -10,6 +10,11 @@ namespace llmdpd {
 // or for this one further up (a task that calls parallel_for), the calling thread works alone, and so it does where the
 // system has no thread left. The first exception of a task is thrown here, when the tasks that had begun are done;
 // those that had not are left out.
-void parallel_for(int tasks, int threads, const std::function<void(int)>& body);
+void parallel_for_any(int tasks, int threads, const std::function<void(int)>& body);
+
+template <class Body>
+void parallel_for(int tasks, int threads, const Body& body) {
+  parallel_for_any(tasks, threads, std::cref(body));  // by reference: a copy would be on the heap
+}
 
 }  // namespace llmdpd

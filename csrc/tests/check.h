@@ -14,3 +14,4 @@
 
 void test_thread_pool();
 void test_concurrent_calls();
+void test_acting_allocates_nothing();

@@ -6,5 +6,6 @@
 int main() {
   test_thread_pool();
   test_concurrent_calls();
+  test_acting_allocates_nothing();
   std::puts("native tests passed");
 }

@@ -103,7 +103,8 @@ class Episodes:
             check_finite(module)
         self._network, self._acting, self._critic = network, acting, critic
         self._prompts, self._targets = prompts, np.asarray(targets, np.float32)
-        self._prompt_of = None if prompt_of is None else np.asarray(prompt_of, np.int64)
+        shared = prompt_of is None or len(prompts) == 1  # a policy that reads none has one for all
+        self._prompt_of = None if shared else np.asarray(prompt_of, np.int64)
         self._frozen = network.freeze(prompts, acting, critic)
         self._horizon = acting.horizon(network.config)
         self._chunks, self._memory = ActionChunks(self._horizon), network.episode_memory()
@@ -181,7 +182,8 @@ class Episodes:
             chunks = self._sample_in_torch(who, steps, observations, rewards, prompt_of, seeds)
         else:
             rows = self._frozen.act(observations, steps, prompt_of, seeds)
-            chunks = rows.reshape(len(rows), -1, self._network.action_dim)
+            width = self._network.action_dim
+            chunks = rows.reshape(len(rows), rows.shape[1] // width, width)
         if not np.isfinite(chunks).all():
             expected = "finite numbers: are the weights?"
             raise InputError("NaN or Inf in the action", field="network", expected=expected)

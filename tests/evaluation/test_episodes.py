@@ -13,8 +13,8 @@ from llmdpd.evaluation.prompts import TaskPrompt, as_one_prompt
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
-from llmdpd.nn.policy_network import States
 from llmdpd.nn.spaces import Spaces
+from llmdpd.ops.acting import FrozenActor
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
@@ -71,16 +71,16 @@ def test_more_episodes_begin_with_the_same_ones(undisturbed: Results, policy: Po
 
 
 @pytest.fixture
-def keys(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The keys of the noise of each call; an untrained policy's actions are clipped and may coincide."""
     sampled: list[list[int]] = []
-    sample = policy.network.sample
+    act = FrozenActor.act
 
-    def noted(states: States, prompts: Any, acting: Any, seeds: torch.Tensor, critic: Any) -> torch.Tensor:
+    def noted(self: FrozenActor, observations: Any, times: Any, prompt_of: Any, seeds: np.ndarray) -> Any:
         sampled.append(seeds.tolist())
-        return sample(states, prompts, acting, seeds, critic)
+        return act(self, observations, times, prompt_of, seeds)
 
-    monkeypatch.setattr(policy.network, "sample", noted)
+    monkeypatch.setattr(FrozenActor, "act", noted)
     return sampled
 
 

@@ -120,6 +120,7 @@ def test_errors_are_those_of_the_actions_that_the_policy_names(logs: TrajectoryD
         return torch.full((len(states.observations), 1, A), 0.5)
 
     policy.network.sample = constant  # type: ignore[method-assign]
+    policy.network.freeze = lambda *_: None  # type: ignore[method-assign,assignment]
     episodes = {"pour": [logs.episode(0), logs.episode(1)], "wipe": [logs.episode(26)]}
     scores = score_offline(policy, prompts_of(pour=logs.episode(3), wipe=logs.episode(27)), episodes)
     low, high = np.array(LOW), np.array(HIGH)

@@ -96,7 +96,7 @@ def test_a_best_that_is_the_last_is_not_evaluated_twice(
     asked: list[int] = []
     both = {"last": policy, "best": policy}
     records = evaluate_policies(both, CONFIG, prompts, workers=1, check=lambda: asked.append(1))
-    assert len(asked) == CONFIG.episodes * len(prompts)
+    assert CONFIG.episodes * len(prompts) <= len(asked) < 2 * CONFIG.episodes * len(prompts)  # while it waits, too
     assert [r.checkpoint for r in records] == ["last", "last", "best", "best"]
     assert [dataclasses.replace(r, checkpoint="best") for r in records[:2]] == records[2:]
     assert "same results" in capsys.readouterr().out

@@ -14,10 +14,6 @@ import torch
 from torch import nn
 
 from llmdpd.diffusion import NoiseMLP, reverse_diffusion, sampler_coefficients
-from llmdpd.methods.llmdpd.network import sample_actions
-from llmdpd.nn.acting import BestOfN
-from llmdpd.nn.context import Condition
-from llmdpd.nn.critic import DoubleQ
 from llmdpd.ops import inference
 
 
@@ -149,24 +145,6 @@ def test_a_changed_network_is_packed_anew(rng: np.random.Generator, make_net: An
     assert not torch.equal(after, before)
     # A copy was never packed.
     assert torch.equal(after, draw(copy.deepcopy(net)))
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_changed_critics_are_packed_anew(rng: np.random.Generator, make_net: Any, name: str) -> None:
-    torch.manual_seed(int(rng.integers(2**31)))
-    net, critic = make_net(3, 2, 4), DoubleQ(3, 2, 0, 33)
-    condition = Condition(torch.randn(40, 3), torch.randn(4))
-    seeds = torch.arange(40)
-    acting = BestOfN(samples=20, selection="max")
-
-    def act(of: DoubleQ) -> torch.Tensor:
-        return sample_actions(net, of, condition, sampler_coefficients(), acting, seeds)
-
-    act(critic)
-    kept = {q: inference.packed_critic(q, 3, 2, False) for q in (critic.q1, critic.q2)}
-    CHANGES[name](critic)
-    assert torch.equal(act(critic), act(copy.deepcopy(critic)))
-    assert any(inference.packed_critic(q, 3, 2, False) is not entry for q, entry in kept.items())
 
 
 def test_a_changed_buffer_is_seen(make_net: Any) -> None:

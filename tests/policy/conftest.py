@@ -14,6 +14,7 @@ from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolic
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.spaces import Spaces
+from llmdpd.ops.acting import FrozenActor
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
@@ -55,3 +56,17 @@ def example(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def policy(make_policy: MakePolicy, example: Any) -> Policy:
     """A policy with its prompt."""
     return make_policy().prompt(text=KNOWN, trajectory=example)
+
+
+@pytest.fixture
+def acted_at(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The time steps of the rows of each call of the C++ code."""
+    steps: list[list[int]] = []
+    act = FrozenActor.act
+
+    def spy(self: FrozenActor, observations: Any, times: Any, *rest: Any) -> Any:
+        steps.append(times.tolist())
+        return act(self, observations, times, *rest)
+
+    monkeypatch.setattr(FrozenActor, "act", spy)
+    return steps

@@ -15,7 +15,8 @@ from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolic
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.policy_network import States
 from llmdpd.nn.spaces import Spaces
-from llmdpd.policy.policy import ActionChunks, Policy
+from llmdpd.policy.episodes import ActionChunks
+from llmdpd.policy.policy import Policy
 from llmdpd.utils.bounds import ACTION_NUMBERS
 
 S, A, D = 7, 3, 10
@@ -34,20 +35,6 @@ def make_chunked(make_policy: MakePolicy) -> MakePolicy:
         return make_policy(False, BestOfN(samples=1, action_horizon=horizon), network, kind="retrieval")
 
     return make
-
-
-@pytest.fixture
-def sampled_at(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The time steps of the rows of each call of the network's `sample`."""
-    steps: list[list[int]] = []
-    sample = DiffusionPolicy.sample
-
-    def spy(self: Any, states: States, *rest: Any) -> torch.Tensor:
-        steps.append(states.steps.tolist())
-        return sample(self, states, *rest)
-
-    monkeypatch.setattr(DiffusionPolicy, "sample", spy)
-    return steps
 
 
 # ActionChunks
@@ -139,14 +126,14 @@ def test_what_is_left_is_dropped_at_reset_seed_and_prompt(
     assert np.abs(policy.act(states[0]) - first[0]).max() > 1e-3
 
 
-def test_a_clock_that_is_set_samples_anew(make_chunked: MakePolicy, example: Any, sampled_at: list[list[int]]) -> None:
+def test_a_clock_that_is_set_samples_anew(make_chunked: MakePolicy, example: Any, acted_at: list[list[int]]) -> None:
     policy, state = make_chunked(3).prompt(KNOWN, example), np.ones(S)
     for step in (None, 1, None, None, 9, None, 9, 10, 11, 12):
         policy.act(state, step=step)
-    assert sampled_at == [[0], [3], [9], [9], [12]]
+    assert acted_at == [[0], [3], [9], [9], [12]]
     policy.reset()
     policy.act(state, step=13)
-    assert sampled_at[5:] == [[13]], "what was left for step 13 was another episode's"
+    assert acted_at[5:] == [[13]], "what was left for step 13 was another episode's"
 
 
 def test_rows_of_one_call_are_episodes_of_their_own(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from llmdpd.diffusion import NoiseMLP, philox_normal, reverse_diffusion
 from llmdpd.errors import InputError
-from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, _sample_in_torch, sample_actions
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, sample_actions
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
+from llmdpd.ops.acting import FrozenActor
+from llmdpd.ops.packing import bind_sampler, pack_context, pack_critic, pack_net, pack_prompts
 
 S, A, Z = 5, 3, 4
 NETWORK = DiffusionNetworkConfig(hidden_dim=16, time_dim=8)
@@ -35,6 +38,22 @@ class Case:
         prompt = self.condition.prompt
         condition = Condition(self.condition.state[rows], prompt if prompt.ndim == 1 else prompt[rows])
         return sample_actions(self.net, critic, condition, config.coefficients(NETWORK), config, self.seeds[rows])
+
+    def act(self, critic: DoubleQ | None, acting: BestOfN) -> Tensor:
+        """As `sample`, in C++: the context is one that gives states and prompts as they are."""
+        bf16, B = acting.precision == "bf16", len(self.seeds)
+        numbers = np.tile(np.array([[1, 0]], np.float32), (S, 1))
+        kinds = np.array([(0, column, 0, -1, -1) for column in range(S)], np.int32)
+        context = pack_context(S, A, [], (kinds, numbers), (kinds[:0], numbers[:0]))
+        state, prompt = self.condition
+        shared = prompt.ndim == 1
+        prompts = pack_prompts(context, prompt[None] if shared else prompt, {})
+        sampler = bind_sampler(pack_net(self.net, bf16), self.net.time_mlp, acting.coefficients(NETWORK))
+        critics = None if critic is None else tuple(pack_critic(q, S, A, bf16) for q in (critic.q1, critic.q2))
+        temperature = acting.temperature if acting.selection == "soft" else None
+        actor = FrozenActor(prompts, sampler, A, critics, acting.samples, temperature)  # type: ignore[arg-type]
+        index = None if shared else np.arange(B)
+        return torch.from_numpy(actor.act(state.numpy(), np.zeros(B, np.int64), index, self.seeds.numpy()))
 
     @torch.no_grad()
     def candidates(self, N: int) -> tuple[Tensor, Tensor]:
@@ -139,10 +158,7 @@ def test_the_actor_in_cpp_is_the_one_in_torch(
     critic = case.critic if sees_prompts else DoubleQ(S, A, 0, 24)
     for samples, temperature in ((7, 1.0), (50, 0.3), (2, 5.0)):
         config = BestOfN(samples=samples, selection=selection, temperature=temperature)
-        coefficients = config.coefficients(NETWORK)
-        found = sample_actions(case.net, critic, case.condition, coefficients, config, case.seeds)
-        with torch.no_grad():
-            expected = _sample_in_torch(case.net, critic, case.condition, coefficients, config, case.seeds)
+        found, expected = case.act(critic, config), case.sample(critic, **asdict(config))
         # Two draws may be worth the same to within rounding, or a draw lie on a step of the running sum.
         different = ((found - expected).abs().amax(1) > 1e-5).sum()
         assert different <= 1
