@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,13 @@ class Episodes:
         self._chunks, self._memory = ActionChunks(self._horizon), network.episode_memory()
         # Of each episode under way the time step after its last observation, and that.
         self._last: dict[int, tuple[int, FloatArray]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_frozen": None}  # the C++ code's copy is made anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._frozen = self._network.freeze(self._prompts, self._acting, self._critic)
 
     def reset(self) -> None:
         """Forget every episode."""
