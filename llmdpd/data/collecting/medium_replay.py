@@ -194,13 +194,13 @@ class _Run:
 
         while trainer.steps < total and self.level < self._config.level:
             mark = min((trainer.steps // self._config.evaluate_every + 1) * self._config.evaluate_every, total)
-            try:
-                while trainer.steps < mark:
+            while trainer.steps < mark:
+                try:
                     tell()
-                    trainer.advance(min(_SLICE, mark - trainer.steps))
-            except BaseException:
-                self._save()  # between two slices everything fits together
-                raise
+                except BaseException:
+                    self._save()  # here, between two slices, everything fits together; within one it does not
+                    raise
+                trainer.advance(min(_SLICE, mark - trainer.steps))
             # Stopped in here it continues from the last checkpoint, or else this evaluation would be left out.
             self._level = trainer.evaluate(self._config.evaluation_episodes, tell)
             self._save()

@@ -18,7 +18,8 @@ from torch import nn
 
 from llmdpd.errors import InputError
 from llmdpd.tasks import COLLECTION_SEED_END
-from llmdpd.tasks.base import Environment
+from llmdpd.tasks.base import Environment, FloatArray, Frame
+from llmdpd.tasks.simulation.processes import time_limits, within
 from llmdpd.tasks.simulation.worker import EnvironmentCache
 from llmdpd.tasks.specs import TaskSpec, make_environment
 
@@ -115,8 +116,12 @@ class SacTrainer:
         limit = min(spec.max_steps for spec in specs)
         self.tasks, self.seed = tuple(spec.task for spec in specs), seed
         self.max_steps = min(max_steps or limit, limit)
-        self._make = lambda task: make(task, goal_visible, False)
-        cache = EnvironmentCache(make, goal_visible=goal_visible, limit=_KEPT_ENVIRONMENTS)
+
+        def timed(task: str, goal_visible: bool, render: bool) -> Environment:
+            return _TimedEnvironment(make, task, goal_visible, render)
+
+        self._make = lambda task: timed(task, goal_visible, False)
+        cache = EnvironmentCache(timed, goal_visible=goal_visible, limit=_KEPT_ENVIRONMENTS)
         self._episodes = _episodes(cache, specs, seed, self.max_steps)
         self._venv = DummyVecEnv([lambda: self._episodes])
         self._random: dict[str, Any] | None = None
@@ -279,6 +284,36 @@ class SacTrainer:
             torch.set_num_threads(threads)
 
 
+class _TimedEnvironment:
+    """An environment of this process, with the time limits of workers: it is made, and called, within them.
+
+    Raises:
+        WorkerError: it took longer.
+    """
+
+    def __init__(self, make: MakeEnvironment, task: str, goal_visible: bool, render: bool) -> None:
+        self._what = f"the environment of {task}"
+        self._step_seconds, self._episode_seconds = time_limits()
+        with within(self._episode_seconds, self._what):
+            self._environment = make(task, goal_visible, render)
+
+    def reset(self, seed: int) -> FloatArray:
+        with within(self._episode_seconds, self._what):
+            return self._environment.reset(seed)
+
+    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
+        with within(self._step_seconds, self._what):
+            return self._environment.step(action)
+
+    def render(self) -> Frame:
+        return self._environment.render()
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the last step ended the episode, not a limit; False where it cannot say."""
+        return bool(getattr(self._environment, "terminated", False))
+
+
 def _get_random() -> dict[str, Any]:
     """The states of torch's, numpy's and Python's global generators, which stable-baselines3 samples from."""
     return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False), "python": random.getstate()}
@@ -316,7 +351,7 @@ def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max
         action_space = Box(-1.0, 1.0, (specs[0].action_dim,), np.float32)
         successes: list[bool]
         last: EpisodeEnd | None = None
-        _present: tuple[str, Environment] | None = None
+        _present: tuple[str, Any] | None = None
 
         def begin(self, successes: list[bool]) -> None:
             """The next reset starts the episode after those that ended in `successes`."""
@@ -345,11 +380,11 @@ def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max
             self._length += 1
             self._return += reward
             self.success = self.success or flag
-            terminated = bool(getattr(environment, "terminated", False))
+            terminated = environment.terminated
             truncated = not terminated and (over or self._length >= max_steps)
             return observation, reward, terminated, truncated, {}
 
-        def _of(self, task: str) -> Environment:
+        def _of(self, task: str) -> Any:
             if self._present is not None:
                 cache.release(self._present[0], False, self._present[1])
             before = _get_random()

@@ -109,6 +109,26 @@ def test_stopped_at_any_slice_it_ends_in_the_same_bits(straight: Path, tmp_path:
     assert len(list(tmp_path.iterdir())) == 2, "nothing is left over"
 
 
+def test_interrupted_within_a_slice_it_ends_in_the_same_bits(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step has half done is not saved: the collection goes on from its last checkpoint, here of step 150."""
+    learn, seen = SacTrainer.learn, list[int]()
+
+    def interrupted(self: SacTrainer) -> dict[str, float]:
+        if self.steps == 230:
+            raise KeyboardInterrupt
+        return learn(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SacTrainer, "learn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER))
+    (collected,) = collect_sac(MediumReplayConfig(out=tmp_path, **HOPPER), lambda task, done, *_: seen.append(done))
+    assert seen[0] == 150
+    assert same(collected.path, straight)
+
+
 def test_what_is_there_is_taken_and_another_collection_is_refused(straight: Path, tmp_path: Path) -> None:
     (again,) = collect_sac(MediumReplayConfig(out=straight.parent, **HOPPER))
     assert again.reused
