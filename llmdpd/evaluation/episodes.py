@@ -15,7 +15,8 @@ from llmdpd.data import Trajectory
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
-from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult
+from llmdpd.tasks.simulation.processes import WorkerError
+from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult, LostEpisodesError
 from llmdpd.tasks.specs import task_spec
 
 Index = NDArray[np.int64]
@@ -53,6 +54,14 @@ def prompt_rows(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeReq
     return PromptRows(texts, demonstrations, index)
 
 
+class UnfinishedError(WorkerError):
+    """An evaluation that could not be finished; `results` are those of the tasks all of whose episodes ended."""
+
+    def __init__(self, message: str, results: dict[str, list[EpisodeResult]]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
 def evaluate_tasks(
     policy: Policy | MakeAct,
     prompts: Mapping[str, TaskPrompt],
@@ -69,11 +78,20 @@ def evaluate_tasks(
     has N. The policy's noise depends on the task, that seed and the time step alone, so the episodes are the same
     whatever else runs beside them. With action chunks, it is the time step at which a chunk is sampled, from 0 on.
     An episode has `max_steps` steps at most, by default as many as its task's environment allows.
+
+    Raises:
+        UnfinishedError: episodes that workers died of.
     """
     count = dict.fromkeys(prompts, episodes) if isinstance(episodes, int) else episodes
     steps = {task: max_steps or task_spec(task).max_steps for task in prompts}
     requests = [EpisodeRequest(task, first_seed + i, steps[task]) for task in prompts for i in range(count[task])]
-    results = iter(pool.run(requests, act_maker(policy)(prompts, requests), progress))
+    try:
+        results = iter(pool.run(requests, act_maker(policy)(prompts, requests), progress))
+    except LostEpisodesError as lost:
+        left = iter(lost.results)
+        found = {task: list(itertools.islice(left, count[task])) for task in prompts}
+        whole = {task: [result for result in row if result] for task, row in found.items() if None not in row}
+        raise UnfinishedError(str(lost), whole) from None
     return {task: list(itertools.islice(results, count[task])) for task in prompts}
 
 

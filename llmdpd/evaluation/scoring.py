@@ -12,17 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.evaluation.config import EvaluationConfig
-from llmdpd.evaluation.episodes import MakeAct, evaluate_tasks
+from llmdpd.evaluation.episodes import MakeAct, UnfinishedError, evaluate_tasks
 from llmdpd.evaluation.non_learned import BASELINES
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.results import ActingUse, Checkpoint, PromptUse, TaskResult
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
+from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeResult
 from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _WARM_UP, _TIMED = 10, 100
+
+
+class IncompleteError(WorkerError):
+    """An evaluation that could not be finished; `records` are those of the tasks all of whose episodes ended."""
+
+    def __init__(self, message: str, records: list[TaskResult]) -> None:
+        super().__init__(message)
+        self.records = records
 
 
 def evaluate_policies(
@@ -36,6 +45,9 @@ def evaluate_policies(
     """Evaluate policies, by the name of their checkpoint, on every task that has prompts; nothing is written.
 
     `check` is called as episodes end and may raise to stop.
+
+    Raises:
+        IncompleteError: episodes that workers died of.
     """
     records: list[TaskResult] = []
     for name, policy in policies.items():
@@ -48,8 +60,11 @@ def evaluate_policies(
             continue
         tasks = TaskConfig(metadata["protocol"], tuple(metadata["trained_on"]), (), metadata["goal_visible"])
         title = f"evaluating {name}"
-        for task, episodes, common in _score(title, policy, config, prompts, tasks, workers, check):
+        scored, lost = _score(title, policy, config, prompts, tasks, workers, check)
+        for task, episodes, common in scored:
             records.append(policy_record(policy, name, prompts[task], **common, **_outcome(task, episodes)))
+        if lost:
+            raise IncompleteError(lost, records)
     return records
 
 
@@ -85,9 +100,14 @@ def evaluate_baseline(
     Its records have the context "non-learned-NAME", 0 iterations, and no training tasks; what has no meaning for it is
     "none", 0 or 1. Protocol, split and goal are those of `tasks`, so that they can be compared with a policy's on the
     same tasks.
+
+    Raises:
+        IncompleteError: episodes that workers died of.
     """
     acting = ActingUse(samples=1, selection="none", temperature=0.0, noise_scale=0.0, sampler="none", steps=1)
-    return [
+    title = f"evaluating the {name} baseline"
+    scored, lost = _score(title, BASELINES[name], config, prompts, tasks, workers, check)
+    records = [
         TaskResult(
             **common,
             **_outcome(task, episodes),
@@ -101,10 +121,11 @@ def evaluate_baseline(
             method="none",
             iterations=0,
         )
-        for task, episodes, common in _score(
-            f"evaluating the {name} baseline", BASELINES[name], config, prompts, tasks, workers, check
-        )
+        for task, episodes, common in scored
     ]
+    if lost:
+        raise IncompleteError(lost, records)
+    return records
 
 
 def _score(
@@ -115,9 +136,10 @@ def _score(
     tasks: TaskConfig,
     workers: int | None,
     check: Callable[[], None],
-) -> list[tuple[str, list[EpisodeResult], dict[str, Any]]]:
+) -> tuple[list[tuple[str, list[EpisodeResult], dict[str, Any]]], str | None]:
     """Each task, its episodes, and the fields of `TaskResult` that policies and baselines have alike.
 
+    Where workers died of episodes, only the tasks that have all of theirs, and beside them what is to be told of it.
     Tasks run mixed, so the wall time is shared out by steps.
     """
     splits = {task: "seen" if task in tasks.seen else "unseen" for task in prompts}
@@ -131,11 +153,15 @@ def _score(
             bar.update(done, total)
             check()
 
-        results = evaluate_tasks(policy, prompts, counts, pool, max_steps=config.max_steps, progress=progress)
+        lost = None
+        try:
+            results = evaluate_tasks(policy, prompts, counts, pool, max_steps=config.max_steps, progress=progress)
+        except UnfinishedError as error:
+            results, lost = error.results, str(error)
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
     steps = {task: sum(result.length for result in episodes) for task, episodes in results.items()}
-    seconds_a_step = watch.seconds / sum(steps.values())
+    seconds_a_step = watch.seconds / max(1, sum(steps.values()))
     protocol = protocol_of(tasks.protocol, tasks.seen, prompts)
     scored = []
     for task, episodes in results.items():
@@ -146,7 +172,7 @@ def _score(
             "wall_seconds": round(seconds_a_step * steps[task], 2),
         }
         scored.append((task, episodes, common))
-    return scored
+    return scored, lost
 
 
 def protocol_of(name: str, trained_on: Iterable[str], evaluated: Iterable[str]) -> str:

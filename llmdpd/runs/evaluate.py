@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from llmdpd.evaluation.offline import offline_results
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.evaluation.recording import record_videos
 from llmdpd.evaluation.results import CHECKPOINTS, Checkpoint, TaskResult, read_results, write_results
-from llmdpd.evaluation.scoring import evaluate_baseline, evaluate_policies
+from llmdpd.evaluation.scoring import IncompleteError, evaluate_baseline, evaluate_policies
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.policy import Policy
 from llmdpd.runs.data import offline_data
@@ -25,6 +25,7 @@ from llmdpd.runs.evaluate_options import check_evaluation as check_evaluation
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
 from llmdpd.tasks.protocols import TaskConfig
+from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.specs import TaskSpec, check_environments, common_spec, task_spec
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.suite import Given
@@ -80,13 +81,14 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
             _check_widths(policies, spec)
         records: list[TaskResult] = []
         for prompts in sets:
-            if config.baseline is None:
-                records += evaluate_policies(policies, evaluation, prompts, workers=config.workers, check=check)
-            else:
-                tasks, seed = trained.tasks, trained.seed
-                records += evaluate_baseline(
-                    config.baseline, evaluation, prompts, tasks, seed=seed, workers=config.workers, check=check
-                )
+            with _kept(out, records):
+                if config.baseline is None:
+                    records += evaluate_policies(policies, evaluation, prompts, workers=config.workers, check=check)
+                else:
+                    tasks, seed = trained.tasks, trained.seed
+                    records += evaluate_baseline(
+                        config.baseline, evaluation, prompts, tasks, seed=seed, workers=config.workers, check=check
+                    )
             write_results(out, records)
         player = BASELINES[config.baseline] if config.baseline else next(iter(policies.values()))
         videos = run.videos if run is not None and out == run.results else out.with_name(f"{out.stem}-videos")
@@ -104,6 +106,24 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
                 check=check,
             )
     return records, out
+
+
+@contextmanager
+def _kept(out: Path, before: Sequence[TaskResult] = ()) -> Iterator[None]:
+    """Keep what an evaluation that fails has finished beside its results, until one succeeds.
+
+    Raises:
+        WorkerError: workers died of episodes; it says where the rest is.
+    """
+    kept = out.with_name(f"{out.stem}-incomplete.json")
+    try:
+        yield
+    except IncompleteError as error:
+        records = [*before, *error.records]
+        write_results(kept, records)
+        tasks = ", ".join(dict.fromkeys(record.task for record in records)) or "no task"
+        raise WorkerError(f"{error}\n  Results of {tasks} are kept in {kept}") from None
+    kept.unlink(missing_ok=True)
 
 
 def _evaluate_offline(
@@ -175,7 +195,9 @@ def evaluate_run(
         InputError: a policy that is missing or broken.
     """
     policies = load_policies(run, CHECKPOINTS, {}, device)
-    write_results(run.results, evaluate_policies(policies, config, prompts, workers=workers, check=check))
+    with _kept(run.results):
+        records = evaluate_policies(policies, config, prompts, workers=workers, check=check)
+    write_results(run.results, records)
 
 
 def record_run(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from llmdpd.evaluation.results import read_results
 from llmdpd.runs import evaluate
 from llmdpd.runs.evaluate import evaluate_run, load_policies, record_run
 from llmdpd.runs.folder import RunFolder
+from llmdpd.tasks.simulation.processes import WorkerError
+from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult, LostEpisodesError
 
 CONFIG = EvaluationConfig(episodes=2, max_steps=8)
 
@@ -41,6 +45,35 @@ def test_the_results_are_replaced_whole_or_not_at_all(run: RunFolder, prompts: d
     evaluate_run(run, CONFIG, prompts, workers=1)
     found = [(record.checkpoint, record.task) for record in read_results(run.results)]
     assert found == [(checkpoint, task) for checkpoint in ("last", "best") for task in prompts]
+
+
+def test_results_of_tasks_are_kept_where_workers_die_of_another_ones_episode(
+    run: RunFolder, prompts: dict[str, TaskPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, roll_out = run.results.read_bytes(), EnvPool.run
+    kept = run.path / "results-incomplete.json"
+
+    def losing(self: EnvPool, requests: Sequence[EpisodeRequest], *others: Any) -> list[EpisodeResult]:
+        first, *rest = roll_out(self, requests, *others)
+        assert first.request.task == "reach-v3"
+        raise LostEpisodesError("3 workers died in the episode of task reach-v3", [None, *rest])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EnvPool, "run", losing)
+        with pytest.raises(
+            WorkerError, match=r"3 workers died in the episode of task reach(?s:.)*Results of door-lock-v3 .*incomplete"
+        ):
+            evaluate_run(run, CONFIG, prompts, workers=1)
+    assert run.results.read_bytes() == before
+    evaluate_run(run, CONFIG, prompts, workers=1)
+    whole = [record for record in read_results(run.results) if record.checkpoint == "last"]
+    assert not kept.exists(), "nothing is left once all is there"
+    with monkeypatch.context() as patch:
+        patch.setattr(EnvPool, "run", losing)
+        with pytest.raises(WorkerError):
+            evaluate_run(run, CONFIG, prompts, workers=1)
+    (record,) = read_results(kept)
+    assert dataclasses.replace(record, wall_seconds=0.0) == dataclasses.replace(whole[1], wall_seconds=0.0)
 
 
 def test_a_policy_that_is_not_there(run: RunFolder) -> None:

@@ -56,6 +56,14 @@ class EpisodeResult:
     frames: list[Frame] | None = None
 
 
+class LostEpisodesError(WorkerError):
+    """Episodes that three workers died of; `results` are those of all requests, in their order, None where lost."""
+
+    def __init__(self, message: str, results: list[EpisodeResult | None]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
 @dataclass
 class _Running:
     """An episode under way, as the parent knows it."""
@@ -149,7 +157,9 @@ class EnvPool:
         Raises:
             InputError: an unknown task.
             ValueError: `act` returned another shape than [B, A], or NaN.
-            WorkerError: three workers died of one episode; or a worker raised an exception.
+            LostEpisodesError: three workers died of one episode; the others have been run, but for those that were left
+                when a third episode was lost.
+            WorkerError: a worker raised an exception.
         """
         self._check(requests)
         if not requests:
@@ -213,6 +223,7 @@ class _Run:
         self._act, self._progress = act, progress
         self._queue = _Queue(requests)
         self._finished: dict[int, EpisodeResult] = {}
+        self._lost: dict[int, str] = {}
         self._groups: list[list[_Running]] = [[] for _ in range(_GROUPS)]
         self._by_slot: dict[int, _Running] = {}
         self._next_slot = 0
@@ -228,10 +239,12 @@ class _Run:
         for group, size in enumerate(sizes):
             self._send(group, [], self._fill(group, [None] * min(size, share)))
         turn = 0
-        while len(self._finished) < len(self._requests):
+        while len(self._finished) + len(self._lost) < len(self._requests):
             if self._groups[turn]:
                 self._turn(turn)
             turn = (turn + 1) % _GROUPS
+        if self._lost:
+            raise self._lost_episodes()
         return [self._finished[index] for index in range(len(self._requests))]
 
     def _turn(self, group: int) -> None:
@@ -350,6 +363,15 @@ class _Run:
             running.deaths += running.slot in suspects
             if running.deaths >= MAX_DEATHS:
                 episode = f"the episode of task {running.request.task}, seed {running.request.seed}"
-                raise WorkerError(f"{MAX_DEATHS} workers died in {episode}; {death}{death.hint}")
+                self._lost[running.index] = f"{MAX_DEATHS} workers died in {episode}; {death}{death.hint}"
+                running.waiting = False
+                del self._by_slot[running.slot]
+                if len(self._lost) >= MAX_DEATHS:  # where all are deadly, each costs three starts of workers
+                    raise self._lost_episodes()
+                continue
             actions = np.stack(running.actions) if running.actions else None
             worker.call([running.slot], "replay", running.slot, running.request, actions)
+
+    def _lost_episodes(self) -> LostEpisodesError:
+        found = [self._finished.get(index) for index in range(len(self._requests))]
+        return LostEpisodesError("\n".join(self._lost.values()), found)

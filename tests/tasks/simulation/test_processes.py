@@ -106,8 +106,9 @@ def test_a_dead_worker_is_noticed_and_replaced(
 
 
 @pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("stopped", [False, True])
 def test_workers_leave_when_their_parent_is_killed(
-    toys: str, busy: bool, is_running: IsRunning, wait_until_gone: IsRunning
+    toys: str, busy: bool, stopped: bool, is_running: IsRunning, wait_until_gone: IsRunning
 ) -> None:
     code = f"""
 import sys, time
@@ -125,6 +126,8 @@ time.sleep(60)
         assert parent.stdout is not None
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(is_running(pid) for pid in pids)
+        for pid in pids if stopped else ():
+            os.kill(pid, signal.SIGSTOP)
         parent.kill()
     assert all(wait_until_gone(pid) for pid in pids)
 

@@ -15,7 +15,7 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.tasks.metaworld.environment import make_task
 from llmdpd.tasks.simulation.processes import WorkerError
-from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult
+from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest, EpisodeResult, LostEpisodesError
 
 
 def act(observations: np.ndarray, index: np.ndarray, step: np.ndarray, reward: np.ndarray) -> np.ndarray:
@@ -31,11 +31,11 @@ def content(results: list[EpisodeResult]) -> list[tuple[object, ...]]:
     return [(r.request, r.success, r.episode_return, r.length, r.final_observation.tobytes()) for r in results]
 
 
-def alone(toys: str, requests: list[EpisodeRequest]) -> list[tuple[object, ...]]:
+def alone(toys: str, requests: list[EpisodeRequest], first: int = 0) -> list[tuple[object, ...]]:
     """The same episodes one by one, without any pool."""
     make = __import__(toys).make
     rows = []
-    for index, request in enumerate(requests):
+    for index, request in enumerate(requests, first):
         environment = make(request.task, True, False)
         observation, reward, total, success, length = environment.reset(request.seed), 0.0, 0.0, False, 0
         while True:
@@ -139,6 +139,20 @@ def test_an_episode_that_kills_every_worker_is_named(toys: str) -> None:
             pool.run(requests, act)
         assert len(pool.deaths) == 3
         assert len(pool.run(requests_for(["plain"], 2, 0), act)) == 2
+
+
+def test_the_episodes_beside_those_that_workers_die_of_are_kept(toys: str, fresh_seed: int) -> None:
+    deadly = EpisodeRequest("die-always", fresh_seed, 500)
+    requests = [deadly, *requests_for(["plain", "short"], 6, fresh_seed)]
+    with EnvPool(2, parallel=4, make=f"{toys}:make") as pool:
+        with pytest.raises(LostEpisodesError) as caught:
+            pool.run(requests, act)
+        first, *others = caught.value.results
+        assert first is None
+        assert content([result for result in others if result]) == alone(toys, requests[1:], first=1)
+        with pytest.raises(LostEpisodesError) as caught:  # not each of forty costs three workers
+            pool.run([deadly] * 40, act)
+        assert str(caught.value).count("workers died in the episode of task die-always") == 3
 
 
 def test_an_exception_inside_a_worker_is_raised_and_the_pool_lives_on(toys: str) -> None:
