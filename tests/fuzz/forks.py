@@ -150,7 +150,10 @@ class _Operations:
         sys.addaudithook(self._hook)
 
     def begin(self, place: Path, at: int) -> None:
-        self._place, self._at, self.own = str(place), at, True
+        """In the command's own process; `clear` before."""
+        self._place, self._at, self.own = f"{place}/", at, True
+
+    def clear(self) -> None:
         self._shared[:] = bytes(8)
 
     @property
@@ -192,13 +195,16 @@ class Command:
 
     def __init__(self, words: list[str], log: Path, place: Path, kill_at: int, environment: dict[str, str]) -> None:
         self.log, self.start = log, time.monotonic()
-        _operations.begin(place, kill_at)
+
+        def body() -> int:
+            _operations.begin(place, kill_at)
+            return commands.main(words)
+
+        _operations.clear()
         with log.open("ab") as file:
             file.write(f"$ {' '.join(words)}\n".encode())
             file.flush()
-            body = lambda: commands.main(words)  # noqa: E731
             self.process = Forked(body, output=file.fileno(), environment={**os.environ, **environment}, session=True)
-        _operations.own = False
         self.seen = {self.process.pid}
 
     @property

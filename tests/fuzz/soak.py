@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -207,15 +208,18 @@ def kill_worker(case: Case) -> None:
 
 
 def stop_worker(case: Case) -> None:
-    """SIGSTOP to workers: they are replaced after their time; or SIGTERM to the command while they are stopped."""
-    command = _signal_workers(case, signal.SIGSTOP)
-    if case.disturbed and case.rng.uniform() < 0.4:
-        command.wait(case.rng.uniform() * _STEP)
-        forks.send(command.process.pid, signal.SIGTERM)
-        if case.ended(command, expected=(0, 143)):
-            case.finish()
+    """SIGSTOP to workers: they are replaced after their time; or meanwhile SIGTERM, or SIGKILL, to the command."""
+    command, way = _signal_workers(case, signal.SIGSTOP), case.rng.uniform()
+    if not case.disturbed or way < 0.5:
+        _end_or_again(case, command)
         return
-    _end_or_again(case, command)
+    command.wait(case.rng.uniform() * _STEP)
+    command.look()
+    number = signal.SIGTERM if way < 0.8 else signal.SIGKILL
+    case.disturbed += forks.send(command.process.pid, number)
+    code = command.wait(LIMIT)
+    if code == -signal.SIGKILL == -number or case.ended(command, expected=(0, 143)):
+        case.finish()
 
 
 def _end_or_again(case: Case, command: Command) -> None:
@@ -350,11 +354,14 @@ class Soak:
         self.counts: dict[tuple[str, str], collections.Counter[str]] = {}
         self.faults = 0
 
-    def run(self, kind: str, number: int) -> None:
-        """A case of every job, and of everything of the kind that is done to it; the number tells rounds apart."""
+    def run(self, kind: str, number: int, end: float | None = None) -> None:
+        """A case of every job, and of everything of the kind that is done to it, until a time of the monotonic clock.
+
+        `number` tells rounds apart.
+        """
         for name, job in self._jobs.items():
             for what, disturb in KINDS[kind].items():
-                if "worker" in what and not job.has_workers:
+                if ("worker" in what and not job.has_workers) or (end is not None and time.monotonic() > end):
                     continue
                 self._case(name, job, what, disturb, number, own_disk=kind == "disk")
 
@@ -395,6 +402,7 @@ def main() -> int:
     """Disturb, print the table; 0 where nothing was found."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz/soak.py", description=__doc__)
     parser.add_argument("--runs", type=int, default=1, help="of each command, and of each thing done to it")
+    parser.add_argument("--minutes", type=float, help="instead: as many as fit in")
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
     parser.add_argument("--seed", type=int, default=secrets.randbits(31))
     parser.add_argument("--only", default="", help="commands whose names begin so")
@@ -415,10 +423,13 @@ def _soak(folder: Path, options: argparse.Namespace) -> int:
         print("full disks are not tried: file systems cannot be mounted here", file=sys.stderr)
         kinds.remove("disk")
     soak = Soak(folder, options.seed, options.only)
+    end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     try:
-        for number in range(options.runs):
+        for number in range(options.runs) if end is None else itertools.count():
             for kind in kinds:
-                soak.run(kind, number)
+                soak.run(kind, number, end)
+            if end is not None and time.monotonic() > end:
+                break
     finally:
         soak.print_table()
     return 1 if soak.faults else 2 if refused else 0
