@@ -60,10 +60,15 @@ def save_checkpoint(folder: Path, learner: Checkpointed, iteration: int, state: 
             atomic_write_json(temporary / "state.json", {**whole, "sha256_of_this": _sha256(whole)})
     except OSError as error:
         raise refused_write("the checkpoint", target, folder, error) from error
-    for old in _checkpoints(folder):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+    drop_others(target)
     return target
+
+
+def drop_others(checkpoint: Path) -> None:
+    """Remove the run's other checkpoints: older ones, which a kill may have left beside it."""
+    for other in _checkpoints(checkpoint.parent):
+        if other != checkpoint:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def check_learner(learner: Checkpointed, iteration: int, folder: Path) -> None:

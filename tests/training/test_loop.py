@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,16 @@ def ends(run: Path) -> dict[str, Any]:
 
 def records(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read_metrics(run / "metrics.jsonl")]
+
+
+def test_killed_before_the_older_checkpoint_was_removed(trial: Callable[..., Trial]) -> None:
+    """The resumed run removes it, even where nothing is left to train."""
+    one = trial("run").execute()
+    whole = latest_checkpoint(one.run / "checkpoint")
+    assert whole is not None
+    shutil.copytree(whole, whole.with_name("step-00000001"))
+    trial("run").execute()
+    assert list((one.run / "checkpoint").iterdir()) == [whole]
 
 
 def test_marks_of_a_straight_run(trial: Callable[..., Trial]) -> None:
