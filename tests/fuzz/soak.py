@@ -38,6 +38,8 @@ _STEP, _EPISODE = 1.0, 2.0
 """Time limits of workers."""
 _STAYS = 12.0
 """Seconds within which a killed command's processes must be gone."""
+_BECOMES = 0.05
+"""Seconds in which a fork has become what it stands for."""
 _KILLS = 6
 _ROOM = "size=16m,nr_inodes=4096"
 _TABLE = ("disturbed", "runs", "equal", "different", "lost", "stuck", "signals", "tracebacks", "files", "processes")
@@ -102,11 +104,11 @@ class Case:
 
     def compare(self) -> None:
         try:
-            same = self.job.result(self.place) == self.straight.result
+            found = self.job.result(self.place)
         except Exception as error:
-            same = False
-            self.notes.append(f"{type(error).__name__}: {error}")
-        self.fault("equal" if same else "different", "")
+            found = f"{type(error).__name__}: {error}"
+        same = found == self.straight.result
+        self.fault("equal" if same else "different", "" if same else ", ".join(_differing(found, self.straight.result)))
         if more := sorted(files_in(self.place) - self.straight.files):
             self.fault("files", ", ".join(more[:4]))
 
@@ -130,6 +132,18 @@ class Case:
             text = log.read_text(errors="replace")
             if at := text.count("Traceback (most recent call last)"):
                 self.fault("tracebacks", f"{at}: {text[text.rindex('Traceback') :][-1500:]}")
+
+
+def _differing(found: object, expected: object, name: str = "") -> Iterator[str]:
+    """The innermost parts in which two results differ."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in found.keys() | expected.keys():
+            yield from _differing(found.get(key), expected.get(key), f"{name}/{key}")
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for number, parts in enumerate(zip(found, expected, strict=True)):
+            yield from _differing(*parts, f"{name}/{number}")
+    elif found != expected:
+        yield f"{name}: {str(found)[:80]}, not {str(expected)[:80]}"
 
 
 def files_in(place: Path) -> set[str]:
@@ -188,6 +202,7 @@ def _a_worker(case: Case, command: Command, runs: bool) -> int | None:
 
     if command.wait(LIMIT, until=there) is not None or not found:
         return None
+    time.sleep(_BECOMES)
     return found[int(case.rng.integers(len(found)))]
 
 
@@ -402,6 +417,7 @@ def main() -> int:
     """Disturb, print the table; 0 where nothing was found."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz/soak.py", description=__doc__)
     parser.add_argument("--runs", type=int, default=1, help="of each command, and of each thing done to it")
+    parser.add_argument("--first", type=int, default=0, help="number of the first round, to repeat one")
     parser.add_argument("--minutes", type=float, help="instead: as many as fit in")
     parser.add_argument("--kind", choices=[*KINDS, "all"], default="all")
     parser.add_argument("--seed", type=int, default=secrets.randbits(31))
@@ -425,10 +441,10 @@ def _soak(folder: Path, options: argparse.Namespace) -> int:
     soak = Soak(folder, options.seed, options.only)
     end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     try:
-        for number in range(options.runs) if end is None else itertools.count():
+        for number in itertools.count(options.first):
             for kind in kinds:
                 soak.run(kind, number, end)
-            if end is not None and time.monotonic() > end:
+            if number + 1 == options.first + options.runs if end is None else time.monotonic() > end:
                 break
     finally:
         soak.print_table()

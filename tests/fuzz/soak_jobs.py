@@ -166,7 +166,12 @@ def _run(run: Path) -> dict[str, Any]:
     for timed in ("elapsed", "sha256_of_this"):  # the checksum is over the time as well
         del found[f"checkpoint/{checkpoint.name}/state.json"][timed]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found["metrics"] = [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+    # Of the losses, a run that is stopped in between (SIGTERM) records the mean up to there as well.
+    found["selections"] = [
+        {name: value for name, value in line.items() if "second" not in name}
+        for line in lines
+        if "eval/seen_success" in line
+    ]
     found["report"] = (run / "report.html").is_file()
     return found
 
