@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
+from llmdpd.utils.files import check_regular
 
 Kind = Literal["hdf5", "npy", "npz", "pickle"]
 
@@ -70,12 +73,25 @@ def check_expansion(archive: zipfile.ZipFile, path: Path) -> None:
         raise InputError(problem, path=path, found=found, expected=f"at most {limit:,}")
 
 
+def array_of(data: bytes | bytearray, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool) -> NDArray[Any]:
+    """An array of its bytes, whose number has been checked. Raises ValueError for text that is no Unicode.
+
+    NumPy makes texts of such an array that Python later fails on, here or there.
+    """
+    flat = np.frombuffer(data, dtype) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
+    code_points = np.dtype(np.uint32).newbyteorder(dtype.byteorder)
+    if dtype.kind == "U" and flat.nbytes and flat.view(code_points).max() > sys.maxunicode:
+        raise ValueError("text that is no Unicode")
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file by name, for files of this project's own: nothing is unpickled.
 
     Raises:
         InputError: no such file, no .npz, damaged, more numbers than such a file can hold.
     """
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             check_expansion(archive, path)

@@ -2,14 +2,19 @@
 
 A file may name other files, which HDF5 would open by itself: an external link, external storage, the sources of a
 virtual data set. None of them is followed, nor is a soft link, whose target may lie behind an external one.
+
+HDF5 itself reads through `_Source`, which refuses what the library would take gigabytes for, or never get done with.
 """
 
 from __future__ import annotations
 
+import fcntl
+import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import h5py
 import numpy as np
@@ -18,12 +23,66 @@ from numpy.typing import NDArray
 from llmdpd.data.content import EXPANSION, FREE
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
+from llmdpd.utils.files import check_regular
 
 _DEEPEST = 32
-_room: dict[str, int] = {}
-"""Bytes that may still be read, of each file that is open."""
+_HEAP = b"GCOL\x01"  # a global heap, in which texts of any length are
 
 Node: TypeAlias = "h5py.Group | h5py.Dataset"
+
+
+class _Source(io.FileIO):
+    """The bytes of an open file, as HDF5 asks for them; `room` is how many bytes of arrays may still be read of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        size = os.fstat(self.fileno()).st_size
+        self.path, self.size, self.room, self.refused = path, size, FREE + EXPANSION * size, ""
+        try:
+            fcntl.flock(self, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise  # as HDF5 does by itself: it is just being written
+        except OSError:
+            pass  # this file system has no locks
+
+    def __repr__(self) -> str:
+        return f"{id(self):x}"  # the name of the file to h5py
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        if len(view) > self.size:
+            self._refuse(f"{len(view):,} bytes to be read at once, of {self.size:,}")
+        count = super().readinto(view)
+        if view[: len(_HEAP)] == _HEAP and _never_ends(bytes(view)):
+            self._refuse("a global heap whose objects have no end")
+        return count
+
+    def _refuse(self, what: str) -> NoReturn:
+        self.refused = what
+        raise OSError(what)
+
+
+def _never_ends(heap: bytes) -> bool:
+    """Whether HDF5 would walk for ever along the objects of a global heap, as far as it is in these bytes.
+
+    They follow one another, each 16 bytes and its contents; what is free is one with the number 0, and all its size.
+    """
+    size = int.from_bytes(heap[8:16], "little")
+    at = 16
+    while at + 16 <= min(len(heap), size):
+        number, length = int.from_bytes(heap[at : at + 2], "little"), int.from_bytes(heap[at + 8 : at + 16], "little")
+        taken = length if number == 0 else 16 + (length + 7) // 8 * 8
+        if not 0 < taken <= size - at:
+            return True
+        at += taken
+    return False
+
+
+_open: dict[str, _Source] = {}
+
+
+def _source(group: h5py.Group) -> _Source:
+    return _open[str(group.file.filename)]
 
 
 @contextmanager
@@ -38,31 +97,36 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
         InputError: no such file, no regular file, no HDF5, cut off or damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError("file not found", path=path, expected=expected)
-    if not path.is_file():  # opening a FIFO waits for a writer, which may never come
-        raise InputError("not a regular file", path=path, expected=expected)
-    key = str(path)
+    check_regular(path, expected)
     try:
-        with h5py.File(path, "r") as file:
-            _room[key] = FREE + EXPANSION * path.stat().st_size
-            yield file
+        with _Source(path) as source:
+            _open[repr(source)] = source
+            try:
+                with h5py.File(source, "r") as file:
+                    if file.id.get_create_plist().get_sizes() != (8, 8):
+                        raise OSError("addresses and sizes are not of 8 bytes")
+                    yield file
+                if source.refused:  # HDF5 may go on without what it did not get
+                    raise OSError(source.refused)
+            finally:
+                del _open[repr(source)]
     except InputError:
         raise
     except Exception as error:  # h5py raises anything from KeyError to TypeError where a file is damaged
         raise _unreadable(path, error, expected) from error
-    finally:
-        _room.pop(key, None)
 
 
 def check_own_contents(path: Path) -> None:
-    """Hold that all of a file's arrays are in the file itself and of a size that it can hold, for others to open it.
+    """Hold that all of a file is in the file itself and of a size that it can hold, for others to open it.
+
+    Attributes and texts of any length are read, so that whoever reads them later finds them in order.
 
     Raises:
         InputError: as `open_hdf5`; a link, external storage, a virtual data set, more bytes than such a file has.
     """
 
     def check(group: h5py.Group, depth: int) -> None:
+        dict(group.attrs)
         if depth > _DEEPEST:
             raise _error(group, "", "groups nested too deep", f"{depth} groups", f"at most {_DEEPEST}")
         for name in names_in(group):
@@ -70,7 +134,10 @@ def check_own_contents(path: Path) -> None:
             if isinstance(node, h5py.Group):
                 check(node, depth + 1)
             elif node is not None and node.shape is not None:
-                _array(group, name, "an array")
+                array = _array(group, name, "an array")
+                dict(array.attrs)
+                if array.dtype.hasobject:
+                    array[()]
 
     with open_hdf5(path, "an HDF5 file") as file:
         check(file, 0)
@@ -142,7 +209,7 @@ def read_numbers(group: h5py.Group, name: str, *, ndim: int) -> NDArray[np.float
         found, expected = f"shape {list(field.shape)}", "[N, width]" if ndim == 2 else "[N] or [N, 1]"
         raise _error(group, name, "wrong number of dimensions", found, expected)
     values = np.asarray(field[()], np.float32) if field.dtype.kind == "b" else field.astype(np.float32)[()]
-    check_finite(values, field_name(group, name), str(group.file.filename))
+    check_finite(values, field_name(group, name), str(_source(group).path))
     return values.reshape(-1) if column else values
 
 
@@ -177,13 +244,12 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
     if field.is_virtual or field.external:
         found = "a virtual data set" if field.is_virtual else f"storage in {field.external[0][0]}"
         raise _error(group, name, "an array is not in the file itself", found, "its contents in the file itself")
-    key, count = str(group.file.filename), (field.size or 0) * field.dtype.itemsize
-    if key in _room:
-        _room[key] -= count
-        if _room[key] < 0:
-            found = f"{list(field.shape)} of {field.dtype}: {count:,} bytes"
-            limit = f"with the arrays before it at most {FREE:,} bytes and {EXPANSION} times the file's size"
-            raise _error(group, name, "more numbers than such a file can hold", found, limit)
+    source, count = _source(group), (field.size or 0) * field.dtype.itemsize
+    source.room -= count
+    if source.room < 0:
+        found = f"{list(field.shape)} of {field.dtype}: {count:,} bytes"
+        limit = f"with the arrays before it at most {FREE:,} bytes and {EXPANSION} times the file's size"
+        raise _error(group, name, "more numbers than such a file can hold", found, limit)
     # HDF5 gives zeros for an array whose contents were never written, as where a recorder was killed.
     if field.size and not field.id.get_storage_size():
         raise _error(group, name, "an array that was never written", f"no bytes for {list(field.shape)}", expected)
@@ -191,7 +257,7 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
 
 
 def _error(group: h5py.Group, name: str, problem: str, found: Any, expected: str) -> InputError:
-    path, field = str(group.file.filename), field_name(group, name)
+    path, field = str(_source(group).path), field_name(group, name)
     return InputError(problem, path=path, field=field, found=found, expected=expected)
 
 

@@ -39,6 +39,7 @@ from llmdpd.utils.files import parse_json, read_json, read_text
 _INFO = "meta/info.json"
 _STATE = ("observation.state", "observation.environment_state")
 _NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
+_WIDEST = 65_536  # as are the states of policies
 _REWARD, _DONE, _SUCCESS = "next.reward", "next.done", "next.success"
 _log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def _width(info: _Info, name: str) -> int:
         hint = f"nearest names: {nearest_names(name, info.features)}"
         raise InputError("no such column", path=path, field=field, found=_fields(info), expected=name, hint=hint)
     shape, kind = feature["shape"], str(feature.get("dtype"))
-    if len(shape) != 1 or not isinstance(shape[0], int) or not _NUMBERS.fullmatch(kind):
+    if len(shape) != 1 or type(shape[0]) is not int or not 1 <= shape[0] <= _WIDEST or not _NUMBERS.fullmatch(kind):
         problem, found = "this column can't be read", f"{kind} {shape}"
         raise InputError(problem, path=path, field=field, found=found, expected="numbers in one dimension a step")
     return shape[0]

@@ -180,14 +180,14 @@ def minari_task(folder: Path) -> str:
     Of the two the one that a task suite knows: one environment's id may stand for all of a benchmark.
     """
     metadata = read_json(folder / METADATA_FILE_NAME, finite=False)
+    field, absent = ("task", "") if _OURS in metadata else ("dataset_id", folder.parent.name)
+    own = metadata.get(field, absent)
+    if not isinstance(own, str) or not own:
+        path, expected = folder / METADATA_FILE_NAME, "a name"
+        raise InputError("damaged metadata", path=path, field=field, found=repr(own)[:80], expected=expected)
     if _OURS in metadata:
-        task = metadata.get("task")
-        if not isinstance(task, str) or not task:
-            path, expected = folder / METADATA_FILE_NAME, "the task's name"
-            raise InputError("damaged metadata", path=path, field="task", found=repr(task)[:80], expected=expected)
-        return task
-    names = [minari_environment(folder), str(metadata.get("dataset_id", folder.parent.name))]
-    names = [name for name in names if name]
+        return own
+    names = [name for name in (minari_environment(folder), own) if name]
     return next((name for name in names if find_suite(name) is not None), names[0])
 
 

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from llmdpd.data.assemble import join_episodes
-from llmdpd.data.content import check_expansion, kind_of
+from llmdpd.data.content import array_of, check_expansion, kind_of
 from llmdpd.data.flat import LAYOUT, Steps, load_flat, name_from_path, read_steps, widths_of
 from llmdpd.data.safe_pickle import load_arrays
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, describe
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
+from llmdpd.utils.files import check_regular
 
 _NUMBERS = ("observations", "actions", "rewards", "next_observations")
 _WHAT = f"a list or object array of dicts with {LAYOUT}, or such arrays themselves"
@@ -60,10 +61,9 @@ def load_mtdiff(path: str | Path, reading: Reading = DEFAULT_READING) -> Traject
 
 def _records(path: Path) -> dict[str, Any] | list[dict[str, Any]]:
     """The one dict of a file, or its list of dicts."""
+    check_regular(path)
     try:
         value = _read(path)
-    except FileNotFoundError:
-        raise InputError("file not found", path=path) from None
     except OSError as error:
         raise InputError("the file cannot be read", path=path, found=str(error)) from None
     if isinstance(value, dict):
@@ -105,7 +105,10 @@ def _read_npy(file: io.BytesIO | mmap.mmap, path: Path, field: str | None) -> An
     if min(shape, default=0) < 0 or not dtype.itemsize or len(data) != dtype.itemsize * math.prod(shape):
         found, expected = f"{len(data)} bytes", f"{dtype} {shape}"
         raise InputError("the file is cut off", path=path, field=field, found=found, expected=expected)
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    try:
+        return array_of(data, dtype, shape, fortran)
+    except ValueError as error:
+        raise InputError("not a NumPy file", path=path, field=field, found=str(error), expected=_WHAT) from None
 
 
 def _read_npz(path: Path) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmdpd.data.content import EXPANSION, FREE
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
+from llmdpd.utils.files import check_regular
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
@@ -25,10 +26,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     except ImportError as error:
         problem, hint = "parquet files are read with the package pyarrow", "pip install 'llmdpd[lerobot]'"
         raise InputError(problem, path=path, found=str(error), hint=hint) from None
-    if not path.exists():
-        raise InputError("file not found", path=path, expected="a parquet file")
-    if not path.is_file():  # opening a FIFO waits for a writer, which may never come
-        raise InputError("not a regular file", path=path, expected="a parquet file")
+    check_regular(path, "a parquet file")
     try:
         # Not `read_table`, which takes names of folders such as "date=1" for columns.
         with parquet.ParquetFile(path) as file:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from llmdpd.data.content import array_of
 from llmdpd.errors import InputError
 
 _DTYPE = re.compile(r"(?:[fiuc][0-9]{1,2}|b1|\?|[SU][0-9]{0,6}|O8?)")
@@ -124,8 +125,7 @@ def _array_value(data: object, dtype: object, shape: object, fortran: bool) -> N
         raise _RefusedError(f"an array of {math.prod(shape)} empty texts")
     if len(raw) != real.itemsize * math.prod(shape):
         raise _RefusedError(f"an array of shape {shape} and type {real} from {len(raw)} bytes")
-    flat = np.frombuffer(raw, real) if real.itemsize else np.zeros(math.prod(shape), real)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    return array_of(raw, real, shape, fortran)
 
 
 def _reconstruct(kind: object, shape: object, code: object) -> _Array:

@@ -185,6 +185,12 @@ class TrajectoryDataset:
             raise self._error("wrong step of success", "success_steps", found, expected)
 
     def _check_tasks(self) -> None:
+        for field in ("tasks", "texts", "environments", "behaviours"):
+            for text in set(getattr(self, field)):
+                try:
+                    text.encode()
+                except UnicodeError:
+                    raise self._error("text that is no Unicode", field, repr(text)[:80], "Unicode") from None
         if self.environments and len(self.environments) != len(self.tasks):
             found = f"{len(self.environments)} environments"
             raise self._error("one environment a task", "environments", found, f"{len(self.tasks)} or none")

@@ -21,14 +21,14 @@ from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.policy_network import PolicyNetwork, States
 from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens, Trim
-from llmdpd.utils.bounds import Count
+from llmdpd.utils.bounds import Steps
 
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
     """How a demonstration is cut that is read step by step."""
 
-    steps: Count = 5
+    steps: Steps = 5
     """Steps of the demonstration that are read."""
     sampling: StepSampling = "last"
     """Which steps of a longer one: `even` over the episode, `window` (steps in a row, anywhere in training), `last`."""

@@ -95,7 +95,7 @@ def _read(path: Path, upgrades: Upgrades) -> tuple[dict[str, Any], dict[str, dic
         )
     description = read_json(file)
     found = description.get("format") if isinstance(description, dict) else None
-    if found not in _PARTS:
+    if type(found) is not int or found not in _PARTS:
         raise InputError(
             "a policy of another format version",
             path=file,
@@ -125,6 +125,10 @@ def _read(path: Path, upgrades: Upgrades) -> tuple[dict[str, Any], dict[str, dic
                 "a file of the policy was altered", path=part, field="SHA-256", found=found, expected=expected
             )
         tensors[part.stem] = read_tensors(part)
+    if ("critic" in tensors) != (description["critic"] is not None):
+        found, expected = ("a file", "no file") if "critic" in tensors else ("no file", "critic.safetensors")
+        problem = "the description and the files disagree"
+        raise InputError(problem, path=file, field="critic", found=found, expected=expected)
     return description, tensors
 
 
@@ -152,7 +156,8 @@ def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds],
     own = {name: found for name, found in sizes.items() if name not in _CHECKED_LATER}
     for name in sorted(bounds.keys() | own.keys()):
         found, field = own.get(name, "no such field"), f"{part}.{name}"
-        if name not in bounds or not isinstance(found, int):
+        # Torch takes no bool for a size; what is either of the two may be written as such.
+        if name not in bounds or not isinstance(found, int) or (isinstance(found, bool) and bounds[name].high > 1):
             expected = "an integer" if name in bounds else f"one of {', '.join(bounds)}"
             raise InputError("a field of the policy is wrong", path=file, field=field, found=found, expected=expected)
         bounds[name].check(found, field, file)

@@ -54,6 +54,8 @@ def save_task_picture(path: Path, episodes: Mapping[str, Episode], layout: Layou
 
 def is_task_picture(path: Path) -> bool:
     """Whether a file is a picture that `save_task_picture` wrote."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return f"Software\0{_MADE_BY}".encode() in file.read(_HEAD)
 

@@ -22,7 +22,14 @@ from llmdpd.errors import InputError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.file import TaskFile, read_task_file
 from llmdpd.utils.checkpoint import latest_checkpoint
-from llmdpd.utils.files import atomic_write_json, atomic_write_text, process_lock, read_json, recover_directory
+from llmdpd.utils.files import (
+    atomic_write_json,
+    atomic_write_text,
+    process_lock,
+    read_json,
+    read_text,
+    recover_directory,
+)
 from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import Stopwatch, console
 
@@ -159,7 +166,7 @@ class RunFolder:
             hint = f"put {file} there, as it was when the run was begun"
             raise InputError("the run's copy of its task file is gone", path=self.tasks, hint=hint)
         texts = read_json(self.task_texts) if self.task_texts.is_file() else None
-        own = use_task_file(file, self.tasks.read_text("utf-8"), texts, given_data(config.data)).file
+        own = use_task_file(file, read_text(self.tasks), texts, given_data(config.data)).file
         what = self._change(file, own, refuse=unchanged)
         if what is not None:
             other = "" if unchanged else "; --tasks-file names another"

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import zlib
@@ -131,8 +132,8 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
-    atomic_write_bytes(path, text.encode())
+    """Write `text` as UTF-8 to `path`, whole or not at all; what JSON may hold and Unicode lacks as `\\ud800`."""
+    atomic_write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:
@@ -274,7 +275,8 @@ def parse_json(text: str | bytes, path: str | Path, field: str | None = None, *,
 
     Args:
         path, field: where the text is from, for messages.
-        finite: whether NaN and Infinity are refused, which are no JSON, though Python and others write them.
+        finite: whether NaN and Infinity are refused, which are no JSON, though Python and others write them, and whole
+            numbers beyond what a float holds.
 
     Raises:
         InputError: no JSON, nested too deep, a number of more digits than Python reads.
@@ -287,8 +289,14 @@ def parse_json(text: str | bytes, path: str | Path, field: str | None = None, *,
             raise InputError("not a finite number", path=path, field=field, found=found, expected="a finite number")
         return value
 
+    def whole_number(word: str) -> int:
+        number(word)
+        return int(word)
+
     try:
-        return json.loads(text, parse_constant=number, parse_float=number) if finite else json.loads(text)
+        if not finite:
+            return json.loads(text)
+        return json.loads(text, parse_constant=number, parse_float=number, parse_int=whole_number)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -312,10 +320,22 @@ def each_record(path: Path, on_damaged: Callable[[str], None]) -> Iterator[dict[
             on_damaged(line)
 
 
+def check_regular(path: Path, expected: str | None = None) -> None:
+    """Raise `InputError` unless there is a regular file: opening a FIFO waits for a writer, which may never come."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError("file not found", path=path, expected=expected) from None
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL; a folder that may not be read
+        found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError("the file cannot be read", path=path, found=found, expected=expected) from None
+    if not stat.S_ISREG(mode):
+        raise InputError("not a regular file", path=path, expected=expected)
+
+
 def read_text(path: Path, errors: Literal["strict", "replace"] = "strict") -> str:
     """Read a file as UTF-8; one that is missing, no regular file or no text raises `InputError` naming it."""
-    if path.exists() and not path.is_file():  # opening a FIFO waits for a writer, which may never come
-        raise InputError("not a regular file", path=path)
+    check_regular(path)
     try:
         size = path.stat().st_size
         if size > _LONGEST_TEXT:

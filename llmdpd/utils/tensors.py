@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llmdpd.errors import InputError
+from llmdpd.utils.files import check_regular
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -32,9 +33,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, no regular file, broken, or NaN or Inf in a tensor.
     """
-    if not path.is_file():
-        found = "something else" if path.exists() else "no such file"
-        raise InputError("a file is missing", path=path, found=found, expected="a safetensors file")
+    check_regular(path, "a safetensors file")
     try:
         tensors = safetensors.torch.load_file(path)
     except Exception as error:  # safetensors raises its own, OSError, and torch's of names and sizes that are forged

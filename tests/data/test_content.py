@@ -36,6 +36,26 @@ def test_what_is_known(tmp_path: Path) -> None:
     assert kind_of(path) == "npz"
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["npy", "npz", "pickle"])
+def test_text_that_is_no_unicode_is_refused(tmp_path: Path, kind: str, order: str) -> None:
+    """NumPy makes texts of it on which `str` methods end in a SystemError."""
+    task = np.array(["push-v3"], f"{order}U7")
+    task.view(f"{order}u4")[2] = 0x110000
+    record = {"observations": np.zeros((3, 39)), "actions": np.zeros((3, 4)), "rewards": np.zeros(3), "task": task}
+    path = tmp_path / f"a.{kind}"
+    with path.open("wb") as file:
+        if kind == "npy":
+            np.save(file, np.array([record]))
+        elif kind == "npz":
+            np.savez(file, **record)
+        else:
+            pickle.dump([record], file)
+    with pytest.raises(InputError, match="no Unicode") as error:
+        load_dataset(path)
+    assert error.value.path == str(path)
+
+
 def a_zip(*names: str) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,49 @@ def test_a_small_file_that_declares_much_is_refused(tmp_path: Path) -> None:
             read()
         with pytest.raises(InputError, match="more numbers than such a file can hold"):
             check_own_contents(path)
+
+
+def with_texts(path: Path) -> bytes:
+    """A file whose attributes and texts are in one global heap; its bytes."""
+    with h5py.File(path, "w") as file:
+        file["in/numbers"], file["texts"] = np.ones(3), ["push", "pull"]
+        file["in"].attrs["text"], file["in/numbers"].attrs["text"] = "one", "two"
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("at", ["in", "in/numbers", "texts"])
+def test_objects_of_a_heap_without_end_are_not_followed(tmp_path: Path, number: int, at: str) -> None:
+    """HDF5 walks along them, and never arrives where one has no size: free space, or a size that overflows."""
+    path = tmp_path / "a.hdf5"
+    whole = bytearray(with_texts(path))
+    first = whole.index(b"GCOL") + 16
+    length = 0 if number == 0 else 2**64 - 16
+    whole[first : first + 16] = number.to_bytes(8, "little") + length.to_bytes(8, "little")
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="no end"), open_hdf5(path, "texts") as file:
+        assert read_names(file, "texts") if at == "texts" else text_attribute(file[at], "text")
+    with pytest.raises(InputError, match="no end"):
+        check_own_contents(path)
+
+
+def test_bytes_that_a_file_does_not_have_are_not_made_room_for(tmp_path: Path) -> None:
+    """The first version of the format names a block of the driver's, whose size HDF5 holds against nothing."""
+    path = tmp_path / "a.hdf5"
+    whole = bytearray(with_texts(path))
+    whole[48:56] = len(whole).to_bytes(8, "little")
+    path.write_bytes(whole + b"\0\0\0\0" + (2**32 - 2**24).to_bytes(4, "little") + b"NCSAmult")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="to be read at once"):
+        check_own_contents(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KB
+
+
+def test_a_file_that_is_being_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    with_texts(path)
+    with h5py.File(path, "r+"), pytest.raises(InputError, match="BlockingIOError"), open_hdf5(path, "texts"):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual"])

@@ -210,6 +210,11 @@ def change_info(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
         (lambda info: info["features"]["action"].pop("shape"), "features.action", "damaged"),
         (lambda info: info["features"]["action"].update(shape=[8]), "action", "wrong width"),
         (lambda info: info["features"]["action"].update(dtype="string"), "features.action", "can't be read"),
+        *[
+            (lambda info, width=width: info["features"]["action"].update(shape=[width]), "features.action", "can't be")
+            for width in (True, -1, 0, 2**64, 10**30, 1.0)
+        ],
+        (lambda info: info.update(data_path="a" * 300), None, "cannot be read"),
         (lambda info: info.update(total_episodes=4), "total_episodes", "disagree"),
         (lambda info: info.update(total_frames=99), "total_frames", "disagree"),
         (lambda info: info.update(total_frames="9"), "total_frames", "damaged"),

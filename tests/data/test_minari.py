@@ -285,6 +285,30 @@ def edit(folder: Path, **changes: Any) -> None:
     (folder / "metadata.json").write_text(json.dumps(metadata | changes))
 
 
+@pytest.mark.parametrize(("ours", "field"), [(True, "task"), (False, "dataset_id")])
+@pytest.mark.parametrize("name", ["", None, [], 3])
+def test_a_name_that_is_none(root: Path, make_dataset: MakeDataset, ours: bool, field: str, name: Any) -> None:
+    (folder,) = save_minari(make_dataset((("a", 2),)), root)
+    if not ours:
+        path = folder / "data" / "metadata.json"
+        metadata = json.loads(path.read_text())
+        del metadata["llmdpd_format"]
+        path.write_text(json.dumps(metadata))
+    edit(folder / "data", **{field: name})
+    with pytest.raises(InputError, match="damaged metadata") as error:
+        load_dataset(folder)
+    assert error.value.field == field
+
+
+def test_a_name_that_is_no_unicode(root: Path, make_dataset: MakeDataset) -> None:
+    (folder,) = save_minari(make_dataset((("a", 2),)), root)
+    for field, name in (("text_prompt", "texts"), ("task", "tasks")):
+        edit(folder / "data", **{field: "\ud800"})
+        with pytest.raises(InputError, match="no Unicode") as error:
+            load_dataset(folder)
+        assert error.value.field == name
+
+
 def test_no_environment_is_made_to_learn_a_space(
     root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -117,20 +118,24 @@ def change_value(value: Any, rng: Random) -> Any:
     """A nested value with one place exchanged, left out, doubled, renamed or wrapped."""
     places = list(_places(value))
     if not places:
-        return _VALUES[rng.integers(len(_VALUES))]
+        return _value(rng)
     holder, key = places[rng.integers(len(places))]
     action = int(rng.integers(6))
     if action == 0:
         del holder[key]
     elif action == 1 and isinstance(holder, dict):
-        holder[str(_VALUES[rng.integers(len(_VALUES))])] = holder.pop(key)
+        holder[str(_value(rng))] = holder.pop(key)
     elif action == 2 and isinstance(holder, list):
         holder.append(holder[key])
     elif action == 3:
         holder[key] = [holder[key]] if rng.random() < 0.5 else {"x": holder[key]}
     else:
-        holder[key] = _VALUES[rng.integers(len(_VALUES))]
+        holder[key] = _value(rng)
     return value
+
+
+def _value(rng: Random) -> Any:
+    return copy.deepcopy(_VALUES[rng.integers(len(_VALUES))])  # what it is put into is changed further
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

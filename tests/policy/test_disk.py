@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from llmdpd.nn.critic import DoubleQ
 from llmdpd.policy.policy import Policy
 
 S, A = 7, 3
+RECORDED = Path(__file__).parent / "recorded"
+POLICIES = ("llmdpd", "chunk", "dt", "mtdiff")
 KNOWN = "Task: push the puck."
 MakePolicy = Callable[..., Policy]
 
@@ -178,6 +180,56 @@ def test_it_can_be_loaded_while_it_is_saved(make_policy: MakePolicy, tmp_path: P
         while not saving.done():
             Policy.load(tmp_path / "p")
         saving.result()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_value_of_the_description_ends_in_another_error(name: str, tmp_path: Path) -> None:
+    """Each value, one after the other, is exchanged for one that JSON may hold: a policy, or an `InputError`."""
+    folder = tmp_path / "p"
+    Policy.load(RECORDED / name).save(folder)
+    file = folder / "policy.json"
+    whole = file.read_text()
+    refused = 0
+    for place in places(json.loads(whole)):
+        for value in (None, True, [], {}, "", "\ud800", -1, 10**30, 10**400, 1e308):
+            description = json.loads(whole)
+            *outer, last = place
+            holder = description
+            for key in outer:
+                holder = holder[key]
+            holder[last] = value
+            file.write_text(json.dumps(description))
+            try:
+                Policy.load(folder)
+            except InputError:
+                refused += 1
+            except Exception as error:
+                raise AssertionError(f"{place} = {value!r:.20}: {error!r:.200}") from error
+    assert refused > 100
+
+
+def places(value: Any, outer: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in entries:
+        yield (*outer, key)
+        yield from places(part, (*outer, key))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_critics_that_the_description_and_the_files_disagree_on(
+    make_policy: MakePolicy, tmp_path: Path, there: bool
+) -> None:
+    file = tmp_path / "p" / "policy.json"
+    make_policy().save(tmp_path / "p")
+    description = json.loads(file.read_text())
+    if there:
+        description["critic"] = None
+    else:
+        del description["sha256"]["critic.safetensors"]
+    file.write_text(json.dumps(description))
+    with pytest.raises(InputError, match="disagree") as error:
+        Policy.load(tmp_path / "p")
+    assert (error.value.path, error.value.field) == (str(file), "critic")
 
 
 def test_declared_sizes_take_no_memory(make_policy: MakePolicy, tmp_path: Path) -> None:

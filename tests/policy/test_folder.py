@@ -113,7 +113,7 @@ def test_altered_file(folder: Path, position: int | None) -> None:
 # Formats
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", ...])
+@pytest.mark.parametrize("version", [0, 4, "1", True, 2.0, [], {}, None, ...])
 def test_another_version(folder: Path, version: Any) -> None:
     change(folder, format=version)
     with pytest.raises(InputError, match="another format version") as error:

@@ -150,7 +150,7 @@ def test_a_damaged_file_is_named(toy: Toy, tmp_path: Path, name: str, damage: st
     with pytest.raises(InputError) as error:
         load_checkpoint(path, Toy())
     assert error.value.path == str(file)
-    assert ("missing" if damage == "missing" else "broken") in error.value.problem
+    assert ("not found" if damage == "missing" else "broken") in error.value.problem
 
 
 def test_another_network_does_not_fit(toy: Toy, tmp_path: Path) -> None:

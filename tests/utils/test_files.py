@@ -439,7 +439,9 @@ def test_what_is_no_regular_file_is_written_not_replaced(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "target"]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": NaN}', "[-Infinity]", "[1e999]", "[1", "\x00", ""])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "1" * 5000, '{"a": NaN}', "[-Infinity]", "[1e999]", "1" + "0" * 400, "[1", "\x00", ""]
+)
 def test_what_is_no_json_is_one_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError) as error:
@@ -464,3 +466,8 @@ def test_damaged_lines_cost_themselves_only(tmp_path: Path) -> None:
     damaged: list[str] = []
     assert [record["iteration"] for record in each_record(path, damaged.append)] == [1, 2]
     assert len(damaged) == 6
+
+
+def test_text_that_is_no_unicode_is_written_as_json_has_it(tmp_path: Path) -> None:
+    atomic_write_text(tmp_path / "a", "ä\ud800")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "ä\\ud800"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from llmdpd.errors import InputError, located
+from llmdpd.utils.files import check_regular
 
 _MAX_FILE_BYTES = 1_000_000
 
@@ -80,6 +81,7 @@ class TextPrompt:
     def from_file(cls, path: str | Path) -> TextPrompt:
         """Read a UTF-8 text file: fields as `render` writes them, or free text. Raises `InputError` naming the file."""
         path = Path(path)
+        check_regular(path, "a text prompt")
         try:
             data = path.read_bytes() if path.stat().st_size <= _MAX_FILE_BYTES else None
         except OSError as error:

@@ -32,6 +32,7 @@ from typing import Any, Literal
 from llmdpd.errors import InputError, located, nearest_names
 from llmdpd.tasks.layout import Layout
 from llmdpd.tasks.user.layout import finite, read_layout, shown
+from llmdpd.utils.files import check_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -203,6 +204,7 @@ def _below(folder: Path, path: str | Path) -> Path:
 
 
 def _read(path: Path, what: str) -> str:
+    check_regular(path, f"a {what}")
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise InputError(f"too large for a {what}", path=path, expected=f"at most {_MAX_FILE_BYTES} bytes")

@@ -57,7 +57,7 @@ def test_from_file(tmp_path: Path) -> None:
         (b"Task: a\x00b", "not a text file"),
         (b"Task: a\nTask: b", "given twice"),
         (b"x" * 1_000_001, "too large"),
-        (None, "cannot read"),
+        (None, "not found"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: bytes | None, problem: str) -> None:

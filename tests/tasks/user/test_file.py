@@ -108,7 +108,7 @@ WRONG = [
     (ONE + "data = ['a', 'a']", "tasks.push.data", "named twice"),
     (ONE + "text = ' '", "tasks.push.text", "a text is expected"),
     (ONE + "text = 'a'\ntext_file = 'b'", "tasks.push.text_file", "one of them"),
-    (ONE + "text_file = 'absent.txt'", "tasks.push.text_file", "cannot be read"),
+    (ONE + "text_file = 'absent.txt'", "tasks.push.text_file", "not found"),
     (ONE + "env_kwargs = 3", "tasks.push.env_kwargs", "a table is expected"),
     ("[tasks.push]\ndata = 'a'\nenv_kwargs = { a = 1 }", "tasks.push.env_kwargs", "no env"),
     ("[tasks]\npush = 3", "tasks.push", "a table is expected"),
@@ -127,7 +127,7 @@ WRONG = [
     (ONE + "data = '~nosuchuser/x'", "tasks.push.data", "cannot be a path"),
     (ONE + "text_file = '~nosuchuser/x'", "tasks.push.text_file", "cannot be a path"),
     (ONE + f"data = '{'x' * 5000}'", "tasks.push.data", "too long"),
-    (ONE + "text_file = '.'", "tasks.push.text_file", "the text file cannot be read"),
+    (ONE + "text_file = '.'", "tasks.push.text_file", "not a regular file"),
     (ONE + f"[suite.layout]\npoints = {{ a = [0, 1] }}\nunit = {HUGE}", "suite.layout.unit", "not a number"),
     (ONE + f"[suite.layout]\npoints = {{ a = [0, 1] }}\npivot = [0, {HUGE}]", "suite.layout.pivot", "not a number"),
     (ONE + "[tasks.b]\nenv = 'A-v0'\nsuccess = 'done'", "tasks.push.success", "none there, one in tasks.b"),
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, content: str, field: str | None,
 
 
 def test_a_file_that_is_not_there_or_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not found"):
         read_task_file(tmp_path / "tasks.toml", is_named)
     (tmp_path / "tasks.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="UTF-8"):
