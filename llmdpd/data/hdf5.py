@@ -119,14 +119,14 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
 def check_own_contents(path: Path) -> None:
     """Hold that all of a file is in the file itself and of a size that it can hold, for others to open it.
 
-    Attributes and texts of any length are read, so that whoever reads them later finds them in order.
+    Texts of any length are read, those of attributes too, so that whoever reads them later finds them in order.
 
     Raises:
         InputError: as `open_hdf5`; a link, external storage, a virtual data set, more bytes than such a file has.
     """
 
     def check(group: h5py.Group, depth: int) -> None:
-        dict(group.attrs)
+        _read_attributes(group)
         if depth > _DEEPEST:
             raise _error(group, "", "groups nested too deep", f"{depth} groups", f"at most {_DEEPEST}")
         for name in names_in(group):
@@ -135,12 +135,19 @@ def check_own_contents(path: Path) -> None:
                 check(node, depth + 1)
             elif node is not None and node.shape is not None:
                 array = _array(group, name, "an array")
-                dict(array.attrs)
+                _read_attributes(array)
                 if array.dtype.hasobject:
                     array[()]
 
     with open_hdf5(path, "an HDF5 file") as file:
         check(file, 0)
+
+
+def _read_attributes(node: Node) -> None:
+    for number in range(h5py.h5a.get_num_attrs(node.id)):
+        attribute = h5py.h5a.open(node.id, index=number)
+        if attribute.dtype.hasobject:
+            node.attrs[attribute.name]
 
 
 def hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:

@@ -49,3 +49,19 @@ found = judge.run_cases("x", judge.Target(lambda folder: memory, ()), [7, 8])
 assert found.counts == {"memory": 2}, found
 """
     subprocess.run([sys.executable, "-c", code, str(FUZZ)], check=True, timeout=300)
+
+
+def test_damage_of_one_case_is_not_in_the_next() -> None:
+    code = """
+import copy, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import mutations
+kept, rng = copy.deepcopy(mutations._VALUES), np.random.default_rng()
+for _ in range(2000):
+    value = {"a": [1, {"b": 2}]}
+    for _ in range(6):
+        value = mutations.change_value(value, rng)
+assert repr(mutations._VALUES) == repr(kept)
+"""
+    subprocess.run([sys.executable, "-c", code, str(FUZZ)], check=True, timeout=300)
