@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from llmdpd.errors import InputError
 from llmdpd.utils.files import check_regular
 
 _DEEPEST = 32
+_BYTES_A_CHUNK = 256
 _HEAP = b"GCOL\x01"  # a global heap, in which texts of any length are
 
 Node: TypeAlias = "h5py.Group | h5py.Dataset"
@@ -252,9 +254,12 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
         found = "a virtual data set" if field.is_virtual else f"storage in {field.external[0][0]}"
         raise _error(group, name, "an array is not in the file itself", found, "its contents in the file itself")
     source, count = _source(group), (field.size or 0) * field.dtype.itemsize
-    source.room -= count
-    if source.room < 0:
-        found = f"{list(field.shape)} of {field.dtype}: {count:,} bytes"
+    # HDF5 makes room for a whole chunk, of however few of its numbers there are, and keeps a list of all.
+    chunks = [-(-size // part) for size, part in zip(field.shape or (), field.chunks or (), strict=False)]
+    chunk = math.prod(field.chunks or (0,)) * field.dtype.itemsize
+    source.room -= count + (_BYTES_A_CHUNK * math.prod(chunks) if chunks else 0)
+    if source.room < 0 or chunk > FREE + EXPANSION * source.size:
+        found = f"{list(field.shape)} of {field.dtype}: {count:,} bytes, in chunks of {chunk:,}"
         limit = f"with the arrays before it at most {FREE:,} bytes and {EXPANSION} times the file's size"
         raise _error(group, name, "more numbers than such a file can hold", found, limit)
     # HDF5 gives zeros for an array whose contents were never written, as where a recorder was killed.

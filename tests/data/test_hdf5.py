@@ -226,6 +226,19 @@ def test_bytes_that_a_file_does_not_have_are_not_made_room_for(tmp_path: Path) -
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KB
 
 
+@pytest.mark.parametrize(("size", "chunk"), [(3, 10**9), (60_000_000, 4)])
+def test_chunks_that_a_file_cannot_hold_are_not_made_room_for(tmp_path: Path, size: int, chunk: int) -> None:
+    """HDF5 makes room for a whole chunk, also of a small array, and for a list of all of them."""
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (size,), np.bool_, chunks=(chunk,), maxshape=(None,), compression="gzip")
+        if chunk == 4:
+            file["x"][:3] = True
+    for read in (lambda file: read_numbers(file, "x", ndim=1), lambda _: check_own_contents(path)):
+        with pytest.raises(InputError, match="than such a file can hold"), open_hdf5(path, "numbers") as file:
+            read(file)
+
+
 def test_a_file_that_is_being_written_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.hdf5"
     with_texts(path)
