@@ -114,7 +114,8 @@ std::shared_ptr<Context> make_context(int state_dim, int action_dim, int lookahe
       if (find(weights, "likeness")) packed.likeness = required(weights, "likeness", {heads, compared});
     }
   }
-  return std::make_shared<Context>(sizes, std::move(features), packed, llmdpd::active_kernels(false));
+  return std::make_shared<Context>(sizes, std::move(features), packed, llmdpd::active_kernels(false),
+                                   llmdpd::active_layers());
 }
 
 std::shared_ptr<Prompts> make_prompts(std::shared_ptr<Context> context, const Floats& pooled, const Arrays& memory) {

@@ -81,5 +81,7 @@ PYBIND11_MODULE(_native, module) {
              "Standard normals [draws, rows, action_dim].");
   bind_sampler(module);
   bind_context(module);
+  bind_layers(module);
+  bind_optimizer(module);
   bind_training(module);
 }

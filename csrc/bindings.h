@@ -40,5 +40,7 @@ const Held& held(const std::shared_ptr<Held>& holder) {
 }
 
 void bind_context(py::module_& module);
+void bind_layers(py::module_& module);
+void bind_optimizer(py::module_& module);
 void bind_sampler(py::module_& module);
 void bind_training(py::module_& module);

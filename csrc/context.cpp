@@ -58,8 +58,8 @@ const float* transpose_padded(const float* from, int steps, int count, int steps
 }  // namespace
 
 Context::Context(const ContextSizes& sizes, ContextFeatures features, const ContextWeights& weights,
-                 const TileKernels& tile_kernels)
-    : kernels(tile_kernels), features_(std::move(features)), attention_(weights.attention.size()) {
+                 const TileKernels& tile_kernels, const LayerKernels& layer_kernels)
+    : kernels(tile_kernels), layers(layer_kernels), features_(std::move(features)), attention_(weights.attention.size()) {
   net_.state_dim = sizes.state_dim;
   net_.points = {features_.point_columns.data(), features_.point_ends.data(),
                  static_cast<int>(features_.point_ends.size())};
@@ -171,12 +171,12 @@ void run_context(const Prompts& prompts, const ActingBatch& batch, int threads, 
     }
   }
   const ContextBatch rows{batch.observations, waves, moments, prompts.prompts(), batch.prompt_of, condition};
-  const std::size_t scratch_floats = kernels.context_scratch_floats(net, prompts.steps_padded());
+  const std::size_t scratch_floats = context.layers.context_scratch(net, prompts.steps_padded());
   const RowSplit parts(batch.states, kernels.max_rows, threads);
   parallel_for(parts.count(), threads, [&](int i) {
     thread_local Arena scratch;
     const Part part = parts[i];
-    kernels.context_rows(net, rows, part.first, part.rows, prompts.steps_padded(), scratch.reserve(scratch_floats));
+    context.layers.context_rows(net, rows, part.first, part.rows, prompts.steps_padded(), scratch.reserve(scratch_floats));
   });
 }
 

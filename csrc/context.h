@@ -7,10 +7,11 @@
 #include <vector>
 
 #include "actor.h"
+#include "layers.h"
 #include "memory.h"
 #include "packing.h"
 #include "sampler.h"
-#include "tile/context_kernels.h"
+#include "tile/layer_kernels.h"
 
 namespace llmdpd {
 
@@ -18,14 +19,7 @@ struct ContextSizes {
   int state_dim, width, heads, layers, action_dim, lookaheads;
 };
 
-// Weights as torch keeps them; null for parts that are switched off.
-struct Linear {
-  Matrix weight;
-  const float* bias;
-};
-struct Norm {
-  const float *weight, *bias;
-};
+// Null for parts that are switched off.
 struct ContextWeights {
   Linear query;  // of the features and the timestep embedding; its bias is the prompts' (ContextPrompt)
   struct Attention {
@@ -49,11 +43,12 @@ struct ContextFeatures {
 class Context {
  public:
   Context(const ContextSizes& sizes, ContextFeatures features, const ContextWeights& weights,
-          const TileKernels& kernels);
+          const TileKernels& kernels, const LayerKernels& layers);
 
   const ContextNet& net() const { return net_; }
   const ContextFeatures& features() const { return features_; }
   const TileKernels& kernels;
+  const LayerKernels& layers;
 
  private:
   ContextFeatures features_;

@@ -20,12 +20,23 @@ LLMDPD_DECLARE(avx512_bf16)
 LLMDPD_DECLARE(avx512bf16_bf16)
 #endif
 #undef LLMDPD_DECLARE
+#define LLMDPD_DECLARE_LAYERS(object) \
+  namespace object {                  \
+  extern const LayerKernels layer_kernels; \
+  }
+LLMDPD_DECLARE_LAYERS(plain_fp32)
+#ifdef LLMDPD_X86
+LLMDPD_DECLARE_LAYERS(avx2_fp32)
+LLMDPD_DECLARE_LAYERS(avx512_fp32)
+#endif
+#undef LLMDPD_DECLARE_LAYERS
 
 namespace {
 
 struct Isa {
   const char* name;
   const TileKernels *fp32, *bf16;
+  const LayerKernels* layers;
   bool (*runs)();
 };
 
@@ -38,12 +49,12 @@ bool has_avx512() {
 
 // Slowest first. The CPU features are those that CMakeLists.txt compiles each object for.
 const Isa kIsas[] = {
-    {"plain", &plain_fp32::kernels, &plain_bf16::kernels, [] { return true; }},
+    {"plain", &plain_fp32::kernels, &plain_bf16::kernels, &plain_fp32::layer_kernels, [] { return true; }},
 #ifdef LLMDPD_X86
-    {"avx2", &avx2_fp32::kernels, &avx2_bf16::kernels,
+    {"avx2", &avx2_fp32::kernels, &avx2_bf16::kernels, &avx2_fp32::layer_kernels,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {"avx512", &avx512_fp32::kernels, &avx512_bf16::kernels, has_avx512},
-    {"avx512_bf16", &avx512_fp32::kernels, &avx512bf16_bf16::kernels,
+    {"avx512", &avx512_fp32::kernels, &avx512_bf16::kernels, &avx512_fp32::layer_kernels, has_avx512},
+    {"avx512_bf16", &avx512_fp32::kernels, &avx512bf16_bf16::kernels, &avx512_fp32::layer_kernels,
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
 #endif
 };
@@ -86,6 +97,8 @@ std::vector<std::string> runnable_isas() {
 std::string active_isa() { return current().name; }
 
 const TileKernels& active_kernels(bool bf16) { return bf16 ? *current().bf16 : *current().fp32; }
+
+const LayerKernels& active_layers() { return *current().layers; }
 
 void set_isa(const std::string& name) {
   if (name.empty()) {

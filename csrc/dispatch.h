@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "tile/layer_kernels.h"
 #include "tile/tile_kernels.h"
 
 namespace llmdpd {
@@ -15,5 +16,6 @@ std::string active_isa();
 // The best one for an empty name. Throws std::invalid_argument for one that can't run here.
 void set_isa(const std::string& name);
 const TileKernels& active_kernels(bool bf16);
+const LayerKernels& active_layers();
 
 }  // namespace llmdpd

@@ -102,7 +102,7 @@ std::shared_ptr<llmdpd::Context> random_context(Random& random, Store& store, in
   weights.likeness = store.make(heads * (features.geometry.size() + (waves > 0 ? 1 : 0)));
   return std::make_shared<llmdpd::Context>(
       llmdpd::ContextSizes{state_dim, width, heads, layers, action_dim, between(random, 1, 3)}, std::move(features),
-      weights, llmdpd::active_kernels(false));
+      weights, llmdpd::active_kernels(false), llmdpd::active_layers());
 }
 
 std::shared_ptr<llmdpd::Prompts> random_prompts(Random& random, Store& store,

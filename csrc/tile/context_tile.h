@@ -2,7 +2,7 @@
 #pragma once
 
 #include "context_kernels.h"
-#include "trunk.h"
+#include "layer_math.h"
 
 namespace {
 
@@ -12,48 +12,9 @@ using llmdpd::ContextNet;
 using llmdpd::ContextPrompt;
 using llmdpd::Feature;
 using llmdpd::Features;
-using llmdpd::LayerNorm;
 using llmdpd::Points;
 
 constexpr float kFeatureBound = 10.0f;
-constexpr float kNearness = 6.0f;  // factor on how far the state is from the demonstration, before tanh
-constexpr float kNormEpsilon = 1e-5f;
-
-// tanh x = 1 - 2 / (e^2x + 1); within 1.2e-7 of it.
-inline __attribute__((always_inline)) Vec hyperbolic_tangent(Vec x) {
-  const Vec cap = broadcast(10.0f);  // 1 in float32 from there on
-  const Vec bounded = x > cap ? cap : x;
-  return broadcast(1.0f) - broadcast(2.0f) / (exp_bounded(bounded + bounded) + broadcast(1.0f));
-}
-
-// GELU(x) = x (1 + erf(x / sqrt 2)) / 2, erf by the rational approximation 7.1.26 of Abramowitz and Stegun's handbook,
-// within 1.5e-7.
-inline __attribute__((always_inline)) Vec gelu(Vec x) {
-  const Vec z = x * broadcast(0.70710678f), size = z < Vec{} ? -z : z;
-  const Vec t = broadcast(1.0f) / fma(broadcast(0.3275911f), size, broadcast(1.0f));
-  Vec poly = broadcast(1.061405429f);
-  poly = fma(poly, t, broadcast(-1.453152027f));
-  poly = fma(poly, t, broadcast(1.421413741f));
-  poly = fma(poly, t, broadcast(-0.284496736f));
-  poly = fma(poly, t, broadcast(0.254829592f));
-  const Vec tail = poly * t * exp_bounded(-(z * z));  // 1 - erf(|z|)
-  return broadcast(0.5f) * x * (x < Vec{} ? tail : broadcast(2.0f) - tail);
-}
-
-// The sum and the maximum of a vector's numbers, in one order.
-inline float sum_of(Vec v) {
-  float numbers[kWidth], sum = 0.0f;
-  store(numbers, v);
-  for (int i = 0; i < kWidth; ++i) sum += numbers[i];
-  return sum;
-}
-inline float largest_of(Vec v) {
-  float numbers[kWidth];
-  store(numbers, v);
-  float largest = numbers[0];
-  for (int i = 1; i < kWidth; ++i) largest = numbers[i] > largest ? numbers[i] : largest;
-  return largest;
-}
 
 // A tile's memory; rows of hidden numbers have a vector more than they need, into which a head's padding may run.
 struct ContextScratch {
@@ -86,16 +47,6 @@ struct ContextScratch {
     floats = next - base;
   }
 };
-
-inline void apply(const PackedLayer& layer, RowInput x, Init init, StoreFloat out, std::ptrdiff_t rows) {
-  for (; rows > 0; rows -= kMaxBlock) {
-    const int count = static_cast<int>(rows < kMaxBlock ? rows : kMaxBlock);
-    dense<Single, kMaxBlock>(packed_tiles_of(layer), x, init, out, count, layer.outputs_padded / kWidth);
-    x = x.from(count);
-    init = init.from(count);
-    out = out.from(count);
-  }
-}
 
 inline void find_present(const Points& points, const float* state, float* present) {
   std::int32_t column = 0;
@@ -135,63 +86,6 @@ void read_features(const Features& features, const float* state, const float* pr
   }
 }
 
-// The layer norm of rows of `width` numbers; those that pad them come out zero.
-void normalise(const LayerNorm& norm, int width, const float* rows_in, float* rows_out, std::ptrdiff_t stride,
-               int rows) {
-  const int whole = width / kWidth * kWidth;
-  for (int r = 0; r < rows; ++r) {
-    const float* in = rows_in + r * stride;
-    float* out = rows_out + r * stride;
-    Vec sums{};
-    for (int c = 0; c < whole; c += kWidth) sums = sums + load(in + c);
-    float sum = sum_of(sums);
-    for (int c = whole; c < width; ++c) sum += in[c];
-    const float mean = sum / static_cast<float>(width);
-    Vec squares{};
-    for (int c = 0; c < whole; c += kWidth) {
-      const Vec away = load(in + c) - broadcast(mean);
-      squares = fma(away, away, squares);
-    }
-    float square = sum_of(squares);
-    for (int c = whole; c < width; ++c) square += (in[c] - mean) * (in[c] - mean);
-    const float scale = 1.0f / __builtin_sqrtf(square / static_cast<float>(width) + kNormEpsilon);
-    for (int c = 0; c < width; c += kWidth) {
-      store(out + c, fma((load(in + c) - broadcast(mean)) * broadcast(scale), load(norm.weight + c),
-                         load(norm.bias + c)));
-    }
-  }
-}
-
-void add_to_rows(const float* added, int width, float* rows_in, std::ptrdiff_t stride, int rows) {
-  for (int r = 0; r < rows; ++r) {
-    for (int c = 0; c < width; c += kWidth) {
-      float* at = rows_in + r * stride + c;
-      store(at, load(at) + load(added + c));
-    }
-  }
-}
-
-// In place. Rows are as long as they are padded, with -inf where there is no step.
-void softmax(float* rows_in, std::ptrdiff_t stride, std::ptrdiff_t rows) {
-  for (std::ptrdiff_t r = 0; r < rows; ++r) {
-    float* row = rows_in + r * stride;
-    Vec most = load(row);
-    for (std::ptrdiff_t c = kWidth; c < stride; c += kWidth) {
-      const Vec next = load(row + c);
-      most = next > most ? next : most;
-    }
-    const Vec largest = broadcast(largest_of(most));
-    Vec sums{};
-    for (std::ptrdiff_t c = 0; c < stride; c += kWidth) {
-      const Vec power = exp_bounded(load(row + c) - largest);
-      store(row + c, power);
-      sums = sums + power;
-    }
-    const Vec scale = broadcast(1.0f / sum_of(sums));
-    for (std::ptrdiff_t c = 0; c < stride; c += kWidth) store(row + c, load(row + c) * scale);
-  }
-}
-
 // Rows first … first + rows - 1 of a tile, all under one prompt.
 struct Group {
   const ContextPrompt* prompt;
@@ -213,7 +107,7 @@ void attend(const ContextNet& net, const AttentionLayer& layer, int number, cons
       const PackedLayer& value = prompt.values[number * heads + head];
       apply(prompt.keys[number * heads + head], {scratch.query + from + head * each, stride}, {prompt.bias, 0},
             {scratch.weights, prompt.steps_padded}, group.rows);
-      softmax(scratch.weights, prompt.steps_padded, group.rows);
+      softmax(scratch.weights, prompt.steps_padded, prompt.steps_padded, group.rows);
       apply(value, {scratch.weights, prompt.steps_padded}, {value.bias, 0}, {scratch.found + from + head * each, stride},
             group.rows);
     }
@@ -271,7 +165,7 @@ void retrieve(const ContextNet& net, const Group& group, const ContextScratch& s
     compare_moments(net, prompt, scratch.here + (group.first + r) * scratch.compared,
                     scratch.weights + r * heads * steps);
   }
-  softmax(scratch.weights, steps, static_cast<std::ptrdiff_t>(group.rows) * heads);
+  softmax(scratch.weights, steps, prompt.steps_padded, static_cast<std::ptrdiff_t>(group.rows) * heads);
   apply(prompt.waypoints, {scratch.weights, steps}, {prompt.waypoints.bias, 0}, {scratch.waypoints, scratch.found_stride},
         static_cast<std::ptrdiff_t>(group.rows) * heads);
   const int far = net.lookaheads * geometry;
@@ -284,13 +178,7 @@ void retrieve(const ContextNet& net, const Group& group, const ContextScratch& s
       const float seen = 1.0f - scratch.weights[(r * heads + head) * steps + prompt.steps - 1];
       for (int i = 0; i < far; ++i) found[net.action_dim + i] -= seen * here[i % geometry];
       for (int i = 0; i < net.action_dim + far; ++i) *to++ = found[i];
-      for (int i = 0; i < far; i += kWidth) {
-        float bent[kWidth];
-        const int count = far - i < kWidth ? far - i : kWidth;
-        for (int j = 0; j < kWidth; ++j) bent[j] = j < count ? found[net.action_dim + i + j] : 0.0f;
-        store(bent, hyperbolic_tangent(broadcast(kNearness) * load(bent)));
-        for (int j = 0; j < count; ++j) *to++ = bent[j];
-      }
+      to = write_nearness(found + net.action_dim, far, to);
     }
   }
 }
@@ -324,7 +212,7 @@ int find_groups(const ContextBatch& batch, std::ptrdiff_t first_row, int rows, G
   return count;
 }
 
-std::size_t context_scratch_floats(const ContextNet& net, int most_steps_padded) {
+std::size_t context_scratch(const ContextNet& net, int most_steps_padded) {
   float origin[1];
   return static_cast<std::size_t>(ContextScratch(net, most_steps_padded, origin).floats);
 }

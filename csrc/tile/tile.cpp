@@ -1,6 +1,5 @@
 // The chain and the three-layer net on a tile of rows. Compiled once for each instruction set and precision, LLMDPD_ISA
 // naming the namespace.
-#include "context_tile.h"
 #include "noise.h"
 #include "pack.h"
 #include "trunk.h"
@@ -207,7 +206,12 @@ void mlp_backward(const Mlp& mlp, const float* grad_out, std::ptrdiff_t first_ro
 
 void dense_any(const PackedLayer& layer, const float* x, std::ptrdiff_t x_stride, const float* init,
                std::ptrdiff_t init_stride, float* out, std::ptrdiff_t out_stride, std::ptrdiff_t rows) {
-  apply(layer, {x, x_stride}, {init, init_stride}, {out, out_stride}, rows);
+  for (std::ptrdiff_t first = 0; first < rows; first += kMaxBlock) {
+    const int count = static_cast<int>(rows - first < kMaxBlock ? rows - first : kMaxBlock);
+    ::dense<Single, kMaxBlock>(packed_tiles_of(layer), RowInput{x + first * x_stride, x_stride},
+                               Init{init + first * init_stride, init_stride},
+                               StoreFloat{out + first * out_stride, out_stride}, count, layer.outputs_padded / kWidth);
+  }
 }
 
 // Half a packed tile of rows by two packed tiles of columns are accumulators enough, and the rows of a block lie in one
@@ -246,9 +250,7 @@ void outer_product(const OuterProduct& product, int first, int count) {
 
 extern const TileKernels kernels;
 // Constants alone: nothing of this object may run on a CPU that lacks its instructions, not even to initialise it.
-const TileKernels kernels = {kWidth,         kMaxBlock,     Trunk::kPerLane, pack,
-                             dense_any,      normals,       scratch_floats,  chain_forward,
-                             chain_backward, mlp_forward,   mlp_backward,    outer_product,
-                             context_scratch_floats,        context_rows};
+const TileKernels kernels = {kWidth,         kMaxBlock,     Trunk::kPerLane, pack,        dense_any,    normals,
+                             scratch_floats, chain_forward, chain_backward,  mlp_forward, mlp_backward, outer_product};
 
 }  // namespace llmdpd::LLMDPD_ISA

@@ -11,9 +11,6 @@
 
 namespace llmdpd {
 
-struct ContextNet;
-struct ContextBatch;
-
 // A weight matrix [outputs, inputs] in packed tiles over its outputs, zero beyond them; `lanes` along the inputs.
 struct PackedLayer {
   const float* packed_tiles;
@@ -149,12 +146,6 @@ struct TileKernels {
                        const TapeGradients& gradients, std::ptrdiff_t block_first, float* scratch);
   // Packed tiles first … first + count - 1 of the outer product's columns.
   void (*outer_product)(const OuterProduct& product, int first, int count);
-
-  // The context (context_kernels.h) of rows first_row … first_row + rows - 1, rows <= max_rows, of prompts that have
-  // at most so many steps. In fp32, by the object of that precision alone.
-  std::size_t (*context_scratch_floats)(const ContextNet& net, int most_steps_padded);
-  void (*context_rows)(const ContextNet& net, const ContextBatch& batch, std::ptrdiff_t first_row, int rows,
-                       int most_steps_padded, float* scratch);
 };
 
 // Smallest multiple of `width` that holds `count`, at least one vector.

@@ -31,6 +31,7 @@ from llmdpd.nn.config import ContextNetworkConfig, NetworkConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
+from llmdpd.ops.optimizer import average, clipped_step
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named
@@ -334,6 +335,7 @@ class Method(Learner, Generic[Network, Config]):
         self._rates: dict[str, float] = {}
         # Kept: walking through the modules costs the host a tenth of an iteration.
         self._parameters: dict[str, list[nn.Parameter]] = {}
+        self._averages: dict[str, dict[str, Any]] = {}
         self._optimise_policy()
 
     @property
@@ -392,14 +394,7 @@ class Method(Learner, Generic[Network, Config]):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for name in names for p in self._parameters[f"{name}_optimizer"]]
-        if self.config.grad_clip:
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        for optimizer in optimizers:
-            optimizer.step()
-        return norm
+        return clipped_step(optimizers, self.config.grad_clip)
 
     def track(self, name: str, rate: float) -> None:
         """target ← target + rate (network - target), of the network `name`."""
@@ -454,5 +449,5 @@ class Method(Learner, Generic[Network, Config]):
 
     @torch.no_grad()
     def _lerp(self, target: str, source: str, rate: float) -> None:
-        """target ← target + rate (source - target), in place so that the tensors' versions count it."""
-        torch._foreach_lerp_([*self._of(target)], [*self._of(source)], rate)
+        """target ← target + rate (source - target), in place."""
+        average(self._of(target), self._of(source), rate, self._averages.setdefault(f"{target} {source}", {}))

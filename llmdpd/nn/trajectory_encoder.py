@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.nn.layers import mlp, transformer
+from llmdpd.ops import layers
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
 
 _POSITION_FREQUENCIES = 6
@@ -51,9 +52,25 @@ class TrajectoryEncoder(nn.Module):
         angle = tokens.phase[..., None] * self.frequencies
         position = torch.cat([angle.sin(), angle.cos()], dim=-1)
         embedded = self.embed(torch.cat([features, tokens.actions], dim=-1)) + self.position(position)
+        if layers.computes_groups(embedded) and not (self.training and self.config.dropout > 0):
+            return self._encode_natively(embedded, tokens.mask)
         # A mask is passed only where something is padded: the unmasked attention is the faster one.
         padding = ~tokens.mask if tokens.padded else None
         return self.transformer(embedded, src_key_padding_mask=padding)
+
+    def _encode_natively(self, steps: Tensor, mask: Tensor) -> Tensor:
+        """`self.transformer` by the layers in C++; each attends to all its own steps where the mask [P, T] holds."""
+        bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        for layer in self.transformer.layers:
+            attention = layer.self_attn
+            query, *memory = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
+            key, value = layers.linears(steps, layer.norm1, memory)
+            parts = (query, *((part.weight, part.bias) for part in (attention.out_proj, layer.linear1, layer.linear2)))
+            weights = layers.LayerWeights(layer.norm1, layer.norm2, *parts)
+            steps = layers.attention_layer(steps, key, value, bias, attention.num_heads, weights)
+        assert self.transformer.norm is not None
+        encoded: Tensor = self.transformer.norm(steps)
+        return encoded
 
     def pool(self, steps: Tensor, mask: Tensor) -> Tensor:
         """z_traj [P, Z]: mean of the encoded steps [P, T, width] where the mask [P, T] holds, then the head."""

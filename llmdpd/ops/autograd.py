@@ -60,9 +60,10 @@ class _Mlp(torch.autograd.Function):
         return None, None, gradients[0] if need_x else None, *rest
 
 
-def _eager_on_cpu(tensor: Tensor) -> bool:
+def eager_on_cpu(tensor: Tensor) -> bool:
+    """Whether a plain call of the C++ code is possible: no mode, compiler or subclass has a say in it."""
     return (
-        type(tensor) is Tensor
+        type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.is_cpu
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None
@@ -73,7 +74,7 @@ def reverse_diffusion(chain: ChainArguments, differentiate: bool) -> Tensor:
     """a_0 [B, N, A]. `differentiate`: whether a gradient may be asked for."""
     keep = differentiate and (chain.state.is_cuda or operators.keeps_tape(operators.chain_tape_floats(chain)))
     actions: Tensor
-    if _eager_on_cpu(chain.state):
+    if eager_on_cpu(chain.state):
         actions = _Chain.apply(chain[6:], keep, *chain[:5], *chain.trunk)
     else:
         actions = torch.ops.llmdpd.reverse_diffusion(*chain, keep)[0]
@@ -84,7 +85,7 @@ def mish_mlp(mlp: MlpArguments, differentiate: bool) -> Tensor:
     """The three-layer net's outputs [B, O]."""
     keep = differentiate and operators.keeps_tape(operators.mlp_tape_floats(mlp))
     out: Tensor
-    if _eager_on_cpu(mlp.x):
+    if eager_on_cpu(mlp.x):
         out = _Mlp.apply(mlp.bf16, keep, *mlp[:3], *mlp.trunk)
     else:
         out = torch.ops.llmdpd.mish_mlp(*mlp, keep)[0]

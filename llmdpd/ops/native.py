@@ -19,6 +19,7 @@ from llmdpd.utils.cores import usable_cores
 from llmdpd.version import __version__
 
 _threads: int | None = None
+_LANES = 16  # of the widest vectors
 
 
 @lru_cache(maxsize=1)
@@ -152,3 +153,92 @@ def mlp_backward(
     module().mlp_backward(
         _mlp(mlp), array(grad), array(tape), x if need_x else None, weight, init, trunk if need_weights else []
     )
+
+
+def _pooled(floats: int) -> Tensor:
+    """Memory for what a layer keeps for its backward pass."""
+    return torch.from_numpy(module().pooled_buffer(floats))
+
+
+def _pairs(tensors: Sequence[Tensor]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Weights and biases, which follow each other."""
+    return [rows(weight) for weight in tensors[::2]], [array(bias) for bias in tensors[1::2]]
+
+
+def linear_forward(x: Tensor, norm: Sequence[Tensor], layers: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
+    """Compute linear layers on x [R, I] into out, [R, O] of each; returns the tape."""
+    tape = _pooled(module().linear_tape(len(x), x.shape[1], bool(norm)))
+    results = [array(part) for part in out]
+    module().linear_forward(array(x), list(map(array, norm)), *_pairs(layers), results, array(tape), threads())
+    return tape
+
+
+def linear_backward(
+    x: Tensor,
+    norm: Sequence[Tensor],
+    layers: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    tape: Tensor,
+    d_x: Tensor | None,
+    gradients: Sequence[Tensor],
+) -> None:
+    """Compute the gradient of x, where asked for, and those of the norm and the layers, which follow each other."""
+    of_norm, (of_weights, of_biases) = gradients[: len(norm)], _pairs(gradients[len(norm) :])
+    module().linear_backward(
+        *(array(x), list(map(array, norm)), *_pairs(layers), list(map(array, grads)), array(tape)),
+        *(None if d_x is None else array(d_x), list(map(array, of_norm)), of_weights, of_biases, threads()),
+    )
+
+
+def attention_forward(heads: int, inputs: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Compute an attention layer of hidden, key, value and bias into out; returns the tape."""
+    (groups, count, width), steps = inputs[0].shape, inputs[1].shape[1]
+    tape = _pooled(module().attention_tape(groups, count, steps, width, weights[8].shape[0], heads))
+    given = [array(part) for part in inputs]
+    module().attention_forward(*given, heads, _matrices(weights), array(out), array(tape), threads())
+    return tape
+
+
+def attention_backward(
+    heads: int,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    grad: Tensor,
+    tape: Tensor,
+    gradients: Sequence[Tensor],
+) -> None:
+    """Compute the gradients of hidden, key and value, and of the twelve weights."""
+    given, written = [array(part) for part in inputs], [array(part) for part in gradients]
+    module().attention_backward(*given, heads, _matrices(weights), array(grad), array(tape), written, threads())
+
+
+def retrieval_forward(sizes: tuple[int, int, int], inputs: Sequence[Tensor | None], out: Tensor) -> Tensor:
+    """Compute the retrieval of waypoints into out; returns the tape."""
+    query, key = inputs[0], inputs[1]
+    assert query is not None
+    assert key is not None
+    width = -(-key.shape[1] // _LANES) * _LANES
+    tape = _pooled(query.shape[0] * query.shape[1] * sizes[0] * width)
+    module().retrieval_forward(*map(_optional, inputs), *sizes, array(out), array(tape), threads())
+    return tape
+
+
+def retrieval_backward(
+    sizes: tuple[int, int, int],
+    inputs: Sequence[Tensor | None],
+    out: Tensor,
+    grad: Tensor,
+    tape: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor | None],
+) -> None:
+    """Compute the gradients of query and key, and of the likeness where there is one."""
+    given, written = map(_optional, inputs), map(_optional, gradients)
+    module().retrieval_backward(*given, *sizes, array(out), array(grad), array(tape), *written, threads())
+
+
+def _optional(tensor: Tensor | None) -> NDArray[np.float32] | None:
+    return None if tensor is None else array(tensor)
+
+
+def _matrices(weights: Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    return [rows(weight) if weight.ndim == 2 else array(weight) for weight in weights]

@@ -117,25 +117,31 @@ class BatchSampler:
         assert self._augmentation is not None
         change = Augmentation(*self._augmentation, self._prompts, self._random, batch.keep.trajectory)
 
-        def changed(part: Tensor, by: Callable[[Tensor], Tensor]) -> Tensor:
-            """A part [B, …] of the transitions, each row under the change of its prompt."""
-            return by(part.reshape(self._prompts, -1, part.shape[-1])).reshape(part.shape)
+        def changed(by: Callable[[Tensor], Tensor], *parts: Tensor) -> list[Tensor]:
+            """Parts [B, …] of the transitions, each row under the change of its prompt: all at once."""
+            rows = [part.reshape(self._prompts, -1, part.shape[-1]) for part in parts]
+            together = by(torch.cat(rows, 1)).split([part.shape[1] for part in rows], 1)
+            return [one.reshape(part.shape) for one, part in zip(together, parts, strict=True)]
 
         def actions(of: PromptedBatch | StepWindows) -> dict[str, Any]:
-            expert = None if of.expert_actions is None else changed(of.expert_actions, change.actions)
-            return {"actions": changed(of.actions, change.actions), "expert_actions": expert}
+            if of.expert_actions is None:
+                return {"actions": changed(change.actions, of.actions)[0]}
+            return dict(
+                zip(("actions", "expert_actions"), changed(change.actions, of.actions, of.expert_actions), strict=True)
+            )
 
         shown = change.demonstration_actions(tokens.actions)
-        tokens = dataclasses.replace(tokens, states=change.states(tokens.states), actions=shown)
+        before, after, states = changed(change.states, batch.observations, batch.next_observations, tokens.states)
         windows = batch.windows
         if windows is not None:
-            windows = dataclasses.replace(windows, states=changed(windows.states, change.states), **actions(windows))
+            states_of = changed(change.states, windows.states)[0]
+            windows = dataclasses.replace(windows, states=states_of, **actions(windows))
         return dataclasses.replace(
             batch,
-            observations=changed(batch.observations, change.states),
-            next_observations=changed(batch.next_observations, change.states),
+            observations=before,
+            next_observations=after,
             **actions(batch),
-            tokens=tokens,
+            tokens=dataclasses.replace(tokens, states=states, actions=shown),
             windows=windows,
         )
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPrompts, spread
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
+from llmdpd.ops import layers
 from llmdpd.ops.packing import pack_context, pack_prompts
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
@@ -88,7 +89,7 @@ class RetrievalContext(Context):
             mask = torch.ones(prompts, 1, dtype=torch.bool, device=pooled.device)
         else:
             streams = [steps, self._embedded_steps(tokens.times)] if sizes.timestep_embedding else [steps]
-            embedded = self.step(torch.cat(streams, dim=-1))
+            embedded = _linear(self.step, torch.cat(streams, dim=-1))
             embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
             usable = tokens.mask if given is None else tokens.mask & (given > 0)
             mask = F.pad(usable, (0, 1), value=True)
@@ -160,7 +161,7 @@ class RetrievalContext(Context):
 
     def _attend(self, streams: Tensor, groups: int, memory: dict[str, Tensor]) -> Tensor:
         """Queries [G, M, W] of the states, after they have looked at the demonstration."""
-        hidden: Tensor = self.query(streams).unflatten(0, (groups, -1))
+        hidden = _linear(self.query, streams).unflatten(0, (groups, -1))
         for number, layer in enumerate(self.layers):
             hidden = layer(hidden, memory[f"key{number}"], memory[f"value{number}"], memory["bias"])
         return hidden
@@ -181,7 +182,7 @@ class RetrievalContext(Context):
         given = mask[:, :-1].any(1, keepdim=True)
         # The last step is for prompts without a demonstration alone: heads that may ignore it would end up ignoring it.
         memory = {
-            "waypoint_key": _heads(self.waypoint_key(embedded), self.sizes.heads),
+            "waypoint_key": _heads(_linear(self.waypoint_key, embedded), self.sizes.heads),
             "waypoint_bias": _bias(torch.cat([mask[:, :-1], ~given], dim=1)),
             "waypoints": self._waypoints(tokens, len(mask)),
         }
@@ -207,7 +208,7 @@ class RetrievalContext(Context):
 
     def _waypoint_weights(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """Queries [G, M, W] of states at places [G, M, ·] → weights [G, heads, M, T + 1]."""
-        query, key = _heads(self.waypoint_query(hidden), self.sizes.heads), memory["waypoint_key"]
+        query, key = _heads(_linear(self.waypoint_query, hidden), self.sizes.heads), memory["waypoint_key"]
         score = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + memory["waypoint_bias"]
         if "there" in memory:
             # -sum of w (here - there)^2. As differences: multiplied out, its terms would be far greater than their sum.
@@ -217,6 +218,8 @@ class RetrievalContext(Context):
 
     def _retrieve(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """What the waypoint heads find, and how far the state is from it: [G, M, heads (A + 2 L G)]."""
+        if layers.computes_groups(hidden, here):
+            return self._retrieve_natively(hidden, here, memory)
         weight = self._waypoint_weights(hidden, here, memory)
         found = weight @ memory["waypoints"]
         action, there = found.split([self.action_dim, found.shape[-1] - self.action_dim], dim=-1)
@@ -226,6 +229,20 @@ class RetrievalContext(Context):
         away = there - seen * here.repeat(1, 1, len(self.sizes.lookahead))[:, None]
         parts = torch.cat([action, away, torch.tanh(_NEARNESS * away)], dim=-1)
         return parts.transpose(1, 2).flatten(2)
+
+    def _retrieve_natively(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        compared = (memory["there"], self.likeness.exp()) if "there" in memory else None
+        return layers.retrieve(
+            _linear(self.waypoint_query, hidden),
+            _joined(memory["waypoint_key"]),
+            memory["waypoint_bias"].flatten(1),
+            here,
+            compared,
+            memory["waypoints"].flatten(0, 1),
+            heads=self.sizes.heads,
+            action_dim=self.action_dim,
+            geometry=self.features.geometry_dim,
+        )
 
 
 class AttentionLayer(nn.Module):
@@ -242,16 +259,36 @@ class AttentionLayer(nn.Module):
 
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [P, heads, T, W / heads] of a memory [P, T, W]."""
-        memory = self.memory_norm(memory)
-        return _heads(self.key(memory), self.heads), _heads(self.value(memory), self.heads)
+        if layers.computes(memory):
+            key, value = layers.linears(memory, self.memory_norm, (self.key, self.value))
+        else:
+            normed = self.memory_norm(memory)
+            key, value = self.key(normed), self.value(normed)
+        return _heads(key, self.heads), _heads(value, self.heads)
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Queries [G, M, W] of G groups, each to its own keys and values; bias [G, 1, 1, T]: -inf for no step."""
+        if layers.computes_groups(hidden, key, value):
+            return layers.attention_layer(
+                hidden, _joined(key), _joined(value), bias.flatten(1), self.heads, self._weights()
+            )
         query = _heads(self.query(self.query_norm(hidden)), self.heads)
         score = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1]) + bias
         found = (score.softmax(-1) @ value).transpose(1, 2).flatten(2)
         hidden = hidden + self.out(found)
         return hidden + self.narrow(F.gelu(self.widen(self.forward_norm(hidden))))
+
+    def _weights(self) -> layers.LayerWeights:
+        parts = (self.query, self.out, self.widen, self.narrow)
+        return layers.LayerWeights(self.query_norm, self.forward_norm, *((part.weight, part.bias) for part in parts))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer on x [..., I]; on several threads where the C++ code computes it."""
+    if layers.computes(x):
+        return layers.linears(x, None, (layer,))[0]
+    result: Tensor = layer(x)
+    return result
 
 
 def _bias(mask: Tensor) -> Tensor:
@@ -262,3 +299,8 @@ def _bias(mask: Tensor) -> Tensor:
 def _heads(vectors: Tensor, heads: int) -> Tensor:
     """[G, M, W] → [G, heads, M, W / heads]."""
     return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _joined(vectors: Tensor) -> Tensor:
+    """[G, heads, M, W / heads] → [G, M, W]: `_heads` backwards."""
+    return vectors.transpose(1, 2).flatten(2)

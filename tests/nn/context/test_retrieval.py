@@ -83,7 +83,7 @@ def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -
     index = torch.arange(3).repeat_interleave(4)
     order = torch.from_numpy(rng.permutation(12))
     shuffled = context.condition(state[order], together, index[order], time[order])
-    torch.testing.assert_close(shuffled.state, grouped.state[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shuffled.state, grouped.state[order], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(shuffled.prompt, grouped.prompt[order])
     for number in range(3):
         own = index == number

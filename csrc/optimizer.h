@@ -1,0 +1,23 @@
+// Steps of an optimiser and averages of weights, over all tensors of a network at once.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "tile/layer_kernels.h"
+
+namespace llmdpd {
+
+// One tensor's numbers, as the call needs them; null for those that it doesn't.
+struct Numbers {
+  std::ptrdiff_t count;
+  const float* from;  // gradients, or the weights that are averaged
+  float *mean, *square, *to;
+};
+
+// In one order whatever the number of threads.
+double sum_of_squares(const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads);
+void adamw(const AdamW& step, const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads);
+void average(float rate, const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads);
+
+}  // namespace llmdpd

@@ -1,0 +1,266 @@
+// What layers are made of, on rows of hidden numbers that are padded with zeros.
+#pragma once
+
+#include "layer_kernels.h"
+#include "trunk.h"
+
+namespace {
+
+using llmdpd::LayerNorm;
+using llmdpd::RowStats;
+
+constexpr float kNearness = 6.0f;  // factor on how far the state is from the demonstration, before tanh
+constexpr float kNormEpsilon = 1e-5f;
+
+// tanh x = 1 - 2 / (e^2x + 1); within 1.2e-7 of it.
+inline __attribute__((always_inline)) Vec hyperbolic_tangent(Vec x) {
+  const Vec cap = broadcast(10.0f);  // 1 in float32 from there on
+  const Vec bounded = x > cap ? cap : x;
+  return broadcast(1.0f) - broadcast(2.0f) / (exp_bounded(bounded + bounded) + broadcast(1.0f));
+}
+
+// 1 - erf(z) = poly(t) t e^(-z²), t = 1 / (1 + 0.3275911 z), z from 0 on, within 1.5e-7: the rational approximation
+// 7.1.26 of Abramowitz and Stegun's handbook.
+inline __attribute__((always_inline)) Vec erf_polynomial(Vec t) {
+  Vec poly = broadcast(1.061405429f);
+  poly = fma(poly, t, broadcast(-1.453152027f));
+  poly = fma(poly, t, broadcast(1.421413741f));
+  poly = fma(poly, t, broadcast(-0.284496736f));
+  return fma(poly, t, broadcast(0.254829592f));
+}
+
+// GELU(x) = x (1 + erf(x / sqrt 2)) / 2.
+inline __attribute__((always_inline)) Vec gelu(Vec x) {
+  const Vec z = x * broadcast(0.70710678f), size = z < Vec{} ? -z : z;
+  const Vec t = broadcast(1.0f) / fma(broadcast(0.3275911f), size, broadcast(1.0f));
+  const Vec tail = erf_polynomial(t) * t * exp_bounded(-(z * z));  // 1 - erf(|z|)
+  return broadcast(0.5f) * x * (x < Vec{} ? tail : broadcast(2.0f) - tail);
+}
+
+// GELU'(x) = (1 + erf(x / sqrt 2)) / 2 + x e^(-x² / 2) / sqrt(2 pi).
+inline __attribute__((always_inline)) Vec gelu_derivative(Vec x) {
+  const Vec z = x * broadcast(0.70710678f), size = z < Vec{} ? -z : z;
+  const Vec t = broadcast(1.0f) / fma(broadcast(0.3275911f), size, broadcast(1.0f));
+  const Vec density = exp_bounded(-(z * z));
+  const Vec tail = erf_polynomial(t) * t * density;
+  const Vec share = broadcast(0.5f) * (x < Vec{} ? tail : broadcast(2.0f) - tail);
+  return fma(x * density, broadcast(0.39894228f), share);
+}
+
+// The sum and the maximum of a vector's numbers, by halves: as quick as it is on every instruction set.
+inline __attribute__((always_inline)) float sum_of(Vec v) {
+  float numbers[kWidth];
+  store(numbers, v);
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) numbers[i] += numbers[i + half];
+  }
+  return numbers[0];
+}
+inline __attribute__((always_inline)) float largest_of(Vec v) {
+  float numbers[kWidth];
+  store(numbers, v);
+#pragma GCC unroll 4
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) numbers[i] = numbers[i + half] > numbers[i] ? numbers[i + half] : numbers[i];
+  }
+  return numbers[0];
+}
+
+inline void apply(const PackedLayer& layer, RowInput x, Init init, StoreFloat out, std::ptrdiff_t rows) {
+  for (; rows > 0; rows -= kMaxBlock) {
+    const int count = static_cast<int>(rows < kMaxBlock ? rows : kMaxBlock);
+    dense<Single, kMaxBlock>(packed_tiles_of(layer), x, init, out, count, layer.outputs_padded / kWidth);
+    x = x.from(count);
+    init = init.from(count);
+    out = out.from(count);
+  }
+}
+
+// The layer norm of rows of `width` numbers; those that pad them come out zero. `stats`, where asked for: of each row.
+inline void normalise(const LayerNorm& norm, int width, const float* rows_in, float* rows_out, std::ptrdiff_t stride,
+                      std::ptrdiff_t rows, RowStats* stats = nullptr) {
+  const int whole = width / kWidth * kWidth;
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    const float* in = rows_in + r * stride;
+    float* out = rows_out + r * stride;
+    Vec sums{};
+    for (int c = 0; c < whole; c += kWidth) sums = sums + load(in + c);
+    float sum = sum_of(sums);
+    for (int c = whole; c < width; ++c) sum += in[c];
+    const float mean = sum / static_cast<float>(width);
+    Vec squares{};
+    for (int c = 0; c < whole; c += kWidth) {
+      const Vec away = load(in + c) - broadcast(mean);
+      squares = fma(away, away, squares);
+    }
+    float square = sum_of(squares);
+    for (int c = whole; c < width; ++c) square += (in[c] - mean) * (in[c] - mean);
+    const float scale = 1.0f / __builtin_sqrtf(square / static_cast<float>(width) + kNormEpsilon);
+    if (stats) stats[r] = {mean, scale};
+    for (int c = 0; c < width; c += kWidth) {
+      store(out + c, fma((load(in + c) - broadcast(mean)) * broadcast(scale), load(norm.weight + c),
+                         load(norm.bias + c)));
+    }
+  }
+}
+
+// From the gradient of a layer norm's results, in `gradient`, to that of its inputs, added to `total`; the gradients of
+// its weight and bias are added to `of_norm` [2, stride].
+inline void normalise_backward(const LayerNorm& norm, int width, const float* inputs, const RowStats* stats,
+                               const float* gradient, float* total, float* of_norm, std::ptrdiff_t stride,
+                               std::ptrdiff_t rows) {
+  const float share = 1.0f / static_cast<float>(width);
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    const float *in = inputs + r * stride, *d = gradient + r * stride;
+    float* to = total + r * stride;
+    const Vec mean = broadcast(stats[r].mean), scale = broadcast(stats[r].scale);
+    Vec sums{}, products{};
+    for (int c = 0; c < width; c += kWidth) {  // the weight pads with zeros
+      const Vec unit = (load(in + c) - mean) * scale, weighted = load(d + c) * load(norm.weight + c);
+      sums = sums + weighted;
+      products = fma(weighted, unit, products);
+      store(of_norm + c, fma(load(d + c), unit, load(of_norm + c)));
+      store(of_norm + stride + c, load(of_norm + stride + c) + load(d + c));
+    }
+    const Vec sum = broadcast(share * sum_of(sums)), product = broadcast(share * sum_of(products));
+    for (int c = 0; c < width; c += kWidth) {
+      const Vec unit = (load(in + c) - mean) * scale, weighted = load(d + c) * load(norm.weight + c);
+      store(to + c, load(to + c) + scale * (weighted - sum - unit * product));
+    }
+    for (int c = width; c < width + kWidth - 1 && c % kWidth != 0; ++c) to[c] = 0.0f;
+  }
+}
+
+inline void add_to_rows(const float* added, int width, float* rows_in, std::ptrdiff_t stride, std::ptrdiff_t rows) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    for (int c = 0; c < width; c += kWidth) {
+      float* at = rows_in + r * stride + c;
+      store(at, load(at) + load(added + c));
+    }
+  }
+}
+
+// In place, of rows that begin `stride` apart; -inf is where there is no step.
+inline void softmax(float* rows_in, std::ptrdiff_t stride, int length, std::ptrdiff_t rows) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    float* row = rows_in + r * stride;
+    Vec most = load(row);
+    for (int c = kWidth; c < length; c += kWidth) {
+      const Vec next = load(row + c);
+      most = next > most ? next : most;
+    }
+    const Vec largest = broadcast(largest_of(most));
+    Vec sums{};
+    for (int c = 0; c < length; c += kWidth) {
+      const Vec power = exp_bounded(load(row + c) - largest);
+      store(row + c, power);
+      sums = sums + power;
+    }
+    const Vec scale = broadcast(1.0f / sum_of(sums));
+    for (int c = 0; c < length; c += kWidth) store(row + c, load(row + c) * scale);
+  }
+}
+
+// From the gradient of the softmax's results to that of its inputs, in place.
+inline void softmax_backward(const float* weights, float* gradient, std::ptrdiff_t stride, int length,
+                             std::ptrdiff_t rows) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    const float* p = weights + r * stride;
+    float* d = gradient + r * stride;
+    Vec sums{};
+    for (int c = 0; c < length; c += kWidth) sums = fma(load(p + c), load(d + c), sums);
+    const Vec sum = broadcast(sum_of(sums));
+    for (int c = 0; c < length; c += kWidth) store(d + c, load(p + c) * (load(d + c) - sum));
+  }
+}
+
+// Rows of `width` numbers with zeros beside them, and back.
+inline void pad_rows(const float* from, int width, float* to, std::ptrdiff_t stride, std::ptrdiff_t rows) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    __builtin_memcpy(to + r * stride, from + r * width, width * sizeof(float));
+    for (std::ptrdiff_t c = width; c < stride; ++c) to[r * stride + c] = 0.0f;
+  }
+}
+inline void unpad_rows(const float* from, std::ptrdiff_t stride, float* to, int width, std::ptrdiff_t rows) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    __builtin_memcpy(to + r * width, from + r * stride, width * sizeof(float));
+  }
+}
+
+// How near a state is to what was demonstrated: tanh of `count` differences, in units of a factor.
+inline float* write_nearness(const float* away, int count, float* to) {
+  for (int i = 0; i < count; i += kWidth) {
+    float bent[kWidth];
+    const int some = count - i < kWidth ? count - i : kWidth;
+    for (int j = 0; j < kWidth; ++j) bent[j] = j < some ? away[i + j] : 0.0f;
+    store(bent, hyperbolic_tangent(broadcast(kNearness) * load(bent)));
+    for (int j = 0; j < some; ++j) *to++ = bent[j];
+  }
+  return to;
+}
+
+inline void clear(float* to, std::ptrdiff_t count) {
+  for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = 0.0f;
+}
+
+// Sums of products over rows: eight outputs by two vectors of inputs are accumulators enough.
+constexpr int kGramRows = kWidth >= 8 ? 8 : 4;
+
+template <int outputs, int vectors>
+inline __attribute__((always_inline)) void gram_block(const float* left, std::ptrdiff_t left_stride, const float* right,
+                                                      std::ptrdiff_t right_stride, std::ptrdiff_t rows, float* out,
+                                                      std::ptrdiff_t out_stride, int columns) {
+  Vec sum[outputs][vectors] = {};
+  for (std::ptrdiff_t k = 0; k < rows; ++k) {
+    Vec x[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) x[v] = load(right + k * right_stride + v * kWidth);
+#pragma GCC unroll 8
+    for (int o = 0; o < outputs; ++o) {
+      const Vec y = broadcast(left[k * left_stride + o]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[o][v] = fma(y, x[v], sum[o][v]);
+    }
+  }
+  for (int o = 0; o < outputs; ++o) {
+    for (int v = 0; v < vectors; ++v) {
+      const int left_over = columns - v * kWidth;
+      if (left_over >= kWidth) {
+        store(out + o * out_stride + v * kWidth, sum[o][v]);
+      } else if (left_over > 0) {
+        float numbers[kWidth];
+        store(numbers, sum[o][v]);
+        __builtin_memcpy(out + o * out_stride + v * kWidth, numbers, left_over * sizeof(float));
+      }
+    }
+  }
+}
+
+template <int outputs>
+inline void gram_rows(const float* left, std::ptrdiff_t left_stride, const float* right, std::ptrdiff_t right_stride,
+                      std::ptrdiff_t rows, float* out, std::ptrdiff_t out_stride, int columns) {
+  int c = 0;
+  for (; columns - c > kWidth; c += 2 * kWidth) {
+    gram_block<outputs, 2>(left, left_stride, right + c, right_stride, rows, out + c, out_stride, columns - c);
+  }
+  if (c < columns) {
+    gram_block<outputs, 1>(left, left_stride, right + c, right_stride, rows, out + c, out_stride, columns - c);
+  }
+}
+
+// out[outputs, columns] = left' right over the rows; `right` may be read up to whole vectors.
+inline void gram_any(const float* left, std::ptrdiff_t left_stride, const float* right, std::ptrdiff_t right_stride,
+                     std::ptrdiff_t rows, float* out, std::ptrdiff_t out_stride, int outputs, int columns) {
+  int o = 0;
+  for (; o + kGramRows <= outputs; o += kGramRows) {
+    gram_rows<kGramRows>(left + o, left_stride, right, right_stride, rows, out + o * out_stride, out_stride, columns);
+  }
+  for (; o < outputs; ++o) {
+    gram_rows<1>(left + o, left_stride, right, right_stride, rows, out + o * out_stride, out_stride, columns);
+  }
+}
+
+}  // namespace
