@@ -1,20 +1,23 @@
-"""Latency of acting: observations to actions, numpy to numpy, each the best of 50 draws by the critics' soft choice.
+"""Latency of acting: observations to actions, numpy to numpy.
 
     python bench/act.py --json bench/results/act-NAME.json
 
-S = 39, A = 4, Z = 256, H = 256, K = 5; one state, then 16 and 64 at once. The columns: docs/research-log/benchmarks.md.
+First the default policy, which looks into its demonstration and samples once; its peers are its own definition in
+PyTorch. Then the best of 50 draws by the critics' soft choice, S = 39, A = 4, Z = 256, H = 256, K = 5. One state, then
+16 and 64 at once. The columns: docs/research-log/benchmarks.md.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import retrieval
 import torch
-from common import Bench, Deadline, Make, add_common_arguments, finish, settings_of, sizes_of, start, threads_for
+from common import PEERS, Bench, Deadline, Make, add_common_arguments, finish, settings_of, sizes_of, start, threads_for
 from counting import Sizes, best_of
 from numpy.typing import NDArray
 from peers import Acting, Compiler
@@ -69,6 +72,36 @@ def peer_call(
     return lambda: acting.act(observation)
 
 
+def measure_default(bench: Bench, compiler: Compiler, states: Sequence[int]) -> None:
+    """One group a number of states, in fp32: the context has no other precision."""
+    quick = bool(bench.settings.get("quick"))
+    policy = retrieval.policy(quick, bench.device)
+    for count in states:
+        shape = (retrieval.STATE,) if count == 1 else (count, retrieval.STATE)
+        observation = (0.3 * np.random.default_rng(1).normal(size=shape)).astype(np.float32)
+        makers: dict[str, Make] = {
+            "eager": partial(retrieval.action_in_torch, policy, observation, None),
+            "compile": partial(retrieval.action_in_torch, policy, observation, compiler),
+            "ours": partial(retrieval.our_action, policy, observation),
+        }
+        case = {"policy": "default", "B": count, "samples": 1, "K": 5, "precision": "fp32"}
+        estimate = (60.0 if not quick else 1.0) + 3 * bench.budget.seconds
+        flops = retrieval.action_flops(policy, count)
+        bench.group(case, flops, makers, clock=HostClock(), prepare=prepared(makers, bench.threads), estimate=estimate)
+    retrieval.in_torch(False)
+
+
+def prepared(makers: Mapping[str, Make], threads: int) -> dict[str, Call]:
+    """Before each turn: the threads, and PyTorch alone for the peers."""
+    shared = threads_for(makers, threads)
+
+    def prepare(name: str) -> None:
+        shared[name]()
+        retrieval.in_torch(name in PEERS)
+
+    return {name: partial(prepare, name) for name in makers}
+
+
 def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence[str], states: Sequence[int]) -> None:
     """One group a number of states and precision."""
     device = bench.device
@@ -84,7 +117,7 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
                 "compile": partial(peer_call, *words, compiler),
                 "ours": partial(our_call, *words),
             }
-            case = {"B": count, "samples": samples, "K": steps, "precision": precision}
+            case = {"policy": "pooled", "B": count, "samples": samples, "K": steps, "precision": precision}
             estimate = (40.0 if not bench.settings.get("quick") else 1.0) + 3 * bench.budget.seconds
             # To the host and back is part of it, so the host's clock is the right one on a GPU too.
             flops = best_of(sizes, critic, count, steps, samples)
@@ -103,6 +136,7 @@ def main(words: Sequence[str] | None = None) -> int:
     compiler = Compiler(device, "eager" if arguments.quick else "inductor")
     bench = Bench("act", device, budget, settings_of(arguments), Deadline(arguments.within))
     states = [1, 2] if arguments.quick else arguments.states
+    measure_default(bench, compiler, states)
     measure(bench, sizes_of(arguments), compiler, arguments.precisions, states)
     return finish(bench, arguments)
 

@@ -3,7 +3,8 @@
     python bench/train_step.py --json bench/results/train-step-NAME.json
 
 `diffusion-ql` is the common ground: no prompt encoder, S = 39, A = 4, H = 256, K = 5, B = 256. `llmdpd` is the paper's
-algorithm with its text and trajectory encoders (pooled), which no peer has.
+algorithm with its text and trajectory encoders (pooled), which no peer has. `default` is the default preset's, which
+clones with the retrieval context, 480 states under 12 prompts; its peer is its own definition in PyTorch.
 The columns: docs/research-log/benchmarks.md.
 """
 
@@ -15,6 +16,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import retrieval
 import torch
 from common import (
     Bench,
@@ -106,6 +108,23 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
         _group(bench, "llmdpd", precision, len(probe.batch.rewards), steps, probe, makers)
 
 
+def measure_default(bench: Bench, quick: bool) -> None:
+    """The default preset's iteration."""
+    make = functools.partial(retrieval.Iteration, quick, bench.device)
+    probe = make()
+    makers: dict[str, Make] = {"eager": lambda: make().update, "ours": lambda: make().update}
+    shared = threads_for(makers, bench.threads)
+
+    def prepare(name: str) -> None:
+        shared[name]()
+        retrieval.in_torch(name == "eager")
+
+    config = probe.config
+    case = {"size": "default", "B": config.batch_size, "K": config.network.diffusion_steps, "precision": "fp32"}
+    bench.group(case, probe.flops(), makers, prepare={name: functools.partial(prepare, name) for name in makers})
+    retrieval.in_torch(False)
+
+
 def ours(make: Callable[[], Training], device: torch.device) -> dict[str, Make]:
     """Our iteration, on CUDA also as one graph."""
     makers: dict[str, Make] = {"ours": lambda: make().update}
@@ -132,6 +151,7 @@ def main(words: Sequence[str] | None = None) -> int:
     device, budget = start(arguments)
     compiler = Compiler(device, "eager" if arguments.quick else "inductor")
     bench = Bench("train_step", device, budget, settings_of(arguments), Deadline(arguments.within))
+    measure_default(bench, arguments.quick)
     measure(bench, sizes_of(arguments), compiler, arguments.precisions, arguments.quick)
     status = finish(bench, arguments)
     for row in bench.rows:
