@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
 import shutil
 import time
 import zlib
@@ -237,7 +238,10 @@ def collect_scripted(config: CollectConfig, progress: OnEpisode | None = None) -
     config = resolved(config)
     content = _content_of(config)
     out = folder_of(config)
-    if (out / MANIFEST).exists() and not partial_folder(out).exists():
+    lock = out.with_name(f".{out.name}.lock")
+    # What a killed one left beside it is removed below, where that may be.
+    left = (partial_folder(out).exists() or lock.exists()) and os.access(out.parent, os.W_OK)
+    if (out / MANIFEST).exists() and not left:
         return _read_finished(config, content, start)  # without a lock: it may lie where only reading is allowed
     report, announced = progress or (lambda *_: None), set[int | None]()
 
@@ -247,7 +251,7 @@ def collect_scripted(config: CollectConfig, progress: OnEpisode | None = None) -
             _log.info("waiting for process %s, which is collecting into %s", holder or "(unknown)", out)
         report(0, config.episodes * len(config.tasks), 0)
 
-    with process_lock(out.with_name(f".{out.name}.lock"), wait):
+    with process_lock(lock, wait):
         return _collect(config, content, start, report)
 
 

@@ -182,6 +182,14 @@ def test_a_finished_collection_is_read_where_nothing_can_be_written(
     assert collect_scripted(small).reused
 
 
+def test_the_lock_of_one_that_was_killed_at_its_end_is_removed(tmp_path: Path) -> None:
+    small = config(tmp_path, tasks=("reach",), episodes=1, max_steps=5)
+    lock = collect_scripted(small).out.with_name(".out.lock")
+    lock.write_text("1")
+    assert collect_scripted(small).reused
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("seed", 1), ("episodes", 5), ("tail", 4), ("noise", "clean"), ("tasks", ("reach",)), ("goal_visible", False)],
