@@ -30,7 +30,7 @@ from llmdpd.policy.inputs import (
     each_demonstration,
     read_demonstrations,
 )
-from llmdpd.policy.session import Session, generator
+from llmdpd.policy.session import Seeds, Session
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens
 from llmdpd.prompts.source import LLMIdentity
@@ -208,7 +208,7 @@ class Policy:
                 one; a text model of another width than the one in training.
         """
         self._session = Session(self._prompted(text, trajectory, target_return), self.network.spaces.observed_dim)
-        self._session.use(self._random)
+        self._session.use(self._seeds)
         return self
 
     def _prompted(
@@ -309,9 +309,9 @@ class Policy:
 
     def seed(self, seed: int) -> None:
         """Fix the noise of all actions from here on, see `Session.seed`."""
-        self._random = generator(seed)
+        self._seeds = Seeds(seed)
         if self._session is not None:
-            self._session.use(self._random)
+            self._session.use(self._seeds)
 
     def act(self, observation: ArrayLike, step: ArrayLike | None = None, reward: ArrayLike | None = None) -> FloatArray:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt; see `Session.act`.

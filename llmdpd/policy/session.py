@@ -14,6 +14,30 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
 
+class Seeds:
+    """A stream of seeds of the noise.
+
+    Args:
+        seed: an integer, numpy's too.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = torch.Generator().manual_seed(int(seed))
+
+    def draw(self, count: int) -> IntArray:
+        """The next seeds [count]."""
+        seeds: IntArray = torch.randint(2**63 - 1, (count,), generator=self._random).numpy()
+        return seeds
+
+    def __getstate__(self) -> NDArray[np.uint8]:
+        state: NDArray[np.uint8] = self._random.get_state().numpy()  # a generator does not reach a spawned process
+        return state
+
+    def __setstate__(self, state: NDArray[np.uint8]) -> None:
+        self._random = torch.Generator()
+        self._random.set_state(torch.from_numpy(state))
+
+
 class Session:
     """A prompted policy in use: one episode, or the rows of a vector environment, each an episode of its own.
 
@@ -28,7 +52,7 @@ class Session:
     def __init__(self, episodes: Episodes, width: int, seed: int = 0) -> None:
         self._episodes, self._width = episodes, width
         self._clock = np.zeros(1, np.int64)  # the time step at which each row goes on
-        self._random = generator(seed)
+        self._seeds = Seeds(seed)
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Start an episode in these rows, or in all: the time step goes back to 0, what is left of a chunk is dropped.
@@ -47,12 +71,12 @@ class Session:
 
     def seed(self, seed: int) -> None:
         """Fix the noise of all actions from here on; what is left of a chunk was sampled before, and is dropped."""
-        self.use(generator(seed))
+        self.use(Seeds(seed))
 
-    def use(self, random: torch.Generator) -> None:
-        """Draw the noise's seeds from this generator from here on."""
+    def use(self, seeds: Seeds) -> None:
+        """Take the noise's seeds from this stream from here on."""
         self._episodes.drop_chunks()
-        self._random = random
+        self._seeds = seeds
 
     def act(self, observation: ArrayLike, step: ArrayLike | None = None, reward: ArrayLike | None = None) -> FloatArray:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
@@ -73,7 +97,9 @@ class Session:
         if step is not None:
             self._clock[:count] = _steps(step, count)
         rewards = None if reward is None else read_rewards(reward, count)
-        actions = self._episodes.act(np.arange(count), self._clock[:count].copy(), rows, rewards, self._seeds)
+        actions = self._episodes.act(
+            np.arange(count), self._clock[:count].copy(), rows, rewards, lambda due: self._seeds.draw(len(due))
+        )
         self._clock[:count] += 1
         return actions[0] if state.ndim == 1 else actions
 
@@ -81,15 +107,6 @@ class Session:
         """Have a clock for so many rows; those that are new begin."""
         if count > len(self._clock):
             self._clock = np.pad(self._clock, (0, count - len(self._clock)))
-
-    def _seeds(self, rows: IntArray) -> IntArray:
-        seeds: IntArray = torch.randint(2**63 - 1, (len(rows),), generator=self._random).numpy()
-        return seeds
-
-
-def generator(seed: int) -> torch.Generator:
-    """A generator that is seeded with an integer, numpy's too."""
-    return torch.Generator().manual_seed(int(seed))
 
 
 def _steps(step: ArrayLike, count: int) -> IntArray:

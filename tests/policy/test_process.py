@@ -148,6 +148,13 @@ def forked(policy):
         os._exit(0)
     return ours, lambda: os.kill(child, 9)
 
+class Given:
+    def __init__(self, policy):
+        self.policy = policy
+
+    def __call__(self):
+        return self.policy
+
 def spawned(make):
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=send, args=(make, theirs))
@@ -162,7 +169,8 @@ if __name__ == "__main__":
     torch.ones(500, 500) @ torch.ones(500, 500)
     actions(policy)
     children = {
-        "forked": forked(policy), "forked, another policy": forked(loaded()), "spawned": spawned(loaded)
+        "forked": forked(policy), "forked, another policy": forked(loaded()), "spawned": spawned(loaded),
+        "given to one that is spawned": spawned(Given(policy)),
     }
     try:
         for name, (pipe, _) in children.items():
