@@ -202,10 +202,10 @@ void act(const std::shared_ptr<Prompts>& self, const std::shared_ptr<llmdpd::Sam
 void bind_context(py::module_& module) {
   py::class_<Context, std::shared_ptr<Context>>(module, "Context", "A context's weights, packed as they are now.")
       .def(py::init(&make_context), py::arg("state_dim"), py::arg("action_dim"), py::arg("lookaheads"),
-           py::arg("heads"), py::arg("points"), py::arg("own"), py::arg("geometry"), py::arg("periods"),
-           py::arg("time_unit"), py::arg("weights"));
+           py::arg("heads"), py::arg("points"), py::arg("own").noconvert(), py::arg("geometry").noconvert(), py::arg("periods"),
+           py::arg("time_unit"), py::arg("weights").noconvert());
   py::class_<Prompts, std::shared_ptr<Prompts>>(module, "Prompts", "Prompts as a context looks them up.")
-      .def(py::init(&make_prompts), py::arg("context").none(false), py::arg("pooled").noconvert(), py::arg("memory"))
+      .def(py::init(&make_prompts), py::arg("context").none(false), py::arg("pooled").noconvert(), py::arg("memory").noconvert())
       .def("condition", &run_context, py::arg("observations").noconvert(), py::arg("times").noconvert(),
            py::arg("prompt_of").noconvert(), py::arg("condition").noconvert(), py::arg("threads"))
       .def("act", &act, py::arg("sampler"), py::arg("actor"), py::arg("observations").noconvert(),

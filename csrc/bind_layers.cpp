@@ -254,14 +254,34 @@ void retrieval_backward(const Floats& query, const Floats& key, const Floats& bi
 
 }  // namespace
 
-// By position: llmdpd/ops/native.py is what calls them.
 void bind_layers(py::module_& module) {
-  module.def("linear_tape", &linear_tape);
-  module.def("linear_forward", &linear_forward);
-  module.def("linear_backward", &linear_backward);
-  module.def("attention_tape", &attention_tape);
-  module.def("attention_forward", &attention_forward);
-  module.def("attention_backward", &attention_backward);
-  module.def("retrieval_forward", &retrieval_forward);
-  module.def("retrieval_backward", &retrieval_backward);
+  module.def("linear_tape", &linear_tape, py::arg("rows"), py::arg("inputs"), py::arg("norm"));
+  module.def("linear_forward", &linear_forward, py::arg("x").noconvert(), py::arg("norm").noconvert(),
+             py::arg("weights").noconvert(), py::arg("biases").noconvert(), py::arg("out").noconvert(),
+             py::arg("tape").noconvert(), py::arg("threads"));
+  module.def("linear_backward", &linear_backward, py::arg("x").noconvert(), py::arg("norm").noconvert(),
+             py::arg("weights").noconvert(), py::arg("biases").noconvert(), py::arg("d_out").noconvert(),
+             py::arg("tape").noconvert(), py::arg("d_x").noconvert(), py::arg("d_norm").noconvert(),
+             py::arg("d_weights").noconvert(), py::arg("d_biases").noconvert(), py::arg("threads"));
+  module.def("attention_tape", &attention_tape, py::arg("groups"), py::arg("rows"), py::arg("steps"),
+             py::arg("width"), py::arg("wide"), py::arg("heads"));
+  module.def("attention_forward", &attention_forward, py::arg("hidden").noconvert(), py::arg("key").noconvert(),
+             py::arg("value").noconvert(), py::arg("bias").noconvert(), py::arg("heads"),
+             py::arg("weights").noconvert(), py::arg("out").noconvert(), py::arg("tape").noconvert(),
+             py::arg("threads"));
+  module.def("attention_backward", &attention_backward, py::arg("hidden").noconvert(), py::arg("key").noconvert(),
+             py::arg("value").noconvert(), py::arg("bias").noconvert(), py::arg("heads"),
+             py::arg("weights").noconvert(), py::arg("d_out").noconvert(), py::arg("tape").noconvert(),
+             py::arg("gradients").noconvert(), py::arg("threads"));
+  module.def("retrieval_forward", &retrieval_forward, py::arg("query").noconvert(), py::arg("key").noconvert(),
+             py::arg("bias").noconvert(), py::arg("here").noconvert(), py::arg("there").noconvert(),
+             py::arg("likeness").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),
+             py::arg("action_dim"), py::arg("geometry"), py::arg("out").noconvert(), py::arg("tape").noconvert(),
+             py::arg("threads"));
+  module.def("retrieval_backward", &retrieval_backward, py::arg("query").noconvert(), py::arg("key").noconvert(),
+             py::arg("bias").noconvert(), py::arg("here").noconvert(), py::arg("there").noconvert(),
+             py::arg("likeness").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),
+             py::arg("action_dim"), py::arg("geometry"), py::arg("out").noconvert(), py::arg("d_out").noconvert(),
+             py::arg("tape").noconvert(), py::arg("d_query").noconvert(), py::arg("d_key").noconvert(),
+             py::arg("d_likeness").noconvert(), py::arg("threads"));
 }

@@ -66,7 +66,11 @@ void average(FloatsList& targets, const FloatsList& sources, float rate, int thr
 }  // namespace
 
 void bind_optimizer(py::module_& module) {
-  module.def("sum_of_squares", &sum_of_squares);
-  module.def("adamw", &adamw);
-  module.def("average", &average);
+  module.def("sum_of_squares", &sum_of_squares, py::arg("gradients").noconvert(), py::arg("threads"));
+  module.def("adamw", &adamw, py::arg("weights").noconvert(), py::arg("gradients").noconvert(),
+             py::arg("means").noconvert(), py::arg("squares").noconvert(), py::arg("rate"), py::arg("beta1"),
+             py::arg("beta2"), py::arg("epsilon"), py::arg("decay"), py::arg("step"), py::arg("scale"),
+             py::arg("threads"));
+  module.def("average", &average, py::arg("targets").noconvert(), py::arg("sources").noconvert(), py::arg("rate"),
+             py::arg("threads"));
 }

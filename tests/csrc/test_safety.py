@@ -194,6 +194,64 @@ CHAIN = {
 MLP = {"x": ones(B, S), "input_weight": ones(H, S), "init": ones(B, H), "trunk": trunk(A), "bf16": False, "threads": 2}
 
 
+G, M, STEPS, W, WIDE, HEADS, GEOMETRY = 2, 5, 6, 12, 10, 3, 4
+COMPARED, FOUND = GEOMETRY + 1, A + 2 * GEOMETRY
+
+
+def context(**changed: Any) -> Any:
+    """Every part switched on; weights may be given by `weights_NAME`."""
+    layer = {"query_norm": (W,), "forward_norm": (W,), "query": (W, W), "out": (W, W), "widen": (2 * W, W)}
+    sizes = {f"layers.0.{name}": size for name, size in (layer | {"narrow": (W, 2 * W)}).items()}
+    sizes |= {"query": (W, S + 2 + Z), "norm": (W,), "waypoint_query": (W, W)}
+    weights = {f"{name}.weight": ones(*size) for name, size in sizes.items()}
+    weights |= {f"{name}.bias": ones(size[0]) for name, size in sizes.items()} | {"likeness": ones(HEADS, COMPARED)}
+    kinds = np.array([(2, column, 0, 0, -1) for column in range(S)], np.int32)
+    table, few = (kinds, ones(S, 2)), np.array([(3, 0, 1, -1, 0)] * GEOMETRY, np.int32)
+    arguments = {"state_dim": S, "action_dim": A, "lookaheads": 2, "heads": HEADS, "points": [[0, 1]], "own": table}
+    arguments |= {"geometry": (few, ones(GEOMETRY, 2)), "periods": [8.0], "time_unit": 50.0, "weights": weights}
+    return native.module().Context(**(arguments | changed))
+
+
+def prompts(**changed: Any) -> Any:
+    """Two prompts; what is remembered of them by its own name."""
+    heads = (G, HEADS, STEPS, W // HEADS)
+    shapes = {"bias": (G, STEPS), "waypoint_bias": (G, STEPS), "query_init": (G, W), "key0": heads, "value0": heads}
+    shapes |= {"waypoint_key": heads, "waypoints": (G, STEPS, FOUND), "there": (G, STEPS, COMPARED)}
+    memory = {name: ones(*shape) for name, shape in shapes.items()}
+    pooled = changed.pop("pooled", ones(G, Z))
+    return native.module().Prompts(context(), pooled, memory | changed)
+
+
+def act_in_context(**arguments: Any) -> None:
+    width = S + 2 + W + HEADS * (A + 4 * GEOMETRY)
+    net = packed_net(first_weight=ones(H, A + T + width + Z), state_dim=width)
+    prompts().act(sampler(net=net), None, **arguments)
+
+
+ACT_IN_CONTEXT = {"observations": ones(B, S), "times": np.ones(B, np.int64), "prompt_of": np.ones(B, np.int64)}
+ACT_IN_CONTEXT |= {"keys": np.ones(B, np.uint64), "actions": ones(B, A), "threads": 2}
+LINEAR = {"x": ones(B, S), "norm": [ones(S), ones(S)], "weights": [ones(H, S), ones(A, S)]}
+LINEAR |= {"biases": [ones(H), ones(A)], "threads": 2}
+ATTENTION = {"hidden": ones(G, M, W), "key": ones(G, STEPS, W), "value": ones(G, STEPS, W), "bias": ones(G, STEPS)}
+ATTENTION_WEIGHTS = [ones(W)] * 4 + [ones(W, W), ones(W), ones(W, W), ones(W), ones(WIDE, W), ones(WIDE)]
+ATTENTION_WEIGHTS += [ones(W, WIDE), ones(W)]
+ATTENTION |= {"heads": HEADS, "weights": ATTENTION_WEIGHTS, "threads": 2}
+RETRIEVAL = {"query": ones(G, M, W), "key": ones(G, STEPS, W), "bias": ones(G, STEPS), "here": ones(G, M, COMPARED)}
+RETRIEVAL |= {"there": ones(G, STEPS, COMPARED), "likeness": ones(HEADS, COMPARED), "heads": HEADS, "threads": 2}
+RETRIEVAL |= {"waypoints": ones(G, STEPS, FOUND), "action_dim": A, "geometry": GEOMETRY}
+RETRIEVED = ones(G, M, HEADS * (A + 4 * GEOMETRY))
+TENSORS = [ones(H, S), ones(H)]
+
+
+def layer_tape(name: str, *sizes: int) -> np.ndarray:
+    return ones(getattr(native.module(), name)(*sizes))
+
+
+def of_module(name: str) -> Callable[..., None]:
+    """The function of the module."""
+    return lambda **given: getattr(native.module(), name)(**given)
+
+
 def of_arguments(arguments: str, name: str) -> Callable[..., None]:
     """The function `name`, whose first argument is made of those that begin with `in_`."""
 
@@ -248,6 +306,60 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         | {"init": ones(B, H), "trunk": trunk(A)},
         {"x", "input_weight", "init", "trunk"},
     ),
+    "Prompts": (
+        prompts,
+        {"pooled": ones(G, Z), "bias": ones(G, STEPS), "key0": ones(G, HEADS, STEPS, W // HEADS)}
+        | {"waypoints": ones(G, STEPS, FOUND), "there": ones(G, STEPS, COMPARED), "query_init": ones(G, W)},
+        set(),
+    ),
+    "act_in_context": (act_in_context, ACT_IN_CONTEXT, {"actions"}),
+    "linear_forward": (
+        of_module("linear_forward"),
+        LINEAR | {"out": [ones(B, H), ones(B, A)], "tape": layer_tape("linear_tape", B, S, True)},
+        {"out", "tape"},
+    ),
+    "linear_backward": (
+        of_module("linear_backward"),
+        LINEAR
+        | {"d_out": [ones(B, H), ones(B, A)], "tape": layer_tape("linear_tape", B, S, True), "d_x": ones(B, S)}
+        | {"d_norm": [ones(S), ones(S)], "d_weights": [ones(H, S), ones(A, S)], "d_biases": [ones(H), ones(A)]},
+        {"d_x", "d_norm", "d_weights", "d_biases"},
+    ),
+    "attention_forward": (
+        of_module("attention_forward"),
+        ATTENTION | {"out": ones(G, M, W), "tape": layer_tape("attention_tape", G, M, STEPS, W, WIDE, HEADS)},
+        {"out", "tape"},
+    ),
+    "attention_backward": (
+        of_module("attention_backward"),
+        ATTENTION
+        | {"d_out": ones(G, M, W), "tape": layer_tape("attention_tape", G, M, STEPS, W, WIDE, HEADS)}
+        | {"gradients": [ones(G, M, W), ones(G, STEPS, W), ones(G, STEPS, W), *map(np.copy, ATTENTION_WEIGHTS)]},
+        {"gradients"},
+    ),
+    "retrieval_forward": (
+        of_module("retrieval_forward"),
+        RETRIEVAL | {"out": RETRIEVED.copy(), "tape": ones(G * M * HEADS * 16)},
+        {"out", "tape"},
+    ),
+    "retrieval_backward": (
+        of_module("retrieval_backward"),
+        RETRIEVAL
+        | {"out": RETRIEVED.copy(), "d_out": RETRIEVED, "tape": ones(G * M * HEADS * 16), "d_query": ones(G, M, W)}
+        | {"d_key": ones(G, STEPS, W), "d_likeness": ones(HEADS, COMPARED)},
+        {"d_query", "d_key", "d_likeness"},
+    ),
+    "adamw": (
+        of_module("adamw"),
+        {"weights": TENSORS, "gradients": TENSORS, "means": TENSORS, "squares": TENSORS, "rate": 0.1, "beta1": 0.9}
+        | {"beta2": 0.9, "epsilon": 0.1, "decay": 0.1, "step": 1, "scale": 1.0, "threads": 2},
+        {"weights", "means", "squares"},
+    ),
+    "average": (
+        of_module("average"),
+        {"targets": TENSORS, "sources": TENSORS, "rate": 0.5, "threads": 2},
+        {"targets"},
+    ),
 }
 
 
@@ -296,6 +408,10 @@ def allowed(entry: str, what: str) -> bool:
     name, how = what.split(": ")
     if name == "tape":  # room for at least so much, which is an upper bound; or none: then none is kept or read
         return how.endswith("in dimension 0")
+    if name in ("times", "prompt_of") and how == f"in {np.dtype(np.int64).str}":
+        return True  # which is what they are in
+    if name == "pooled":
+        return how.endswith("in dimension 1")  # of any width
     # Its columns beyond the others are the prompt's.
     return name == "first_weight" and how.endswith("in dimension 1") and not how.startswith("0")
 

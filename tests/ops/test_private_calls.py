@@ -15,7 +15,10 @@ trunk = [f(8, 8), f(8), f(8, 8), f(8), f(2, 8), f(2)]
 net = n.PackedNet(2, 4, f(8, 10), f(8), trunk, 3, False)
 sampler = n.Sampler(net, f(3, 6), f(3, 4), 1.0, 1.0)
 critic = n.PackedCritic(3, 2, f(8, 6), f(8), trunk[:4] + [f(1, 8), f(1)], False)
-key = np.zeros(1, np.uint64)
+key, time = np.zeros(1, np.uint64), np.zeros(1, np.int64)
+i = lambda *shape: np.zeros(shape, np.int32)
+rows = np.array([(0, column, 0, -1, -1) for column in range(3)], np.int32)
+plain = n.Context(3, 2, 0, 0, [], (rows, f(3, 2)), (i(0, 5), f(0, 2)), [], 1.0, {})
 new = lambda kind: kind.__new__(kind)  # allocated, not initialised
 freed = lambda array: array.resize((0,), refcheck=False)
 """
@@ -52,6 +55,21 @@ REFUSED = [
     "x = f(4, 3); m = n.MlpArguments(x, f(8, 3), f(8), trunk, False, 1); freed(x); n.mlp_forward(m, f(4, 2), f(0))",
     "x = f(4, 3); t = n.Snapshot([x]); freed(x); assert t.unchanged()",
     "n.pooled_buffer(1 << 62)",
+    "n.Context(3, 2, 1, 1, [[7]], (i(0, 5), f(0, 2)), (i(0, 5), f(0, 2)), [], 1.0, {})",
+    "n.Context(3, 2, 1, 1, [], (i(1, 5) + 9, f(1, 2)), (i(0, 5), f(0, 2)), [], 1.0, {})",
+    "n.Context(3, 2, 1, 0, [], (i(0, 5), f(0, 2)), (i(0, 5), f(0, 2)), [], 1.0, {'query.weight': f(4, 4)})",
+    "n.Prompts(None, f(1, 2), {})",
+    "n.Prompts(new(n.Context), f(1, 2), {})",
+    "new(n.Prompts).act(sampler, None, f(1, 3), time, None, key, f(1, 2), 1)",
+    "n.Prompts(plain, f(1, 1), {}).act(None, None, f(1, 3), time, None, key, f(1, 2), 1)",
+    "n.Prompts(plain, f(1, 1), {}).act(new(n.Sampler), None, f(1, 3), time, None, key, f(1, 2), 1)",
+    "n.Prompts(plain, f(1, 1), {}).act(sampler, new(n.Actor), f(1, 3), time, None, key, f(1, 2), 1)",
+    "n.Prompts(plain, f(1, 1), {}).act(sampler, None, f(1, 3), time, time + 1, key, f(1, 2), 1)",
+    "n.Prompts(plain, f(1, 1), {}).act(sampler, None, f(1, 3), time, time - 1, key, f(1, 2), 1)",
+    "n.linear_forward(None, [], [], [], [], f(0), 1)",
+    "n.attention_forward(f(1, 2, 4), f(1, 2, 4), f(1, 2, 4), f(1, 2), 3, [f(4)] * 12, f(1, 2, 4), f(9999), 1)",
+    "n.adamw([f(3)], [f(3)], [f(3)], [f(2)], 0.1, 0.9, 0.9, 0.1, 0.0, 1.0, 1.0, 1)",
+    "n.average([f(3)], [None], 0.5, 1)",
     "n.set_isa(None)",
 ]
 
