@@ -19,9 +19,9 @@ llmdpd::LayerTools tools_for(int threads) {
   return {llmdpd::active_kernels(false), llmdpd::active_layers(), threads};
 }
 
-// Memory for what is kept, or to be filled.
+// Memory for what is kept, of the very size: what was kept by another instruction set is laid out in another way.
 float* memory_of(Floats& array, std::size_t floats, const char* name) {
-  if (array.ndim() != 1 || static_cast<std::size_t>(array.size()) < floats) {
+  if (array.ndim() != 1 || static_cast<std::size_t>(array.size()) != floats) {
     throw std::invalid_argument(std::string("wrong shape: ") + name);
   }
   require_shape(array, {array.size()}, name);  // aligned, that is
@@ -197,8 +197,9 @@ RetrievalCall retrieval_call(const Floats& query, const Floats& key, const Float
   }
   const py::ssize_t groups = query.shape(0), rows = query.shape(1), width = query.shape(2), steps = key.shape(1);
   const py::ssize_t compared = here.shape(2), found = waypoints.shape(2);
-  if (heads < 1 || width < 1 || width % heads != 0 || steps < 1 || action_dim < 0 || geometry < 1 ||
-      geometry > compared || found < action_dim || (found - action_dim) % geometry != 0 || found < 1) {
+  const py::ssize_t far = found - action_dim;  // none where observations have no geometry
+  if (heads < 1 || width < 1 || width % heads != 0 || steps < 1 || action_dim < 0 || geometry < 0 ||
+      geometry > compared || far < 0 || found < 1 || (geometry > 0 ? far % geometry != 0 : far != 0)) {
     throw std::invalid_argument("wrong sizes: retrieval");
   }
   require_shape(query, {groups, rows, width}, "query");
@@ -213,11 +214,18 @@ RetrievalCall retrieval_call(const Floats& query, const Floats& key, const Float
   call.groups = small(groups, "groups"), call.rows = small(rows, "rows"), call.steps = small(steps, "steps");
   call.width = small(width, "width"), call.heads = heads, call.action_dim = action_dim, call.geometry = geometry;
   call.compared = small(compared, "compared");
-  call.lookaheads = small((found - action_dim) / geometry, "waypoints");
+  call.lookaheads = geometry > 0 ? small(far / geometry, "waypoints") : 0;
   call.query = query.data(), call.key = key.data(), call.bias = bias.data(), call.here = here.data();
   call.there = there ? there->data() : nullptr, call.likeness = likeness ? likeness->data() : nullptr;
   call.waypoints = waypoints.data();
   return call;
+}
+
+std::size_t retrieval_tape(py::ssize_t rows, int steps, int heads) {
+  if (rows < 0 || steps < 1 || heads < 1) throw std::invalid_argument("wrong sizes: tape");
+  RetrievalCall call{};
+  call.groups = 1, call.rows = small(rows, "rows"), call.steps = steps, call.heads = heads;
+  return llmdpd::retrieval_tape_floats(call, tools_for(1));
 }
 
 void retrieval_forward(const Floats& query, const Floats& key, const Floats& bias, const Floats& here,
@@ -273,6 +281,7 @@ void bind_layers(py::module_& module) {
              py::arg("value").noconvert(), py::arg("bias").noconvert(), py::arg("heads"),
              py::arg("weights").noconvert(), py::arg("d_out").noconvert(), py::arg("tape").noconvert(),
              py::arg("gradients").noconvert(), py::arg("threads"));
+  module.def("retrieval_tape", &retrieval_tape, py::arg("rows"), py::arg("steps"), py::arg("heads"));
   module.def("retrieval_forward", &retrieval_forward, py::arg("query").noconvert(), py::arg("key").noconvert(),
              py::arg("bias").noconvert(), py::arg("here").noconvert(), py::arg("there").noconvert(),
              py::arg("likeness").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),

@@ -69,7 +69,7 @@ Floats philox_normal(std::uint64_t key, py::ssize_t rows, int draws, int action_
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "The reverse-diffusion sampler in C++; call it through llmdpd.diffusion.";
+  module.doc() = "What llmdpd computes in C++; call it through llmdpd.diffusion, .policy and .ops.";
   module.attr("__version__") = LLMDPD_VERSION;
   module.attr("compiler") = LLMDPD_COMPILER;
   module.attr("flags") = LLMDPD_FLAGS;

@@ -24,7 +24,7 @@ std::vector<Stretch> stretches_of(const std::vector<Numbers>& tensors) {
   return stretches;
 }
 
-// Calls body(tensor, stretch, number) for each stretch. Small tensors are tasks of their own no more: several go in one.
+// Calls body(tensor, stretch, number) for each stretch. Small tensors share a task.
 template <class Body>
 void for_stretches(const std::vector<Numbers>& tensors, const std::vector<Stretch>& stretches, int threads,
                    const Body& body) {

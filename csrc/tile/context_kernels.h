@@ -1,5 +1,4 @@
-// Structures of the context in C++: what of a state, and of where it finds itself in the demonstration, the noise
-// network is given. The arithmetic is that of llmdpd/nn/context/retrieval.py, which the tests hold it to.
+// Structures of the context in C++: what the noise network is told of a state and of its place in the demonstration. The arithmetic is that of llmdpd/nn/context/retrieval.py, which the tests hold it to.
 #pragma once
 
 #include <cstddef>

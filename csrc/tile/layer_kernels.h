@@ -115,7 +115,6 @@ struct AdamW {
 };
 
 struct LayerKernels {
-  int width;
   int gram_rows;  // outputs that a task of `gram` computes
 
   void (*gram)(const Gram& gram, int first_output);

@@ -143,7 +143,7 @@ inline void add_to_rows(const float* added, int width, float* rows_in, std::ptrd
   }
 }
 
-// In place, of rows that begin `stride` apart; -inf is where there is no step.
+// In place, of rows that begin `stride` apart. Scores of -inf mark what is no step.
 inline void softmax(float* rows_in, std::ptrdiff_t stride, int length, std::ptrdiff_t rows) {
   for (std::ptrdiff_t r = 0; r < rows; ++r) {
     float* row = rows_in + r * stride;

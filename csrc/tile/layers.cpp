@@ -8,8 +8,7 @@
 namespace llmdpd::LLMDPD_ISA {
 
 extern const LayerKernels layer_kernels;
-const LayerKernels layer_kernels = {kWidth,
-                                    kGramRows,
+const LayerKernels layer_kernels = {kGramRows,
                                     gram,
                                     linear_forward,
                                     linear_backward,

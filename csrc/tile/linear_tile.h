@@ -18,7 +18,7 @@ std::ptrdiff_t widest(const LinearCall& call) {
   return most;
 }
 
-// Two rows of each: results or gradients, and zeros.
+// Room for two blocks of rows, and one row of zeros.
 std::size_t linear_scratch(const LinearCall& call, std::ptrdiff_t rows) {
   return static_cast<std::size_t>((2 * rows + 1) * widest(call));
 }

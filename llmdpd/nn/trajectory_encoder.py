@@ -60,7 +60,7 @@ class TrajectoryEncoder(nn.Module):
 
     def _encode_natively(self, steps: Tensor, mask: Tensor) -> Tensor:
         """`self.transformer` by the layers in C++; each attends to all its own steps where the mask [P, T] holds."""
-        bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        bias = steps.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
         for layer in self.transformer.layers:
             attention = layer.self_attn
             query, *memory = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)

@@ -18,10 +18,10 @@ class FrozenActor:
     Args:
         prompts: packed, with their context (`llmdpd.ops.packing`).
         sampler: bound to the packed noise network.
+        action_dim: numbers of an action, or of a whole chunk.
         critics: Q_1 and Q_2 packed, which choose one of `samples` actions; None where there is one sample.
         samples: N.
         temperature: of the softmax over min(Q_1, Q_2) that an action is chosen by; None: the maximum is taken.
-        action_dim: numbers of an action, or of a whole chunk.
     """
 
     def __init__(

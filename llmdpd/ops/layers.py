@@ -2,7 +2,7 @@
 
 The networks (`llmdpd.nn.context.retrieval`, `llmdpd.nn.trajectory_encoder`) define them in PyTorch, which the tests
 hold these to, and call them here where `computes` says so. Several threads take groups of rows; results and gradients
-have the same bits for any number of them.
+have the same bits for any number of them. Norms have torch's default epsilon, as all of the networks' have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 from llmdpd.ops import native
 from llmdpd.ops.autograd import eager_on_cpu
 
-_EPSILON = 1e-5
 _FEW_ROWS = 4  # below, a group's memory costs more to lay out than it saves
 
 

@@ -19,7 +19,6 @@ from llmdpd.utils.cores import usable_cores
 from llmdpd.version import __version__
 
 _threads: int | None = None
-_LANES = 16  # of the widest vectors
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +88,7 @@ def array(tensor: Tensor, name: str = "tensor") -> NDArray[np.float32]:
     """
     if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.layout is not torch.strided:
         found = f"{tensor.dtype} on {tensor.device}, {tensor.layout}"
-        raise InputError("the C++ sampler computes in float32 on the CPU", field=name, found=found)
+        raise InputError("the C++ code computes in float32 on the CPU", field=name, found=found)
     dense = tensor.detach().contiguous()
     found_array: NDArray[np.float32] = (dense if aligned(dense) else dense.clone()).numpy()
     return found_array
@@ -217,8 +216,7 @@ def retrieval_forward(sizes: tuple[int, int, int], inputs: Sequence[Tensor | Non
     query, key = inputs[0], inputs[1]
     assert query is not None
     assert key is not None
-    width = -(-key.shape[1] // _LANES) * _LANES
-    tape = _pooled(query.shape[0] * query.shape[1] * sizes[0] * width)
+    tape = _pooled(module().retrieval_tape(query.shape[0] * query.shape[1], key.shape[1], sizes[0]))
     module().retrieval_forward(*map(_optional, inputs), *sizes, array(out), array(tape), threads())
     return tape
 

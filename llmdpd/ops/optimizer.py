@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from llmdpd.ops import native
 from llmdpd.ops.autograd import eager_on_cpu
@@ -23,12 +24,12 @@ class _Memory:
     """Tensors as arrays of the same memory, made once for as long as they stay where they are."""
 
     def __init__(self) -> None:
-        self._pointers: list[int] = []
+        self._pointers: list[tuple[int, int]] = []
         self._arrays: Arrays | None = None
 
     def of(self, tensors: Sequence[Tensor]) -> Arrays | None:
         """None where the C++ code can't write into one of them."""
-        pointers = [tensor.data_ptr() for tensor in tensors]
+        pointers = [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]
         if pointers != self._pointers:
             # The arrays keep their memory from being given to another tensor: the same pointer is the same memory.
             plain = all(map(_plain, tensors))
@@ -67,6 +68,7 @@ def average(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float, k
     to, by = memory["targets"].of(targets), memory["sources"].of(sources)
     if native.available()[0] and to is not None and by is not None and all(map(eager_on_cpu, targets[:1])):
         native.module().average(to, by, rate, native.threads())
+        increment_version(list(targets))
     else:
         torch._foreach_lerp_(list(targets), list(sources), rate)
 
@@ -82,8 +84,13 @@ def _plain(tensor: Tensor) -> bool:
 def _computes(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor]) -> bool:
     if not native.available()[0] or not all(type(optimizer) is torch.optim.AdamW for optimizer in optimizers):
         return False
+    if any(each._optimizer_step_pre_hooks or each._optimizer_step_post_hooks for each in optimizers):
+        return False  # torch's own step calls them
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    plain = all(map(_plain, parameters)) and all(map(eager_on_cpu, parameters[:1]))
+    moments = [
+        state[name] for each in optimizers for state in each.state.values() for name in ("exp_avg", "exp_avg_sq")
+    ]
+    plain = all(map(_plain, parameters)) and all(map(_plain, moments)) and all(map(eager_on_cpu, parameters[:1]))
     return plain and not any(group["amsgrad"] or group["maximize"] for group in groups)
 
 
@@ -119,3 +126,4 @@ def _step(optimizer: torch.optim.Optimizer, scale: float, threads: int) -> None:
                 kept[f"squares {number}"].of([state["exp_avg_sq"] for state in own]),
                 *(float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], count, scale, threads),
             )
+            increment_version(some)  # as every write in place: autograd refuses a gradient by weights of before

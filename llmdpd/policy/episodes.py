@@ -80,8 +80,8 @@ class Episodes:
     """Acts in episodes that are told apart by numbers, each with its own time steps.
 
     What is sampled for an episode depends on that episode's own past alone, but for rounding, whatever else is in the
-    batch. Weights count as they are when this is made, with the prompts that were encoded by them: on a CPU they are
-    copied where the C++ code acts.
+    batch. Weights count as they are when this is made, with the prompts that were encoded by them: where the C++ code
+    acts they are copied, and copied anew where this is copied or pickled. Elsewhere leave them as they are.
 
     Args:
         network: the policy's. acting: how it acts. critic: what chooses among several samples; None for nothing.
@@ -89,6 +89,9 @@ class Episodes:
         prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
         targets: target returns at the beginning, by episode, or one for all; for policies that are
             conditioned on history.
+
+    Raises:
+        InputError: NaN or Inf in a weight; several prompts, and no `prompt_of`.
     """
 
     def __init__(
@@ -102,6 +105,11 @@ class Episodes:
     ) -> None:
         for module in (network, critic):  # they may have been trained since the policy was made
             check_finite(module)
+        if prompt_of is None and len(prompts) > 1:
+            problem = "which prompt each episode is under is not said"
+            raise InputError(
+                problem, field="prompt_of", found=f"{len(prompts)} prompts", expected="a number an episode"
+            )
         self._network, self._acting, self._critic = network, acting, critic
         self._prompts, self._targets = prompts, np.asarray(targets, np.float32)
         shared = prompt_of is None or len(prompts) == 1  # a policy that reads none has one for all
@@ -115,6 +123,7 @@ class Episodes:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_frozen": None}  # the C++ code's copy is made anew
 
+    @in_own_settings
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._frozen = self._network.freeze(self._prompts, self._acting, self._critic)

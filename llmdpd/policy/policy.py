@@ -244,6 +244,7 @@ class Policy:
             tokens = self._tokens(shown).to(self.device) if shown else None
             return self.network.encode(embeddings, tokens)
 
+    @in_own_settings
     def episodes(
         self, prompts: EncodedPrompts, prompt_of: NDArray[np.int64] | None = None, targets: FloatArray | float = 0.0
     ) -> Episodes:
@@ -294,7 +295,8 @@ class Policy:
     ) -> Session:
         """One more user of the policy: with a prompt, time steps and noise of its own; arguments as in `prompt`.
 
-        Sessions share nothing that changes: each may act in a thread of its own, or in another environment.
+        Sessions share nothing that changes: each may act in a thread of its own, or in another environment. Those of
+        one seed draw the same noise.
 
         Raises:
             InputError: as `prompt`.

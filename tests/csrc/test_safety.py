@@ -339,13 +339,18 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
     ),
     "retrieval_forward": (
         of_module("retrieval_forward"),
-        RETRIEVAL | {"out": RETRIEVED.copy(), "tape": ones(G * M * HEADS * 16)},
+        RETRIEVAL | {"out": RETRIEVED.copy(), "tape": layer_tape("retrieval_tape", G * M, STEPS, HEADS)},
         {"out", "tape"},
     ),
     "retrieval_backward": (
         of_module("retrieval_backward"),
         RETRIEVAL
-        | {"out": RETRIEVED.copy(), "d_out": RETRIEVED, "tape": ones(G * M * HEADS * 16), "d_query": ones(G, M, W)}
+        | {
+            "out": RETRIEVED.copy(),
+            "d_out": RETRIEVED,
+            "tape": layer_tape("retrieval_tape", G * M, STEPS, HEADS),
+            "d_query": ones(G, M, W),
+        }
         | {"d_key": ones(G, STEPS, W), "d_likeness": ones(HEADS, COMPARED)},
         {"d_query", "d_key", "d_likeness"},
     ),

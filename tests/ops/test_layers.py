@@ -17,6 +17,7 @@ from llmdpd.nn.context.retrieval import AttentionLayer
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import layers, native
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
+from llmdpd.tasks.layout import Layout, Point
 from llmdpd.tasks.metaworld.layout import LAYOUT
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason="needs the C++ module")
@@ -220,3 +221,42 @@ def test_a_second_derivative_is_refused() -> None:
     first = torch.autograd.grad(layers.linears(x, None, (layer,))[0].square().sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError):
         first.sum().backward()
+
+
+def test_the_gradient_of_observations_is_not_lost(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    context = made({}, True)
+    pairs = [((0.3 * rng.normal(size=(9, S))).astype(np.float32), rng.normal(size=(9, A)).astype(np.float32))]
+    embedding, state, times = torch.randn(1, D), 0.3 * torch.randn(8, S), torch.arange(8)
+
+    def gradient(of: Context) -> Tensor:
+        given = state.clone().requires_grad_()
+        prompts = of.encode(embedding, make_tokens(pairs, of.config.encoder))
+        return torch.autograd.grad(of.condition(given, prompts, None, times).state.square().sum(), given)[0]
+
+    found = gradient(context)
+    in_torch(monkeypatch)
+    assert apart(found, gradient(context)) < 1e-3
+
+
+def test_observations_without_geometry() -> None:
+    context = make_context(
+        Spaces(4, 2, D, Layout((Point("body", (0, 1)),))), ContextConfig("retrieval", features="combined")
+    )
+    pairs = [(torch.randn(9, 4).numpy(), torch.randn(9, 2).numpy())] * 2
+    prompts = context.encode(torch.randn(2, D), make_tokens(pairs, context.config.encoder))
+    context.condition(torch.randn(16, 4), prompts, None, torch.arange(16)).state.sum().backward()
+
+
+def test_what_another_instruction_set_kept_is_refused() -> None:
+    isas = native.module().runnable_isas()
+    if len(isas) < 2:
+        pytest.skip("one instruction set alone")
+    layer, hidden, memory = AttentionLayer(16, 1), torch.randn(1, 5, 16), torch.randn(1, 3, 16)
+    try:
+        native.module().set_isa(isas[-1])
+        result = layer(hidden, *layer.read(memory), torch.zeros(1, 1, 1, 3))
+        native.module().set_isa(isas[0])
+        with pytest.raises(ValueError, match="tape"):
+            result.sum().backward()
+    finally:
+        native.module().set_isa("")

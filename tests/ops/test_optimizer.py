@@ -141,3 +141,26 @@ def test_what_is_not_for_cpp_is_stepped_by_torch() -> None:
         before = weight.detach().clone()
         assert float(clipped_step([kind([weight], 0.1)], 0.0)) == pytest.approx(12**0.5)
         assert not torch.equal(weight.detach(), before)
+
+
+def test_weights_that_were_stepped_are_refused_by_a_graph_of_before() -> None:
+    weights, optimizer = made()
+    loss = weights[0].square().sum()
+    give(weights, 3)
+    clipped_step([optimizer], 0.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_moments_and_hooks_that_cpp_does_not_know_are_torchs() -> None:
+    weights, optimizer = made()
+    give(weights, 3)
+    clipped_step([optimizer], 0.0)
+    moment = optimizer.state[weights[0]]["exp_avg"]
+    optimizer.state[weights[0]]["exp_avg"] = moment.t().contiguous().t()
+    seen: list[object] = []
+    give(weights, 3)
+    clipped_step([optimizer], 0.0)
+    optimizer.register_step_post_hook(lambda *arguments: seen.append(arguments))
+    clipped_step([optimizer], 0.0)
+    assert len(seen) == 1

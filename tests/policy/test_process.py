@@ -72,12 +72,13 @@ def episode(path: Path, example: Any) -> np.ndarray:
     return np.stack([policy.act(np.full(S, 0.1 * step)) for step in range(4)])
 
 
+@pytest.mark.parametrize("kind", ["pooled", "retrieval"])
 @pytest.mark.parametrize("acting", [BestOfN(samples=1), BEST], ids=["one sample", "best of N"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_of_torch_change_no_action(
-    make_policy: MakePolicy, example: Any, tmp_path: Path, name: str, acting: BestOfN
+    make_policy: MakePolicy, example: Any, tmp_path: Path, name: str, acting: BestOfN, kind: str
 ) -> None:
-    make_policy(acting=acting).save(tmp_path / "policy")
+    make_policy(acting=acting, kind=kind).save(tmp_path / "policy")
     plain = episode(tmp_path / "policy", example)
     with SETTINGS[name]():
         assert np.array_equal(episode(tmp_path / "policy", example), plain)

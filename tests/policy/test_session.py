@@ -140,3 +140,10 @@ def test_what_cannot_be_frozen_acts_in_torch(
     monkeypatch.setattr(type(policy.network), "freeze", lambda *_: None)
     policy.seed(0)
     np.testing.assert_allclose(policy.prompt(KNOWN, example).act(states), fast, atol=1e-4)
+
+
+def test_which_prompt_is_asked_for_where_there_are_several(make_policy: MakePolicy, example: Any) -> None:
+    policy = make_policy()
+    with pytest.raises(InputError) as error:
+        policy.episodes(policy.encode_prompts([KNOWN, KNOWN], [example, example]))
+    assert error.value.field == "prompt_of"

@@ -218,7 +218,7 @@ class RetrievalContext(Context):
 
     def _retrieve(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """What the waypoint heads find, and how far the state is from it: [G, M, heads (A + 2 L G)]."""
-        if layers.computes_groups(hidden, here):
+        if layers.computes_groups(hidden, here) and not here.requires_grad:  # of which the C++ code has no gradient
             return self._retrieve_natively(hidden, here, memory)
         weight = self._waypoint_weights(hidden, here, memory)
         found = weight @ memory["waypoints"]
@@ -293,7 +293,8 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _bias(mask: Tensor) -> Tensor:
     """0 where the mask [P, T] holds and -inf elsewhere, [P, 1, 1, T]."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)[:, None, None]
+    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return zeros.masked_fill(~mask, -math.inf)[:, None, None]
 
 
 def _heads(vectors: Tensor, heads: int) -> Tensor:
