@@ -180,7 +180,7 @@ WRONG: dict[str, tuple[list[object], list[str]]] = {
     "task": (["--tasks", "reech"], ["unknown task", "reach-v3"]),
     "no demonstration": (["--tasks", "soccer"], ["no demonstration of this task", "soccer-v3", "--prompt-data"]),
     "prompt data": (["--prompt-data", "no/such"], ["no such file or folder", "no/such"]),
-    "prompt text": (["--prompt-text", "no-such.txt"], ["cannot read the text prompt", "no-such.txt"]),
+    "prompt text": (["--prompt-text", "no-such.txt"], ["file not found", "no-such.txt", "a text prompt"]),
     "device": (["--device", "cuda:9"], ["GPU", "cuda:9"]),
     "episodes": (["--episodes", 0], ["episodes", "1 to 100000"]),
     "steps": (["--max-steps", 900], ["max_steps", "900", "500"]),

@@ -236,7 +236,7 @@ def _other_format(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
-        (Path.unlink, ["missing", "networks.safetensors"]),
+        (Path.unlink, ["file not found", "networks.safetensors"]),
         (lambda file: file.write_bytes(file.read_bytes()[:-10]), ["altered since", "networks.safetensors"]),
         (_other_format, ["another format version", "99", "expected: 1"]),
         (_other_sizes, ["altered since", "networks.safetensors"]),
