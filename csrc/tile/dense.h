@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lanes.h"
+#include "tile_kernels.h"
 
 namespace {
 
@@ -33,6 +34,12 @@ struct PackedTiles {
   std::ptrdiff_t packed_tile_lanes;  // from one packed tile to the next
   std::ptrdiff_t count;        // lanes along k
 };
+
+using llmdpd::PackedLayer;
+
+inline PackedTiles packed_tiles_of(const PackedLayer& layer) {
+  return {layer.packed_tiles, layer.lanes * kWidth, layer.lanes};
+}
 
 // What a sum starts from; stride 0 shares one row.
 struct Init {

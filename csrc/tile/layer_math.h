@@ -1,8 +1,8 @@
 // What layers are made of, on rows of hidden numbers that are padded with zeros.
 #pragma once
 
+#include "dense.h"
 #include "layer_kernels.h"
-#include "trunk.h"
 
 namespace {
 

@@ -7,7 +7,6 @@
 namespace {
 
 using llmdpd::FirstLayer;
-using llmdpd::PackedLayer;
 using llmdpd::Tape;
 using llmdpd::TapeGradients;
 using llmdpd::Trunk3;
@@ -47,10 +46,6 @@ struct Scratch {
 std::size_t scratch_floats(const Trunk3& trunk, int action_dim) {
   float origin[1];
   return static_cast<std::size_t>(Scratch(trunk, action_dim, origin).floats);
-}
-
-inline PackedTiles packed_tiles_of(const PackedLayer& layer) {
-  return {layer.packed_tiles, layer.lanes * kWidth, layer.lanes};
 }
 
 inline float* zero_row(const Scratch& scratch, int columns) {
