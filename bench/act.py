@@ -3,8 +3,8 @@
     python bench/act.py --json bench/results/act-NAME.json
 
 First the default policy, which looks into its demonstration and samples once; its peers are its own definition in
-PyTorch. Then the best of 50 draws by the critics' soft choice, S = 39, A = 4, Z = 256, H = 256, K = 5. One state, then
-16 and 64 at once. The columns: docs/research-log/benchmarks.md.
+PyTorch. Then the best of 50 samples by the critics' soft choice, S = 39, A = 4, Z = 256, H = 256, K = 5. One state,
+then 16 and 64 at once. The columns: docs/research-log/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.tasks.metaworld.layout import LAYOUT
 
 STATE, ACTION, DEMONSTRATION, TASK = 39, 4, 150, "a task"
-_WAVES = 12
+_EMBEDDING = 12
 
 # The default preset's, which needs the command line's libraries to be read: a test compares them.
 METHOD = LLMDPDConfig(
@@ -152,7 +152,7 @@ def _look_up(network: DiffusionPolicy) -> float:
     width, steps = sizes.width, context.config.encoder.steps + 1
     found = ACTION + len(sizes.lookahead) * context.features.geometry_dim
     layer = 6 * width**2 + 2 * steps * width
-    query = (context.features.output_dim + _WAVES) * width
+    query = (context.features.output_dim + _EMBEDDING) * width
     compared = sizes.heads * steps * (context.features.geometry_dim + 1 + found)
     return query + sizes.layers * layer + width**2 + steps * width + compared
 
@@ -190,7 +190,7 @@ class Iteration:
             features, encoder.width, encoder.inner, encoder.layers, encoder.steps, config.trajectory_dim
         )
         remembered = (encoder.steps + 1) * (
-            (encoder.width + _WAVES) * width + (2 * config.retrieval.layers + 1) * width**2
+            (encoder.width + _EMBEDDING) * width + (2 * config.retrieval.layers + 1) * width**2
         )
         condition, prompt = network.context.state_dim, network.context.prompt_dim
         states = batch * (_look_up(network) + (condition + prompt + 2 * ACTION) * hidden + 2 * hidden**2)

@@ -111,7 +111,7 @@ std::shared_ptr<Context> make_context(int state_dim, int action_dim, int lookahe
     if (find(weights, "waypoint_query.weight")) {
       packed.waypoint_query = linear_of(weights, "waypoint_query", width, width);
       const py::ssize_t compared = static_cast<py::ssize_t>(features.geometry.size()) + (periods.empty() ? 0 : 1);
-      if (find(weights, "likeness")) packed.likeness = required(weights, "likeness", {heads, compared});
+      if (find(weights, "likeness")) packed.similarity = required(weights, "likeness", {heads, compared});
     }
   }
   return std::make_shared<Context>(sizes, std::move(features), packed, llmdpd::active_kernels(false),

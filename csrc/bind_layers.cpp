@@ -187,10 +187,10 @@ void attention_backward(const Floats& hidden, const Floats& key, const Floats& v
   llmdpd::attention_backward(in, d_out.data(), kept, targets, tools);
 }
 
-// query [G, M, W]; key [G, T, W]; bias [G, T]; here [G, M, C]; there [G, T, C] and likeness [heads, C], or neither;
+// query [G, M, W]; key [G, T, W]; bias [G, T]; here [G, M, C]; there [G, T, C] and similarity [heads, C], or neither;
 // waypoints [G, T, A + L G].
 RetrievalCall retrieval_call(const Floats& query, const Floats& key, const Floats& bias, const Floats& here,
-                             const std::optional<Floats>& there, const std::optional<Floats>& likeness,
+                             const std::optional<Floats>& there, const std::optional<Floats>& similarity,
                              const Floats& waypoints, int heads, int action_dim, int geometry) {
   if (query.ndim() != 3 || key.ndim() != 3 || here.ndim() != 3 || waypoints.ndim() != 3) {
     throw std::invalid_argument("wrong shape: retrieval");
@@ -207,16 +207,16 @@ RetrievalCall retrieval_call(const Floats& query, const Floats& key, const Float
   require_shape(bias, {groups, steps}, "bias");
   require_shape(here, {groups, rows, compared}, "here");
   require_shape(waypoints, {groups, steps, found}, "waypoints");
-  if (there.has_value() != likeness.has_value()) throw std::invalid_argument("likeness needs moments to compare with");
+  if (there.has_value() != similarity.has_value()) throw std::invalid_argument("similarity needs moments to compare with");
   if (there) require_shape(*there, {groups, steps, compared}, "there");
-  if (likeness) require_shape(*likeness, {heads, compared}, "likeness");
+  if (similarity) require_shape(*similarity, {heads, compared}, "similarity");
   RetrievalCall call{};
   call.groups = small(groups, "groups"), call.rows = small(rows, "rows"), call.steps = small(steps, "steps");
   call.width = small(width, "width"), call.heads = heads, call.action_dim = action_dim, call.geometry = geometry;
   call.compared = small(compared, "compared");
   call.lookaheads = geometry > 0 ? small(far / geometry, "waypoints") : 0;
   call.query = query.data(), call.key = key.data(), call.bias = bias.data(), call.here = here.data();
-  call.there = there ? there->data() : nullptr, call.likeness = likeness ? likeness->data() : nullptr;
+  call.there = there ? there->data() : nullptr, call.similarity = similarity ? similarity->data() : nullptr;
   call.waypoints = waypoints.data();
   return call;
 }
@@ -229,11 +229,11 @@ std::size_t retrieval_tape(py::ssize_t rows, int steps, int heads) {
 }
 
 void retrieval_forward(const Floats& query, const Floats& key, const Floats& bias, const Floats& here,
-                       const std::optional<Floats>& there, const std::optional<Floats>& likeness,
+                       const std::optional<Floats>& there, const std::optional<Floats>& similarity,
                        const Floats& waypoints, int heads, int action_dim, int geometry, Floats& out, Floats& tape,
                        int threads) {
   RetrievalCall call =
-      retrieval_call(query, key, bias, here, there, likeness, waypoints, heads, action_dim, geometry);
+      retrieval_call(query, key, bias, here, there, similarity, waypoints, heads, action_dim, geometry);
   const llmdpd::LayerTools tools = tools_for(threads);
   call.out = target(out, {call.groups, call.rows, call.out_dim()}, "result");
   float* kept = memory_of(tape, llmdpd::retrieval_tape_floats(call, tools), "tape");
@@ -242,22 +242,22 @@ void retrieval_forward(const Floats& query, const Floats& key, const Floats& bia
 }
 
 void retrieval_backward(const Floats& query, const Floats& key, const Floats& bias, const Floats& here,
-                        const std::optional<Floats>& there, const std::optional<Floats>& likeness,
+                        const std::optional<Floats>& there, const std::optional<Floats>& similarity,
                         const Floats& waypoints, int heads, int action_dim, int geometry, Floats& out,
                         const Floats& d_out, Floats& tape, Floats& d_query, Floats& d_key,
-                        std::optional<Floats>& d_likeness, int threads) {
+                        std::optional<Floats>& d_similarity, int threads) {
   RetrievalCall call =
-      retrieval_call(query, key, bias, here, there, likeness, waypoints, heads, action_dim, geometry);
+      retrieval_call(query, key, bias, here, there, similarity, waypoints, heads, action_dim, geometry);
   const llmdpd::LayerTools tools = tools_for(threads);
   call.out = target(out, {call.groups, call.rows, call.out_dim()}, "result");
   require_shape(d_out, {call.groups, call.rows, call.out_dim()}, "gradient");
-  if (d_likeness.has_value() != likeness.has_value()) throw std::invalid_argument("wrong number: gradients");
+  if (d_similarity.has_value() != similarity.has_value()) throw std::invalid_argument("wrong number: gradients");
   float* of_query = target(d_query, {call.groups, call.rows, call.width}, "gradient of the query");
   float* of_key = target(d_key, {call.groups, call.steps, call.width}, "gradient of the key");
-  float* of_likeness = d_likeness ? target(*d_likeness, {heads, call.compared}, "gradient of the likeness") : nullptr;
+  float* of_similarity = d_similarity ? target(*d_similarity, {heads, call.compared}, "gradient of the similarity") : nullptr;
   float* kept = memory_of(tape, llmdpd::retrieval_tape_floats(call, tools), "tape");
   py::gil_scoped_release unlocked;
-  llmdpd::retrieval_backward(call, d_out.data(), kept, of_query, of_key, of_likeness, tools);
+  llmdpd::retrieval_backward(call, d_out.data(), kept, of_query, of_key, of_similarity, tools);
 }
 
 }  // namespace
@@ -284,13 +284,13 @@ void bind_layers(py::module_& module) {
   module.def("retrieval_tape", &retrieval_tape, py::arg("rows"), py::arg("steps"), py::arg("heads"));
   module.def("retrieval_forward", &retrieval_forward, py::arg("query").noconvert(), py::arg("key").noconvert(),
              py::arg("bias").noconvert(), py::arg("here").noconvert(), py::arg("there").noconvert(),
-             py::arg("likeness").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),
+             py::arg("similarity").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),
              py::arg("action_dim"), py::arg("geometry"), py::arg("out").noconvert(), py::arg("tape").noconvert(),
              py::arg("threads"));
   module.def("retrieval_backward", &retrieval_backward, py::arg("query").noconvert(), py::arg("key").noconvert(),
              py::arg("bias").noconvert(), py::arg("here").noconvert(), py::arg("there").noconvert(),
-             py::arg("likeness").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),
+             py::arg("similarity").noconvert(), py::arg("waypoints").noconvert(), py::arg("heads"),
              py::arg("action_dim"), py::arg("geometry"), py::arg("out").noconvert(), py::arg("d_out").noconvert(),
              py::arg("tape").noconvert(), py::arg("d_query").noconvert(), py::arg("d_key").noconvert(),
-             py::arg("d_likeness").noconvert(), py::arg("threads"));
+             py::arg("d_similarity").noconvert(), py::arg("threads"));
 }

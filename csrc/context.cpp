@@ -11,16 +11,6 @@ namespace {
 
 constexpr double kTwoPi = 6.283185307179586476925;
 
-PackedLayer pack_linear(const Linear& linear, const TileKernels& kernels, Allocator& memory) {
-  PackedLayer layer = pack_single(linear.weight, false, kernels, memory);
-  if (linear.bias) layer.bias = copy_padded(linear.bias, linear.weight.outputs, kernels, memory);
-  return layer;
-}
-
-LayerNorm pack_norm(const Norm& norm, int width, const TileKernels& kernels, Allocator& memory) {
-  return {copy_padded(norm.weight, width, kernels, memory), copy_padded(norm.bias, width, kernels, memory)};
-}
-
 // A head's weights [outputs, inputs], times `scale`, whatever its numbers' strides, with a bias of zeros.
 PackedLayer pack_head(const float* from, std::ptrdiff_t output_stride, std::ptrdiff_t input_stride, int outputs,
                       int inputs, float scale, const TileKernels& kernels, Allocator& memory) {
@@ -65,13 +55,13 @@ Context::Context(const ContextSizes& sizes, ContextFeatures features, const Cont
                  static_cast<int>(features_.point_ends.size())};
   net_.own = {features_.own.data(), static_cast<int>(features_.own.size())};
   net_.geometry = {features_.geometry.data(), static_cast<int>(features_.geometry.size())};
-  net_.waves = 2 * static_cast<int>(features_.periods.size());
+  net_.embedding_dim = 2 * static_cast<int>(features_.periods.size());
   net_.width = sizes.width;
   net_.heads = sizes.heads;
   net_.layers = sizes.layers;
   net_.action_dim = sizes.action_dim;
   net_.lookaheads = sizes.lookaheads;
-  net_.output_dim = net_.own.count + net_.waves;
+  net_.output_dim = net_.own.count + net_.embedding_dim;
   if (sizes.width == 0) return;
   if (weights.norm.weight) net_.output_dim += sizes.width;
   if (weights.waypoint_query.weight.data) {
@@ -88,12 +78,12 @@ Context::Context(const ContextSizes& sizes, ContextFeatures features, const Cont
                        pack_linear(from.widen, kernels, memory),
                        pack_linear(from.narrow, kernels, memory)};
     }
-    if (weights.norm.weight) net_.norm = pack_norm(weights.norm, sizes.width, kernels, memory);
+    net_.norm = pack_norm(weights.norm, sizes.width, kernels, memory);
     if (weights.waypoint_query.weight.data) net_.waypoint_query = pack_linear(weights.waypoint_query, kernels, memory);
-    if (weights.likeness) {
-      float* likeness = memory.take(static_cast<std::size_t>(sizes.heads) * net_.compared());
-      if (!memory.counting()) std::copy_n(weights.likeness, sizes.heads * net_.compared(), likeness);
-      net_.likeness = likeness;
+    if (weights.similarity) {
+      float* similarity = memory.take(static_cast<std::size_t>(sizes.heads) * net_.compared());
+      if (!memory.counting()) std::copy_n(weights.similarity, sizes.heads * net_.compared(), similarity);
+      net_.similarity = similarity;
     }
   });
   net_.attention = attention_.data();
@@ -141,7 +131,7 @@ Prompts::Prompts(std::shared_ptr<const Context> context, const PromptTensors& te
       prompt.waypoint_bias = pad_bias(tensors.waypoint_bias + p * steps, steps, steps_padded_, memory);
       const float* raw = tensors.waypoints + p * static_cast<std::ptrdiff_t>(steps) * net.found_dim();
       prompt.waypoints = pack_head(raw, 1, net.found_dim(), net.found_dim(), steps, 1.0f, kernels, memory);
-      if (tensors.there && net.likeness) {
+      if (tensors.there && net.similarity) {
         const float* there = tensors.there + p * static_cast<std::ptrdiff_t>(steps) * net.compared();
         prompt.there = transpose_padded(there, steps, net.compared(), steps_padded_, memory);
       }
@@ -155,9 +145,9 @@ void run_context(const Prompts& prompts, const ActingBatch& batch, int threads, 
   const TileKernels& kernels = context.kernels;
   const std::vector<float>& periods = context.features().periods;
   thread_local Arena arena;
-  float *waves = nullptr, *moments = nullptr;
+  float *embedding = nullptr, *moments = nullptr;
   lay_out(arena, [&](Allocator& memory) {
-    waves = memory.take(batch.states * net.waves);
+    embedding = memory.take(batch.states * net.embedding_dim);
     moments = memory.take(batch.states);
   });
   const std::ptrdiff_t count = static_cast<std::ptrdiff_t>(periods.size());
@@ -166,11 +156,11 @@ void run_context(const Prompts& prompts, const ActingBatch& batch, int threads, 
     moments[row] = static_cast<float>(time) / context.features().time_unit;
     for (std::ptrdiff_t i = 0; i < count; ++i) {
       const double angle = kTwoPi * time / periods[i];
-      waves[row * net.waves + i] = static_cast<float>(std::sin(angle));
-      waves[row * net.waves + count + i] = static_cast<float>(std::cos(angle));
+      embedding[row * net.embedding_dim + i] = static_cast<float>(std::sin(angle));
+      embedding[row * net.embedding_dim + count + i] = static_cast<float>(std::cos(angle));
     }
   }
-  const ContextBatch rows{batch.observations, waves, moments, prompts.prompts(), batch.prompt_of, condition};
+  const ContextBatch rows{batch.observations, embedding, moments, prompts.prompts(), batch.prompt_of, condition};
   const std::size_t scratch_floats = context.layers.context_scratch(net, prompts.steps_padded());
   const RowSplit parts(batch.states, kernels.max_rows, threads);
   parallel_for(parts.count(), threads, [&](int i) {

@@ -29,14 +29,14 @@ struct ContextWeights {
   std::vector<Attention> attention;
   Norm norm;
   Linear waypoint_query;
-  const float* likeness;  // [heads, compared]
+  const float* similarity;  // [heads, compared]
 };
 
 // The layout's points, and features in terms of an observation.
 struct ContextFeatures {
   std::vector<std::int32_t> point_columns, point_ends;
   std::vector<Feature> own, geometry;
-  std::vector<float> periods;  // of the timestep embedding's waves, in time steps; none: no embedding
+  std::vector<float> periods;  // of the timestep embedding's sines, in time steps; none: no embedding
   float time_unit;             // moments are compared in
 };
 
@@ -92,7 +92,7 @@ class Prompts {
   Arena memory_;
 };
 
-// Where each of B states stands; what it draws its noise by.
+// Where each of B states stands; its noise's key.
 struct ActingBatch {
   std::ptrdiff_t states;
   const float* observations;      // [B, S]

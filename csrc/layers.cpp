@@ -11,17 +11,6 @@ constexpr std::ptrdiff_t kChunk = 48;  // rows of a linear layer's task
 
 int chunks_of(std::ptrdiff_t rows) { return static_cast<int>((rows + kChunk - 1) / kChunk); }
 
-PackedLayer pack_forward(const Linear& linear, const TileKernels& tile, Allocator& memory) {
-  PackedLayer layer = pack_single(linear.weight, false, tile, memory);
-  layer.bias = copy_padded(linear.bias, linear.weight.outputs, tile, memory);
-  return layer;
-}
-
-LayerNorm pack_norm(const Norm& norm, int width, const TileKernels& tile, Allocator& memory) {
-  if (!norm.weight) return {nullptr, nullptr};
-  return {copy_padded(norm.weight, width, tile, memory), copy_padded(norm.bias, width, tile, memory)};
-}
-
 RowStats* take_stats(std::ptrdiff_t rows, Allocator& memory) {
   static_assert(sizeof(RowStats) == 2 * sizeof(float), "kept among floats");
   return reinterpret_cast<RowStats*>(memory.take(2 * rows));
@@ -84,6 +73,20 @@ void keep_attention(AttentionCall& call, Allocator& memory) {
   call.forward_stats = take_stats(rows, memory);
 }
 
+LinearCall shape_of(const LinearInputs& in, const TileKernels& tile) {
+  LinearCall call{};
+  call.rows = in.rows, call.inputs = in.inputs, call.x = in.x;
+  call.layers = static_cast<int>(in.layers.size());
+  call.stride = stride_of(in.inputs, tile);
+  return call;
+}
+
+std::vector<int> outputs_of(const LinearInputs& in) {
+  std::vector<int> outputs;
+  for (const Linear& layer : in.layers) outputs.push_back(layer.weight.outputs);
+  return outputs;
+}
+
 AttentionCall shape_of(const AttentionInputs& in, const TileKernels& tile) {
   AttentionCall call{};
   call.groups = in.groups, call.rows = in.rows, call.steps = in.steps;
@@ -104,6 +107,17 @@ std::size_t floats_of(Call call, const Keep& keep) {
 
 }  // namespace
 
+PackedLayer pack_linear(const Linear& linear, const TileKernels& tile, Allocator& memory) {
+  PackedLayer layer = pack_single(linear.weight, false, tile, memory);
+  if (linear.bias) layer.bias = copy_padded(linear.bias, linear.weight.outputs, tile, memory);
+  return layer;
+}
+
+LayerNorm pack_norm(const Norm& norm, int width, const TileKernels& tile, Allocator& memory) {
+  if (!norm.weight) return {nullptr, nullptr};
+  return {copy_padded(norm.weight, width, tile, memory), copy_padded(norm.bias, width, tile, memory)};
+}
+
 std::size_t linear_tape_floats(std::ptrdiff_t rows, int inputs, bool norm, const LayerTools& tools) {
   LinearCall call{};
   call.rows = rows;
@@ -113,15 +127,11 @@ std::size_t linear_tape_floats(std::ptrdiff_t rows, int inputs, bool norm, const
 
 void linear_forward(const LinearInputs& in, const std::vector<float*>& out, float* tape, const LayerTools& tools) {
   thread_local Arena arena;
-  LinearCall call{};
-  call.rows = in.rows, call.inputs = in.inputs, call.x = in.x;
-  call.layers = static_cast<int>(in.layers.size());
-  call.stride = stride_of(in.inputs, tools.tile);
+  LinearCall call = shape_of(in, tools.tile);
   std::vector<PackedLayer> packed(in.layers.size());
-  std::vector<int> outputs;
-  for (const Linear& layer : in.layers) outputs.push_back(layer.weight.outputs);
+  const std::vector<int> outputs = outputs_of(in);
   lay_out(arena, [&](Allocator& memory) {
-    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = pack_forward(in.layers[i], tools.tile, memory);
+    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = pack_linear(in.layers[i], tools.tile, memory);
     call.norm = pack_norm(in.norm, in.inputs, tools.tile, memory);
   });
   call.forward = packed.data(), call.outputs = outputs.data(), call.out = out.data();
@@ -137,13 +147,9 @@ void linear_backward(const LinearInputs& in, const std::vector<const float*>& d_
                      NormTarget norm, const std::vector<LinearTarget>& targets, const LayerTools& tools) {
   thread_local Arena arena;
   const int chunks = chunks_of(in.rows);
-  LinearCall call{};
-  call.rows = in.rows, call.inputs = in.inputs, call.x = in.x;
-  call.layers = static_cast<int>(in.layers.size());
-  call.stride = stride_of(in.inputs, tools.tile);
+  LinearCall call = shape_of(in, tools.tile);
   std::vector<PackedLayer> packed(in.layers.size());
-  std::vector<int> outputs;
-  for (const Linear& layer : in.layers) outputs.push_back(layer.weight.outputs);
+  const std::vector<int> outputs = outputs_of(in);
   LinearGradients gradients{d_out.data(), d_x, nullptr};
   lay_out(arena, [&](Allocator& memory) {
     for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = pack_single(in.layers[i].weight, true, tools.tile, memory);
@@ -179,10 +185,10 @@ void attention_forward(const AttentionInputs& in, float* out, float* tape, const
   lay_out(arena, [&](Allocator& memory) {
     call.layer = {pack_norm(in.query_norm, in.width, tools.tile, memory),
                   pack_norm(in.forward_norm, in.width, tools.tile, memory),
-                  pack_forward(in.query, tools.tile, memory),
-                  pack_forward(in.out, tools.tile, memory),
-                  pack_forward(in.widen, tools.tile, memory),
-                  pack_forward(in.narrow, tools.tile, memory)};
+                  pack_linear(in.query, tools.tile, memory),
+                  pack_linear(in.out, tools.tile, memory),
+                  pack_linear(in.widen, tools.tile, memory),
+                  pack_linear(in.narrow, tools.tile, memory)};
   });
   Allocator kept(tape);
   keep_attention(call, kept);
@@ -242,7 +248,7 @@ void retrieval_forward(RetrievalCall call, float* tape, const LayerTools& tools)
 }
 
 void retrieval_backward(RetrievalCall call, const float* d_out, float* tape, float* d_query, float* d_key,
-                        float* d_likeness, const LayerTools& tools) {
+                        float* d_similarity, const LayerTools& tools) {
   thread_local Arena arena;
   call.steps_padded = padded(call.steps, tools.tile.width);
   call.weights = tape;
@@ -255,7 +261,7 @@ void retrieval_backward(RetrievalCall call, const float* d_out, float* tape, flo
   for (std::ptrdiff_t i = 0; call.there && i < weights; ++i) {
     float sum = 0.0f;
     for (int group = 0; group < call.groups; ++group) sum += parts[group * weights + i];
-    d_likeness[i] = sum;
+    d_similarity[i] = sum;
   }
 }
 

@@ -26,6 +26,10 @@ struct NormTarget {
   float *weight, *bias;
 };
 
+// Packed for the forward pass, bias and norm padded; what is null stays null.
+PackedLayer pack_linear(const Linear& linear, const TileKernels& tile, Allocator& memory);
+LayerNorm pack_norm(const Norm& norm, int width, const TileKernels& tile, Allocator& memory);
+
 struct LayerTools {
   const TileKernels& tile;
   const LayerKernels& layers;
@@ -65,8 +69,8 @@ void attention_backward(const AttentionInputs& in, const float* d_out, float* ta
 // Retrieval of waypoints: `call` without what is kept; its weights are, [G M, heads, steps_padded].
 std::size_t retrieval_tape_floats(const RetrievalCall& call, const LayerTools& tools);
 void retrieval_forward(RetrievalCall call, float* tape, const LayerTools& tools);
-// The likeness' gradient: [heads, compared].
+// The similarity' gradient: [heads, compared].
 void retrieval_backward(RetrievalCall call, const float* d_out, float* tape, float* d_query, float* d_key,
-                        float* d_likeness, const LayerTools& tools);
+                        float* d_similarity, const LayerTools& tools);
 
 }  // namespace llmdpd

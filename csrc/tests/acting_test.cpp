@@ -89,9 +89,9 @@ struct Acting {
 std::shared_ptr<llmdpd::Context> random_context(Random& random, Store& store, int state_dim, int action_dim) {
   const int heads = between(random, 1, 5), width = heads * between(random, 1, 20), layers = between(random, 0, 2);
   llmdpd::ContextFeatures features = random_features(random, state_dim);
-  const int waves = 2 * static_cast<int>(features.periods.size());
+  const int embedding = 2 * static_cast<int>(features.periods.size());
   llmdpd::ContextWeights weights{};
-  weights.query = store.linear(width, static_cast<int>(features.own.size()) + waves);
+  weights.query = store.linear(width, static_cast<int>(features.own.size()) + embedding);
   for (int i = 0; i < layers; ++i) {
     weights.attention.push_back({store.norm(width), store.norm(width), store.linear(width, width),
                                  store.linear(width, width), store.linear(2 * width, width),
@@ -99,7 +99,7 @@ std::shared_ptr<llmdpd::Context> random_context(Random& random, Store& store, in
   }
   weights.norm = store.norm(width);
   weights.waypoint_query = store.linear(width, width);
-  weights.likeness = store.make(heads * (features.geometry.size() + (waves > 0 ? 1 : 0)));
+  weights.similarity = store.make(heads * (features.geometry.size() + (embedding > 0 ? 1 : 0)));
   return std::make_shared<llmdpd::Context>(
       llmdpd::ContextSizes{state_dim, width, heads, layers, action_dim, between(random, 1, 3)}, std::move(features),
       weights, llmdpd::active_kernels(false), llmdpd::active_layers());

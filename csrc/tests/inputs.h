@@ -19,9 +19,9 @@ using Random = std::mt19937;
 using Call = std::function<Floats(int threads)>;
 
 inline Floats normals(Random& random, std::size_t count, float scale = 1.0f) {
-  std::normal_distribution<float> draw(0.0f, scale);
+  std::normal_distribution<float> normal(0.0f, scale);
   Floats out(count);
-  for (float& x : out) x = draw(random);
+  for (float& x : out) x = normal(random);
   return out;
 }
 

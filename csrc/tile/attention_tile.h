@@ -15,21 +15,16 @@ struct AttentionScratch {
   std::ptrdiff_t floats;
 
   AttentionScratch(const AttentionCall& call, float* base) {
-    float* next = base;
-    const auto take = [&](std::ptrdiff_t count) {
-      float* part = next;
-      next += (count + kWidth - 1) / kWidth * kWidth;
-      return part;
-    };
+    ScratchParts parts(base);
     const int each = call.head_width(), each_padded = llmdpd::padded(each, kWidth);
     const std::ptrdiff_t larger = call.steps_padded > each_padded ? call.steps_padded : each_padded;
-    keys = take(larger * (call.steps > each ? call.steps : each));
-    values = take(larger * (call.steps > each ? call.steps : each));
-    norm = take(call.rows * call.stride);
-    found = take(call.rows * call.stride);
-    weights = take(static_cast<std::ptrdiff_t>(call.rows) * call.steps_padded);
-    zeros = take(call.wide_stride > call.steps_padded ? call.wide_stride : call.steps_padded);
-    floats = next - base;
+    keys = parts.take(larger * (call.steps > each ? call.steps : each));
+    values = parts.take(larger * (call.steps > each ? call.steps : each));
+    norm = parts.take(call.rows * call.stride);
+    found = parts.take(call.rows * call.stride);
+    weights = parts.take(static_cast<std::ptrdiff_t>(call.rows) * call.steps_padded);
+    zeros = parts.take(call.wide_stride > call.steps_padded ? call.wide_stride : call.steps_padded);
+    floats = parts.used();
   }
 };
 

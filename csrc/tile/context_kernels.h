@@ -1,4 +1,4 @@
-// Structures of the context in C++: what the noise network is told of a state and of its place in the demonstration. The arithmetic is that of llmdpd/nn/context/retrieval.py, which the tests hold it to.
+// Structures of the context in C++: what conditions the noise network: a state, and what it finds in the demonstration. The arithmetic is that of llmdpd/nn/context/retrieval.py, which the tests hold it to.
 #pragma once
 
 #include <cstddef>
@@ -47,18 +47,18 @@ struct ContextNet {
   int state_dim;
   Points points;
   Features own, geometry;
-  int waves;  // numbers of the timestep embedding
+  int embedding_dim;  // of the timestep embedding
   int width, heads, layers;  // width 0: nothing is looked up
   PackedLayer query;
   const AttentionLayer* attention;
   LayerNorm norm;              // weight null: what attention finds is no part of the condition
   PackedLayer waypoint_query;  // packed_tiles null: no waypoints
-  const float* likeness;       // [heads, compared]: weights of squared differences; null: none are taken
+  const float* similarity;       // [heads, compared]: weights of squared differences; null: none are taken
   int action_dim, lookaheads;
   int output_dim;
 
   int head_width() const { return width / heads; }
-  int compared() const { return geometry.count + (waves > 0 ? 1 : 0); }
+  int compared() const { return geometry.count + (embedding_dim > 0 ? 1 : 0); }
   int found_dim() const { return action_dim + lookaheads * geometry.count; }
 };
 
@@ -77,7 +77,7 @@ struct ContextPrompt {
 
 struct ContextBatch {
   const float* observations;  // [rows, S]
-  const float* waves;         // [rows, waves]
+  const float* embedding;         // [rows, embedding_dim]
   const float* moments;       // [rows]: the time, in the unit that moments are compared in
   const ContextPrompt* prompts;
   const std::int64_t* prompt_of;  // [rows], or null: all under the first

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "context_kernels.h"
-#include "layer_math.h"
+#include "waypoint_math.h"
 
 namespace {
 
@@ -18,7 +18,7 @@ constexpr float kFeatureBound = 10.0f;
 
 // A tile's memory; rows of hidden numbers have a vector more than they need, into which a head's padding may run.
 struct ContextScratch {
-  std::ptrdiff_t hidden_stride, wide_stride, steps_stride, found_stride, compared;
+  std::ptrdiff_t hidden_stride, wide_stride, found_stride, compared;
   float *hidden, *normed, *query, *found, *wide, *weights, *here, *waypoints, *present;
   std::ptrdiff_t floats;
 
@@ -26,25 +26,19 @@ struct ContextScratch {
     const std::ptrdiff_t rows = kMaxBlock, heads = net.heads > 0 ? net.heads : 1;
     hidden_stride = llmdpd::padded(net.width, kWidth) + kWidth;
     wide_stride = llmdpd::padded(2 * net.width, kWidth) + kWidth;
-    steps_stride = steps_padded;
     found_stride = llmdpd::padded(net.found_dim(), kWidth);
     compared = llmdpd::padded(net.compared() > net.own.count ? net.compared() : net.own.count, kWidth);
-    float* next = base;
-    const auto take = [&](std::ptrdiff_t count) {
-      float* part = next;
-      next += (count + kWidth - 1) / kWidth * kWidth;
-      return part;
-    };
-    hidden = take(rows * hidden_stride);
-    normed = take(rows * hidden_stride);
-    query = take(rows * hidden_stride);
-    found = take(rows * hidden_stride);
-    wide = take(rows * wide_stride);
-    weights = take(rows * heads * steps_stride);
-    here = take(rows * compared);
-    waypoints = take(rows * heads * found_stride);
-    present = take(net.points.count);
-    floats = next - base;
+    ScratchParts parts(base);
+    hidden = parts.take(rows * hidden_stride);
+    normed = parts.take(rows * hidden_stride);
+    query = parts.take(rows * hidden_stride);
+    found = parts.take(rows * hidden_stride);
+    wide = parts.take(rows * wide_stride);
+    weights = parts.take(rows * heads * steps_padded);
+    here = parts.take(rows * compared);
+    waypoints = parts.take(rows * heads * found_stride);
+    present = parts.take(net.points.count);
+    floats = parts.used();
   }
 };
 
@@ -126,59 +120,32 @@ void attend(const ContextNet& net, const AttentionLayer& layer, int number, cons
   apply(layer.narrow, {scratch.wide, scratch.wide_stride}, {scratch.hidden, stride}, {scratch.hidden, stride}, rows);
 }
 
-// From the scores of one row's heads [heads, steps_padded], what their likeness to the demonstrated moments takes away.
-void compare_moments(const ContextNet& net, const ContextPrompt& prompt, const float* here, float* scores) {
-  constexpr int kHeads = 4;  // at once
-  const int compared = net.compared();
-  const std::ptrdiff_t steps = prompt.steps_padded;
-  for (int head = 0; head < net.heads; head += kHeads) {
-    const int count = net.heads - head < kHeads ? net.heads - head : kHeads;
-    for (std::ptrdiff_t t = 0; t < steps; t += kWidth) {
-      Vec away[kHeads] = {};
-      for (int i = 0; i < compared; ++i) {
-        const Vec difference = broadcast(here[i]) - load(prompt.there + i * steps + t);
-        const Vec square = difference * difference;
-        for (int h = 0; h < count; ++h) {
-          away[h] = fma(square, broadcast(net.likeness[(head + h) * compared + i]), away[h]);
-        }
-      }
-      for (int h = 0; h < count; ++h) {
-        float* at = scores + (head + h) * steps + t;
-        store(at, load(at) - away[h]);
-      }
-    }
-  }
-}
-
 // What each head finds of the raw demonstration, and how far the state is from it: heads (A + 2 L G) numbers a row.
 void retrieve(const ContextNet& net, const Group& group, const ContextScratch& scratch, float* out,
               std::ptrdiff_t out_stride) {
   const ContextPrompt& prompt = *group.prompt;
-  const int heads = net.heads, each = net.head_width(), geometry = net.geometry.count;
+  const int heads = net.heads, each = net.head_width();
   const std::ptrdiff_t steps = prompt.steps_padded;
   for (int head = 0; head < heads; ++head) {
     apply(prompt.waypoint_keys[head],
           {scratch.query + group.first * scratch.hidden_stride + head * each, scratch.hidden_stride},
           {prompt.waypoint_bias, 0}, {scratch.weights + head * steps, heads * steps}, group.rows);
   }
+  const Moments moments{prompt.there, net.similarity, heads, net.compared(), steps};
   for (int r = 0; r < group.rows && prompt.there; ++r) {
-    compare_moments(net, prompt, scratch.here + (group.first + r) * scratch.compared,
-                    scratch.weights + r * heads * steps);
+    subtract_differences(moments, scratch.here + (group.first + r) * scratch.compared,
+                         scratch.weights + r * heads * steps);
   }
   softmax(scratch.weights, steps, prompt.steps_padded, static_cast<std::ptrdiff_t>(group.rows) * heads);
   apply(prompt.waypoints, {scratch.weights, steps}, {prompt.waypoints.bias, 0}, {scratch.waypoints, scratch.found_stride},
         static_cast<std::ptrdiff_t>(group.rows) * heads);
-  const int far = net.lookaheads * geometry;
   for (int r = 0; r < group.rows; ++r) {
     const float* here = scratch.here + (group.first + r) * scratch.compared;
     float* to = out + (group.first + r) * out_stride;
     for (int head = 0; head < heads; ++head) {
-      float* found = scratch.waypoints + (r * heads + head) * scratch.found_stride;
-      // Weighted like the sum that it is taken from: the step that says nothing is at no distance.
-      const float seen = 1.0f - scratch.weights[(r * heads + head) * steps + prompt.steps - 1];
-      for (int i = 0; i < far; ++i) found[net.action_dim + i] -= seen * here[i % geometry];
-      for (int i = 0; i < net.action_dim + far; ++i) *to++ = found[i];
-      to = write_nearness(found + net.action_dim, far, to);
+      const std::ptrdiff_t place = r * heads + head;
+      to = write_found(scratch.waypoints + place * scratch.found_stride, net.action_dim, net.lookaheads,
+                       net.geometry.count, here, scratch.weights[place * steps + prompt.steps - 1], to);
     }
   }
 }
@@ -193,10 +160,10 @@ void read_states(const ContextNet& net, const ContextBatch& batch, std::ptrdiff_
     find_present(net.points, state, scratch.present);
     read_features(net.own, state, scratch.present, here);  // there is room for whole vectors
     for (int i = 0; i < net.own.count; ++i) out[i] = here[i];
-    for (int i = 0; i < net.waves; ++i) out[net.own.count + i] = batch.waves[row * net.waves + i];
+    for (int i = 0; i < net.embedding_dim; ++i) out[net.own.count + i] = batch.embedding[row * net.embedding_dim + i];
     if (!net.waypoint_query.packed_tiles) continue;
     read_features(net.geometry, state, scratch.present, here);
-    if (net.waves > 0) here[net.geometry.count] = batch.moments[row];
+    if (net.embedding_dim > 0) here[net.geometry.count] = batch.moments[row];
   }
 }
 
@@ -223,7 +190,7 @@ void context_rows(const ContextNet& net, const ContextBatch& batch, std::ptrdiff
   read_states(net, batch, first_row, rows, scratch);
   if (net.width == 0) return;
   Group groups[kMaxBlock];
-  const int count = find_groups(batch, first_row, rows, groups), streams = net.own.count + net.waves;
+  const int count = find_groups(batch, first_row, rows, groups), streams = net.own.count + net.embedding_dim;
   float* out = batch.out + first_row * net.output_dim;
   for (int g = 0; g < count; ++g) {
     const Group& group = groups[g];

@@ -90,7 +90,7 @@ struct RetrievalCall {
   const float* bias;      // [G, T]
   const float* here;      // [G M, compared]; its first numbers are the geometry
   const float* there;     // [G, T, compared], or null
-  const float* likeness;  // [heads, compared]
+  const float* similarity;  // [heads, compared]
   const float* waypoints;  // [G, T, A + L G]
   float* out;             // [G M, heads (A + 2 L G)]
   float* weights;         // kept: [G M, heads, steps_padded]
@@ -104,7 +104,7 @@ struct RetrievalGradients {
   const float* out;
   float* query;     // [G M, W]
   float* key;       // [G, T, W]
-  float* likeness;  // [G, heads, compared], by group
+  float* similarity;  // [G, heads, compared], by group
 };
 
 // A step of AdamW, but for what differs between weights. `scale` is the gradient's, which cuts its norm.

@@ -9,8 +9,22 @@ namespace {
 using llmdpd::LayerNorm;
 using llmdpd::RowStats;
 
-constexpr float kNearness = 6.0f;  // factor on how far the state is from the demonstration, before tanh
 constexpr float kNormEpsilon = 1e-5f;
+
+// Hands out parts of a thread's scratch memory, each aligned to a vector.
+class ScratchParts {
+ public:
+  explicit ScratchParts(float* base) : base_(base), next_(base) {}
+  float* take(std::ptrdiff_t floats) {
+    float* part = next_;
+    next_ += (floats + kWidth - 1) / kWidth * kWidth;
+    return part;
+  }
+  std::ptrdiff_t used() const { return next_ - base_; }
+
+ private:
+  float *base_, *next_;
+};
 
 // tanh x = 1 - 2 / (e^2x + 1); within 1.2e-7 of it.
 inline __attribute__((always_inline)) Vec hyperbolic_tangent(Vec x) {
@@ -29,21 +43,25 @@ inline __attribute__((always_inline)) Vec erf_polynomial(Vec t) {
   return fma(poly, t, broadcast(0.254829592f));
 }
 
-// GELU(x) = x (1 + erf(x / sqrt 2)) / 2.
-inline __attribute__((always_inline)) Vec gelu(Vec x) {
+// (1 + erf(x / sqrt 2)) / 2, the normal distribution up to x, and e^(-x² / 2) beside it.
+inline __attribute__((always_inline)) Vec normal_share(Vec x, Vec& density) {
   const Vec z = x * broadcast(0.70710678f), size = z < Vec{} ? -z : z;
   const Vec t = broadcast(1.0f) / fma(broadcast(0.3275911f), size, broadcast(1.0f));
-  const Vec tail = erf_polynomial(t) * t * exp_bounded(-(z * z));  // 1 - erf(|z|)
-  return broadcast(0.5f) * x * (x < Vec{} ? tail : broadcast(2.0f) - tail);
+  density = exp_bounded(-(z * z));
+  const Vec tail = erf_polynomial(t) * t * density;  // 1 - erf(|z|)
+  return broadcast(0.5f) * (x < Vec{} ? tail : broadcast(2.0f) - tail);
+}
+
+// GELU(x) = x (1 + erf(x / sqrt 2)) / 2.
+inline __attribute__((always_inline)) Vec gelu(Vec x) {
+  Vec density;
+  return x * normal_share(x, density);
 }
 
 // GELU'(x) = (1 + erf(x / sqrt 2)) / 2 + x e^(-x² / 2) / sqrt(2 pi).
 inline __attribute__((always_inline)) Vec gelu_derivative(Vec x) {
-  const Vec z = x * broadcast(0.70710678f), size = z < Vec{} ? -z : z;
-  const Vec t = broadcast(1.0f) / fma(broadcast(0.3275911f), size, broadcast(1.0f));
-  const Vec density = exp_bounded(-(z * z));
-  const Vec tail = erf_polynomial(t) * t * density;
-  const Vec share = broadcast(0.5f) * (x < Vec{} ? tail : broadcast(2.0f) - tail);
+  Vec density;
+  const Vec share = normal_share(x, density);
   return fma(x * density, broadcast(0.39894228f), share);
 }
 
@@ -188,18 +206,6 @@ inline void unpad_rows(const float* from, std::ptrdiff_t stride, float* to, int 
   for (std::ptrdiff_t r = 0; r < rows; ++r) {
     __builtin_memcpy(to + r * width, from + r * stride, width * sizeof(float));
   }
-}
-
-// How near a state is to what was demonstrated: tanh of `count` differences, in units of a factor.
-inline float* write_nearness(const float* away, int count, float* to) {
-  for (int i = 0; i < count; i += kWidth) {
-    float bent[kWidth];
-    const int some = count - i < kWidth ? count - i : kWidth;
-    for (int j = 0; j < kWidth; ++j) bent[j] = j < some ? away[i + j] : 0.0f;
-    store(bent, hyperbolic_tangent(broadcast(kNearness) * load(bent)));
-    for (int j = 0; j < some; ++j) *to++ = bent[j];
-  }
-  return to;
 }
 
 inline void clear(float* to, std::ptrdiff_t count) {

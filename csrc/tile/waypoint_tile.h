@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_tile.h"
+#include "waypoint_math.h"
 
 namespace {
 
@@ -14,26 +15,21 @@ struct RetrievalScratch {
   std::ptrdiff_t floats;
 
   RetrievalScratch(const RetrievalCall& call, float* base) {
-    float* next = base;
-    const auto take = [&](std::ptrdiff_t count) {
-      float* part = next;
-      next += (count + kWidth - 1) / kWidth * kWidth;
-      return part;
-    };
+    ScratchParts parts(base);
     stride = llmdpd::padded(call.width, kWidth) + kWidth;
     found_stride = llmdpd::padded(call.found_dim(), kWidth);
     weights_stride = static_cast<std::ptrdiff_t>(call.heads) * call.steps_padded;
     const std::ptrdiff_t rows = call.rows, steps = call.steps_padded, each = llmdpd::padded(call.head_width(), kWidth);
-    query = take(rows * stride);
-    keys = take(steps * each);
-    waypoints = take((steps > found_stride ? steps : found_stride) * (call.steps > call.found_dim() ? call.steps : call.found_dim()));
-    there = take(static_cast<std::ptrdiff_t>(call.compared) * steps);
-    scores = take(steps);
-    found = take(rows * call.heads * found_stride);
-    weights = take(rows * weights_stride);
-    d_query = take(rows * stride);
-    zeros = take(steps + found_stride + stride);
-    floats = next - base;
+    query = parts.take(rows * stride);
+    keys = parts.take(steps * each);
+    waypoints = parts.take((steps > found_stride ? steps : found_stride) * (call.steps > call.found_dim() ? call.steps : call.found_dim()));
+    there = parts.take(static_cast<std::ptrdiff_t>(call.compared) * steps);
+    scores = parts.take(steps);
+    found = parts.take(rows * call.heads * found_stride);
+    weights = parts.take(rows * weights_stride);
+    d_query = parts.take(rows * stride);
+    zeros = parts.take(steps + found_stride + stride);
+    floats = parts.used();
   }
 };
 
@@ -52,20 +48,6 @@ inline void transpose_moments(const RetrievalCall& call, int group, float* there
   }
 }
 
-// Of each head and moment: minus the weighted sum of squared differences, added to the scores.
-inline void add_likeness(const RetrievalCall& call, const float* here, const float* there, float* scores) {
-  for (int t = 0; t < call.steps_padded; t += kWidth) {
-    for (int i = 0; i < call.compared; ++i) {
-      const Vec away = broadcast(here[i]) - load(there + static_cast<std::ptrdiff_t>(i) * call.steps_padded + t);
-      const Vec square = away * away;
-      for (int head = 0; head < call.heads; ++head) {
-        float* at = scores + static_cast<std::ptrdiff_t>(head) * call.steps_padded + t;
-        store(at, fma(square, broadcast(-call.likeness[head * call.compared + i]), load(at)));
-      }
-    }
-  }
-}
-
 // The scale is in the query, so that it is in the gradient of the keys too.
 inline void load_query(const RetrievalCall& call, std::ptrdiff_t first, const RetrievalScratch& scratch) {
   pad_rows(call.query + first * call.width, call.width, scratch.query, scratch.stride, call.rows);
@@ -78,7 +60,7 @@ inline void load_query(const RetrievalCall& call, std::ptrdiff_t first, const Re
 void retrieval_forward(const RetrievalCall& call, int group, float* memory) {
   const RetrievalScratch scratch(call, memory);
   const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(group) * call.rows, all_heads = scratch.weights_stride;
-  const int each = call.head_width(), rows = call.rows, steps = call.steps, far = call.lookaheads * call.geometry;
+  const int each = call.head_width(), rows = call.rows, steps = call.steps;
   float* weights = call.weights + first * all_heads;
   load_query(call, first, scratch);
   pad_scores(call.bias + static_cast<std::ptrdiff_t>(group) * steps, steps, call.steps_padded, scratch.scores);
@@ -89,8 +71,9 @@ void retrieval_forward(const RetrievalCall& call, int group, float* memory) {
   }
   if (call.there) {
     transpose_moments(call, group, scratch.there);
+    const Moments moments{scratch.there, call.similarity, call.heads, call.compared, call.steps_padded};
     for (int r = 0; r < rows; ++r) {
-      add_likeness(call, call.here + (first + r) * call.compared, scratch.there, weights + r * all_heads);
+      subtract_differences(moments, call.here + (first + r) * call.compared, weights + r * all_heads);
     }
   }
   softmax(weights, call.steps_padded, call.steps_padded, static_cast<std::ptrdiff_t>(rows) * call.heads);
@@ -104,11 +87,8 @@ void retrieval_forward(const RetrievalCall& call, int group, float* memory) {
     float* to = call.out + (first + r) * call.out_dim();
     for (int head = 0; head < call.heads; ++head) {
       const std::ptrdiff_t place = static_cast<std::ptrdiff_t>(r) * call.heads + head;
-      float* found = scratch.found + place * scratch.found_stride;
-      const float seen = 1.0f - weights[place * call.steps_padded + steps - 1];
-      for (int i = 0; i < far; ++i) found[call.action_dim + i] -= seen * here[i % call.geometry];
-      for (int i = 0; i < found_dim; ++i) *to++ = found[i];
-      to = write_nearness(found + call.action_dim, far, to);
+      to = write_found(scratch.found + place * scratch.found_stride, call.action_dim, call.lookaheads, call.geometry,
+                       here, weights[place * call.steps_padded + steps - 1], to);
     }
   }
 }
@@ -133,8 +113,8 @@ inline void found_backward(const RetrievalCall& call, const float* out, const fl
   }
 }
 
-// The gradient of the likeness' weights, [heads, compared]: minus the squared differences, weighted by the scores'.
-void likeness_backward(const RetrievalCall& call, std::ptrdiff_t first, const RetrievalScratch& scratch, float* out) {
+// The gradient of the similarity' weights, [heads, compared]: minus the squared differences, weighted by the scores'.
+void similarity_backward(const RetrievalCall& call, std::ptrdiff_t first, const RetrievalScratch& scratch, float* out) {
   for (int head = 0; head < call.heads; ++head) {
     for (int i = 0; i < call.compared; ++i) {
       const float* there = scratch.there + static_cast<std::ptrdiff_t>(i) * call.steps_padded;
@@ -173,10 +153,10 @@ void retrieval_backward(const RetrievalCall& call, const RetrievalGradients& gra
     scratch.weights[place * call.steps_padded + steps - 1] += nothing[place];
   }
   softmax_backward(weights, scratch.weights, call.steps_padded, call.steps_padded, places);
-  float* likeness = gradients.likeness + static_cast<std::ptrdiff_t>(group) * call.heads * call.compared;
+  float* similarity = gradients.similarity + static_cast<std::ptrdiff_t>(group) * call.heads * call.compared;
   if (call.there) {
     transpose_moments(call, group, scratch.there);
-    likeness_backward(call, first, scratch, likeness);
+    similarity_backward(call, first, scratch, similarity);
   }
   load_query(call, first, scratch);
   for (int head = 0; head < call.heads; ++head) {

@@ -92,9 +92,9 @@ def retrieve(
         waypoints: raw values [G, T, A + L G], no gradient.
         heads: of them. action_dim: A. geometry: G.
     """
-    there, likeness = (None, None) if compared is None else compared
+    there, similarity = (None, None) if compared is None else compared
     sizes = (heads, action_dim, geometry)
-    out: Tensor = _Retrieval.apply(sizes, query, key, bias, here, there, likeness, waypoints)
+    out: Tensor = _Retrieval.apply(sizes, query, key, bias, here, there, similarity, waypoints)
     return out
 
 
@@ -157,8 +157,8 @@ class _Retrieval(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         tape, out, *tensors = ctx.saved_tensors
-        query, key, _, _, _, likeness, _ = tensors
+        query, key, _, _, _, similarity, _ = tensors
         d_query, d_key = torch.empty_like(query), torch.empty_like(key)
-        d_likeness = None if likeness is None else torch.empty_like(likeness)
-        native.retrieval_backward(ctx.sizes, tensors, out, grad, tape, (d_query, d_key, d_likeness))
-        return None, d_query, d_key, None, None, None, d_likeness, None
+        d_similarity = None if similarity is None else torch.empty_like(similarity)
+        native.retrieval_backward(ctx.sizes, tensors, out, grad, tape, (d_query, d_key, d_similarity))
+        return None, d_query, d_key, None, None, None, d_similarity, None

@@ -229,7 +229,7 @@ def retrieval_backward(
     tape: Tensor,
     gradients: tuple[Tensor, Tensor, Tensor | None],
 ) -> None:
-    """Compute the gradients of query and key, and of the likeness where there is one."""
+    """Compute the gradients of query and key, and of the similarity where there is one."""
     given, written = map(_optional, inputs), map(_optional, gradients)
     module().retrieval_backward(*given, *sizes, array(out), array(grad), array(tape), *written, threads())
 

@@ -58,10 +58,10 @@ def pack_context(
         state_dim: S of the observations. action_dim: A of the demonstrations' actions.
         points, own, geometry: see `llmdpd.nn.feature_table`.
         heads: of the attention. lookaheads: later steps whose geometry is looked up too.
-        periods: of the timestep embedding's waves, in time steps; none where there is no embedding.
+        periods: of the timestep embedding's sines, in time steps; none where there is no embedding.
         time_unit: time steps in the unit that moments are compared in.
         weights: of what looks into the demonstration, by the names of `RetrievalContext`'s state; those of parts that
-            are switched off are absent, and where all are only features and waves are computed.
+            are switched off are absent, and where all are, features and embedding alone are computed.
     """
     arrays = {name: native.array(tensor, name) for name, tensor in (weights or {}).items()}
     plain = [list(map(int, point)) for point in points]

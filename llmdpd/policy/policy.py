@@ -296,7 +296,7 @@ class Policy:
         """One more user of the policy: with a prompt, time steps and noise of its own; arguments as in `prompt`.
 
         Sessions share nothing that changes: each may act in a thread of its own, or in another environment. Those of
-        one seed draw the same noise.
+        one seed have the same noise.
 
         Raises:
             InputError: as `prompt`.

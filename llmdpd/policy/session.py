@@ -24,7 +24,7 @@ class Seeds:
     def __init__(self, seed: int) -> None:
         self._random = torch.Generator().manual_seed(int(seed))
 
-    def draw(self, count: int) -> IntArray:
+    def next(self, count: int) -> IntArray:
         """The next seeds [count]."""
         seeds: IntArray = torch.randint(2**63 - 1, (count,), generator=self._random).numpy()
         return seeds
@@ -51,7 +51,7 @@ class Session:
 
     def __init__(self, episodes: Episodes, width: int, seed: int = 0) -> None:
         self._episodes, self._width = episodes, width
-        self._clock = np.zeros(1, np.int64)  # the time step at which each row goes on
+        self._timesteps = np.zeros(1, np.int64)  # the time step at which each row goes on
         self._seeds = Seeds(seed)
 
     def reset(self, rows: ArrayLike | None = None) -> None:
@@ -61,12 +61,12 @@ class Session:
             InputError: rows that are no whole numbers from 0 on.
         """
         if rows is None:
-            self._clock[:] = 0
+            self._timesteps[:] = 0
             self._episodes.reset()
             return
         which = _whole_numbers(rows, "rows").ravel()
-        known = which[which < len(self._clock)]
-        self._clock[known] = 0
+        known = which[which < len(self._timesteps)]
+        self._timesteps[known] = 0
         self._episodes.forget(known)
 
     def seed(self, seed: int) -> None:
@@ -95,18 +95,18 @@ class Session:
         count = len(rows)
         self._grow(count)
         if step is not None:
-            self._clock[:count] = _steps(step, count)
+            self._timesteps[:count] = _steps(step, count)
         rewards = None if reward is None else read_rewards(reward, count)
         actions = self._episodes.act(
-            np.arange(count), self._clock[:count].copy(), rows, rewards, lambda due: self._seeds.draw(len(due))
+            np.arange(count), self._timesteps[:count].copy(), rows, rewards, lambda due: self._seeds.next(len(due))
         )
-        self._clock[:count] += 1
+        self._timesteps[:count] += 1
         return actions[0] if state.ndim == 1 else actions
 
     def _grow(self, count: int) -> None:
         """Have a clock for so many rows; those that are new begin."""
-        if count > len(self._clock):
-            self._clock = np.pad(self._clock, (0, count - len(self._clock)))
+        if count > len(self._timesteps):
+            self._timesteps = np.pad(self._timesteps, (0, count - len(self._timesteps)))
 
 
 def _steps(step: ArrayLike, count: int) -> IntArray:

@@ -126,9 +126,8 @@ class BatchSampler:
         def actions(of: PromptedBatch | StepWindows) -> dict[str, Any]:
             if of.expert_actions is None:
                 return {"actions": changed(change.actions, of.actions)[0]}
-            return dict(
-                zip(("actions", "expert_actions"), changed(change.actions, of.actions, of.expert_actions), strict=True)
-            )
+            executed, expert = changed(change.actions, of.actions, of.expert_actions)
+            return {"actions": executed, "expert_actions": expert}
 
         shown = change.demonstration_actions(tokens.actions)
         before, after, states = changed(change.states, batch.observations, batch.next_observations, tokens.states)

@@ -237,7 +237,7 @@ ATTENTION_WEIGHTS = [ones(W)] * 4 + [ones(W, W), ones(W), ones(W, W), ones(W), o
 ATTENTION_WEIGHTS += [ones(W, WIDE), ones(W)]
 ATTENTION |= {"heads": HEADS, "weights": ATTENTION_WEIGHTS, "threads": 2}
 RETRIEVAL = {"query": ones(G, M, W), "key": ones(G, STEPS, W), "bias": ones(G, STEPS), "here": ones(G, M, COMPARED)}
-RETRIEVAL |= {"there": ones(G, STEPS, COMPARED), "likeness": ones(HEADS, COMPARED), "heads": HEADS, "threads": 2}
+RETRIEVAL |= {"there": ones(G, STEPS, COMPARED), "similarity": ones(HEADS, COMPARED), "heads": HEADS, "threads": 2}
 RETRIEVAL |= {"waypoints": ones(G, STEPS, FOUND), "action_dim": A, "geometry": GEOMETRY}
 RETRIEVED = ones(G, M, HEADS * (A + 4 * GEOMETRY))
 TENSORS = [ones(H, S), ones(H)]
@@ -351,8 +351,8 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
             "tape": layer_tape("retrieval_tape", G * M, STEPS, HEADS),
             "d_query": ones(G, M, W),
         }
-        | {"d_key": ones(G, STEPS, W), "d_likeness": ones(HEADS, COMPARED)},
-        {"d_query", "d_key", "d_likeness"},
+        | {"d_key": ones(G, STEPS, W), "d_similarity": ones(HEADS, COMPARED)},
+        {"d_query", "d_key", "d_similarity"},
     ),
     "adamw": (
         of_module("adamw"),

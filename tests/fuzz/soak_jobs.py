@@ -53,14 +53,14 @@ def _options(fields: dict[str, object]) -> list[str]:
 def write_data(folder: Path) -> None:
     """Random trajectories of Meta-World's widths: `train` of the seen tasks, `prompts` of all."""
     for name, tasks, episodes in (("train", SEEN, 3), ("prompts", (*SEEN, *UNSEEN), 2)):
-        draw = np.random.default_rng(episodes)
+        rng = np.random.default_rng(episodes)
         records = [
             EpisodeRecord(
-                observations=draw.normal(size=(31 + number, 39)),
-                actions=draw.uniform(-1, 1, (30 + number, 4)),
-                rewards=draw.uniform(0, 1, 30 + number),
+                observations=rng.normal(size=(31 + number, 39)),
+                actions=rng.uniform(-1, 1, (30 + number, 4)),
+                rewards=rng.uniform(0, 1, 30 + number),
                 task=task,
-                expert_actions=draw.uniform(-1, 1, (30 + number, 4)),
+                expert_actions=rng.uniform(-1, 1, (30 + number, 4)),
                 noise_level=0.1 * number,
                 success=1,
                 seed=100 * episodes + number,

@@ -54,7 +54,8 @@ def leaves(**tensors: Tensor) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
 
 
-def check(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = GRADIENT) -> None:
+def check(found: dict[str, Tensor], expected: dict[str, Tensor], rounding: dict[str, Tensor] | None = None) -> None:
+    """`rounding`: PyTorch's own float32 gradients, where they may be further from float64's than the tolerance."""
     assert set(found) == set(expected)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
@@ -62,7 +63,8 @@ def check(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: floa
         if float(gradient.abs().max()) < 1e-9 * largest:
             assert float(found[name].abs().max()) <= 1e-4 * largest, name
         else:
-            assert apart(found[name], gradient) <= tolerance, name
+            theirs = 0.0 if rounding is None else apart(rounding[name], gradient)
+            assert apart(found[name], gradient) <= max(GRADIENT, 3 * theirs), name
 
 
 @pytest.mark.parametrize(
@@ -194,15 +196,16 @@ def test_the_whole_context(
         native.set_threads(threads)
         found.append(run(copy.deepcopy(context), torch.float32))
     in_torch(monkeypatch)
+    rounding = run(copy.deepcopy(context), torch.float32)[1]
     results, expected = run(copy.deepcopy(context).double(), torch.float64)
     for one, exact in zip(found[0][0], results, strict=True):
         assert apart(one, exact) <= RESULT
-    check(found[0][1], expected, 10 * GRADIENT)  # rounding of seven layers in a row, as PyTorch's own
+    check(found[0][1], expected, rounding)
     assert all(torch.equal(found[1][1][name], gradient) for name, gradient in found[0][1].items())
 
 
 def test_what_is_not_for_cpp_is_computed_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, layer = torch.randn(5, 7), nn.Linear(7, 3)
+    x = torch.randn(5, 7)
     assert layers.computes(x)
     assert not layers.computes(x.double())
     assert not layers.computes(x, x.to("meta"))
@@ -212,7 +215,6 @@ def test_what_is_not_for_cpp_is_computed_in_torch(monkeypatch: pytest.MonkeyPatc
     assert not torch.compile(lambda of: torch.tensor(layers.computes(of)), backend="eager")(x)
     monkeypatch.setattr(native, "available", lambda: (False, "not there"))
     assert not layers.computes(x)
-    assert torch.equal(layer(x), layer(x))
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -54,7 +54,7 @@ def test_sessions_in_threads_act_as_alone(make_policy: MakePolicy, example: Any,
         np.testing.assert_array_equal(found[n], alone[n])
 
 
-def test_rows_have_clocks_of_their_own(policy: Policy, acted_at: list[list[int]]) -> None:
+def test_rows_have_timesteps_of_their_own(policy: Policy, acted_at: list[list[int]]) -> None:
     rows = np.ones((3, S))
     policy.act(rows)
     policy.act(rows)
@@ -83,11 +83,9 @@ def test_a_row_that_is_reset_drops_its_chunk_alone(make_policy: MakePolicy, exam
     assert not np.array_equal(after[1], whole[1][1])
 
 
-@pytest.mark.parametrize("bad", [[-1], 0.5, ["a"], [[1], [2, 3]], None, True, 2**70], ids=str)
+@pytest.mark.parametrize("bad", [[-1], 0.5, ["a"], [[1], [2, 3]], True, 2**70], ids=str)
 @pytest.mark.parametrize("name", ["rows", "step"])
 def test_rows_and_steps_that_are_none_are_refused(policy: Policy, name: str, bad: Any) -> None:
-    if bad is None:
-        pytest.skip("all rows; the step that follows")
     calls: dict[str, Callable[[], object]] = {
         "rows": lambda: policy.reset(rows=bad),
         "step": lambda: policy.act(np.ones(S), step=bad),

@@ -86,7 +86,10 @@ def check(
     )
     error = np.linalg.norm(found - expected.state.numpy())
     assert error <= tolerance * np.linalg.norm(expected.state.numpy())
-    np.testing.assert_allclose(found, expected.state.numpy(), rtol=2e-4, atol=2e-4)
+    # No single number is further away than PyTorch's own rounding may bring it.
+    theirs = context.condition(torch.from_numpy(states), prompts, where, torch.from_numpy(times)).state
+    rounding = float((theirs.double() - expected.state).abs().max())
+    np.testing.assert_allclose(found, expected.state.numpy(), rtol=2e-4, atol=max(2e-4, 3 * rounding))
     for threads in (2, 5):  # and each row alone: the same bits
         again = np.empty_like(found)
         packed.condition(states, times, index, again, threads)
@@ -102,12 +105,13 @@ RETRIEVAL = ContextConfig(
 )
 
 
+KINDS: list[FeatureKind] = ["normalised", "raw", "combined", "relative"]
+CASES = [(name, kind) for name, (_, _, layout) in LAYOUTS.items() for kind in (KINDS if layout else KINDS[:2])]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 29])
-@pytest.mark.parametrize("kind", ["normalised", "combined", "relative", "raw"])
-@pytest.mark.parametrize("name", list(LAYOUTS))
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_every_feature_of_every_layout(rng: np.random.Generator, name: str, kind: FeatureKind, rows: int) -> None:
-    if LAYOUTS[name][2] is None and kind not in ("normalised", "raw"):
-        pytest.skip("needs a layout")
     for config in (RETRIEVAL, dataclasses.replace(RETRIEVAL, kind="pooled")):
         context = made(name, kind, config)
         check(rng, context, encoded(rng, context, name, (4, 30, 17)), name, rows)

@@ -73,24 +73,31 @@ def test_without_the_timestep_embedding_time_says_nothing(rng: np.random.Generat
 
 @torch.no_grad()
 def test_groups_an_index_and_each_prompt_alone_agree(rng: np.random.Generator) -> None:
-    context, text = make(), torch.randn(3, D)
+    """In float64, where nothing but the grouping can make a difference; that of rounding: tests/ops/test_layers.py."""
+    context, text = make().double(), torch.randn(3, D).double()
     # Random states lie metres apart: at the scales of real ones their scores would be in the thousands, and rounded so.
     context.likeness -= 5
     pairs = [pair(rng, n) for n in (2, 30, 7)]
-    together = context.encode(text, make_tokens(pairs, ENCODER))
-    state, time = states(rng, 12), torch.from_numpy(rng.integers(0, 400, 12))
+    state, time = states(rng, 12).double(), torch.from_numpy(rng.integers(0, 400, 12))
+
+    def read(prompts: slice) -> EncodedPrompts:
+        tokens = make_tokens(pairs[prompts], ENCODER)
+        parts = {name: part for name, part in vars(tokens).items() if isinstance(part, torch.Tensor)}
+        exact: dict[str, Any] = {name: part.double() for name, part in parts.items() if part.is_floating_point()}
+        return context.encode(text[prompts], dataclasses.replace(tokens, **exact))
+
+    together = read(slice(None))
     grouped = context.condition(state, together, None, time)
     index = torch.arange(3).repeat_interleave(4)
     order = torch.from_numpy(rng.permutation(12))
     shuffled = context.condition(state[order], together, index[order], time[order])
-    torch.testing.assert_close(shuffled.state, grouped.state[order], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(shuffled.state, grouped.state[order], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(shuffled.prompt, grouped.prompt[order])
     for number in range(3):
         own = index == number
-        alone = context.encode(text[number : number + 1], make_tokens(pairs[number : number + 1], ENCODER))
-        single = context.condition(state[own], alone, None, time[own])
-        torch.testing.assert_close(single.state, grouped.state[own], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(single.prompt.expand(4, -1), grouped.prompt[own], rtol=1e-4, atol=1e-5)
+        single = context.condition(state[own], read(slice(number, number + 1)), None, time[own])
+        torch.testing.assert_close(single.state, grouped.state[own], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(single.prompt.expand(4, -1), grouped.prompt[own], rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
