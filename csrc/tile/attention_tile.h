@@ -76,23 +76,17 @@ void attention_forward(const AttentionCall& call, int group, float* memory) {
     softmax(weights, all_heads, call.steps_padded, rows);
     apply(values, {weights, all_heads}, {scratch.zeros, 0}, {found + head * each, stride}, rows);
   }
-  for (int r = 0; r < rows; ++r) {
-    for (int c = 0; c < width; c += kWidth) {
-      store(middle + r * stride + c, load(input + r * stride + c) + load(call.layer.out.bias + c));
-    }
-  }
-  apply(call.layer.out, {found, stride}, {middle, stride}, {middle, stride}, rows);
+  apply(call.layer.out, {found, stride}, {call.layer.out.bias, 0}, {middle, stride}, rows);
+  add_rows(input, width, middle, stride, rows);
   normalise(call.layer.forward_norm, width, middle, forward_normed, stride, rows, call.forward_stats + first);
   apply(call.layer.widen, {forward_normed, stride}, {call.layer.widen.bias, 0}, {wide_rows, wide}, rows);
   for (int r = 0; r < rows; ++r) {
     for (std::ptrdiff_t c = 0; c + kWidth < wide; c += kWidth) {
       store(active + r * wide + c, gelu(load(wide_rows + r * wide + c)));
     }
-    for (int c = 0; c < width; c += kWidth) {
-      store(scratch.norm + r * stride + c, load(middle + r * stride + c) + load(call.layer.narrow.bias + c));
-    }
   }
-  apply(call.layer.narrow, {active, wide}, {scratch.norm, stride}, {scratch.norm, stride}, rows);
+  apply(call.layer.narrow, {active, wide}, {call.layer.narrow.bias, 0}, {scratch.norm, stride}, rows);
+  add_rows(middle, width, scratch.norm, stride, rows);
   unpad_rows(scratch.norm, stride, call.out + first * width, width, rows);
 }
 

@@ -106,8 +106,8 @@ void attend(const ContextNet& net, const AttentionLayer& layer, int number, cons
             group.rows);
     }
   }
-  add_to_rows(layer.out.bias, net.width, scratch.hidden, stride, rows);
-  apply(layer.out, {scratch.found, stride}, {scratch.hidden, stride}, {scratch.hidden, stride}, rows);
+  apply(layer.out, {scratch.found, stride}, {layer.out.bias, 0}, {scratch.normed, stride}, rows);
+  add_rows(scratch.normed, net.width, scratch.hidden, stride, rows);
   normalise(layer.forward_norm, net.width, scratch.hidden, scratch.normed, stride, rows);
   apply(layer.widen, {scratch.normed, stride}, {layer.widen.bias, 0}, {scratch.wide, scratch.wide_stride}, rows);
   for (int r = 0; r < rows; ++r) {
@@ -116,8 +116,8 @@ void attend(const ContextNet& net, const AttentionLayer& layer, int number, cons
       store(at, gelu(load(at)));
     }
   }
-  add_to_rows(layer.narrow.bias, net.width, scratch.hidden, stride, rows);
-  apply(layer.narrow, {scratch.wide, scratch.wide_stride}, {scratch.hidden, stride}, {scratch.hidden, stride}, rows);
+  apply(layer.narrow, {scratch.wide, scratch.wide_stride}, {layer.narrow.bias, 0}, {scratch.normed, stride}, rows);
+  add_rows(scratch.normed, net.width, scratch.hidden, stride, rows);
 }
 
 // What each head finds of the raw demonstration, and how far the state is from it: heads (A + 2 L G) numbers a row.
