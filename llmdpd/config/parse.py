@@ -40,6 +40,18 @@ def _listed(words: Iterable[str]) -> str:
     return textwrap.fill(", ".join(words), 78, break_on_hyphens=False).replace("\n", "\n" + 21 * " ")
 
 
+def _as_ranges(names: Iterable[str]) -> list[str]:
+    """Names in their order, those that count on from 0 as the first and the last of them: fold-0 … fold-9."""
+    shown: list[str] = []
+    for name in names:
+        stem, _, number = name.rpartition("-")
+        if number.isdigit() and shown and shown[-1].startswith(f"{stem}-0"):
+            shown[-1] = f"{stem}-0 … {name}"
+        else:
+            shown.append(name)
+    return shown
+
+
 def description() -> str:
     """What the help begins with. Made when it is requested, since protocols are the suites', of other packages too."""
     short = (f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())
@@ -49,7 +61,7 @@ def description() -> str:
                      {_listed([name for name in PRESETS if name not in ABLATED])};
                      ablations of the two metaworlds, as metaworld-no-text
     --protocol NAME  which tasks are trained on and which held out:
-                     {_listed(PROTOCOLS)}
+                     {_listed(_as_ranges(PROTOCOLS))}
     --method NAME    the method that learns (default: the preset's):
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new

@@ -13,7 +13,14 @@ import torch
 
 from llmdpd.data import TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
-from llmdpd.data.collecting.scripted import CollectConfig, collect_scripted, resolved
+from llmdpd.data.collecting.scripted import (
+    CollectConfig,
+    collect_scripted,
+    found_tasks,
+    in_order,
+    partial_folder,
+    resolved,
+)
 from llmdpd.data.config import DataConfig
 from llmdpd.data.content import kind_of
 from llmdpd.data.task_data import load_tasks
@@ -216,25 +223,47 @@ def embed_texts(llm: str, device: str, tasks: Sequence[str]) -> Embeddings:
 def _collect(
     data: DataConfig, protocol: TaskConfig, tasks: tuple[str, ...], prefix: str, kind: str, check: Check
 ) -> TrajectoryDataset:
-    """Collected episodes of these tasks, in their order; those of the same collection are found again.
+    """Collected episodes of these tasks, in their order; those of the same settings are found again, task by task.
 
     Their folder's name begins with `prefix`; messages call them `kind`.
     """
     shared = ("episodes", "noise", "seed", "post_success_steps", "workers")
     options = {name: getattr(data, name) for name in shared}
-    wanted = CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options)
-    # Another collection gets another folder.
-    wanted = resolved(wanted)
-    parts = repr((tasks, wanted.noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)).encode()
-    name = f"{prefix}-{len(tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}-{zlib.crc32(parts):08x}"
-    wanted = replace(wanted, out=Path(data.root) / name)
-    watch = Stopwatch()
-    with ProgressBar(f"collecting {kind}", "episodes", check=check) as bar:
-        collected = collect_scripted(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
-    dataset = collected.dataset
+    wanted = resolved(CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options))
+    watch, root = Stopwatch(), Path(data.root)
+    parts: list[TrajectoryDataset] = []
+    own = root / _folder_name(wanted, prefix)
+    if not (own.exists() or partial_folder(own).exists()):  # else that one is read, or goes on
+        for folder in sorted(root.glob(f"{prefix}-*tasks-*")):
+            missing = _missing(tasks, parts)
+            part = found_tasks(replace(wanted, tasks=missing), folder) if missing else None
+            parts += [] if part is None else [part]
+    found = [part.source for part in parts]
+    missing = _missing(tasks, parts)
+    if missing:
+        # Another collection gets another folder.
+        wanted = replace(wanted, tasks=missing)
+        wanted = replace(wanted, out=root / _folder_name(wanted, prefix))
+        with ProgressBar(f"collecting {kind}", "episodes", check=check) as bar:
+            collected = collect_scripted(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
+        parts.append(collected.dataset)
+    dataset = in_order(join_datasets(parts), tasks)
     success = float(np.mean(dataset.successes == 1))
+    places = ", ".join([*found, *([str(wanted.out)] if missing else [])])
     console.print(
         f"{kind}: {dataset.num_episodes} episodes, {dataset.num_transitions} transitions, {success:.0%} succeeded"
-        f"; {wanted.out} ({watch.seconds:.0f} s)"
+        f"; {places} ({watch.seconds:.0f} s)"
     )
-    return dataset.select_tasks(tasks)
+    return dataset
+
+
+def _folder_name(wanted: CollectConfig, prefix: str) -> str:
+    parts = (wanted.tasks, wanted.noise, wanted.goal_visible, wanted.post_success_steps, wanted.max_steps)
+    name = f"{prefix}-{len(wanted.tasks)}tasks-{wanted.episodes}episodes-seed{wanted.seed}"
+    return f"{name}-{zlib.crc32(repr(parts).encode()):08x}"
+
+
+def _missing(tasks: tuple[str, ...], parts: Sequence[TrajectoryDataset]) -> tuple[str, ...]:
+    """The tasks that none of the parts has."""
+    there = {task for part in parts for task in part.tasks}
+    return tuple(task for task in tasks if task not in there)

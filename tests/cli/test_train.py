@@ -26,6 +26,7 @@ from llmdpd.methods.trajectory_diffusion import TrajectoryDiffusionConfig
 from llmdpd.policy.policy import Policy
 from llmdpd.reporting.page import build_report
 from llmdpd.runs import data
+from llmdpd.tasks.metaworld.names import TASKS
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.training.metrics import read_metrics
 from llmdpd.utils.plain import differences, to_plain
@@ -230,6 +231,19 @@ def test_a_protocol_is_a_choice_of_tasks() -> None:
     assert set(design.unseen) <= set(ml45.seen)
     assert set(design.seen) == set(ml45.seen) - set(design.unseen)
     assert not set(design.unseen) & {*ml45.unseen, *paper.seen, *paper.unseen}
+
+
+def test_folds_hold_out_each_task_once() -> None:
+    folds = [PROTOCOLS[f"fold-{number}"] for number in range(10)]
+    assert sorted(task for fold in folds for task in fold.unseen) == sorted(TASKS)
+    for fold in folds:
+        assert len(fold.unseen) == 5
+        assert {*fold.seen, *fold.unseen} == set(TASKS)
+        assert not set(fold.seen) & set(fold.unseen)
+    # The folds are part of what a result means: they stay what they are.
+    first = {"button-press-topdown-v3", "door-open-v3", "lever-pull-v3", "pick-place-wall-v3", "shelf-place-v3"}
+    assert set(folds[0].unseen) == first
+    assert parse_train(["--protocol", "fold-3"]).tasks == folds[3]
 
 
 def test_the_same_words_are_parsed_once(monkeypatch: Patch, rng: np.random.Generator) -> None:

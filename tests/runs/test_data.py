@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from llmdpd.config.presets import PRESETS
 from llmdpd.data import TrajectoryDataset, save_d4rl, save_minari
+from llmdpd.data.collecting.scripted import content_hash
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
@@ -166,3 +168,38 @@ def test_texts_are_embedded_by_their_wording(cache_home: Path) -> None:
     assert all(vector.shape == (texts.width,) for vector in texts.vectors.values())
     assert not torch.equal(*texts.vectors.values())
     assert embed_texts("minilm", "cpu", ()) == Embeddings({}, 0, None)
+
+
+def test_a_task_is_collected_once_for_all_runs_that_want_it(tmp_path: Path, fresh_seed: int) -> None:
+    def data(root: str, **changes: object) -> DataConfig:
+        config = DataConfig(root=str(tmp_path / root), episodes=2, noise="clean", seed=fresh_seed, workers=1)
+        return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+    def collected(root: str, *seen: str, **changes: object) -> TrajectoryDataset:
+        return training_data(data(root, **changes), tasks_of(*seen), METHOD)[0]
+
+    def tasks_in(root: str) -> list[str]:
+        manifests = (json.loads(file.read_text()) for file in (tmp_path / root).glob("*/collect.json"))
+        return sorted(task for manifest in manifests for task in manifest["config"]["tasks"])
+
+    collected("shared", "reach-v3", "drawer-close-v3")
+    collected("shared", "button-press-v3", "reach-v3")
+    assert tasks_in("shared") == ["button-press-v3", "drawer-close-v3", "reach-v3"], "each task once"
+    order = ("button-press-v3", "drawer-close-v3", "reach-v3")
+    whole = collected("shared", *order)
+    assert tasks_in("shared") == ["button-press-v3", "drawer-close-v3", "reach-v3"], "nothing was left to collect"
+    alone = collected("alone", *order)
+    assert whole.tasks == alone.tasks == order
+    assert content_hash(whole) == content_hash(alone)
+    assert whole.success_steps.tolist() == alone.success_steps.tolist()
+    collected("shared", "reach-v3", episodes=3)
+    assert tasks_in("shared").count("reach-v3") == 2, "other settings are another collection"
+
+
+def test_a_collection_that_was_changed_is_no_source_for_another(tmp_path: Path) -> None:
+    config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
+    training_data(config, tasks_of("reach-v3", "drawer-close-v3"), METHOD)
+    manifest = next(tmp_path.glob("*/collect.json"))
+    manifest.write_text(manifest.read_text().replace('"content": "', '"content": "0'))
+    with pytest.raises(InputError, match="not those that were collected"):
+        training_data(config, tasks_of("reach-v3"), METHOD)

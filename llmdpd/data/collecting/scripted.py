@@ -423,16 +423,41 @@ def _summaries(
     return tuple(summaries)
 
 
+def found_tasks(config: CollectConfig, folder: Path) -> TrajectoryDataset | None:
+    """The episodes of those wanted tasks that a finished collection has, of the same settings but for its tasks.
+
+    None where it is none, has other settings, or none of the tasks. An episode does not depend on what else was
+    collected.
+
+    Raises:
+        InputError: the data sets in the folder are not those that were collected there.
+    """
+    config = resolved(config)
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+    settings = manifest.get("config") if isinstance(manifest, dict) else None
+    own = settings.get("tasks") if isinstance(settings, dict) else None
+    if not isinstance(own, list) or settings != {**_content_of(config), "tasks": own}:
+        return None
+    shared = [task for task in config.tasks if task in own]
+    if not shared:
+        return None
+    there = dataclasses.replace(config, tasks=tuple(own), out=folder)
+    return in_order(_read_finished(there, _content_of(there), time.perf_counter()).dataset, shared)
+
+
+def in_order(dataset: TrajectoryDataset, tasks: Sequence[str]) -> TrajectoryDataset:
+    """The episodes of these tasks, task by task, as a collection of them has them."""
+    # Files are found by name; training samples by index, so a data set read again must be in the order of a new one.
+    chosen = dataset.select_tasks(tasks)
+    return chosen.select(np.concatenate([chosen.episodes_of(task) for task in tasks]))
+
+
 def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: float) -> Collected:
     """A collection that is finished already, in the order in which it was collected."""
     out = folder_of(config)
     manifest = read_json(out / MANIFEST)
     _check_same(manifest.get("config"), content, out, _OTHER_OUT)
-    tasks = config.tasks
-    loaded = load_dataset(out).select_tasks(tasks)
-    # Files are found by name; training samples by index, so a data set read again must be in the order of a new one.
-    order = np.concatenate([loaded.episodes_of(task) for task in tasks])
-    dataset = dataclasses.replace(loaded.select(order), source=str(out))
+    dataset = dataclasses.replace(in_order(load_dataset(out), config.tasks), source=str(out))
     found, expected = content_hash(dataset), manifest.get("content")
     if found != expected:
         problem = "the data sets in this folder are not those that were collected here"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,16 @@ PAPER = (
 )
 DESIGN_TASKS = ("assembly-v3", "basketball-v3", "push-back-v3", "lever-pull-v3", "faucet-open-v3")
 """The five of ML45's training tasks that designs are chosen on."""
+_FOLDS, _FOLD_SEED = 10, 20261128
+
+
+def _folds() -> dict[str, Split]:
+    """`fold-0` to `fold-9`: each of the 50 tasks is held out in one of them, five in each."""
+    names = sorted(TASKS)
+    random.Random(_FOLD_SEED).shuffle(names)
+    size = len(names) // _FOLDS
+    held_out = (tuple(names[fold * size : (fold + 1) * size]) for fold in range(_FOLDS))
+    return {f"fold-{k}": (tuple(t for t in TASKS if t not in out), out) for k, out in enumerate(held_out)}
 
 
 class MetaWorldSuite(TaskSuite):
@@ -39,6 +50,7 @@ class MetaWorldSuite(TaskSuite):
         "paper": PAPER,
         "ml45": (ML45_TRAIN, ML45_TEST),
         "design": (tuple(task for task in ML45_TRAIN if task not in DESIGN_TASKS), DESIGN_TASKS),
+        **_folds(),
     }
 
     def knows(self, task: str) -> bool:
