@@ -165,6 +165,12 @@ def _locomotion(label: str, key: str, *options: str) -> tuple[Compared, ...]:
     return tuple(Compared(f"{key}{name}", label, f"d4rl-{name}", options, label) for name in environments)
 
 
+# As `llmdpd.tasks.metaworld.suite` has them.
+_FOLDS = tuple(
+    Compared(f"fold-{k}", _FULL.label, "metaworld", ("--protocol", f"fold-{k}"), variants=_REFERENCES)
+    for k in range(10)
+)
+
 GRIDS: dict[str, Grid] = {
     "table1": Grid(
         "Table 1: seen tasks and zero-shot tasks",
@@ -274,6 +280,13 @@ GRIDS: dict[str, Grid] = {
             _NO_Z_TRAJ,
         ),
         protocols=("design", "ml45", "paper"),
+    ),
+    "folds": Grid(
+        "Each of Meta-World's 50 tasks held out once",
+        "Ten trainings on 45 tasks; beside each the non-learned baselines and another task's prompts.",
+        _FOLDS,
+        protocols=("folds",),
+        episodes=100,
     ),
     "reward": Grid(
         "What the reward term adds on data of mixed quality",

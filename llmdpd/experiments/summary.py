@@ -80,9 +80,15 @@ def _records(cells: Iterable[Cell], evaluation: Evaluation | None) -> list[TaskR
 def _row(
     label: str, variant: str, checkpoint: str, records: Sequence[TaskResult], reported: dict[str, Reported]
 ) -> list[Row]:
-    own = [record for record in records if record.checkpoint == checkpoint]
+    own = _held_out_once([record for record in records if record.checkpoint == checkpoint])
     if not own:
         return []
     means = {split: mean_estimate(r for r in own if r.split == split) for split in SPLITS}
     known = {split: mean for split, mean in means.items() if mean is not None}
     return [Row(label, variant, checkpoint, task_estimates(own), known, tuple(own), reported)]
+
+
+def _held_out_once(records: Sequence[TaskResult]) -> list[TaskResult]:
+    """The records without those of tasks as seen ones that another run of the row (a fold) holds out."""
+    held_out = {record.task for record in records if record.split == "unseen"}
+    return [record for record in records if record.split == "unseen" or record.task not in held_out]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmdpd.evaluation.intervals import bootstrap_interval
+from llmdpd.experiments.grids import Compared, Grid
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.summary import make_rows
 from llmdpd.reporting.estimate import Estimate
@@ -91,3 +92,21 @@ def test_scores_have_no_counts(make_test_plan: MakePlan, finish: Finish) -> None
     estimate = make_rows(plan)[0].tasks["reach-v3"]
     assert (estimate.mean, estimate.wilson, estimate.successes) == (55.0, None, None)
     assert estimate.bootstrap == (50.0, 60.0)
+
+
+def test_a_row_of_folds_has_each_task_as_it_was_held_out(
+    make_test_plan: MakePlan, finish: Finish, shared_options: list[str]
+) -> None:
+    tasks = ("reach-v3", "push-v3")
+    folds = tuple(
+        Compared(f"fold-{k}", "folds", "smoke", ("--tasks.seen", tasks[1 - k], "--tasks.unseen", tasks[k]))
+        for k in range(2)
+    )
+    options = tuple(shared_options[: shared_options.index("--tasks.seen")])
+    plan = make_test_plan(Grid("Folds", "Two.", folds, protocols=("custom",)), seeds=1, options=options)
+    finish(plan.cells["fold-0"][0], {"reach-v3": 10, "push-v3": 40})
+    finish(plan.cells["fold-1"][0], {"reach-v3": 40, "push-v3": 30})
+    row = make_rows(plan)[0]
+    assert {task: estimate.by_seed for task, estimate in row.tasks.items()} == {"reach-v3": (25.0,), "push-v3": (75.0,)}
+    assert row.means.keys() == {"unseen"}
+    assert row.means["unseen"].by_seed == (50.0,)
