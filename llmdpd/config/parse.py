@@ -58,8 +58,7 @@ def description() -> str:
     return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
     --preset NAME    start from a named configuration (default: metaworld, or tasks with --tasks-file):
-                     {_listed([name for name in PRESETS if name not in ABLATED])};
-                     ablations of the two metaworlds, as metaworld-no-text
+                     {_listed([*(name for name in PRESETS if name not in ABLATED), "ablations as metaworld-no-text"])}
     --protocol NAME  which tasks are trained on and which held out:
                      {_listed(_as_ranges(PROTOCOLS))}
     --method NAME    the method that learns (default: the preset's):

@@ -176,6 +176,10 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
     """Prompts in a batch, each of one task and over its own share of the transitions; Algorithm 1 takes 1."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Random changes of states and demonstration together, where the layout of the observations is known."""
+    self_prompted: Fraction = 0.0
+    """Probability that a prompt's transitions are of the very episode that is its demonstration. There, the action is
+    the one that was shown at the same moment: the policy learns to do what it is shown, also in tasks that it does not
+    know. Of the other prompts it learns what to change where the scene is another one."""
 
     def check(self) -> None:
         super().check()
@@ -195,6 +199,13 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
                 field="augmentation",
                 found=self.augmentation,
                 expected="no augmentation",
+            )
+        if self.self_prompted and not reads:
+            raise InputError(
+                "only a method that reads demonstrations can be prompted by the episode that it learns from",
+                field="self_prompted",
+                found=self.self_prompted,
+                expected=0,
             )
 
     def check_run(self, spec: TaskSpec, iterations: int) -> None:

@@ -256,6 +256,7 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         network.window.horizon,
         network.window.before,
         layout,
+        method.self_prompted if reads.trajectory else 0.0,
     )
 
 

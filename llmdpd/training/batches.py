@@ -45,6 +45,7 @@ class BatchSampler:
         horizon: steps of the windows that each batch carries; 0 for none.
         before: steps of the windows before their transition, on top.
         layout: what the numbers of observations are, for where demonstrations end (`llmdpd.prompts.useful_part`).
+        self_prompted: probability that a prompt's transitions are those of its demonstration (`OfflineConfig`).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class BatchSampler:
         horizon: int = 0,
         before: int = 0,
         layout: Layout | None = None,
+        self_prompted: float = 0.0,
     ) -> None:
         if prompts < 1 or batch_size < 1 or batch_size % prompts:
             raise InputError(
@@ -78,24 +80,27 @@ class BatchSampler:
         self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
         self._demonstrations = [self._eligible(task) for task in dataset.tasks]
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
+        self._self_prompted = self_prompted
 
     def next(self) -> PromptedBatch:
         """The next batch."""
         count = len(self._transitions)
         rounds = [self._random.permutation(count) for _ in range(-(-self._prompts // count))]
         tasks = np.concatenate(rounds)[: self._prompts]
-        rows = np.concatenate([self._draw(self._transitions[task], self._share) for task in tasks])
+        parts = [self._transitions_under(task) for task in tasks]
+        rows = np.concatenate([own for own, _ in parts])
         batch = self._dataset.gather(rows)
         tokens = None
         if self._encoder is not None:
-            shown = [self._dataset.episode(int(self._draw(self._demonstrations[task], 1)[0])) for task in tasks]
+            drawn = zip(tasks, (demonstration for _, demonstration in parts), strict=True)
+            shown = [self._dataset.episode(self._demonstration(task) if own is None else own) for task, own in drawn]
             recorded = [Recorded(e.observations, e.actions, e.rewards, e.success, e.success_step) for e in shown]
             tokens = make_tokens(recorded, self._encoder, self._random, returns=self._horizon > 0, layout=self._layout)
-        parts: dict[str, Any] = {
+        arrays: dict[str, Any] = {
             name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
         }
         prompted = PromptedBatch(
-            **parts,
+            **arrays,
             text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],
             tokens=tokens,
             keep=self._keep(),
@@ -104,6 +109,16 @@ class BatchSampler:
         if self._augmentation is not None and tokens is not None:
             prompted = self._augmented(prompted, tokens)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
+
+    def _transitions_under(self, task: int) -> tuple[np.ndarray, int | None]:
+        """Transitions under one prompt of a task; where they are its demonstration's own, that episode beside them."""
+        if not self._self_prompted or self._random.random() >= self._self_prompted:
+            return self._draw(self._transitions[task], self._share), None
+        episode, offsets = self._demonstration(task), self._dataset.offsets
+        return self._random.integers(offsets[episode], offsets[episode + 1], size=self._share), episode
+
+    def _demonstration(self, task: int) -> int:
+        return int(self._draw(self._demonstrations[task], 1)[0])
 
     def _keep(self) -> Keep:
         def draw(rate: float) -> Tensor | None:

@@ -66,6 +66,30 @@ def test_transitions_are_copied_whole(dataset: TrajectoryDataset) -> None:
     assert batch.terminals.dtype == torch.float32
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_prompts_is_over_the_demonstrations_own_transitions(
+    metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator, share: float
+) -> None:
+    dataset = metaworld_data(TASKS, 40, seed=int(rng.integers(1000)), length=9)
+    seed = int(rng.integers(1000))
+    sampler = make_sampler(dataset, size=24, seed=seed, self_prompted=share)
+    own, prompts = 0, 0
+    for _ in range(100):
+        batch = sampler.next()
+        assert batch.tokens is not None
+        episodes = dataset.episode_ids(rows_of(dataset, batch)).reshape(3, 8)
+        for states, drawn in zip(batch.tokens.states[:, 0].numpy(), episodes, strict=True):
+            (row,) = np.flatnonzero((dataset.observations == states).all(1))
+            shown = dataset.episode_ids([row])[0]
+            assert dataset.task_ids[shown] == dataset.task_ids[drawn[0]]
+            own += bool((drawn == shown).all())
+            prompts += 1
+    # Eight draws of one of 40 episodes are not all the demonstration's by chance.
+    assert abs(own / prompts - share) < 0.12
+    if share == 0:
+        assert own == 0
+
+
 @pytest.mark.parametrize("expert", [True, False])
 def test_windows_are_the_steps_from_each_transition_on(
     metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator, expert: bool
