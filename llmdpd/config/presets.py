@@ -72,7 +72,7 @@ _METAWORLD = TrainConfig(
     data=DataConfig(episodes=50, noise="clean:0.4,gaussian:0.2,bursts:0.1,slow:0.1,pauses:0.1,detour:0.1"),
     method=_METAWORLD_METHOD,
     # No best checkpoint: what few episodes of each task choose is noise, and one was seven points below the last.
-    training=TrainingConfig(iterations=15_000, checkpoint_every=2500, select_every=0),
+    training=TrainingConfig(iterations=8000, checkpoint_every=2000, select_every=0),
     evaluation=EvaluationConfig(episodes=25),
 )
 
@@ -106,7 +106,7 @@ _TASKS = replace(
     tasks=PROTOCOLS["paper"],
     data=DataConfig(),
     method=_TASKS_METHOD,
-    training=replace(_METAWORLD.training, select_every=5000),
+    training=replace(_METAWORLD.training, select_every=2000),
 )
 
 # Without a layout nothing says how scenes are moved, or which numbers' differences are distances.
