@@ -30,6 +30,7 @@ TEXT_MODELS: Registry[TextModel] = Registry(
     "llmdpd.text_models",
     {
         "minilm": "llmdpd.prompts.models:MINILM",
+        "smollm2-135m": "llmdpd.prompts.gguf:SMOLLM2_135M",
         "llama-3-8b": "llmdpd.prompts.models:LLAMA_3_8B",
         "olmo-1b": "llmdpd.prompts.models:OLMO_1B",
     },

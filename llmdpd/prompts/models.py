@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -96,7 +96,7 @@ class HubModel(TextModel):
             )
             raise InputError(problem, path=constants.HF_HUB_CACHE, found=found, hint=hint)
         folder = Path(config).parent
-        _check_files(folder, hint)
+        check_files(folder, hint)
         # A snapshot's folder is named after its commit, which fixes the content.
         return ModelSource(self.hub_id, folder.name, folder)
 
@@ -109,7 +109,7 @@ class FolderModel(TextModel):
     model_id: str = "folder"
 
     def find(self, memo_folder: Path) -> ModelSource:
-        _check_files(self.folder)
+        check_files(self.folder)
         return ModelSource(self.model_id, fingerprint(self.folder, memo_folder), self.folder)
 
 
@@ -150,7 +150,7 @@ def text_model(name: str) -> TextModel:
     return HubModel(name)
 
 
-def _check_files(folder: Path, hint: str | None = None) -> None:
+def check_files(folder: Path, hint: str | None = None) -> None:
     """Raise `InputError` where a part of a model is missing, before transformers fails with a message of its own."""
     if not (folder / "config.json").is_file():
         raise InputError("not a language model's folder", path=folder, found="no config.json", hint=hint)
@@ -174,13 +174,15 @@ def _check_files(folder: Path, hint: str | None = None) -> None:
         raise InputError(problem, path=folder, found=found, expected=expected, hint=hint)
 
 
-def fingerprint(folder: Path, memo_folder: Path) -> str:
+def fingerprint(folder: Path, memo_folder: Path, suffixes: Collection[str] = _CONTENT_SUFFIXES) -> str:
     """A hash of everything in a model folder that an embedding depends on: configuration, tokenizer, weights.
+
+    These are the files of these `suffixes`.
 
     Whole files are hashed. A folder's hash is remembered under its files' sizes, inodes and times of change (ctime,
     which no tool sets back), so that gigabytes are read once, not at every start.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix in _CONTENT_SUFFIXES and file.is_file())
+    files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
     stats = [file.stat() for file in files]
     marks = [
         (file.name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for file, s in zip(files, stats, strict=True)

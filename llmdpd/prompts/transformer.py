@@ -116,13 +116,19 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return total / weights.sum(dim=1)
 
 
-def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    source: ModelSource, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", gguf_file: str = ""
+) -> PreTrainedModel:
+    """The model whose safetensors, or GGUF file of this name, lie in the source's folder.
+
+    Raises:
+        InputError: it can't be loaded, or weights are missing.
+    """
     from transformers import AutoModel
 
+    options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
     with no_progress_bars():
-        model, info = attempt_load(
-            source, AutoModel.from_pretrained, use_safetensors=True, dtype=dtype, output_loading_info=True
-        )
+        model, info = attempt_load(source, AutoModel.from_pretrained, dtype=dtype, output_loading_info=True, **options)
     # transformers fills absent weights with random numbers. A pooler is not used here and may be absent.
     absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if absent:
