@@ -167,7 +167,7 @@ def _locomotion(label: str, key: str, *options: str) -> tuple[Compared, ...]:
 
 # As `llmdpd.tasks.metaworld.suite` has them.
 _FOLDS = tuple(
-    Compared(f"fold-{k}", _FULL.label, "metaworld", ("--protocol", f"fold-{k}"), variants=_REFERENCES)
+    Compared(f"fold-{k}", _FULL.label, "metaworld", ("--protocol", f"fold-{k}"), variants=(_REPLAY, _TRACKER))
     for k in range(10)
 )
 
@@ -283,7 +283,7 @@ GRIDS: dict[str, Grid] = {
     ),
     "folds": Grid(
         "Each of Meta-World's 50 tasks held out once",
-        "Ten trainings on 45 tasks; beside each the non-learned baselines and another task's prompts.",
+        "Ten trainings on 45 tasks, beside the non-learned baselines on the five that each holds out.",
         _FOLDS,
         protocols=("folds",),
         episodes=100,
