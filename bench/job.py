@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,16 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from machine import ROOT, describe
+from machine import ROOT
 
 STAGES = ("embedding", "data", "training", "evaluation", "recording")
 
 
-def timed(words: Sequence[str], folder: Path) -> float:
-    """Seconds that a command takes, which must succeed; what it says goes to our standard error."""
+def timed(words: Sequence[str], folder: Path, **changes: str) -> float:
+    """Seconds that a command takes, which must succeed; what it says goes to our standard error.
+
+    `changes`: of its environment.
+    """
     start = time.perf_counter()
-    subprocess.run(words, cwd=folder, check=True, stdout=2)
+    subprocess.run(words, cwd=folder, check=True, stdout=2, env={**os.environ, **changes})
     return time.perf_counter() - start
 
 
@@ -44,11 +47,17 @@ def install(folder: Path, before: str | None) -> tuple[str, dict[str, float]]:
 
 def train(python: str, folder: Path, options: Sequence[str]) -> dict[str, float]:
     """What each stage of the run took; `other` is imports, start, report and what lies between the stages."""
-    run = folder / "run"
-    whole = timed([python, "-m", "llmdpd.train", "--run-dir", str(run), *options], folder)
-    times = json.loads((run / "meta.json").read_text(encoding="utf-8"))["times"]
+    words = [python, "-m", "llmdpd.train", "--run-dir", str(folder / "run"), *options]
+    whole = timed(words, folder, XDG_CACHE_HOME=str(folder / "cache"))  # a first run's texts are not embedded yet
+    times = meta(folder)["times"]
     seconds = {stage: times[f"{stage}_seconds"] for stage in STAGES if f"{stage}_seconds" in times}
     return {**seconds, "other": whole - sum(seconds.values())}
+
+
+def meta(folder: Path) -> dict[str, Any]:
+    """What the run noted of itself."""
+    noted: dict[str, Any] = json.loads((folder / "run" / "meta.json").read_text(encoding="utf-8"))
+    return noted
 
 
 def unseen_success(run: Path) -> float | None:
@@ -74,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
         folder = Path(scratch)
         python, seconds = install(folder, options.before) if options.install else (sys.executable, {})
         seconds |= train(python, folder, options.options)
-        success = unseen_success(folder / "run")
+        success, noted = unseen_success(folder / "run"), meta(folder)
     total = sum(seconds.values())
     print("| stage | seconds | share |\n| --- | ---: | ---: |")
     for stage, value in seconds.items():
@@ -85,7 +94,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.json:
         report: dict[str, Any] = {
             "benchmark": "job",
-            "device": describe(torch.device("cpu")),
+            "machine": noted["machine"],
+            "versions": noted["versions"],
             "options": options.options,
             "seconds": seconds,
             "unseen_success": success,

@@ -43,12 +43,15 @@ def _listed(words: Iterable[str]) -> str:
 def _as_ranges(names: Iterable[str]) -> list[str]:
     """Names in their order, those that count on from 0 as the first and the last of them: fold-0 … fold-9."""
     shown: list[str] = []
+    following = ""
     for name in names:
         stem, _, number = name.rpartition("-")
-        if number.isdigit() and shown and shown[-1].startswith(f"{stem}-0"):
+        if name == following:
             shown[-1] = f"{stem}-0 … {name}"
         else:
             shown.append(name)
+        counts_on = number.isdigit() and (number == "0" or name == following)
+        following = f"{stem}-{int(number) + 1}" if counts_on else ""
     return shown
 
 

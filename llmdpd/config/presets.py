@@ -106,7 +106,7 @@ _TASKS = replace(
     tasks=PROTOCOLS["paper"],
     data=DataConfig(),
     method=_TASKS_METHOD,
-    training=replace(_METAWORLD.training, select_every=2000),
+    training=replace(_METAWORLD.training, select_every=4000, select_episodes=10),
 )
 
 # Without a layout nothing says how scenes are moved, or which numbers' differences are distances.

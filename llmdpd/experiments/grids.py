@@ -264,6 +264,7 @@ GRIDS: dict[str, Grid] = {
                 *("--data.post-success-steps", "5"),
             ),
             _ablation("no-dropout", "w/o prompt dropout", *_NO_DROPOUT),
+            _ablation("not-self-prompted", "w/o prompts over themselves", "--method.self-prompted", "0"),
             _ablation("no-rotation", "w/o rotation and mirroring", *_NO_ROTATION),
             _ablation("three-demonstrators", "three demonstrators in training", "--data.noise", _THREE_DEMONSTRATORS),
             _ablation("absolute", "absolute positions too", *_NO_ROTATION, f"{_CONTEXT}.features", "metaworld"),

@@ -89,6 +89,9 @@ def _row(
 
 
 def _held_out_once(records: Sequence[TaskResult]) -> list[TaskResult]:
-    """The records without those of tasks as seen ones that another run of the row (a fold) holds out."""
-    held_out = {record.task for record in records if record.split == "unseen"}
-    return [record for record in records if record.split == "unseen" or record.task not in held_out]
+    """Of a row of folds, whose runs hold out each other's seen tasks, the records of held-out tasks alone.
+
+    A task that several of them have seen has as many records of one seed, which are no spread over seeds.
+    """
+    seen, held_out = ({record.task for record in records if record.split == split} for split in SPLITS)
+    return [record for record in records if record.split == SPLITS[1]] if seen & held_out else list(records)

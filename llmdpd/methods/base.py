@@ -177,9 +177,10 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Random changes of states and demonstration together, where the layout of the observations is known."""
     self_prompted: Fraction = 0.0
-    """Probability that a prompt's transitions are of the very episode that is its demonstration. There, the action is
-    the one that was shown at the same moment: the policy learns to do what it is shown, also in tasks that it does not
-    know. Of the other prompts it learns what to change where the scene is another one."""
+    """Probability that a prompt's transitions are of the very episode that is its demonstration. There, the best answer
+    is what was shown at the same moment (of the expert's actions that are cloned, as far as these were executed): the
+    policy learns to do what it is shown, also in tasks that it does not know. Of the other prompts it learns what to
+    change where the scene is another one."""
 
     def check(self) -> None:
         super().check()

@@ -123,6 +123,7 @@ class TrajectoryDiffusionConfig(CloningConfig):
             batch_size=preset.batch_size,
             prompts_per_batch=preset.prompts_per_batch,
             augmentation=AugmentationConfig(offset=preset.augmentation.offset),
+            self_prompted=preset.self_prompted,
             **learning,
         )
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdpd.errors import InputError
-from llmdpd.prompts.models import TextModel, check_files, fingerprint
+from llmdpd.prompts.models import FolderModel, TextModel, fingerprint
 from llmdpd.prompts.source import ModelSource
-from llmdpd.utils.files import atomic_directory
+from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock, recover_directory
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".gguf"
+_VERSION = "transformers_version"  # of who writes a configuration: no part of the model's identity
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class PackagedGGUF(TextModel):
 
     def find(self, memo_folder: Path) -> ModelSource:
         file = self._file()
-        revision = fingerprint(file.parent, memo_folder, (_SUFFIX,))
-        short = revision.removeprefix("sha256:")[:16]
+        short = fingerprint(file.parent, memo_folder, (_SUFFIX,)).removeprefix("sha256:")[:16]
         folder = memo_folder.parent / "dequantised" / f"{self.model_id}-{short}"
         if not folder.is_dir():
-            self._dequantise(file, folder)
-        check_files(folder, f"remove {folder}: it is made anew")
-        return ModelSource(self.model_id, revision, folder)
+            with process_lock(folder.with_name(f".{folder.name}.lock"), lambda holder: None):
+                recover_directory(folder)
+                if not folder.is_dir():
+                    self._dequantise(file, folder)
+        # What was read of the file is the model's identity: it may hang on the version of who read it.
+        return FolderModel(folder, self.model_id).find(memo_folder)
 
     def _file(self) -> Path:
         spec = importlib.util.find_spec(self.package)  # without importing it: it may want a runtime of its own
@@ -53,7 +56,7 @@ class PackagedGGUF(TextModel):
         return files[0]
 
     def _dequantise(self, file: Path, folder: Path) -> None:
-        """Write the model as transformers' own files: read that way, it is there ten times as fast."""
+        """Write the model as transformers' own files, which are read without the package gguf, and without waiting."""
         if importlib.util.find_spec("gguf") is None:
             hint = "`pip install gguf`"
             raise InputError("a GGUF file can't be read", path=file, found="no package gguf", hint=hint)
@@ -70,7 +73,8 @@ class PackagedGGUF(TextModel):
             del model.config.quantization_config  # with it transformers would neither write nor read plain weights
             with atomic_directory(folder) as temporary:
                 tokenizer.save_pretrained(temporary)
-                model.config.save_pretrained(temporary)
+                config = {name: value for name, value in model.config.to_dict().items() if name != _VERSION}
+                atomic_write_json(temporary / "config.json", config)
                 save_file(model.state_dict(), temporary / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -96,7 +96,7 @@ class HubModel(TextModel):
             )
             raise InputError(problem, path=constants.HF_HUB_CACHE, found=found, hint=hint)
         folder = Path(config).parent
-        check_files(folder, hint)
+        _check_files(folder, hint)
         # A snapshot's folder is named after its commit, which fixes the content.
         return ModelSource(self.hub_id, folder.name, folder)
 
@@ -109,7 +109,7 @@ class FolderModel(TextModel):
     model_id: str = "folder"
 
     def find(self, memo_folder: Path) -> ModelSource:
-        check_files(self.folder)
+        _check_files(self.folder)
         return ModelSource(self.model_id, fingerprint(self.folder, memo_folder), self.folder)
 
 
@@ -150,7 +150,7 @@ def text_model(name: str) -> TextModel:
     return HubModel(name)
 
 
-def check_files(folder: Path, hint: str | None = None) -> None:
+def _check_files(folder: Path, hint: str | None = None) -> None:
     """Raise `InputError` where a part of a model is missing, before transformers fails with a message of its own."""
     if not (folder / "config.json").is_file():
         raise InputError("not a language model's folder", path=folder, found="no config.json", hint=hint)

@@ -31,6 +31,7 @@ from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import suite_of
+from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 Check = Callable[[], None]
@@ -223,38 +224,52 @@ def embed_texts(llm: str, device: str, tasks: Sequence[str]) -> Embeddings:
 def _collect(
     data: DataConfig, protocol: TaskConfig, tasks: tuple[str, ...], prefix: str, kind: str, check: Check
 ) -> TrajectoryDataset:
-    """Collected episodes of these tasks, in their order; those of the same settings are found again, task by task.
+    """Collected episodes of these tasks, in their order; tasks of earlier collections of the same settings are found.
 
-    Their folder's name begins with `prefix`; messages call them `kind`.
+    Their folders' names begin with `prefix`; messages call them `kind`.
     """
     shared = ("episodes", "noise", "seed", "post_success_steps", "workers")
     options = {name: getattr(data, name) for name in shared}
     wanted = resolved(CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options))
     watch, root = Stopwatch(), Path(data.root)
-    parts: list[TrajectoryDataset] = []
-    own = root / _folder_name(wanted, prefix)
-    if not (own.exists() or partial_folder(own).exists()):  # else that one is read, or goes on
-        for folder in sorted(root.glob(f"{prefix}-*tasks-*")):
-            missing = _missing(tasks, parts)
-            part = found_tasks(replace(wanted, tasks=missing), folder) if missing else None
-            parts += [] if part is None else [part]
-    found = [part.source for part in parts]
-    missing = _missing(tasks, parts)
-    if missing:
-        # Another collection gets another folder.
-        wanted = replace(wanted, tasks=missing)
-        wanted = replace(wanted, out=root / _folder_name(wanted, prefix))
-        with ProgressBar(f"collecting {kind}", "episodes", check=check) as bar:
-            collected = collect_scripted(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps"))
-        parts.append(collected.dataset)
+    parts = _found(wanted, root, prefix)
+    if _missing(tasks, parts):
+        # One run at a time collects with these settings: the others then find what it did.
+        lock = root / f".{_folder_name(replace(wanted, tasks=()), prefix)}.lock"
+        bar = ProgressBar(f"collecting {kind}", "episodes", check=check)
+        total = wanted.episodes * len(tasks)
+        with bar, process_lock(lock, lambda _: bar.update(0, total, "another run collects")):
+            parts = _found(wanted, root, prefix)
+            parts += _collected(replace(wanted, tasks=_missing(tasks, parts)), root, prefix, bar)
     dataset = in_order(join_datasets(parts), tasks)
     success = float(np.mean(dataset.successes == 1))
-    places = ", ".join([*found, *([str(wanted.out)] if missing else [])])
     console.print(
         f"{kind}: {dataset.num_episodes} episodes, {dataset.num_transitions} transitions, {success:.0%} succeeded"
-        f"; {places} ({watch.seconds:.0f} s)"
+        f"; {', '.join(part.source for part in parts)} ({watch.seconds:.0f} s)"
     )
     return dataset
+
+
+def _found(wanted: CollectConfig, root: Path, prefix: str) -> list[TrajectoryDataset]:
+    """What finished collections have of the wanted tasks, each task once."""
+    own = root / _folder_name(wanted, prefix)
+    if partial_folder(own).exists():  # it goes on, with all of its tasks
+        return []
+    parts: list[TrajectoryDataset] = []
+    folders = [own] if own.exists() else sorted(root.glob(f"{prefix}-*tasks-*"))
+    for folder in folders:
+        missing = _missing(wanted.tasks, parts)
+        part = found_tasks(replace(wanted, tasks=missing), folder) if missing else None
+        parts += [] if part is None else [part]
+    return parts
+
+
+def _collected(wanted: CollectConfig, root: Path, prefix: str, bar: ProgressBar) -> list[TrajectoryDataset]:
+    """The wanted tasks, collected now into a folder of their own; nothing where none is wanted."""
+    if not wanted.tasks:
+        return []
+    wanted = replace(wanted, out=root / _folder_name(wanted, prefix))
+    return [collect_scripted(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps")).dataset]
 
 
 def _folder_name(wanted: CollectConfig, prefix: str) -> str:

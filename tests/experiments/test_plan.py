@@ -18,6 +18,7 @@ from llmdpd.experiments.grids import BUDGETS, FORMER_KEYS, GRIDS, Compared, Grid
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.runs.folder import RunFolder
 from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
+from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.files import atomic_write_json
 from llmdpd.utils.plain import differences, to_plain
 
@@ -386,3 +387,8 @@ def test_a_run_that_was_evaluated_half_way_goes_on(make_test_plan: MakePlan, fin
     cell.run.results.write_text(json.dumps(records))
     step = step_of(cell)
     assert step.what == "resume"
+
+
+def test_folds_are_the_suites() -> None:
+    protocols = [method.options[1] for method in GRIDS["folds"].methods]
+    assert protocols == [name for name in PROTOCOLS if name.startswith("fold-")]

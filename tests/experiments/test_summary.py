@@ -99,13 +99,14 @@ def test_a_row_of_folds_has_each_task_as_it_was_held_out(
 ) -> None:
     tasks = ("reach-v3", "push-v3")
     folds = tuple(
-        Compared(f"fold-{k}", "folds", "smoke", ("--tasks.seen", tasks[1 - k], "--tasks.unseen", tasks[k]))
+        Compared(f"fold-{k}", "folds", "smoke", ("--tasks.seen", tasks[1 - k], "sweep-v3", "--tasks.unseen", tasks[k]))
         for k in range(2)
     )
     options = tuple(shared_options[: shared_options.index("--tasks.seen")])
     plan = make_test_plan(Grid("Folds", "Two.", folds, protocols=("custom",)), seeds=1, options=options)
-    finish(plan.cells["fold-0"][0], {"reach-v3": 10, "push-v3": 40})
-    finish(plan.cells["fold-1"][0], {"reach-v3": 40, "push-v3": 30})
+    # Both have seen the third task: two figures of one seed, which are no spread.
+    finish(plan.cells["fold-0"][0], {"reach-v3": 10, "push-v3": 40, "sweep-v3": 20})
+    finish(plan.cells["fold-1"][0], {"reach-v3": 40, "push-v3": 30, "sweep-v3": 40})
     row = make_rows(plan)[0]
     assert {task: estimate.by_seed for task, estimate in row.tasks.items()} == {"reach-v3": (25.0,), "push-v3": (75.0,)}
     assert row.means.keys() == {"unseen"}

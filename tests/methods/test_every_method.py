@@ -262,6 +262,7 @@ def test_methods_that_do_not_exist_are_named() -> None:
         ("rad --method.states.scale-low 2", "method.states.scale_low"),
         ("dt --method.network.sequence.width 15 --method.network.sequence.heads 2", "sequence.heads"),
         ("dt --method.augmentation.offset 0.1", "method.augmentation"),
+        ("dt --method.self-prompted 0.1", "method.self_prompted"),
         ("mtdiff --method.return-probability 1.1", "method.return_probability"),
         ("diffusion-bc --method.eta 1", "method.eta"),
         ("sac --data.fraction 0.5", "data.fraction"),

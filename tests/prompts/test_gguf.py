@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,3 +146,38 @@ def test_smollm2_is_known_by_name() -> None:
     from llmdpd.prompts.models import text_model
 
     assert text_model("smollm2-135m") is SMOLLM2_135M
+
+
+def test_processes_that_start_together_dequantise_once(package: Make, tmp_path: Path, fresh_seed: int) -> None:
+    package(fresh_seed)
+    memo = str(tmp_path / "cache" / "fingerprints")
+    code = (
+        "import logging; logging.basicConfig(level='INFO');"
+        "from pathlib import Path; from llmdpd.prompts.gguf import PackagedGGUF;"
+        f"print(PackagedGGUF({MODEL.package!r}, '', 'tiny').find(Path({memo!r})).revision)"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ends = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ends
+    assert ends[0][0] == ends[1][0]
+    assert sum(said.count("dequantising") for _, said in ends) == 1
+
+
+def test_the_identity_is_of_what_was_read(package: Make, tmp_path: Path, fresh_seed: int) -> None:
+    package(fresh_seed)
+    memo = tmp_path / "cache" / "fingerprints"
+    first = MODEL.find(memo)
+    assert "transformers_version" not in (first.folder / "config.json").read_text()
+    tokenizer = first.folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert MODEL.find(memo).revision != first.revision

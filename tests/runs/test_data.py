@@ -3,20 +3,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from llmdpd.config.presets import PRESETS
 from llmdpd.data import TrajectoryDataset, save_d4rl, save_minari
-from llmdpd.data.collecting.scripted import content_hash
+from llmdpd.data.collecting.scripted import CollectConfig, Collected, content_hash
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.prompts import metaworld_prompt
+from llmdpd.runs import data as run_data
 from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
 from llmdpd.tasks import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.protocols import TaskConfig
@@ -196,10 +200,41 @@ def test_a_task_is_collected_once_for_all_runs_that_want_it(tmp_path: Path, fres
     assert tasks_in("shared").count("reach-v3") == 2, "other settings are another collection"
 
 
-def test_a_collection_that_was_changed_is_no_source_for_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["content", "json", "steps"])
+def test_a_collection_that_is_damaged_is_no_source_for_another(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
     training_data(config, tasks_of("reach-v3", "drawer-close-v3"), METHOD)
     manifest = next(tmp_path.glob("*/collect.json"))
-    manifest.write_text(manifest.read_text().replace('"content": "', '"content": "0'))
-    with pytest.raises(InputError, match="not those that were collected"):
-        training_data(config, tasks_of("reach-v3"), METHOD)
+    if damage == "content":
+        manifest.write_text(manifest.read_text().replace('"content": "', '"content": "0'))
+    elif damage == "json":
+        manifest.write_text(manifest.read_text()[:100])
+    else:  # as a collection of version 0.1, which the hash of the content does not tell
+        for path in manifest.parent.rglob("*.hdf5"):
+            with h5py.File(path, "r+") as file:
+                for episode in file.values():
+                    del episode.attrs["success_step"]
+    data, _ = training_data(config, tasks_of("reach-v3"), METHOD)
+    assert len(list(tmp_path.glob("*/collect.json"))) == 2, "collected anew"
+    assert (data.success_steps >= 0).all()
+    assert ("left out" in caplog.text) == (damage != "steps")
+
+
+def test_of_runs_that_start_together_one_collects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    collect = run_data.collect_scripted
+
+    def slowly(config: CollectConfig, progress: Callable[..., None]) -> Collected:
+        calls.append(config.tasks)
+        time.sleep(0.5)
+        return collect(config, progress)
+
+    monkeypatch.setattr(run_data, "collect_scripted", slowly)
+    config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
+    orders = (("reach-v3", "drawer-close-v3"), ("drawer-close-v3", "reach-v3"))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda tasks: training_data(config, tasks_of(*tasks), METHOD)[0], orders))
+    assert len(calls) == 1
+    assert [data.tasks for data in found] == list(orders)

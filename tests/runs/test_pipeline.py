@@ -15,6 +15,7 @@ from llmdpd.config.schema import TrainConfig
 from llmdpd.data.config import DataConfig
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
+from llmdpd.runs import pipeline
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import STAGES, execute
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
@@ -41,6 +42,35 @@ def test_selection_and_evaluation_have_seeds_of_their_own(
     selection, evaluation = calls
     assert selection == {(task, SELECTION_SEED_START + i) for task in seen for i in range(2)}
     assert evaluation == {(task, EVALUATION_SEED_START + i) for task in (*seen, *unseen) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ((), 0.25),
+        (("--method.self-prompted", 0.6), 0.6),
+        (("--method.network.context.no-trajectory",), 0.0),
+    ],
+)
+def test_a_share_of_the_prompts_is_over_themselves(
+    tmp_path: Path,
+    train: Callable[..., int],
+    tiny_options: list[str],
+    monkeypatch: Patch,
+    options: tuple[object, ...],
+    share: float,
+) -> None:
+    shares: list[float] = []
+
+    class Noted(pipeline.BatchSampler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            shares.append(self._self_prompted)
+
+    monkeypatch.setattr(pipeline, "BatchSampler", Noted)
+    run = ("--run-dir", tmp_path / "run", *tiny_options, *SHORT, "--evaluation.mode", "none", *options)
+    assert train(*run) == 0
+    assert shares == [share]
 
 
 def test_places_are_kept_as_absolute_paths(tmp_path: Path, monkeypatch: Patch) -> None:

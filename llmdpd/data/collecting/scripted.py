@@ -426,23 +426,26 @@ def _summaries(
 def found_tasks(config: CollectConfig, folder: Path) -> TrajectoryDataset | None:
     """The episodes of those wanted tasks that a finished collection has, of the same settings but for its tasks.
 
-    None where it is none, has other settings, or none of the tasks. An episode does not depend on what else was
-    collected.
-
-    Raises:
-        InputError: the data sets in the folder are not those that were collected there.
+    An episode does not depend on what else was collected. None where it is no finished collection, has other settings,
+    none of the tasks, or no steps of success, which a collection of version 0.1 lacks; and, with a line in the log,
+    where it is damaged.
     """
     config = resolved(config)
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
-    settings = manifest.get("config") if isinstance(manifest, dict) else None
-    own = settings.get("tasks") if isinstance(settings, dict) else None
-    if not isinstance(own, list) or settings != {**_content_of(config), "tasks": own}:
+    try:
+        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+        settings = manifest.get("config") if isinstance(manifest, dict) else None
+        own = settings.get("tasks") if isinstance(settings, dict) else None
+        if not isinstance(own, list) or settings != {**_content_of(config), "tasks": own}:
+            return None
+        shared = [task for task in config.tasks if task in own]
+        if not shared:
+            return None
+        there = dataclasses.replace(config, tasks=tuple(own), out=folder)
+        part = in_order(_read_finished(there, _content_of(there), time.perf_counter()).dataset, shared)
+    except InputError as error:
+        _log.warning("a collection that is damaged is left out: %s", error)
         return None
-    shared = [task for task in config.tasks if task in own]
-    if not shared:
-        return None
-    there = dataclasses.replace(config, tasks=tuple(own), out=folder)
-    return in_order(_read_finished(there, _content_of(there), time.perf_counter()).dataset, shared)
+    return None if ((part.successes == 1) & (part.success_steps < 0)).any() else part
 
 
 def in_order(dataset: TrajectoryDataset, tasks: Sequence[str]) -> TrajectoryDataset:
