@@ -93,6 +93,7 @@ _OGBENCH = replace(
     preset="ogbench-scene",
     tasks=PROTOCOLS["ogbench-scene"],
     data=DataConfig(episodes=60, noise="clean:0.5,gaussian:0.25,bursts:0.15,pauses:0.1", post_success_steps=10),
+    method=replace(_METAWORLD_METHOD, self_prompted=0.0),  # as it was measured; with prompts over themselves it was not
     training=TrainingConfig(iterations=6000, checkpoint_every=2000, select_every=0),
 )
 

@@ -222,6 +222,21 @@ def test_presets_are_what_they_are_named() -> None:
     assert (paper.clone, paper.critic_sees_prompts, paper.prompts_per_batch) == ("executed", False, 1)
 
 
+def test_what_presets_share_with_the_default_and_what_not() -> None:
+    def told(name: str) -> tuple[int, int, int, float]:
+        config = PRESETS[name]
+        assert isinstance(config.method, LLMDPDConfig)
+        training = config.training
+        return training.iterations, training.select_every, training.select_episodes, config.method.self_prompted
+
+    assert told("metaworld")[:2] == (8000, 0)
+    assert told("metaworld")[3] == 0.25
+    # Of a user's few tasks ten episodes each are a choice; without an environment it costs nothing.
+    assert told("tasks") == told("tasks-plain") == (8000, 4000, 10, 0.25)
+    assert (*told("ogbench-scene")[:2], told("ogbench-scene")[3]) == (6000, 0, 0.0)
+    assert told("metaworld-paper")[3] == 0, "the paper's demonstrations are of other episodes"
+
+
 def test_a_protocol_is_a_choice_of_tasks() -> None:
     ml45, paper, design = (PROTOCOLS[name] for name in ("ml45", "paper", "design"))
     assert parse_train([]).tasks == ml45, "the default"
