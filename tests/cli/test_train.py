@@ -232,7 +232,7 @@ def test_what_presets_share_with_the_default_and_what_not() -> None:
     assert told("metaworld")[:2] == (8000, 0)
     assert told("metaworld")[3] == 0.25
     # Of a user's few tasks ten episodes each are a choice; without an environment it costs nothing.
-    assert told("tasks") == told("tasks-plain") == (8000, 4000, 10, 0.25)
+    assert told("tasks") == told("tasks-plain") == (8000, 4000, 10, 0.0)
     assert (*told("ogbench-scene")[:2], told("ogbench-scene")[3]) == (6000, 0, 0.0)
     assert told("metaworld-paper")[3] == 0, "the paper's demonstrations are of other episodes"
 
