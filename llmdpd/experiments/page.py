@@ -85,9 +85,9 @@ def write_page(plan: Plan, outcomes: Sequence[Outcome], command: Sequence[str]) 
 
 
 def _metadata(plan: Plan, row: Row) -> dict[str, str]:
-    """What a row's results were obtained with."""
-    key = next(method.key for method in plan.grid.methods if method.label == row.label)
-    found = metadata(Arm(row.title, row.records)) | plan.cells[key][0].config.method.details()
+    """What a row's results were obtained with; a non-learned baseline's have no method."""
+    methods = [plan.cells[method.key][0].config.method for method in plan.grid.methods if method.label == row.label]
+    found = metadata(Arm(row.title, row.records)) | (methods[0].details() if methods else {})
     del found["results of"]
     return found
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from llmdpd.evaluation.intervals import bootstrap_interval, wilson_interval
-from llmdpd.experiments.grids import Compared, Grid
+from llmdpd.evaluation.results import TaskResult, write_results
+from llmdpd.experiments.grids import GRIDS, Compared, Grid
 from llmdpd.experiments.page import write_page
-from llmdpd.experiments.plan import Plan
+from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.experiments.scheduler import Outcome
 
 MakePlan = Callable[..., Plan]
@@ -147,3 +148,26 @@ def test_an_experiment_without_results_has_a_page(make_test_plan: MakePlan) -> N
     page = write_page(make_test_plan(), [], COMMAND)
     assert "0 of 4 runs are done" in page.read_text()
     assert not page.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, grid in GRIDS.items() if any(m.variants for m in grid.methods)])
+def test_every_experiment_with_further_evaluations_has_a_page(
+    name: str, finish: Finish, make_result: Callable[..., TaskResult], tmp_path: Path
+) -> None:
+    """Non-learned baselines are rows without a method, other prompts are rows of a method's."""
+    plan = make_plan(Settings(name, seeds=1, out=tmp_path / "out", data_root=tmp_path))
+    for cell in (cells[0] for cells in plan.cells.values()):
+        seen, unseen = cell.config.tasks.seen[0], cell.config.tasks.unseen[0]
+        finish(cell, {seen: 30, unseen: 20})
+        for evaluation in cell.evaluations:
+            file = evaluation.file(cell.folder)
+            file.parent.mkdir(exist_ok=True)
+            context = f"non-learned-{evaluation.name}" if "--baseline" in evaluation.options else "retrieval"
+            write_results(file, [make_result(task=unseen, split="unseen", episodes=40, successes=7, context=context)])
+    write_page(plan, [], COMMAND)
+    shown = json.loads((plan.out / f"{name}.json").read_text())["rows"]
+    labels = {variant.label for method in plan.grid.methods for variant in method.variants}
+    assert labels <= {row["variant"] for row in shown}
+    baselines = [row for row in shown if (row["variant"] or "").startswith("not learned")]
+    assert baselines
+    assert all(row["method"] is None for row in baselines)
