@@ -44,6 +44,7 @@ METHOD = LLMDPDConfig(
     acting=BestOfN(samples=1, noise_scale=0.3),
     batch_size=480,
     prompts_per_batch=12,
+    self_prompted=0.25,
     augmentation=AugmentationConfig(offset=0.04, rotate=0.5, mirror=0.5),
     lr=6e-4,
     lr_warmup=300,

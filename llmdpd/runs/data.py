@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -233,9 +234,10 @@ def _collect(
     wanted = resolved(CollectConfig(tasks=tasks, goal_visible=protocol.goal_visible, **options))
     watch, root = Stopwatch(), Path(data.root)
     parts = _found(wanted, root, prefix)
-    if _missing(tasks, parts):
-        # One run at a time collects with these settings: the others then find what it did.
-        lock = root / f".{_folder_name(replace(wanted, tasks=()), prefix)}.lock"
+    # One run at a time collects with these settings: the others then find what it did.
+    lock = root / f".{_folder_name(replace(wanted, tasks=()), prefix)}.lock"
+    left = lock.exists() and os.access(root, os.W_OK)  # by one that was killed: taken, so that it is removed
+    if _missing(tasks, parts) or left:
         bar = ProgressBar(f"collecting {kind}", "episodes", check=check)
         total = wanted.episodes * len(tasks)
         with bar, process_lock(lock, lambda _: bar.update(0, total, "another run collects")):

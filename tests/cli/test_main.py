@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +83,15 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Processes that are started hear Ctrl-C, also where the tests run in a script's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("module", [*(f"llmdpd.{name}" for name in COMMANDS), "llmdpd"])
 def test_ctrl_c_while_modules_are_imported_ends_a_command_without_a_traceback(
     module: str, rng: np.random.Generator
@@ -93,6 +103,7 @@ def test_ctrl_c_while_modules_are_imported_ends_a_command_without_a_traceback(
         assert (done.returncode, done.stdout + done.stderr) == (130, "stopped by SIGINT\n"), at
 
 
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_of_a_terminal_during_imports() -> None:
     with subprocess.Popen([sys.executable, "-m", "llmdpd.train", "--help"], stderr=subprocess.PIPE, text=True) as train:
         maps = Path(f"/proc/{train.pid}/maps")

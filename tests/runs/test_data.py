@@ -222,6 +222,24 @@ def test_a_collection_that_is_damaged_is_no_source_for_another(
     assert ("left out" in caplog.text) == (damage != "steps")
 
 
+def test_a_lock_that_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = []
+    collect = run_data.collect_scripted
+
+    def noted(config: CollectConfig, progress: Callable[..., None]) -> Collected:
+        locks.extend(tmp_path.glob(".*0tasks*.lock"))
+        return collect(config, progress)
+
+    monkeypatch.setattr(run_data, "collect_scripted", noted)
+    config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
+    training_data(config, tasks_of("reach-v3"), METHOD)
+    (lock,) = locks
+    assert not lock.exists()
+    lock.touch()
+    training_data(config, tasks_of("reach-v3"), METHOD)
+    assert not lock.exists()
+
+
 def test_of_runs_that_start_together_one_collects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     collect = run_data.collect_scripted
