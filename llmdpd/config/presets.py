@@ -49,7 +49,7 @@ _METAWORLD_METHOD = LLMDPDConfig(
     acting=BestOfN(samples=1, noise_scale=0.3),
     batch_size=480,
     prompts_per_batch=12,
-    # Without it what is learned longest is done from memory, and tasks unlike those of the training are unlearned.
+    # Without it longer training makes the policy worse at tasks that are unlike the training's (docs/research-log).
     self_prompted=0.25,
     augmentation=AugmentationConfig(offset=0.04, rotate=0.5, mirror=0.5),
     lr=6e-4,
@@ -93,13 +93,13 @@ _OGBENCH = replace(
     preset="ogbench-scene",
     tasks=PROTOCOLS["ogbench-scene"],
     data=DataConfig(episodes=60, noise="clean:0.5,gaussian:0.25,bursts:0.15,pauses:0.1", post_success_steps=10),
-    method=replace(_METAWORLD_METHOD, self_prompted=0.0),  # as it was measured; with prompts over themselves it was not
+    method=replace(_METAWORLD_METHOD, self_prompted=0.0),  # not measured with it here
     training=TrainingConfig(iterations=6000, checkpoint_every=2000, select_every=0),
 )
 
 
 # Of a user's own tasks (--tasks-file): his data hold what was done, and no expert's opinion beside it.
-# Prompted by itself it learned eight tasks no better (docs/research-log): too few to unlearn one by others.
+# With self_prompted the tutorial's eight tasks were learned no better (docs/research-log/own-tasks.md).
 _TASKS_METHOD = replace(_METAWORLD_METHOD, clone="executed", self_prompted=0.0)
 
 _TASKS = replace(

@@ -14,7 +14,7 @@ from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".gguf"
-_VERSION = "transformers_version"  # of who writes a configuration: no part of the model's identity
+_VERSION = "transformers_version"  # which wrote the configuration: no part of the model's identity
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PackagedGGUF(TextModel):
                 recover_directory(folder)
                 if not folder.is_dir():
                     self._dequantise(file, folder)
-        # What was read of the file is the model's identity: it may hang on the version of who read it.
+        # The identity is of the converted files: another version of the converter may write others.
         return FolderModel(folder, self.model_id).find(memo_folder)
 
     def _file(self) -> Path:

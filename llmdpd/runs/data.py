@@ -236,7 +236,8 @@ def _collect(
     parts = _found(wanted, root, prefix)
     # One run at a time collects with these settings: the others then find what it did.
     lock = root / f".{_folder_name(replace(wanted, tasks=()), prefix)}.lock"
-    left = lock.exists() and os.access(root, os.W_OK)  # by one that was killed: taken, so that it is removed
+    # A run that was killed left its lock: it is taken here, so that it is removed.
+    left = lock.exists() and os.access(root, os.W_OK)
     if _missing(tasks, parts) or left:
         bar = ProgressBar(f"collecting {kind}", "episodes", check=check)
         total = wanted.episodes * len(tasks)
