@@ -23,6 +23,7 @@ from llmdpd.utils.encoding import accept_any_output
 from llmdpd.utils.progress import console, error_console
 
 # A table of two checkpoints of as many tasks fills a terminal's 24 lines.
+_RIGHT = ("episodes", "success", "return", "action error")
 _FEW_TASKS = 12
 _MASTERED = 0.9
 # What the system refuses without naming a file: room on a disk, rights, memory, processes and open files.
@@ -100,20 +101,17 @@ def checked_words(words: list[str]) -> list[str]:
 
 
 def results_table(records: Sequence[TaskResult]) -> Table:
-    """Success by task, split and checkpoint, with 95 % intervals; for tasks without success returns and scores.
+    """Success by task, split and checkpoint, with 95 % intervals; returns and scores without success, or beside it.
 
     Where nothing was rolled out, the error of actions on recorded episodes, as a share of their range.
 
     Rows stand under a heading for each kind of prompts where there are several.
     """
-    success = any(record.successes is not None for record in records)
-    figures = ("success", "95 % interval") if success else ("return", "normalised score")
-    if not all(record.rolled_out for record in records):
-        figures = ("action error", "diffusion loss")
+    figures = list(dict.fromkeys(name for record in records for name in _figures(record)))
     # Without lines the longest of Meta-World's names fits into 80 columns; a name cut short could be two tasks'.
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in ("task", "split", "policy", "episodes", *figures):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("episodes", figures[0]) else "left")
+        table.add_column(name, no_wrap=True, justify="right" if name in _RIGHT else "left")
     by_kind: dict[str, list[tuple[str, TaskResult]]] = {}
     for policy, record in _by_policy(records):
         by_kind.setdefault(record.prompts.kind, []).append((policy, record))
@@ -121,7 +119,7 @@ def results_table(records: Sequence[TaskResult]) -> Table:
         if len(by_kind) > 1:
             table.add_row(Text(f"prompts: {kind}", style="bold"))
         for policy, record in rows:
-            table.add_row(record.task, record.split, policy, str(record.episodes), *_figures(record))
+            table.add_row(record.task, record.split, policy, str(record.episodes), *map(_figures(record).get, figures))
     return table
 
 
@@ -173,13 +171,17 @@ def _mean_line(records: Sequence[TaskResult], split: str) -> str:
     return f"mean of {len(next(iter(rates.values())))} {split} tasks: {', '.join(means)}"
 
 
-def _figures(record: TaskResult) -> tuple[str, str]:
-    """A task's result: success and its interval, or return and normalised score."""
+def _figures(record: TaskResult) -> dict[str, str]:
+    """A task's result by column: success and its interval, return and normalised score, or the error of actions."""
+    figures: dict[str, str] = {}
     if record.success_rate is not None and record.ci95 is not None:
         low, high = record.ci95
-        return f"{record.success_rate:.0%}", f"{low:.0%} – {high:.0%}"
+        figures |= {"success": f"{record.success_rate:.0%}", "95 % interval": f"{low:.0%} – {high:.0%}"}
+    if record.returns_mean is not None:
+        spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
+        score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
+        figures |= {"return": f"{record.returns_mean:.0f}{spread}", "normalised score": score}
     if record.action_error is not None:
-        return f"{record.action_error:.2%}", "" if record.diffusion_loss is None else f"{record.diffusion_loss:.4f}"
-    spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
-    score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
-    return f"{record.returns_mean:.0f}{spread}", score
+        loss = "" if record.diffusion_loss is None else f"{record.diffusion_loss:.4f}"
+        figures |= {"action error": f"{record.action_error:.2%}", "diffusion loss": loss}
+    return figures

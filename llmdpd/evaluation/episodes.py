@@ -70,6 +70,7 @@ def evaluate_tasks(
     *,
     first_seed: int = EVALUATION_SEED_START,
     max_steps: int | None = None,
+    whole: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[EpisodeResult]]:
     """Roll out `episodes` (of each task, or by task) with their prompts, all tasks mixed into the policy's batches.
@@ -77,14 +78,19 @@ def evaluate_tasks(
     Episode i of a task starts from environment seed `first_seed + i`, and takes demonstration i mod N where the task
     has N. The policy's noise depends on the task, that seed and the time step alone, so the episodes are the same
     whatever else runs beside them. With action chunks, it is the time step at which a chunk is sampled, from 0 on.
-    An episode has `max_steps` steps at most, by default as many as its task's environment allows.
+    An episode has `max_steps` steps at most, by default as many as its task's environment allows; a `whole` one goes on
+    after the success.
 
     Raises:
         UnfinishedError: episodes that workers died of.
     """
     count = dict.fromkeys(prompts, episodes) if isinstance(episodes, int) else episodes
     steps = {task: max_steps or task_spec(task).max_steps for task in prompts}
-    requests = [EpisodeRequest(task, first_seed + i, steps[task]) for task in prompts for i in range(count[task])]
+    requests = [
+        EpisodeRequest(task, first_seed + i, steps[task], stop_on_success=not whole)
+        for task in prompts
+        for i in range(count[task])
+    ]
     try:
         results = iter(pool.run(requests, act_maker(policy)(prompts, requests), progress))
     except LostEpisodesError as lost:

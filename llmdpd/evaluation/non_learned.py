@@ -1,8 +1,8 @@
-"""Two non-learned baselines: what a policy must beat to have learned anything from its data.
+"""Three non-learned baselines: what a policy must beat to have learned anything from its data.
 
 `replay` repeats the demonstration's actions open-loop. `tracker` follows the demonstration's hand (the layout's body),
-translated to where the object (its first other point) and the goal are now. Both take the demonstrations of an
-evaluation's prompts and read no text.
+translated to where the object (its first other point) and the goal are now. `retrieve-and-play` takes the action of the
+nearest demonstrated state. All take the demonstrations of an evaluation's prompts and read no text.
 """
 
 from __future__ import annotations
@@ -79,7 +79,31 @@ def tracker(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest
     return act
 
 
-BASELINES: dict[str, MakeAct] = {"replay": replay, "tracker": tracker}
+def retrieve_and_play(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
+    """The action of the demonstrated state that is nearest to what is observed, the earliest of equally near ones.
+
+    Nearest by the Euclidean distance of observations as they are, among all steps of a prompt's demonstrations, several
+    of one prompt together included. Source: «Retrieve and Play» of REGENT (arXiv 2412.04759, section 4).
+    """
+    rows = prompt_rows(prompts, requests)
+    shown = [[d] if isinstance(d, Trajectory) else d for d in rows.demonstrations]
+    own = [row for row in shown if row]
+    if len(own) < len(shown):
+        raise _no_demonstration()
+    states = [np.concatenate([demonstration.observations for demonstration in row]) for row in own]
+    actions = [np.concatenate([demonstration.actions for demonstration in row]) for row in own]
+
+    def act(observations: FloatArray, index: Index, steps: Index, rewards: FloatArray) -> FloatArray:
+        chosen = []
+        for row, observation in zip(rows.of_request[index], observations, strict=True):
+            distances = np.linalg.norm(states[row] - observation, axis=1)
+            chosen.append(actions[row][int(distances.argmin())])
+        return np.stack(chosen).astype(np.float32)
+
+    return act
+
+
+BASELINES: dict[str, MakeAct] = {"replay": replay, "tracker": tracker, "retrieve-and-play": retrieve_and_play}
 """Non-learned baselines by name."""
 
 
@@ -181,7 +205,11 @@ def _demonstrations(
     rows = prompt_rows(prompts, requests)
     demonstrations = [demonstration for demonstration in rows.demonstrations if isinstance(demonstration, Trajectory)]
     if len(demonstrations) < len(rows.demonstrations):
-        raise InputError(
-            "a non-learned baseline follows a demonstration", field="--baseline", expected="one of every task"
-        )
+        raise _no_demonstration()
     return demonstrations, rows.of_request
+
+
+def _no_demonstration() -> InputError:
+    return InputError(
+        "a non-learned baseline follows a demonstration", field="--baseline", expected="one of every task"
+    )

@@ -90,8 +90,8 @@ class ActingUse:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """One evaluated task: a success count; or returns, with a normalised score where the suite has one; or, where
-    nothing was rolled out, how near actions came to recorded ones.
+    """One evaluated task: a success count, and of whole episodes, or where there is no success, returns with a
+    normalised score where the suite has one; or, where nothing was rolled out, how near actions came to recorded ones.
 
     task          the environment's name, as in "sweep-into-v3"
     split         "seen" if the task's data was trained on, else "unseen"
@@ -111,7 +111,7 @@ class TaskResult:
     method        what learned it ("llmdpd" in records from before there were others)
     successes     episodes in which success was reached at any step
     returns_mean, returns_std   mean and standard deviation over episodes of the undiscounted return
-    normalised_score            100 (R - R_min) / (R_max - R_min), D4RL's
+    normalised_score            100 (R - R_min) / (R_max - R_min), by D4RL's or JAT's returns
     action_error, action_errors, diffusion_loss   see `llmdpd.evaluation.offline.OfflineScore`
 
     Raises `InputError` naming the field, what was found and what was expected.
@@ -148,12 +148,12 @@ class TaskResult:
         if not self.task:
             raise InputError("a result has an impossible value", field="task", found="''", expected="a task's name")
         measured = [n for n in ("successes", "returns_mean", "action_error") if getattr(self, n) is not None]
-        if len(measured) != 1:
+        if len(measured) != 1 and measured != ["successes", "returns_mean"]:
             raise InputError(
-                "a result holds either successes, or returns, or the error of actions",
+                "a result holds successes, returns or both, or the error of actions",
                 field="successes",
                 found=" and ".join(measured) or "none of them",
-                expected="one of successes, returns_mean, action_error",
+                expected="successes, returns_mean or both, or action_error",
             )
         if self.successes is not None and self.successes > self.episodes:
             expected = f"at most episodes = {self.episodes}"

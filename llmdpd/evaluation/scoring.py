@@ -62,7 +62,8 @@ def evaluate_policies(
         title = f"evaluating {name}"
         scored, lost = _score(title, policy, config, prompts, tasks, workers, check)
         for task, episodes, common in scored:
-            records.append(policy_record(policy, name, prompts[task], **common, **_outcome(task, episodes)))
+            outcome = _outcome(task, episodes, config)
+            records.append(policy_record(policy, name, prompts[task], **common, **outcome))
         if lost:
             raise IncompleteError(lost, records)
     return records
@@ -110,7 +111,7 @@ def evaluate_baseline(
     records = [
         TaskResult(
             **common,
-            **_outcome(task, episodes),
+            **_outcome(task, episodes, config),
             seed=seed,
             prompts=PromptUse(text=False, trajectory=prompts[task].demonstration_source),
             acting=acting,
@@ -155,13 +156,16 @@ def _score(
 
         lost = None
         try:
-            results = evaluate_tasks(policy, prompts, counts, pool, max_steps=config.max_steps, progress=progress)
+            steps, whole = config.max_steps, config.whole_episodes
+            results = evaluate_tasks(
+                policy, prompts, counts, pool, max_steps=steps, whole=whole, progress=progress
+            )
         except UnfinishedError as error:
             results, lost = error.results, str(error)
         for death in pool.deaths:
             console.print(f"a worker died and its episodes were redone: {death}")
-    steps = {task: sum(result.length for result in episodes) for task, episodes in results.items()}
-    seconds_a_step = watch.seconds / max(1, sum(steps.values()))
+    taken = {task: sum(result.length for result in episodes) for task, episodes in results.items()}
+    seconds_a_step = watch.seconds / max(1, sum(taken.values()))
     protocol = protocol_of(tasks.protocol, tasks.seen, prompts)
     scored = []
     for task, episodes in results.items():
@@ -169,7 +173,7 @@ def _score(
             **{"task": task, "split": splits[task], "protocol": protocol, "episodes": len(episodes)},
             "max_steps": task_spec(task).steps(config.max_steps),
             "goal_visible": tasks.goal_visible if suite_of(task).hides_goal else None,
-            "wall_seconds": round(seconds_a_step * steps[task], 2),
+            "wall_seconds": round(seconds_a_step * taken[task], 2),
         }
         scored.append((task, episodes, common))
     return scored, lost
@@ -192,7 +196,7 @@ def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dic
 
     The mean over the tasks of success; where there is none, of the normalised score, or of the return without one.
     """
-    outcomes = {task: _outcome(task, episodes) for task, episodes in results.items()}
+    outcomes = {task: _outcome(task, episodes, EvaluationConfig()) for task, episodes in results.items()}
     suffix = "" if "successes" in next(iter(outcomes.values())) else "_score"
     scores = {
         task: _return_score(outcome) if suffix else outcome["successes"] / len(results[task])
@@ -203,14 +207,16 @@ def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dic
     return {f"eval/{mean}": score, **{f"eval/{task}{suffix}": value for task, value in scores.items()}}, score
 
 
-def _outcome(task: str, episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The fields of `TaskResult` that say how it went: successes, or where there are none returns and their score."""
-    if task_spec(task).has_success:
-        return {"successes": sum(result.success for result in episodes)}
+def _outcome(task: str, episodes: Sequence[EpisodeResult], config: EvaluationConfig) -> dict[str, Any]:
+    """The fields of `TaskResult` that say how it went: successes; returns and their score of whole episodes."""
+    succeeds = task_spec(task).has_success
+    outcome: dict[str, Any] = {"successes": sum(result.success for result in episodes)} if succeeds else {}
+    if succeeds and not config.whole_episodes:
+        return outcome  # a return up to the success says nothing
     returns = [result.episode_return for result in episodes]
     mean = fmean(returns)
-    score = suite_of(task).normalised_score(task, mean)
-    return {"returns_mean": mean, "returns_std": pstdev(returns), "normalised_score": score}
+    score = suite_of(task).normalised_score(task, mean, task_spec(task).steps(config.max_steps))
+    return {**outcome, "returns_mean": mean, "returns_std": pstdev(returns), "normalised_score": score}
 
 
 def _return_score(outcome: Mapping[str, Any]) -> float:

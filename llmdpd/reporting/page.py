@@ -83,7 +83,7 @@ def render_page(runs: Sequence[Run]) -> str:
         paper_means=_paper_means,
         success_figure=success_figure(counted),
         spread=any(len(arm.seeds) > 1 for arm in arms),
-        locomotion=_locomotion_table(arms),
+        returns=_returns_table(arms),
         offline=_offline_table(arms),
         metadata=[metadata(arm) for arm in arms],
         curves=curves,
@@ -130,16 +130,16 @@ def _paper_means(tasks: Sequence[str], split: str) -> tuple[str, str]:
     return f"{fmean(row.llmdpd.mean for row in known):.1f}", f"{fmean(row.baseline.mean for row in known):.1f}"
 
 
-def _locomotion_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def _returns_table(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, str], list[TaskResult]] = {}
     for arm in arms:
         for record in arm.records:
             if record.returns_mean is not None:
                 groups.setdefault((arm.label, record.task, record.checkpoint), []).append(record)
-    return [_locomotion_row(*key, records) for key, records in groups.items()]
+    return [_returns_row(*key, records) for key, records in groups.items()]
 
 
-def _locomotion_row(arm: str, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
+def _returns_row(arm: str, task: str, checkpoint: str, records: Sequence[TaskResult]) -> dict[str, Any]:
     paper = find_row(TABLE_2, task)
     return {
         "arm": arm,

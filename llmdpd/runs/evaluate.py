@@ -36,7 +36,7 @@ _DEFAULT = EvaluateConfig()
 # Options that are about episodes in an environment, or about other demonstrations than the run's.
 _ROLLED_OUT = (
     *("seen_episodes", "baseline", "prompt_data", "prompt_text", "prompts", "prompt_behaviours", "demonstrations"),
-    *("max_steps", "videos"),
+    *("max_steps", "whole_episodes", "videos"),
 )
 
 
@@ -69,7 +69,8 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     for task in config.tasks_of(trained):
         task_spec(task).check_max_steps(steps, "max_steps")
-    evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps)
+    whole = config.whole_episodes or trained.evaluation.whole_episodes
+    evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps, whole)
     out = config.out or _default_out(config, run, trained)
     sets = prompt_sets(config, run, trained, check)
     # The run's own results are its trainer's to write as long as that is at work.
@@ -254,6 +255,8 @@ def _is_standard(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -
     ):
         return False
     if config.baseline or config.prompts != "own" or config.prompt_behaviours or config.together:
+        return False
+    if config.whole_episodes and not trained.evaluation.whole_episodes:
         return False
     if config.demonstrations not in (None, 1) or config.max_steps not in (None, trained.evaluation.max_steps):
         return False

@@ -30,9 +30,10 @@ class EvaluateConfig:
     """Episodes a task."""
     seen_episodes: OptionalEpisodes = None
     """Episodes a task that was trained on; by default as many."""
-    baseline: Literal["replay", "tracker"] | None = None
-    """Instead of the policies, evaluate a non-learned baseline: the demonstration's actions replayed, or a hand-written
-    tracker of the demonstration's hand. On the run's tasks and prompts, or without a run on --tasks."""
+    baseline: Literal["replay", "tracker", "retrieve-and-play"] | None = None
+    """Instead of the policies, evaluate a non-learned baseline: the demonstration's actions replayed, a hand-written
+    tracker of the demonstration's hand, or the action of the nearest demonstrated state. On the run's tasks and
+    prompts, or without a run on --tasks."""
     checkpoint: Literal["last", "best", "both"] = "both"
     """Which policy: the last one, the best by the selection during training, or both."""
     tasks: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class EvaluateConfig:
     """Demonstrations a task that the episodes take in turn; by default 5 with --prompt-behaviours, else 1."""
     together: bool = False
     """The demonstrations of a task are one prompt, from which the policy retrieves together, instead of taking turns;
-    then by default 5, at most 16."""
+    then by default 5; of a policy at most 16."""
     data_root: Path | None = None
     """Folder under which collected demonstrations are kept; by default the run's, or data."""
     samples: OptionalCount = None
@@ -65,6 +66,8 @@ class EvaluateConfig:
     """Actions of a chunk that are executed before the next is sampled; by default the run's."""
     max_steps: OptionalCount = None
     """Steps an episode at most; by default the run's."""
+    whole_episodes: bool = False
+    """Go on after the success, to the limit of steps: returns are recorded beside successes."""
     videos: bool = False
     """Record a video of one episode a task: into the run's videos, or beside a file of its own in NAME-videos."""
     workers: Workers = None
@@ -122,8 +125,9 @@ def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
 
 def _check_baseline(config: EvaluateConfig) -> None:
     defaults = EvaluateConfig()
+    several = config.baseline == "retrieve-and-play"  # which alone can take demonstrations together
     for name in ("samples", "noise_scale", "action_horizon", "checkpoint", "prompt_text", "together"):
-        if getattr(config, name) != getattr(defaults, name):
+        if getattr(config, name) != getattr(defaults, name) and not (name == "together" and several):
             raise InputError("a baseline has no use for this", field=_option(name), found=getattr(config, name))
     if config.prompts not in ("own", "swapped"):
         raise InputError(
@@ -160,14 +164,15 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
     }
     asked["--together"] = config.together
     given = [option for option, value in asked.items() if value]
-    if config.together and (config.demonstrations or 1) > MOST_DEMONSTRATIONS:
+    learned = config.baseline is None
+    if config.together and learned and (config.demonstrations or 1) > MOST_DEMONSTRATIONS:
         raise InputError(
             "too many demonstrations for one prompt",
             field="--demonstrations",
             found=config.demonstrations,
             expected=f"1 to {MOST_DEMONSTRATIONS} with --together",
         )
-    if config.together and context.trajectory and not trained.method.network.reads_several:
+    if config.together and learned and context.trajectory and not trained.method.network.reads_several:
         raise InputError("this run's policy reads one demonstration a prompt", path=config.run, field="--together")
     if config.prompt_data and config.prompt_behaviours:
         found = f"{config.prompt_data} and --prompt-behaviours"

@@ -210,8 +210,11 @@ class TaskSuite:
         """Whether the observations f32 [T, S] of one episode show the goal; None where the suite can't tell."""
         return None
 
-    def normalised_score(self, task: str, mean_return: float) -> float | None:
-        """The score of a mean return, 0 … 100 from random to expert; None where the suite has none."""
+    def normalised_score(self, task: str, mean_return: float, max_steps: int) -> float | None:
+        """The score of a mean return of episodes of `max_steps` at most, 0 … 100 from random to expert.
+
+        None where the suite has none.
+        """
         return None
 
     def description(self, task: str) -> str:

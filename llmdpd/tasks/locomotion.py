@@ -179,7 +179,7 @@ class LocomotionSuite(TaskSuite):
         follows = ours is not None and theirs is not None and ours == (theirs[0], None)
         return locomotion_id(environment if follows else task)
 
-    def normalised_score(self, task: str, mean_return: float) -> float:
+    def normalised_score(self, task: str, mean_return: float, max_steps: int) -> float:
         return normalised_score(task, mean_return)
 
 

@@ -244,6 +244,12 @@ def test_a_baseline_is_evaluated_with_a_run_and_without(
         assert (record.trained_on, record.training_data) == ((), "none")
         assert (record.prompts.text, record.prompts.trajectory) == (False, str(run_copy / "prompt_data"))
     path = save(metaworld_data(("push-v3", "soccer-v3")), tmp_path / "data")
+    nearest = ["--baseline", "retrieve-and-play", "--episodes", 1, "--out", tmp_path / "nearest.json"]
+    nearest += ["--together", "--demonstrations", 3]
+    assert evaluate(run_copy, *nearest, "--prompt-data", path, "--tasks", "push") == 0
+    (record,) = read_results(tmp_path / "nearest.json")
+    assert record.context == "non-learned-retrieve-and-play"
+    assert str(record.prompts.trajectory).endswith("as one prompt")
     alone = ["--control", "tracker", "--episodes", 1, "--out", tmp_path / "alone.json"]
     assert evaluate(*alone, "--tasks", "soccer", "push", "--prompt-data", path, "--prompts", "swapped") == 0
     (soccer, _) = read_results(tmp_path / "alone.json")
@@ -280,6 +286,21 @@ def test_demonstrations_together_are_one_prompt(run_copy: Path, tmp_path: Path, 
         source = str(record.prompts.trajectory)
         assert source.startswith(f"clean: {count} demonstrations from {tmp_path}/data/")
         assert source.endswith(", as one prompt")
+
+
+def test_whole_episodes_go_on_after_the_success_and_record_their_returns(
+    run_copy: Path, tmp_path: Path, evaluate: Evaluate, capsys: Capture
+) -> None:
+    words: list[object] = ["--tasks", "door-lock", "--episodes", 2, "--checkpoint", "last", "--max-steps", 100]
+    assert evaluate(run_copy, *words, "--out", tmp_path / "short.json") == 0
+    assert evaluate(run_copy, *words, "--whole-episodes", "--out", tmp_path / "whole.json") == 0
+    (short,), (whole,) = read_results(tmp_path / "short.json"), read_results(tmp_path / "whole.json")
+    assert (short.returns_mean, short.normalised_score) == (None, None)
+    assert whole.successes == short.successes
+    assert whole.returns_mean is not None
+    assert whole.normalised_score == pytest.approx(100 * (whole.returns_mean - 112.3) / (811.5 - 112.3))
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert f"{whole.normalised_score:.1f}" in " ".join(shown)
 
 
 @pytest.mark.parametrize("method", ["prompt-dt", "mtdiff"])

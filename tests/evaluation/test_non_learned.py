@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
-from llmdpd.evaluation.non_learned import BASELINES, replay, tracker
+from llmdpd.evaluation.non_learned import BASELINES, replay, retrieve_and_play, tracker
 from llmdpd.evaluation.prompts import TaskPrompt
 from llmdpd.tasks.demonstrators import ScriptedRequest
 from llmdpd.tasks.metaworld.environment import make_task
@@ -67,6 +69,22 @@ def test_the_tracker_goes_to_the_thing_and_on_to_the_goal_where_they_are_now(rng
     assert nearest < 0.03
     assert held
     assert np.linalg.norm(thing - goal) < 0.03
+
+
+def test_the_action_of_the_nearest_state_of_one_demonstration_or_of_several_is_played(rng: np.random.Generator) -> None:
+    one, two = demonstration(rng), demonstration(rng)
+    two = dataclasses.replace(two, observations=two.observations + np.float32(0.5))
+    turns = retrieve_and_play(prompted(one, two), [EpisodeRequest("push-v3", seed, 500) for seed in range(3)])
+    near = rng.normal(0, 1e-5, (3, 39)).astype(np.float32)
+    seen = near + np.stack([one.observations[7], two.observations[11], one.observations[40]])
+    actions = np.asarray(turns(seen, np.arange(3), np.zeros(3, int), np.zeros(3)))
+    np.testing.assert_array_equal(actions, [one.actions[7], two.actions[11], one.actions[40]])
+
+    both = {"push-v3": dataclasses.replace(prompted(one, two)["push-v3"], together=True)}
+    together = retrieve_and_play(both, [EpisodeRequest("push-v3", 0, 500)])
+    for shown, step in ((one, 3), (two, 50)):
+        found = together(near[:1] + shown.observations[step], np.array([0]), np.array([99]), NONE)
+        np.testing.assert_array_equal(found, shown.actions[step : step + 1])
 
 
 def test_the_tracker_does_a_task_that_it_is_shown_once() -> None:

@@ -181,6 +181,6 @@ def test_a_policy_without_prompts_has_one_variant(logs: TrajectoryDataset) -> No
 
 def test_a_result_holds_one_kind_of_measure(make_result: Callable[..., Any]) -> None:
     record = make_result()
-    with pytest.raises(InputError, match="either successes, or returns, or the error") as error:
+    with pytest.raises(InputError, match="successes, returns or both, or the error") as error:
         dataclasses.replace(record, action_error=0.1)
     assert error.value.found == "successes and action_error"

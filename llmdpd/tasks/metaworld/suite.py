@@ -23,6 +23,16 @@ PAPER = (
 )
 DESIGN_TASKS = ("assembly-v3", "basketball-v3", "push-back-v3", "lever-pull-v3", "faucet-open-v3")
 """The five of ML45's training tasks that designs are chosen on."""
+JAT_RETURNS: Mapping[str, tuple[float, float]] = {
+    "bin-picking-v3": (1.89, 425.6),
+    "box-close-v3": (76.4, 512.5),
+    "door-lock-v3": (112.3, 811.5),
+    "door-unlock-v3": (94.2, 802.9),
+    "hand-insert-v3": (2.75, 740.5),
+}
+"""Returns of a random and of an expert policy by which JAT and REGENT (arXiv 2402.09844, 2412.04759) normalise those of
+ML45's test tasks. They are of the second version's rewards, which the third has taken over, and of `JAT_STEPS`."""
+JAT_STEPS = 100
 _FOLDS, _FOLD_SEED = 10, 20261128
 
 
@@ -84,6 +94,12 @@ class MetaWorldSuite(TaskSuite):
         # MTDiff's replay folders are TASK/RUN/dataset/0.npz. Without its version, "push" may be anybody's folder.
         versioned = up_to_version(name)
         return versioned if versioned is not None and self.knows(versioned) else None
+
+    def normalised_score(self, task: str, mean_return: float, max_steps: int) -> float | None:
+        if max_steps != JAT_STEPS or task not in JAT_RETURNS:
+            return None
+        low, high = JAT_RETURNS[task]
+        return 100.0 * (mean_return - low) / (high - low)
 
     def goal_visible(self, observations: FloatArray) -> bool | None:
         # Where it is hidden, as in ML1 … ML45, zeros are in its place; no goal lies there.
