@@ -218,6 +218,13 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
                 found=f"{augmentation} for {spec.task}",
                 expected="no augmentation",
             )
+        if augmentation.grip and spec.layout is not None and not spec.layout.grip:
+            raise InputError(
+                "a gripper's commands can only be mapped where the layout says which they are",
+                field="augmentation",
+                found=f"{augmentation} for {spec.task}",
+                expected="augmentation.grip of 0, or action.grip in the layout",
+            )
         turned = augmentation.rotate or augmentation.mirror
         if turned and spec.layout is not None and not spec.layout.rotatable:
             raise InputError(
