@@ -70,9 +70,11 @@ def _tasks(words: list[str]) -> None:
         console.print(f"- {line}", markup=False)
     _draw(checked, config.out)
     if checked.errors:
-        for error in checked.errors[1:]:
+        # What is wrong with the file is found in each of its tasks.
+        different = list({str(error): error for error in checked.errors}.values())
+        for error in different[1:]:
             console.print(f"error: {error}", style="bold red", markup=False)
-        raise checked.errors[0]
+        raise different[0]
 
 
 def _bounds(checked: FileCheck) -> list[str]:

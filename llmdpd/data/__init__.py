@@ -55,6 +55,10 @@ def load_dataset(
         InputError: nothing there, nothing that can be read, a damaged file, an unknown task (nearest names are given),
             parts that don't fit together, episodes longer than their task's.
     """
+    if not isinstance(reading, Reading):
+        raise InputError(
+            "wrong reading", field="reading", found=f"a {type(reading).__name__}", expected="llmdpd.data.Reading(…)"
+        )
     spec_of = spec_by_name if reading.by_name else lambda name: None
     if tasks is None:
         return join_datasets(read_parts(spec, [Choice(reading)], spec_of)[0])

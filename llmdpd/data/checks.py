@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,6 +146,7 @@ def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
     bounds = [_bounds(spec) for spec in specs]
     outside, found = np.zeros(dataset.num_transitions, np.bool_), [np.inf, -np.inf]
     changes: dict[str, NDArray[np.float32]] = {}
+    tasks: dict[str, None] = {}
     for name in ("actions", "expert_actions"):
         array = getattr(dataset, name)
         for number, limits in enumerate(bounds):
@@ -156,6 +157,7 @@ def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
             wrong = ((own < limits[0]) | (own > limits[1])).any(axis=1)
             if wrong.any():
                 outside[rows] |= wrong
+                tasks |= dict.fromkeys(dataset.tasks if len(bounds) == 1 else [dataset.tasks[number]])
                 found = [min(found[0], float(own.min())), max(found[1], float(own.max()))]
                 changes.setdefault(name, array.copy())[rows] = own.clip(*limits)
     if not changes:
@@ -163,11 +165,18 @@ def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
     low, high = (_span(limits, side) for side, limits in ((0, bounds), (1, bounds)))
     say_once(
         _log,
-        "%s: actions of %d of %d steps lie outside the environment's bounds (%.4g … %.4g) and are clipped to %s … %s",
-        *(dataset.source or "data", int(outside.sum()), len(outside), *found, low, high),
+        "%s: actions of %d of %d steps, of %s, lie outside the environment's bounds (%.4g … %.4g) and are clipped to "
+        "%s … %s",
+        *(dataset.source or "data", int(outside.sum()), len(outside), _some(tasks), *found, low, high),
     )
     actions, expert = changes.get("actions", dataset.actions), changes.get("expert_actions", dataset.expert_actions)
     return dataclasses.replace(dataset, actions=actions, expert_actions=expert)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Three names at most."""
+    own = list(names)
+    return ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
 
 
 def _bounds(spec: TaskSpec | None) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

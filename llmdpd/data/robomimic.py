@@ -195,7 +195,9 @@ def _only_key(demo: h5py.Group, path: Path) -> str:
     if len(flat) != 1:
         problem, found = "which observations are read has to be chosen", list_fields(fields.items())
         field, expected = field_name(demo, "obs"), "`observation`, keys of one dimension a step in their order"
-        hint = "images can't be observations here" if len(flat) < len(fields) else None
+        hint = "in Python: load_dataset(…, reading=Reading(observation=(…)))"
+        if len(flat) < len(fields):
+            hint += "; images can't be observations here"
         raise InputError(problem, path=path, field=field, found=found, expected=expected, hint=hint)
     return flat[0]
 

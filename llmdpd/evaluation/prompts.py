@@ -14,6 +14,7 @@ from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks import COLLECTION_SEED_END
+from llmdpd.tasks.specs import suite_of
 
 OWN_DATA = "the tasks' own data"
 """Where demonstrations are from that lie where the tasks' suite says."""
@@ -80,7 +81,7 @@ def task_prompts(
     data: str | Path | None,
     goal_visible: bool,
     text: str | None = None,
-    text_source: str = "built in",
+    text_source: str | None = None,
     count: int = 1,
 ) -> dict[str, TaskPrompt]:
     """Each task's prompts: `count` demonstrations from `data`, the built-in texts or one given for all.
@@ -106,7 +107,7 @@ def task_prompts(
                 )
             demonstrations[task] = tuple(dataset.episode(episode) for episode in chosen)
     source = "none" if data is None else str(data) if count == 1 else f"{count} demonstrations from {data}"
-    return {task: TaskPrompt(_text(task, text), text_source, demonstrations[task], source) for task in tasks}
+    return {task: TaskPrompt(*_text(task, text, text_source), demonstrations[task], source) for task in tasks}
 
 
 def behaviour_prompts(
@@ -115,7 +116,7 @@ def behaviour_prompts(
     dataset: TrajectoryDataset,
     count: int,
     text: str | None = None,
-    text_source: str = "built in",
+    text_source: str | None = None,
 ) -> dict[str, TaskPrompt]:
     """Each task's prompts with demonstrations by one behaviour policy: the first `count` of `dataset` that succeeded.
 
@@ -130,7 +131,7 @@ def behaviour_prompts(
     for task in tasks:
         chosen = tuple(dataset.episode(episode) for episode in choose_demonstrations(level, task, count))
         source = f"{behaviour}: {len(chosen)} demonstration{'s' * (len(chosen) > 1)} from {dataset.source}"
-        prompts[task] = TaskPrompt(_text(task, text), text_source, chosen, source)
+        prompts[task] = TaskPrompt(*_text(task, text, text_source), chosen, source)
     return prompts
 
 
@@ -182,5 +183,8 @@ def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:
     return others
 
 
-def _text(task: str, text: str | None) -> str:
-    return task_prompt(task).render() if text is None else text
+def _text(task: str, text: str | None, source: str | None) -> tuple[str, str]:
+    """The text that was given for every task, else the task's own; and where it is from."""
+    if text is None:
+        return task_prompt(task).render(), suite_of(task).text_source(task)
+    return text, source or "given"

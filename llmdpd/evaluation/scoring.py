@@ -157,9 +157,7 @@ def _score(
         lost = None
         try:
             steps, whole = config.max_steps, config.whole_episodes
-            results = evaluate_tasks(
-                policy, prompts, counts, pool, max_steps=steps, whole=whole, progress=progress
-            )
+            results = evaluate_tasks(policy, prompts, counts, pool, max_steps=steps, whole=whole, progress=progress)
         except UnfinishedError as error:
             results, lost = error.results, str(error)
         for death in pool.deaths:

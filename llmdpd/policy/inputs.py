@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from llmdpd.tasks.layout import Layout
 
 _log = logging.getLogger(__name__)
 
-Demonstration = Trajectory | tuple[ArrayLike, ArrayLike]
-"""A `Trajectory`, or observations [T, S] and actions [T, A]."""
+Observations = ArrayLike | Mapping[str, ArrayLike]
+"""Numbers [S] or [B, S]; or those of a Dict space by key, each [...] or [B, ...]."""
+Demonstration = Trajectory | tuple[Observations, ArrayLike]
+"""A `Trajectory`, or observations [T, S], or by key, and actions [T, A]."""
 Demonstrations = Demonstration | Sequence[Demonstration]
 """One demonstration, or a list of several that make one prompt together."""
 
@@ -27,12 +29,14 @@ MOST_DEMONSTRATIONS = 16
 """Demonstrations of one prompt at most."""
 
 
-def read_observations(observation: ArrayLike, width: int) -> NDArray[np.float32]:
-    """Observations [S] or [B, S], S being `width`.
+def read_observations(observation: Observations, width: int, keys: Sequence[str] = ()) -> NDArray[np.float32]:
+    """Observations [S] or [B, S], S being `width`; of a Dict space those of its `keys`, in their order.
 
     Raises:
-        InputError: of another width, or no finite numbers.
+        InputError: of another width, or no finite numbers; a Dict where no keys are known, or that lacks one of them.
     """
+    if isinstance(observation, Mapping):
+        observation = _joined(observation, width, keys)
     try:
         # A copy, since torch takes no arrays that run backwards or can't be written.
         state = np.array(observation, np.float32, order="C")
@@ -47,6 +51,33 @@ def read_observations(observation: ArrayLike, width: int) -> NDArray[np.float32]
     if not np.isfinite(state).all():
         raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
     return state
+
+
+def check_keys(keys: object) -> None:
+    """Raise `InputError` where what a policy folder says of the keys of Dict observations is no list of names."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise InputError("wrong keys", field="metadata.observation", found=repr(keys)[:80], expected="a list of names")
+
+
+def _joined(parts: Mapping[str, ArrayLike], width: int, keys: Sequence[str]) -> NDArray[np.float32]:
+    """The numbers of a Dict observation, or of B of them, in the order of the keys that are read."""
+    missing = [key for key in keys if key not in parts]
+    if not keys or missing:
+        found = "a dict of " + (", ".join(map(str, parts)) or "nothing")
+        expected = ", ".join(keys) or f"one array of {width} numbers, since the policy was trained on such"
+        raise InputError("wrong observation", field="observation", found=found, expected=expected)
+    try:
+        arrays = [np.asarray(parts[key], np.float32) for key in keys]
+    except (TypeError, ValueError) as error:
+        raise InputError("the observation is no numbers", field="observation", found=str(error)) from None
+    one = sum(array.size for array in arrays) == width and any(
+        array.shape[:1] != (1,) or array.ndim < 2 for array in arrays
+    )
+    rows = () if one else arrays[0].shape[:1]
+    if any(array.shape[: len(rows)] != rows for array in arrays):
+        found = ", ".join(f"{key} {list(array.shape)}" for key, array in zip(keys, arrays, strict=True))
+        raise InputError("wrong observation", field="observation", found=found, expected=f"{width} numbers, or B times")
+    return np.concatenate([array.reshape(*rows, -1) for array in arrays], axis=-1)
 
 
 def read_rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
@@ -99,6 +130,7 @@ def read_demonstrations(
     encoder: TrajectoryEncoderConfig,
     rewards: bool,
     scaling: ActionScaling,
+    keys: Sequence[str] = (),
 ) -> TrajectoryTokens:
     """Prompts of one or more demonstrations as tokens, with their rewards where those are read and all have them.
 
@@ -109,18 +141,20 @@ def read_demonstrations(
         InputError: no numbers, of another width, too long, or too many for one prompt.
     """
     given = [each_demonstration(prompt) for prompt in prompts]
-    shown = [_recorded(one, spaces, scaling) for prompt in given for one in prompt]
+    shown = [_recorded(one, spaces, scaling, keys) for prompt in given for one in prompt]
     _say_what_is_read(shown, encoder, spaces.layout)
     returns = rewards and all(one.rewards is not None for one in shown)
     counts = tuple(map(len, given))
     return make_tokens(shown, encoder, returns=returns, layout=spaces.layout, counts=counts, standing=False)
 
 
-def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Recorded:
+def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: Sequence[str]) -> Recorded:
     """A demonstration as arrays of the policy's widths, with what is known of its success."""
     parts = (one.observations, one.actions) if isinstance(one, Trajectory) else one
     try:
-        observations, actions = (np.asarray(part, np.float32) for part in parts)
+        seen, done = parts
+        seen = _joined(seen, spaces.observed_dim, keys) if isinstance(seen, Mapping) else seen
+        observations, actions = np.asarray(seen, np.float32), np.asarray(done, np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(
             "the trajectory prompt is not a pair of number arrays",
@@ -136,6 +170,14 @@ def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling) -> Rec
             found=f"observations of {widths[0]} and actions of {widths[1]} numbers",
             expected=f"{spaces.observed_dim} and {spaces.action_dim}",
         )
+    if observations.ndim != 2 or actions.ndim != 2 or len(observations) - len(actions) not in (0, 1):
+        raise InputError(
+            "the trajectory prompt's arrays do not fit together",
+            field="trajectory",
+            found=f"observations {list(observations.shape)} and actions {list(actions.shape)}",
+            expected="observations [T, S] and actions [T, A], or [T + 1, S] with the one after the last action",
+        )
+    observations = observations[: len(actions)]
     within, beyond = scaling.to_unit(actions)
     if beyond:
         _log.warning("actions of %d of %d demonstrated steps are beyond their bounds: cut", beyond, len(actions))

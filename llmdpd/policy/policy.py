@@ -27,6 +27,8 @@ from llmdpd.policy.formats import UPGRADES
 from llmdpd.policy.inputs import (
     Demonstration,
     Demonstrations,
+    Observations,
+    check_keys,
     each_demonstration,
     read_demonstrations,
 )
@@ -105,6 +107,11 @@ class Policy:
         return self.network.device
 
     @property
+    def _keys(self) -> tuple[str, ...]:
+        """The keys of Dict observations that it was trained on, in the order in which they are read."""
+        return tuple(self.metadata.get("observation", ()))
+
+    @property
     def action_horizon(self) -> int:
         """Actions of each chunk that are executed before the next is sampled; 1 where each is sampled by itself."""
         return self.acting.horizon(self.network.config)
@@ -136,6 +143,7 @@ class Policy:
             if "llm" in description["metadata"]:
                 from_plain(LLMIdentity, description["metadata"]["llm"], file, "metadata.llm.")
             check_targets(description["metadata"].get("target_returns", {}))
+            check_keys(description["metadata"].get("observation", []))
             spaces = from_plain(Spaces, description["spaces"], file, "spaces.")
 
             def build() -> tuple[PolicyNetwork, nn.Module | None]:
@@ -207,7 +215,7 @@ class Policy:
                 demonstration of the wrong width or too long; more of them than 16, or several for a policy that takes
                 one; a text model of another width than the one in training.
         """
-        self._session = Session(self._prompted(text, trajectory, target_return), self.network.spaces.observed_dim)
+        self._session = self.session(text, trajectory, target_return)
         self._session.use(self._seeds)
         return self
 
@@ -217,6 +225,10 @@ class Policy:
         if target_return is not None and not np.isfinite(target_return):
             found = target_return
             raise InputError("wrong return", field="target_return", found=found, expected="a finite number")
+        reads = self.network.reads
+        if text is None and trajectory is None and (reads.text or reads.trajectory):
+            kinds = [name for name, read in (("text", reads.text), ("trajectory", reads.trajectory)) if read]
+            raise InputError("an empty prompt", field="prompt", found="nothing", expected=" or ".join(kinds))
         prompts = self.encode_prompts([text], [trajectory])
         if self.network.memory_length and target_return is None:
             target_return = float(self.target_returns([None], [trajectory])[0])
@@ -302,7 +314,7 @@ class Policy:
             InputError: as `prompt`.
         """
         episodes = self._prompted(text, trajectory, target_return)
-        return Session(episodes, self.network.spaces.observed_dim, seed)
+        return Session(episodes, self.network.spaces.observed_dim, seed, self._keys)
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Start an episode, see `Session.reset`; before `prompt` there is nothing to do."""
@@ -315,7 +327,9 @@ class Policy:
         if self._session is not None:
             self._session.use(self._seeds)
 
-    def act(self, observation: ArrayLike, step: ArrayLike | None = None, reward: ArrayLike | None = None) -> FloatArray:
+    def act(
+        self, observation: Observations, step: ArrayLike | None = None, reward: ArrayLike | None = None
+    ) -> FloatArray:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt; see `Session.act`.
 
         Raises:
@@ -327,6 +341,9 @@ class Policy:
 
     def _embed(self, text: str | TextPrompt) -> Tensor:
         rendered = text.render() if isinstance(text, TextPrompt) else text
+        if not isinstance(rendered, str):
+            hint = "the demonstration is the second argument, trajectory"
+            raise InputError("this is no text", field="text", found=f"a {type(text).__name__}", hint=hint)
         key = text_key(rendered)
         if key not in self.texts:
             from llmdpd.prompts import LLMEncoder
@@ -350,5 +367,5 @@ class Policy:
     def _tokens(self, prompts: Sequence[Demonstrations]) -> TrajectoryTokens:
         network = self.network
         return read_demonstrations(
-            prompts, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling
+            prompts, network.spaces, network.reads.encoder, network.reads_rewards, network.action_scaling, self._keys
         )

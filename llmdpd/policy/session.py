@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmdpd.errors import InputError
 from llmdpd.policy.episodes import Episodes
-from llmdpd.policy.inputs import read_observations, read_rewards
+from llmdpd.policy.inputs import Observations, read_observations, read_rewards
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -46,11 +46,12 @@ class Session:
     at the same time in threads of their own, one in each.
 
     Args:
-        episodes: what acts, under its prompt. width: numbers of an observation. seed: of the noise.
+        episodes: what acts, under its prompt. width: numbers of an observation. seed: of the noise. keys: of Dict
+            observations, in the order in which they are read; none of others.
     """
 
-    def __init__(self, episodes: Episodes, width: int, seed: int = 0) -> None:
-        self._episodes, self._width = episodes, width
+    def __init__(self, episodes: Episodes, width: int, seed: int = 0, keys: tuple[str, ...] = ()) -> None:
+        self._episodes, self._width, self._keys = episodes, width, keys
         self._timesteps = np.zeros(1, np.int64)  # the time step at which each row goes on
         self._seeds = Seeds(seed)
 
@@ -78,9 +79,12 @@ class Session:
         self._episodes.drop_chunks()
         self._seeds = seeds
 
-    def act(self, observation: ArrayLike, step: ArrayLike | None = None, reward: ArrayLike | None = None) -> FloatArray:
+    def act(
+        self, observation: Observations, step: ArrayLike | None = None, reward: ArrayLike | None = None
+    ) -> FloatArray:
         """Observation [S] → action [A], or [B, S] → [B, A], all under the one prompt.
 
+        Observations of a Dict space may be given by key, as the environment returns them.
         Row i is the same episode from call to call. Its time step counts by itself from `reset()`; `step` sets it, one
         number for all or [B]. With action chunks, an observation is read where a chunk is sampled: after `reset()`,
         after the last one's `action_horizon` actions, and where the time step was set to another step than the next.
@@ -90,7 +94,7 @@ class Session:
         Raises:
             InputError: an observation of another width, or that is no finite numbers; steps or rewards that do not fit.
         """
-        state = read_observations(observation, self._width)
+        state = read_observations(observation, self._width, self._keys)
         rows = state[None] if state.ndim == 1 else state
         count = len(rows)
         self._grow(count)

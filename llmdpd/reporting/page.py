@@ -18,7 +18,7 @@ from llmdpd.evaluation.results import TaskResult
 from llmdpd.reporting.compare import Arm, differing_settings, flatten, goal_words, group_arms, on_off
 from llmdpd.reporting.estimate import tasks_by_split
 from llmdpd.reporting.figures import curve_figure, success_figure
-from llmdpd.reporting.paper import TABLE_1, TABLE_2, find_row
+from llmdpd.reporting.paper import TABLE_1, TABLE_2, PaperTable, find_row
 from llmdpd.reporting.run import Run, read_run
 from llmdpd.utils.files import atomic_write_text
 
@@ -80,6 +80,8 @@ def render_page(runs: Sequence[Run]) -> str:
         tasks=tasks_by_split(record for arm in counted for record in arm.select()),
         split_words=_SPLIT_WORDS,
         paper=_paper,
+        in_paper=_in_paper(TABLE_1, arms),
+        returns_in_paper=_in_paper(TABLE_2, arms),
         paper_means=_paper_means,
         success_figure=success_figure(counted),
         spread=any(len(arm.seeds) > 1 for arm in arms),
@@ -110,6 +112,11 @@ def render_template(name: str, **values: Any) -> str:
 def _span(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _in_paper(table: PaperTable, arms: Sequence[Arm]) -> bool:
+    """Whether the paper reports any of the tasks."""
+    return any(find_row(table, record.task) is not None for arm in arms for record in arm.records)
 
 
 def _paper(task: str, split: str) -> tuple[str, str]:

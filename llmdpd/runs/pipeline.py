@@ -80,6 +80,8 @@ class Run:
             "iterations": iteration,
             **config.method.inputs(),
         }
+        if keys := task_spec(tasks.seen[0]).observation:
+            metadata["observation"] = list(keys)
         if self.dataset is not None and network.memory_length:
             metadata["target_returns"] = self.dataset.target_returns()
         if self.texts.llm is not None:

@@ -23,6 +23,7 @@ from llmdpd.prompts import TextPrompt
 from llmdpd.runs.data import behaviour_demonstrations
 from llmdpd.runs.evaluate_options import EvaluateConfig
 from llmdpd.runs.folder import RunFolder
+from llmdpd.tasks.specs import suite_of
 from llmdpd.utils.files import atomic_write_json
 from llmdpd.utils.progress import console
 
@@ -41,7 +42,7 @@ def prompt_sets(
     """
     tasks, seen = config.tasks_of(trained), trained.tasks.seen
     text = None if config.prompt_text is None else TextPrompt.from_file(config.prompt_text).render()
-    source = "built in" if config.prompt_text is None else str(config.prompt_text)
+    source = None if config.prompt_text is None else str(config.prompt_text)
     if not config.prompt_behaviours:
         data = _data(config, run, trained)
         count = config.demonstrations or (_SEVERAL_DEMONSTRATIONS if config.together else 1)
@@ -107,7 +108,9 @@ def keep_prompts(
         own = prompt.demonstration
         trajectory = None
         if own is not None and demonstrations is not None:
-            trajectory = {"source": demonstrations.source, "seed": own.seed, "steps": len(own)}
+            source = ", ".join(suite_of(task).data(task)) or demonstrations.source
+            seed = own.seed if own.seed >= 0 else None  # which recordings do not tell
+            trajectory = {"source": source, "seed": seed, "steps": len(own)}
         described[task] = {"text": prompt.text, "text_source": prompt.text_source, "trajectory": trajectory}
     atomic_write_json(run.path / "prompts.json", described)
     return prompts

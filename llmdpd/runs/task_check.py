@@ -14,12 +14,15 @@ from llmdpd.data.task_data import load_tasks
 from llmdpd.data.task_file import Owners, load_own_data, use_task_file
 from llmdpd.errors import InputError, located
 from llmdpd.prompts import task_prompt
+from llmdpd.tasks.layout import Layout
 from llmdpd.tasks.specs import TaskSpec, common_spec
 from llmdpd.tasks.user.suite import UserSuite
 
 # Infos that customarily say whether a step succeeds.
 _SUCCESS_KEYS = ("is_success", "success")
 _STARTS = 5
+_HEARD = 0.1  # correlation of the body's way with its actions, below which a line asks
+_MOST = 0.5  # of the actions beyond the bounds, above which a line asks
 # How far beyond the range of the data, in widths of it, an environment's start may lie before a line says so.
 _FAR = 0.5
 
@@ -136,7 +139,13 @@ def _compare(task: TaskCheck, data: TrajectoryDataset) -> None:
         beyond = int(((data.actions < low) | (data.actions > high)).any(axis=1).sum())
         if beyond:
             share = beyond / data.num_transitions
-            task.notes.append(f"{beyond} of {data.num_transitions} actions ({share:.1%}) are beyond the bounds")
+            asked = ": in the environment's units?" if share > _MOST else ""
+            task.notes.append(f"{beyond} of {data.num_transitions} actions ({share:.1%}) are beyond the bounds{asked}")
+    if spec.layout is not None and (heard := _heard(data, spec.layout)) is not None and heard < _HEARD:
+        task.notes.append(
+            f"the body's way in a step does not go with action.move (correlation {heard:.2f}): are the layout's "
+            f"indices, and the order of the observation's keys, right?"
+        )
     if task.starts is not None:
         low, high = data.observations.min(0), data.observations.max(0)
         width = _FAR * (high - low)
@@ -152,6 +161,18 @@ def _compare(task: TaskCheck, data: TrajectoryDataset) -> None:
         task.notes.append("the data do not say which episodes succeeded")
     if spec.has_success and (data.success_steps == 0).all():
         task.notes.append("every recorded episode succeeds with its first step: is that the success?")
+
+
+def _heard(data: TrajectoryDataset, layout: Layout) -> float | None:
+    """The correlation of the body's way in a step with the action that moves it, over the dimensions; None without."""
+    if not layout.move:
+        return None
+    body = list(layout.body.at)
+    way = data.next_observations[:, body] - data.observations[:, body]
+    command = data.actions[:, list(layout.move)]
+    way, command = way - way.mean(0), command - command.mean(0)
+    size = float(np.sqrt((way**2).sum() * (command**2).sum()))
+    return float((way * command).sum()) / size if size > 0 else 0.0
 
 
 def _constant(data: Sequence[TrajectoryDataset]) -> list[str]:

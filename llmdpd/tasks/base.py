@@ -37,6 +37,7 @@ class TaskSpec:
             they are not known.
         has_environment: whether the suite can make the task's environment; otherwise it is evaluated offline.
         limited: whether `max_steps` is a limit, and not merely the longest of the recorded episodes.
+        observation: the keys of Dict observations, in the order in which their numbers are read; none of others.
     """
 
     task: str
@@ -50,6 +51,7 @@ class TaskSpec:
     action_high: tuple[float, ...] | None = None
     has_environment: bool = True
     limited: bool = True
+    observation: tuple[str, ...] = ()
 
     @classmethod
     def within_one(
@@ -220,3 +222,7 @@ class TaskSuite:
     def description(self, task: str) -> str:
         """The text prompt of a task if the user gives none; by default its name."""
         return f"{self.name} {task}."
+
+    def text_source(self, task: str) -> str:
+        """Where `description` has the task's text from, in words."""
+        return "built in"

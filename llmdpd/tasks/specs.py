@@ -34,6 +34,10 @@ def find_suite(task: str) -> TaskSuite | None:
 def suite_of(task: str) -> TaskSuite:
     """The first suite that knows a task. Raises InputError, which offers the nearest names, where none does."""
     suite = find_suite(task)
+    if suite is None and USER in SUITES:
+        own = SUITES[USER]
+        expected, hint = f"one of {', '.join(own.tasks)}", f"nearest: {nearest_names(task.strip(), own.tasks)}"
+        raise InputError(f"{own.name} has no task {task!r}", field="task", found=task, expected=expected, hint=hint)
     if suite is None:
         hint = "nearest: " + nearest_names(task.strip(), [name for suite in SUITES.values() for name in suite.tasks])
         expected = f"a task of one of the suites {', '.join(SUITES)}"

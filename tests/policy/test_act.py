@@ -54,7 +54,8 @@ def test_attention_to_the_demonstration(make_policy: MakePolicy, example: Any, r
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        *[(bad, "no array of numbers") for bad in ([[1.0], [1.0, 2.0]], "push", {"a": 1}, [object()])],
+        *[(bad, "no array of numbers") for bad in ([[1.0], [1.0, 2.0]], "push", [object()])],
+        ({"a": 1}, "wrong observation"),
         *[([1.0] * (S - 1) + [value], "NaN or Inf") for value in (np.nan, np.inf, -np.inf, None)],
         ([[1.0] * S, [np.nan] * S], "NaN or Inf"),
         *[(np.ones(shape), "wrong observation") for shape in ((S + 1,), (4, S - 1), (2, 3, S), ())],

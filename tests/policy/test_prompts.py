@@ -72,6 +72,53 @@ def test_text_prompt_objects_and_trajectory_objects(make_policy: MakePolicy, exa
     np.testing.assert_array_equal(first, second)
 
 
+def test_the_observation_after_the_last_action_may_be_there(make_policy: MakePolicy, example: Any) -> None:
+    observations, actions = example
+    more = np.concatenate([observations, observations[-1:] + 1])
+    policy = make_policy()
+
+    def action(seen: Any) -> Any:
+        policy.seed(0)
+        return policy.prompt(KNOWN, (seen, actions)).act(np.ones(S))
+
+    np.testing.assert_array_equal(action(more), action(observations))
+
+
+def test_observations_of_a_dict_space_are_taken_by_key(make_policy: MakePolicy, example: Any) -> None:
+    observations, actions = example
+    policy = make_policy()
+    policy.metadata["observation"] = ["zone", "arm"]
+    policy.prompt(KNOWN, example)
+
+    def by_key(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+        return {"arm": array[..., 2:], "zone": array[..., :2], "unread": "anything"}
+
+    batch = np.asarray(observations[:3])
+    for seen in (batch[0], batch, batch[:1]):
+        policy.reset()
+        policy.seed(1)
+        expected = policy.act(seen)
+        policy.reset()
+        policy.seed(1)
+        np.testing.assert_array_equal(policy.act(by_key(seen)), expected)
+    shown = []
+    for demonstration in (example, (by_key(np.asarray(observations)), actions)):
+        policy.seed(1)
+        shown.append(policy.prompt(KNOWN, demonstration).act(batch[0]))
+    np.testing.assert_array_equal(*shown)
+    for wrong, found in (({"arm": batch[0, 2:]}, "a dict of arm"), (by_key(np.ones(S + 1)), "wrong observation")):
+        with pytest.raises(InputError, match=found):
+            policy.act(wrong)
+
+
+def test_prompts_of_wrong_kinds(make_policy: MakePolicy, example: Any) -> None:
+    with pytest.raises(InputError, match="an empty prompt"):
+        make_policy().prompt()
+    with pytest.raises(InputError, match="this is no text") as error:
+        make_policy().prompt(example, "text")
+    assert "trajectory" in str(error.value.hint)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -85,7 +132,9 @@ def test_text_prompt_objects_and_trajectory_objects(make_policy: MakePolicy, exa
         ("demo", "not a pair of number arrays"),
         ((np.ones((0, S)), np.ones((0, A))), "empty"),
         ((np.full((5, S), np.nan), np.ones((5, A))), "NaN"),
-        ((np.ones((5, S)), np.ones((4, A))), "do not fit"),
+        ((np.ones((5, S)), np.ones((3, A))), "do not fit"),
+        ((np.ones((4, S)), np.ones((5, A))), "do not fit"),
+        (({"arm": np.ones((5, S))}, np.ones((5, A))), "a dict of arm"),
     ],
 )
 def test_a_demonstration_that_is_refused(make_policy: MakePolicy, bad: Any, message: str) -> None:

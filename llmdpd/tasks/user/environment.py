@@ -66,6 +66,11 @@ class UserEnvironment:
         return {key: gymnasium.spaces.flatdim(space) for key, space in self._observed.items()}
 
     @property
+    def read(self) -> tuple[str, ...]:
+        """The keys of a Dict observation that are read, in their order; none of other observations."""
+        return self._task.observation or self.keys
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The keys of a Dict observation, in Gymnasium's order; none of other observations."""
         space = self._env.observation_space

@@ -115,6 +115,10 @@ class UserSuite(TaskSuite):
         """
         return self.text(task)[0]
 
+    def text_source(self, task: str) -> str:
+        where = {"file": str(self.file.path), "data": "the task's data", "documentation": "Gymnasium's documentation"}
+        return where[self.text(task)[1]]
+
     def text(self, task: str) -> tuple[str, str]:
         """The task's text and where it is from: "file", "data" or "documentation". Errors: see `description`."""
         own = self.file.tasks[task]
@@ -150,7 +154,7 @@ class UserSuite(TaskSuite):
         made.close()
         low, high = made.action_bounds or (None, None)
         spec = partial(TaskSpec, own.name, made.state_dim, made.action_dim, made.max_steps)
-        return self._checked(spec(self.name, bool(own.success), self.file.layout, low, high))
+        return self._checked(spec(self.name, bool(own.success), self.file.layout, low, high, observation=made.read))
 
     def _without_environment(self, own: UserTask) -> TaskSpec:
         if not (own.data or any(self.given)):
@@ -165,7 +169,12 @@ class UserSuite(TaskSuite):
         spec = partial(TaskSpec, own.name, found.state_dim, found.action_dim, own.max_steps or found.longest)
         return self._checked(
             spec(
-                self.name, bool(own.success), self.file.layout, has_environment=False, limited=own.max_steps is not None
+                self.name,
+                bool(own.success),
+                self.file.layout,
+                has_environment=False,
+                limited=own.max_steps is not None,
+                observation=own.observation,
             )
         )
 
