@@ -174,13 +174,16 @@ def _mean_line(records: Sequence[TaskResult], split: str) -> str:
 def _figures(record: TaskResult) -> dict[str, str]:
     """A task's result by column: success and its interval, return and normalised score, or the error of actions."""
     figures: dict[str, str] = {}
+    both = record.success_rate is not None and record.returns_mean is not None
     if record.success_rate is not None and record.ci95 is not None:
         low, high = record.ci95
-        figures |= {"success": f"{record.success_rate:.0%}", "95 % interval": f"{low:.0%} – {high:.0%}"}
+        figures["success"] = f"{record.success_rate:.0%}"
+        if not both:  # which would not fit beside each other
+            figures["95 % interval"] = f"{low:.0%} – {high:.0%}"
     if record.returns_mean is not None:
         spread = "" if record.returns_std is None else f" ± {record.returns_std:.0f}"
         score = "" if record.normalised_score is None else f"{record.normalised_score:.1f}"
-        figures |= {"return": f"{record.returns_mean:.0f}{spread}", "normalised score": score}
+        figures |= {"return": f"{record.returns_mean:.0f}{spread}", "score" if both else "normalised score": score}
     if record.action_error is not None:
         loss = "" if record.diffusion_loss is None else f"{record.diffusion_loss:.4f}"
         figures |= {"action error": f"{record.action_error:.2%}", "diffusion loss": loss}

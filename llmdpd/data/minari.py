@@ -244,11 +244,10 @@ def load_minari(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
         raise InputError("no Minari data set here", path=folder, expected=f"a folder with {METADATA_FILE_NAME}")
     metadata = read_json(folder / METADATA_FILE_NAME, finite=False)
     task, ours = minari_task(folder), _OURS in metadata
-    # Keys are for what others recorded: what this project wrote is as it was read by them.
-    chosen = (reading.observation, () if reading.action is None else (reading.action,))
+    action = () if reading.action is None else (reading.action,)
     leaves = {
         name: space_leaves(metadata.get(f"{name}_space"), keys, f"{name}_space", folder / METADATA_FILE_NAME)
-        for name, keys in zip(("observation", "action"), ((), ()) if ours else chosen, strict=True)
+        for name, keys in (("observation", reading.observation), ("action", action))
     }
     if (folder / _CONTENT).exists() or metadata["data_format"] == "hdf5":
         check_own_contents(folder / _CONTENT)  # Minari opens it by itself, and would follow it to other files

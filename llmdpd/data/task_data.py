@@ -20,14 +20,17 @@ from llmdpd.tasks.specs import common_spec, find_suite, suite_of, task_spec
 _log = logging.getLogger(__name__)
 
 
-def load_tasks(spec: str | Path | None, tasks: Sequence[str], goal_visible: bool) -> TrajectoryDataset:
+def load_tasks(
+    spec: str | Path | None, tasks: Sequence[str], goal_visible: bool, *, stored: bool = False
+) -> TrajectoryDataset:
     """Load the data of these tasks from `spec` (see `load_dataset`); the result has exactly these `tasks`.
 
     Each task is read as its suite says (`TaskSuite.reading`), of the data's tasks the one that it says. A file with one
     unnamed task (a plain HDF5 file has the file's name) counts as the task where only one is requested. A locomotion
     task's data may have any name of its environment ("hopper-medium-replay-v2"). Without `spec` the data are those that
     the tasks' suite says are theirs (see `load_own_data`). What is read is held against the tasks' specs (see
-    `llmdpd.data.checks`); a line says where the data name another environment than the task's.
+    `llmdpd.data.checks`); a line says where the data name another environment than the task's. What a run has `stored`
+    has no keys of observations any more: they were joined when it was read.
 
     Raises:
         InputError: a task that is not there, another shape than the environment's, a goal that is hidden in the data
@@ -36,7 +39,7 @@ def load_tasks(spec: str | Path | None, tasks: Sequence[str], goal_visible: bool
     if spec is None:
         dataset = checked(load_own_data(suite_of(tasks[0]), tasks), task_spec, DEFAULT_READING)
     else:
-        dataset = _load(spec, tasks)
+        dataset = _load(spec, tasks, stored)
     expected = common_spec(tasks)
     name = expected.family if expected.has_success else expected.task
     dataset.check_matches(expected.state_dim, expected.action_dim, name)
@@ -51,9 +54,11 @@ def load_tasks(spec: str | Path | None, tasks: Sequence[str], goal_visible: bool
 class _Names:
     """Which of some tasks, all of one suite, data of a name are of."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], stored: bool) -> None:
         self.tasks, self.suite = tasks, suite_of(tasks[0])
         self.readings = {task: self.suite.reading(task) for task in tasks}
+        if stored:
+            self.readings = {task: dataclasses.replace(own, observation=()) for task, own in self.readings.items()}
         self._told = {reading.task: task for task, reading in self.readings.items() if reading.task is not None}
         self._keys = {self.suite.data_key(task): task for task in tasks}
 
@@ -95,9 +100,9 @@ class _Names:
         return mine or {name for name in names if len(names) == 1 and self.task(name) is not None}
 
 
-def _load(spec: str | Path, tasks: Sequence[str]) -> TrajectoryDataset:
+def _load(spec: str | Path, tasks: Sequence[str], stored: bool) -> TrajectoryDataset:
     """The tasks' data, of all that `spec` names, under the names of `tasks`."""
-    known = _Names(tasks)
+    known = _Names(tasks, stored)
     _check_told(spec, known.readings)
     parts, names = read_parts(spec, known.choices(), known.spec)
     found = known.found(names)

@@ -96,8 +96,8 @@ def evaluate_tasks(
     except LostEpisodesError as lost:
         left = iter(lost.results)
         found = {task: list(itertools.islice(left, count[task])) for task in prompts}
-        whole = {task: [result for result in row if result] for task, row in found.items() if None not in row}
-        raise UnfinishedError(str(lost), whole) from None
+        finished = {task: [result for result in row if result] for task, row in found.items() if None not in row}
+        raise UnfinishedError(str(lost), finished) from None
     return {task: list(itertools.islice(results, count[task])) for task in prompts}
 
 

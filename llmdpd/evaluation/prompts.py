@@ -83,17 +83,20 @@ def task_prompts(
     text: str | None = None,
     text_source: str | None = None,
     count: int = 1,
+    *,
+    stored: bool = False,
 ) -> dict[str, TaskPrompt]:
     """Each task's prompts: `count` demonstrations from `data`, the built-in texts or one given for all.
 
-    `data` is a data set as `load_tasks` takes it, `OWN_DATA`, or None: no demonstrations.
+    `data` is a data set as `load_tasks` takes it, `OWN_DATA`, or None: no demonstrations; `stored`, where a run has put
+    it there.
 
     Raises:
         InputError: data with fewer demonstrations; and as `load_tasks` and `choose_demonstrations`.
     """
     demonstrations: dict[str, tuple[Trajectory, ...]] = dict.fromkeys(tasks, ())
     if data is not None:
-        dataset = load_tasks(None if data == OWN_DATA else data, tasks, goal_visible)
+        dataset = load_tasks(None if data == OWN_DATA else data, tasks, goal_visible, stored=stored)
         for task in tasks:
             chosen = choose_demonstrations(dataset, task, count)
             if len(chosen) < count:

@@ -46,7 +46,8 @@ def prompt_sets(
     if not config.prompt_behaviours:
         data = _data(config, run, trained)
         count = config.demonstrations or (_SEVERAL_DEMONSTRATIONS if config.together else 1)
-        prompts = task_prompts(tasks, data, trained.tasks.goal_visible, text, source, count)
+        stored = run is not None and data == run.prompts
+        prompts = task_prompts(tasks, data, trained.tasks.goal_visible, text, source, count, stored=stored)
         return [_changed(as_one_prompt(prompts) if config.together else prompts, config.prompts, seen)]
     sets = []
     root = os.path.abspath(config.data_root or trained.data.root)
@@ -102,7 +103,7 @@ def keep_prompts(
     if demonstrations is not None:
         chosen = demonstrations.select([choose_demonstrations(demonstrations, task)[0] for task in tasks])
         save_minari(chosen, run.prompts, namespace="prompts", name="example-v0")
-    prompts = task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible)
+    prompts = task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible, stored=True)
     described = {}
     for task, prompt in prompts.items():
         own = prompt.demonstration

@@ -306,7 +306,7 @@ def test_metrics_beyond_the_panels_are_named(make_run: RunMaker) -> None:
 def test_returns_have_their_own_table(page_of: PageMaker, make_locomotion: ResultMaker) -> None:
     page = page_of(records=[make_locomotion(), make_locomotion(checkpoint="best", normalised_score=51.26)])
     assert "success" not in page.tables
-    last, best = page.row("returns", "hopper-v5"), page.row("locomotion", "hopper-v5", 1)
+    last, best = page.row("returns", "hopper-v5"), page.row("returns", "hopper-v5", 1)
     assert last == ["last", "25", "1523.4 ± 210.9", "47.4", "own SAC replay, not D4RL", "105.9 ± 1.5", "101.3 ± 0.6"]
     assert best[:4] == ["best", "25", "1523.4 ± 210.9", "51.3"]
     assert "Normalised scores of the last checkpoint: 47.4 on hopper-v5." in page.text
