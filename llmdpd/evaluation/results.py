@@ -33,6 +33,7 @@ _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
 _RENAMED, _VIEWS = {"replan": "action_horizon"}, "views"
 _SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
+_OTHER_TEXT = re.compile(r"other text \([^)]*'s\): ")
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class PromptUse:
     def kind(self) -> str:
         """What is special about the prompts, in the words that `llmdpd.evaluate` records of where they come from.
 
-        "own" where nothing is, else what applies of "swapped", "text alone", "demonstration alone", "no prompts" and
-        the demonstrator's behaviour, joined by ", ".
+        "own" where nothing is, else what applies of "swapped", "other text", "text alone", "demonstration alone",
+        "no prompts" and the demonstrator's behaviour, joined by ", ".
         """
         words = [word if isinstance(word, str) else "" for word in (self.text, self.trajectory)]
         found = ["swapped"] if any(_SWAPPED.match(word) for word in words) else []
+        if _OTHER_TEXT.match(words[0]):
+            found.append("other text")
         if not (self.text and self.trajectory):
             alone = "text alone" if self.text else "demonstration alone"
             found.append(alone if self.text or self.trajectory else "no prompts")

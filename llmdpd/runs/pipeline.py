@@ -36,7 +36,7 @@ from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.runs.resume_check import check_inputs, input_hashes
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
-from llmdpd.tasks.specs import suite_of, task_spec
+from llmdpd.tasks.specs import shown_by, suite_of, task_spec
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
@@ -139,7 +139,8 @@ def prepare_data(run: Run) -> None:
         else:
             run.dataset, run.description = training_data(data, tasks, method, run.stop.check)
         reads = method.network.context_config().trajectory
-        run.demonstrations = demonstrations(data, tasks, run.stop.check) if reads else None
+        judged = tasks.all if run.config.evaluation_mode == "offline" else ()
+        run.demonstrations = demonstrations(data, tasks, run.stop.check, judged) if reads else None
     if run.config.evaluation_mode == "offline":
         assert run.dataset is not None, "checked by the configuration"
         split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed, keep_failed=data.keep_failed)
@@ -259,6 +260,7 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         network.window.before,
         layout,
         method.self_prompted if reads.trajectory else 0.0,
+        {task: shown_by(task) for task in dataset.tasks},
     )
 
 
