@@ -24,7 +24,7 @@ from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.ops import native
 from llmdpd.prompts import TEXT_MODELS
 from llmdpd.tasks.protocols import TaskConfig
-from llmdpd.tasks.specs import canonical_task, check_environments, common_spec, suite_of, task_spec
+from llmdpd.tasks.specs import canonical_task, check_environments, common_spec, shown_by, suite_of, task_spec
 from llmdpd.tasks.user import use_no_file
 from llmdpd.training.config import TrainingConfig
 from llmdpd.utils.bounds import Seed, WholeNumber, check_config
@@ -100,6 +100,7 @@ class TrainConfig:
             )
         spec = common_spec(self.tasks.all)
         self._check_evaluation()
+        self._check_shown()
         suite = suite_of(spec.task)
         if not (self.tasks.goal_visible or suite.hides_goal):
             found, expected = f"no, of {suite.name}", "yes: this suite cannot hide the goal"
@@ -107,6 +108,19 @@ class TrainConfig:
         if suite.collector == "scripted" and self.data.path is None:
             parse_noise(self.data.noise, suite)
         self.method.check_for(spec, self.training.iterations)
+
+    def _check_shown(self) -> None:
+        """Raise `InputError` where a task would be learned under demonstrations of one that is not learned itself."""
+        if METHODS[self.method.name].online or not self.method.network.context_config().trajectory:
+            return
+        for task in self.tasks.seen:
+            if (shown := shown_by(task)) not in self.tasks.seen:
+                raise InputError(
+                    "a task is learned under the demonstrations of another one, which is not learned",
+                    field="tasks.seen",
+                    found=f"{task} without {shown}",
+                    expected=f"{shown} beside {task}",
+                )
 
     @property
     def evaluation_mode(self) -> Literal["rollout", "offline", "none"]:

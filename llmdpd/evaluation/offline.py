@@ -28,6 +28,7 @@ from llmdpd.evaluation.scoring import policy_record
 from llmdpd.nn.policy_network import States
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
+from llmdpd.tasks.specs import shown_tasks
 from llmdpd.utils.progress import Stopwatch, console
 
 HELD_OUT = 0.1
@@ -78,8 +79,8 @@ def hold_out(
 
     Of each task of `dataset` a tenth of the episodes, drawn by seed and the task's name, at least one and at most 50,
     is held out. Of the other `tasks`, which are not learned from, all episodes of `demonstrations` are but the one that
-    serves as demonstration (at most 50), and where it alone is known none. Episodes that failed are not among these,
-    as they are left out of what is learned from, unless `keep_failed`.
+    serves as demonstration, theirs or of a task that they show (at most 50), and where it alone is known none. Episodes
+    that failed are not among these, as they are left out of what is learned from, unless `keep_failed`.
 
     Raises:
         InputError: a task of the data set with fewer than two episodes.
@@ -104,12 +105,13 @@ def hold_out(
         return OfflineData(learned, None, held)
     shown = [learned]
     others = [task for task in tasks if task not in dataset.tasks]
+    showing = [task for task in shown_tasks(others) if task not in dataset.tasks]
+    chosen = {task: choose_demonstrations(demonstrations, task)[0] for task in showing}
     for task in others:
-        (chosen,) = choose_demonstrations(demonstrations, task)
-        own = [int(episode) for episode in demonstrations.episodes_of(task) if episode != chosen]
+        own = [int(episode) for episode in demonstrations.episodes_of(task) if episode != chosen.get(task)]
         rest = [episode for episode in own if keep_failed or demonstrations.successes[episode] != 0]
         held[task] = [demonstrations.episode(episode) for episode in rest[:_MOST]]
-        shown.append(demonstrations.select([chosen]).select_tasks([task]))
+    shown += [demonstrations.select([episode]).select_tasks([task]) for task, episode in chosen.items()]
     return OfflineData(learned, _joined(shown), {task: episodes for task, episodes in held.items() if episodes})
 
 

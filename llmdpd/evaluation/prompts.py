@@ -14,7 +14,7 @@ from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.prompts import task_prompt
 from llmdpd.tasks import COLLECTION_SEED_END
-from llmdpd.tasks.specs import suite_of
+from llmdpd.tasks.specs import shown_by, shown_tasks, suite_of
 
 OWN_DATA = "the tasks' own data"
 """Where demonstrations are from that lie where the tasks' suite says."""
@@ -88,17 +88,17 @@ def task_prompts(
 ) -> dict[str, TaskPrompt]:
     """Each task's prompts: `count` demonstrations from `data`, the built-in texts or one given for all.
 
-    `data` is a data set as `load_tasks` takes it, `OWN_DATA`, or None: no demonstrations; `stored`, where a run has put
-    it there.
+    The demonstrations are of the task that shows it (`TaskSuite.shown_by`). `data` is a data set as `load_tasks` takes
+    it, `OWN_DATA`, or None: no demonstrations; `stored`, where a run has put it there.
 
     Raises:
         InputError: data with fewer demonstrations; and as `load_tasks` and `choose_demonstrations`.
     """
     demonstrations: dict[str, tuple[Trajectory, ...]] = dict.fromkeys(tasks, ())
     if data is not None:
-        dataset = load_tasks(None if data == OWN_DATA else data, tasks, goal_visible, stored=stored)
+        dataset = load_tasks(None if data == OWN_DATA else data, shown_tasks(tasks), goal_visible, stored=stored)
         for task in tasks:
-            chosen = choose_demonstrations(dataset, task, count)
+            chosen = choose_demonstrations(dataset, shown_by(task), count)
             if len(chosen) < count:
                 raise InputError(
                     "not as many demonstrations of a task",
@@ -123,7 +123,8 @@ def behaviour_prompts(
 ) -> dict[str, TaskPrompt]:
     """Each task's prompts with demonstrations by one behaviour policy: the first `count` of `dataset` that succeeded.
 
-    A task with fewer successes has fewer demonstrations, and its prompt's source says how many.
+    They are of the task that shows it (`TaskSuite.shown_by`). A task with fewer successes has fewer demonstrations, and
+    its prompt's source says how many.
 
     Raises:
         InputError: a task of which none succeeded.
@@ -132,7 +133,7 @@ def behaviour_prompts(
     level = dataclasses.replace(dataset, noise_levels=np.zeros_like(dataset.noise_levels))
     prompts = {}
     for task in tasks:
-        chosen = tuple(dataset.episode(episode) for episode in choose_demonstrations(level, task, count))
+        chosen = tuple(dataset.episode(episode) for episode in choose_demonstrations(level, shown_by(task), count))
         source = f"{behaviour}: {len(chosen)} demonstration{'s' * (len(chosen) > 1)} from {dataset.source}"
         prompts[task] = TaskPrompt(*_text(task, text, text_source), chosen, source)
     return prompts
@@ -166,7 +167,8 @@ def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:
     """Whose prompts each task gets in `swap_prompts`.
 
     Seen tasks get those of seen ones, unseen tasks those of unseen ones: in alphabetical order the one half the list
-    further on, so that neighbours with similar names (door-lock, door-unlock) do not meet.
+    further on, so that neighbours with similar names (door-lock, door-unlock) do not meet. Where tasks share their
+    demonstrations, it is the next such place at which no task meets one that shares its own, if there is one.
 
     Raises:
         InputError: a task that is alone in its split.
@@ -182,7 +184,55 @@ def swap_names(tasks: Sequence[str], seen: Sequence[str]) -> dict[str, str]:
                 expected="two or more tasks of a split, or none",
                 hint="name them with --tasks",
             )
-        others |= {name: names[(n + len(names) // 2) % len(names)] for n, name in enumerate(names)}
+        further = _further(names)
+        others |= {name: names[(n + further) % len(names)] for n, name in enumerate(names)}
+    return others
+
+
+def _further(names: Sequence[str]) -> int:
+    """How far down the sorted list each task's other one is; see `swap_names`."""
+    half, count = len(names) // 2, len(names)
+    shown = [shown_by(name) for name in names]
+    places = [(half + extra) % count for extra in range(count)]
+    apart = (place for place in places if all(shown[n] != shown[(n + place) % count] for n in range(count)))
+    return next(apart, half)
+
+
+def other_texts(prompts: Mapping[str, TaskPrompt]) -> dict[str, TaskPrompt]:
+    """Each task with its own demonstrations under the text of a task that shares them.
+
+    A policy that does what the task asks for all the same has not read the text.
+
+    Raises:
+        InputError: as `other_text_names`.
+    """
+    changed = {}
+    for task, other in other_text_names(list(prompts)).items():
+        text, source = _text(other, None, None)
+        words = f"other text ({other}'s): {source}"
+        changed[task] = dataclasses.replace(prompts[task], text=text, text_source=words)
+    return changed
+
+
+def other_text_names(tasks: Sequence[str]) -> dict[str, str]:
+    """Whose text each task gets in `other_texts`: the next of its suite's tasks that share its demonstrations.
+
+    Raises:
+        InputError: a task that shares its demonstrations with none.
+    """
+    others = {}
+    for task in tasks:
+        suite, shown = suite_of(task), shown_by(task)
+        alike = [name for name in suite.tasks if suite.shown_by(name) == shown]
+        if len(alike) < 2 or task not in alike:
+            raise InputError(
+                "no other task shares this one's demonstrations",
+                field="--prompts other-text",
+                found=task,
+                expected="tasks that their texts alone tell apart, such as those of --protocol text",
+                hint="--prompts swapped takes another task's text and demonstration",
+            )
+        others[task] = alike[(alike.index(task) + 1) % len(alike)]
     return others
 
 

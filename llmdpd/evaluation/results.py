@@ -33,6 +33,7 @@ _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
 _RENAMED, _VIEWS = {"replan": "action_horizon"}, "views"
 _SWAPPED = re.compile(r"swapped \([^)]*'s\): ")
+_OTHER_TEXT = re.compile(r"other text \([^)]*'s\): ")
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class PromptUse:
     def kind(self) -> str:
         """What is special about the prompts, in the words that `llmdpd.evaluate` records of where they come from.
 
-        "own" where nothing is, else what applies of "swapped", "text alone", "demonstration alone", "no prompts" and
-        the demonstrator's behaviour, joined by ", ".
+        "own" where nothing is, else what applies of "swapped", "other text", "text alone", "demonstration alone",
+        "no prompts" and the demonstrator's behaviour, joined by ", ".
         """
         words = [word if isinstance(word, str) else "" for word in (self.text, self.trajectory)]
         found = ["swapped"] if any(_SWAPPED.match(word) for word in words) else []
+        if _OTHER_TEXT.match(words[0]):
+            found.append("other text")
         if not (self.text and self.trajectory):
             alone = "text alone" if self.text else "demonstration alone"
             found.append(alone if self.text or self.trajectory else "no prompts")
@@ -79,13 +82,16 @@ class ActingUse:
     steps: Count
     precision: str = "fp32"  # of records from before it could be chosen
     action_horizon: Count = 1  # of records from before there were chunks
+    contradicted_text: str = "keep"  # of records from before it could be dropped
 
     def __str__(self) -> str:
         chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
         sampled = "1 sample" if self.samples == 1 else chosen if self.selection == "soft" else f"best of {self.samples}"
         precision = "" if self.precision == "fp32" else f", {self.precision}"
         horizon = "" if self.action_horizon == 1 else f", action horizon {self.action_horizon}"
-        return f"{sampled}, {self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}{precision}{horizon}"
+        dropped = "" if self.contradicted_text == "keep" else ", contradicted texts dropped"
+        walk = f"{self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
+        return f"{sampled}, {walk}{precision}{horizon}{dropped}"
 
 
 @dataclass(frozen=True, kw_only=True)

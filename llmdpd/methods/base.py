@@ -181,6 +181,8 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
     is what was shown at the same moment (of the expert's actions that are cloned, as far as these were executed): the
     policy learns to do what it is shown, also in tasks that it does not know. Of the other prompts it learns what to
     change where the scene is another one."""
+    mismatched_text: Fraction = 0.0
+    """Probability that such a prompt has the text of any task: what is shown counts, whatever the text says."""
 
     def check(self) -> None:
         super().check()

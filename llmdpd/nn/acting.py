@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from llmdpd.diffusion import SamplerCoefficients, sampler_coefficients
@@ -15,6 +15,15 @@ from llmdpd.utils.bounds import Bounds, Count, NonNegative
 @dataclass(frozen=True)
 class ActingConfig:
     """Acting without any choice: what a deterministic policy has."""
+
+    @property
+    def drops_texts(self) -> bool:
+        """Whether a text that contradicts its demonstration is left out of the prompt."""
+        return False
+
+    def keeping_texts(self) -> ActingConfig:
+        """The same, with every text kept."""
+        return self
 
     def check_network(self, network: Any) -> None:
         """Raise `InputError` for a way of acting that does not fit the network's configuration."""
@@ -86,6 +95,10 @@ class BestOfN(ChainActing):
     action_horizon: Annotated[int | None, Bounds(1)] = None
     """Actions of a chunk that are executed before the next is sampled; by default the whole chunk."""
 
+    contradicted_text: Literal["keep", "drop"] = "keep"
+    """What becomes of a text under which the policy finds its demonstration less likely than without it: `drop` leaves
+    it out of that prompt. It needs text dropout in training."""
+
     def check_network(self, network: Any) -> None:
         super().check_network(network)
         self.horizon(network)
@@ -106,6 +119,13 @@ class BestOfN(ChainActing):
             )
         return chunk if self.action_horizon is None else self.action_horizon
 
+    @property
+    def drops_texts(self) -> bool:
+        return self.contradicted_text == "drop"
+
+    def keeping_texts(self) -> BestOfN:
+        return replace(self, contradicted_text="keep")
+
     def describe(self, network: Any) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("samples", "selection", "temperature", "precision")}
-        return super().describe(network) | own
+        named = ("samples", "selection", "temperature", "precision", "contradicted_text")
+        return super().describe(network) | {name: getattr(self, name) for name in named}

@@ -141,15 +141,19 @@ def read_demonstrations(
         InputError: no numbers, of another width, too long, or too many for one prompt.
     """
     given = [each_demonstration(prompt) for prompt in prompts]
-    shown = [_recorded(one, spaces, scaling, keys) for prompt in given for one in prompt]
+    shown = [recorded(one, spaces, scaling, keys) for prompt in given for one in prompt]
     _say_what_is_read(shown, encoder, spaces.layout)
     returns = rewards and all(one.rewards is not None for one in shown)
     counts = tuple(map(len, given))
     return make_tokens(shown, encoder, returns=returns, layout=spaces.layout, counts=counts, standing=False)
 
 
-def _recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: Sequence[str]) -> Recorded:
-    """A demonstration as arrays of the policy's widths, with what is known of its success."""
+def recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: Sequence[str]) -> Recorded:
+    """A demonstration as arrays of the policy's widths, actions within ±1, with what is known of its success.
+
+    Raises:
+        InputError: no numbers, of another width, or of lengths that do not fit together.
+    """
     parts = (one.observations, one.actions) if isinstance(one, Trajectory) else one
     try:
         seen, done = parts

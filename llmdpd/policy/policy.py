@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError, located
 from llmdpd.methods import METHODS
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.context import EncodedPrompts
+from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
+from llmdpd.policy.contradiction import contradicts
 from llmdpd.policy.episodes import Episodes, check_finite
 from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
 from llmdpd.policy.formats import UPGRADES
@@ -31,10 +32,11 @@ from llmdpd.policy.inputs import (
     check_keys,
     each_demonstration,
     read_demonstrations,
+    recorded,
 )
 from llmdpd.policy.session import Seeds, Session
 from llmdpd.prompts import TextPrompt
-from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.prompts.demonstration import TrajectoryTokens, read_part
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
@@ -254,7 +256,32 @@ class Policy:
         embeddings = torch.stack([self._embed(text) for text in words]).to(self.device) if words else None
         with torch.no_grad():
             tokens = self._tokens(shown).to(self.device) if shown else None
-            return self.network.encode(embeddings, tokens)
+            keep = ALL_KEPT
+            if self.acting.drops_texts and embeddings is not None and shown:
+                keep = Keep(text=self._heeded(embeddings, shown))
+            return self.network.encode(embeddings, tokens, keep)
+
+    def _heeded(self, embeddings: Tensor, prompts: Sequence[Demonstrations]) -> Tensor:
+        """1 for each of P texts, 0 where it contradicts its demonstrations, float [P, 1]."""
+        network, kept = self.network, torch.ones(len(prompts), 1, device=self.device)
+        if not network.reads.text_dropout:
+            return kept  # it never learned to do without
+        for number, prompt in enumerate(prompts):
+            tokens = self._tokens([prompt]).to(self.device)
+            given, alone = (network.encode(text, tokens) for text in (embeddings[number : number + 1], None))
+            shown = [
+                read_part(
+                    recorded(one, network.spaces, network.action_scaling, self._keys),
+                    network.reads.encoder,
+                    network.spaces.layout,
+                    standing=False,
+                )[0]
+                for one in each_demonstration(prompt)
+            ]
+            kept[number] = not contradicts(network, given, alone, shown)
+        if (dropped := int((kept == 0).sum())) > 0:
+            _log.info("texts that contradict their demonstrations are left out of %d of %d prompts", dropped, len(kept))
+        return kept
 
     @in_own_settings
     def episodes(

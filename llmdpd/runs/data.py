@@ -31,7 +31,7 @@ from llmdpd.methods.base import MethodConfig
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.tasks.protocols import TaskConfig
-from llmdpd.tasks.specs import suite_of
+from llmdpd.tasks.specs import shown_tasks, suite_of
 from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
@@ -160,21 +160,26 @@ def _collector(spec: str) -> str:
     return f" ({words}; not D4RL's own)" if words else ""
 
 
-def demonstrations(data: DataConfig, tasks: TaskConfig, check: Check = lambda: None) -> TrajectoryDataset:
+def demonstrations(
+    data: DataConfig, tasks: TaskConfig, check: Check = lambda: None, judged: tuple[str, ...] = ()
+) -> TrajectoryDataset:
     """What the evaluation's demonstrations are taken from, of seen and unseen tasks alike.
+
+    Of a task that another one shows it is that one's episodes, and its own only where it is among the `judged` tasks,
+    whose recorded episodes an evaluation without an environment needs as well.
 
     Without `data.demonstrations` they come from the tasks' own data, where the suite says where these are, else from a
     suite's scripted experts; one that has none to drive takes them from the training data.
     """
-    suite = suite_of(tasks.all[0])
-    own = data.demonstrations is None and all(suite.data(task) for task in tasks.all)
+    suite, needed = suite_of(tasks.all[0]), tuple(dict.fromkeys((*shown_tasks(tasks.all), *judged)))
+    own = data.demonstrations is None and all(suite.data(task) for task in needed)
     source = data.demonstrations or (None if suite.collector == "scripted" else data.path)
     if own or source is not None:
-        return load_tasks(None if own else source, tasks.all, tasks.goal_visible)
+        return load_tasks(None if own else source, needed, tasks.goal_visible)
     if _collector_of(tasks.all[0], "data.demonstrations") == "sac":
-        return _sac_data(data, tasks.all, check)[0]
+        return _sac_data(data, needed, check)[0]
     clean = _demonstrating(data, "clean", data.demonstration_episodes)
-    return _collect(clean, tasks, tasks.all, "example", "demonstrations", check)
+    return _collect(clean, tasks, needed, "example", "demonstrations", check)
 
 
 def offline_data(data: DataConfig, tasks: TaskConfig, method: MethodConfig, check: Check = lambda: None) -> OfflineData:
@@ -184,7 +189,8 @@ def offline_data(data: DataConfig, tasks: TaskConfig, method: MethodConfig, chec
         InputError: as `training_data`, `demonstrations` and `hold_out`.
     """
     dataset, _ = training_data(data, tasks, method, check)
-    shown = demonstrations(data, tasks, check) if method.network.context_config().trajectory else None
+    reads = method.network.context_config().trajectory
+    shown = demonstrations(data, tasks, check, tasks.all) if reads else None
     return hold_out(dataset, shown, tasks.all, data.seed, keep_failed=data.keep_failed)
 
 

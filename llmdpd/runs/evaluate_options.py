@@ -10,7 +10,7 @@ import tyro
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
-from llmdpd.evaluation.prompts import swap_names
+from llmdpd.evaluation.prompts import other_text_names, swap_names
 from llmdpd.nn.context.base import check_left_out
 from llmdpd.policy.inputs import MOST_DEMONSTRATIONS
 from llmdpd.tasks.specs import canonical_task, suite_of
@@ -45,9 +45,10 @@ class EvaluateConfig:
     """Data set to take the demonstrations from (Minari, HDF5, MTDiff files …); by default the run's own."""
     prompt_text: Path | None = None
     """Text file that replaces the text prompt of every evaluated task."""
-    prompts: Literal["own", "swapped", "no-trajectory", "no-text"] = "own"
-    """Each task with its own prompts, with another task's (of the same split: seen or unseen), with the text alone, or
-    with the demonstration alone (a policy can do without what prompt dropout taught it to do without)."""
+    prompts: Literal["own", "swapped", "other-text", "no-trajectory", "no-text"] = "own"
+    """Each task with its own prompts, with another task's (of the same split: seen or unseen), with its demonstration
+    under the text of the task that shares it (of --protocol text), with the text alone, or with the demonstration alone
+    (a policy can do without what prompt dropout taught it to do without)."""
     prompt_behaviours: tuple[str, ...] = ()
     """Evaluate once with demonstrations by each of these behaviour policies (clean, slow, pauses …: see llmdpd.collect
     --help), which are collected, or found again, under --data-root."""
@@ -193,11 +194,26 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
         needs.append(option)
     if not (context.text or reads_demonstrations) and config.prompts == "swapped":
         needs.append(option)
+    if not context.text and config.prompts == "other-text":
+        needs.append(option)
     if needs:
         raise InputError("this run's policy was trained without such prompts", path=config.run, field=needs[0])
     if config.prompts == "swapped":
         swap_names(config.tasks_of(trained), trained.tasks.seen)
+    if config.prompts == "other-text":
+        _check_other_text(config, trained)
     if config.prompts == "no-text" and context.text:
         check_left_out(context, "text")
     if config.prompts == "no-trajectory" and context.trajectory:
         check_left_out(context, "trajectory")
+
+
+def _check_other_text(config: EvaluateConfig, trained: TrainConfig) -> None:
+    if config.prompt_text is not None:
+        raise InputError(
+            "two texts for each task",
+            field="--prompt-text",
+            found=f"{config.prompt_text} and --prompts other-text",
+            expected="one of the two",
+        )
+    other_text_names(config.tasks_of(trained))

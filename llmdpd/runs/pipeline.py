@@ -36,7 +36,7 @@ from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.runs.resume_check import check_inputs, input_hashes
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
-from llmdpd.tasks.specs import suite_of, task_spec
+from llmdpd.tasks.specs import shown_by, suite_of, task_spec
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
@@ -86,11 +86,15 @@ class Run:
             metadata["target_returns"] = self.dataset.target_returns()
         if self.texts.llm is not None:
             metadata["llm"] = to_plain(self.texts.llm)
+        acting = config.method.acting
+        if any(shown_by(task) != task for task in tasks.seen):
+            # Here texts are meant to say something else than the demonstration that the tasks share.
+            acting = acting.keeping_texts()
         return Policy(
             config.method.name,
             copy.deepcopy(network).to(check_device(config.device)),
             copy.deepcopy(learner.acting_critic),
-            config.method.acting,
+            acting,
             llm=config.llm,
             texts={text_key(text): vector for text, vector in self.texts.vectors.items()},
             metadata=metadata,
@@ -139,7 +143,8 @@ def prepare_data(run: Run) -> None:
         else:
             run.dataset, run.description = training_data(data, tasks, method, run.stop.check)
         reads = method.network.context_config().trajectory
-        run.demonstrations = demonstrations(data, tasks, run.stop.check) if reads else None
+        judged = tasks.all if run.config.evaluation_mode == "offline" else ()
+        run.demonstrations = demonstrations(data, tasks, run.stop.check, judged) if reads else None
     if run.config.evaluation_mode == "offline":
         assert run.dataset is not None, "checked by the configuration"
         split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed, keep_failed=data.keep_failed)
@@ -259,6 +264,8 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         network.window.before,
         layout,
         method.self_prompted if reads.trajectory else 0.0,
+        {task: shown_by(task) for task in dataset.tasks},
+        method.mismatched_text,
     )
 
 

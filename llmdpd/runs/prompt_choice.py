@@ -16,6 +16,7 @@ from llmdpd.evaluation.prompts import (
     as_one_prompt,
     behaviour_prompts,
     choose_demonstrations,
+    other_texts,
     swap_prompts,
     task_prompts,
 )
@@ -23,7 +24,7 @@ from llmdpd.prompts import TextPrompt
 from llmdpd.runs.data import behaviour_demonstrations
 from llmdpd.runs.evaluate_options import EvaluateConfig
 from llmdpd.runs.folder import RunFolder
-from llmdpd.tasks.specs import suite_of
+from llmdpd.tasks.specs import shown_by, shown_tasks, suite_of
 from llmdpd.utils.files import atomic_write_json
 from llmdpd.utils.progress import console
 
@@ -54,7 +55,7 @@ def prompt_sets(
     collected = dataclasses.replace(trained.data, root=root, workers=config.workers)
     count = config.demonstrations or _SEVERAL_DEMONSTRATIONS
     for behaviour in dict.fromkeys(config.prompt_behaviours):
-        dataset = behaviour_demonstrations(collected, trained.tasks, tasks, behaviour, count, check)
+        dataset = behaviour_demonstrations(collected, trained.tasks, shown_tasks(tasks), behaviour, count, check)
         prompts = behaviour_prompts(tasks, behaviour, dataset, count, text, source)
         for task, prompt in prompts.items():
             found = len(prompt.demonstrations)
@@ -67,6 +68,8 @@ def prompt_sets(
 def _changed(prompts: dict[str, TaskPrompt], which: str, seen: tuple[str, ...]) -> dict[str, TaskPrompt]:
     if which == "swapped":
         return swap_prompts(prompts, seen)
+    if which == "other-text":
+        return other_texts(prompts)
     if which == "no-trajectory":
         return {task: dataclasses.replace(prompt, demonstrations=()) for task, prompt in prompts.items()}
     if which == "no-text":
@@ -82,8 +85,8 @@ def _data(config: EvaluateConfig, run: RunFolder | None, trained: TrainConfig) -
         return config.prompt_data
     if config.tasks_file is not None or run is None:
         return OWN_DATA
-    known = trained.tasks.all if run.prompts.exists() else ()
-    foreign = [task for task in config.tasks_of(trained) if task not in known]
+    known = shown_tasks(trained.tasks.all) if run.prompts.exists() else ()
+    foreign = [task for task in config.tasks_of(trained) if shown_by(task) not in known]
     if foreign:
         found = ", ".join(foreign)
         hint = "name a data set that has one with --prompt-data, or collect some with --prompt-behaviours clean"
@@ -98,10 +101,12 @@ def keep_prompts(
 ) -> dict[str, TaskPrompt]:
     """Put an evaluation's prompts into the run, so that it can be repeated without the data that they came from.
 
-    Returns them as they are read back from the run. `demonstrations` is None where trajectory prompts are off.
+    Returns them as they are read back from the run. `demonstrations` is None where trajectory prompts are off. One that
+    shows several tasks is kept once.
     """
     if demonstrations is not None:
-        chosen = demonstrations.select([choose_demonstrations(demonstrations, task)[0] for task in tasks])
+        showing = shown_tasks(tasks)
+        chosen = demonstrations.select([choose_demonstrations(demonstrations, task)[0] for task in showing])
         save_minari(chosen, run.prompts, namespace="prompts", name="example-v0")
     prompts = task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible, stored=True)
     described = {}
@@ -109,7 +114,7 @@ def keep_prompts(
         own = prompt.demonstration
         trajectory = None
         if own is not None and demonstrations is not None:
-            source = ", ".join(suite_of(task).data(task)) or demonstrations.source
+            source = ", ".join(suite_of(task).data(shown_by(task))) or demonstrations.source
             seed = own.seed if own.seed >= 0 else None  # which recordings do not tell
             trajectory = {"source": source, "seed": seed, "steps": len(own)}
         described[task] = {"text": prompt.text, "text_source": prompt.text_source, "trajectory": trajectory}

@@ -20,6 +20,7 @@ SUITES: Registry[TaskSuite] = Registry(
         "metaworld": "llmdpd.tasks.metaworld.suite:SUITE",
         "locomotion": "llmdpd.tasks.locomotion:SUITE",
         "ogbench": "llmdpd.tasks.ogbench.suite:SUITE",
+        "instructed": "llmdpd.tasks.instructed.suite:SUITE",
     },
 )
 """Task suites by name, each a `llmdpd.tasks.base.TaskSuite`; packages add theirs as entry points.

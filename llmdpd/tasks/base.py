@@ -174,6 +174,13 @@ class TaskSuite:
         """What collects episodes of a task, given by its canonical name, where `collector` is "scripted"."""
         raise NotImplementedError
 
+    def shown_by(self, task: str) -> str:
+        """The task, by its canonical name, whose demonstrations show `task`, given by its own: by default itself.
+
+        Where it is another one, the two are told apart by their texts alone. That one is shown by itself.
+        """
+        return task
+
     def renders(self, task: str) -> bool:
         """Whether the task's environment can render pictures, where there is one."""
         return True

@@ -16,6 +16,8 @@ __all__ = [
     "find_suite",
     "known_behaviours",
     "make_environment",
+    "shown_by",
+    "shown_tasks",
     "spec_by_name",
     "suite_of",
     "task_spec",
@@ -78,6 +80,20 @@ def spec_by_name(name: str) -> TaskSpec | None:
 def make_environment(task: str, goal_visible: bool, render: bool) -> Environment:
     """The environment of a task in any spelling. Errors: see `suite_of`."""
     return suite_of(task).make(task, goal_visible=goal_visible, render=render)
+
+
+def shown_by(task: str) -> str:
+    """The task whose demonstrations show a task, given by its canonical name; see `TaskSuite.shown_by`.
+
+    One that no suite knows, as recorded data may have them, shows itself.
+    """
+    suite = find_suite(task)
+    return task if suite is None else suite.shown_by(task)
+
+
+def shown_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks whose demonstrations show these, each once, in the order in which they are first needed."""
+    return tuple(dict.fromkeys(map(shown_by, tasks)))
 
 
 def check_environments(tasks: Sequence[str]) -> None:

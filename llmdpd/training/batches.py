@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ _DEMONSTRATION_SHARE = 0.1  # of the episodes, the best ones
 class BatchSampler:
     """Draws the batches of Algorithm 1 (lines 2 to 4): tasks, their prompts, their transitions.
 
-    Each prompt of a batch is of one task: its text, and a random episode of it that did not fail, or where
-    success is not recorded one of the tenth with the highest returns. Tasks differ as far
-    as there are enough of them; beyond, they come again with another demonstration.
+    Each prompt of a batch is of one task: its text, and a random episode of it, or of the task that shows it, that did
+    not fail, or where success is not recorded one of the tenth with the highest returns. Tasks differ as far as there
+    are enough of them; beyond, they come again with another demonstration.
 
     Args:
         dataset: the seen tasks' data.
@@ -45,7 +45,15 @@ class BatchSampler:
         horizon: steps of the windows that each batch carries; 0 for none.
         before: steps of the windows before their transition, on top.
         layout: what the numbers of observations are, for where demonstrations end (`llmdpd.prompts.useful_part`).
-        self_prompted: probability that a prompt's transitions are those of its demonstration (`OfflineConfig`).
+        self_prompted: probability that a prompt's transitions are those of its demonstration (`OfflineConfig`); never
+            of a task that another one shows, whose demonstrations do something else.
+        shown_by: the task of the data set whose episodes show a task, by task; one that is not named shows itself.
+        mismatched_text: probability that such a prompt has the text of another task (`OfflineConfig`), of those that
+            show themselves.
+
+    Raises:
+        InputError: prompts that do not share the batch out evenly; a task without an episode that can be shown, or
+            whose demonstrations are of a task that the data set does not have.
     """
 
     def __init__(
@@ -63,6 +71,8 @@ class BatchSampler:
         before: int = 0,
         layout: Layout | None = None,
         self_prompted: float = 0.0,
+        shown_by: Mapping[str, str] | None = None,
+        mismatched_text: float = 0.0,
     ) -> None:
         if prompts < 1 or batch_size < 1 or batch_size % prompts:
             raise InputError(
@@ -78,9 +88,13 @@ class BatchSampler:
         self._prompts, self._share = prompts, batch_size // prompts
         self._random = np.random.default_rng(seed)
         self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
-        self._demonstrations = [self._eligible(task) for task in dataset.tasks]
+        # Where no demonstrations are read, it doesn't matter whose they would be.
+        others = shown_by or {} if encoder is not None else {}
+        shown = [self._present(task, others.get(task, task)) for task in dataset.tasks]
+        self._demonstrations = [self._eligible(task) for task in shown]
+        self._shows_itself = [other == task for task, other in zip(dataset.tasks, shown, strict=True)]
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
-        self._self_prompted = self_prompted
+        self._self_prompted, self._mismatched_text = self_prompted, mismatched_text
 
     def next(self) -> PromptedBatch:
         """The next batch."""
@@ -101,7 +115,7 @@ class BatchSampler:
         }
         prompted = PromptedBatch(
             **arrays,
-            text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],
+            text=self._texts(tasks, [demonstration is not None for _, demonstration in parts]),
             tokens=tokens,
             keep=self._keep(),
             windows=self._windows(rows) if self._horizon else None,
@@ -112,10 +126,22 @@ class BatchSampler:
 
     def _transitions_under(self, task: int) -> tuple[np.ndarray, int | None]:
         """Transitions under one prompt of a task; where they are its demonstration's own, that episode beside them."""
-        if not self._self_prompted or self._random.random() >= self._self_prompted:
+        alone = self._self_prompted and self._shows_itself[task]
+        if not alone or self._random.random() >= self._self_prompted:
             return self._draw(self._transitions[task], self._share), None
         episode, offsets = self._demonstration(task), self._dataset.offsets
         return self._random.integers(offsets[episode], offsets[episode + 1], size=self._share), episode
+
+    def _texts(self, tasks: np.ndarray, self_prompted: Sequence[bool]) -> Tensor | None:
+        """The embeddings [P, D] of the prompts' texts, of some self-prompted ones that of any task."""
+        if self._embeddings is None:
+            return None
+        chosen = tasks
+        if self._mismatched_text:
+            candidates = np.flatnonzero(self._shows_itself)
+            mismatched = [own and self._random.random() < self._mismatched_text for own in self_prompted]
+            chosen = np.where(mismatched, self._draw(candidates, len(tasks)), tasks)
+        return self._embeddings[torch.from_numpy(chosen)]
 
     def _demonstration(self, task: int) -> int:
         return int(self._draw(self._demonstrations[task], 1)[0])
@@ -178,6 +204,19 @@ class BatchSampler:
             mask=torch.from_numpy(mask),
             returns=torch.from_numpy(self._returns[index]),
         )
+
+    def _present(self, task: str, shown: str) -> str:
+        """The task `shown`, whose demonstrations show `task`, if the data have it."""
+        if shown not in self._dataset.tasks:
+            raise InputError(
+                f"the data lack the task whose demonstrations show {task}",
+                path=self._dataset.source,
+                field=task,
+                found=", ".join(self._dataset.tasks),
+                expected=f"{shown} beside {task}",
+                hint=f"train on {shown} too, or leave {task} out",
+            )
+        return shown
 
     def _eligible(self, task: str) -> np.ndarray:
         episodes = self._dataset.episodes_of(task)

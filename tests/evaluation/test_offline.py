@@ -84,6 +84,22 @@ def test_of_an_unseen_task_all_but_the_demonstration_is_held_out(
     assert len(split.demonstrations.episodes_of("pour")) == 23, "those of seen tasks are what is learned from"
 
 
+def test_of_a_task_that_another_one_shows_every_episode_is_held_out(rng: np.random.Generator) -> None:
+    learned = join_episodes([*recorded(rng, "finish-push", 5), *recorded(rng, "wait-push", 5)])
+    tasks = ("finish-soccer", "wait-soccer", "wait-sweep-into")
+    others = join_episodes(
+        [record for task in (*tasks, "finish-sweep-into", "finish-push") for record in recorded(rng, task, 3)]
+    )
+    split = hold_out(learned, others, ("finish-push", "wait-push", *tasks), seed=0)
+    assert split.demonstrations is not None
+    counts = {"finish-soccer": 2, "wait-soccer": 3, "wait-sweep-into": 3, "finish-push": 1, "wait-push": 1}
+    assert {task: len(episodes) for task, episodes in split.held_out.items()} == counts
+    shown = split.demonstrations
+    assert {task: len(shown.episodes_of(task)) for task in shown.tasks} == {
+        **{"finish-push": 4, "wait-push": 4, "finish-soccer": 1, "finish-sweep-into": 1},
+    }
+
+
 def test_failed_episodes_of_an_unseen_task_are_not_held_out(logs: TrajectoryDataset, rng: np.random.Generator) -> None:
     outcomes = (0, 1, -1, 0, 1)
     stir = zip(recorded(rng, "stir", 5), outcomes, strict=True)

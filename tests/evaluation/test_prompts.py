@@ -9,8 +9,18 @@ import pytest
 
 from llmdpd.data import TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
-from llmdpd.evaluation.prompts import TaskPrompt, behaviour_prompts, choose_demonstrations, swap_prompts, task_prompts
-from llmdpd.prompts import metaworld_prompt
+from llmdpd.evaluation.prompts import (
+    TaskPrompt,
+    behaviour_prompts,
+    choose_demonstrations,
+    other_texts,
+    swap_names,
+    swap_prompts,
+    task_prompts,
+)
+from llmdpd.prompts import metaworld_prompt, task_prompt
+from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.tasks.specs import shown_by
 
 MakeData = Callable[..., TrajectoryDataset]
 
@@ -132,3 +142,49 @@ def test_the_test_tasks_of_ml45_are_not_swapped_with_their_twins() -> None:
     swapped = swap_prompts(made_up(*ML45_TEST), ())
     assert swapped["door-lock-v3"].text != "text of door-unlock-v3"
     assert swapped["door-unlock-v3"].text != "text of door-lock-v3"
+
+
+def test_a_task_has_the_demonstration_of_the_one_that_shows_it(metaworld_data: MakeData, tmp_path: Path) -> None:
+    data = with_facts(
+        metaworld_data(("finish-push", "finish-soccer")), [1, 1, 0, 1, 1, 1], [0.2, 0.1, 0, 0.3, 0.2, 0.1]
+    )
+    save_minari(data, tmp_path)
+    tasks = ("wait-push", "finish-push", "wait-soccer")
+    chosen = {"wait-push": ("finish-push", 1), "finish-push": ("finish-push", 1), "wait-soccer": ("finish-soccer", 2)}
+    prompts = task_prompts(tasks, tmp_path, True)
+    first = {"wait-push": 0, "finish-push": 0, "wait-soccer": 0}
+    for found, seeds in (
+        (prompts, {task: seed for task, (_, seed) in chosen.items()}),
+        (behaviour_prompts(tasks, "slow", data, 1), first),
+    ):
+        assert list(found) == list(tasks)
+        for task, prompt in found.items():
+            assert prompt.demonstration is not None
+            assert (prompt.demonstration.task, prompt.demonstration.seed) == (chosen[task][0], seeds[task])
+            assert prompt.text == task_prompt(task).render()
+    with pytest.raises(InputError, match="no such task") as error:
+        task_prompts(("wait-reach",), tmp_path, True)
+    assert error.value.expected == "finish-reach"
+
+
+def test_other_texts_leave_the_demonstration_and_change_the_text(metaworld_data: MakeData, tmp_path: Path) -> None:
+    save_minari(metaworld_data(("finish-push",)), tmp_path)
+    own = task_prompts(("wait-push", "finish-push"), tmp_path, True)
+    changed = other_texts(own)
+    for task, other in (("wait-push", "finish-push"), ("finish-push", "wait-push")):
+        assert changed[task].text == own[other].text != own[task].text
+        assert changed[task].text_source == f"other text ({other}'s): built in"
+        assert changed[task].demonstrations is own[task].demonstrations
+        assert changed[task].demonstration_source == own[task].demonstration_source
+    with pytest.raises(InputError, match="no other task shares") as error:
+        other_texts({**own, **made_up("push-v3")})
+    assert (error.value.field, error.value.found) == ("--prompts other-text", "push-v3")
+
+
+def test_swapped_prompts_have_another_demonstration_where_some_share_theirs() -> None:
+    # Half the sorted list further on, each finish-TASK would meet wait-TASK, with the same demonstration.
+    protocol = PROTOCOLS["text"]
+    others = swap_names(protocol.all, protocol.seen)
+    assert set(others.values()) == set(protocol.all)
+    assert not any(shown_by(task) == shown_by(other) for task, other in others.items())
+    assert swap_names(("wait-push", "finish-push"), ()) == {"wait-push": "finish-push", "finish-push": "wait-push"}

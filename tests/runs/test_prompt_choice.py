@@ -33,3 +33,22 @@ def test_demonstrations_are_kept_in_the_run(metaworld_data: Callable[..., Trajec
         trajectory = {"source": "made by a test", "seed": 40, "steps": 30}
         text = metaworld_prompt(task).render()
         assert described[task] == {"text": text, "text_source": "built in", "trajectory": trajectory}
+
+
+def test_a_demonstration_that_shows_two_tasks_is_kept_once(
+    metaworld_data: Callable[..., TrajectoryDataset], tmp_path: Path
+) -> None:
+    run = RunFolder.create(tmp_path / "run", PRESETS["smoke"])
+    data = metaworld_data(("finish-push", "finish-soccer"), first_seed=40)
+    prompts = keep_prompts(run, data, ("wait-push", "finish-push", "wait-soccer"), True)
+    kept = load_dataset(run.prompts)
+    assert sorted(kept.tasks) == ["finish-push", "finish-soccer"]
+    assert kept.num_episodes == 2
+    described = json.loads((run.path / "prompts.json").read_text())
+    assert list(described) == ["wait-push", "finish-push", "wait-soccer"]
+    assert described["wait-push"]["trajectory"] == described["finish-push"]["trajectory"]
+    assert described["wait-push"]["text"] != described["finish-push"]["text"]
+    for task, shown in (("wait-push", "finish-push"), ("wait-soccer", "finish-soccer")):
+        demonstration, original = prompts[task].demonstration, data.episode(choose_demonstrations(data, shown)[0])
+        assert demonstration is not None
+        np.testing.assert_array_equal(demonstration.observations, original.observations)

@@ -222,3 +222,63 @@ def test_where_success_is_unknown_the_best_tenth_are_demonstrations(
     dataset = metaworld_data(TASKS[:1], 20, success=-1)
     best = set(np.argsort(-dataset.returns())[:2].tolist())
     assert episodes_seen(dataset) == (best, set(range(20)))
+
+
+def shown_rows(dataset: TrajectoryDataset, batch: PromptedBatch) -> list[int]:
+    """The data set's row at which the demonstration of each prompt starts."""
+    assert batch.tokens is not None
+    starts = batch.tokens.states[:, 0].numpy()
+    return [int(np.flatnonzero((dataset.observations == state).all(1))[0]) for state in starts]
+
+
+def test_a_task_is_shown_by_anothers_episodes_and_learned_from_its_own(
+    metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator
+) -> None:
+    dataset = metaworld_data(TASKS, 6, seed=int(rng.integers(1000)), length=9)
+    sampler = make_sampler(dataset, size=24, seed=3, self_prompted=0.7, shown_by={"push-v3": "sweep-v3"})
+    own = dict.fromkeys(TASKS, 0)
+    for _ in range(60):
+        batch = sampler.next()
+        assert batch.text is not None
+        learned = dataset.episode_ids(rows_of(dataset, batch)).reshape(3, 8)
+        for number, episodes, row in zip(batch.text[:, 0].int(), learned, shown_rows(dataset, batch), strict=True):
+            task, shown = dataset.tasks[number], dataset.episode_ids([row])[0]
+            assert {dataset.tasks[each] for each in dataset.task_ids[episodes]} == {task}
+            assert dataset.tasks[dataset.task_ids[shown]] == {"push-v3": "sweep-v3"}.get(task, task)
+            own[task] += len(set(episodes)) == 1
+    # Eight draws of six episodes are not all of one by chance: only those of the others' are their demonstration's.
+    assert own["push-v3"] == 0
+    assert min(own["reach-v3"], own["sweep-v3"]) > 25
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_tasks_that_show_themselves_are_drawn_as_without_others(
+    metaworld_data: Callable[..., TrajectoryDataset], fresh_seed: int, share: float
+) -> None:
+    dataset = metaworld_data(TASKS, 6, length=9)
+    samplers = [
+        make_sampler(dataset, size=24, seed=fresh_seed, self_prompted=share, shown_by=shown)
+        for shown in (None, {task: task for task in TASKS})
+    ]
+    # What is drawn, written out: the tasks, then for each prompt whether it is over its demonstration, and its rows.
+    draw, rows = np.random.default_rng(fresh_seed), list[int]()
+    for task in draw.permutation(3):
+        own = dataset.episodes_of(TASKS[task])
+        if share and draw.random() < share:
+            (episode,) = own[draw.integers(6, size=1)]
+            rows += draw.integers(*dataset.offsets[episode : episode + 2], size=8).tolist()
+        else:
+            rows += dataset.transitions_of(TASKS[task])[draw.integers(54 + 15, size=8)].tolist()
+    assert rows_of(dataset, samplers[0].next()) == rows_of(dataset, samplers[1].next()) == rows
+    for _ in range(5):
+        first, second = (sampler.next().tensors() for sampler in samplers)
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert samplers[0].state() == samplers[1].state()
+
+
+def test_a_task_that_is_shown_by_an_absent_one_is_refused(dataset: TrajectoryDataset) -> None:
+    with pytest.raises(InputError, match="demonstrations show push-v3") as error:
+        make_sampler(dataset, shown_by={"push-v3": "soccer-v3"})
+    assert (error.value.field, error.value.path) == ("push-v3", dataset.source)
+    assert error.value.expected == "soccer-v3 beside push-v3"
+    make_sampler(dataset, shown_by={"push-v3": "soccer-v3"}, encoder=None).next()  # nobody reads demonstrations
