@@ -25,6 +25,7 @@ def words(tmp_path: Path) -> list[str]:
     return ["--protocol", "text", *(str(word) for name, value in fields.items() for word in (f"--{name}", value))]
 
 
+@pytest.mark.slow
 def test_the_text_can_be_exchanged_under_the_same_demonstration(
     words: list[str], tmp_path: Path, train: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
