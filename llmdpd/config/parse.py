@@ -37,7 +37,7 @@ ALIASES = {
 
 def _listed(words: Iterable[str]) -> str:
     """Words as a list that fits below the help's options."""
-    return textwrap.fill(", ".join(words), 78, break_on_hyphens=False).replace("\n", "\n" + 21 * " ")
+    return textwrap.fill(", ".join(words), 88, break_on_hyphens=False).replace("\n", "\n" + 21 * " ")
 
 
 def _as_ranges(names: Iterable[str]) -> list[str]:
@@ -74,6 +74,8 @@ def description() -> str:
 Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 
 
+_SELDOM = ("data.sac_steps", "evaluation.video_tasks", "method.augmentation.offset_probability")
+"""Options that --help-all alone shows."""
 _OF_DATA_SETS = (
     *("training.cuda_graph", "data.path", "data.demonstrations", "data.episodes", "data.demonstration_episodes"),
     *("data.noise", "data.post_success_steps", "data.seed", "data.keep_failed", "data.fraction", "data.sac_steps"),
@@ -259,5 +261,5 @@ def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
 
 
 def _help(config: TrainConfig) -> list[str]:
-    lines = option_lines(config, hidden=_hidden(config))
+    lines = option_lines(config, hidden=(*_hidden(config), *_SELDOM))
     return [f"options of {config.method.name}, with their defaults:", *lines]

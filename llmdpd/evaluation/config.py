@@ -18,8 +18,6 @@ class EvaluationConfig:
     """Episodes a task that was trained on, where they are to be fewer (or more); by default as many."""
     max_steps: Annotated[int | None, Bounds(1)] = None
     """Steps an episode at most; success at any of them counts. By default the tasks' own limit."""
-    whole_episodes: bool = False
-    """Go on after the success, to the limit of steps: returns are recorded beside successes."""
     videos: bool = True
     """Record a video of one episode a task where an off-screen renderer exists."""
     video_tasks: Count = 8

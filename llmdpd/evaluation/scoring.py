@@ -39,12 +39,14 @@ def evaluate_policies(
     config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
     *,
+    whole: bool = False,
     workers: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[TaskResult]:
     """Evaluate policies, by the name of their checkpoint, on every task that has prompts; nothing is written.
 
-    `check` is called as episodes end and may raise to stop.
+    `whole` episodes go on after the success, and returns are recorded beside successes. `check` is called as episodes
+    end and may raise to stop.
 
     Raises:
         IncompleteError: episodes that workers died of.
@@ -60,9 +62,9 @@ def evaluate_policies(
             continue
         tasks = TaskConfig(metadata["protocol"], tuple(metadata["trained_on"]), (), metadata["goal_visible"])
         title = f"evaluating {name}"
-        scored, lost = _score(title, policy, config, prompts, tasks, workers, check)
+        scored, lost = _score(title, policy, config, prompts, tasks, whole, workers, check)
         for task, episodes, common in scored:
-            outcome = _outcome(task, episodes, config)
+            outcome = _outcome(task, episodes, config.max_steps, whole)
             records.append(policy_record(policy, name, prompts[task], **common, **outcome))
         if lost:
             raise IncompleteError(lost, records)
@@ -93,6 +95,7 @@ def evaluate_baseline(
     tasks: TaskConfig,
     *,
     seed: int = 0,
+    whole: bool = False,
     workers: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[TaskResult]:
@@ -107,11 +110,11 @@ def evaluate_baseline(
     """
     acting = ActingUse(samples=1, selection="none", temperature=0.0, noise_scale=0.0, sampler="none", steps=1)
     title = f"evaluating the {name} baseline"
-    scored, lost = _score(title, BASELINES[name], config, prompts, tasks, workers, check)
+    scored, lost = _score(title, BASELINES[name], config, prompts, tasks, whole, workers, check)
     records = [
         TaskResult(
             **common,
-            **_outcome(task, episodes, config),
+            **_outcome(task, episodes, config.max_steps, whole),
             seed=seed,
             prompts=PromptUse(text=False, trajectory=prompts[task].demonstration_source),
             acting=acting,
@@ -135,6 +138,7 @@ def _score(
     config: EvaluationConfig,
     prompts: Mapping[str, TaskPrompt],
     tasks: TaskConfig,
+    whole: bool,
     workers: int | None,
     check: Callable[[], None],
 ) -> tuple[list[tuple[str, list[EpisodeResult], dict[str, Any]]], str | None]:
@@ -156,7 +160,7 @@ def _score(
 
         lost = None
         try:
-            steps, whole = config.max_steps, config.whole_episodes
+            steps = config.max_steps
             results = evaluate_tasks(policy, prompts, counts, pool, max_steps=steps, whole=whole, progress=progress)
         except UnfinishedError as error:
             results, lost = error.results, str(error)
@@ -194,7 +198,7 @@ def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dic
 
     The mean over the tasks of success; where there is none, of the normalised score, or of the return without one.
     """
-    outcomes = {task: _outcome(task, episodes, EvaluationConfig()) for task, episodes in results.items()}
+    outcomes = {task: _outcome(task, episodes) for task, episodes in results.items()}
     suffix = "" if "successes" in next(iter(outcomes.values())) else "_score"
     scores = {
         task: _return_score(outcome) if suffix else outcome["successes"] / len(results[task])
@@ -205,15 +209,17 @@ def selection_score(results: Mapping[str, Sequence[EpisodeResult]]) -> tuple[dic
     return {f"eval/{mean}": score, **{f"eval/{task}{suffix}": value for task, value in scores.items()}}, score
 
 
-def _outcome(task: str, episodes: Sequence[EpisodeResult], config: EvaluationConfig) -> dict[str, Any]:
+def _outcome(
+    task: str, episodes: Sequence[EpisodeResult], max_steps: int | None = None, whole: bool = False
+) -> dict[str, Any]:
     """The fields of `TaskResult` that say how it went: successes; returns and their score of whole episodes."""
     succeeds = task_spec(task).has_success
     outcome: dict[str, Any] = {"successes": sum(result.success for result in episodes)} if succeeds else {}
-    if succeeds and not config.whole_episodes:
+    if succeeds and not whole:
         return outcome  # a return up to the success says nothing
     returns = [result.episode_return for result in episodes]
     mean = fmean(returns)
-    score = suite_of(task).normalised_score(task, mean, task_spec(task).steps(config.max_steps))
+    score = suite_of(task).normalised_score(task, mean, task_spec(task).steps(max_steps))
     return {**outcome, "returns_mean": mean, "returns_std": pstdev(returns), "normalised_score": score}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data.task_file import use_task_file
@@ -69,8 +70,7 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
     steps = trained.evaluation.max_steps if config.max_steps is None else config.max_steps
     for task in config.tasks_of(trained):
         task_spec(task).check_max_steps(steps, "max_steps")
-    whole = config.whole_episodes or trained.evaluation.whole_episodes
-    evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps, whole)
+    evaluation = EvaluationConfig(config.episodes, config.seen_episodes, steps)
     out = config.out or _default_out(config, run, trained)
     sets = prompt_sets(config, run, trained, check)
     # The run's own results are its trainer's to write as long as that is at work.
@@ -81,15 +81,14 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
             policies = load_policies(run, checkpoints, config.acting, config.device)
             _check_widths(policies, spec)
         records: list[TaskResult] = []
+        how: dict[str, Any] = {"whole": config.whole_episodes, "workers": config.workers, "check": check}
         for prompts in sets:
             with _kept(out, records):
                 if config.baseline is None:
-                    records += evaluate_policies(policies, evaluation, prompts, workers=config.workers, check=check)
+                    records += evaluate_policies(policies, evaluation, prompts, **how)
                 else:
                     tasks, seed = trained.tasks, trained.seed
-                    records += evaluate_baseline(
-                        config.baseline, evaluation, prompts, tasks, seed=seed, workers=config.workers, check=check
-                    )
+                    records += evaluate_baseline(config.baseline, evaluation, prompts, tasks, seed=seed, **how)
             write_results(out, records)
         player = BASELINES[config.baseline] if config.baseline else next(iter(policies.values()))
         videos = run.videos if run is not None and out == run.results else out.with_name(f"{out.stem}-videos")
@@ -256,7 +255,7 @@ def _is_standard(config: EvaluateConfig, run: RunFolder, trained: TrainConfig) -
         return False
     if config.baseline or config.prompts != "own" or config.prompt_behaviours or config.together:
         return False
-    if config.whole_episodes and not trained.evaluation.whole_episodes:
+    if config.whole_episodes:
         return False
     if config.demonstrations not in (None, 1) or config.max_steps not in (None, trained.evaluation.max_steps):
         return False

@@ -187,10 +187,13 @@ def test_a_field_that_cannot_be_is_named_with_its_file(tmp_path: Path, field: st
     assert str(path) in str(caught.value)
 
 
-def test_a_record_has_successes_or_returns() -> None:
-    with pytest.raises(InputError) as caught:
-        TaskResult.from_json(RECORD.to_json() | {"returns_mean": 1.0})
-    assert caught.value.field == "successes"
+def test_a_record_has_successes_returns_or_both() -> None:
+    both = TaskResult.from_json(RECORD.to_json() | {"returns_mean": 1.0})
+    assert (both.successes, both.returns_mean) == (RECORD.successes, 1.0)
+    for wrong in ({"action_error": 0.1}, {"successes": None, "success_rate": None, "ci95": None}):
+        with pytest.raises(InputError) as caught:
+            TaskResult.from_json(RECORD.to_json() | wrong)
+        assert caught.value.field == "successes"
 
 
 def test_a_missing_field_is_named() -> None:
