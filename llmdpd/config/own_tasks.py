@@ -40,17 +40,11 @@ def tasks_of_file(suite: UserSuite) -> TaskConfig:
     return TaskConfig(file.name, file.split("seen"), file.split("unseen"), file=str(file.path))
 
 
-def augmented_as_laid_out(config: TrainConfig, suite: UserSuite) -> TrainConfig:
-    """The configuration without the augmentation that the file's layout does not have the words for.
-
-    Without a gripper there are no commands to map; without a vertical, scenes are not turned, which is told.
-    """
+def without_turning(config: TrainConfig, suite: UserSuite) -> TrainConfig:
+    """The configuration without rotated and mirrored scenes where the file's layout does not say how to turn them."""
     method: Any = config.method
     augmentation, layout = getattr(method, "augmentation", None), suite.file.layout
-    if augmentation is None or layout is None:
+    if augmentation is None or layout is None or layout.rotatable or not (augmentation.rotate or augmentation.mirror):
         return config
-    changed = augmentation if layout.grip else replace(augmentation, grip=0.0)
-    if not layout.rotatable and (augmentation.rotate or augmentation.mirror):
-        error_console.print(_NO_TURNING.format(file=suite.file.path.name), markup=False, soft_wrap=True)
-        changed = replace(changed, rotate=0.0, mirror=0.0)
-    return config if changed == augmentation else replace(config, method=replace(method, augmentation=changed))
+    error_console.print(_NO_TURNING.format(file=suite.file.path.name), markup=False, soft_wrap=True)
+    return replace(config, method=replace(method, augmentation=replace(augmentation, rotate=0.0, mirror=0.0)))

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from llmdpd.config.own_tasks import TASK_PRESETS, augmented_as_laid_out, task_preset, tasks_of_file
+from llmdpd.config.own_tasks import TASK_PRESETS, task_preset, tasks_of_file, without_turning
 from llmdpd.config.presets import ABLATED, PRESETS, find_preset, with_method
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data.task_file import use_task_file
@@ -146,7 +146,7 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         raise InputError("this preset is for tasks of your own", field="--preset", found=preset, expected=expected)
     chosen = method or old
     start = start if chosen is None else with_method(start, chosen)
-    return change(start if suite is None else augmented_as_laid_out(start, suite), rest)
+    return change(start if suite is None else without_turning(start, suite), rest)
 
 
 def _take_task_file(words: Sequence[str]) -> tuple[str | None, list[str]]:

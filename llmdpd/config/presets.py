@@ -51,8 +51,7 @@ _METAWORLD_METHOD = LLMDPDConfig(
     prompts_per_batch=12,
     # Without it longer training makes the policy worse at tasks that are unlike the training's (docs/research-log).
     self_prompted=0.25,
-    mismatched_text=0.5,
-    augmentation=AugmentationConfig(offset=0.04, rotate=0.5, mirror=0.5, grip=0.5),
+    augmentation=AugmentationConfig(offset=0.04, rotate=0.5, mirror=0.5),
     lr=6e-4,
     lr_warmup=300,
     lr_final=0.03,
@@ -71,8 +70,6 @@ _METAWORLD_METHOD = LLMDPDConfig(
 _ELSEWHERE = replace(
     _METAWORLD_METHOD,
     self_prompted=0.0,
-    mismatched_text=0.0,
-    augmentation=replace(_METAWORLD_METHOD.augmentation, grip=0.0),
     acting=replace(_METAWORLD_METHOD.acting, contradicted_text="keep"),
 )
 

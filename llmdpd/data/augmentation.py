@@ -1,8 +1,8 @@
 """Augmentation of a layout's geometry: states and demonstration of a task moved alike, so that the latter is read.
 
-Where an object's reported point lies on it, which way things stand, how far a gripper is to close, and which task it is
-can be memorised for the tasks of the training data, and not for an unseen one. Changed at random for each prompt of a
-batch, they can only be read from the demonstration.
+Where an object's reported point lies on it, which way things stand, and which task it is can be memorised for the tasks
+of the training data, and not for an unseen one. Moved at random for each prompt of a batch, they can only be read from
+the demonstration.
 """
 
 from __future__ import annotations
@@ -31,14 +31,10 @@ class AugmentationConfig:
     mirror: Fraction = 0.0
     """Probability that left and right are exchanged."""
 
-    grip: Fraction = 0.0
-    """Probability that the gripper's commands are mapped to others: -1 and 1 to two random ones, those between by the
-    line through both."""
-
     @property
     def active(self) -> bool:
         """Whether anything is ever changed."""
-        return any((self.offset, self.rotate, self.mirror, self.grip))
+        return any((self.offset, self.rotate, self.mirror))
 
 
 class Augmentation:
@@ -76,12 +72,6 @@ class Augmentation:
         self._turning = Turning(layout) if layout.rotatable else None
         # Version 0.1 drew four numbers for changes that are gone: a run goes on with the same draws as it began with.
         random.random((prompts, 4), np.float32)
-        self._scale, self._shift = torch.ones(prompts), torch.zeros(prompts)  # of the gripper's commands
-        if config.grip:
-            mapped = uniform() < config.grip * there
-            low, high = 2 * uniform() - 1, 2 * uniform() - 1
-            self._scale = torch.where(mapped, (high - low) / 2, self._scale)
-            self._shift = torch.where(mapped, (high + low) / 2, self._shift)
 
     def states(self, states: Tensor) -> Tensor:
         """Observations [P, M, S], changed."""
@@ -100,12 +90,7 @@ class Augmentation:
 
     def actions(self, actions: Tensor) -> Tensor:
         """Actions [P, M, A], within ±1, in the same scene."""
-        turned = actions if self._turning is None else self._turning.actions(actions, self._matrix)
-        if not self._config.grip:
-            return turned
-        changed, grip = turned.clone(), list(self._layout.grip)
-        changed[..., grip] = changed[..., grip] * self._scale[:, None, None] + self._shift[:, None, None]
-        return changed
+        return actions if self._turning is None else self._turning.actions(actions, self._matrix)
 
     def demonstration_actions(self, actions: Tensor) -> Tensor:
         """The demonstration's actions [P, T, A] in the same scene, within ±1."""

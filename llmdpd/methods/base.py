@@ -181,8 +181,6 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
     is what was shown at the same moment (of the expert's actions that are cloned, as far as these were executed): the
     policy learns to do what it is shown, also in tasks that it does not know. Of the other prompts it learns what to
     change where the scene is another one."""
-    mismatched_text: Fraction = 0.0
-    """Probability that such a prompt has the text of any task: what is shown counts, whatever the text says."""
 
     def check(self) -> None:
         super().check()
@@ -219,13 +217,6 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
                 field="augmentation",
                 found=f"{augmentation} for {spec.task}",
                 expected="no augmentation",
-            )
-        if augmentation.grip and spec.layout is not None and not spec.layout.grip:
-            raise InputError(
-                "a gripper's commands can only be mapped where the layout says which they are",
-                field="augmentation",
-                found=f"{augmentation} for {spec.task}",
-                expected="augmentation.grip of 0, or action.grip in the layout",
             )
         turned = augmentation.rotate or augmentation.mirror
         if turned and spec.layout is not None and not spec.layout.rotatable:

@@ -24,8 +24,7 @@ class DiffusionBCConfig(LLMDPDConfig):
         own = {field.name: getattr(start.diffusion, field.name) for field in fields(start.diffusion)}
         own["network"] = replace(start.diffusion.network, context=start.promptless, chunk=1)
         own["acting"] = replace(start.diffusion.acting, samples=1, action_horizon=None)
-        own["augmentation"] = type(start.diffusion.augmentation)()
-        own["self_prompted"], own["mismatched_text"] = 0.0, 0.0
+        own["augmentation"], own["self_prompted"] = type(start.diffusion.augmentation)(), 0.0
         return cls(**own | {"eta": 0.0})
 
     def check(self) -> None:

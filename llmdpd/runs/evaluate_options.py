@@ -65,6 +65,8 @@ class EvaluateConfig:
     """Factor on the sampler's noise; by default the run's."""
     action_horizon: OptionalCount = None
     """Actions of a chunk that are executed before the next is sampled; by default the run's."""
+    contradicted_text: Literal["keep", "drop"] | None = None
+    """What becomes of a text that contradicts its demonstration; by default the run's."""
     max_steps: OptionalCount = None
     """Steps an episode at most; by default the run's."""
     whole_episodes: bool = False
@@ -91,7 +93,9 @@ class EvaluateConfig:
     @property
     def acting(self) -> dict[str, Any]:
         """The fields of the method's `ActingConfig` that options change."""
-        values = {name: getattr(self, name) for name in ("samples", "noise_scale", "action_horizon")}
+        values = {
+            name: getattr(self, name) for name in ("samples", "noise_scale", "action_horizon", "contradicted_text")
+        }
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -127,7 +131,15 @@ def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
 def _check_baseline(config: EvaluateConfig) -> None:
     defaults = EvaluateConfig()
     several = config.baseline == "retrieve-and-play"  # which alone can take demonstrations together
-    for name in ("samples", "noise_scale", "action_horizon", "checkpoint", "prompt_text", "together"):
+    for name in (
+        "samples",
+        "noise_scale",
+        "action_horizon",
+        "contradicted_text",
+        "checkpoint",
+        "prompt_text",
+        "together",
+    ):
         if getattr(config, name) != getattr(defaults, name) and not (name == "together" and several):
             raise InputError("a baseline has no use for this", field=_option(name), found=getattr(config, name))
     if config.prompts not in ("own", "swapped"):

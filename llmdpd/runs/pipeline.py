@@ -265,7 +265,6 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         layout,
         method.self_prompted if reads.trajectory else 0.0,
         {task: shown_by(task) for task in dataset.tasks},
-        method.mismatched_text,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,6 @@ class BatchSampler:
         self_prompted: probability that a prompt's transitions are those of its demonstration (`OfflineConfig`); never
             of a task that another one shows, whose demonstrations do something else.
         shown_by: the task of the data set whose episodes show a task, by task; one that is not named shows itself.
-        mismatched_text: probability that such a prompt has the text of another task (`OfflineConfig`), of those that
-            show themselves.
 
     Raises:
         InputError: prompts that do not share the batch out evenly; a task without an episode that can be shown, or
@@ -72,7 +70,6 @@ class BatchSampler:
         layout: Layout | None = None,
         self_prompted: float = 0.0,
         shown_by: Mapping[str, str] | None = None,
-        mismatched_text: float = 0.0,
     ) -> None:
         if prompts < 1 or batch_size < 1 or batch_size % prompts:
             raise InputError(
@@ -94,7 +91,7 @@ class BatchSampler:
         self._demonstrations = [self._eligible(task) for task in shown]
         self._shows_itself = [other == task for task, other in zip(dataset.tasks, shown, strict=True)]
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
-        self._self_prompted, self._mismatched_text = self_prompted, mismatched_text
+        self._self_prompted = self_prompted
 
     def next(self) -> PromptedBatch:
         """The next batch."""
@@ -115,7 +112,7 @@ class BatchSampler:
         }
         prompted = PromptedBatch(
             **arrays,
-            text=self._texts(tasks, [demonstration is not None for _, demonstration in parts]),
+            text=None if self._embeddings is None else self._embeddings[torch.from_numpy(tasks)],
             tokens=tokens,
             keep=self._keep(),
             windows=self._windows(rows) if self._horizon else None,
@@ -131,17 +128,6 @@ class BatchSampler:
             return self._draw(self._transitions[task], self._share), None
         episode, offsets = self._demonstration(task), self._dataset.offsets
         return self._random.integers(offsets[episode], offsets[episode + 1], size=self._share), episode
-
-    def _texts(self, tasks: np.ndarray, self_prompted: Sequence[bool]) -> Tensor | None:
-        """The embeddings [P, D] of the prompts' texts, of some self-prompted ones that of any task."""
-        if self._embeddings is None:
-            return None
-        chosen = tasks
-        if self._mismatched_text:
-            candidates = np.flatnonzero(self._shows_itself)
-            mismatched = [own and self._random.random() < self._mismatched_text for own in self_prompted]
-            chosen = np.where(mismatched, self._draw(candidates, len(tasks)), tasks)
-        return self._embeddings[torch.from_numpy(chosen)]
 
     def _demonstration(self, task: int) -> int:
         return int(self._draw(self._demonstrations[task], 1)[0])

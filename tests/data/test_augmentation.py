@@ -75,24 +75,6 @@ def test_rotated_scenes_keep_distances_heights_and_what_actions_do(
     assert torch.equal(change.actions(action)[..., 2:], action[..., 2:])
 
 
-def test_commands_of_the_gripper_are_mapped_alike_for_each_prompt(rng: np.random.Generator) -> None:
-    given = torch.ones(P, 1)
-    given[2] = 0
-    change, action, state = make(rng, given, grip=1.0), torch.rand(P, M, 4) * 2 - 1, states(rng)
-    after = change.actions(action)
-    assert torch.equal(after[..., :3], action[..., :3])
-    assert torch.equal(after[2], action[2]), "without a demonstration nothing says how it is mapped"
-    assert after.abs().max() <= 1
-    torch.testing.assert_close(change.demonstration_actions(action), after)
-    torch.testing.assert_close(change.states(state), state, atol=1e-6, rtol=0)
-    ends = change.actions(torch.tensor([-1.0, 0.0, 1.0])[None, :, None].expand(P, 3, 4))[..., 3]
-    torch.testing.assert_close(ends[:, 1], ends[:, [0, 2]].mean(1))
-    mapped = [prompt for prompt in range(P) if prompt != 2]
-    assert len({round(float(end), 5) for end in ends[mapped][:, [0, 2]].flatten()}) == 2 * len(mapped)
-    seldom = Augmentation(AugmentationConfig(grip=0.3), LAYOUT, 4000, rng).actions(torch.ones(4000, 1, 4))[:, 0, 3]
-    assert abs(float((seldom != 1).float().mean()) - 0.3) < 6 * (0.3 * 0.7 / 4000) ** 0.5
-
-
 def test_actions_stay_within_their_bounds(rng: np.random.Generator) -> None:
     action = torch.sign(torch.randn(P, M, 4))
     change = make(rng, rotate=1.0)

@@ -282,27 +282,3 @@ def test_a_task_that_is_shown_by_an_absent_one_is_refused(dataset: TrajectoryDat
     assert (error.value.field, error.value.path) == ("push-v3", dataset.source)
     assert error.value.expected == "soccer-v3 beside push-v3"
     make_sampler(dataset, shown_by={"push-v3": "soccer-v3"}, encoder=None).next()  # nobody reads demonstrations
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_a_share_of_self_prompted_prompts_has_the_text_of_any_task(
-    metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator, share: float
-) -> None:
-    dataset = metaworld_data(TASKS, 40, seed=int(rng.integers(1000)), length=9)
-    embeddings = torch.arange(3.0)[:, None].expand(3, 4)
-    encoder = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=5)
-    wrong = {True: 0, False: 0}
-    for self_prompted in (True, False):
-        sampler = BatchSampler(
-            *(dataset, embeddings, encoder, 24, 3, int(rng.integers(1000)), torch.device("cpu")),
-            self_prompted=float(self_prompted),
-            mismatched_text=share,
-        )
-        for _ in range(200):
-            batch = sampler.next()
-            assert batch.text is not None
-            drawn = dataset.task_ids[dataset.episode_ids(rows_of(dataset, batch)).reshape(3, 8)[:, 0]]
-            wrong[self_prompted] += int((batch.text[:, 0].numpy() != drawn).sum())
-    # Of three tasks, a third of the mismatched texts are the task's own.
-    assert abs(wrong[True] / 600 - share * 2 / 3) < 6 * (0.25 / 600) ** 0.5
-    assert wrong[False] == 0
