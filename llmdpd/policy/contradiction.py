@@ -10,6 +10,7 @@ from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.policy_network import PolicyNetwork, States
 from llmdpd.prompts.useful_part import Recorded
 
+_CLEARLY = 1.1  # times the loss: nearer to 1, it is as often the text that is right
 _DRAWS = 4  # of the noise, at each step and level
 _APART = 1 << 20  # of their seeds: more than an episode has steps
 
@@ -17,7 +18,7 @@ _APART = 1 << 20  # of their seeds: more than an episode has steps
 def contradicts(
     network: PolicyNetwork, given: EncodedPrompts, alone: EncodedPrompts, shown: Sequence[Recorded]
 ) -> bool:
-    """Whether the diffusion loss on the demonstrated actions is higher under the prompt as given than without its text.
+    """Whether the diffusion loss on the demonstrated actions is clearly higher with the text than without it.
 
     The loss bounds how unlikely a policy finds actions (Ho et al. 2020): a text under which the demonstration becomes
     less likely tells the policy something else than the demonstration does.
@@ -28,7 +29,7 @@ def contradicts(
         shown: those demonstrations as they are read, their actions within ±1.
     """
     losses = [_loss(network, prompt, shown) for prompt in (given, alone)]
-    return None not in losses and losses[0] > losses[1]  # type: ignore[operator]
+    return None not in losses and losses[0] > _CLEARLY * losses[1]  # type: ignore[operator]
 
 
 @torch.no_grad()

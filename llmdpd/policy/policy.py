@@ -230,7 +230,7 @@ class Policy:
         reads = self.network.reads
         if text is None and trajectory is None and (reads.text or reads.trajectory):
             kinds = [name for name, read in (("text", reads.text), ("trajectory", reads.trajectory)) if read]
-            raise InputError("an empty prompt", field="prompt", found="nothing", expected=" or ".join(kinds))
+            raise InputError("an empty prompt", field=kinds[-1], found="nothing", expected=" or ".join(kinds))
         prompts = self.encode_prompts([text], [trajectory])
         if self.network.memory_length and target_return is None:
             target_return = float(self.target_returns([None], [trajectory])[0])

@@ -17,6 +17,7 @@ from llmdpd.tasks.specs import canonical_task, suite_of
 from llmdpd.tasks.user import user_suite
 from llmdpd.utils.bounds import Bounds, Episodes, OptionalEpisodes, WholeNumber, Workers, check_config
 
+_ACTING = ("samples", "noise_scale", "action_horizon", "contradicted_text")
 OptionalCount = Annotated[int | None, Bounds(1)]
 
 
@@ -93,9 +94,7 @@ class EvaluateConfig:
     @property
     def acting(self) -> dict[str, Any]:
         """The fields of the method's `ActingConfig` that options change."""
-        values = {
-            name: getattr(self, name) for name in ("samples", "noise_scale", "action_horizon", "contradicted_text")
-        }
+        values = {name: getattr(self, name) for name in _ACTING}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -131,15 +130,7 @@ def check_evaluation(config: EvaluateConfig, trained: TrainConfig) -> None:
 def _check_baseline(config: EvaluateConfig) -> None:
     defaults = EvaluateConfig()
     several = config.baseline == "retrieve-and-play"  # which alone can take demonstrations together
-    for name in (
-        "samples",
-        "noise_scale",
-        "action_horizon",
-        "contradicted_text",
-        "checkpoint",
-        "prompt_text",
-        "together",
-    ):
+    for name in (*_ACTING, "checkpoint", "prompt_text", "together"):
         if getattr(config, name) != getattr(defaults, name) and not (name == "together" and several):
             raise InputError("a baseline has no use for this", field=_option(name), found=getattr(config, name))
     if config.prompts not in ("own", "swapped"):

@@ -48,10 +48,19 @@ def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: Prompts
         assert (record.prompts.text, record.goal_visible, record.max_steps) == ("built in", True, 8)
         assert record.wall_seconds > 0
         assert record.acting == ActingUse(
-            samples=1, selection="soft", temperature=1.0, noise_scale=0.3, sampler="ddpm", steps=5
+            **{
+                "samples": 1,
+                "selection": "soft",
+                "temperature": 1.0,
+                "noise_scale": 0.3,
+                "sampler": "ddpm",
+                "steps": 5,
+            },
+            contradicted_text="drop",
         )
         assert record.protocol == "custom", "the paper's tasks are others"
     changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2, "precision": "bf16"}
+    changes["contradicted_text"] = "keep"
     alone = {task: dataclasses.replace(prompt, demonstrations=()) for task, prompt in prompts.items()}
     for record in evaluate_policies({"last": policy.with_acting(**changes)}, CONFIG, alone, workers=1):
         assert dataclasses.asdict(record.acting) == {"temperature": 1.0, "action_horizon": 1, **changes}

@@ -40,8 +40,16 @@ def test_the_action_horizon_is_the_chunk_unless_it_is_given() -> None:
         (NoisyActing(0.5), {"noise_scale": 0.5}),
         (ChainActing(0.5, "ddim", 3), {"noise_scale": 0.5, "sampler": "ddim", "steps": 3}),
         (
-            BestOfN(samples=3, selection="max", temperature=2.0, precision="bf16", action_horizon=2),
+            BestOfN(
+                samples=3,
+                selection="max",
+                temperature=2.0,
+                precision="bf16",
+                action_horizon=2,
+                contradicted_text="drop",
+            ),
             {
+                "contradicted_text": "drop",
                 **{"samples": 3, "selection": "max", "temperature": 2.0, "precision": "bf16", "action_horizon": 2},
                 **{"noise_scale": 1.0, "sampler": "ddpm", "steps": 9},
             },

@@ -111,6 +111,18 @@ def test_observations_of_a_dict_space_are_taken_by_key(make_policy: MakePolicy, 
             policy.act(wrong)
 
 
+def test_several_demonstrations_without_a_text(make_policy: MakePolicy, example: Any) -> None:
+    policy = make_policy(text_dropout=0.1, trajectory_dropout=0.1)
+    other = tuple(part + 0.1 for part in example)
+
+    def action(*demonstrations: Any) -> Any:
+        policy.seed(0)
+        return policy.prompt(trajectory=list(demonstrations)).act(np.ones(S))
+
+    assert not np.array_equal(action(example, other), action(example))
+    np.testing.assert_allclose(action(example, example), action(example), rtol=1e-5, atol=1e-6)
+
+
 def test_prompts_of_wrong_kinds(make_policy: MakePolicy, example: Any) -> None:
     with pytest.raises(InputError, match="an empty prompt"):
         make_policy().prompt()

@@ -50,6 +50,7 @@ def test_the_text_can_be_exchanged_under_the_same_demonstration(
         assert record.prompts.trajectory == own[SEEN[0]].prompts.trajectory
         assert record.prompts.kind == "other text"
         assert record.goal_visible
+        assert record.acting.contradicted_text == "keep", "here texts are to say something else than what is shown"
     capsys.readouterr()
     for options, told in (
         (["--tasks", "wait-push"], "no demonstration of this task"),

@@ -227,9 +227,12 @@ class Context(nn.Module, ABC):
     def _absent(self, which: Literal["text", "trajectory"], other: Tensor | TrajectoryTokens | None) -> Tensor:
         """The zero vector of a prompt that is left out; only a policy trained with prompt dropout knows it."""
         check_left_out(self.config, which)
-        tensor = other.states if isinstance(other, TrajectoryTokens) else other
+        if isinstance(other, TrajectoryTokens):
+            prompts = len(other.counts) or len(other.states)
+        else:
+            prompts = 1 if other is None else len(other)
         size = self.config.text_dim if which == "text" else self.config.trajectory_dim
-        return torch.zeros(1 if tensor is None else tensor.shape[0], size, device=self.features.mean.device)
+        return torch.zeros(prompts, size, device=self.features.mean.device)
 
 
 def check_left_out(config: ContextConfig, which: Literal["text", "trajectory"]) -> None:
