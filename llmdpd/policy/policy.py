@@ -228,7 +228,7 @@ class Policy:
             found = target_return
             raise InputError("wrong return", field="target_return", found=found, expected="a finite number")
         reads = self.network.reads
-        if text is None and trajectory is None and (reads.text or reads.trajectory):
+        if text is None and trajectory is None and target_return is None and (reads.text or reads.trajectory):
             kinds = [name for name, read in (("text", reads.text), ("trajectory", reads.trajectory)) if read]
             raise InputError("an empty prompt", field=kinds[-1], found="nothing", expected=" or ".join(kinds))
         prompts = self.encode_prompts([text], [trajectory])
