@@ -22,8 +22,8 @@ from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.encoding import accept_any_output
 from llmdpd.utils.progress import console, error_console
 
-# A table of two checkpoints of as many tasks fills a terminal's 24 lines.
 _RIGHT = ("episodes", "success", "return", "action error")
+# A table of two checkpoints of as many tasks fills a terminal's 24 lines.
 _FEW_TASKS = 12
 _MASTERED = 0.9
 # What the system refuses without naming a file: room on a disk, rights, memory, processes and open files.

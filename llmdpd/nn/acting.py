@@ -96,8 +96,9 @@ class BestOfN(ChainActing):
     """Actions of a chunk that are executed before the next is sampled; by default the whole chunk."""
 
     contradicted_text: Literal["keep", "drop"] = "keep"
-    """What becomes of a text under which the policy finds its demonstration less likely than without it: `drop` leaves
-    it out of that prompt. It needs text dropout in training."""
+    """What becomes of a text under which the policy finds its demonstration clearly less likely than without it (the
+    diffusion loss on it is 1.1 times as high): `drop` leaves it out of that prompt. It needs text dropout in training,
+    and has no effect on a policy that predicts chunks."""
 
     def check_network(self, network: Any) -> None:
         super().check_network(network)
@@ -127,5 +128,7 @@ class BestOfN(ChainActing):
         return replace(self, contradicted_text="keep")
 
     def describe(self, network: Any) -> dict[str, Any]:
-        named = ("samples", "selection", "temperature", "precision", "contradicted_text")
-        return super().describe(network) | {name: getattr(self, name) for name in named}
+        own = {name: getattr(self, name) for name in ("samples", "selection", "temperature", "precision")}
+        reads = network.context_config()
+        dropped = self.drops_texts and network.chunk == 1 and reads.text and reads.trajectory and reads.text_dropout
+        return super().describe(network) | own | {"contradicted_text": "drop" if dropped else "keep"}

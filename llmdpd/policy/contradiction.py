@@ -26,10 +26,10 @@ def contradicts(
     Args:
         network: the policy's; one without such a loss finds no contradiction.
         given: one prompt, of a text and demonstrations. alone: the same without the text.
-        shown: those demonstrations as they are read, their actions within ±1.
+        shown: those demonstrations as they are read, their actions within ±1; time steps count what is read of them.
     """
-    losses = [_loss(network, prompt, shown) for prompt in (given, alone)]
-    return None not in losses and losses[0] > _CLEARLY * losses[1]  # type: ignore[operator]
+    told, plain = (_loss(network, prompt, shown) for prompt in (given, alone))
+    return told is not None and plain is not None and told > _CLEARLY * plain
 
 
 @torch.no_grad()

@@ -70,10 +70,11 @@ def _joined(parts: Mapping[str, ArrayLike], width: int, keys: Sequence[str]) -> 
         arrays = [np.asarray(parts[key], np.float32) for key in keys]
     except (TypeError, ValueError) as error:
         raise InputError("the observation is no numbers", field="observation", found=str(error)) from None
-    one = sum(array.size for array in arrays) == width and any(
-        array.shape[:1] != (1,) or array.ndim < 2 for array in arrays
-    )
-    rows = () if one else arrays[0].shape[:1]
+    single = sum(array.size for array in arrays) == width
+    # One row of a vector environment has as many numbers: there every part has a first dimension of 1.
+    if single and any(array.ndim > 1 for array in arrays) and all(array.shape[:1] == (1,) for array in arrays):
+        single = False
+    rows = () if single else arrays[0].shape[:1]
     if any(array.shape[: len(rows)] != rows for array in arrays):
         found = ", ".join(f"{key} {list(array.shape)}" for key, array in zip(keys, arrays, strict=True))
         raise InputError("wrong observation", field="observation", found=found, expected=f"{width} numbers, or B times")

@@ -36,7 +36,7 @@ from llmdpd.policy.inputs import (
 )
 from llmdpd.policy.session import Seeds, Session
 from llmdpd.prompts import TextPrompt
-from llmdpd.prompts.demonstration import TrajectoryTokens, read_part
+from llmdpd.prompts.demonstration import TrajectoryTokens, make_tokens, read_part
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
@@ -266,18 +266,14 @@ class Policy:
         network, kept = self.network, torch.ones(len(prompts), 1, device=self.device)
         if not network.reads.text_dropout:
             return kept  # it never learned to do without
+        encoder, layout = network.reads.encoder, network.spaces.layout
         for number, prompt in enumerate(prompts):
-            tokens = self._tokens([prompt]).to(self.device)
-            given, alone = (network.encode(text, tokens) for text in (embeddings[number : number + 1], None))
-            shown = [
-                read_part(
-                    recorded(one, network.spaces, network.action_scaling, self._keys),
-                    network.reads.encoder,
-                    network.spaces.layout,
-                    standing=False,
-                )[0]
-                for one in each_demonstration(prompt)
+            own = [
+                recorded(one, network.spaces, network.action_scaling, self._keys) for one in each_demonstration(prompt)
             ]
+            tokens = make_tokens(own, encoder, layout=layout, counts=(len(own),), standing=False).to(self.device)
+            given, alone = (network.encode(text, tokens) for text in (embeddings[number : number + 1], None))
+            shown = [read_part(one, encoder, layout, standing=False)[0] for one in own]
             kept[number] = not contradicts(network, given, alone, shown)
         if (dropped := int((kept == 0).sum())) > 0:
             _log.info("texts that contradict their demonstrations are left out of %d of %d prompts", dropped, len(kept))

@@ -110,11 +110,14 @@ def keep_prompts(
         save_minari(chosen, run.prompts, namespace="prompts", name="example-v0")
     prompts = task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible, stored=True)
     described = {}
+    first = tuple(place for task in shown_tasks(tasks) for place in suite_of(task).data(task))
     for task, prompt in prompts.items():
         own = prompt.demonstration
         trajectory = None
         if own is not None and demonstrations is not None:
-            source = ", ".join(suite_of(task).data(shown_by(task))) or demonstrations.source
+            places = suite_of(task).data(shown_by(task))
+            # Of many files only the first stands in the data set's source; where they are the task's own, say which.
+            source = ", ".join(places) if demonstrations.source.startswith(first) else demonstrations.source
             seed = own.seed if own.seed >= 0 else None  # which recordings do not tell
             trajectory = {"source": source, "seed": seed, "steps": len(own)}
         described[task] = {"text": prompt.text, "text_source": prompt.text_source, "trajectory": trajectory}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
 from llmdpd.nn.acting import ActingConfig, BestOfN, ChainActing, NoisyActing
+from llmdpd.nn.context import ContextConfig
 from llmdpd.utils.bounds import check_config
 
 NETWORK = DiffusionNetworkConfig(diffusion_steps=9, schedule="cosine", action_bound=0.5, chunk=4)
@@ -49,7 +51,7 @@ def test_the_action_horizon_is_the_chunk_unless_it_is_given() -> None:
                 contradicted_text="drop",
             ),
             {
-                "contradicted_text": "drop",
+                "contradicted_text": "keep",  # of chunks, no text is dropped
                 **{"samples": 3, "selection": "max", "temperature": 2.0, "precision": "bf16", "action_horizon": 2},
                 **{"noise_scale": 1.0, "sampler": "ddpm", "steps": 9},
             },
@@ -96,3 +98,17 @@ def test_options_that_do_not_fit_the_network_are_refused(acting: ChainActing, fi
     with pytest.raises(InputError) as error:
         acting.check_network(NETWORK)
     assert error.value.field == field
+
+
+def test_results_say_that_texts_are_dropped_where_they_can_be() -> None:
+    reads = ContextConfig(text_dropout=0.1)
+    for network, dropped in (
+        (DiffusionNetworkConfig(context=reads), True),
+        (DiffusionNetworkConfig(context=ContextConfig()), False),  # never trained without its text
+        (DiffusionNetworkConfig(context=replace(reads, trajectory=False)), False),
+        (DiffusionNetworkConfig(context=reads, chunk=4), False),
+    ):
+        for choice in ("keep", "drop"):
+            found = BestOfN(contradicted_text=choice).describe(network)["contradicted_text"]
+            assert found == ("drop" if dropped and choice == "drop" else "keep")
+    assert BestOfN(contradicted_text="drop").keeping_texts() == BestOfN()
