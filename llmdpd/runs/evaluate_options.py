@@ -54,7 +54,7 @@ class EvaluateConfig:
     """Evaluate once with demonstrations by each of these behaviour policies (clean, slow, pauses …: see llmdpd.collect
     --help), which are collected, or found again, under --data-root."""
     demonstrations: OptionalEpisodes = None
-    """Demonstrations a task that the episodes take in turn; by default 5 with --prompt-behaviours, else 1."""
+    """Demonstrations a task that the episodes take in turn; by default 1, or 5 by each behaviour that is named."""
     together: bool = False
     """The demonstrations of a task are one prompt, from which the policy retrieves together, instead of taking turns;
     then by default 5; of a policy at most 16."""

@@ -105,12 +105,12 @@ def test_nobody_asks_where_there_is_nothing_to_choose(
 
 def test_a_policy_finds_the_text_under_which_it_learned_something_else(make_policy: MakePolicy, example: Any) -> None:
     """With real losses: under one text, and without, it learned what is shown, under another text the opposite."""
-    policy = make_policy(critic=False, acting=DROP, text_dropout=0.1)
+    policy = make_policy(critic=False, acting=DROP, network={"hidden_dim": 64}, text_dropout=0.1, text_hidden=64)
     observations, actions = (part.astype(np.float32) for part in example)
     network, states = policy.network.requires_grad_(True), torch.from_numpy(observations)
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
     index, steps = torch.zeros(20, dtype=torch.long), torch.arange(20)
-    for iteration in range(250):
+    for iteration in range(400):
         optimiser.zero_grad()
         for text, share in ((KNOWN, 1.0), (None, 1.0), (OTHER, -1.0)):
             words = None if text is None else policy.texts[text_key(text)][None]
