@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.content import EXPANSION, FREE
+from llmdpd.data.hdf5_texts import array_texts, attribute_texts
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
 from llmdpd.utils.files import check_regular
@@ -83,8 +84,8 @@ def _never_ends(heap: bytes) -> bool:
 _open: dict[str, _Source] = {}
 
 
-def _source(group: h5py.Group) -> _Source:
-    return _open[str(group.file.filename)]
+def _source(node: Node) -> _Source:
+    return _open[str(node.file.filename)]
 
 
 @contextmanager
@@ -121,7 +122,8 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
 def check_own_contents(path: Path) -> None:
     """Hold that all of a file is in the file itself and of a size that it can hold, for others to open it.
 
-    Texts of any length are read, those of attributes too, so that whoever reads them later finds them in order.
+    Texts of any length are read, those of attributes too, so that whoever reads them later finds them in order. Other
+    objects, such as lists of any length, are refused.
 
     Raises:
         InputError: as `open_hdf5`; a link, external storage, a virtual data set, more bytes than such a file has.
@@ -139,6 +141,7 @@ def check_own_contents(path: Path) -> None:
                 array = _array(group, name, "an array")
                 _read_attributes(array)
                 if array.dtype.hasobject:
+                    _count_texts(group, name, array)
                     array[()]
 
     with open_hdf5(path, "an HDF5 file") as file:
@@ -149,7 +152,7 @@ def _read_attributes(node: Node) -> None:
     for number in range(h5py.h5a.get_num_attrs(node.id)):
         attribute = h5py.h5a.open(node.id, index=number)
         if attribute.dtype.hasobject:
-            node.attrs[attribute.name]
+            read_attribute(node, attribute.name.decode("utf-8", "surrogateescape"))
 
 
 def hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
@@ -228,17 +231,29 @@ def read_names(group: h5py.Group, name: str) -> list[str]:
     if field.dtype.kind not in "SO" or field.ndim != 1:
         found = f"{field.dtype} {list(field.shape)}"
         raise _error(group, name, "not a list of texts", found, "[N], texts")
+    if field.dtype.hasobject:
+        _count_texts(group, name, field)
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in field[()]]
+
+
+def read_attribute(node: Node, name: str) -> Any:
+    """The attribute `name` as h5py gives it, None where it is absent. Raises InputError for objects but texts."""
+    if name not in node.attrs:
+        return None
+    attribute = h5py.h5a.open(node.id, name.encode("utf-8", "surrogateescape"))
+    if attribute.dtype.hasobject:
+        _take_texts(node, name, attribute.dtype, lambda file: attribute_texts(node, attribute, file))
+    return node.attrs[name]
 
 
 def text_attribute(node: Node, name: str) -> str:
     """The attribute `name` as text; "" where it is absent or is no text."""
-    value = node.attrs.get(name, "")
+    value = read_attribute(node, name)
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return text if isinstance(text, str) else ""
 
 
-def field_name(group: h5py.Group, name: str) -> str:
+def field_name(group: Node, name: str) -> str:
     """The path of `name` inside the file, for messages: "data/demo_0/actions"."""
     return f"{group.name or ''}/{name}".strip("/")
 
@@ -268,8 +283,25 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
     return field
 
 
-def _error(group: h5py.Group, name: str, problem: str, found: Any, expected: str) -> InputError:
-    path, field = str(_source(group).path), field_name(group, name)
+def _count_texts(group: h5py.Group, name: str, field: h5py.Dataset) -> None:
+    _take_texts(group, name, field.dtype, lambda file: array_texts(field, file))
+
+
+def _take_texts(node: Node, name: str, dtype: Any, count: Callable[[int], int]) -> None:
+    """Take what texts need off the room that there is. Raises InputError where it is too much, or no texts."""
+    source, limit = _source(node), "texts in the file itself, of no more bytes than such a file can hold"
+    if h5py.check_string_dtype(dtype) is None:
+        raise _error(node, name, "objects that are no texts", str(dtype), limit)
+    try:
+        source.room -= count(source.fileno())
+    except OSError as error:
+        raise _error(node, name, "texts of which the lengths are not known", str(error), limit) from error
+    if source.room < 0:
+        raise _error(node, name, "more text than such a file can hold", "a length that goes beyond", limit)
+
+
+def _error(node: Node, name: str, problem: str, found: Any, expected: str) -> InputError:
+    path, field = str(_source(node).path), field_name(node, name)
     return InputError(problem, path=path, field=field, found=found, expected=expected)
 
 

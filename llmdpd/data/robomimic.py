@@ -26,7 +26,17 @@ from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
 from llmdpd.data.flags import SUCCESS, as_flags, first_success
-from llmdpd.data.hdf5 import field_name, member, names_in, open_hdf5, read_names, read_numbers, subgroup, text_attribute
+from llmdpd.data.hdf5 import (
+    field_name,
+    member,
+    names_in,
+    open_hdf5,
+    read_attribute,
+    read_names,
+    read_numbers,
+    subgroup,
+    text_attribute,
+)
 from llmdpd.data.notes import say_once
 from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
@@ -238,7 +248,7 @@ def _episode(demo: h5py.Group, keys: tuple[str, ...], reading: Reading, task: st
 
 
 def _num_samples(demo: h5py.Group, default: int) -> int:
-    value = demo.attrs.get("num_samples", default)
+    value = read_attribute(demo, "num_samples")
     return int(value) if isinstance(value, (int, np.integer)) else default
 
 
@@ -263,7 +273,7 @@ def _observations(group: h5py.Group, keys: tuple[str, ...], path: Path) -> NDArr
 
 def _success(demo: h5py.Group) -> int:
     """Isaac Lab's attribute; -1 where it is absent."""
-    value = demo.attrs.get("success")
+    value = read_attribute(demo, "success")
     return int(value) if isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1) else -1
 
 
