@@ -16,6 +16,7 @@ COMMANDS = {
     "report": "write an HTML page about a run, or comparing several",
     "experiment": "run a table or figure of the paper, and make a page of it",
     "collect": "make a data set, by scripted experts or from a run of SAC",
+    "export": "write a run's policy for machines without this package",
     "tasks": "check a file with tasks of your own",
     "pretrain": "pre-train a small GPT-2 for the method lamo",
 }

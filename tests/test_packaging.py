@@ -136,6 +136,14 @@ def test_plain_install(source: Path, build_dir: str, tmp_path: Path) -> None:
     inside = where(executable, source)
     assert inside[:2] == [source / "llmdpd" / "__init__.py", source / "llmdpd" / "errors.py"]
     assert inside[2:] == outside[2:]
+    # An installation exports the same C++ as the checkout.
+    amalgamate = "from llmdpd.export.amalgamation import *; print(sources(), hash(amalgamated(sources())))"
+    exported = [
+        python(amalgamate, executable=str(executable), cwd=cwd, PYTHONPATH="", PYTHONHASHSEED="0").split()
+        for cwd in (tmp_path, source)
+    ]
+    assert [Path(folder) for folder, _ in exported] == [installed / "csrc", source / "csrc"]
+    assert exported[0][1] == exported[1][1]
     # transformers looks for a top-level package of that name.
     assert not (packages / "kernels").exists()
     scripts = {path.name for path in (tmp_path / "env" / "bin").glob("llmdpd-*")}

@@ -93,6 +93,10 @@ class ActionScaling:
         plain = (self._centre == 0).all() and (self._half == 1).all()
         self.identity = bool(plain and (self._low == -1).all() and (self._high == 1).all())
 
+    def parts(self) -> NDArray[np.float64]:
+        """What `from_unit` computes by, [4, A]: centre, half the range, lowest and highest action."""
+        return np.stack([self._centre, self._half, self._low, self._high])
+
     def to_unit(self, actions: FloatArray) -> tuple[FloatArray, int]:
         """Actions within ±1, and how many rows were beyond the bounds and are cut to them."""
         clipped = actions.clip(self._low, self._high)

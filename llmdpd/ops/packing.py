@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,41 +40,48 @@ def pack_critic(network: nn.Module, state_dim: int, action_dim: int, bf16: bool)
     return native.module().PackedCritic(state_dim, action_dim, weight, bias, _trunk(rest), bf16)
 
 
-def pack_context(
-    state_dim: int,
-    action_dim: int,
-    points: Sequence[Sequence[int]],
-    own: Table,
-    geometry: Table,
-    *,
-    heads: int = 0,
-    lookaheads: int = 0,
-    periods: Sequence[float] = (),
-    time_unit: float = 1.0,
-    weights: Mapping[str, Tensor] | None = None,
-) -> Any:
-    """A context packed.
+@dataclass(frozen=True)
+class ContextParts:
+    """A context's weights and P encoded prompts, in the form that everything outside torch computes by.
 
     Args:
         state_dim: S of the observations. action_dim: A of the demonstrations' actions.
         points, own, geometry: see `llmdpd.nn.feature_table`.
+        pooled: prompt vectors [P, Z].
+        memory: what is looked up of the prompts, by `RetrievalContext.remember`'s names, without the dimensions that
+            it is broadcast along, and `query_init` [P, W], the text's part of the query.
         heads: of the attention. lookaheads: later steps whose geometry is looked up too.
         periods: of the timestep embedding's sines, in time steps; none where there is no embedding.
         time_unit: time steps in the unit that moments are compared in.
         weights: of what looks into the demonstration, by the names of `RetrievalContext`'s state; those of parts that
             are switched off are absent, and where all are, features and embedding alone are computed.
     """
-    arrays = {name: native.array(tensor, name) for name, tensor in (weights or {}).items()}
-    plain = [list(map(int, point)) for point in points]
-    return native.module().Context(
-        state_dim, action_dim, lookaheads, heads, plain, own, geometry, list(periods), time_unit, arrays
+
+    state_dim: int
+    action_dim: int
+    points: Sequence[Sequence[int]]
+    own: Table
+    geometry: Table
+    pooled: Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: int = 0
+    lookaheads: int = 0
+    periods: Sequence[float] = ()
+    time_unit: float = 1.0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def pack_prompts(parts: ContextParts) -> Any:
+    """A context and its P prompts packed."""
+    weights, memory = (
+        {name: native.array(tensor, name) for name, tensor in tensors.items()}
+        for tensors in (parts.weights, parts.memory)
     )
-
-
-def pack_prompts(context: Any, pooled: Tensor, memory: Mapping[str, Tensor]) -> Any:
-    """P prompts packed for a context: vectors [P, Z], and what it looks up, by `RetrievalContext.remember`'s names."""
-    arrays = {name: native.array(tensor, name) for name, tensor in memory.items()}
-    return native.module().Prompts(context, native.array(pooled, "pooled"), arrays)
+    points = [list(map(int, point)) for point in parts.points]
+    sizes = (parts.state_dim, parts.action_dim, parts.lookaheads, parts.heads)
+    time = (list(parts.periods), parts.time_unit)
+    context = native.module().Context(*sizes, points, parts.own, parts.geometry, *time, weights)
+    return native.module().Prompts(context, native.array(parts.pooled, "pooled"), memory)
 
 
 def _trunk(layers: Sequence[nn.Linear]) -> list[NDArray[np.float32]]:

@@ -35,6 +35,7 @@ _LINES = (
     "collect --policy sac --tasks Hopper-v5 --steps 2000 --level 30 --out data",
     "tasks check tasks.toml --out picture.png",
     "pretrain --corpus words.txt --out gpt2",
+    "export run --task reach --to cpp --demonstration data --demonstrations 2 --samples 1 --steps 5 --out exported",
     "--help",
 )
 _VALUES = (
@@ -88,6 +89,7 @@ _WORK = (
     "llmdpd.methods.lamo.pretraining.tokenize",
     "llmdpd.tasks.simulation.rollout.EnvPool.__enter__",
     "llmdpd.runs.evaluate.load_policies",
+    "llmdpd.runs.export.load_policies",
 )
 
 

@@ -20,7 +20,7 @@ from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.nn.layers import mlp
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_encoder import TrajectoryEncoder
-from llmdpd.ops.packing import pack_context, pack_prompts
+from llmdpd.ops.packing import ContextParts, pack_prompts
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, joined
 from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Width
 
@@ -212,9 +212,14 @@ class Context(nn.Module, ABC):
         prompt part `prompt_dim`.
         """
 
+    def parts(self, prompts: EncodedPrompts) -> ContextParts | None:
+        """This context and P prompts for what computes outside torch; None where nothing else can compute it."""
+        return None
+
     def packed(self, prompts: EncodedPrompts) -> Any | None:
         """This context and P prompts packed for the C++ code (`llmdpd.ops.packing`); None where it has none of it."""
-        return None
+        parts = self.parts(prompts)
+        return None if parts is None else pack_prompts(parts)
 
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
         """The waypoint heads' weights on the one demonstration's steps, [B, heads, T + 1]; the last for none of them.
@@ -259,10 +264,9 @@ class PooledContext(Context):
         features, pooled = self.features(state), prompts.pooled
         return Condition(features, pooled[0] if len(pooled) == 1 else spread(pooled, index, len(features)))
 
-    def packed(self, prompts: EncodedPrompts) -> Any | None:
+    def parts(self, prompts: EncodedPrompts) -> ContextParts:
         # The demonstration's actions are of no use to it: one number of any.
-        context = pack_context(self.features.state_dim, 1, *feature_tables(self.features))
-        return pack_prompts(context, prompts.pooled, {})
+        return ContextParts(self.features.state_dim, 1, *feature_tables(self.features), prompts.pooled)
 
 
 def spread(vectors: Tensor, index: Tensor | None, batch: int) -> Tensor:

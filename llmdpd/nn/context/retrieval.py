@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPro
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import layers
-from llmdpd.ops.packing import pack_context, pack_prompts
+from llmdpd.ops.packing import ContextParts
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 _PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -131,13 +130,13 @@ class RetrievalContext(Context):
         return self._waypoint_weights(hidden, here, prompts.memory)[0].transpose(0, 1)
 
     @torch.no_grad()
-    def packed(self, prompts: EncodedPrompts) -> Any | None:
-        sizes = self.sizes
-        pack = partial(pack_context, self.features.state_dim, self.action_dim, *feature_tables(self.features))
+    def parts(self, prompts: EncodedPrompts) -> ContextParts:
+        sizes, tables = self.sizes, feature_tables(self.features)
+        parts = ContextParts(self.features.state_dim, self.action_dim, *tables, prompts.pooled)
         if sizes.timestep_embedding:
-            pack = partial(pack, periods=_PERIODS, time_unit=_TIME_UNIT)
+            parts = replace(parts, periods=_PERIODS, time_unit=_TIME_UNIT)
         if not self.reads:
-            return pack_prompts(pack(), prompts.pooled, {})
+            return parts
         weights = {name: tensor for name, tensor in self.state_dict().items() if name.split(".")[0] in _LOOKS}
         if "likeness" in weights:
             weights["likeness"] = weights["likeness"].exp()
@@ -148,8 +147,8 @@ class RetrievalContext(Context):
         for name, part in prompts.memory.items():
             broadcast = 2 if name in ("bias", "waypoint_bias") else 1 if name == "waypoints" else 0
             memory[name] = part.flatten(0, broadcast)
-        context = pack(heads=sizes.heads, lookaheads=len(sizes.lookahead), weights=weights)
-        return pack_prompts(context, prompts.pooled, memory)
+        ahead = len(sizes.lookahead)
+        return replace(parts, heads=sizes.heads, lookaheads=ahead, weights=weights, memory=memory)
 
     def _streams(self, state: Tensor, prompt: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees of a state by itself [B, ·], and with its text beside: what queries are made of."""

@@ -17,7 +17,7 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.ops.acting import FrozenActor
-from llmdpd.ops.packing import bind_sampler, pack_context, pack_critic, pack_net, pack_prompts
+from llmdpd.ops.packing import ContextParts, bind_sampler, pack_critic, pack_net, pack_prompts
 
 S, A, Z = 5, 3, 4
 NETWORK = DiffusionNetworkConfig(hidden_dim=16, time_dim=8)
@@ -44,10 +44,10 @@ class Case:
         bf16, B = acting.precision == "bf16", len(self.seeds)
         numbers = np.tile(np.array([[1, 0]], np.float32), (S, 1))
         kinds = np.array([(0, column, 0, -1, -1) for column in range(S)], np.int32)
-        context = pack_context(S, A, [], (kinds, numbers), (kinds[:0], numbers[:0]))
         state, prompt = self.condition
         shared = prompt.ndim == 1
-        prompts = pack_prompts(context, prompt[None] if shared else prompt, {})
+        pooled = prompt[None] if shared else prompt
+        prompts = pack_prompts(ContextParts(S, A, [], (kinds, numbers), (kinds[:0], numbers[:0]), pooled))
         sampler = bind_sampler(pack_net(self.net, bf16), self.net.time_mlp, acting.coefficients(NETWORK))
         critics = None if critic is None else tuple(pack_critic(q, S, A, bf16) for q in (critic.q1, critic.q2))
         temperature = acting.temperature if acting.selection == "soft" else None

@@ -1,0 +1,19 @@
+"""`llmdpd export RUN --task T --to cpp`: a run's policy, its prompts folded in, for a machine without this package."""
+
+from __future__ import annotations
+
+from llmdpd.cli.common import command
+from llmdpd.runs.export import ExportConfig, export_run
+from llmdpd.utils.command_line import parse
+from llmdpd.utils.progress import console
+
+
+def _export(words: list[str]) -> None:
+    out = export_run(parse(ExportConfig, words, "llmdpd export"))
+    files = [file for file in sorted(out.rglob("*")) if file.is_file()]
+    for file in files:
+        console.print(f"{file.stat().st_size / 1000:9.1f} kB  {file.relative_to(out)}", markup=False, highlight=False)
+    console.print(f"export: {out}", markup=False, soft_wrap=True)
+
+
+main = command(_export)

@@ -1,0 +1,109 @@
+"""Exporting a run's policy under the prompts of some of its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from llmdpd.diffusion.schedules import Precision, SamplerName
+from llmdpd.errors import InputError
+from llmdpd.export.contents import Prompt
+from llmdpd.export.cpp import export_cpp
+from llmdpd.ops.native import use_threads
+from llmdpd.runs.evaluate import load_policies
+from llmdpd.runs.evaluate_options import EvaluateConfig, OptionalCount, check_evaluation
+from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.prompt_choice import prompt_sets
+from llmdpd.utils.bounds import Bounds, Count, check_config
+
+_ACTING = ("sampler", "steps", "precision")
+"""Ways of acting that evaluations have no options for."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a run's policy, its prompts folded in, for a machine without this package."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ()
+    """Tasks whose prompts are folded in, a file each."""
+    to: Literal["cpp"] = "cpp"
+    """cpp: one C++ source with a C interface, weights and prompts as files, an example."""
+    out: Path | None = None
+    """The folder to write; by default export-cpp in the run's folder. An export that is there is replaced."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which policy: the last one, or the best by the selection during training."""
+    prompt_data: Annotated[str | None, tyro.conf.arg(aliases=["--demonstration"])] = None
+    """Data set to take the demonstrations from; by default the run's own."""
+    demonstrations: Count = 1
+    """Demonstrations of a task, which are one prompt together; at most 16."""
+    prompt_text: Path | None = None
+    """Text file that replaces the tasks' text prompts."""
+    prompts: Literal["own", "no-trajectory", "no-text"] = "own"
+    """Text and demonstration, the text alone, or the demonstration alone."""
+    samples: OptionalCount = None
+    """Actions sampled a state; by default the run's."""
+    noise_scale: Annotated[float | None, Bounds(0)] = None
+    """Factor on the sampler's noise; by default the run's."""
+    sampler: SamplerName | None = None
+    """Sampler of the chain; by default the run's."""
+    steps: OptionalCount = None
+    """Denoising steps; by default the run's."""
+    precision: Precision | None = None
+    """Precision of the matrix products; by default the run's. C++ takes fp32."""
+    action_horizon: OptionalCount = None
+    """Actions of a chunk that are executed before the next is sampled; by default the run's."""
+    contradicted_text: Literal["keep", "drop"] | None = None
+    """What becomes of a text that contradicts its demonstration; by default the run's."""
+
+
+def export_run(config: ExportConfig) -> Path:
+    """Export as the options say; the folder that was written.
+
+    Raises:
+        InputError: no run there; tasks without a prompt; a policy, or a way of acting, that cannot be exported.
+    """
+    check_config(config)
+    if not config.tasks:
+        raise InputError("no task to export for", field="--task", found="none", expected="a task, or several")
+    run = RunFolder.open(config.run)
+    trained = run.read_config()
+    run.use_tasks(trained, unchanged=False)
+    use_threads(1)
+    evaluated = _as_evaluation(config)
+    check_evaluation(evaluated, trained)
+    (prompts,) = prompt_sets(evaluated, run, trained)
+    policy = load_policies(run, (config.checkpoint,), _acting(config, evaluated, trained.method), "cpu")[
+        config.checkpoint
+    ]
+    out = run.path / f"export-{config.to}" if config.out is None else config.out
+    given = {}
+    for task, prompt in prompts.items():
+        shown = list(prompt.demonstrations)
+        given[task] = Prompt(prompt.text, (shown if len(shown) > 1 else shown[0]) if shown else None)
+    export_cpp(policy, given, out)
+    return out
+
+
+def _as_evaluation(config: ExportConfig) -> EvaluateConfig:
+    """The evaluation that has these prompts and acts in this way."""
+    shared = ("run", "tasks", "prompt_data", "prompt_text", "prompts", "samples", "noise_scale", "action_horizon")
+    together = config.demonstrations > 1
+    return EvaluateConfig(
+        **{name: getattr(config, name) for name in (*shared, "contradicted_text", "checkpoint")},
+        demonstrations=config.demonstrations if together else None,
+        together=together,
+    )
+
+
+def _acting(config: ExportConfig, evaluated: EvaluateConfig, method: Any) -> dict[str, Any]:
+    own = {name: getattr(config, name) for name in _ACTING if getattr(config, name) is not None}
+    for name, value in own.items():
+        if not hasattr(method.acting, name):
+            found = f"{value}, of a run of {method.name}"
+            raise InputError("the method has no such way of acting", field=f"--{name}", found=found)
+    return evaluated.acting | own
