@@ -44,7 +44,7 @@ class TrainConfig:
     threads: WholeNumber = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it. The rest, in torch, takes one."""
     llm: str = "minilm"
-    """Text model: minilm, smollm2-135m, llama-3-8b, olmo-1b, any Hugging Face hub id, or a local folder."""
+    """Text model: minilm, smollm2-135m, llama-3-8b, olmo-1b, bag-of-words, any hub id, or a local folder."""
     tasks: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=LLMDPDConfig)

@@ -31,6 +31,7 @@ TEXT_MODELS: Registry[TextModel] = Registry(
     {
         "minilm": "llmdpd.prompts.models:MINILM",
         "smollm2-135m": "llmdpd.prompts.gguf:SMOLLM2_135M",
+        "bag-of-words": "llmdpd.prompts.bag_of_words:BAG_OF_WORDS",
         "llama-3-8b": "llmdpd.prompts.models:LLAMA_3_8B",
         "olmo-1b": "llmdpd.prompts.models:OLMO_1B",
     },

