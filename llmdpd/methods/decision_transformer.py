@@ -78,7 +78,7 @@ class DecisionTransformer(HistoryPolicy):
         sizes = config.sequence
         self.embed: nn.Module = StepEmbedding(feature_dim, action_dim, sizes)
         self.norm: nn.Module = nn.LayerNorm(sizes.width)
-        self.model = CausalTransformer(sizes.sizes, sizes.dropout)
+        self.model: nn.Module = CausalTransformer(sizes.sizes, sizes.dropout)
         self.head: nn.Module = nn.Linear(sizes.width, action_dim)
 
     def forward(

@@ -77,11 +77,8 @@ class CausalTransformer(nn.Module):
         super().__init__()
         # Imported here: it takes seconds, and most methods have no use for it.
         from transformers import GPT2Config, GPT2Model
-        from transformers.activations import ACT2FN
 
-        if sizes.activation not in ACT2FN:
-            expected = "a name that transformers has, such as gelu_new or relu"
-            raise InputError("no such activation", field="activation", found=sizes.activation, expected=expected)
+        check_activation(sizes.activation)
         config = GPT2Config(
             vocab_size=1,
             n_positions=1,
@@ -104,13 +101,29 @@ class CausalTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens, and which of them are there [B, N], True where one is; None: all."""
-        count = tokens.shape[1]
-        seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()[None, None]
-        if mask is not None:
-            # Each token sees itself, so that none sees nothing.
-            seen = seen & mask[:, None, None] | torch.eye(count, dtype=torch.bool, device=tokens.device)
-        # As a whole mask: from a short one transformers makes its own by looking at it on the host.
-        bias = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
-        bias = bias.expand(len(tokens), -1, -1, -1)
-        hidden: Tensor = self.gpt2(inputs_embeds=tokens, attention_mask=bias).last_hidden_state
+        hidden: Tensor = self.gpt2(inputs_embeds=tokens, attention_mask=causal_bias(tokens, mask)).last_hidden_state
         return hidden
+
+
+def check_activation(name: str) -> None:
+    """Raise `InputError` for an activation that transformers does not have."""
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        expected = "a name that transformers has, such as gelu_new or relu"
+        raise InputError("no such activation", field="activation", found=name, expected=expected)
+
+
+def causal_bias(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """What is added to the attention's scores, [B, 1, N, N]: each token sees itself and those before it.
+
+    Tokens are [B, N, W]; mask [B, N] is True where a token is there, None: all are. It is a whole mask because from a
+    short one transformers makes its own by looking at it on the host.
+    """
+    count = tokens.shape[1]
+    seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()[None, None]
+    if mask is not None:
+        # Each token sees itself, so that none sees nothing.
+        seen = seen & mask[:, None, None] | torch.eye(count, dtype=torch.bool, device=tokens.device)
+    bias = torch.zeros_like(seen, dtype=tokens.dtype).masked_fill(~seen, torch.finfo(tokens.dtype).min)
+    return bias.expand(len(tokens), -1, -1, -1)

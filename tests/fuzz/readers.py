@@ -23,7 +23,7 @@ from llmdpd.data.replay_log import ReplayLog
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import TaskResult, write_results
 from llmdpd.methods.lamo.corpus import find_corpus, read_texts
-from llmdpd.methods.lamo.gpt2 import find_language_model
+from llmdpd.methods.lamo.language_model import find_language_model
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.cache import EmbeddingCache, EmbeddingKey
 from llmdpd.reporting.page import build_report

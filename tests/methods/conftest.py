@@ -14,8 +14,8 @@ from llmdpd.methods import METHODS
 from llmdpd.methods.base import Method
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.methods.decision_transformer import DemonstrationConfig
-from llmdpd.methods.lamo.gpt2 import find_language_model
-from llmdpd.methods.lamo.network import LoRAConfig
+from llmdpd.methods.lamo.backbone import LoRAConfig
+from llmdpd.methods.lamo.language_model import find_language_model
 from llmdpd.methods.mtdiff import MTDiffTrajectoryConfig
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.sequence_model import SequenceConfig

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.methods.lamo.gpt2 import LanguageModel
+from llmdpd.methods.lamo.language_model import LanguageModel
 from llmdpd.prompts.cache import default_cache_folder
 from llmdpd.prompts.transformer import attempt_load
 from llmdpd.utils.files import atomic_write_bytes, file_sha256

@@ -18,11 +18,14 @@ from llmdpd.errors import InputError
 from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.decision_transformer import cloning_loss
+from llmdpd.methods.lamo.backbone import check_peft
 from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
-from llmdpd.methods.lamo.gpt2 import LanguageModel, Words, find_language_model, load_language_model
-from llmdpd.methods.lamo.network import LaMoNetworkConfig, LanguageDecisionTransformer, check_peft
+from llmdpd.methods.lamo.language_model import LanguageModel, Words, find_language_model, load_language_model
+from llmdpd.methods.lamo.network import LaMoNetworkConfig, LanguageDecisionTransformer
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.utils.bounds import Bounds, Count, NonNegative, WholeNumber
+
+_LONGEST_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class LaMoConfig(UnaveragedConfig):
     prompts_per_batch: Count = 8
     """Tasks in a batch, each with its own share of the windows."""
     model: str = "gpt2"
-    """Language model, a GPT-2: a hub id, or a local folder."""
+    """Language model, a GPT-2 or a Llama: smollm2-135m, a hub id, or a local folder."""
     corpus: str = "Salesforce/wikitext:wikitext-103-raw-v1"
     """What the language loss is taken on: a file or folder of text, or REPOSITORY:FOLDER of a data set on the hub."""
     language_weight: NonNegative = 0.1
@@ -47,7 +50,7 @@ class LaMoConfig(UnaveragedConfig):
     language_batch: Count = 2
     """Blocks of text an iteration."""
     language_block: Annotated[int | None, Bounds(2)] = None
-    """Tokens of a block; by default as many as the language model has positions for (GPT-2: 1024)."""
+    """Tokens of a block; by default as many as the language model has positions for, at most GPT-2's 1024."""
     lr: NonNegative = 1e-4
     """Learning rate of embeddings and head."""
     lm_lr: NonNegative = 1e-4
@@ -148,7 +151,8 @@ def load_language(config: LaMoConfig, policy: LanguageDecisionTransformer) -> Te
         found, expected = f"{len(tokens)} tokens", f"at least {block} (method.language_block)"
         raise InputError(problem, path=path, field="method.corpus", found=found, expected=expected)
     device = policy.device
-    return Text(Words(words.tokens.to(device), words.positions.to(device)), tokens.to(device), block)
+    positions = None if words.positions is None else words.positions.to(device)
+    return Text(Words(words.tokens.to(device), positions), tokens.to(device), block)
 
 
 def language_block(config: LaMoConfig, model: LanguageModel) -> int:
@@ -157,7 +161,7 @@ def language_block(config: LaMoConfig, model: LanguageModel) -> int:
     Raises:
         InputError: more than the language model has positions for.
     """
-    block = model.positions if config.language_block is None else config.language_block
+    block = min(model.positions, _LONGEST_BLOCK) if config.language_block is None else config.language_block
     if block > model.positions:
         problem, expected = (
             "the language model has fewer positions than a block has tokens",
@@ -209,7 +213,9 @@ class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
         assert self.text is not None, "the method was made with text"
         words = self.text.words
         known, following = blocks[:, :-1], blocks[:, 1:]
-        tokens = F.embedding(known, words.tokens) + words.positions[: known.shape[1]]
-        # Output words are the input words: GPT-2 ties them.
+        tokens = F.embedding(known, words.tokens)
+        if words.positions is not None:
+            tokens = tokens + words.positions[: known.shape[1]]
+        # Output words are the input words: others are refused.
         logits = self.policy.model(tokens) @ words.tokens.T
         return F.cross_entropy(logits.flatten(0, 1), following.flatten())

@@ -2,40 +2,28 @@
 
 Shi et al. 2024 (arXiv 2310.20587). The network is whole in itself: with the language model's layers among its weights
 it is saved and loaded like any other. What the language loss needs beside them, the words, is in
-`llmdpd.methods.lamo.gpt2`.
+`llmdpd.methods.lamo.language_model`.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from llmdpd.errors import InputError, located
+from llmdpd.errors import located
 from llmdpd.methods.decision_transformer import DecisionTransformer
+from llmdpd.methods.lamo.backbone import AdaptedTransformer, LanguageSizes, LoRAConfig, adapted_transformer
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes
-from llmdpd.utils.bounds import Bounds, Fraction, Steps, WholeNumber, Width
-
-
-def check_peft() -> None:
-    """Raise `InputError` where peft, which makes the adapters, is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        hint = "pip install 'llmdpd[lamo]'"
-        raise InputError(
-            "lamo needs the package peft", field="method", found="not installed", expected="peft", hint=hint
-        )
+from llmdpd.utils.bounds import Bounds, Fraction, Steps
 
 
 @dataclass(frozen=True)
@@ -51,21 +39,6 @@ class LanguageSequenceConfig:
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters of the attention's projections to query, key and value (Hu et al. 2021, arXiv 2106.09685).
-
-    Sizes are LaMo's for its tasks of continuous control.
-    """
-
-    rank: Width = 16
-    """Rank of the adapters' product, one for the three projections together."""
-    alpha: WholeNumber = 32
-    """The product is scaled by alpha / rank."""
-    dropout: Fraction = 0.1
-    """Dropout of the adapters' input, probability."""
-
-
-@dataclass(frozen=True)
 class LaMoNetworkConfig(NetworkConfig):
     """A Decision Transformer that is made of a language model."""
 
@@ -73,7 +46,7 @@ class LaMoNetworkConfig(NetworkConfig):
     """State features; see the context of policy diffusion."""
     sequence: LanguageSequenceConfig = field(default_factory=LanguageSequenceConfig)
     """What the language model is shown of an episode."""
-    language: Annotated[GPT2Sizes, tyro.conf.Suppress] = field(default_factory=GPT2Sizes)
+    language: Annotated[LanguageSizes, tyro.conf.Suppress] = field(default_factory=LanguageSizes)
     """Sizes of the language model; read from its config.json."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """The adapters of the language model."""
@@ -99,7 +72,7 @@ class LanguageDecisionTransformer(DecisionTransformer):
         self.embed = StepMLPs(feature_dim, action_dim, sizes.width, config.sequence.longest)
         self.norm = nn.Identity()  # the embedding's own lies before the time step's
         with located(field="network.language"):
-            self.model = AdaptedTransformer(sizes, config.sequence.dropout, config.lora)
+            self.model = adapted_transformer(sizes, config.sequence.dropout, config.lora)
         self.head = nn.Sequential(nn.Linear(sizes.width, sizes.width), nn.GELU(), nn.Linear(sizes.width, action_dim))
 
     def _actions(self, hidden: Tensor) -> Tensor:
@@ -120,53 +93,6 @@ class LanguageDecisionTransformer(DecisionTransformer):
     def learned(self) -> Learned:
         """What of it is learned, as a module of the same tensors."""
         return Learned(self)
-
-
-class AdaptedTransformer(CausalTransformer):
-    """GPT-2's layers with low-rank adapters on the attention's projection to query, key and value; the rest is frozen.
-
-    Args:
-        sizes: of the layers. dropout: see `CausalTransformer`.
-        lora: the adapters, whose product is 0 at first.
-    """
-
-    def __init__(self, sizes: GPT2Sizes, dropout: float, lora: LoRAConfig) -> None:
-        check_peft()
-        super().__init__(sizes, dropout)
-        # Imported here: it takes seconds, and only this method has a use for it.
-        from peft import LoraConfig, inject_adapter_in_model
-
-        own: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-        adapters = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, bias="none", **own)
-        inject_adapter_in_model(adapters, self.gpt2)
-
-    def adapters(self) -> list[nn.Parameter]:
-        """The adapters' weights."""
-        return [weight for name, weight in self.gpt2.named_parameters() if ".lora_" in name]
-
-    def frozen(self) -> list[nn.Parameter]:
-        """The language model's own weights."""
-        return list(self._own().values())
-
-    def _own(self) -> dict[str, nn.Parameter]:
-        """The language model's own weights by their names in `transformers.GPT2Model`."""
-        weights = self.gpt2.named_parameters()
-        return {name.replace(".base_layer", ""): weight for name, weight in weights if ".lora_" not in name}
-
-    @torch.no_grad()
-    def load_blocks(self, tensors: Mapping[str, Tensor], path: Path) -> None:
-        """Take over a language model's layers: tensors by their names in `transformers.GPT2Model`, and no more.
-
-        Raises:
-            InputError: a tensor that is missing, left over, or of another shape; `path` is the file or folder to name.
-        """
-        own = self._own()
-        for name in sorted(own.keys() | tensors.keys()):
-            found, wanted = (None if t is None else list(t.shape) for t in (tensors.get(name), own.get(name)))
-            if found != wanted:
-                problem = "the language model's weights do not fit its configuration"
-                raise InputError(problem, path=path, field=name, found=found, expected=wanted)
-            own[name].copy_(tensors[name])
 
 
 class Learned(nn.Module):

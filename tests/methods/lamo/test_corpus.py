@@ -12,7 +12,7 @@ import pytest
 from llmdpd.errors import InputError
 from llmdpd.methods.lamo import corpus as module
 from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
-from llmdpd.methods.lamo.gpt2 import LanguageModel, find_language_model
+from llmdpd.methods.lamo.language_model import LanguageModel, find_language_model
 
 WIKITEXT = "Salesforce/wikitext:wikitext-103-raw-v1"
 WORDS = ["<unk>", "the", "puck", "goes", "to", "a", "goal", "and", "stays", "there", "door", "opens", "again"]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from llmdpd.errors import InputError
 from llmdpd.methods.decision_transformer import cloning_loss
+from llmdpd.methods.lamo.backbone import LanguageSizes, LoRAConfig
 from llmdpd.methods.lamo.method import LaMo, LaMoConfig, Text
-from llmdpd.methods.lamo.network import LanguageDecisionTransformer, LoRAConfig
+from llmdpd.methods.lamo.network import LanguageDecisionTransformer
 from llmdpd.nn.acting import ActingConfig
-from llmdpd.nn.sequence_model import GPT2Sizes
 from llmdpd.policy.policy import Policy
 from llmdpd.utils.checkpoint import load_checkpoint, save_checkpoint
 
@@ -255,7 +255,7 @@ def test_inputs_that_do_not_fit_are_named(
     short.write_text("the puck goes\n")
     policy = make_network("lamo")
     tensors = dict(merged(policy, tiny_gpt2[0]).transformer.named_parameters())
-    sizes = {"network.language": GPT2Sizes(1, 1, 8, 8, activation="telepathy")}
+    sizes = {"network.language": LanguageSizes(1, 1, 8, 8, activation="telepathy")}
     for wrong, field, found in (
         (lambda: make_lamo(corpus=str(short)), "method.corpus", "3 tokens"),
         (lambda: make_lamo(language_block=25), "method.language_block", 25),

@@ -14,7 +14,7 @@ import torch
 from llmdpd.cli.pretrain import main
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
-from llmdpd.methods.lamo.gpt2 import find_language_model, load_language_model
+from llmdpd.methods.lamo.language_model import find_language_model, load_language_model
 from llmdpd.methods.lamo.pretraining import PretrainConfig, pretrain_gpt2
 
 SIZES = {"layers": 1, "heads": 2, "width": 16, "positions": 12, "vocabulary": 270, "iterations": 60, "batch_size": 8}

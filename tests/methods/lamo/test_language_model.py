@@ -1,4 +1,4 @@
-"""Finding a GPT-2 and reading its sizes and weights."""
+"""Finding a language model for LaMo and reading its sizes and weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.methods.lamo.gpt2 import find_language_model, load_language_model
-from llmdpd.nn.sequence_model import GPT2Sizes
+from llmdpd.methods.lamo.backbone import LanguageSizes
+from llmdpd.methods.lamo.language_model import find_language_model, load_language_model
 
 
 @pytest.fixture
@@ -29,19 +29,19 @@ def change(folder: Path, **fields: Any) -> None:
 
 def test_sizes_are_those_of_its_configuration(folder: Path) -> None:
     model = find_language_model(str(folder))
-    assert model.sizes == GPT2Sizes(2, 2, 16, 64, "gelu_new", 1e-5)
+    assert model.sizes == LanguageSizes(2, 2, 16, 64, "gelu_new", 1e-5)
     assert model.positions == 24
     assert model.source.revision.startswith("sha256:")
     change(folder, n_inner=40, activation_function="relu", layer_norm_epsilon=1e-4, n_positions=20)
     other = find_language_model(str(folder))
-    assert (other.sizes, other.positions) == (GPT2Sizes(2, 2, 16, 40, "relu", 1e-4), 20)
+    assert (other.sizes, other.positions) == (LanguageSizes(2, 2, 16, 40, "relu", 1e-4), 20)
     assert other.source.revision != model.source.revision
 
 
 def test_defaults_are_gpt2s_own() -> None:
     from transformers import GPT2Config
 
-    own, sizes = GPT2Config(), GPT2Sizes()
+    own, sizes = GPT2Config(), LanguageSizes()
     assert (own.n_layer, own.n_head, own.n_embd, 4 * own.n_embd) == (12, 12, 768, 3072)
     assert (sizes.layers, sizes.heads, sizes.width, sizes.inner) == (12, 12, 768, 3072)
     assert (own.activation_function, own.layer_norm_epsilon) == (sizes.activation, sizes.epsilon)
@@ -50,7 +50,7 @@ def test_defaults_are_gpt2s_own() -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"model_type": "llama"}, "model_type"),
+        ({"model_type": "bert"}, "model_type"),
         ({"model_type": "left out"}, "model_type"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
