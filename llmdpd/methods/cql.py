@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmdpd.methods.actor_critic import ActorCritic, ActorCriticConfig
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.acting import NoisyActing
-from llmdpd.nn.actor import SquashedGaussianPolicy
+from llmdpd.methods.soft_actor_critic import SoftActorCritic, SoftActorCriticConfig
 from llmdpd.nn.context import Condition
 from llmdpd.utils.bounds import Bounds, NonNegative
 
+Config = TypeVar("Config", bound="CQLConfig")
+
 
 @dataclass(frozen=True)
-class CQLConfig(ActorCriticConfig):
+class CQLConfig(SoftActorCriticConfig):
     """CQL(H) with a fixed weight of its penalty. Defaults are those of its code for locomotion."""
 
     name = "cql"
@@ -27,7 +27,6 @@ class CQLConfig(ActorCriticConfig):
     legacy: ClassVar[Mapping[str, str]] = {"cql": "method."}
     former: ClassVar[Mapping[str, str]] = {"draws": "samples"}
 
-    acting: NoisyActing = field(default_factory=NoisyActing)
     lr: NonNegative = 1e-4
     """Learning rate of policy and encoders."""
     penalty: NonNegative = 10.0
@@ -38,46 +37,11 @@ class CQLConfig(ActorCriticConfig):
     """Learning rate of the entropy's temperature."""
 
 
-class Temperature(nn.Module):
-    """The entropy's weight, exp of what is learned."""
+class CQL(SoftActorCritic[Config]):
+    """SAC with the conservative term in its critics' loss."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.log = nn.Parameter(torch.zeros(()))
-
-
-class CQL(ActorCritic[SquashedGaussianPolicy, CQLConfig]):
-    """Actor, critics with targets, and the temperature; the entropy aimed at is - A."""
-
-    Config = CQLConfig
-    network_class = SquashedGaussianPolicy
+    Config: ClassVar[type[CQLConfig]] = CQLConfig
     critic_layers = 3
-
-    def __init__(self, network: SquashedGaussianPolicy, config: CQLConfig, iterations: int) -> None:
-        super().__init__(network, config, iterations)
-        self.temperature = Temperature().to(network.device)
-        self.modules["temperature"] = self.temperature
-        self._optimise("temperature", [self.temperature.log], config.temperature_lr)
-
-    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
-        """A step of temperature, actor and critics each, and of the targets."""
-        self.policy.train()
-        condition = self.condition(batch, self.encode(batch))
-        actor_loss, log_probability = self.actor_loss(condition)
-        aim = (log_probability.detach() - self.policy.action_dim).mean()
-        metrics = {"loss/actor": actor_loss.detach(), "grad/policy": self.step("policy", actor_loss)}
-        self.step("temperature", -self.temperature.log.exp() * aim)
-        loss, parts = self.critic_loss(batch)
-        metrics |= parts | {"loss/critic": loss.detach(), "grad/critic": self.step("critic", loss)}
-        self.track("critic", self.config.tau)
-        return metrics | {"temperature": self.temperature.log.detach().exp()}
-
-    def actor_loss(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        """mean (temperature log pi(a | s) - min Q(s, a)), a from the policy; and log pi(a | s) [B]."""
-        actions, log_probability = self.policy.rsample(condition)
-        value = self.critic.minimum(condition.detached(), actions[0])
-        weight = self.temperature.log.detach().exp()
-        return (weight * log_probability[0] - value).mean(), log_probability[0]
 
     def critic_loss(self, batch: PromptedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared errors to r + gamma (1 - terminal) min Q̄(s', a'), and the penalty of both critics (equation 4)."""
@@ -111,8 +75,12 @@ class CQL(ActorCritic[SquashedGaussianPolicy, CQLConfig]):
         """mean (log Σ exp Q - Q(s, a)), the sum estimated by importance; of both critics together."""
         count, batch = density.shape
         repeated = Condition(now.state.repeat(count, 1), now.prompt.expand(batch, -1).repeat(count, 1))
-        total = torch.zeros((), device=density.device)
+        total, held = torch.zeros((), device=density.device), self.held_up(batch, density.device)
         for at_others, value in zip(self.critic(repeated, others.flatten(0, 1)), values, strict=True):
             high = torch.logsumexp(at_others.view(count, batch) - density, dim=0)
-            total = total + (high - value).mean()
+            total = total + high.mean() - value[held].mean()
         return total
+
+    def held_up(self, count: int, device: torch.device) -> Tensor | slice:
+        """Which of a batch's transitions the conservative term holds up: all of them."""
+        return slice(None)

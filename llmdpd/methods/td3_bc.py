@@ -133,21 +133,32 @@ class S4RLAugmentation(StateAugmentation):
 
 
 @dataclass(frozen=True)
-class TD3BCConfig(ActorCriticConfig):
-    """TD3+BC. Defaults are its paper's, and its code's."""
-
-    name = "td3-bc"
-    legacy: ClassVar[Mapping[str, str]] = {"td3_bc": "method."}
+class TD3Config(ActorCriticConfig):
+    """What methods have whose targets and steps are TD3's."""
 
     acting: ActingConfig = field(default_factory=ActingConfig)
-    alpha: NonNegative = 2.5
-    """Weight of Q against cloning."""
     policy_noise: NonNegative = 0.2
     """Standard deviation of the target actions' noise, of the action bound."""
     noise_clip: NonNegative = 0.5
     """Where that noise is cut, of the action bound."""
     policy_every: Count = 2
     """Critic steps from one step of the actor to the next."""
+
+    def smoothed(self, actions: Tensor, bound: float) -> Tensor:
+        """Target actions with noise that is cut, within ± the bound."""
+        noise = (torch.randn_like(actions) * self.policy_noise).clamp(-self.noise_clip, self.noise_clip)
+        return (actions + bound * noise).clamp(-bound, bound)
+
+
+@dataclass(frozen=True)
+class TD3BCConfig(TD3Config):
+    """TD3+BC. Defaults are its paper's, and its code's."""
+
+    name = "td3-bc"
+    legacy: ClassVar[Mapping[str, str]] = {"td3_bc": "method."}
+
+    alpha: NonNegative = 2.5
+    """Weight of Q against cloning."""
 
 
 @dataclass(frozen=True)
@@ -227,10 +238,8 @@ class TD3BC(ActorCritic[DeterministicPolicy, TD3BCConfig]):
         return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
 
     def _next_value(self, batch: PromptedBatch, prompts: EncodedPrompts, target_prompts: EncodedPrompts) -> Tensor:
-        bound, config = self.policy.config.action_bound, self.config
         acting = self.target_policy(self.condition(batch, target_prompts, following=True, network=self.target_policy))
-        noise = (torch.randn_like(acting) * config.policy_noise).clamp(-config.noise_clip, config.noise_clip)
-        actions = (acting + bound * noise).clamp(-bound, bound)
+        actions = self.config.smoothed(acting, self.policy.config.action_bound)
         return self.target_critic.minimum(self.condition(batch, prompts, following=True), actions)
 
     def actor_loss(self, batch: PromptedBatch, prompts: EncodedPrompts) -> tuple[Tensor, dict[str, Tensor]]:

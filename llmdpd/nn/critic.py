@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.nn.context import Condition
-from llmdpd.nn.layers import mlp
+from llmdpd.nn.layers import EnsembleLinear, mlp
 from llmdpd.ops.mish_mlp import mish_mlp
 
 
@@ -74,3 +75,33 @@ class TwinQ(nn.Module):
     def minimum(self, condition: Condition, action: Tensor) -> Tensor:
         """min(Q_1, Q_2) [B]."""
         return torch.minimum(*self(condition, action))
+
+
+class EnsembleQ(nn.Module):
+    """Q_1 … Q_N (s, a) or (s, a, z), each an MLP with ReLU and weights of its own, all by one product a layer.
+
+    Args:
+        members: N. state_dim, action_dim, prompt_dim, hidden: as in `TwinQ`.
+    """
+
+    def __init__(self, members: int, state_dim: int, action_dim: int, prompt_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = (state_dim + action_dim + prompt_dim, *hidden)
+        layers = [EnsembleLinear(members, a, b) for a, b in itertools.pairwise(widths)]
+        self.hidden, self.last = nn.ModuleList(layers), EnsembleLinear(members, widths[-1], 1)
+
+    def features(self, condition: Condition, action: Tensor) -> Tensor:
+        """The condition of B states, actions [B, A] → what the last hidden layer says [N, B, W]."""
+        found = torch.cat([condition.joined(), action], dim=-1)[None]
+        for layer in self.hidden:
+            found = torch.relu(layer(found))
+        return found
+
+    def value(self, features: Tensor) -> Tensor:
+        """Of such features [N, B, W] → [N, B]."""
+        value: Tensor = self.last(features)
+        return value.squeeze(-1)
+
+    def forward(self, condition: Condition, action: Tensor) -> Tensor:
+        """The condition of B states, actions [B, A] → [N, B]."""
+        return self.value(self.features(condition, action))

@@ -21,6 +21,7 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.sequence_model import SequenceConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig
+from llmdpd.nn.world_transformer import WorldTransformerConfig
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.prompts.useful_part import Recorded
 
@@ -47,6 +48,13 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "bc": _ACTOR,
     **dict.fromkeys(("td3-bc", "rad", "s4rl", "cql"), _ACTOR_CRITIC),
+    "ads": {**_ACTOR_CRITIC, "behaviour_hidden": 24},
+    "rd": {**_ACTOR_CRITIC, "members": 3},
+    "pnf": {**_ACTOR_CRITIC, "members": 3, "model_hidden": 24, "model_layers": 2},
+    "otto": {
+        **_ACTOR_CRITIC,
+        "network.world": WorldTransformerConfig(horizon=4, layers=1, heads=1, width=16, dropout=0.0),
+    },
     "dt": _SEQUENCE,
     "prompt-dt": {**_SEQUENCE, "network.demonstration": DEMONSTRATION},
     "mtdiff": {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmdpd.config.presets import find_preset, with_method
 from llmdpd.methods import METHODS
-from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.methods.diffusion_ql import DiffusionQLConfig
 from llmdpd.methods.td3_bc import RADAugmentation
 from llmdpd.nn.acting import NoisyActing
@@ -21,8 +21,10 @@ from llmdpd.nn.context import Condition
 from llmdpd.policy.policy import Policy
 
 S, A = 4, 2
-NAMES = ("diffusion-ql", "diffusion-bc", "bc", "td3-bc", "rad", "s4rl", "cql")
+NAMES = ("diffusion-ql", "diffusion-bc", "bc", "td3-bc", "rad", "s4rl", "cql", "ads", "rd", "pnf", "otto")
 GAUSSIAN = ("bc", "cql")
+BY_BATCH = ("cql", "ads", "pnf", "otto")
+"""The methods whose critics' loss takes a batch alone."""
 
 
 def value_of(loss: Tensor) -> float:
@@ -180,11 +182,11 @@ def test_diffusion_ql_has_its_published_settings() -> None:
     assert (config.network.chunk, config.network.diffusion_steps, config.clone) == (1, 5, "executed")
 
 
-@pytest.mark.parametrize("name", ["bc", "td3-bc", "rad", "s4rl", "cql"])
+@pytest.mark.parametrize("name", ["bc", "td3-bc", "rad", "s4rl", "rd", *BY_BATCH])
 def test_under_prompts_the_policys_loss_alone_trains_its_encoders(name: str, make_method: Any, make_batch: Any) -> None:
     more = {"states.kind": "adversarial"} if name == "s4rl" else {}
     prompts = {"network.context.text": True, "network.context.trajectory": True, "network.context.encoder.dropout": 0.5}
-    method, batch = make_method(name, **prompts, **more), make_batch()
+    method, batch = make_method(name, **prompts, **more), make_batch(H=4)
     before = [parameter.detach().clone() for parameter in method.policy.parameters()]
     for iteration in range(2):
         metrics = method.update(batch, iteration)
@@ -196,7 +198,8 @@ def test_under_prompts_the_policys_loss_alone_trains_its_encoders(name: str, mak
             assert not any(parameter.requires_grad for parameter in module.parameters())
     if name == "bc":
         return
-    loss = (method.critic_loss(batch) if name == "cql" else method.critic_loss([batch], method.encode(batch)))[0]
+    given = (batch,) if name in BY_BATCH else (batch if name == "rd" else [batch], method.encode(batch))
+    loss = method.critic_loss(*given)[0]
     method.optimizers["policy_optimizer"].zero_grad(set_to_none=True)
     loss.backward()
     assert all(parameter.grad is None for parameter in method.policy.parameters())
@@ -213,6 +216,7 @@ def test_labels_without_noise_keep_the_gaussian_wide(make_method: Any, make_batc
 
 
 _RATES = {"lr": 2e-3, "critic_lr": 2e-3}
+_CQL = {"lr": 1e-3, "critic_lr": 2e-3, "penalty": 0.3, "samples": 4, "temperature_lr": 2e-2, "reward_scale": 3.0}
 _EMA = {"lr": 2e-3, "ema_start": 50, "ema_decay": 0.9, "critic_hidden": 32, "network.hidden_dim": 32}
 _UNPROMPTED = {"network.context.text": False, "network.context.trajectory": False}
 LEARNING: dict[str, dict[str, Any]] = {
@@ -221,10 +225,23 @@ LEARNING: dict[str, dict[str, Any]] = {
     "diffusion-bc": {**_EMA, **_UNPROMPTED, "acting.samples": 1, "acting.noise_scale": 0.2},
     "bc": {"lr": 2e-3},
     **{name: _RATES for name in ("td3-bc", "rad", "s4rl")},
-    "cql": {
-        **{"lr": 1e-3, "critic_lr": 2e-3, "penalty": 0.3, "samples": 4, "temperature_lr": 2e-2, "reward_scale": 3.0},
-    },
+    **{name: _CQL for name in ("cql", "pnf", "otto")},
+    "rd": _RATES,
+    "ads": {**_RATES, "start": 0.0, "samples": 4, "temperature_lr": 2e-2, "reward_scale": 3.0},
 }
+
+
+def windows(parts: list[np.ndarray], rows: Tensor, horizon: int) -> StepWindows | None:
+    """The steps of whole episodes' `parts` [episodes, T, …] from these on, counted through."""
+    if not horizon:
+        return None
+    length = parts[0].shape[1]
+    episode, first = (rows // length)[:, None], (rows % length)[:, None]
+    steps = (first + torch.arange(horizon)).clamp_max(length - 1)
+    states, actions, rewards = (torch.from_numpy(part) for part in parts[:3])
+    returns = rewards.flip(1).cumsum(1).flip(1)
+    mask = first + torch.arange(horizon) < length
+    return StepWindows(states[episode, steps], actions[episode, steps], None, mask, returns[episode, steps])
 
 
 @pytest.mark.slow
@@ -242,7 +259,8 @@ def test_it_does_better_than_its_data(
         rows = torch.from_numpy(rng.integers(0, len(data[0]), 128))
         state, action, reward, following, clock = (part[rows] for part in data)
         ends = (clock == world.STEPS - 1).float()
-        method.update(PromptedBatch(state, action, reward, following, ends, None, clock, None, None), iteration)
+        batch = PromptedBatch(state, action, reward, following, ends, None, clock, None, None)
+        method.update(dataclasses.replace(batch, windows=windows(parts, rows, network.window.horizon)), iteration)
     policy = Policy(name, method.acting_network, method.acting_critic, method.config.acting)
     # Cloning finds the mean of what was done, critics what is better.
     world.check(policy.prompt(), behaviour, {"diffusion-bc": 0.03, "bc": 0.1}.get(name, 0.3))

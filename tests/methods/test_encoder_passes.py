@@ -14,8 +14,10 @@ PASSES = {
     "llmdpd": {"policy": 1, "ema_policy": 1},
     "diffusion-bc": {"policy": 1},
     "bc": {"policy": 1},
-    **{name: {"policy": 1, "target_policy": 1} for name in ("td3-bc", "rad", "s4rl")},
-    "cql": {"policy": 2},
+    **{name: {"policy": 1, "target_policy": 1} for name in ("td3-bc", "rad", "s4rl", "rd")},
+    **{name: {"policy": 2} for name in ("cql", "ads")},
+    # Models read prompts beside the actor, without its gradient.
+    **{name: {"policy": 3} for name in ("pnf", "otto")},
     "trajectory-diffusion": {"policy": 1},
 }
 

@@ -37,6 +37,8 @@ SIZES = {
     # Episodes of 4 steps: at every mark of the metrics some have ended.
     **{"method.learning-starts": 5, "method.max-steps": 4, "method.samples": 2, "method.copies": 2},
     **{"method.lm-lr": 1e-2, "method.language-block": 8},
+    **{f"method.network.world.{name}": n for name, n in (("horizon", 4), ("layers", 1), ("width", 16))},
+    **{"method.members": 2, "method.model-hidden": 16, "method.model-layers": 1, "method.behaviour-hidden": 16},
 }
 OWN: dict[str, dict[str, Any]] = {
     "llmdpd": {"method.network.chunk": 4, "method.acting.action-horizon": 3, "method.eta": 0},
@@ -56,7 +58,10 @@ READERS = (*PROMPTED, "prompt-dt", "mtdiff")
 """The methods that read a demonstration."""
 
 ACTING = {
-    **{name: ("--noise-scale",) for name in ("bc", "cql", "mtdiff", "sac", "trajectory-diffusion")},
+    **{
+        name: ("--noise-scale",)
+        for name in ("ads", "bc", "cql", "mtdiff", "otto", "pnf", "sac", "trajectory-diffusion")
+    },
     **{name: ("--samples", "--noise-scale", "--action-horizon") for name in ("llmdpd", "diffusion-ql", "diffusion-bc")},
 }
 """The options of the evaluation that change how a method's policy acts."""

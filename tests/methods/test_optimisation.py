@@ -18,7 +18,10 @@ OFFLINE = [name for name in METHODS if issubclass(METHODS[name], Method)]
 MODULES = {
     **{name: {"critic", "target_critic"} for name in ("llmdpd", "diffusion-ql", "diffusion-bc")},
     **{name: {"critic", "target_critic", "target_policy"} for name in ("td3-bc", "rad", "s4rl")},
+    "rd": {"critic", "target_critic", "target_policy"},
     "cql": {"critic", "target_critic", "temperature"},
+    "ads": {"critic", "target_critic", "temperature", "behaviour"},
+    **{name: {"critic", "target_critic", "temperature", "model"} for name in ("pnf", "otto")},
 }
 TWO = pytest.mark.parametrize("name", ["llmdpd", "trajectory-diffusion"])
 
@@ -39,12 +42,12 @@ def test_a_stored_configuration_is_read_as_it_was(name: str) -> None:
 def test_a_checkpoint_holds_every_module_and_optimiser(name: str, make_method: Any) -> None:
     method = make_method(name)
     assert method.modules.keys() == {"policy", "ema_policy", *MODULES.get(name, ())}
-    extra = {"cql": ("critic", "temperature"), "lamo": ("adapters",)}
-    learns = ("policy", *extra.get(name, MODULES.get(name, set()) & {"critic"}))
+    own = ("critic", "temperature", "behaviour", "model")
+    learns = ("policy", *(("adapters",) if name == "lamo" else MODULES.get(name, set()) & set(own)))
     assert method.optimizers.keys() == {f"{one}_optimizer" for one in learns}
     owned = [p for optimizer in method.optimizers.values() for group in optimizer.param_groups for p in group["params"]]
     assert len({id(p) for p in owned}) == len(owned)
-    learned = [p for one in ("policy", "critic", "temperature") for p in _parameters(method, one)]
+    learned = [p for one in ("policy", *own) for p in _parameters(method, one)]
     assert {id(p) for p in owned} == {id(p) for p in learned}
     assert not method.acting_network.training
     assert not any(p.requires_grad for p in method.acting_network.parameters())
