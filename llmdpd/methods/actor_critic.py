@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
+import torch
+from torch import Tensor
 from typing_extensions import Self
 
 from llmdpd.methods.base import Method, Start, UnaveragedConfig
+from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.actor import ActorNetworkConfig, ActorPolicy
 from llmdpd.nn.critic import TwinQ
-from llmdpd.utils.bounds import Fraction, NonNegative, Width
+from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
 
 Actor = TypeVar("Actor", bound=ActorPolicy)
 Config = TypeVar("Config", bound="ActorCriticConfig")
@@ -42,6 +45,24 @@ class ActorCriticConfig(ActorConfig):
     """Polyak rate of the target networks, at each of their steps."""
     reward_scale: NonNegative = 1.0
     """Factor on rewards in the critics' targets."""
+
+
+@dataclass(frozen=True)
+class TD3Config(ActorCriticConfig):
+    """What methods have whose targets and steps are TD3's."""
+
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    policy_noise: NonNegative = 0.2
+    """Standard deviation of the target actions' noise, of the action bound."""
+    noise_clip: NonNegative = 0.5
+    """Where that noise is cut, of the action bound."""
+    policy_every: Count = 2
+    """Critic steps from one step of the actor to the next."""
+
+    def smoothed(self, actions: Tensor, bound: float) -> Tensor:
+        """Target actions with noise that is cut, within ± the bound."""
+        noise = (torch.randn_like(actions) * self.policy_noise).clamp(-self.noise_clip, self.noise_clip)
+        return (actions + bound * noise).clamp(-bound, bound)
 
 
 class ActorCritic(Method[Actor, Config]):

@@ -19,9 +19,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from llmdpd.methods.actor_critic import TD3Config
 from llmdpd.methods.base import Method
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.td3_bc import TD3Config
 from llmdpd.nn.actor import DeterministicPolicy
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.critic import EnsembleQ

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmdpd.errors import InputError
-from llmdpd.methods.actor_critic import ActorCritic, ActorCriticConfig
+from llmdpd.methods.actor_critic import ActorCritic, TD3Config
 from llmdpd.methods.batch import PromptedBatch
-from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.actor import DeterministicPolicy
 from llmdpd.nn.context import EncodedPrompts
-from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative
+from llmdpd.utils.bounds import Bounds, Fraction, NonNegative
 
 Value = Callable[[PromptedBatch], Tensor]
 """A batch → a scalar whose gradient says in which direction its states are worth more."""
@@ -130,24 +129,6 @@ class S4RLAugmentation(StateAugmentation):
         (gradient,) = torch.autograd.grad(value(replace(batch, observations=states)), states)
         step = self.step * gradient.sign()
         return replace(batch, observations=_plus(batch.observations, -step))
-
-
-@dataclass(frozen=True)
-class TD3Config(ActorCriticConfig):
-    """What methods have whose targets and steps are TD3's."""
-
-    acting: ActingConfig = field(default_factory=ActingConfig)
-    policy_noise: NonNegative = 0.2
-    """Standard deviation of the target actions' noise, of the action bound."""
-    noise_clip: NonNegative = 0.5
-    """Where that noise is cut, of the action bound."""
-    policy_every: Count = 2
-    """Critic steps from one step of the actor to the next."""
-
-    def smoothed(self, actions: Tensor, bound: float) -> Tensor:
-        """Target actions with noise that is cut, within ± the bound."""
-        noise = (torch.randn_like(actions) * self.policy_noise).clamp(-self.noise_clip, self.noise_clip)
-        return (actions + bound * noise).clamp(-bound, bound)
 
 
 @dataclass(frozen=True)
