@@ -8,7 +8,7 @@ mean - uncertainty x deviation over the ensemble.
 Sources: the abstract says what is told apart, when, and that a generator of out-of-distribution data adjusts it; Moalla
 et al. (2024, arXiv 2405.00662) write the loss as that product of features. Neither the paper's text nor code of the
 authors could be had. So these are this project's: the generator (uniformly random actions), when the policy counts as
-near the data, the backbone's uncertainty and all their sizes; the loss's weight is that of DR3 (Kumar et al. 2022).
+near the data, the backbone's uncertainty, the loss's weight and all sizes.
 """
 
 from __future__ import annotations

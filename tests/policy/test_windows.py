@@ -21,6 +21,7 @@ EXPECTED = {
     "prompt-dt": ([SEQUENCE, "5"], Window(5)),
     "lamo": ([SEQUENCE, "5"], Window(5)),
     "mtdiff": ([HORIZON, "6", "--method.network.trajectory.history", "3"], Window(6, 2)),
+    "otto": (["--method.network.world.horizon", "6"], Window(6)),
     "diffusion-bc": ([CHUNK, "3"], Window(3)),
     "llmdpd": ([CHUNK, "3"], Window(3)),
 }
