@@ -5,18 +5,20 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import os
 import re
 import subprocess
 import sys
 import tokenize
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from io import StringIO
 from itertools import product
 from pathlib import Path
 
 import pytest
+
+from llmdpd.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -146,11 +148,11 @@ def options(torch_settings: None) -> Callable[..., set[str]]:
     @cache
     def ask(command: str, *words: str) -> set[str]:
         everything = "--help-all" if command == "train" else "--help"
-        call = [sys.executable, "-m", "llmdpd", command, *words, everything]
-        answer = subprocess.run(
-            call, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, cwd=ROOT, check=True
-        )
-        return set(re.findall(r"--[a-z][\w.-]*", answer.stdout))
+        shown = StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown), suppress(SystemExit):
+            patch.setenv("COLUMNS", "200")
+            main([command, *words, everything])
+        return set(re.findall(r"--[a-z][\w.-]*", shown.getvalue()))
 
     return ask
 

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from llmdpd.data import TrajectoryDataset
 from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError, located
 from llmdpd.methods.batch import PromptedBatch
@@ -100,6 +101,23 @@ class MethodConfig(Named):
 
     action_use: ClassVar[str] = "clones"
     """What the method does with those actions, in the description of its data."""
+
+    def use_of(self, dataset: TrajectoryDataset) -> str:
+        """What it does with the actions of a data set, in words.
+
+        Raises:
+            InputError: the data lack the expert's actions, which are to be cloned.
+        """
+        if self.cloned == "expert" and dataset.expert_actions is None:
+            raise InputError(
+                "the data has no expert actions to clone",
+                path=dataset.source,
+                field="method.clone",
+                found="expert",
+                expected="executed",
+                hint="use --method.clone executed",
+            )
+        return f"{self.action_use} the {self.cloned} actions"
 
     @property
     def choosing_critic(self) -> bool:

@@ -27,7 +27,6 @@ from llmdpd.data.content import kind_of
 from llmdpd.data.task_data import load_tasks
 from llmdpd.errors import InputError
 from llmdpd.evaluation.offline import OfflineData, hold_out
-from llmdpd.methods.base import MethodConfig
 from llmdpd.prompts import LLMEncoder, task_prompt
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.tasks.protocols import TaskConfig
@@ -42,15 +41,13 @@ _DEMONSTRATION_SEED = 500_000
 _EPISODES_A_DEMONSTRATION = 3
 
 
-def training_data(
-    data: DataConfig, tasks: TaskConfig, method: MethodConfig, check: Check = lambda: None
-) -> tuple[TrajectoryDataset, str]:
+def training_data(data: DataConfig, tasks: TaskConfig, check: Check = lambda: None) -> tuple[TrajectoryDataset, str]:
     """The seen tasks' data, collected if no path is given, and its description.
 
     `check` is called as episodes are collected and may raise to stop.
 
     Raises:
-        InputError: data that lacks a task, has another shape than the environment, or no labels to clone.
+        InputError: data that lacks a task, or has another shape than the environment.
     """
     if data.path is not None:
         dataset = load_tasks(data.path, tasks.seen, tasks.goal_visible)
@@ -71,16 +68,7 @@ def training_data(
     if data.fraction < 1:
         dataset = _fraction(dataset, data.fraction, data.seed)
         words += f", of which {100 * data.fraction:g} %: {dataset.num_episodes} episodes"
-    if method.cloned == "expert" and dataset.expert_actions is None:
-        raise InputError(
-            "the data has no expert actions to clone",
-            path=dataset.source,
-            field="method.clone",
-            found="expert",
-            expected="executed",
-            hint="use --method.clone executed",
-        )
-    return dataset, f"{words}; {method.action_use} the {method.cloned} actions"
+    return dataset, words
 
 
 def _provenance(dataset: TrajectoryDataset) -> str:
@@ -182,14 +170,13 @@ def demonstrations(
     return _collect(clean, tasks, needed, "example", "demonstrations", check)
 
 
-def offline_data(data: DataConfig, tasks: TaskConfig, method: MethodConfig, check: Check = lambda: None) -> OfflineData:
-    """What a run without an environment learns from and is judged by.
+def offline_data(data: DataConfig, tasks: TaskConfig, reads: bool, check: Check = lambda: None) -> OfflineData:
+    """What a run without an environment learns from and is judged by; `reads`: whether it reads demonstrations.
 
     Raises:
         InputError: as `training_data`, `demonstrations` and `hold_out`.
     """
-    dataset, _ = training_data(data, tasks, method, check)
-    reads = method.network.context_config().trajectory
+    dataset, _ = training_data(data, tasks, check)
     shown = demonstrations(data, tasks, check, tasks.all) if reads else None
     return hold_out(dataset, shown, tasks.all, data.seed, keep_failed=data.keep_failed)
 

@@ -139,7 +139,8 @@ def _evaluate_offline(
             expected="--checkpoint, --tasks, --device, --out and ways of acting alone",
         )
     (prompts,) = prompt_sets(config, run, trained, check)
-    held_out = offline_data(trained.data, trained.tasks, trained.method, check).held_out
+    reads = trained.method.network.context_config().trajectory
+    held_out = offline_data(trained.data, trained.tasks, reads, check).held_out
     standard = not config.tasks and not config.acting and config.checkpoint == "both"
     out = config.out or (run.results if standard else run.new_evaluation())
     checkpoints = CHECKPOINTS if config.checkpoint == "both" else (config.checkpoint,)

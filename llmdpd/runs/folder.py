@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from llmdpd.data.task_file import given_data, task_file_in_use, use_task_file
 from llmdpd.errors import InputError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.file import TaskFile, read_task_file
-from llmdpd.utils.checkpoint import latest_checkpoint
+from llmdpd.utils.checkpoint import latest_checkpoint, read_state
 from llmdpd.utils.files import (
     atomic_write_json,
     atomic_write_text,
@@ -196,6 +196,29 @@ class RunFolder:
                 hint=f"put it back ({copy}), or start a new run",
             )
         return f"{f'a text file that {file} names' if same else file} was changed since the run was begun"
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Hold what is learned from, as hashes by name, against the run's checkpoint, where there is one.
+
+        Raises:
+            InputError: naming every setting and every input that is not the checkpoint's.
+        """
+        checkpoint = latest_checkpoint(self.path / "checkpoint")
+        if checkpoint is None:
+            return
+        state = read_state(checkpoint)
+        known = {name: state.get(name) for name in inputs}
+        if known["config"] is not None:
+            # Settings from after the checkpoint was written are at their defaults in it: what was done before.
+            known["config"] = decisive(read_stored(known["config"], checkpoint / "state.json", "config."))
+        if changed := differences(known, dict(inputs)):
+            raise InputError(
+                "the run cannot be resumed: what it learns from is not what its checkpoint learned from",
+                path=checkpoint,
+                found="; ".join(changed),
+                expected="the same configuration, data and embeddings",
+                hint="put them back as they were, or start a new run",
+            )
 
     def take_up(self, config: TrainConfig) -> None:
         """Prepare an interrupted run for continuing with `config`, and remove what a kill left half written.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import Trajectory, TrajectoryDataset
+from llmdpd.data.collecting.scripted import content_hash
 from llmdpd.evaluation.episodes import evaluate_tasks
 from llmdpd.evaluation.offline import hold_out, offline_results, offline_selection, score_offline
 from llmdpd.evaluation.prompts import TaskPrompt
@@ -31,12 +33,12 @@ from llmdpd.policy.policy import Policy
 from llmdpd.prompts import task_prompt
 from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
 from llmdpd.runs.evaluate import evaluate_run, load_policies, record_run
-from llmdpd.runs.folder import RunFolder
+from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.runs.prompt_choice import keep_prompts
-from llmdpd.runs.resume_check import check_inputs, input_hashes
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
 from llmdpd.tasks.specs import shown_by, suite_of, task_spec
+from llmdpd.tasks.user import file_in_use
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
@@ -141,7 +143,8 @@ def prepare_data(run: Run) -> None:
         if METHODS[method.name].online:
             run.dataset, run.description = None, method.describe_online(run.config.training.iterations)
         else:
-            run.dataset, run.description = training_data(data, tasks, method, run.stop.check)
+            run.dataset, words = training_data(data, tasks, run.stop.check)
+            run.description = f"{words}; {method.use_of(run.dataset)}"
         reads = method.network.context_config().trajectory
         judged = tasks.all if run.config.evaluation_mode == "offline" else ()
         run.demonstrations = demonstrations(data, tasks, run.stop.check, judged) if reads else None
@@ -158,8 +161,8 @@ def check_resumable(run: Run) -> None:
     Raises:
         InputError: naming every setting and every input that is not the checkpoint's.
     """
-    run.hashes = input_hashes(run.config, run.dataset, run.demonstrations, run.texts.vectors)
-    check_inputs(run.folder, run.hashes)
+    run.hashes = _hashes(run)
+    run.folder.check_inputs(run.hashes)
 
 
 def store_prompts(run: Run) -> None:
@@ -229,6 +232,32 @@ STAGES: tuple[Callable[[Run], None], ...] = (
     record,
 )
 """What a run does, in this order."""
+
+
+def _hashes(run: Run) -> dict[str, Any]:
+    """The settings that decide what is learned; SHA-256 of data, evaluation's demonstrations, embeddings, task file.
+
+    What is not there (a data set, of a method that learns in the environment) is None. The method adds what it learns
+    from beside them (`MethodConfig.inputs`).
+    """
+    config, embedded, file = run.config, hashlib.sha256(), file_in_use()
+    for text, vector in run.texts.vectors.items():
+        embedded.update(text.encode() + b"\0" + vector.numpy().tobytes())
+    learned = {"training data": run.dataset, "demonstrations": run.demonstrations}
+    hashes = {name: None if data is None else content_hash(data) for name, data in learned.items()}
+    reads = config.method.network.context_config()
+    if reads.trajectory and reads.encoder.trim != "none":
+        # Demonstrations are cut by when they succeeded, which `content_hash` leaves out.
+        steps = [None if data is None else data.success_steps for data in learned.values()]
+        parts = (b"none" if step is None else step.tobytes() for step in steps)
+        hashes["steps of success"] = hashlib.sha256(b"".join(parts)).hexdigest()
+    return {
+        "config": decisive(config),
+        **hashes,
+        "text embeddings": embedded.hexdigest() if run.texts.vectors else None,
+        "task file": None if config.tasks.file is None or file is None else file.sha256,
+        **config.method.inputs(),
+    }
 
 
 def _offline(run: Run) -> tuple[Learner, Sampler]:

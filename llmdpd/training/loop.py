@@ -59,7 +59,7 @@ class Hooks:
 class TrainingLoop:
     """Trains a learner for `config.iterations`, from the run's last checkpoint if there is one.
 
-    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.resume_check`).
+    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.pipeline`).
     """
 
     run: Path

@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     settings = Settings("table1", "paper", budget="smoke", out=folder / "out", options=options, variants=False)
     config = make_plan(settings).cells["full"][0].config
     data, tasks = dataclasses.replace(config.data, root=str(folder / "data"), workers=1), config.tasks
-    learned, _ = training_data(data, tasks, config.method)
+    learned, _ = training_data(data, tasks)
     others = behaviour_demonstrations(data, tasks, UNSEEN, "overrun", 1, lambda: None)
     return learned, demonstrations(data, tasks), others
 

@@ -182,7 +182,7 @@ class Case:
 @pytest.fixture
 def make_case(random_coefficients: Any, device: torch.device) -> Callable[..., Case]:
     def make(
-        *, B: int = 5, N: int = 1, A: int = 4, H: int = 33, K: int = 3, bf16: bool = False,
+        *, B: int = 5, N: int = 1, A: int = 4, H: int = 33, K: int = 2, bf16: bool = False,
         plan: SamplerCoefficients | None = None, clip: float | None = 0.9, scale: float = 1.5,
     ) -> Case:  # fmt: skip
         net = NoiseMLP(7, A, 6, H, 8).to(device)

@@ -24,14 +24,14 @@ def test_shapes(make_case: MakeCase, key: torch.Tensor, B: int, N: int, A: int, 
 
 @both_precisions
 def test_large_widths(make_case: MakeCase, key: torch.Tensor, bf16: bool) -> None:
-    make_case(B=16, H=300, K=2, bf16=bf16, scale=1.0).check_gradients(key)  # padded to 512
+    make_case(B=16, H=300, bf16=bf16, scale=1.0).check_gradients(key)  # padded to 512
 
 
 @both_precisions
 @pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(make_case: MakeCase, key: torch.Tensor, name: Any, clip: float | None, bf16: bool) -> None:
-    make_case(B=20, plan=sampler_coefficients(name, steps=5, clip=clip), bf16=bf16, scale=0.5).check_gradients(key)
+    make_case(B=20, plan=sampler_coefficients(name, steps=3, clip=clip), bf16=bf16, scale=0.5).check_gradients(key)
 
 
 @both_precisions

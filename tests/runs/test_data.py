@@ -26,7 +26,6 @@ from llmdpd.tasks import COLLECTION_SEED_END, EVALUATION_SEED_START, SELECTION_S
 from llmdpd.tasks.protocols import TaskConfig
 
 MakeData = Callable[..., TrajectoryDataset]
-METHOD = PRESETS["smoke"].method
 
 
 def tasks_of(*seen: str) -> TaskConfig:
@@ -89,10 +88,10 @@ def test_the_goal_is_visible_in_both_or_hidden_in_both(metaworld_data: MakeData,
 def test_failed_episodes_are_left_out_unless_asked_for(metaworld_data: MakeData, tmp_path: Path) -> None:
     data = metaworld_data(("reach-v3",), 4)
     save_minari(dataclasses.replace(data, successes=np.array([1, 0, -1, 0], np.int8)), tmp_path)
-    dataset, words = training_data(DataConfig(path=str(tmp_path)), tasks_of(), METHOD)
+    dataset, words = training_data(DataConfig(path=str(tmp_path)), tasks_of())
     assert dataset.successes.tolist() == [1, -1]
-    assert words == f"{tmp_path}, 4 episodes, failed ones left out; clones the expert actions"
-    dataset, words = training_data(DataConfig(path=str(tmp_path), keep_failed=True), tasks_of(), METHOD)
+    assert words == f"{tmp_path}, 4 episodes, failed ones left out"
+    dataset, words = training_data(DataConfig(path=str(tmp_path), keep_failed=True), tasks_of())
     assert dataset.successes.tolist() == [1, 0, -1, 0]
     assert "left out" not in words
 
@@ -104,12 +103,12 @@ def test_a_fraction_is_of_each_task_and_part_of_a_greater_one(
     save_minari(metaworld_data(tasks, 7), tmp_path)
     found = {}
     for share in (1.0, 0.5, 0.3, 0.001):
-        dataset, words = training_data(dataclasses.replace(whole, fraction=share), tasks_of(*tasks), METHOD)
+        dataset, words = training_data(dataclasses.replace(whole, fraction=share), tasks_of(*tasks))
         assert [len(dataset.episodes_of(task)) for task in tasks] == [max(1, math.ceil(7 * share))] * 2
         assert ("of which" in words) == (share < 1)
         found[share] = set(zip(dataset.task_ids.tolist(), dataset.seeds.tolist(), strict=True))
     assert found[0.001] < found[0.3] < found[0.5] < found[1.0]
-    other, _ = training_data(dataclasses.replace(whole, fraction=0.5), tasks_of("push-v3"), METHOD)
+    other, _ = training_data(dataclasses.replace(whole, fraction=0.5), tasks_of("push-v3"))
     assert {(1, int(n)) for n in other.seeds} < found[0.5], "other tasks beside it change nothing"
 
 
@@ -117,19 +116,17 @@ def test_a_task_whose_episodes_all_failed(metaworld_data: MakeData, tmp_path: Pa
     data = metaworld_data(("reach-v3", "push-v3"), 2)
     save_minari(dataclasses.replace(data, successes=np.array([1, 1, 0, 0], np.int8)), tmp_path)
     with pytest.raises(InputError) as error:
-        training_data(DataConfig(path=str(tmp_path)), tasks_of("reach-v3", "push-v3"), METHOD)
+        training_data(DataConfig(path=str(tmp_path)), tasks_of("reach-v3", "push-v3"))
     assert (error.value.field, error.value.found) == ("push-v3", "2 failed episodes")
 
 
-def test_expert_actions_are_asked_for_where_they_are_cloned(metaworld_data: MakeData, tmp_path: Path) -> None:
-    save_minari(metaworld_data(expert=False), tmp_path)
-    data, plans = DataConfig(path=str(tmp_path)), PRESETS["metaworld-trajectory-diffusion"].method
-    for method in (METHOD, plans):
-        with pytest.raises(InputError, match="no expert actions") as error:
-            training_data(data, tasks_of(), method)
-        assert error.value.hint == "use --method.clone executed"
-        executed = dataclasses.replace(method, clone="executed")
-        assert training_data(data, tasks_of(), executed)[1].endswith("clones the executed actions")
+@pytest.mark.parametrize("preset", ["smoke", "metaworld-trajectory-diffusion"])
+def test_expert_actions_are_asked_for_where_they_are_cloned(metaworld_data: MakeData, preset: str) -> None:
+    data, method = metaworld_data(expert=False), PRESETS[preset].method
+    with pytest.raises(InputError, match="no expert actions") as error:
+        method.use_of(data)
+    assert error.value.hint == "use --method.clone executed"
+    assert dataclasses.replace(method, clone="executed").use_of(data) == "clones the executed actions"
 
 
 def test_collected_data_is_found_again_and_shares_no_seed_with_the_demonstrations(
@@ -137,8 +134,8 @@ def test_collected_data_is_found_again_and_shares_no_seed_with_the_demonstration
 ) -> None:
     counts = {"episodes": 2, "demonstration_episodes": 2, "workers": 1}
     data = DataConfig(root=str(tmp_path), noise="clean:0.5,random:0.5", keep_failed=True, **counts)
-    dataset, words = training_data(data, tasks_of(), METHOD)
-    again, _ = training_data(data, tasks_of(), METHOD)
+    dataset, words = training_data(data, tasks_of())
+    again, _ = training_data(data, tasks_of())
     np.testing.assert_array_equal(dataset.observations, again.observations)
     shown = demonstrations(data, tasks_of())
     assert "scripted experts, 2 episodes a task, noise clean:0.5,random:0.5" in words
@@ -157,7 +154,7 @@ def test_collected_episodes_go_on_after_their_success_as_long_as_asked(tmp_path:
     for steps in (0, 3):
         counts = {"episodes": 2, "demonstration_episodes": 2, "workers": 1, "post_success_steps": steps}
         data = DataConfig(root=str(tmp_path), noise="clean", **counts)
-        parts = [training_data(data, tasks_of(), METHOD)[0], demonstrations(data, tasks_of())]
+        parts = [training_data(data, tasks_of())[0], demonstrations(data, tasks_of())]
         assert all((part.successes == 1).all() for part in parts)
         lengths[steps] = np.concatenate([part.lengths for part in parts])
     np.testing.assert_array_equal(lengths[3], lengths[0] + 3)
@@ -180,7 +177,7 @@ def test_a_task_is_collected_once_for_all_runs_that_want_it(tmp_path: Path, fres
         return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
     def collected(root: str, *seen: str, **changes: object) -> TrajectoryDataset:
-        return training_data(data(root, **changes), tasks_of(*seen), METHOD)[0]
+        return training_data(data(root, **changes), tasks_of(*seen))[0]
 
     def tasks_in(root: str) -> list[str]:
         manifests = (json.loads(file.read_text()) for file in (tmp_path / root).glob("*/collect.json"))
@@ -205,7 +202,7 @@ def test_a_collection_that_is_damaged_is_no_source_for_another(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
-    training_data(config, tasks_of("reach-v3", "drawer-close-v3"), METHOD)
+    training_data(config, tasks_of("reach-v3", "drawer-close-v3"))
     manifest = next(tmp_path.glob("*/collect.json"))
     if damage == "content":
         manifest.write_text(manifest.read_text().replace('"content": "', '"content": "0'))
@@ -216,7 +213,7 @@ def test_a_collection_that_is_damaged_is_no_source_for_another(
             with h5py.File(path, "r+") as file:
                 for episode in file.values():
                     del episode.attrs["success_step"]
-    data, _ = training_data(config, tasks_of("reach-v3"), METHOD)
+    data, _ = training_data(config, tasks_of("reach-v3"))
     assert len(list(tmp_path.glob("*/collect.json"))) == 2, "collected anew"
     assert (data.success_steps >= 0).all()
     assert ("left out" in caplog.text) == (damage != "steps")
@@ -232,11 +229,11 @@ def test_a_lock_that_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(run_data, "collect_scripted", noted)
     config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
-    training_data(config, tasks_of("reach-v3"), METHOD)
+    training_data(config, tasks_of("reach-v3"))
     (lock,) = locks
     assert not lock.exists()
     lock.touch()
-    training_data(config, tasks_of("reach-v3"), METHOD)
+    training_data(config, tasks_of("reach-v3"))
     assert not lock.exists()
 
 
@@ -253,6 +250,6 @@ def test_of_runs_that_start_together_one_collects(tmp_path: Path, monkeypatch: p
     config = DataConfig(root=str(tmp_path), episodes=1, noise="clean", workers=1)
     orders = (("reach-v3", "drawer-close-v3"), ("drawer-close-v3", "reach-v3"))
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda tasks: training_data(config, tasks_of(*tasks), METHOD)[0], orders))
+        found = list(pool.map(lambda tasks: training_data(config, tasks_of(*tasks))[0], orders))
     assert len(calls) == 1
     assert [data.tasks for data in found] == list(orders)

@@ -14,6 +14,7 @@ from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.ogbench.layout import SPACES
 from llmdpd.tasks.ogbench.tasks import MAX_STEPS
+from llmdpd.tasks.specs import task_spec
 
 SEEN, UNSEEN = ("scene-button-right", "scene-drawer-close"), ("scene-button-left",)
 
@@ -25,8 +26,8 @@ def test_the_preset_runs_from_collecting_to_results(tmp_path: Path) -> None:
         *("--preset", "ogbench-scene", "--tasks.seen", *SEEN, "--tasks.unseen", *UNSEEN, "--run-dir", str(run)),
         *("--data.root", str(tmp_path / "data"), "--data.episodes", "2", "--data.demonstration-episodes", "1"),
         *("--data.workers", "1", "--method.batch-size", "8", "--method.prompts-per-batch", "2", "--iterations", "2"),
-        *("--training.checkpoint-every", "2", "--training.select-every", "2"),
-        *("--evaluation.episodes", "1", "--evaluation.no-videos"),
+        *("--training.checkpoint-every", "2", "--training.select-every", "0"),
+        *("--evaluation.episodes", "1", "--evaluation.no-videos", "--evaluation.max-steps", "20"),
     ]
     assert train(words) == 0
     records = [record for record in read_results(run / "results.json") if record.checkpoint == "last"]
@@ -34,9 +35,13 @@ def test_the_preset_runs_from_collecting_to_results(tmp_path: Path) -> None:
         *((task, "seen") for task in SEEN),
         *((task, "unseen") for task in UNSEEN),
     }
-    assert {record.max_steps for record in records} == {MAX_STEPS}
+    assert {record.max_steps for record in records} == {20}
+    assert {task_spec(task).max_steps for task in (*SEEN, *UNSEEN)} == {MAX_STEPS}
     assert all(record.prompts.text and record.prompts.trajectory for record in records)
     assert Policy.load(run / "policy").network.spaces.layout == SPACES["scene"].layout
-    out = tmp_path / "replay.json"
-    assert evaluate([str(run), "--baseline", "replay", "--episodes", "1", "--tasks", *UNSEEN, "--out", str(out)]) == 0
+    out, short = tmp_path / "replay.json", ("--max-steps", "20")
+    assert (
+        evaluate([str(run), "--baseline", "replay", "--episodes", "1", "--tasks", *UNSEEN, *short, "--out", str(out)])
+        == 0
+    )
     assert [record.task for record in read_results(out)] == list(UNSEEN)

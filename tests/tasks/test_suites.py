@@ -77,7 +77,7 @@ def test_a_suite_says_how_its_data_are_read() -> None:
 
 def test_a_run_has_to_name_data_that_nothing_collects() -> None:
     for field, read in (
-        ("data.path", lambda: training_data(DataConfig(), TASKS, PRESETS["smoke"].method)),
+        ("data.path", lambda: training_data(DataConfig(), TASKS)),
         ("data.demonstrations", lambda: demonstrations(DataConfig(), TASKS)),
     ):
         with pytest.raises(InputError, match="collects data of mine") as error:
