@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,12 @@ def located(path: str | Path | None = None, field: str | None = None) -> Iterato
 
 class TrainingDivergedError(RuntimeError):
     """A loss became NaN or Inf; the message says which, where, and what is left."""
+
+
+def abridged(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first names of a list, and how many more there are: "a, b and 3 more"."""
+    more = len(names) - most
+    return separator.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> str:

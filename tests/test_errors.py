@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmdpd.errors import InputError, located, nearest_names
+from llmdpd.errors import InputError, abridged, located, nearest_names
 
 
 def test_message_names_file_field_found_expected_and_hint() -> None:
@@ -38,6 +38,11 @@ def test_pickling_keeps_everything(protocol: int) -> None:
     assert str(copy) == str(error)
     for name in ("problem", "path", "field", "found", "expected", "hint"):
         assert getattr(copy, name) == getattr(error, name)
+
+
+def test_a_long_list_is_abridged() -> None:
+    assert [abridged("abcd"[:count], 2) for count in (1, 2, 4)] == ["a", "a, b", "a, b and 2 more"]
+    assert abridged(["x", "y"], 1, "; ") == "x and 1 more"
 
 
 def test_nearest_names() -> None:

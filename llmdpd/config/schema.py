@@ -71,13 +71,12 @@ class TrainConfig:
             use_no_file()
         else:
             tasks = dataclasses.replace(tasks, file=str(task_file_in_use(tasks.file, given_data(data)).file.path))
-        config = dataclasses.replace(
-            self,
-            tasks=tasks.canonical(_naming(data.path)),
-            data=data,
-            llm=_absolute(self.llm) if folder else self.llm,
-            method=self.method.resolved(),
-        )
+        tasks, method = tasks.canonical(_naming(data.path)), self.method.resolved()
+        if any(shown_by(task) != task for task in tasks.seen):
+            # Here texts are meant to say something else than the demonstration that the tasks share.
+            method = dataclasses.replace(method, acting=method.acting.keeping_texts())
+        llm = _absolute(self.llm) if folder else self.llm
+        config = dataclasses.replace(self, tasks=tasks, data=data, llm=llm, method=method)
         config.check_values()
         return config
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, offsets_of
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, abridged
 
 _WIDE = ("observations", "next_observations", "actions", "expert_actions")
 _ARRAYS = (*_WIDE, "rewards")
@@ -166,7 +166,7 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         tasks=tuple(texts),
         texts=tuple(texts.values()),
         goal_visible=_merge_goal_visible(datasets),
-        source=sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more",
+        source=abridged(sources, 1),
         behaviours=tuple(behaviours) if any(behaviours) else (),
         environments=_environments(tuple(texts), _merge_environments(datasets)),
         success_from=", ".join(dict.fromkeys(d.success_from for d in datasets if d.success_from)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from llmdpd.data.assemble import rename_tasks
 from llmdpd.data.flags import first_success
 from llmdpd.data.notes import say_once
 from llmdpd.data.trajectories import TrajectoryDataset
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, abridged
 from llmdpd.tasks.base import Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.specs import find_suite, task_spec
 
@@ -167,16 +167,10 @@ def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
         _log,
         "%s: actions of %d of %d steps, of %s, lie outside the environment's bounds (%.4g … %.4g) and are clipped to "
         "%s … %s",
-        *(dataset.source or "data", int(outside.sum()), len(outside), _some(tasks), *found, low, high),
+        *(dataset.source or "data", int(outside.sum()), len(outside), abridged(list(tasks), 3), *found, low, high),
     )
     actions, expert = changes.get("actions", dataset.actions), changes.get("expert_actions", dataset.expert_actions)
     return dataclasses.replace(dataset, actions=actions, expert_actions=expert)
-
-
-def _some(names: Iterable[str]) -> str:
-    """Three names at most."""
-    own = list(names)
-    return ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
 
 
 def _bounds(spec: TaskSpec | None) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

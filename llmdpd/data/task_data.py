@@ -13,7 +13,7 @@ from llmdpd.data.checks import checked, without_success
 from llmdpd.data.notes import say_once
 from llmdpd.data.task_file import load_own_data
 from llmdpd.data.trajectories import same_task
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.errors import InputError, abridged, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.specs import common_spec, find_suite, suite_of, task_spec
 
@@ -150,7 +150,7 @@ def _missing(missing: Sequence[str], tasks: Sequence[str], names: Sequence[str],
         "the data set has no such task",
         path=spec,
         field="task",
-        found=", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+        found=abridged(names, 8),
         expected=", ".join(missing),
         hint=f"nearest names: {nearest_names(missing[0], names)}",
     )

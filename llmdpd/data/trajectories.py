@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmdpd.errors import InputError, nearest_names
+from llmdpd.errors import InputError, abridged, nearest_names
 from llmdpd.tasks import base_name
 from llmdpd.tasks.specs import find_suite
 
@@ -205,10 +205,10 @@ class TrajectoryDataset:
             raise self._error("wrong success flag", "successes", np.unique(self.successes).tolist(), "1, 0 or -1")
 
     def __repr__(self) -> str:
-        tasks = ", ".join(self.tasks[:3]) + (f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else "")
         return (
-            f"<TrajectoryDataset of {tasks}: {self.num_episodes} episodes, {self.num_transitions} transitions, "
-            f"{self.state_dim} state and {self.action_dim} action numbers; {self.source or 'no file'}>"
+            f"<TrajectoryDataset of {abridged(self.tasks, 3)}: {self.num_episodes} episodes, "
+            f"{self.num_transitions} transitions, {self.state_dim} state and {self.action_dim} action numbers; "
+            f"{self.source or 'no file'}>"
         )
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmdpd.config.schema import TrainConfig
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, abridged
 from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.results import SPLITS, TaskResult, read_results
 from llmdpd.runs.folder import RunFolder, decisive
@@ -149,7 +149,7 @@ class Cell:
             raise InputError(
                 "a cell of the experiment was run with another configuration",
                 path=run.config,
-                found="; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else ""),
+                found=abridged(changed, 8, "; "),
                 expected=f"that of {' '.join(('--preset', self.preset, *self.options))}",
                 hint="choose another --out for other settings, or remove this folder to run the cell anew",
             )

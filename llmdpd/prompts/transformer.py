@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, abridged
 from llmdpd.prompts.source import ModelSource
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def load_model(
     # transformers fills absent weights with random numbers. A pooler is not used here and may be absent.
     absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if absent:
-        found = f"no {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
+        found = f"no {abridged(absent, 1)}"
         raise InputError("the language model's weights are incomplete", path=source.folder, found=found)
     return model.to(device).eval()
 

@@ -88,15 +88,11 @@ class Run:
             metadata["target_returns"] = self.dataset.target_returns()
         if self.texts.llm is not None:
             metadata["llm"] = to_plain(self.texts.llm)
-        acting = config.method.acting
-        if any(shown_by(task) != task for task in tasks.seen):
-            # Here texts are meant to say something else than the demonstration that the tasks share.
-            acting = acting.keeping_texts()
         return Policy(
             config.method.name,
             copy.deepcopy(network).to(check_device(config.device)),
             copy.deepcopy(learner.acting_critic),
-            acting,
+            config.method.acting,
             llm=config.llm,
             texts={text_key(text): vector for text, vector in self.texts.vectors.items()},
             metadata=metadata,
@@ -167,8 +163,8 @@ def check_resumable(run: Run) -> None:
 
 def store_prompts(run: Run) -> None:
     """Put the evaluation's prompts into the run folder."""
-    tasks = run.config.tasks
-    run.prompts = keep_prompts(run.folder, run.demonstrations, tasks.all, tasks.goal_visible)
+    tasks, given = run.config.tasks, run.config.data.demonstrations
+    run.prompts = keep_prompts(run.folder, run.demonstrations, tasks.all, tasks.goal_visible, given)
 
 
 def train(run: Run) -> None:

@@ -97,12 +97,16 @@ def _data(config: EvaluateConfig, run: RunFolder | None, trained: TrainConfig) -
 
 
 def keep_prompts(
-    run: RunFolder, demonstrations: TrajectoryDataset | None, tasks: Sequence[str], goal_visible: bool
+    run: RunFolder,
+    demonstrations: TrajectoryDataset | None,
+    tasks: Sequence[str],
+    goal_visible: bool,
+    given: str | None = None,
 ) -> dict[str, TaskPrompt]:
     """Put an evaluation's prompts into the run, so that it can be repeated without the data that they came from.
 
     Returns them as they are read back from the run. `demonstrations` is None where trajectory prompts are off. One that
-    shows several tasks is kept once.
+    shows several tasks is kept once. given: the data set that the run names for them (`data.demonstrations`), if any.
     """
     if demonstrations is not None:
         showing = shown_tasks(tasks)
@@ -110,14 +114,14 @@ def keep_prompts(
         save_minari(chosen, run.prompts, namespace="prompts", name="example-v0")
     prompts = task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible, stored=True)
     described = {}
-    first = tuple(place for task in shown_tasks(tasks) for place in suite_of(task).data(task))
+    # Of many files only the first stands in a data set's source; where they are the tasks' own, say which.
+    places = {task: suite_of(task).data(shown_by(task)) for task in tasks}
+    own_data = given is None and all(places.values())
     for task, prompt in prompts.items():
         own = prompt.demonstration
         trajectory = None
         if own is not None and demonstrations is not None:
-            places = suite_of(task).data(shown_by(task))
-            # Of many files only the first stands in the data set's source; where they are the task's own, say which.
-            source = ", ".join(places) if demonstrations.source.startswith(first) else demonstrations.source
+            source = ", ".join(places[task]) if own_data else demonstrations.source
             seed = own.seed if own.seed >= 0 else None  # which recordings do not tell
             trajectory = {"source": source, "seed": seed, "steps": len(own)}
         described[task] = {"text": prompt.text, "text_source": prompt.text_source, "trajectory": trajectory}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from llmdpd.tasks.base import Environment, FloatArray, Reading, Split, TaskSpec, TaskSuite
+from llmdpd.tasks.base import Environment, Split
 from llmdpd.tasks.instructed.instructions import (
     FINISH,
     INSTRUCTIONS,
@@ -15,10 +15,8 @@ from llmdpd.tasks.instructed.instructions import (
     is_instructed,
     parts,
 )
-from llmdpd.tasks.metaworld.layout import ACTION_DIM, LAYOUT, STATE_DIM
 from llmdpd.tasks.metaworld.names import ML45_TEST
-from llmdpd.tasks.metaworld.suite import MAX_STEPS
-from llmdpd.tasks.metaworld.suite import SUITE as METAWORLD
+from llmdpd.tasks.metaworld.suite import MetaWorldSuite
 from llmdpd.tasks.names import base_name
 
 if TYPE_CHECKING:
@@ -47,15 +45,12 @@ def _split() -> Split:
     return under_both(False), under_both(True)
 
 
-class InstructedSuite(TaskSuite):
-    """Both instructions over each of Meta-World's 50 tasks, with Meta-World's layout and behaviour policies."""
+class InstructedSuite(MetaWorldSuite):
+    """Both instructions over each of Meta-World's 50 tasks; what is not said here is as there."""
 
     name = "Meta-World by text"
     tasks = TASKS
-    behaviours = METAWORLD.behaviours
-    hides_goal = True
-    collector = "scripted"
-    steps_per_second = METAWORLD.steps_per_second
+    groups: Mapping[str, tuple[str, ...]] = {}
     protocols: Mapping[str, Split] = {"text": _split()}
 
     def knows(self, task: str) -> bool:
@@ -68,9 +63,6 @@ class InstructedSuite(TaskSuite):
         _, base = parts(task)
         return f"{FINISH}-{base_name(base)}"
 
-    def spec(self, task: str) -> TaskSpec:
-        return TaskSpec.within_one(task, STATE_DIM, ACTION_DIM, MAX_STEPS, self.name, LAYOUT)
-
     def make(self, task: str, *, goal_visible: bool, render: bool) -> Environment:
         from llmdpd.tasks.instructed.environment import InstructedTask
 
@@ -81,11 +73,8 @@ class InstructedSuite(TaskSuite):
 
         return InstructedExpert(task, goal_visible=goal_visible)
 
-    def reading(self, task: str) -> Reading:
-        return Reading(terminates=False)
-
-    def goal_visible(self, observations: FloatArray) -> bool | None:
-        return METAWORLD.goal_visible(observations)
+    def named_by(self, name: str) -> str | None:
+        return None  # nobody else recorded these
 
     def description(self, task: str) -> str:
         return instructed_prompt(task)
