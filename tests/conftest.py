@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,7 +307,45 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def torch_settings() -> Iterator[None]:
+def kept_workers() -> Iterator[None]:
+    """Workers of commands in this process outlive their pool and serve the next one: a start takes a second or more.
+
+    Not those that have calls pending, that know a task file, or that have served often: their environments are many.
+    """
+    from llmdpd.evaluation import scoring
+    from llmdpd.runs import pipeline
+    from llmdpd.tasks.simulation.processes import Worker
+    from llmdpd.tasks.simulation.rollout import EnvPool
+    from llmdpd.tasks.user import file_in_use
+
+    idle: dict[tuple[Any, ...], list[Worker]] = {}
+    served: Counter[int] = Counter()
+
+    class KeptPool(EnvPool):
+        def kind(self) -> tuple[Any, ...]:
+            return (self._arguments, self._count, tuple(sys.path), file_in_use() is None)
+
+        def run(self, *arguments: Any, **options: Any) -> Any:
+            self._workers = self._workers or idle.pop(self.kind(), [])
+            return super().run(*arguments, **options)
+
+        def close(self) -> None:
+            served.update(self.pids)
+            whole = all(not w.pending and w._process.poll() is None and served[w.pid] < 12 for w in self._workers)
+            if self._workers and whole and file_in_use() is None and self.kind() not in idle:
+                idle[self.kind()], self._workers = self._workers, []
+            super().close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "EnvPool", KeptPool)
+        patch.setattr(scoring, "EnvPool", KeptPool)
+        yield
+    for worker in (worker for workers in idle.values() for worker in workers):
+        worker.stop()
+
+
+@pytest.fixture(scope="session")
+def torch_settings(kept_workers: None) -> Iterator[None]:
     """Put back what the training command sets for its whole process."""
     from llmdpd.ops import native
 
