@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmdpd.evaluation import scoring
 from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.intervals import wilson_interval
 from llmdpd.evaluation.prompts import TaskPrompt
@@ -79,13 +80,15 @@ def test_a_protocol_is_called_by_its_name_where_it_was_followed() -> None:
 
 
 def test_a_killed_worker_is_reported_and_changes_nothing(
-    policy: Policy, prompts: Prompts, capsys: pytest.CaptureFixture[str]
+    policy: Policy, prompts: Prompts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scoring, "EnvPool", EnvPool)  # whose workers begin with it: see `kept_workers`
+    others = children()
     plain = evaluate_policies({"last": policy}, CONFIG, prompts, workers=2)
     killed: list[int] = []
 
     def kill() -> None:
-        while len(found := children()) < 2:
+        while len(found := [child for child in children() if child not in others]) < 2:
             time.sleep(0.001)
         killed.append(found[0])
         os.kill(found[0], signal.SIGKILL)
