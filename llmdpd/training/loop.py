@@ -175,9 +175,10 @@ class TrainingLoop:
             return False
         state = checkpoints.read_state(checkpoint)
         checkpoints.load_checkpoint(checkpoint, self.learner)
-        self.sampler.load_state(state["sampler"])
-        self.iteration, self.best_score, self._elapsed = state["iteration"], state["best_score"], state["elapsed"]
-        self._marks_due = state["marks_due"]
+        with checkpoints.fitting(checkpoint / "state.json"):
+            self.sampler.load_state(state["sampler"])
+            self.iteration, self.best_score, self._elapsed = state["iteration"], state["best_score"], state["elapsed"]
+            self._marks_due = state["marks_due"]
         checkpoints.drop_others(checkpoint)
         console.print(f"resumed from {checkpoint} at iteration {self.iteration}")
         return True

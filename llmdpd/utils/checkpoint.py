@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,18 +163,42 @@ def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
         part = {key.removeprefix(f"{name}/"): t for key, t in networks.items() if key.startswith(f"{name}/")}
         load_tensors(module, part, checkpoint / _NETWORKS)
     stored = read_tensors(checkpoint / _OPTIMIZERS)
-    for name, optimizer in learner.optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in stored.items():
-            owner, index, field = key.split("/")
-            if owner == name:
-                state.setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    with fitting(checkpoint / _OPTIMIZERS):
+        for name, optimizer in learner.optimizers.items():
+            _load_optimizer(optimizer, name, stored)
     generators = read_tensors(checkpoint / _RANDOM)
-    torch.set_rng_state(generators["cpu"])
-    for device in range(torch.cuda.device_count()):
-        if f"cuda{device}" in generators:
-            torch.cuda.set_rng_state(generators[f"cuda{device}"], device)
+    with fitting(checkpoint / _RANDOM):
+        torch.set_rng_state(generators["cpu"])
+        for device in range(torch.cuda.device_count()):
+            if f"cuda{device}" in generators:
+                torch.cuda.set_rng_state(generators[f"cuda{device}"], device)
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Errors of what is put back in the block, out of the file `path`, are an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__}: {error}"[:200]
+        raise InputError("the checkpoint does not fit the run", path=path, found=found) from error
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, name: str, stored: Mapping[str, Tensor]) -> None:
+    """Put back the states that are named after it. Raises ValueError for one of another shape than its weight."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        owner, index, field = key.split("/")
+        if owner != name:
+            continue
+        shape = weights[int(index)].shape
+        if tensor.shape not in (shape, torch.Size()):  # torch would take it, and fail or go wrong at the next step
+            raise ValueError(f"{key} has shape {list(tensor.shape)}, its weight {list(shape)}")
+        state.setdefault(int(index), {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _checkpoints(folder: Path) -> list[Path]:

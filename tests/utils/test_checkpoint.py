@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 
 from llmdpd.errors import InputError
 from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from llmdpd.utils.tensors import read_tensors, write_tensors
 
 
 class Kill(BaseException):
@@ -190,3 +193,31 @@ def test_a_checkpoint_of_before_there_were_checksums(toy: Toy, tmp_path: Path) -
     path = save_checkpoint(tmp_path, toy, 7, {})
     (path / "state.json").write_text(json.dumps({"format": 1, "iteration": 7}))
     assert read_state(path) == {"format": 1, "iteration": 7}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "found"),
+    [
+        (
+            "optimizers",
+            lambda tensors: {**tensors, "adam/0/exp_avg": torch.zeros(2)},
+            r"\[2\], its weight \[3, 2\]",
+        ),
+        ("optimizers", lambda tensors: {**tensors, "adam/9/exp_avg": torch.zeros(2)}, "IndexError"),
+        ("optimizers", lambda tensors: {**tensors, "adam": torch.zeros(2)}, "ValueError"),
+        ("random", lambda tensors: {}, "KeyError: 'cpu'"),
+        ("random", lambda tensors: {"cpu": tensors["cpu"][:100]}, "RuntimeError"),
+        ("random", lambda tensors: {"cpu": tensors["cpu"].float()}, "TypeError"),
+    ],
+)
+def test_states_that_do_not_fit_are_named(
+    toy: Toy, tmp_path: Path, file: str, change: Callable[[dict[str, Any]], dict[str, Any]], found: str
+) -> None:
+    path = save_checkpoint(tmp_path, toy, 7, {}) / f"{file}.safetensors"
+    before = torch.get_rng_state()
+    write_tensors(path, change(read_tensors(path)))
+    with pytest.raises(InputError, match="the checkpoint does not fit the run") as caught:
+        load_checkpoint(path.parent, Toy())
+    assert caught.value.path == str(path)
+    assert re.search(found, str(caught.value.found))
+    torch.set_rng_state(before)
