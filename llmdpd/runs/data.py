@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llmdpd.data import TrajectoryDataset, join_datasets
+from llmdpd.data.collecting.left_over import remove_superseded, take_over
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import (
     CollectConfig,
@@ -237,6 +238,7 @@ def _collect(
         with bar, process_lock(lock, lambda _: bar.update(0, total, "another run collects")):
             parts = _found(wanted, root, prefix)
             parts += _collected(replace(wanted, tasks=_missing(tasks, parts)), root, prefix, bar)
+            remove_superseded(wanted, root / _folder_name(wanted, prefix), _folders(prefix))
     dataset = in_order(join_datasets(parts), tasks)
     success = float(np.mean(dataset.successes == 1))
     console.print(
@@ -252,7 +254,7 @@ def _found(wanted: CollectConfig, root: Path, prefix: str) -> list[TrajectoryDat
     if partial_folder(own).exists():  # it goes on, with all of its tasks
         return []
     parts: list[TrajectoryDataset] = []
-    folders = [own] if own.exists() else sorted(root.glob(f"{prefix}-*tasks-*"))
+    folders = [own] if own.exists() else sorted(root.glob(_folders(prefix)))
     for folder in folders:
         missing = _missing(wanted.tasks, parts)
         part = found_tasks(replace(wanted, tasks=missing), folder) if missing else None
@@ -265,7 +267,13 @@ def _collected(wanted: CollectConfig, root: Path, prefix: str, bar: ProgressBar)
     if not wanted.tasks:
         return []
     wanted = replace(wanted, out=root / _folder_name(wanted, prefix))
+    take_over(wanted, root / _folder_name(wanted, prefix), _folders(prefix))
     return [collect_scripted(wanted, lambda done, total, steps: bar.update(done, total, f"{steps:,} steps")).dataset]
+
+
+def _folders(prefix: str) -> str:
+    """Pattern of the names of collections of one kind."""
+    return f"{prefix}-*tasks-*"
 
 
 def _folder_name(wanted: CollectConfig, prefix: str) -> str:

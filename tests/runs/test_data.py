@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 
 from llmdpd.config.presets import PRESETS
 from llmdpd.data import TrajectoryDataset, save_d4rl, save_minari
+from llmdpd.data.collecting import scripted
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, content_hash
 from llmdpd.data.config import DataConfig
 from llmdpd.data.task_data import load_tasks
@@ -217,6 +220,44 @@ def test_a_collection_that_is_damaged_is_no_source_for_another(
     assert len(list(tmp_path.glob("*/collect.json"))) == 2, "collected anew"
     assert (data.success_steps >= 0).all()
     assert ("left out" in caplog.text) == (damage != "steps")
+
+
+def test_what_a_killed_run_collected_is_used_by_others_and_removed_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(root=str(tmp_path / "shared"), episodes=2, noise="clean", workers=1)
+
+    def collected(*tasks: str, stop_after: int | None = None, **changes: object) -> list[str]:
+        """The names of the tasks of which episodes were made."""
+        made: list[str] = []
+        run = scripted.map_unordered
+
+        def noted(factory: str, arguments: Any, method: str, items: Any, **options: Any) -> Iterator[Any]:
+            for number, done in enumerate(run(factory, arguments, method, items, **options)):
+                if number == stop_after:
+                    raise KeyboardInterrupt
+                made.append(items[done[0]][0].task)
+                yield done
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(scripted, "map_unordered", noted)
+            training_data(dataclasses.replace(config, **changes), tasks_of(*tasks), METHOD)  # type: ignore[arg-type]
+        return sorted(made)
+
+    def unfinished() -> int:
+        return len(list((tmp_path / "shared").glob("*.partial")))
+
+    one, two, three = "drawer-close-v3", "reach-v3", "button-press-v3"
+    assert collected(one, two, stop_after=3) == [one, one, two]
+    assert unfinished() == 1
+    assert collected(two, three, stop_after=0, episodes=3) == [], "other settings take nothing"
+    assert collected(two, three) == [three, three, two], "an episode of it was there"
+    assert unfinished() == 2, "one task is wanted by whoever goes on"
+    assert collected(one) == [], "both were there"
+    assert unfinished() == 1
+    elsewhere = dataclasses.replace(config, root=str(tmp_path / "alone"))
+    alone, shared = (training_data(each, tasks_of(one, two, three), METHOD)[0] for each in (elsewhere, config))
+    assert content_hash(shared) == content_hash(alone)
 
 
 def test_a_lock_that_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

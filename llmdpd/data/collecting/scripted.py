@@ -236,7 +236,7 @@ def collect_scripted(config: CollectConfig, progress: OnEpisode | None = None) -
     """
     start = time.perf_counter()
     config = resolved(config)
-    content = _content_of(config)
+    content = content_of(config)
     out = folder_of(config)
     lock = out.with_name(f".{out.name}.lock")
     # What a killed one left beside it is removed below, where that may be.
@@ -281,7 +281,7 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
     return collected
 
 
-def _content_of(config: CollectConfig) -> dict[str, Any]:
+def content_of(config: CollectConfig) -> dict[str, Any]:
     """The settings that decide the content, as JSON."""
     same = ("episodes", "seed", "max_steps", "goal_visible", "keep_failed")
     return {
@@ -435,13 +435,13 @@ def found_tasks(config: CollectConfig, folder: Path) -> TrajectoryDataset | None
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else None
         settings = manifest.get("config") if isinstance(manifest, dict) else None
         own = settings.get("tasks") if isinstance(settings, dict) else None
-        if not isinstance(own, list) or settings != {**_content_of(config), "tasks": own}:
+        if not isinstance(own, list) or settings != {**content_of(config), "tasks": own}:
             return None
         shared = [task for task in config.tasks if task in own]
         if not shared:
             return None
         there = dataclasses.replace(config, tasks=tuple(own), out=folder)
-        part = in_order(_read_finished(there, _content_of(there), time.perf_counter()).dataset, shared)
+        part = in_order(_read_finished(there, content_of(there), time.perf_counter()).dataset, shared)
     except InputError as error:
         _log.warning("a collection that is damaged is left out: %s", error)
         return None
