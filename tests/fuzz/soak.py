@@ -34,7 +34,7 @@ from soak_jobs import Job
 
 LIMIT = 90.0
 """Seconds after which a command that is not disturbed any more is stuck."""
-_STEP, _EPISODE = 1.0, 2.0
+_STEP, _EPISODE = 2.0, 5.0
 """Time limits of workers."""
 _STAYS = 12.0
 """Seconds within which a killed command's processes must be gone."""
