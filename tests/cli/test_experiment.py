@@ -27,7 +27,8 @@ def words(tmp_path: Path, shared_options: list[str], cache_home: Path) -> Callab
 
     def make(*more: str) -> list[str]:
         own = ["figure2", "--seeds", "1", "--episodes", "2", "--jobs", "1", "--out", str(tmp_path / "grid")]
-        return [*own, "--data-root", str(tmp_path / "data"), *more, "--", *shared_options]
+        options = [*shared_options, "--training.select-every", "0"]
+        return [*own, "--data-root", str(tmp_path / "data"), *more, "--", *options]
 
     return make
 
