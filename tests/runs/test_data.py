@@ -241,7 +241,7 @@ def test_what_a_killed_run_collected_is_used_by_others_and_removed_in_the_end(
 
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             patch.setattr(scripted, "map_unordered", noted)
-            training_data(dataclasses.replace(config, **changes), tasks_of(*tasks), METHOD)  # type: ignore[arg-type]
+            training_data(dataclasses.replace(config, **changes), tasks_of(*tasks))  # type: ignore[arg-type]
         return sorted(made)
 
     def unfinished() -> int:
@@ -256,7 +256,7 @@ def test_what_a_killed_run_collected_is_used_by_others_and_removed_in_the_end(
     assert collected(one) == [], "both were there"
     assert unfinished() == 1
     elsewhere = dataclasses.replace(config, root=str(tmp_path / "alone"))
-    alone, shared = (training_data(each, tasks_of(one, two, three), METHOD)[0] for each in (elsewhere, config))
+    alone, shared = (training_data(each, tasks_of(one, two, three))[0] for each in (elsewhere, config))
     assert content_hash(shared) == content_hash(alone)
 
 
