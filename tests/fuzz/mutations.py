@@ -1,4 +1,4 @@
-"""Damage to the bytes of a file: blind, or inside of what its text or JSON means."""
+"""Damage to the bytes of a file: blind, inside of what its text or JSON means, or behind a container's own checks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from containers import damaged_inside
 
 Random = np.random.Generator
 
@@ -37,9 +38,21 @@ _TOKENS: tuple[bytes, ...] = (
 
 
 def mutate(content: bytes, rng: Random) -> bytes:
-    """The content with one to four kinds of damage, chosen by `rng`; JSON is damaged as values half of the time."""
-    if rng.random() < 0.5 and (changed := _as_json(content, rng)) is not None:
-        return changed
+    """The content with damage, chosen by `rng`: JSON as values and containers inside half of the time, or blind."""
+    if rng.random() < 0.5:
+        changed = damaged_inside(content, rng, _damage)
+        if changed is not None or (changed := _as_json(content, rng)) is not None:
+            return changed
+    return _blind(content, rng)
+
+
+def _damage(content: bytes, rng: Random) -> bytes:
+    changed = _as_json(content, rng) if rng.random() < 0.6 else None
+    return _blind(content, rng) if changed is None else changed
+
+
+def _blind(content: bytes, rng: Random) -> bytes:
+    """One to four kinds of damage."""
     for _ in range(int(rng.integers(1, 5))):
         content = _BLIND[rng.integers(len(_BLIND))](content, rng)
     return content

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from containers import repair_checkpoint
 from judge import Case, Target
 from mutations import mutate
 
@@ -196,7 +197,7 @@ def _checkpoint() -> Target:
         read_state(checkpoint)
         load_checkpoint(checkpoint, Toy())
 
-    return of_files(write, read)
+    return of_files(write, read, repair=repair_checkpoint)
 
 
 def _steps() -> Target:

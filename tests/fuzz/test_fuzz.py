@@ -65,3 +65,33 @@ for _ in range(2000):
 assert repr(mutations._VALUES) == repr(kept)
 """
     subprocess.run([sys.executable, "-c", code, str(FUZZ)], check=True, timeout=300)
+
+
+def test_damage_inside_a_container_passes_the_containers_own_checks() -> None:
+    code = """
+import io, sys, zipfile
+import h5py
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import containers, mutations
+rng = np.random.default_rng()
+file, archive = io.BytesIO(), io.BytesIO()
+with h5py.File(file, "w", libver="latest") as made:
+    made.create_group("group", track_order=True).attrs.update({str(n): "x" * (50 + n) for n in range(7)})
+    made["numbers"] = np.ones(3)
+np.savez(archive, numbers=np.ones(3))
+sound = file.getvalue()
+sums = [(end, containers.lookup3(sound[start:end])) for start, end in containers._checked_blocks(sound)]
+assert len(sums) > 4 and all(int.from_bytes(sound[end : end + 4], "little") == checksum for end, checksum in sums)
+changed = 0
+for _ in range(50):
+    damaged = containers.damaged_inside(archive.getvalue(), rng, mutations._blind)
+    with zipfile.ZipFile(io.BytesIO(damaged)) as found:
+        assert found.testzip() is None
+    damaged = containers.damaged_inside(sound, rng, mutations._blind)
+    changed += damaged != sound
+    for start, end in containers._checked_blocks(sound):
+        assert int.from_bytes(damaged[end : end + 4], "little") == containers.lookup3(damaged[start:end])
+assert changed > 30
+"""
+    subprocess.run([sys.executable, "-c", code, str(FUZZ)], check=True, timeout=300)
