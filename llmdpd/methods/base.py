@@ -422,7 +422,9 @@ class Method(Learner, Generic[Network, Config]):
         names = (name,) if isinstance(name, str) else name
         optimizers = [self.optimizers[f"{name}_optimizer"] for name in names]
         for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:  # as `zero_grad`, whose bookkeeping takes longer than an encoder
+                for parameter in group["params"]:
+                    parameter.grad = None
         loss.backward()
         return clipped_step(optimizers, self.config.grad_clip)
 

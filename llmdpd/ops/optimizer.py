@@ -6,7 +6,7 @@ import math
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +24,29 @@ class _Memory:
     """Tensors as arrays of the same memory, made once for as long as they stay where they are."""
 
     def __init__(self) -> None:
-        self._pointers: list[tuple[int, int]] = []
+        self._places: list[list[Any]] = []
         self._arrays: Arrays | None = None
 
     def of(self, tensors: Sequence[Tensor]) -> Arrays | None:
         """None where the C++ code can't write into one of them."""
-        pointers = [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]
-        if pointers != self._pointers:
+        places = [list(map(of, tensors)) for of in (Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous)]
+        if places != self._places:
             # The arrays keep their memory from being given to another tensor: the same pointer is the same memory.
             plain = all(map(_plain, tensors))
-            self._pointers, self._arrays = pointers, [t.detach().numpy() for t in tensors] if plain else None
+            self._places, self._arrays = places, [t.detach().numpy() for t in tensors] if plain else None
         return self._arrays
+
+
+class _Part(NamedTuple):
+    """What one parameter group steps: its parameters that have a gradient, and arrays of theirs in the same order."""
+
+    group: dict[str, Any]
+    parameters: list[Tensor]
+    weights: Arrays
+    gradients: Arrays
+    means: Arrays
+    squares: Arrays
+    counts: Arrays
 
 
 _kept: weakref.WeakKeyDictionary[Any, defaultdict[str, _Memory]] = weakref.WeakKeyDictionary()
@@ -45,8 +57,10 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
 
     limit: what the norm is cut to before the steps (`torch.nn.utils.clip_grad_norm_`); 0: it is left as it is.
     """
-    parameters = [p for optimizer in optimizers for p in _parameters(optimizer) if p.grad is not None]
-    if not _computes(optimizers, parameters):
+    parts = _parts(optimizers)
+    if parts is None:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        parameters = [p for group in groups for p in group["params"] if p.grad is not None]
         if limit:
             norm = nn.utils.clip_grad_norm_(parameters, limit)
         else:
@@ -55,10 +69,11 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
             optimizer.step()
         return norm
     threads = native.threads()
-    length = math.sqrt(native.module().sum_of_squares(_gradients(parameters), threads))
+    gradients = [gradient for part in parts for gradient in part.gradients]
+    length = math.sqrt(native.module().sum_of_squares(gradients, threads))
     share = limit / (length + 1e-6) if limit else 1.0
-    for optimizer in optimizers:
-        _step(optimizer, 1.0 if share > 1.0 else share, threads)  # NaN stays
+    for part in parts:
+        _step(part, 1.0 if share > 1.0 else share, threads)  # NaN stays
     return torch.tensor(length)
 
 
@@ -73,57 +88,58 @@ def average(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float, k
         torch._foreach_lerp_(list(targets), list(sources), rate)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def _plain(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous() and native.aligned(tensor)
 
 
-def _computes(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor]) -> bool:
+def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[_Part] | None:
+    """What the C++ code steps; None where it can't: by torch's own step then, which calls hooks too."""
     if not native.available()[0] or not all(type(optimizer) is torch.optim.AdamW for optimizer in optimizers):
-        return False
+        return None
     if any(each._optimizer_step_pre_hooks or each._optimizer_step_post_hooks for each in optimizers):
-        return False  # torch's own step calls them
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    moments = [
-        state[name] for each in optimizers for state in each.state.values() for name in ("exp_avg", "exp_avg_sq")
+        return None
+    parts = [
+        _part(optimizer, group, str(number))
+        for optimizer in optimizers
+        for number, group in enumerate(optimizer.param_groups)
     ]
-    plain = all(map(_plain, parameters)) and all(map(_plain, moments)) and all(map(eager_on_cpu, parameters[:1]))
-    return plain and not any(group["amsgrad"] or group["maximize"] for group in groups)
+    some = [part for part in parts if part is not None]
+    return some if len(some) == len(parts) else None
 
 
-def _gradients(parameters: Sequence[Tensor]) -> Arrays:
-    return [p.grad.contiguous().numpy() for p in parameters if p.grad is not None]
-
-
-def _step(optimizer: torch.optim.Optimizer, scale: float, threads: int) -> None:
-    """As torch's AdamW, with the same state."""
+def _part(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> _Part | None:
     memory = _kept.setdefault(optimizer, defaultdict(_Memory))
-    for number, group in enumerate(optimizer.param_groups):
-        parameters = [p for p in group["params"] if p.grad is not None]
-        for p in parameters:
-            if not optimizer.state[p]:
-                zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
-        if not parameters:
-            continue
-        states = [optimizer.state[p] for p in parameters]
-        counts = [state["step"] for state in states]
-        torch._foreach_add_(counts, 1)
+    parameters = [p for p in group["params"] if p.grad is not None]
+    weights = memory[f"weights {name}"].of(parameters)
+    if weights is None or group["amsgrad"] or group["maximize"] or not all(map(eager_on_cpu, parameters[:1])):
+        return None
+    for p in parameters:
+        if not optimizer.state[p]:
+            zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+    states = [optimizer.state[p] for p in parameters]
+    means, squares, counts = (
+        memory[f"{key} {name}"].of([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq", "step")
+    )
+    if means is None or squares is None or counts is None:
+        return None
+    gradients = [p.grad.contiguous().numpy() for p in parameters]
+    return _Part(group, parameters, weights, gradients, means, squares, counts)
+
+
+def _step(part: _Part, scale: float, threads: int) -> None:
+    """As torch's AdamW, with the same state."""
+    group, by_count = part.group, defaultdict[float, list[int]](list)
+    for place, count in enumerate(part.counts):
+        count += 1  # in place, in the optimiser's state
         # One that had no gradient now and then is behind the others.
-        by_count: defaultdict[float, list[int]] = defaultdict(list)
-        for place, count in enumerate(torch.stack(counts).tolist()):
-            by_count[count].append(place)
-        for count, places in by_count.items():
-            some, own = [parameters[i] for i in places], [states[i] for i in places]
-            kept = memory if len(by_count) == 1 else defaultdict(_Memory)
-            native.module().adamw(
-                kept[f"weights {number}"].of(some),
-                _gradients(some),
-                kept[f"means {number}"].of([state["exp_avg"] for state in own]),
-                kept[f"squares {number}"].of([state["exp_avg_sq"] for state in own]),
-                *(float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], count, scale, threads),
-            )
-            increment_version(some)  # as every write in place: autograd refuses a gradient by weights of before
+        by_count[float(count)].append(place)
+    for done, places in by_count.items():
+        lists = (part.weights, part.gradients, part.means, part.squares)
+        some = lists if len(by_count) == 1 else [[arrays[place] for place in places] for arrays in lists]
+        native.module().adamw(
+            *some,
+            *(float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], done, scale, threads),
+        )
+    if part.parameters:
+        increment_version(part.parameters)  # as every write in place: autograd refuses a gradient by weights of before
