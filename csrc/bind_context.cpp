@@ -197,13 +197,30 @@ void act(const std::shared_ptr<Prompts>& self, const std::shared_ptr<llmdpd::Sam
   llmdpd::act(prompts, *sampler, actor.get(), batch, threads, out);
 }
 
+void read_features(const std::shared_ptr<Context>& self, const Floats& observations, Floats& own, Floats& geometry,
+                   int threads) {
+  const Context& context = held(self);
+  if (observations.ndim() != 2) throw std::invalid_argument("wrong shape: observations");
+  if (threads < 1) throw std::invalid_argument("threads start at 1");
+  const py::ssize_t rows = observations.shape(0);
+  if (rows > kMaxStates) throw std::invalid_argument("too many states for one call");
+  require_shape(observations, {rows, context.net().state_dim}, "observations");
+  require_shape(own, {rows, context.net().own.count}, "features");
+  require_shape(geometry, {rows, context.net().geometry.count}, "geometry");
+  float *features = own.mutable_data(), *places = geometry.mutable_data();
+  py::gil_scoped_release unlocked;
+  llmdpd::read_features(context, rows, observations.data(), threads, features, places);
+}
+
 }  // namespace
 
 void bind_context(py::module_& module) {
   py::class_<Context, std::shared_ptr<Context>>(module, "Context", "A context's weights, packed as they are now.")
       .def(py::init(&make_context), py::arg("state_dim"), py::arg("action_dim"), py::arg("lookaheads"),
            py::arg("heads"), py::arg("points"), py::arg("own").noconvert(), py::arg("geometry").noconvert(), py::arg("periods"),
-           py::arg("time_unit"), py::arg("weights").noconvert());
+           py::arg("time_unit"), py::arg("weights").noconvert())
+      .def("features", &read_features, py::arg("observations").noconvert(), py::arg("own").noconvert(),
+           py::arg("geometry").noconvert(), py::arg("threads"));
   py::class_<Prompts, std::shared_ptr<Prompts>>(module, "Prompts", "Prompts as a context looks them up.")
       .def(py::init(&make_prompts), py::arg("context").none(false), py::arg("pooled").noconvert(), py::arg("memory").noconvert())
       .def("condition", &run_context, py::arg("observations").noconvert(), py::arg("times").noconvert(),

@@ -51,7 +51,7 @@ llmdpd::Linear linear_of(const Strided& weight, const Floats& bias, int inputs) 
 
 LinearInputs linear_inputs(const Floats& x, const FloatsList& norm, const std::vector<Strided>& weights,
                            const FloatsList& biases) {
-  if (x.ndim() != 2 || x.shape(1) < 1 || weights.empty() || weights.size() != biases.size()) {
+  if (x.ndim() != 2 || x.shape(1) < 1 || (weights.empty() && norm.empty()) || weights.size() != biases.size()) {
     throw std::invalid_argument("wrong shape: x, or another number of weights than of biases");
   }
   require_shape(x, {x.shape(0), x.shape(1)}, "x");
@@ -59,6 +59,14 @@ LinearInputs linear_inputs(const Floats& x, const FloatsList& norm, const std::v
   LinearInputs in{x.shape(0), inputs, x.data(), norm_of(norm, inputs), {}};
   for (std::size_t i = 0; i < weights.size(); ++i) in.layers.push_back(linear_of(weights[i], biases[i], inputs));
   return in;
+}
+
+// Of each result: the layers', or the one of the norm alone.
+std::vector<int> widths_of(const LinearInputs& in) {
+  std::vector<int> widths;
+  for (const llmdpd::Linear& layer : in.layers) widths.push_back(layer.weight.outputs);
+  if (widths.empty()) widths.push_back(in.inputs);
+  return widths;
 }
 
 std::size_t linear_tape(py::ssize_t rows, int inputs, bool norm) {
@@ -70,11 +78,10 @@ void linear_forward(const Floats& x, const FloatsList& norm, const std::vector<S
                     const FloatsList& biases, FloatsList& out, Floats& tape, int threads) {
   const LinearInputs in = linear_inputs(x, norm, weights, biases);
   const llmdpd::LayerTools tools = tools_for(threads);
-  if (out.size() != in.layers.size()) throw std::invalid_argument("wrong number: results");
+  const std::vector<int> widths = widths_of(in);
+  if (out.size() != widths.size()) throw std::invalid_argument("wrong number: results");
   std::vector<float*> results;
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    results.push_back(target(out[i], {in.rows, in.layers[i].weight.outputs}, "result"));
-  }
+  for (std::size_t i = 0; i < out.size(); ++i) results.push_back(target(out[i], {in.rows, widths[i]}, "result"));
   float* kept = memory_of(tape, llmdpd::linear_tape_floats(in.rows, in.inputs, !norm.empty(), tools), "tape");
   py::gil_scoped_release unlocked;
   llmdpd::linear_forward(in, results, kept, tools);
@@ -86,18 +93,20 @@ void linear_backward(const Floats& x, const FloatsList& norm, const std::vector<
   const LinearInputs in = linear_inputs(x, norm, weights, biases);
   const llmdpd::LayerTools tools = tools_for(threads);
   const std::size_t count = in.layers.size();
-  if (d_out.size() != count || d_weights.size() != count || d_biases.size() != count || d_norm.size() != norm.size()) {
+  const std::vector<int> widths = widths_of(in);
+  if (d_out.size() != widths.size() || d_weights.size() != count || d_biases.size() != count || d_norm.size() != norm.size()) {
     throw std::invalid_argument("wrong number: gradients");
   }
   if (!norm.empty() && !d_x) throw std::invalid_argument("the norm's gradients come with that of x");
   std::vector<const float*> grads;
   std::vector<LinearTarget> targets;
-  for (std::size_t i = 0; i < count; ++i) {
-    const int outputs = in.layers[i].weight.outputs;
-    require_shape(d_out[i], {in.rows, outputs}, "gradient");
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    require_shape(d_out[i], {in.rows, widths[i]}, "gradient");
     grads.push_back(d_out[i].data());
-    targets.push_back({target(d_weights[i], {outputs, in.inputs}, "weight's gradient"),
-                       target(d_biases[i], {outputs}, "bias's gradient")});
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    targets.push_back({target(d_weights[i], {widths[i], in.inputs}, "weight's gradient"),
+                       target(d_biases[i], {widths[i]}, "bias's gradient")});
   }
   NormTarget of_norm{};
   if (!d_norm.empty()) {

@@ -170,6 +170,19 @@ void run_context(const Prompts& prompts, const ActingBatch& batch, int threads, 
   });
 }
 
+void read_features(const Context& context, std::ptrdiff_t rows, const float* observations, int threads, float* own,
+                   float* geometry) {
+  constexpr std::ptrdiff_t kRows = 64;  // of a task
+  const ContextNet& net = context.net();
+  parallel_for(static_cast<int>((rows + kRows - 1) / kRows), threads, [&](int task) {
+    thread_local Arena scratch;
+    const std::ptrdiff_t first = task * kRows;
+    context.layers.feature_rows(net, observations + first * net.state_dim, std::min(kRows, rows - first),
+                                own + first * net.own.count, geometry + first * net.geometry.count,
+                                scratch.reserve(context.layers.feature_scratch(net)));
+  });
+}
+
 void act(const Prompts& prompts, const Sampler& sampler, const Actor* actor, const ActingBatch& batch, int threads,
          float* actions) {
   thread_local Arena arena;

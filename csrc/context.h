@@ -101,6 +101,9 @@ struct ActingBatch {
   const std::uint64_t* keys;      // [B]
 };
 
+// Features [rows, own] and geometry [rows, geometry] of observations [rows, S].
+void read_features(const Context& context, std::ptrdiff_t rows, const float* observations, int threads, float* own,
+                   float* geometry);
 // The condition's state part [B, output_dim].
 void run_context(const Prompts& prompts, const ActingBatch& batch, int threads, float* condition);
 // One action for each state, [B, A]: by the actor where there is one, else the one sample of the sampler.

@@ -36,7 +36,8 @@ struct LayerTools {
   int threads;
 };
 
-// Linear layers on one input [rows, inputs], normalised first where `norm` has a weight.
+// Linear layers on one input [rows, inputs], normalised first where `norm` has a weight. Without a layer the one result
+// is the normalised input [rows, inputs].
 struct LinearInputs {
   std::ptrdiff_t rows;
   int inputs;

@@ -161,6 +161,19 @@ Call make_acting(Random& random) {
   return [acting](int threads) { return acting->act(threads, acting->room()); };
 }
 
+Call make_features(Random& random) {
+  Store store(random);
+  const int state_dim = between(random, 3, 30), rows = between(random, 1, 300);
+  const auto context = random_context(random, store, state_dim, 2);  // by copies of the weights
+  const Floats observations = normals(random, std::size_t(rows) * state_dim);
+  return [context, observations, rows](int threads) {
+    const std::size_t own = std::size_t(rows) * context->net().own.count;
+    Floats out(own + std::size_t(rows) * context->net().geometry.count);
+    llmdpd::read_features(*context, rows, observations.data(), threads, out.data(), out.data() + own);
+    return out;
+  };
+}
+
 }  // namespace inputs
 
 void test_acting_allocates_nothing() {

@@ -167,7 +167,8 @@ Call make_mlp(Random& random) {
 }
 
 // A new entry point is a line here.
-constexpr Call (*kEntryPoints[])(Random&) = {make_sampler, make_chain, make_mlp, make_acting};
+constexpr Call (*kEntryPoints[])(Random&) = {make_sampler,  make_chain,  make_mlp,       make_acting,
+                                            make_features, make_linear, make_attention, make_optimizer};
 
 bool same_bits(const Floats& a, const Floats& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;

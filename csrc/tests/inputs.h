@@ -75,5 +75,11 @@ struct Schedule {
 
 // One action each of states in the context of several prompts, by weights that are packed once.
 Call make_acting(Random& random);
+// Features of observations by a context.
+Call make_features(Random& random);
+// Layers forward and backward; steps and averages of an optimiser.
+Call make_linear(Random& random);
+Call make_attention(Random& random);
+Call make_optimizer(Random& random);
 
 }  // namespace inputs

@@ -12,6 +12,7 @@ using llmdpd::AttentionGradients;
 // Scratch of one group.
 struct AttentionScratch {
   float *keys, *values, *norm, *found, *weights, *zeros;
+  std::ptrdiff_t zero_count;  // as many as any product of the layer has results in a row
   std::ptrdiff_t floats;
 
   AttentionScratch(const AttentionCall& call, float* base) {
@@ -23,7 +24,9 @@ struct AttentionScratch {
     norm = parts.take(call.rows * call.stride);
     found = parts.take(call.rows * call.stride);
     weights = parts.take(static_cast<std::ptrdiff_t>(call.rows) * call.steps_padded);
-    zeros = parts.take(call.wide_stride > call.steps_padded ? call.wide_stride : call.steps_padded);
+    const std::ptrdiff_t widest = call.wide_stride > call.stride ? call.wide_stride : call.stride;
+    zero_count = widest > call.steps_padded ? widest : call.steps_padded;
+    zeros = parts.take(zero_count);
     floats = parts.used();
   }
 };
@@ -66,7 +69,7 @@ void attention_forward(const AttentionCall& call, int group, float* memory) {
     for (int c = 0; c < width; c += kWidth) store(query + r * stride + c, scale * load(query + r * stride + c));
   }
   pad_scores(call.bias + static_cast<std::ptrdiff_t>(group) * call.steps, call.steps, call.steps_padded, scratch.weights);
-  clear(scratch.zeros, llmdpd::padded(each, kWidth));
+  clear(scratch.zeros, scratch.zero_count);
   const std::ptrdiff_t memory_rows = static_cast<std::ptrdiff_t>(group) * call.steps * width;
   for (int head = 0; head < call.heads; ++head) {
     const PackedLayer keys = to_steps(call.key + memory_rows + head * each, width, each, call.steps, scratch.keys);
@@ -120,7 +123,7 @@ void attention_backward(const AttentionCall& call, const AttentionGradients& gra
   float *d_query = gradients.d_query + first * stride, *d_wide = gradients.d_wide + first * wide;
   float* norms = gradients.norms + static_cast<std::ptrdiff_t>(group) * 4 * stride;
   clear(norms, 4 * stride);
-  clear(scratch.zeros, wide > call.steps_padded ? wide : call.steps_padded);
+  clear(scratch.zeros, scratch.zero_count);
   const Init none{scratch.zeros, 0};
   pad_rows(gradients.out + first * width, width, d_out, stride, rows);
   apply(call.narrow_transposed, {d_out, stride}, none, {d_wide, wide}, rows);

@@ -167,6 +167,26 @@ void read_states(const ContextNet& net, const ContextBatch& batch, std::ptrdiff_
   }
 }
 
+// Whether each point is present, and one row of numbers up to whole vectors.
+std::size_t feature_scratch(const ContextNet& net) {
+  const int most = net.own.count > net.geometry.count ? net.own.count : net.geometry.count;
+  return static_cast<std::size_t>(llmdpd::padded(net.points.count, kWidth) + llmdpd::padded(most, kWidth));
+}
+
+void feature_rows(const ContextNet& net, const float* observations, std::ptrdiff_t rows, float* own, float* geometry,
+                  float* scratch) {
+  float *present = scratch, *numbers = scratch + llmdpd::padded(net.points.count, kWidth);
+  clear(numbers, static_cast<std::ptrdiff_t>(feature_scratch(net)) - (numbers - scratch));
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    const float* state = observations + r * net.state_dim;
+    find_present(net.points, state, present);
+    read_features(net.own, state, present, numbers);
+    __builtin_memcpy(own + r * net.own.count, numbers, net.own.count * sizeof(float));
+    read_features(net.geometry, state, present, numbers);
+    __builtin_memcpy(geometry + r * net.geometry.count, numbers, net.geometry.count * sizeof(float));
+  }
+}
+
 int find_groups(const ContextBatch& batch, std::ptrdiff_t first_row, int rows, Group* groups) {
   int count = 0;
   for (int first = 0; first < rows;) {

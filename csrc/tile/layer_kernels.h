@@ -28,7 +28,8 @@ struct RowStats {
   float mean, scale;
 };
 
-// Linear layers on the same input, which is normalised first where `norm` has a weight.
+// Linear layers on the same input, which is normalised first where `norm` has a weight. Without a layer the result is
+// the normalised input itself, [rows, inputs].
 struct LinearCall {
   std::ptrdiff_t rows;
   int inputs, layers;
@@ -40,11 +41,11 @@ struct LinearCall {
   const PackedLayer* forward;   // [layers], with biases
   const PackedLayer* backward;  // [layers], transposed
   const int* outputs;           // [layers]
-  float* const* out;            // [layers] of [rows, outputs]
+  float* const* out;            // [layers, at least 1] of [rows, outputs]
 };
 
 struct LinearGradients {
-  const float* const* out;  // [layers], of the results
+  const float* const* out;  // [layers, at least 1], of the results
   float* x;                 // [rows, inputs]
   float* norm;              // [chunks, 2, stride]: of the norm's weight and bias, by chunk of rows; or null
 };
@@ -138,6 +139,10 @@ struct LayerKernels {
   std::size_t (*context_scratch)(const ContextNet& net, int most_steps_padded);
   void (*context_rows)(const ContextNet& net, const ContextBatch& batch, std::ptrdiff_t first_row, int rows,
                        int most_steps_padded, float* scratch);
+  // Features [rows, own] and geometry [rows, geometry] of observations [rows, S].
+  std::size_t (*feature_scratch)(const ContextNet& net);
+  void (*feature_rows)(const ContextNet& net, const float* observations, std::ptrdiff_t rows, float* own,
+                       float* geometry, float* scratch);
 
   // On `count` numbers each.
   double (*sum_of_squares)(const float* from, std::ptrdiff_t count);

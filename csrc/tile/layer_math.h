@@ -221,12 +221,33 @@ inline void clear(float* to, std::ptrdiff_t count) {
 
 // Sums of products over rows: eight outputs by two vectors of inputs are accumulators enough.
 constexpr int kGramRows = kWidth >= 8 ? 8 : 4;
+// A task of outputs shares what it reads of `right`, so many rows of which stay in the first-level cache.
+constexpr int kGramTask = 4 * kGramRows;
+constexpr std::ptrdiff_t kGramBlock = 64;
 
+// Of a row that ends after `count` numbers, a vector; and back.
+inline __attribute__((always_inline)) Vec load_first(const float* from, int count) {
+  if (count >= kWidth) return load(from);
+  float numbers[kWidth] = {};
+  if (count > 0) __builtin_memcpy(numbers, from, count * sizeof(float));
+  return load(numbers);
+}
+inline __attribute__((always_inline)) void store_first(float* to, int count, Vec v) {
+  if (count >= kWidth) return store(to, v);
+  float numbers[kWidth];
+  store(numbers, v);
+  if (count > 0) __builtin_memcpy(to, numbers, count * sizeof(float));
+}
+
+// Of a block of rows; `more`: onto the sums of those before.
 template <int outputs, int vectors>
 inline __attribute__((always_inline)) void gram_block(const float* left, std::ptrdiff_t left_stride, const float* right,
                                                       std::ptrdiff_t right_stride, std::ptrdiff_t rows, float* out,
-                                                      std::ptrdiff_t out_stride, int columns) {
+                                                      std::ptrdiff_t out_stride, int columns, bool more) {
   Vec sum[outputs][vectors] = {};
+  for (int o = 0; more && o < outputs; ++o) {
+    for (int v = 0; v < vectors; ++v) sum[o][v] = load_first(out + o * out_stride + v * kWidth, columns - v * kWidth);
+  }
   for (std::ptrdiff_t k = 0; k < rows; ++k) {
     Vec x[vectors];
 #pragma GCC unroll 2
@@ -239,40 +260,39 @@ inline __attribute__((always_inline)) void gram_block(const float* left, std::pt
     }
   }
   for (int o = 0; o < outputs; ++o) {
-    for (int v = 0; v < vectors; ++v) {
-      const int left_over = columns - v * kWidth;
-      if (left_over >= kWidth) {
-        store(out + o * out_stride + v * kWidth, sum[o][v]);
-      } else if (left_over > 0) {
-        float numbers[kWidth];
-        store(numbers, sum[o][v]);
-        __builtin_memcpy(out + o * out_stride + v * kWidth, numbers, left_over * sizeof(float));
-      }
-    }
+    for (int v = 0; v < vectors; ++v) store_first(out + o * out_stride + v * kWidth, columns - v * kWidth, sum[o][v]);
   }
 }
 
-template <int outputs>
-inline void gram_rows(const float* left, std::ptrdiff_t left_stride, const float* right, std::ptrdiff_t right_stride,
-                      std::ptrdiff_t rows, float* out, std::ptrdiff_t out_stride, int columns) {
-  int c = 0;
-  for (; columns - c > kWidth; c += 2 * kWidth) {
-    gram_block<outputs, 2>(left, left_stride, right + c, right_stride, rows, out + c, out_stride, columns - c);
-  }
-  if (c < columns) {
-    gram_block<outputs, 1>(left, left_stride, right + c, right_stride, rows, out + c, out_stride, columns - c);
-  }
-}
-
-// out[outputs, columns] = left' right over the rows; `right` may be read up to whole vectors.
-inline void gram_any(const float* left, std::ptrdiff_t left_stride, const float* right, std::ptrdiff_t right_stride,
-                     std::ptrdiff_t rows, float* out, std::ptrdiff_t out_stride, int outputs, int columns) {
+template <int vectors>
+inline void gram_columns(const float* left, std::ptrdiff_t left_stride, const float* right, std::ptrdiff_t right_stride,
+                         std::ptrdiff_t rows, float* out, std::ptrdiff_t out_stride, int outputs, int columns,
+                         bool more) {
   int o = 0;
   for (; o + kGramRows <= outputs; o += kGramRows) {
-    gram_rows<kGramRows>(left + o, left_stride, right, right_stride, rows, out + o * out_stride, out_stride, columns);
+    gram_block<kGramRows, vectors>(left + o, left_stride, right, right_stride, rows, out + o * out_stride, out_stride,
+                                   columns, more);
   }
   for (; o < outputs; ++o) {
-    gram_rows<1>(left + o, left_stride, right, right_stride, rows, out + o * out_stride, out_stride, columns);
+    gram_block<1, vectors>(left + o, left_stride, right, right_stride, rows, out + o * out_stride, out_stride, columns,
+                           more);
+  }
+}
+
+// out[outputs, columns] = left' right over the rows; `right` may be read up to whole vectors. Each sum is one, in the
+// order of the rows.
+inline void gram_any(const float* left, std::ptrdiff_t left_stride, const float* right, std::ptrdiff_t right_stride,
+                     std::ptrdiff_t rows, float* out, std::ptrdiff_t out_stride, int outputs, int columns) {
+  for (std::ptrdiff_t k = 0; k == 0 || k < rows; k += kGramBlock) {
+    const std::ptrdiff_t some = rows - k < kGramBlock ? rows - k : kGramBlock;
+    const float *l = left + k * left_stride, *r = right + k * right_stride;
+    int c = 0;
+    for (; columns - c > kWidth; c += 2 * kWidth) {
+      gram_columns<2>(l, left_stride, r + c, right_stride, some, out + c, out_stride, outputs, columns - c, k > 0);
+    }
+    if (c < columns) {
+      gram_columns<1>(l, left_stride, r + c, right_stride, some, out + c, out_stride, outputs, columns - c, k > 0);
+    }
   }
 }
 

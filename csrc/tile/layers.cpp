@@ -8,7 +8,7 @@
 namespace llmdpd::LLMDPD_ISA {
 
 extern const LayerKernels layer_kernels;
-const LayerKernels layer_kernels = {kGramRows,
+const LayerKernels layer_kernels = {kGramTask,
                                     gram,
                                     linear_forward,
                                     linear_backward,
@@ -21,6 +21,8 @@ const LayerKernels layer_kernels = {kGramRows,
                                     retrieval_scratch,
                                     context_scratch,
                                     context_rows,
+                                    feature_scratch,
+                                    feature_rows,
                                     sum_of_squares,
                                     adamw,
                                     average};

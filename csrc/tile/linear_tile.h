@@ -23,15 +23,24 @@ std::size_t linear_scratch(const LinearCall& call, std::ptrdiff_t rows) {
   return static_cast<std::size_t>((2 * rows + 1) * widest(call));
 }
 
-void gram(const Gram& gram, int first_output) {
-  const int outputs = gram.outputs - first_output < kGramRows ? gram.outputs - first_output : kGramRows;
-  gram_any(gram.left + first_output, gram.left_stride, gram.right, gram.right_stride, gram.rows,
-           gram.out + first_output * gram.out_stride, gram.out_stride, outputs, gram.inputs);
-  for (int o = first_output; gram.sums && o < first_output + outputs; ++o) {
-    float sum = 0.0f;
-    for (std::ptrdiff_t k = 0; k < gram.rows; ++k) sum += gram.left[k * gram.left_stride + o];
-    gram.sums[o] = sum;
+// sums[outputs] of `left` over the rows.
+template <int constant>
+inline void sum_columns(const float* left, std::ptrdiff_t left_stride, std::ptrdiff_t rows, int outputs, float* sums) {
+  float sum[kGramTask] = {};
+  for (std::ptrdiff_t k = 0; k < rows; ++k) {
+    for (int o = 0; o < (constant ? constant : outputs); ++o) sum[o] += left[k * left_stride + o];
   }
+  __builtin_memcpy(sums, sum, outputs * sizeof(float));
+}
+
+void gram(const Gram& gram, int first_output) {
+  const int outputs = gram.outputs - first_output < kGramTask ? gram.outputs - first_output : kGramTask;
+  const float* left = gram.left + first_output;
+  gram_any(left, gram.left_stride, gram.right, gram.right_stride, gram.rows, gram.out + first_output * gram.out_stride,
+           gram.out_stride, outputs, gram.inputs);
+  if (!gram.sums) return;
+  (outputs == kGramTask ? sum_columns<kGramTask> : sum_columns<0>)(left, gram.left_stride, gram.rows, outputs,
+                                                                   gram.sums + first_output);
 }
 
 void linear_forward(const LinearCall& call, std::ptrdiff_t first, std::ptrdiff_t rows, float* scratch) {
@@ -40,6 +49,7 @@ void linear_forward(const LinearCall& call, std::ptrdiff_t first, std::ptrdiff_t
   if (call.norm.weight) {
     normalise(call.norm, call.inputs, input, call.normed + first * call.stride, call.stride, rows, call.stats + first);
   }
+  if (call.layers == 0) unpad_rows(call.normed + first * call.stride, call.stride, call.out[0] + first * call.inputs, call.inputs, rows);
   for (int i = 0; i < call.layers; ++i) {
     const PackedLayer& layer = call.forward[i];
     apply(layer, {call.normed + first * call.stride, call.stride}, {layer.bias, 0}, {scratch, layer.outputs_padded}, rows);
@@ -52,6 +62,7 @@ void linear_backward(const LinearCall& call, const LinearGradients& gradients, s
   const std::ptrdiff_t stride = call.stride;
   float *sum = scratch, *total = scratch + rows * stride, *zeros = scratch + 2 * rows * stride;
   clear(zeros, stride);
+  if (call.layers == 0) pad_rows(gradients.out[0] + first * call.inputs, call.inputs, sum, stride, rows);
   for (int i = 0; i < call.layers; ++i) {
     const Init init = i == 0 ? Init{zeros, 0} : Init{sum, stride};
     const RowInput d_out{gradients.out[i] + first * call.outputs[i], call.outputs[i]};

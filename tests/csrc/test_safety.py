@@ -232,6 +232,7 @@ ACT_IN_CONTEXT = {"observations": ones(B, S), "times": np.ones(B, np.int64), "pr
 ACT_IN_CONTEXT |= {"keys": np.ones(B, np.uint64), "actions": ones(B, A), "threads": 2}
 LINEAR = {"x": ones(B, S), "norm": [ones(S), ones(S)], "weights": [ones(H, S), ones(A, S)]}
 LINEAR |= {"biases": [ones(H), ones(A)], "threads": 2}
+NORM = {"x": ones(B, S), "norm": [ones(S), ones(S)], "threads": 2}
 ATTENTION = {"hidden": ones(G, M, W), "key": ones(G, STEPS, W), "value": ones(G, STEPS, W), "bias": ones(G, STEPS)}
 ATTENTION_WEIGHTS = [ones(W)] * 4 + [ones(W, W), ones(W), ones(W, W), ones(W), ones(WIDE, W), ones(WIDE)]
 ATTENTION_WEIGHTS += [ones(W, WIDE), ones(W)]
@@ -313,6 +314,11 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         set(),
     ),
     "act_in_context": (act_in_context, ACT_IN_CONTEXT, {"actions"}),
+    "features": (
+        lambda **given: context().features(**given),
+        {"observations": ones(B, S), "own": ones(B, S), "geometry": ones(B, GEOMETRY), "threads": 2},
+        {"own", "geometry"},
+    ),
     "linear_forward": (
         of_module("linear_forward"),
         LINEAR | {"out": [ones(B, H), ones(B, A)], "tape": layer_tape("linear_tape", B, S, True)},
@@ -324,6 +330,18 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         | {"d_out": [ones(B, H), ones(B, A)], "tape": layer_tape("linear_tape", B, S, True), "d_x": ones(B, S)}
         | {"d_norm": [ones(S), ones(S)], "d_weights": [ones(H, S), ones(A, S)], "d_biases": [ones(H), ones(A)]},
         {"d_x", "d_norm", "d_weights", "d_biases"},
+    ),
+    "norm_forward": (
+        lambda **given: native.module().linear_forward(weights=[], biases=[], **given),
+        NORM | {"out": [ones(B, S)], "tape": layer_tape("linear_tape", B, S, True)},
+        {"out", "tape"},
+    ),
+    "norm_backward": (
+        lambda **given: native.module().linear_backward(weights=[], biases=[], d_weights=[], d_biases=[], **given),
+        NORM
+        | {"d_out": [ones(B, S)], "tape": layer_tape("linear_tape", B, S, True), "d_x": ones(B, S)}
+        | {"d_norm": [ones(S), ones(S)]},
+        {"d_x", "d_norm"},
     ),
     "attention_forward": (
         of_module("attention_forward"),
