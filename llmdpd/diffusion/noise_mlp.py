@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.ops import layers
 from llmdpd.ops.arguments import Precision
 from llmdpd.ops.mish_mlp import mish_mlp
+from llmdpd.ops.nodes import parameters
+from llmdpd.ops.noise_net import WEIGHTS, predict_noise
 
 
 class SinusoidalTime(nn.Module):
@@ -98,8 +101,15 @@ class NoiseMLP(nn.Module):
     ) -> Tensor:
         """epsilon: noisy actions [B, A], time indices int64 [B], state [B, S], prompt [Z] or [B, Z] -> [B, A].
 
-        `bf16` runs the products of the hidden layers in bfloat16.
+        A prompt [P, Z] is those of P equal groups of states in their order. `bf16` runs the products of the hidden
+        layers in bfloat16.
         """
+        given = self._given_natively(actions, state, prompt)
+        if given is not None:
+            frequencies = cast("SinusoidalTime", self.time_mlp[0]).frequencies
+            return predict_noise(actions, timesteps, frequencies, given, precision == "bf16")
+        if prompt.ndim == 2 and len(prompt) < len(state):
+            prompt = prompt[0] if len(prompt) == 1 else prompt.repeat_interleave(len(state) // len(prompt), 0)
         first, *rest = self.linears
         parts = [actions, self.time_embedding(timesteps), state]
         # A prompt that all share is multiplied once.
@@ -110,3 +120,13 @@ class NoiseMLP(nn.Module):
             inputs = weight.shape[1] - self.prompt_dim
             weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)
         return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest, precision)
+
+    def _given_natively(self, actions: Tensor, state: Tensor, prompt: Tensor) -> dict[str, Tensor] | None:
+        """What the C++ code computes from in one node, where it does: in training, states in groups under prompts."""
+        prompts = prompt if prompt.ndim == 2 else prompt[None]
+        if not (torch.is_grad_enabled() and self.prompt_dim and len(state)) or actions.requires_grad:
+            return None
+        if len(state) % len(prompts) or not layers.computes(actions, state, prompt):
+            return None
+        weights = parameters(self, WEIGHTS)
+        return None if weights is None else {"state": state, "prompt": prompts, **weights}

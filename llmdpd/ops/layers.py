@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from llmdpd.ops import native
 from llmdpd.ops.autograd import eager_on_cpu
 
-_FEW_ROWS = 4  # below, a group's memory costs more to lay out than it saves
+FEW_ROWS = 4  # below, a group's memory costs more to lay out than it saves
 
 
 def computes(*tensors: Tensor) -> bool:
@@ -31,7 +31,7 @@ def computes(*tensors: Tensor) -> bool:
 
 def computes_groups(hidden: Tensor, *tensors: Tensor) -> bool:
     """The same of rows [G, M, W] in groups; not where each group has but a few."""
-    return hidden.shape[1] >= _FEW_ROWS and computes(hidden, *tensors)
+    return hidden.shape[1] >= FEW_ROWS and computes(hidden, *tensors)
 
 
 class LayerWeights(NamedTuple):

@@ -71,6 +71,12 @@ class ContextParts:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def pack_features(state_dim: int, points: Sequence[Sequence[int]], own: Table, geometry: Table) -> Any:
+    """Features alone packed, of observations of S numbers; see `llmdpd.nn.feature_table`."""
+    plain = [list(map(int, point)) for point in points]
+    return native.module().Context(state_dim, 1, 0, 0, plain, own, geometry, [], 1.0, {})
+
+
 def pack_prompts(parts: ContextParts) -> Any:
     """A context and its P prompts packed."""
     weights, memory = (

@@ -116,7 +116,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
                 loss, parts = self.critic_loss(batch, prompts, condition)
                 norm = self.step("critic", loss)
                 metrics |= {"loss/critic": loss.detach(), **parts, "grad/critic": norm}
-            loss, parts = self.actor_loss(batch, condition)
+            loss, parts = self.actor_loss(batch, condition, prompts)
             norm = self.step("policy", loss)
             metrics |= {"loss/actor": loss.detach(), **parts, "grad/policy": norm}
             if self.config.eta:
@@ -145,9 +145,11 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
         return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
 
-    def actor_loss(self, batch: PromptedBatch, condition: Condition) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(
+        self, batch: PromptedBatch, condition: Condition, prompts: EncodedPrompts | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Equation 8: the diffusion loss minus lambda times the reward objective, lambda = eta / mean |Q|."""
-        diffusion = self.diffusion_loss(batch, condition)
+        diffusion = self.diffusion_loss(batch, condition, prompts)
         metrics = {"loss/diffusion": diffusion.detach()}
         if not self.config.eta:
             return diffusion, metrics
@@ -156,8 +158,12 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         metrics["reward/objective"] = objective.detach()
         return diffusion - self.config.eta / scale.clamp_min(1e-6) * objective, metrics
 
-    def diffusion_loss(self, batch: PromptedBatch, condition: Condition) -> Tensor:
+    def diffusion_loss(
+        self, batch: PromptedBatch, condition: Condition, prompts: EncodedPrompts | None = None
+    ) -> Tensor:
         """Equation 5: mean squared error between sampled and predicted noise, k uniform in 1 … K.
+
+        prompts: those of the condition, where they are known: each is multiplied once then, not once a state.
 
         Of a policy with chunks the mean is over the numbers of all actions within their episodes, as ACT masks its own
         (Zhao et al. 2023); all numbers of a chunk are noisy to the same k.
@@ -168,7 +174,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         noise = torch.randn_like(clean)
         level = alpha_bar[timesteps, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
-        predicted = self.policy.net(noisy, timesteps, condition.state, condition.prompt, self.config.precision)
+        prompt = condition.prompt if prompts is None else prompts.pooled
+        predicted = self.policy.net(noisy, timesteps, condition.state, prompt, self.config.precision)
         if real is None:
             return F.mse_loss(predicted, noise)
         weight = real.to(noise.dtype)

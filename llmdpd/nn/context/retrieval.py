@@ -13,15 +13,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmdpd.nn.context.base import Condition, Context, ContextConfig, EncodedPrompts, spread
+from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, EncodedPrompts, Keep, spread
+from llmdpd.nn.context.native import read_features, waves_of
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import layers
+from llmdpd.ops import layers, native
+from llmdpd.ops.nodes import parameters
 from llmdpd.ops.packing import ContextParts
+from llmdpd.ops.reading import ContextShape, Seen, Shown, read_prompts, read_states
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 _PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -74,11 +79,46 @@ class RetrievalContext(Context):
                 self.likeness = nn.Parameter(start.clone())
             geometry = self.features.geometry_dim * len(sizes.lookahead)
             self.state_dim += sizes.heads * (spaces.action_dim + 2 * geometry)
+        self._shape = ContextShape(
+            text=config.text,
+            encoder_layers=config.encoder.layers,
+            encoder_heads=config.encoder.heads,
+            layers=depth,
+            heads=sizes.heads,
+            waypoints=sizes.waypoints,
+            similarity=sizes.waypoints and sizes.geometric_similarity,
+            action_dim=spaces.action_dim,
+            geometry=self.features.geometry_dim,
+        )
+
+    def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
+        weights, encoder = self._weights_for_prompts(text, tokens), self.trajectory_encoder
+        if weights is None or tokens is None or encoder is None:
+            return super().encode(text, tokens, keep)
+        observations = native.array(tokens.states)
+        features, geometry = read_features(self.features, observations.reshape(-1, observations.shape[-1]))
+        usable = tokens.mask if keep.trajectory is None else tokens.mask & (keep.trajectory > 0)
+        frequencies, times = native.array(encoder.frequencies), native.array(tokens.times)
+        waves = waves_of(native.array(tokens.phase)[..., None] * frequencies).reshape(len(features), -1)
+        actions = native.array(tokens.actions).reshape(len(features), -1)
+        shown = Shown(
+            text=None if text is None or not self.config.text else native.array(text),
+            keep_text=None if keep.text is None else native.array(keep.text),
+            keep_trajectory=None if keep.trajectory is None else native.array(keep.trajectory),
+            steps=np.concatenate([features, actions, waves], 1),
+            embedded=self._embedded_natively(times).reshape(len(features), -1) if self._timed else None,
+            mask=tokens.mask.float().numpy(),
+            bias=_bias(tokens.mask).flatten(1).numpy(),
+        )
+        pooled, *rows = read_prompts(self._shape, shown, weights)
+        places = torch.from_numpy(geometry).unflatten(0, tokens.mask.shape)
+        memory = self._raw_memory(tokens, places, F.pad(usable, (0, 1), value=True))
+        return EncodedPrompts(pooled, memory | dict(zip(self._row_names, rows, strict=True)))
 
     def remember(
         self, pooled: Tensor, steps: Tensor | None, tokens: TrajectoryTokens | None, given: Tensor | None
     ) -> dict[str, Tensor]:
-        """Keys and values of every attention, [P, heads, T + 1, ·]; the last step is the one that says nothing."""
+        """Keys and values of every attention, [P, T + 1, W]; the last step is the one that says nothing."""
         if not self.reads:
             return {}
         sizes, prompts = self.sizes, len(pooled)
@@ -92,18 +132,20 @@ class RetrievalContext(Context):
             embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
             usable = tokens.mask if given is None else tokens.mask & (given > 0)
             mask = F.pad(usable, (0, 1), value=True)
-        memory["bias"] = _bias(mask)
-        if tokens is not None and tokens.ends is not None:
-            # As many times as there are demonstrations: what is in all of them is found as it is in one.
-            memory["bias"][..., -1] = torch.tensor(tokens.counts, device=mask.device).log()[:, None, None]
         for number, layer in enumerate(self.layers):
             memory[f"key{number}"], memory[f"value{number}"] = layer.read(embedded)
         if sizes.waypoints:
-            memory |= self._waypoint_memory(embedded, tokens, mask)
-        return memory
+            memory["waypoint_key"] = _linear(self.waypoint_key, embedded)
+        geometry = None if tokens is None or not sizes.waypoints else self.features.geometry(tokens.states)
+        return memory | self._raw_memory(tokens, geometry, mask)
 
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, time: Tensor) -> Condition:
         batch, single = len(state), len(prompts) == 1
+        given = self._given_for_states(state, prompts, index)
+        if given is not None:
+            spread_out = prompts.pooled[:, None].expand(-1, batch // len(prompts), -1).flatten(0, 1)
+            part = self._condition_natively(state, prompts.memory, time, given)
+            return Condition(part, prompts.pooled[0] if single else spread_out)
         prompt = prompts.pooled[0] if single else spread(prompts.pooled, index, batch)
         own, streams = self._streams(state, prompt, time)
         if not self.reads:
@@ -120,6 +162,71 @@ class RetrievalContext(Context):
             here = self._place(self.features.geometry(state), time).unflatten(0, (groups, -1))
             parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
         return Condition(torch.cat(parts, dim=-1), prompt)
+
+    @property
+    def _timed(self) -> bool:
+        return self.sizes.timestep_embedding
+
+    @property
+    def _row_names(self) -> list[str]:
+        """Of the memory, what has a gradient."""
+        names = [f"{kind}{number}" for number in range(self._shape.layers) for kind in ("key", "value")]
+        return [*names, "waypoint_key"] if self._shape.waypoints else names
+
+    def _weights_for_prompts(self, text: Tensor | None, tokens: TrajectoryTokens | None) -> dict[str, Tensor] | None:
+        """What the C++ code reads prompts by, where it does: in training, one demonstration a prompt."""
+        encoder = self.config.encoder
+        if not self.reads or tokens is None or tokens.counts or tokens.ends is not None or not torch.is_grad_enabled():
+            return None
+        if (text is None and self.config.text) or (self.training and encoder.dropout > 0):
+            return None
+        given = [tokens.states, tokens.actions, *([] if text is None else [text])]
+        few, many = tokens.mask.shape[1] < layers.FEW_ROWS, tokens.mask.shape[1] > encoder.steps
+        if few or many or not layers.computes(*given) or any(part.requires_grad for part in given):
+            return None
+        return parameters(self, self._shape.prompt_weights())
+
+    def _given_for_states(
+        self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None
+    ) -> dict[str, Tensor] | None:
+        """What the C++ code reads states by, where it does: in training, states in equal groups."""
+        count, rows = len(state) // len(prompts), len(state) % len(prompts)
+        if not self.reads or not torch.is_grad_enabled() or count < layers.FEW_ROWS or rows:
+            return None
+        if (index is not None and len(prompts) > 1) or state.requires_grad:
+            return None
+        if ("there" in prompts.memory) != self._shape.similarity or not layers.computes(state, prompts.pooled):
+            return None
+        weights = parameters(self, self._shape.state_weights())
+        if weights is None:
+            return None
+        return {"pooled": prompts.pooled} | {name: prompts.memory[name] for name in self._row_names} | weights
+
+    def _condition_natively(
+        self, state: Tensor, memory: dict[str, Tensor], time: Tensor, given: dict[str, Tensor]
+    ) -> Tensor:
+        own, here = read_features(self.features, native.array(state))
+        times = native.array(time.float())
+        if self._timed:
+            own = np.concatenate([own, self._embedded_natively(times)], 1)
+            here = np.concatenate([here, times[:, None] / np.float32(_TIME_UNIT)], 1)
+        raw = {
+            name: native.array(memory[name])
+            for name in ("bias", "waypoint_bias", "there", "waypoints")
+            if name in memory
+        }
+        seen = Seen(
+            own=own,
+            here=here,
+            bias=raw["bias"][:, 0, 0],
+            waypoint_bias=raw["waypoint_bias"][:, 0, 0] if self._shape.waypoints else None,
+            there=raw.get("there"),
+            waypoints=raw["waypoints"][:, 0] if self._shape.waypoints else None,
+        )
+        return read_states(self._shape, seen, given)
+
+    def _embedded_natively(self, times: NDArray[np.float32]) -> NDArray[np.float32]:
+        return waves_of(np.float32(2 * math.pi) * times[..., None] / native.array(self.periods))
 
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
         if not self.retrieves:
@@ -146,7 +253,7 @@ class RetrievalContext(Context):
         memory = {"query_init": F.linear(text, self.query.weight[:, own:], self.query.bias)}
         for name, part in prompts.memory.items():
             broadcast = 2 if name in ("bias", "waypoint_bias") else 1 if name == "waypoints" else 0
-            memory[name] = part.flatten(0, broadcast)
+            memory[name] = _heads(part, sizes.heads) if name in self._row_names else part.flatten(0, broadcast)
         ahead = len(sizes.lookahead)
         return replace(parts, heads=sizes.heads, lookaheads=ahead, weights=weights, memory=memory)
 
@@ -176,26 +283,27 @@ class RetrievalContext(Context):
             return geometry
         return torch.cat([geometry, time[..., None] / _TIME_UNIT], dim=-1)
 
-    def _waypoint_memory(self, embedded: Tensor, tokens: TrajectoryTokens | None, mask: Tensor) -> dict[str, Tensor]:
-        """Keys, places, raw values of the waypoints' retrieval, and which steps there are."""
+    def _raw_memory(self, tokens: TrajectoryTokens | None, geometry: Tensor | None, mask: Tensor) -> dict[str, Tensor]:
+        """Which steps there are, [P, 1, 1, T + 1]; places, raw values of the waypoints' retrieval."""
+        memory = {"bias": _bias(mask)}
+        if tokens is not None and tokens.ends is not None:
+            # As many times as there are demonstrations: what is in all of them is found as it is in one.
+            memory["bias"][..., -1] = torch.tensor(tokens.counts, device=mask.device).log()[:, None, None]
+        if not self.sizes.waypoints:
+            return memory
         given = mask[:, :-1].any(1, keepdim=True)
         # The last step is for prompts without a demonstration alone: heads that may ignore it would end up ignoring it.
-        memory = {
-            "waypoint_key": _heads(_linear(self.waypoint_key, embedded), self.sizes.heads),
-            "waypoint_bias": _bias(torch.cat([mask[:, :-1], ~given], dim=1)),
-            "waypoints": self._waypoints(tokens, len(mask)),
-        }
-        if self.sizes.geometric_similarity and tokens is not None:
-            there = self._place(self.features.geometry(tokens.states), tokens.times)
-            memory["there"] = F.pad(there, (0, 0, 0, 1))
+        memory["waypoint_bias"] = _bias(torch.cat([mask[:, :-1], ~given], dim=1))
+        memory["waypoints"] = self._waypoints(tokens, geometry, len(mask))
+        if self.sizes.geometric_similarity and tokens is not None and geometry is not None:
+            memory["there"] = F.pad(self._place(geometry, tokens.times), (0, 0, 0, 1))
         return memory
 
-    def _waypoints(self, tokens: TrajectoryTokens | None, prompts: int) -> Tensor:
+    def _waypoints(self, tokens: TrajectoryTokens | None, geometry: Tensor | None, prompts: int) -> Tensor:
         """The raw values [P, 1, T + 1, A + L G]: action, geometry at every lookahead; zeros in the last step."""
         width = self.action_dim + self.features.geometry_dim * len(self.sizes.lookahead)
-        if tokens is None:
+        if tokens is None or geometry is None:
             return self.nothing.new_zeros(prompts, 1, 1, width)
-        geometry = self.features.geometry(tokens.states)
         # Past the demonstration's end its last step stands: it is where the demonstration went.
         last = (tokens.mask.sum(1, keepdim=True) - 1).clamp_min(0) if tokens.ends is None else tokens.ends
         place = torch.arange(tokens.states.shape[1], device=geometry.device)
@@ -207,7 +315,9 @@ class RetrievalContext(Context):
 
     def _waypoint_weights(self, hidden: Tensor, here: Tensor, memory: dict[str, Tensor]) -> Tensor:
         """Queries [G, M, W] of states at places [G, M, ·] → weights [G, heads, M, T + 1]."""
-        query, key = _heads(_linear(self.waypoint_query, hidden), self.sizes.heads), memory["waypoint_key"]
+        query, key = (
+            _heads(part, self.sizes.heads) for part in (_linear(self.waypoint_query, hidden), memory["waypoint_key"])
+        )
         score = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + memory["waypoint_bias"]
         if "there" in memory:
             # -sum of w (here - there)^2. As differences: multiplied out, its terms would be far greater than their sum.
@@ -233,7 +343,7 @@ class RetrievalContext(Context):
         compared = (memory["there"], self.likeness.exp()) if "there" in memory else None
         return layers.retrieve(
             _linear(self.waypoint_query, hidden),
-            _joined(memory["waypoint_key"]),
+            memory["waypoint_key"],
             memory["waypoint_bias"].flatten(1),
             here,
             compared,
@@ -257,21 +367,18 @@ class AttentionLayer(nn.Module):
         self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [P, heads, T, W / heads] of a memory [P, T, W]."""
+        """Keys and values [P, T, W] of a memory [P, T, W], heads side by side."""
         if layers.computes(memory):
             key, value = layers.linears(memory, self.memory_norm, (self.key, self.value))
-        else:
-            normed = self.memory_norm(memory)
-            key, value = self.key(normed), self.value(normed)
-        return _heads(key, self.heads), _heads(value, self.heads)
+            return key, value
+        normed = self.memory_norm(memory)
+        return self.key(normed), self.value(normed)
 
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """Queries [G, M, W] of G groups, each to its own keys and values; bias [G, 1, 1, T]: -inf for no step."""
         if layers.computes_groups(hidden, key, value):
-            return layers.attention_layer(
-                hidden, _joined(key), _joined(value), bias.flatten(1), self.heads, self._weights()
-            )
-        query = _heads(self.query(self.query_norm(hidden)), self.heads)
+            return layers.attention_layer(hidden, key, value, bias.flatten(1), self.heads, self._weights())
+        query, key, value = (_heads(part, self.heads) for part in (self.query(self.query_norm(hidden)), key, value))
         score = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1]) + bias
         found = (score.softmax(-1) @ value).transpose(1, 2).flatten(2)
         hidden = hidden + self.out(found)
@@ -299,8 +406,3 @@ def _bias(mask: Tensor) -> Tensor:
 def _heads(vectors: Tensor, heads: int) -> Tensor:
     """[G, M, W] → [G, heads, M, W / heads]."""
     return vectors.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _joined(vectors: Tensor) -> Tensor:
-    """[G, heads, M, W / heads] → [G, M, W]: `_heads` backwards."""
-    return vectors.transpose(1, 2).flatten(2)

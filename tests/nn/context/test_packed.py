@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llmdpd.nn.context import Context, ContextConfig, EncodedPrompts, Keep, RetrievalConfig, make_context
+from llmdpd.nn.context.native import read_features
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import native
@@ -115,6 +116,22 @@ def test_every_feature_of_every_layout(rng: np.random.Generator, name: str, kind
     for config in (RETRIEVAL, dataclasses.replace(RETRIEVAL, kind="pooled")):
         context = made(name, kind, config)
         check(rng, context, encoded(rng, context, name, (4, 30, 17)), name, rows)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 29, 200])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_features_and_geometry_by_themselves(
+    rng: np.random.Generator, isa: str, name: str, kind: FeatureKind, rows: int
+) -> None:
+    features, states = made(name, kind, RETRIEVAL).features, observations(rng, rows, name)
+    exact, expected = copy.deepcopy(features).double(), torch.from_numpy(states).double()
+    found = read_features(features, states)
+    for one, other in zip(found, (exact(expected), exact.geometry(expected)), strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=2e-4, atol=2e-5)
+    for threads in (2, 5):
+        native.set_threads(threads)
+        assert all(map(np.array_equal, read_features(features, states), found))
+    native.set_threads(None)
 
 
 SWITCHED: list[dict[str, Any]] = [

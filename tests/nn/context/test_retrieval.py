@@ -131,7 +131,7 @@ def test_several_demonstrations_are_retrieved_from_together(rng: np.random.Gener
 def sharp(context: RetrievalContext, prompts: EncodedPrompts, step: int) -> None:
     """Make every waypoint head look at one step alone."""
     key = torch.zeros_like(prompts.memory["waypoint_key"])
-    key[:, :, step] = 1.0
+    key[:, step] = 1.0
     prompts.memory["waypoint_key"] = key
     torch.nn.init.zeros_(context.waypoint_query.weight)
     torch.nn.init.constant_(context.waypoint_query.bias, 1e4)

@@ -1,0 +1,93 @@
+"""The noise network in one node, against its definition in PyTorch in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from llmdpd.diffusion import NoiseMLP, noise_mlp
+from llmdpd.ops import layers, native
+
+pytestmark = pytest.mark.skipif(not native.available()[0], reason="needs the C++ module")
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    yield
+    native.set_threads(None)
+
+
+def made(S: int, A: int, Z: int, H: int, T: int) -> NoiseMLP:
+    net = NoiseMLP(S, A, Z, H, T)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("B", "P", "S", "A", "Z", "H", "T"),
+    [(480, 12, 61, 4, 32, 64, 16), (70, 70, 1, 1, 1, 8, 2), (15, 3, 11, 7, 5, 33, 6)],
+)
+def test_results_and_gradients(
+    rng: np.random.Generator, isa: str, bf16: bool, B: int, P: int, S: int, A: int, Z: int, H: int, T: int
+) -> None:
+    net, actions, timesteps = made(S, A, Z, H, T), torch.randn(B, A), torch.from_numpy(rng.integers(0, 5, B))
+    state, prompt, grad = torch.randn(B, S), torch.randn(P, Z), torch.randn(B, A)
+
+    def run(dtype: torch.dtype, groups: int) -> tuple[Tensor, dict[str, Tensor]]:
+        of, given = copy.deepcopy(net).to(dtype), [part.clone().to(dtype).requires_grad_() for part in (state, prompt)]
+        prompts = given[1] if groups == P else given[1].repeat_interleave(B // P, 0)
+        result = of(
+            actions.to(dtype), timesteps, given[0], prompts, "bf16" if bf16 and dtype == torch.float32 else "fp32"
+        )
+        result.backward(grad.to(dtype))
+        leaves = {"state": given[0], "prompt": given[1], **dict(of.named_parameters())}
+        return result.detach(), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+    def apart(one: Tensor, other: Tensor) -> float:
+        return float((one.double() - other).norm() / other.norm().clamp_min(1e-12))
+
+    found = []
+    for threads in (1, 2, 5):
+        native.set_threads(threads)
+        found.append(run(torch.float32, P))
+    expected, gradients = run(torch.float64, B)
+    assert apart(found[0][0], expected) <= (2e-2 if bf16 else 2e-5)
+    assert set(found[0][1]) == set(gradients)
+    for name, gradient in gradients.items():
+        assert apart(found[0][1][name], gradient) <= (5e-2 if bf16 else 1e-4), name
+    for result, others in found[1:]:
+        assert torch.equal(result, found[0][0])
+        assert all(torch.equal(others[name], gradient) for name, gradient in found[0][1].items())
+
+
+def test_where_the_node_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    original = noise_mlp.predict_noise
+    monkeypatch.setattr(noise_mlp, "predict_noise", lambda *given: calls.append(given) or original(*given))
+    net, actions, timesteps, state = made(3, 2, 4, 8, 4), torch.randn(6, 2), torch.arange(6) % 5, torch.randn(6, 3)
+    prompts = torch.randn(3, 4)
+
+    def alone(prompt: Tensor) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(layers, "computes", lambda *_: False)
+            return net(actions, timesteps, state, prompt)
+
+    for number, prompt in enumerate((prompts, prompts[:1], prompts[0], prompts.repeat(2, 1)), start=1):
+        found = net(actions, timesteps, state, prompt)
+        assert len(calls) == number
+        torch.testing.assert_close(found, alone(prompt), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        net(actions, timesteps, state, prompts)
+    net(actions.clone().requires_grad_(), timesteps, state, prompts)
+    made(3, 2, 0, 8, 4)(actions, timesteps, state, torch.zeros(0))
+    net.double()(actions.double(), timesteps, state.double(), prompts.double())
+    assert len(calls) == 4
