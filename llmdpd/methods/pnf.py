@@ -8,8 +8,9 @@ where the data was.
 Sources: the paper's abstract, which says just that; its text and code could not be had. COMBO's settings are those of
 a public implementation (OfflineRL-Kit, for medium-replay data). So these are this project's: the direction (uphill),
 length and distribution of the perturbation, that the uncertainty is the ensemble's disagreement, and the band, which
-lies between two quantiles of that of the data's own states. Different from COMBO's code: the model learns along with
-the policy, terminals are learned, and rollouts are made anew in each iteration from its own states.
+lies between two quantiles of that of the data's own states. Different from COMBO's code: the model has five networks
+where that chooses five of seven, and learns along with the policy; terminals are learned, and rollouts are made anew in
+each iteration from its own states.
 """
 
 from __future__ import annotations
