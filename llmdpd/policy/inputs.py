@@ -39,7 +39,7 @@ def read_observations(observation: Observations, width: int, keys: Sequence[str]
         observation = _joined(observation, width, keys)
     try:
         # A copy, since torch takes no arrays that run backwards or can't be written.
-        state = np.array(observation, np.float32, order="C")
+        state = np.array(_numbers(observation), order="C")
     except (TypeError, ValueError) as error:
         raise InputError(
             "the observation is no array of numbers", field="observation", found=str(error), expected="[S] or [B, S]"
@@ -51,6 +51,21 @@ def read_observations(observation: Observations, width: int, keys: Sequence[str]
     if not np.isfinite(state).all():
         raise InputError("NaN or Inf in the observation", field="observation", expected="finite numbers")
     return state
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float32]:
+    """Real numbers as float32. NumPy would make some of dates, texts and masked values, and drop imaginary parts.
+
+    Raises:
+        TypeError, ValueError: no real numbers.
+    """
+    try:
+        found = np.asarray(values)
+    except RuntimeError as error:  # torch's, of a tensor that requires gradients
+        raise TypeError(str(error)) from None
+    if np.ma.is_masked(values) or found.dtype.kind not in "fiubO":
+        raise TypeError("masked values" if np.ma.is_masked(values) else f"type {found.dtype}")
+    return np.asarray(found, np.float32)
 
 
 def check_keys(keys: object) -> None:
@@ -67,7 +82,7 @@ def _joined(parts: Mapping[str, ArrayLike], width: int, keys: Sequence[str]) -> 
         expected = ", ".join(keys) or f"one array of {width} numbers, since the policy was trained on such"
         raise InputError("wrong observation", field="observation", found=found, expected=expected)
     try:
-        arrays = [np.asarray(parts[key], np.float32) for key in keys]
+        arrays = [_numbers(parts[key]) for key in keys]
     except (TypeError, ValueError) as error:
         raise InputError("the observation is no numbers", field="observation", found=str(error)) from None
     single = sum(array.size for array in arrays) == width
@@ -89,7 +104,7 @@ def read_rewards(reward: ArrayLike | None, count: int) -> NDArray[np.float32]:
     """
     expected = f"a finite number, or {count} of them"
     try:
-        given = np.zeros(count, np.float32) if reward is None else np.asarray(reward, np.float32)
+        given = np.zeros(count, np.float32) if reward is None else _numbers(reward)
     except (TypeError, ValueError):
         raise InputError("wrong rewards", field="reward", found=repr(reward), expected=expected) from None
     if given.shape not in ((), (count,)) or not np.isfinite(given).all():
@@ -159,7 +174,7 @@ def recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: S
     try:
         seen, done = parts
         seen = _joined(seen, spaces.observed_dim, keys) if isinstance(seen, Mapping) else seen
-        observations, actions = np.asarray(seen, np.float32), np.asarray(done, np.float32)
+        observations, actions = _numbers(seen), _numbers(done)
     except (TypeError, ValueError) as error:
         raise InputError(
             "the trajectory prompt is not a pair of number arrays",
