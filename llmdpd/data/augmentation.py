@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.data.scene import Turning, rotation
-from llmdpd.tasks.layout import Layout
+from llmdpd.tasks.layout import Layout, columns_of
 from llmdpd.utils.bounds import Fraction, NonNegative
 
 
@@ -77,13 +77,13 @@ class Augmentation:
         """Observations [P, M, S], changed."""
         changed = states.clone()
         for number, thing in enumerate(self._things if self._config.offset else ()):
-            for place in map(list, filter(None, (thing.at, thing.previous))):
+            for place in map(columns_of, filter(None, (thing.at, thing.previous))):
                 points = states[..., place]
                 there = (points != 0).any(-1, keepdim=True)  # an absent point stays absent
                 changed[..., place] = torch.where(there, points + self._jitter[:, None, number], points)
         if self._turning is not None:
             changed = self._turning.states(changed, self._matrix)
-        gripper = list(self._layout.gripper)
+        gripper = columns_of(self._layout.gripper)
         # Version 0.1 could stretch this reading: the rounding of its factor 1 is kept, for the same reason.
         changed[..., gripper] = 1 - (1 - changed[..., gripper])
         return changed

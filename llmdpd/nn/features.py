@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
-from llmdpd.tasks.layout import Layout
+from llmdpd.tasks.layout import Layout, columns_of
 
 FeatureKind = Literal["normalised", "combined", "relative", "raw", "metaworld"]
 """See `StateFeatures`; "metaworld" is version 0.1's name of "combined"."""
@@ -132,11 +132,11 @@ class _Relations:
     """What a layout says of an observation [..., S]: differences of points, velocities, heights."""
 
     def __init__(self, layout: Layout) -> None:
-        self._points = {point.name: _columns(point.at) for point in layout.points}
+        self._points = {point.name: columns_of(point.at) for point in layout.points}
         self._body = layout.body.name
         self._pairs = layout.differences
-        self._moving = [(_columns(point.at), _columns(point.previous)) for point in layout.moving]
-        self._gripper, self._up = _columns(layout.gripper), layout.up
+        self._moving = [(columns_of(point.at), columns_of(point.previous)) for point in layout.moving]
+        self._gripper, self._up = columns_of(layout.gripper), layout.up
         self.scalars = layout.scalars
         self._unit, dimensions = layout.unit, layout.dimensions
         kept = compared_pairs(layout)
@@ -185,13 +185,6 @@ class _Relations:
 def compared_pairs(layout: Layout) -> list[tuple[str, str]]:
     """The pairs of points whose differences moments are compared by: see `StateFeatures.geometry`."""
     return [pair for pair in layout.differences if layout.goal is None or {layout.body.name, layout.goal} & {*pair}]
-
-
-def _columns(indices: tuple[int, ...]) -> list[int] | slice:
-    """Indices as what picks columns; neighbours as a slice, which makes no copy."""
-    if indices and indices == tuple(range(indices[0], indices[0] + len(indices))):
-        return slice(indices[0], indices[-1] + 1)
-    return list(indices)
 
 
 def _without_outliers(observations: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -122,7 +123,15 @@ def choose_steps(
     if config.sampling == "window":
         start = int(rng.integers(min(150, length - config.steps + 1))) if rng is not None else 0
         return np.arange(start, start + config.steps)
-    return np.linspace(0, length - 1, config.steps).round().astype(np.int64)
+    return _even(length, config.steps)
+
+
+@lru_cache(maxsize=4096)
+def _even(length: int, count: int) -> NDArray[np.int64]:
+    """So many indices over `length` steps; kept, since a batch of training asks for a dozen."""
+    index = np.linspace(0, length - 1, count).round().astype(np.int64)
+    index.flags.writeable = False
+    return index
 
 
 def make_tokens(
@@ -146,17 +155,10 @@ def make_tokens(
     """
     shown = [read_part(Recorded(*one), config, layout, standing=standing)[0] for one in demonstrations]
     chosen = [choose_steps(len(one.observations), config, rng) for one in shown]
-    columns = [
-        (
-            one.observations[index],
-            one.actions[index],
-            index / max(len(one.observations) - 1, 1),
-            index,
-            np.ones(len(index)),
-        )
-        for index, one in zip(chosen, shown, strict=True)
-    ]
-    states, executed, phase, times, mask = (_padded(parts) for parts in zip(*columns, strict=True))
+    states = _padded([one.observations[index] for index, one in zip(chosen, shown, strict=True)])
+    executed = _padded([one.actions[index] for index, one in zip(chosen, shown, strict=True)])
+    phase = _padded([index / max(len(one.observations) - 1, 1) for index, one in zip(chosen, shown, strict=True)])
+    times, mask = _padded(chosen), _padded([np.ones(len(index)) for index in chosen])
     left = None
     if returns:
         earned = [np.cumsum(one.rewards[::-1], dtype=np.float64)[::-1] for one in shown if one.rewards is not None]
@@ -186,7 +188,10 @@ def read_part(
 
 def _padded(parts: Sequence[NDArray[Any]]) -> Tensor:
     """Arrays [T, …] of several lengths as float32 [P, longest T, …], zeros after their ends."""
-    return pad_sequence([torch.from_numpy(part.astype(np.float32)) for part in parts], batch_first=True)
+    padded = np.zeros((len(parts), max(map(len, parts)), *parts[0].shape[1:]), np.float32)
+    for row, part in zip(padded, parts, strict=True):
+        row[: len(part)] = part
+    return torch.from_numpy(padded)
 
 
 def _check(

@@ -170,3 +170,10 @@ class Layout:
 
 def _wrong(field: str, found: object, expected: object) -> InputError:
     return InputError("wrong layout of observations and actions", field=field, found=found, expected=expected)
+
+
+def columns_of(indices: tuple[int, ...]) -> list[int] | slice:
+    """Indices as what picks columns; neighbours as a slice, which makes no copy."""
+    if indices and indices == tuple(range(indices[0], indices[0] + len(indices))):
+        return slice(indices[0], indices[-1] + 1)
+    return list(indices)
