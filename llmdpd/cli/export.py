@@ -1,4 +1,4 @@
-"""`llmdpd export RUN --task T --to cpp`: a run's policy, its prompts folded in, for a machine without this package."""
+"""`llmdpd export RUN --task T --to cpp | onnx | torch`: a run's policy, its prompts folded in, for a machine without this package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from llmdpd.utils.progress import console
 
 
 def _export(words: list[str]) -> None:
-    out = export_run(parse(ExportConfig, words, "llmdpd export"))
+    out, checks = export_run(parse(ExportConfig, words, "llmdpd export"))
     files = [file for file in sorted(out.rglob("*")) if file.is_file()]
     for file in files:
         console.print(f"{file.stat().st_size / 1000:9.1f} kB  {file.relative_to(out)}", markup=False, highlight=False)
+    for name, check in checks.items():
+        said = f"{name}: within {check.difference:.1e} of the policy's actions; {check.microseconds:.0f} us an action"
+        console.print(said, markup=False, highlight=False)
     console.print(f"export: {out}", markup=False, soft_wrap=True)
 
 

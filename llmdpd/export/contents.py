@@ -36,7 +36,8 @@ def exportable(policy: Policy) -> tuple[DiffusionPolicy, BestOfN]:
     """The network of a policy that can be exported, and how it acts.
 
     Raises:
-        InputError: a policy of another kind, on another device or in another dtype; a choice without critics.
+        InputError: a policy of another kind, on another device or in another dtype; a choice without critics; acting
+            in bfloat16.
     """
     network, acting = policy.network, policy.acting
     if not isinstance(network, DiffusionPolicy) or not isinstance(acting, BestOfN):
@@ -50,6 +51,8 @@ def exportable(policy: Policy) -> tuple[DiffusionPolicy, BestOfN]:
         raise InputError(
             "no critic to choose among samples by", field="samples", found=acting.samples, expected="1 (--samples 1)"
         )
+    if acting.precision != "fp32":
+        raise InputError("exported policies act in float32", field="precision", found=acting.precision, expected="fp32")
     for tensor in network.state_dict().values():
         if tensor.dtype is not torch.float32 or not tensor.is_cpu:
             found = f"{tensor.dtype} on {tensor.device}"
@@ -88,11 +91,9 @@ def policy_arrays(policy: Policy, prompts: EncodedPrompts) -> Arrays:
     """All that acts but the prompt; `prompts` is any of the policy's.
 
     Raises:
-        InputError: as `exportable`; acting in bfloat16.
+        InputError: as `exportable`.
     """
     network, acting = exportable(policy)
-    if acting.precision != "fp32":
-        raise InputError("exported C++ acts in float32", field="precision", found=acting.precision, expected="fp32")
     parts, coefficients = context_parts(network, prompts), acting.coefficients(network.config)
     spaces, chunk = network.spaces, network.config.chunk
     chooses = policy.critic is not None and acting.samples > 1

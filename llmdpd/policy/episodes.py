@@ -165,13 +165,13 @@ class Episodes:
         scaling = self._network.action_scaling
         observations = self._completed(episodes, steps, observations)
         if self._horizon == 1:
-            chunks = self._sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))
+            chunks = self.sample(episodes, steps, observations, rewards, seeds(np.arange(len(episodes))))
             return scaling.from_unit(chunks[:, 0])
         due = self._chunks.due(episodes, steps)
         if len(due):
             who, when = episodes[due], steps[due]
             earned = None if rewards is None else rewards[due]
-            chunks = self._sample(who, when, observations[due], earned, seeds(due))
+            chunks = self.sample(who, when, observations[due], earned, seeds(due))
             self._chunks.put(who, when, chunks)
         if not len(episodes):
             return np.empty((0, self._network.action_dim), np.float32)
@@ -190,10 +190,16 @@ class Episodes:
                 before[row] = last
         return spaces.with_remembered(observations, before)
 
-    def _sample(
+    def sample(
         self, who: IntArray, steps: IntArray, observations: FloatArray, rewards: FloatArray | None, seeds: IntArray
     ) -> FloatArray:
-        """Chunks [b, H, A] from the present states of these episodes on."""
+        """Chunks [b, H, A] within ±1 from the present states [b, S] of these episodes on, whatever was sampled before.
+
+        Arguments as in `act`, but observations with what is remembered beside; seeds [b] of the noise.
+
+        Raises:
+            InputError: NaN or Inf in the action.
+        """
         prompt_of = None if self._prompt_of is None else self._prompt_of[who]
         if self._frozen is None:
             chunks = self._sample_in_torch(who, steps, observations, rewards, prompt_of, seeds)

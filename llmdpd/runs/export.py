@@ -12,6 +12,9 @@ from llmdpd.diffusion.schedules import Precision, SamplerName
 from llmdpd.errors import InputError
 from llmdpd.export.contents import Prompt
 from llmdpd.export.cpp import export_cpp
+from llmdpd.export.onnx import export_onnx
+from llmdpd.export.program import export_torch
+from llmdpd.export.traced import Check
 from llmdpd.ops.native import use_threads
 from llmdpd.runs.evaluate import load_policies
 from llmdpd.runs.evaluate_options import EvaluateConfig, OptionalCount, check_evaluation
@@ -31,10 +34,12 @@ class ExportConfig:
     """The run's folder."""
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ()
     """Tasks whose prompts are folded in, a file each."""
-    to: Literal["cpp"] = "cpp"
-    """cpp: one C++ source with a C interface, weights and prompts as files, an example."""
+    to: Literal["cpp", "onnx", "torch"] = "cpp"
+    """cpp: one C++ source with a C interface, weights and prompts as files, an example. onnx, torch: a model a task."""
     out: Path | None = None
-    """The folder to write; by default export-cpp in the run's folder. An export that is there is replaced."""
+    """The folder to write; by default export-cpp (-onnx, -torch) in the run's folder. An export there is replaced."""
+    noise: Literal["input", "seed"] = "input"
+    """Whether onnx and torch models take noise, or make it of a seed. C++ has a seed."""
     checkpoint: Literal["last", "best"] = "last"
     """Which policy: the last one, or the best by the selection during training."""
     prompt_data: Annotated[str | None, tyro.conf.arg(aliases=["--demonstration"])] = None
@@ -54,15 +59,15 @@ class ExportConfig:
     steps: OptionalCount = None
     """Denoising steps; by default the run's."""
     precision: Precision | None = None
-    """Precision of the matrix products; by default the run's. C++ takes fp32."""
+    """Precision of the matrix products; by default the run's. Exports take fp32."""
     action_horizon: OptionalCount = None
     """Actions of a chunk that are executed before the next is sampled; by default the run's."""
     contradicted_text: Literal["keep", "drop"] | None = None
     """What becomes of a text that contradicts its demonstration; by default the run's."""
 
 
-def export_run(config: ExportConfig) -> Path:
-    """Export as the options say; the folder that was written.
+def export_run(config: ExportConfig) -> tuple[Path, dict[str, Check]]:
+    """Export as the options say; the folder that was written, and what the check of each model found.
 
     Raises:
         InputError: no run there; tasks without a prompt; a policy, or a way of acting, that cannot be exported.
@@ -70,6 +75,8 @@ def export_run(config: ExportConfig) -> Path:
     check_config(config)
     if not config.tasks:
         raise InputError("no task to export for", field="--task", found="none", expected="a task, or several")
+    if config.to == "cpp" and config.noise == "seed":
+        raise InputError("C++ always makes its noise of a seed", field="--noise", found="seed", hint="leave it out")
     run = RunFolder.open(config.run)
     trained = run.read_config()
     run.use_tasks(trained, unchanged=False)
@@ -85,8 +92,11 @@ def export_run(config: ExportConfig) -> Path:
     for task, prompt in prompts.items():
         shown = list(prompt.demonstrations)
         given[task] = Prompt(prompt.text, (shown if len(shown) > 1 else shown[0]) if shown else None)
-    export_cpp(policy, given, out)
-    return out
+    if config.to == "cpp":
+        export_cpp(policy, given, out)
+        return out, {}
+    export = export_onnx if config.to == "onnx" else export_torch
+    return out, export(policy, given, out, seeded=config.noise == "seed")
 
 
 def _as_evaluation(config: ExportConfig) -> EvaluateConfig:

@@ -61,6 +61,7 @@ def test_the_policys_own_numbers_are_written_whatever_its_prompt(run_copy: Path,
     [
         ([], ["no task to export for", "--task"]),
         (["--task", "push-back"], ["no demonstration of this task", "push-back-v3"]),
+        (["--task", "reach", "--noise", "seed"], ["C++ always makes its noise of a seed"]),
         (["--task", "reac"], ["unknown task", "reach-v3"]),
         (["--task", "reach", "--precision", "bf16"], ["float32", "bf16"]),
         (["--task", "reach", "--sampler", "ddpm", "--steps", "1"], ["ddpm walks every training step"]),
@@ -85,3 +86,15 @@ def test_what_cannot_be_exported_is_refused(
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, export: Export, capsys: Capture) -> None:
     assert export(tmp_path, "--task", "reach") == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_a_task_says_how_near_it_is(run_copy: Path, export: Export, capsys: Capture) -> None:
+    assert export(run_copy, "--task", "reach", "push", "--to", "torch", "--noise", "seed") == 0
+    folder = run_copy / "export-torch"
+    assert {file.name for file in folder.iterdir()} == {"export.json", f"{SEEN}.pt2", "push-v3.pt2"}
+    said, printed = json.loads((folder / "export.json").read_text()), capsys.readouterr()
+    for task in (SEEN, "push-v3"):
+        assert 0 < said["checked"][task]["difference"] < 1e-5
+        assert f"{task}: within" in printed.out
+    assert "Warning" not in printed.err

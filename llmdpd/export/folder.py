@@ -1,0 +1,81 @@
+"""What every exported folder has: a description of itself, by which it may be replaced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmdpd.errors import InputError
+from llmdpd.export.contents import Prompt, exportable
+from llmdpd.export.traced import Check, Run, Traced
+from llmdpd.policy.policy import Policy
+from llmdpd.utils.files import atomic_directory, atomic_write_json
+from llmdpd.version import __version__
+
+DESCRIPTION = "export.json"
+
+
+def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, Any]:
+    """What an export says of itself, for people: where it is from, its sizes, how it acts."""
+    network = policy.network
+    return {
+        "llmdpd": __version__,
+        "to": to,
+        "method": policy.method,
+        "observation": network.spaces.observed_dim,
+        "observation_keys": list(policy.metadata.get("observation", ())),
+        "action": network.action_dim,
+        "acting": policy.acting.describe(network.config),
+        "prompts": list(prompts),
+        "trained_on": list(policy.metadata.get("trained_on", ())),
+    }
+
+
+def write_checked(
+    policy: Policy,
+    prompts: Mapping[str, Prompt],
+    out: Path,
+    to: str,
+    suffix: str,
+    write: Callable[[Traced, Path], Run],
+    *,
+    seeded: bool,
+) -> dict[str, Check]:
+    """Write a folder with a file for each prompt, whole or not at all, and hold each file to the policy's own actions.
+
+    Args:
+        write: writes a traced policy to a file, and gives that back as a function of its inputs.
+
+    Raises:
+        InputError: as `export_cpp`; a file that acts otherwise than the policy.
+    """
+    exportable(policy)
+    check_names(prompts)
+    check_replaceable(out)
+    checks = {}
+    with atomic_directory(out) as folder:
+        for name, prompt in prompts.items():
+            traced = Traced(policy, prompt, seeded)
+            checks[name] = traced.check(write(traced, folder / f"{name}{suffix}"))
+        checked = {name: asdict(check) for name, check in checks.items()}
+        said = description(policy, to, list(prompts)) | {"inputs": traced.described(), "checked": checked}
+        atomic_write_json(folder / DESCRIPTION, said)
+    return checks
+
+
+def check_names(prompts: Mapping[str, Prompt]) -> None:
+    """Raise `InputError` for names that are no file names, or for none."""
+    wrong = [name for name in prompts if not re.fullmatch(r"[\w][\w.-]{0,99}", name)]
+    if wrong or not prompts:
+        found = repr(wrong[0]) if wrong else "none"
+        raise InputError("wrong name of a prompt", field="prompts", found=found, expected="letters, digits, . _ and -")
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise `InputError` for a folder that is no export: it would be replaced."""
+    if out.is_dir() and any(out.iterdir()) and not (out / DESCRIPTION).is_file():
+        expected = "a new folder, or that of an export"
+        raise InputError("a folder of other files", path=out, found=f"no {DESCRIPTION}", expected=expected)
