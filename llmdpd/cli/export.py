@@ -1,4 +1,4 @@
-"""`llmdpd export RUN --task T --to cpp | onnx | torch`: a run's policy, its prompts folded in, for a machine without this package."""
+"""`llmdpd export RUN --task T --to cpp | onnx | torch`: a policy, prompts folded in, for machines without this package."""
 
 from __future__ import annotations
 
