@@ -1,4 +1,4 @@
-"""`llmdpd export RUN --task T --to cpp | onnx | torch`: a policy, prompts folded in, for machines without this package."""
+"""`llmdpd export RUN --task T --to cpp | onnx | torch`: a policy and its prompts, for machines without this package."""
 
 from __future__ import annotations
 
