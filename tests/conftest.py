@@ -90,16 +90,6 @@ def rng(fresh_seed: int) -> np.random.Generator:
     return np.random.default_rng(fresh_seed)
 
 
-@pytest.fixture
-def own_alarm() -> Iterator[None]:
-    """SIGALRM as it is in a process of its own, without the handler of pytest's time limits."""
-    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-    yield
-    signal.signal(signal.SIGALRM, before)
-    signal.setitimer(signal.ITIMER_REAL, left)
-
-
 @pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each compiled instruction set in turn, the best one again afterwards."""

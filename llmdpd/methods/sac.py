@@ -21,7 +21,8 @@ from llmdpd.nn.acting import NoisyActing
 from llmdpd.nn.actor import SquashedGaussianPolicy
 from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig
-from llmdpd.tasks.specs import TaskSpec, make_environment
+from llmdpd.tasks.simulation.rollout import MAKE_ENVIRONMENT
+from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative, WholeNumber, Width
 
 
@@ -118,7 +119,7 @@ class SAC(Learner):
         steps: in the environment, of the whole run.
         seed: of networks, actions, batches and episodes.
         goal_visible: whether observations hold the goal, where the suite can hide it.
-        make: what makes the environments.
+        make: what makes the environments; see `SacTrainer`.
 
     Raises:
         InputError: stable-baselines3 is not installed.
@@ -137,7 +138,7 @@ class SAC(Learner):
         steps: int,
         seed: int,
         goal_visible: bool = True,
-        make: MakeEnvironment = make_environment,
+        make: MakeEnvironment | str = MAKE_ENVIRONMENT,
     ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._has_success = specs[0].has_success

@@ -32,14 +32,12 @@ class Job:
     go_on: → the words that continue it.
     result: → what must not depend on how it was disturbed.
     prepare: puts into the folder what must be there before.
-    has_workers: whether there are processes with environments.
     """
 
     begin: Callable[[Path], list[str]]
     go_on: Callable[[Path], list[str]]
     result: Callable[[Path], Any]
     prepare: Callable[[Path], object] = lambda place: None
-    has_workers: bool = True
 
 
 def _words(*parts: object) -> list[str]:
@@ -109,7 +107,6 @@ def jobs(data: Path) -> dict[str, Job]:
                 *("--evaluation-episodes", 1, "--out", place / "sac"),
             ),
             _replay,
-            has_workers=False,
         ),
         "evaluate": _same_again(
             lambda place: _words("evaluate", place / "run", "--episodes", 2, "--workers", 2),
@@ -135,11 +132,9 @@ def _same_again(
     words: Callable[[Path], list[str]],
     result: Callable[[Path], Any],
     prepare: Callable[[Path], object] = lambda place: None,
-    *,
-    has_workers: bool = True,
 ) -> Job:
     """A command that is continued by itself."""
-    return Job(words, words, result, prepare, has_workers)
+    return Job(words, words, result, prepare)
 
 
 def _training(*options: object) -> Job:

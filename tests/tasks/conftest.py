@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 TOY = '''
+import ctypes
 import os
 import signal
 import sys
@@ -53,6 +54,9 @@ class Toy:
             if self.file:
                 open(self.file, "w").close()
             os.kill(os.getpid(), signal.SIGSTOP)
+        if self.name == "hang-once" and not os.path.exists(self.file):
+            open(self.file, "w").close()
+            ctypes.PyDLL(None).sleep(3600)  # in C, which lets no other thread and no signal handler run
         if self.name == "raise":
             raise ArithmeticError("the toy broke")
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from llmdpd.errors import InputError
 from llmdpd.tasks import COLLECTION_SEED_END
-from llmdpd.tasks.base import Environment, FloatArray, Frame
-from llmdpd.tasks.simulation.processes import time_limits, within
-from llmdpd.tasks.simulation.worker import EnvironmentCache
-from llmdpd.tasks.specs import TaskSpec, make_environment
+from llmdpd.tasks.base import Environment
+from llmdpd.tasks.simulation.isolated import IsolatedEnvironments
+from llmdpd.tasks.simulation.rollout import MAKE_ENVIRONMENT
+from llmdpd.tasks.simulation.worker import EnvironmentHost, State
+from llmdpd.tasks.specs import TaskSpec
 
 MakeEnvironment = Callable[[str, bool, bool], Environment]
 """(task, goal_visible, render) → an environment."""
@@ -88,7 +89,7 @@ class SacTrainer:
         max_steps: steps after which an episode is truncated; None: the environments' own limit.
         goal_visible: whether observations hold the goal, where the suite can hide it.
         settings: arguments of `stable_baselines3.SAC` in place of its defaults.
-        make: factory of the environments.
+        make: factory of the environments; one that is named ("module:function") is called in a process of its own.
 
     All random numbers come from generators that each call swaps in and out; the process's own are left unchanged.
 
@@ -105,7 +106,7 @@ class SacTrainer:
         max_steps: int | None,
         goal_visible: bool,
         settings: Mapping[str, Any] | None = None,
-        make: MakeEnvironment = make_environment,
+        make: MakeEnvironment | str = MAKE_ENVIRONMENT,
     ) -> None:
         require_sac()
         check_unit_actions(specs[0])
@@ -117,12 +118,11 @@ class SacTrainer:
         self.tasks, self.seed = tuple(spec.task for spec in specs), seed
         self.max_steps = min(max_steps or limit, limit)
 
-        def timed(task: str, goal_visible: bool, render: bool) -> Environment:
-            return _TimedEnvironment(make, task, goal_visible, render)
-
-        self._make = lambda task: timed(task, goal_visible, False)
-        cache = EnvironmentCache(timed, goal_visible=goal_visible, limit=_KEPT_ENVIRONMENTS)
-        self._episodes = _episodes(cache, specs, seed, self.max_steps)
+        kept: dict[str, Any] = {"goal_visible": goal_visible, "limit": _KEPT_ENVIRONMENTS}
+        self._environments = (
+            IsolatedEnvironments(make, **kept) if isinstance(make, str) else EnvironmentHost(make, **kept)
+        )
+        self._episodes = _episodes(self._environments, specs, seed, self.max_steps)
         self._venv = DummyVecEnv([lambda: self._episodes])
         self._random: dict[str, Any] | None = None
         self._within = False
@@ -193,16 +193,16 @@ class SacTrainer:
         """
         returns, successes = [], []
         for task in self.tasks:
-            environment = self._make(task)
             for number in range(episodes):
                 check()
-                observation = environment.reset(episode_seed(self.seed, task, number, _EVALUATION))
+                seed = episode_seed(self.seed, task, number, _EVALUATION)
+                state = self._environments.reset("evaluation", task, seed)
                 total, success = 0.0, False
                 for _ in range(self.max_steps):
-                    action = self._model.predict(observation, deterministic=True)[0]
-                    observation, reward, flag, over = environment.step(action)
-                    total, success = total + reward, success or flag
-                    if over:
+                    action = self._model.predict(state.observation, deterministic=True)[0]
+                    state = self._environments.step("evaluation", action)
+                    total, success = total + state.reward, success or state.success
+                    if state.over:
                         break
                 returns.append(total)
                 successes.append(success)
@@ -284,36 +284,6 @@ class SacTrainer:
             torch.set_num_threads(threads)
 
 
-class _TimedEnvironment:
-    """An environment of this process, with the time limits of workers: it is made, and called, within them.
-
-    Raises:
-        WorkerError: it took longer.
-    """
-
-    def __init__(self, make: MakeEnvironment, task: str, goal_visible: bool, render: bool) -> None:
-        self._what = f"the environment of {task}"
-        self._step_seconds, self._episode_seconds = time_limits()
-        with within(self._episode_seconds, self._what):
-            self._environment = make(task, goal_visible, render)
-
-    def reset(self, seed: int) -> FloatArray:
-        with within(self._episode_seconds, self._what):
-            return self._environment.reset(seed)
-
-    def step(self, action: npt.ArrayLike) -> tuple[FloatArray, float, bool, bool]:
-        with within(self._step_seconds, self._what):
-            return self._environment.step(action)
-
-    def render(self) -> Frame:
-        return self._environment.render()
-
-    @property
-    def terminated(self) -> bool:
-        """Whether the last step ended the episode, not a limit; False where it cannot say."""
-        return bool(getattr(self._environment, "terminated", False))
-
-
 def _get_random() -> dict[str, Any]:
     """The states of torch's, numpy's and Python's global generators, which stable-baselines3 samples from."""
     return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(legacy=False), "python": random.getstate()}
@@ -341,7 +311,9 @@ def _random_from_json(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max_steps: int) -> Any:
+def _episodes(
+    environments: EnvironmentHost | IsolatedEnvironments, specs: Sequence[TaskSpec], seed: int, max_steps: int
+) -> Any:
     """A Gymnasium environment in which episode n has a task and a seed of its own, independent of earlier episodes."""
     import gymnasium
     from gymnasium.spaces import Box
@@ -351,7 +323,6 @@ def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max
         action_space = Box(-1.0, 1.0, (specs[0].action_dim,), np.float32)
         successes: list[bool]
         last: EpisodeEnd | None = None
-        _present: tuple[str, Any] | None = None
 
         def begin(self, successes: list[bool]) -> None:
             """The next reset starts the episode after those that ended in `successes`."""
@@ -371,27 +342,19 @@ def _episodes(cache: EnvironmentCache, specs: Sequence[TaskSpec], seed: int, max
                 self.last = EpisodeEnd(self.task_of(len(self.successes)), self._return, self.success)
                 self.begin([*self.successes, self.success])
             number = len(self.successes)
-            return self._of(self.task_of(number)).reset(self.seed_of(number)), {}
-
-        def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-            assert self._present is not None, "there was a reset"
-            environment = self._present[1]
-            observation, reward, flag, over = environment.step(action)
-            self._length += 1
-            self._return += reward
-            self.success = self.success or flag
-            terminated = environment.terminated
-            truncated = not terminated and (over or self._length >= max_steps)
-            return observation, reward, terminated, truncated, {}
-
-        def _of(self, task: str) -> Any:
-            if self._present is not None:
-                cache.release(self._present[0], False, self._present[1])
             before = _get_random()
-            self._present = task, cache.acquire(task, False)
+            state = environments.reset("training", self.task_of(number), self.seed_of(number))
             # Which environments are made anew depends on where a run was resumed; random numbers must not.
             _set_random(before)
-            return self._present[1]
+            return state.observation, {}
+
+        def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+            state: State = environments.step("training", action)
+            self._length += 1
+            self._return += state.reward
+            self.success = self.success or state.success
+            truncated = not state.terminated and (state.over or self._length >= max_steps)
+            return state.observation, state.reward, state.terminated, truncated, {}
 
     seed_of_all = seed
     episodes = Episodes()

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -94,38 +91,6 @@ def time_limits() -> tuple[float, float]:
         if not found[-1] > 0:
             raise InputError("a time limit that is no positive number", field=name, found=said, expected="seconds")
     return found[0], found[1]
-
-
-@contextmanager
-def within(seconds: float, what: str) -> Iterator[None]:
-    """Hold a block of this process to a time limit, whatever Python it runs; code in C is left to its end.
-
-    Only time counts in which this process was not stopped. There is no limit in other threads than the main one, and
-    where someone else uses SIGALRM.
-
-    Raises:
-        WorkerError: the block took longer; `what` says whose answer did not come.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
-        yield
-        return
-    tick = min(seconds, POLL_SECONDS)
-    left = math.ceil(seconds / tick)
-
-    def look(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left <= 0:
-            raise WorkerError(f"{what} gave no answer within {seconds:g} s{_ALLOW_LONGER}")
-
-    signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, tick, tick)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 class Worker:

@@ -161,6 +161,52 @@ class _Episode:
             self.frames.append(self.environment.render())
 
 
+class State(NamedTuple):
+    """What an environment answers to a step, or to a reset; `terminated`: its episode ended by itself, by no limit."""
+
+    observation: FloatArray
+    reward: float = 0.0
+    success: bool = False
+    over: bool = False
+    terminated: bool = False
+
+
+class EnvironmentHost:
+    """Environments that are stepped one at a time, each in an episode of its own; the caller names them.
+
+    Args:
+        make: factory of environments, or its name ("module:function"), called with (task, goal_visible, render).
+        goal_visible: passed on to it.
+        limit: environments kept alive at most, as long as not more than that are in use.
+    """
+
+    def __init__(self, make: str | Callable[[str, bool, bool], Environment], goal_visible: bool, limit: int) -> None:
+        factory = resolve(make) if isinstance(make, str) else make
+        self._cache = EnvironmentCache(factory, goal_visible=goal_visible, limit=limit)
+        self._present: dict[str, tuple[str, Environment]] = {}
+
+    def reset(self, slot: str, task: str, seed: int) -> State:
+        """Begin an episode in `slot`, which gives up the one before."""
+        if slot in self._present:
+            before, environment = self._present.pop(slot)
+            self._cache.release(before, False, environment)
+        self._present[slot] = task, self._cache.acquire(task, False)
+        return State(self._present[slot][1].reset(seed))
+
+    def step(self, slot: str, action: FloatArray) -> State:
+        """Execute an action [A] in the episode of `slot`."""
+        environment = self._present[slot][1]
+        observation, reward, success, over = environment.step(action)
+        return State(observation, reward, success, over, bool(getattr(environment, "terminated", False)))
+
+    def replay(self, slot: str, task: str, seed: int, actions: list[FloatArray]) -> State:
+        """Begin an episode and repeat its actions; the last answer."""
+        state = self.reset(slot, task, seed)
+        for action in actions:
+            state = self.step(slot, action)
+        return state
+
+
 class EpisodeHost:
     """Several environments in one process, stepped together; the parent gives each a slot number.
 
