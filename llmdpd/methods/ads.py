@@ -7,13 +7,14 @@ VAE of the data. After a share of the run every batch is split into a part for t
 1. theta' = theta - inner_lr grad L_training(theta), and the actor takes a step of its own against theta';
 2. theta follows the gradient of L_training(theta) + weight L_validation(theta'), through theta' (MAML);
 3. the split is the hardest one: those transitions validate whose loss l_i - step (g_i . G) is greatest, g_i their own
-   gradient and G that of the others (a first-order expansion of their loss after a step on the others), in rounds.
+   gradient and G that of the part for training (a first-order expansion of l_i after a step on that part), in rounds.
 
-Source: the paper, and the authors' code for MCQ+ADS (github.com/DkING-lv6/ADS), from which all settings are. There,
-parts are drawn at random in the training loop; what finds the hardest split is written, over pools of 5,000 transitions
-in five clusters, and never called. Here it is the option `split`, over the batch itself; with the loop's weight the
-transitions with the greatest errors are then hardly learned, and values go astray. The networks' widths are the
-preset's, where the code has 400, and 750 for the VAE.
+Source: the paper, and the authors' code for MCQ+ADS (github.com/DkING-lv6/ADS), from which the settings are. Not theirs
+are lambda = 0.9 (OfflineRL-Kit's for hopper medium-replay), two rounds in place of ten, the order of the steps within
+an iteration, and the networks' widths: the preset's, where the code has 400, and 750 for the VAE. In the code, parts
+are drawn at random in the training loop; what finds the hardest split is written, over pools of 5,000 transitions in
+five clusters, and never called. Here it is the option `split`, over the batch itself; with the loop's weight the
+transitions with the greatest errors are then hardly learned, and values go astray.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from llmdpd.errors import InputError
 from llmdpd.methods.base import Start
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.soft_actor_critic import SoftActorCritic, SoftActorCriticConfig
@@ -70,6 +72,16 @@ class ADSConfig(SoftActorCriticConfig):
     def from_preset(cls, start: Start) -> Self:
         width = start.diffusion.network.hidden_dim
         return cls(**vars(super().from_preset(start)) | {"critic_hidden": width, "behaviour_hidden": width})
+
+    def check(self) -> None:
+        """Raise `InputError` for a batch of which no part would validate, beside what every method checks."""
+        super().check()
+        if self.training_share == 1:
+            found, expected = self.training_share, "below 1"
+            raise InputError("no transition would validate", field="training_share", found=found, expected=expected)
+        if self.batch_size < 2:
+            found, expected = self.batch_size, "at least 2, as a part of them validates"
+            raise InputError("too few transitions to split", field="batch_size", found=found, expected=expected)
 
 
 class MCQPolicy(SquashedGaussianPolicy):
@@ -195,7 +207,7 @@ class ADS(SoftActorCritic[ADSConfig]):
     def split(self, data: Regression) -> tuple[Tensor, Tensor]:
         """The places of the transitions for training, and of those that validate."""
         count = len(data.targets) // 3
-        held = min(max(count - int(count * self.config.training_share), 0), count - 1)
+        held = min(max(count - int(count * self.config.training_share), 1), count - 1)
         if self.config.split == "random":
             order = torch.randperm(count, device=data.targets.device)
             return order[held:], order[:held]

@@ -28,8 +28,8 @@ class Predicted(NamedTuple):
 class EnsembleDynamics(nn.Module):
     """N networks, each a Gaussian of the change of state and the reward, and the logit of a terminal.
 
-    After the probabilistic ensembles of Chua et al. (2018) and MBPO (Janner et al. 2019). Changes are in units of
-    `unit`, by which rewards stay as they are; the terminal is learned, where those have a known rule for each task.
+    After the probabilistic ensembles of Chua et al. (2018) and MBPO (Janner et al. 2019). Steps are
+    in the caller's units; the terminal is learned, where those have a known rule for each task.
 
     Args:
         members: N. inputs: size of what is known of a state. state_dim: S. action_dim: A.

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from llmdpd.errors import InputError
+from llmdpd.utils.bounds import check_config
+
 S, A = 4, 2
 
 
@@ -103,6 +106,23 @@ def test_a_split_at_random_differs_and_begins_in_time(make_method: Any, make_bat
     assert all(len(training) == 16 and len(validation) == 4 for training, validation in parts)
     assert all(training | validation == set(range(20)) for training, validation in parts)
     assert len({tuple(sorted(validation)) for _, validation in parts}) > 1
+
+
+@pytest.mark.parametrize("split", ["random", "adversarial"])
+@pytest.mark.parametrize(("share", "rows"), [(0.99, 3), (0.0, 2), (0.5, 2)])
+def test_both_parts_of_every_split_have_transitions(
+    make_method: Any, make_batch: Any, split: str, share: float, rows: int
+) -> None:
+    method = make_method("ads", start=0.0, split=split, training_share=share)
+    assert all(len(part) >= 1 for part in method.split(regression_of(method, make_batch(rows))))
+    assert all(torch.isfinite(value) for value in method.update(make_batch(rows), 0).values())
+
+
+@pytest.mark.parametrize(("field", "value"), [("training_share", 1.0), ("batch_size", 1)])
+def test_a_split_without_a_part_is_refused(make_config: Any, field: str, value: float) -> None:
+    with pytest.raises(InputError) as refused:
+        check_config(make_config("ads", **{field: value}))
+    assert refused.value.field == field
 
 
 def test_the_actor_ahead_is_a_step_away_and_the_actor_stays(make_method: Any, make_batch: Any) -> None:

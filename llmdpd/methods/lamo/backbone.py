@@ -39,8 +39,12 @@ class LanguageSizes(GPT2Sizes):
     """Of a Llama: base of its rotary positions."""
 
     def check(self) -> None:
-        """Raise `InputError` for heads that the width, or heads of keys and values that the heads, do not divide by."""
+        """Raise `InputError` for heads that do not divide the width, or a Llama's fields that do not fit the family."""
         super().check()
+        defaults = {name: getattr(LanguageSizes, name) for name in ("key_value_heads", "rope_theta")}
+        for name, default in defaults.items():
+            if self.family == "gpt2" and getattr(self, name) != default:
+                raise InputError("only a Llama has this", field=name, found=getattr(self, name), expected=default)
         if self.family == "llama" and (not self.key_value_heads or self.heads % self.key_value_heads):
             problem, expected = "the heads cannot share keys and values", f"a divisor of {self.heads} (heads)"
             raise InputError(problem, field="key_value_heads", found=self.key_value_heads, expected=expected)

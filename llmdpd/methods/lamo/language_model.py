@@ -116,6 +116,9 @@ def find_language_model(name: str) -> LanguageModel:
         raise InputError(
             error.problem, path=error.path, field="method.model", found=error.found, expected=_EXPECTED, hint=hint
         ) from None
+    if not (source.folder / "config.json").is_file():  # as of a source of embeddings that is no network
+        problem = "this has no layers to learn with"
+        raise InputError(problem, field="method.model", found=name, expected=_EXPECTED)
     with located(field="method.model"):
         return _read_sizes(source)
 

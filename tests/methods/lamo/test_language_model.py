@@ -71,6 +71,13 @@ def test_another_kind_is_refused_by_the_field(folder: Path, fields: dict[str, An
     assert str(error.value.path).endswith("config.json")
 
 
+def test_a_source_of_embeddings_without_layers_is_refused() -> None:
+    with pytest.raises(InputError, match="no layers to learn with") as error:
+        find_language_model("bag-of-words")
+    assert (error.value.field, error.value.found) == ("method.model", "bag-of-words")
+    assert error.value.path is None
+
+
 def test_one_that_is_absent_names_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match="not a language model's configuration"):

@@ -204,6 +204,11 @@ def test_heads_that_cannot_share_are_refused(make_config: Any) -> None:
         with pytest.raises(InputError) as error:
             check_config(make_config("lamo", **{"network.language": sizes}))
         assert error.value.field == "network.language.key_value_heads"
+    for field, value in {"key_value_heads": 2, "rope_theta": 500.0}.items():
+        sizes = LanguageSizes(1, 6, 12, 8, **{field: value})
+        with pytest.raises(InputError, match="only a Llama has this") as error:
+            check_config(make_config("lamo", **{"network.language": sizes}))
+        assert error.value.field == f"network.language.{field}"
     with pytest.raises(InputError, match="no such activation"):
         adapted_transformer(LanguageSizes(1, 6, 12, 8, "tele", family="llama", key_value_heads=2), 0.0, LoRAConfig())
 
