@@ -72,13 +72,21 @@ class TrainConfig:
         else:
             tasks = dataclasses.replace(tasks, file=str(task_file_in_use(tasks.file, given_data(data)).file.path))
         tasks, method = tasks.canonical(_naming(data.path)), self.method.resolved()
-        if any(shown_by(task) != task for task in tasks.seen):
-            # Here texts are meant to say something else than the demonstration that the tasks share.
-            method = dataclasses.replace(method, acting=method.acting.keeping_texts())
         llm = _absolute(self.llm) if folder else self.llm
-        config = dataclasses.replace(self, tasks=tasks, data=data, llm=llm, method=method)
+        config = dataclasses.replace(self, tasks=tasks, data=data, llm=llm, method=method).keeping_texts()
         config.check_values()
         return config
+
+    def keeping_texts(self) -> TrainConfig:
+        """The configuration with texts kept where its tasks share a demonstration, of which texts say something else.
+
+        Runs that were begun before `resolved` wrote this down acted so too. Raises `InputError` for an unknown task.
+        """
+        if all(shown_by(task) == task for task in self.tasks.seen):
+            return self
+        return dataclasses.replace(
+            self, method=dataclasses.replace(self.method, acting=self.method.acting.keeping_texts())
+        )
 
     def check_values(self) -> None:
         """Raise `InputError` for numbers out of range and fields that don't fit together, before anything is read."""

@@ -228,7 +228,7 @@ class RunFolder:
         Raises:
             InputError: naming every field in which `config` would change what is learned.
         """
-        changed = differences(to_plain(self.read_config()), to_plain(config))
+        changed = differences(to_plain(self.read_config().keeping_texts()), to_plain(config))
         forbidden = [line for line in changed if line.split(":")[0] not in _FREE_ON_RESUME]
         if forbidden:
             raise InputError(
@@ -320,7 +320,7 @@ def folder_lock(folder: Path, where: str, hint: str) -> AbstractContextManager[N
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
     """The plain configuration without what a resumed run may change."""
-    plain: dict[str, Any] = to_plain(config)
+    plain: dict[str, Any] = to_plain(config.keeping_texts())
     for name in _FREE_ON_RESUME:
         *sections, field = name.split(".")
         del (plain[sections[0]] if sections else plain)[field]

@@ -187,7 +187,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, name: str, stored: Mapping[str, Tensor]) -> None:
-    """Put back the states that are named after it. Raises ValueError for one of another shape than its weight."""
+    """Put back the states that are named after it. Raises ValueError for one whose shape is not its weight's."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in stored.items():
@@ -195,8 +195,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, name: str, stored: Mapping
         if owner != name:
             continue
         shape = weights[int(index)].shape
-        if tensor.shape not in (shape, torch.Size()):  # torch would take it, and fail or go wrong at the next step
-            raise ValueError(f"{key} has shape {list(tensor.shape)}, its weight {list(shape)}")
+        expected = torch.Size() if field == "step" else shape
+        if tensor.shape != expected:  # torch would take it, and fail or go wrong at the next step
+            raise ValueError(f"{key} has shape {list(tensor.shape)}, not {list(expected)}")
         state.setdefault(int(index), {})[field] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -114,6 +114,22 @@ def test_what_does_not_change_the_learning_may_change(run: RunFolder) -> None:
     assert decisive(_changed(evaluation={"max_steps": 9})) != decisive(CONFIG)
 
 
+def test_a_run_from_before_its_configuration_said_that_texts_are_kept_is_resumed(tmp_path: Path) -> None:
+    now = parse_train(["--protocol", "text"])
+    then = dataclasses.replace(now, method=PRESETS["metaworld"].method)
+    assert then != now
+    run = RunFolder.create(tmp_path / "run", then)
+    state = {"format": 1, "iteration": 5, "config": to_plain(then)}
+    (run.path / "checkpoint" / "step-00000005").mkdir(parents=True)
+    (run.path / "checkpoint" / "step-00000005" / "state.json").write_text(json.dumps(state))
+    run.take_up(now)
+    run.check_inputs({"config": decisive(now)})
+    usual = dataclasses.replace(now, tasks=PRESETS["metaworld"].tasks)  # there a run may drop texts
+    kept = RunFolder.create(tmp_path / "usual", dataclasses.replace(usual, method=then.method))
+    with pytest.raises(InputError, match="contradicted_text: 'drop' → 'keep'"):
+        kept.take_up(usual)
+
+
 def test_every_field_that_may_not_change_is_named(run: RunFolder) -> None:
     # Selection rolls out max_steps steps: they decide which policy is the best.
     evaluation = {"episodes": 9, "max_steps": 7}

@@ -201,8 +201,10 @@ def test_a_checkpoint_of_before_there_were_checksums(toy: Toy, tmp_path: Path) -
         (
             "optimizers",
             lambda tensors: {**tensors, "adam/0/exp_avg": torch.zeros(2)},
-            r"\[2\], its weight \[3, 2\]",
+            r"\[2\], not \[3, 2\]",
         ),
+        ("optimizers", lambda tensors: {**tensors, "adam/0/exp_avg": torch.tensor(0.5)}, r"\[\], not \[3, 2\]"),
+        ("optimizers", lambda tensors: {**tensors, "adam/0/step": torch.zeros(3, 2)}, r"step has .*\[3, 2\], not \[\]"),
         ("optimizers", lambda tensors: {**tensors, "adam/9/exp_avg": torch.zeros(2)}, "IndexError"),
         ("optimizers", lambda tensors: {**tensors, "adam": torch.zeros(2)}, "ValueError"),
         ("random", lambda tensors: {}, "KeyError: 'cpu'"),
