@@ -124,7 +124,7 @@ class NoiseMLP(nn.Module):
     def _given_natively(self, actions: Tensor, state: Tensor, prompt: Tensor) -> dict[str, Tensor] | None:
         """What the C++ code computes from in one node, where it does: in training, states in groups under prompts."""
         prompts = prompt if prompt.ndim == 2 else prompt[None]
-        if not (torch.is_grad_enabled() and self.prompt_dim and len(state)) or actions.requires_grad:
+        if not (torch.is_grad_enabled() and self.prompt_dim and len(state) and len(prompts)) or actions.requires_grad:
             return None
         if len(state) % len(prompts) or not layers.computes(actions, state, prompt):
             return None

@@ -32,8 +32,10 @@ class _Memory:
         places = [list(map(of, tensors)) for of in (Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous)]
         if places != self._places:
             # The arrays keep their memory from being given to another tensor: the same pointer is the same memory.
+            # Where there are none, the next tensors there may be plain ones.
             plain = all(map(_plain, tensors))
-            self._places, self._arrays = places, [t.detach().numpy() for t in tensors] if plain else None
+            self._places = places if plain else []
+            self._arrays = [t.detach().numpy() for t in tensors] if plain else None
         return self._arrays
 
 

@@ -92,23 +92,26 @@ class Seen(NamedTuple):
     """Raw values of the steps, [P, T + 1, A + L G]."""
 
 
-def read_prompts(shape: ContextShape, shown: Shown, weights: Mapping[str, Tensor]) -> list[Tensor]:
+def read_prompts(
+    shape: ContextShape, shown: Shown, weights: Mapping[str, Tensor], read: Sequence[Tensor]
+) -> list[Tensor]:
     """The vectors [P, Z] of P prompts; keys and values of each attention layer, and the waypoints' keys.
 
     These are [P, T + 1, W], heads side by side; the last step is the one that says nothing.
 
-    weights: by the names of `RetrievalContext`'s state.
+    weights: by the names of `RetrievalContext`'s state. read: tensors whose memory `shown` is of.
     """
-    return list(node(lambda arrays: _prompts(shape, shown, arrays), weights))
+    return list(node(lambda arrays: _prompts(shape, shown, arrays), weights, read))
 
 
-def read_states(shape: ContextShape, seen: Seen, given: Mapping[str, Tensor]) -> Tensor:
+def read_states(shape: ContextShape, seen: Seen, given: Mapping[str, Tensor], read: Sequence[Tensor]) -> Tensor:
     """The condition's state part [B, F] of B states in groups under prompts that were read.
 
     given: `pooled`, `key0`, `value0`, …, `waypoint_key` as `read_prompts` returns them; weights by their names.
+    read: tensors whose memory `seen` is of.
     """
     condition: Tensor
-    (condition,) = node(lambda arrays: _states(shape, seen, arrays), given)
+    (condition,) = node(lambda arrays: _states(shape, seen, arrays), given, read)
     return condition
 
 

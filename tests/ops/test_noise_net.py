@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,3 +94,30 @@ def test_where_the_node_is(monkeypatch: pytest.MonkeyPatch) -> None:
     made(3, 2, 0, 8, 4)(actions, timesteps, state, torch.zeros(0))
     net.double()(actions.double(), timesteps, state.double(), prompts.double())
     assert len(calls) == 4
+    assert net(actions, timesteps, state, prompts).dtype is torch.float64  # float32 observations
+    net.float().time_mlp.register_forward_hook(lambda *given: 2.0 * given[-1])
+    with torch.no_grad():
+        expected = net(actions, timesteps, state, prompts)
+    torch.testing.assert_close(net(actions, timesteps, state, prompts).detach(), expected, rtol=1e-4, atol=1e-5)
+    assert len(calls) == 4
+    empty = net(actions[:0], timesteps[:0], state[:0], prompts[:0])
+    assert empty.shape == (0, 2)
+
+
+def test_the_tape_goes_with_the_pass_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the loss lives on: losses kept in a list keep no tapes."""
+    tapes: list[weakref.ref[Any]] = []
+    pooled = native.module().pooled_buffer
+
+    def noted(floats: int) -> Any:
+        tape = pooled(floats)
+        tapes.append(weakref.ref(tape))
+        return tape
+
+    monkeypatch.setattr(native.module(), "pooled_buffer", noted)
+    net = made(3, 2, 4, 8, 4)
+    loss = net(torch.randn(6, 2), torch.arange(6) % 5, torch.randn(6, 3), torch.randn(3, 4)).square().sum()
+    assert tapes
+    assert all(tape() is not None for tape in tapes)
+    loss.backward()
+    assert not any(tape() is not None for tape in tapes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from llmdpd.nn.context import ContextConfig, Keep, RetrievalConfig, RetrievalContext, make_context
 from llmdpd.nn.context import retrieval as module
@@ -193,6 +195,165 @@ def test_weights_that_were_written_are_refused(rng: np.random.Generator) -> None
         context.step.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         prompts.pooled.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["bias", "waypoint_bias", "there", "waypoints", "keep", "text"])
+def test_what_the_pass_backward_reads_and_was_written_is_refused(rng: np.random.Generator, name: str) -> None:
+    context, text, keep = made(), torch.randn(3, D), Keep(torch.ones(3, 1), torch.ones(3, 1))
+    prompts = context.encode(text, shown(rng), keep)
+    found = context.condition(0.3 * torch.randn(12, S), prompts, None, torch.arange(12))
+    {**prompts.memory, "keep": keep.trajectory, "text": text}[name].mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found[0].sum().backward()
+
+
+def test_what_is_kept_for_the_pass_backward_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Though the results and the loss live on; a pass that retains the graph may be repeated, another may not."""
+    tapes: list[weakref.ref[Any]] = []
+    pooled = native.module().pooled_buffer
+
+    def noted(floats: int) -> Any:
+        tape = pooled(floats)
+        tapes.append(weakref.ref(tape))
+        return tape
+
+    context = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(native.module(), "pooled_buffer", noted)
+        prompts = context.encode(torch.randn(3, D), shown(rng))
+        found = context.condition(0.3 * torch.randn(12, S), prompts, None, torch.arange(12))
+    loss = found[0].square().sum() + prompts.pooled.square().sum()
+    assert len(tapes) > 10
+    assert all(tape() is not None for tape in tapes)
+    gradients = []
+    for retain in (True, False):
+        loss.backward(retain_graph=retain)
+        gradients.append({name: p.grad for name, p in context.named_parameters() if p.grad is not None})
+        context.zero_grad()
+    assert len(gradients[0]) > 30
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+    assert not any(tape() is not None for tape in tapes)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2.0 * super().forward(input)
+
+
+def _hook(context: RetrievalContext) -> None:
+    context.text_head[2].register_forward_hook(lambda *given: 2.0 * given[-1])  # type: ignore[index]
+
+
+def _hook_before(context: RetrievalContext) -> None:
+    context.text_head[2].register_forward_pre_hook(lambda _, given: (2.0 * given[0],))  # type: ignore[index]
+
+
+def _subclass(context: RetrievalContext) -> None:
+    context.text_head[2].__class__ = Doubled  # type: ignore[index]
+
+
+def _own_forward(context: RetrievalContext) -> None:
+    context.text_head[2].forward = lambda x: 3.0 * x  # type: ignore[index]
+
+
+def _activation(context: RetrievalContext) -> None:
+    context.text_head[1] = nn.GELU()  # type: ignore[index, operator]
+
+
+def _epsilon(context: RetrievalContext) -> None:
+    context.norm.eps = 0.5
+
+
+@pytest.mark.parametrize("change", [_hook, _hook_before, _subclass, _own_forward, _activation, _epsilon])
+def test_parts_that_compute_something_else_are_asked(
+    rng: np.random.Generator, nodes: list[str], change: Callable[[RetrievalContext], None]
+) -> None:
+    context, tokens, text = made(), shown(rng), torch.randn(3, D)
+    state, times = 0.3 * torch.randn(12, S), torch.arange(12)
+
+    def results() -> list[Tensor]:
+        return list(context.condition(state, context.encode(text, tokens), None, times))
+
+    change(context)
+    with torch.no_grad():
+        expected = results()
+    found = results()
+    assert nodes == []
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.detach(), other, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_and_an_epsilon_that_come_and_go_are_followed(rng: np.random.Generator, nodes: list[str]) -> None:
+    context, tokens, text = made(), shown(rng), torch.randn(3, D)
+    context.encode(text, tokens)
+    handle = context.step.register_forward_hook(lambda *_: None)
+    context.encode(text, tokens)
+    assert len(nodes) == 1
+    handle.remove()
+    context.norm.eps = 1e-3
+    context.encode(text, tokens)
+    assert len(nodes) == 1
+    context.norm.eps = 1e-5
+    context.encode(text, tokens)
+    assert len(nodes) == 2
+
+
+def test_under_a_checkpoint(rng: np.random.Generator, nodes: list[str]) -> None:
+    """Hooks that take what autograd saves have it from the layers."""
+    context, tokens, text = made(), shown(rng), torch.randn(3, D)
+
+    def run() -> Tensor:
+        return context.encode(text, tokens).pooled.square().sum()
+
+    run().backward()
+    assert nodes == ["read_prompts"]
+    expected = {name: p.grad for name, p in context.named_parameters() if p.grad is not None}
+    context.zero_grad()
+    checkpoint(run, use_reentrant=False).backward()
+    found = [{name: p.grad for name, p in context.named_parameters() if p.grad is not None}]
+    context.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, lambda kept: kept):
+        run().backward()
+    found.append({name: p.grad for name, p in context.named_parameters() if p.grad is not None})
+    assert nodes == ["read_prompts"]
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for gradients in found:
+        for name, gradient in expected.items():
+            one = gradients.get(name, torch.zeros_like(gradient))  # not of what the result is not made of
+            torch.testing.assert_close(one, gradient, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_other_dtypes_and_no_prompts_as_without_gradient(rng: np.random.Generator, nodes: list[str]) -> None:
+    """Float64 weights with float32 observations; what is left out as truth values; whole numbers as times."""
+    tokens, text, state = shown(rng), torch.randn(3, D), 0.3 * torch.randn(12, S)
+    exact, context = made(text=False).double(), made()
+    prompts, truths = exact.encode(None, tokens), torch.tensor([[True], [False], [True]])
+    assert prompts.pooled.dtype is torch.float64
+    assert nodes == []
+    whole = dataclasses.replace(tokens, times=tokens.times.long())
+    found = context.encode(text, whole, Keep(truths, truths))
+    assert nodes == ["read_prompts"]
+    with torch.no_grad():
+        expected = context.encode(text, whole, Keep(truths, truths))
+    torch.testing.assert_close(found.pooled.detach(), expected.pooled, rtol=1e-4, atol=1e-5)
+    none = dataclasses.replace(tokens, **{n: part[:0] for n, part in vars(tokens).items() if torch.is_tensor(part)})
+    empty = context.encode(text[:0], none)
+    assert empty.pooled.shape == (0, expected.pooled.shape[1])
+    assert nodes == ["read_prompts"]
+    with torch.no_grad():
+        wanted = _outcome(lambda: context.condition(state[:0], empty, None, torch.arange(0))[0].shape)
+    assert _outcome(lambda: context.condition(state[:0], empty, None, torch.arange(0))[0].shape) == wanted
+
+
+def _outcome(compute: Callable[[], Any]) -> Any:
+    try:
+        return compute()
+    except Exception as error:
+        return type(error), str(error)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (50, 37), (396, 128)])

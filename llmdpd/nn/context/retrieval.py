@@ -98,19 +98,21 @@ class RetrievalContext(Context):
         observations = native.array(tokens.states)
         features, geometry = read_features(self.features, observations.reshape(-1, observations.shape[-1]))
         usable = tokens.mask if keep.trajectory is None else tokens.mask & (keep.trajectory > 0)
-        frequencies, times = native.array(encoder.frequencies), native.array(tokens.times)
+        frequencies, times = native.array(encoder.frequencies), native.array(tokens.times.float())
         waves = waves_of(native.array(tokens.phase)[..., None] * frequencies).reshape(len(features), -1)
         actions = native.array(tokens.actions).reshape(len(features), -1)
+        said = text if self.config.text else None
+        kept = [None if part is None else part.float() for part in (keep.text, keep.trajectory)]
         shown = Shown(
-            text=None if text is None or not self.config.text else native.array(text),
-            keep_text=None if keep.text is None else native.array(keep.text),
-            keep_trajectory=None if keep.trajectory is None else native.array(keep.trajectory),
+            text=None if said is None else native.array(said),
+            keep_text=None if kept[0] is None else native.array(kept[0]),
+            keep_trajectory=None if kept[1] is None else native.array(kept[1]),
             steps=np.concatenate([features, actions, waves], 1),
             embedded=self._embedded_natively(times).reshape(len(features), -1) if self._timed else None,
             mask=tokens.mask.float().numpy(),
             bias=_bias(tokens.mask).flatten(1).numpy(),
         )
-        pooled, *rows = read_prompts(self._shape, shown, weights)
+        pooled, *rows = read_prompts(self._shape, shown, weights, [part for part in (said, *kept) if part is not None])
         places = torch.from_numpy(geometry).unflatten(0, tokens.mask.shape)
         memory = self._raw_memory(tokens, places, F.pad(usable, (0, 1), value=True))
         return EncodedPrompts(pooled, memory | dict(zip(self._row_names, rows, strict=True)))
@@ -181,7 +183,8 @@ class RetrievalContext(Context):
         if (text is None and self.config.text) or (self.training and encoder.dropout > 0):
             return None
         given = [tokens.states, tokens.actions, *([] if text is None else [text])]
-        few, many = tokens.mask.shape[1] < layers.FEW_ROWS, tokens.mask.shape[1] > encoder.steps
+        few = not len(tokens.mask) or tokens.mask.shape[1] < layers.FEW_ROWS
+        many = tokens.mask.shape[1] > encoder.steps
         if few or many or not layers.computes(*given) or any(part.requires_grad for part in given):
             return None
         return parameters(self, self._shape.prompt_weights())
@@ -190,8 +193,10 @@ class RetrievalContext(Context):
         self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None
     ) -> dict[str, Tensor] | None:
         """What the C++ code reads states by, where it does: in training, states in equal groups."""
+        if not self.reads or not torch.is_grad_enabled() or not len(prompts):
+            return None
         count, rows = len(state) // len(prompts), len(state) % len(prompts)
-        if not self.reads or not torch.is_grad_enabled() or count < layers.FEW_ROWS or rows:
+        if count < layers.FEW_ROWS or rows:
             return None
         if (index is not None and len(prompts) > 1) or state.requires_grad:
             return None
@@ -210,11 +215,8 @@ class RetrievalContext(Context):
         if self._timed:
             own = np.concatenate([own, self._embedded_natively(times)], 1)
             here = np.concatenate([here, times[:, None] / np.float32(_TIME_UNIT)], 1)
-        raw = {
-            name: native.array(memory[name])
-            for name in ("bias", "waypoint_bias", "there", "waypoints")
-            if name in memory
-        }
+        read = {name: memory[name] for name in ("bias", "waypoint_bias", "there", "waypoints") if name in memory}
+        raw = {name: native.array(part) for name, part in read.items()}
         seen = Seen(
             own=own,
             here=here,
@@ -223,7 +225,7 @@ class RetrievalContext(Context):
             there=raw.get("there"),
             waypoints=raw["waypoints"][:, 0] if self._shape.waypoints else None,
         )
-        return read_states(self._shape, seen, given)
+        return read_states(self._shape, seen, given, [*read.values()])
 
     def _embedded_natively(self, times: NDArray[np.float32]) -> NDArray[np.float32]:
         return waves_of(np.float32(2 * math.pi) * times[..., None] / native.array(self.periods))
