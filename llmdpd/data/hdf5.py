@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data.content import EXPANSION, FREE
-from llmdpd.data.hdf5_texts import array_texts, attribute_texts
+from llmdpd.data.hdf5_texts import array_bytes, attribute_bytes
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
 from llmdpd.utils.files import check_regular
@@ -122,8 +122,9 @@ def open_hdf5(path: str | Path, expected: str) -> Iterator[h5py.File]:
 def check_own_contents(path: Path) -> None:
     """Hold that all of a file is in the file itself and of a size that it can hold, for others to open it.
 
-    Texts of any length are read, those of attributes too, so that whoever reads them later finds them in order. Other
-    objects, such as lists of any length, are refused.
+    Texts and lists of any length are read, those of attributes too, so that whoever reads them later finds them in
+    order. Other objects are refused, except for references in attributes, and for any in those of arrays, which nobody
+    reads.
 
     Raises:
         InputError: as `open_hdf5`; a link, external storage, a virtual data set, more bytes than such a file has.
@@ -141,7 +142,7 @@ def check_own_contents(path: Path) -> None:
                 array = _array(group, name, "an array")
                 _read_attributes(array)
                 if array.dtype.hasobject:
-                    _count_texts(group, name, array)
+                    _count_objects(group, name, array)
                     array[()]
 
     with open_hdf5(path, "an HDF5 file") as file:
@@ -151,7 +152,9 @@ def check_own_contents(path: Path) -> None:
 def _read_attributes(node: Node) -> None:
     for number in range(h5py.h5a.get_num_attrs(node.id)):
         attribute = h5py.h5a.open(node.id, index=number)
-        if attribute.dtype.hasobject:
+        dtype = attribute.dtype
+        read = h5py.check_ref_dtype(dtype) is None if isinstance(node, h5py.Group) else _itemsize(dtype) is not None
+        if dtype.hasobject and read:
             read_attribute(node, attribute.name.decode("utf-8", "surrogateescape"))
 
 
@@ -228,21 +231,24 @@ def read_numbers(group: h5py.Group, name: str, *, ndim: int) -> NDArray[np.float
 def read_names(group: h5py.Group, name: str) -> list[str]:
     """The array of texts `name` of `group`. Raises InputError as `read_numbers`."""
     field = _array(group, name, "[N], texts")
-    if field.dtype.kind not in "SO" or field.ndim != 1:
-        found = f"{field.dtype} {list(field.shape)}"
+    if h5py.check_string_dtype(field.dtype) is None or field.shape is None or len(field.shape) != 1:
+        found = f"{field.dtype} {list(field.shape or ())}"
         raise _error(group, name, "not a list of texts", found, "[N], texts")
     if field.dtype.hasobject:
-        _count_texts(group, name, field)
+        _count_objects(group, name, field)
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in field[()]]
 
 
 def read_attribute(node: Node, name: str) -> Any:
-    """The attribute `name` as h5py gives it, None where it is absent. Raises InputError for objects but texts."""
+    """The attribute `name` as h5py gives it, None where it is absent.
+
+    Raises InputError for objects that are neither texts nor lists.
+    """
     if name not in node.attrs:
         return None
     attribute = h5py.h5a.open(node.id, name.encode("utf-8", "surrogateescape"))
     if attribute.dtype.hasobject:
-        _take_texts(node, name, attribute.dtype, lambda file: attribute_texts(node, attribute, file))
+        _take(node, name, attribute.dtype, lambda size, file: attribute_bytes(node, attribute, size, file))
     return node.attrs[name]
 
 
@@ -283,19 +289,30 @@ def _array(group: h5py.Group, name: str, expected: str) -> h5py.Dataset:
     return field
 
 
-def _count_texts(group: h5py.Group, name: str, field: h5py.Dataset) -> None:
-    _take_texts(group, name, field.dtype, lambda file: array_texts(field, file))
+def _count_objects(group: h5py.Group, name: str, field: h5py.Dataset) -> None:
+    _take(group, name, field.dtype, lambda size, file: array_bytes(field, size, file))
 
 
-def _take_texts(node: Node, name: str, dtype: Any, count: Callable[[int], int]) -> None:
-    """Take what texts need off the room that there is. Raises InputError where it is too much, or no texts."""
+def _itemsize(dtype: Any) -> int | None:
+    """Bytes of a letter of texts, or of a number of lists, of any length; None of other objects."""
+    if h5py.check_string_dtype(dtype) is not None:
+        return 1
+    base = h5py.check_vlen_dtype(dtype)
+    return None if base is None or np.dtype(base).hasobject else np.dtype(base).itemsize
+
+
+def _take(node: Node, name: str, dtype: Any, count: Callable[[int, int], int]) -> None:
+    """Take what texts or lists need off the room that there is. Raises InputError where it is too much, or neither."""
     source, limit = _source(node), "texts in the file itself, of no more bytes than such a file can hold"
-    if h5py.check_string_dtype(dtype) is None:
-        raise _error(node, name, "objects that are no texts", str(dtype), limit)
+    size = _itemsize(dtype)
+    if size is None:
+        raise _error(node, name, "objects that are neither texts nor lists of numbers", str(dtype), limit)
     try:
-        source.room -= count(source.fileno())
+        source.room -= count(size, source.fileno())
     except OSError as error:
-        raise _error(node, name, "texts of which the lengths are not known", str(error), limit) from error
+        path, field, problem = str(source.path), field_name(node, name), "texts of which the lengths are not known"
+        hint = "h5repack -f NONE, or write it with libver='earliest'"
+        raise InputError(problem, path=path, field=field, found=str(error), expected=limit, hint=hint) from error
     if source.room < 0:
         raise _error(node, name, "more text than such a file can hold", "a length that goes beyond", limit)
 

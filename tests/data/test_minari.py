@@ -241,6 +241,18 @@ def test_keys_choose_around_what_cannot_be_read() -> None:
     np.testing.assert_array_equal(chosen.observations, np.array(wanted, np.float32)[:3])
 
 
+def test_keys_choose_around_images() -> None:
+    """Minari keeps them as lists of bytes, JPEG."""
+    space = spaces.Dict({"state": spaces.Box(-1, 1, (3,)), "image": spaces.Box(0, 255, (32, 40, 3), np.uint8)})
+    actions = spaces.Box(-1, 1, (2,))
+    samples = [[space.sample() for _ in range(4)], [actions.sample() for _ in range(3)]]
+    folder = dict_data(space, actions, *samples)
+    with h5py.File(folder / "main_data.hdf5") as file:
+        assert h5py.check_vlen_dtype(file["episode_0/observations/image"].dtype) == np.uint8
+    chosen = load_dataset(folder, reading=Reading(("state",)))
+    np.testing.assert_array_equal(chosen.observations, np.array([value["state"] for value in samples[0][:3]]))
+
+
 def dict_data(observation_space: Any, action_space: Any, observations: Any, actions: Any) -> Path:
     """A data set of one episode of three steps."""
 
