@@ -12,8 +12,8 @@
  * throws, prints or ends the process. After an error the policy is as it was before the call.
  *
  * Threads: a policy may be used by one thread at a time, and by different threads one after another. Different policies
- * share nothing. A call computes on the calling thread alone. After the first call with as many rows, `llmdpd_act`
- * allocates no memory.
+ * share nothing. A call computes on the calling thread alone. `llmdpd_act` allocates no
+ * memory after the first call by the same thread, with as many rows and the same prompt or a shorter one.
  */
 #ifndef LLMDPD_POLICY_H
 #define LLMDPD_POLICY_H
@@ -65,7 +65,8 @@ LLMDPD_API int llmdpd_reset_row(llmdpd_policy* policy, size_t row);
 LLMDPD_API int llmdpd_set_step(llmdpd_policy* policy, size_t row, int64_t step);
 
 /* Observations [rows, llmdpd_observation_size] to actions [rows, llmdpd_action_size]. Row i is the same episode from
- * call to call. */
+ * call to call. The numbers of a Dict observation are those of its keys, in the order of `observation_keys` in
+ * export.json, each with how many it has. */
 LLMDPD_API int llmdpd_act(llmdpd_policy* policy, const float* observations, size_t rows, float* actions);
 
 /* Numbers of an observation, and of an action; 0 for a null pointer. */

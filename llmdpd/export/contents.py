@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
 from llmdpd.methods.llmdpd.network import DiffusionPolicy
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.ops import native
 from llmdpd.ops.packing import ContextParts
+from llmdpd.policy.episodes import check_finite
 from llmdpd.policy.inputs import Demonstrations
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.texts.text_prompt import TextPrompt
@@ -36,8 +37,8 @@ def exportable(policy: Policy) -> tuple[DiffusionPolicy, BestOfN]:
     """The network of a policy that can be exported, and how it acts.
 
     Raises:
-        InputError: a policy of another kind, on another device or in another dtype; a choice without critics; acting
-            in bfloat16.
+        InputError: a policy of another kind, on another device or in another dtype, or with numbers that are not
+            finite; a choice without critics; acting in bfloat16.
     """
     network, acting = policy.network, policy.acting
     if not isinstance(network, DiffusionPolicy) or not isinstance(acting, BestOfN):
@@ -53,25 +54,26 @@ def exportable(policy: Policy) -> tuple[DiffusionPolicy, BestOfN]:
         )
     if acting.precision != "fp32":
         raise InputError("exported policies act in float32", field="precision", found=acting.precision, expected="fp32")
-    for tensor in network.state_dict().values():
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            found = f"{tensor.dtype} on {tensor.device}"
-            raise InputError("exported policies are float32", field="network", found=found, expected="float32 on cpu")
+    for field, part in (("network", network), ("critic", policy.critic)):
+        for tensor in () if part is None else part.state_dict().values():
+            if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+                found = f"{tensor.dtype} on {tensor.device}"
+                raise InputError("exported policies are float32", field=field, found=found, expected="float32 on cpu")
+        with located(field=field):
+            check_finite(part)
     return network, acting
 
 
 def encoded(policy: Policy, prompt: Prompt) -> EncodedPrompts:
-    """The prompt read by the policy; of a kind that it does not read, nothing is given.
+    """The prompt read by the policy.
 
     Raises:
         InputError: as `Policy.prompt`.
     """
     reads = policy.network.reads
-    text = prompt.text if reads.text else None
-    trajectory = prompt.trajectory if reads.trajectory else None
-    if text is None and trajectory is None and (reads.text or reads.trajectory):
+    if prompt.text is None and prompt.trajectory is None and (reads.text or reads.trajectory):
         raise InputError("an empty prompt", field="prompt", found="nothing", expected="a text, a demonstration or both")
-    return policy.encode_prompts([text], [trajectory])
+    return policy.encode_prompts([prompt.text], [prompt.trajectory])
 
 
 def context_parts(network: DiffusionPolicy, prompts: EncodedPrompts) -> ContextParts:

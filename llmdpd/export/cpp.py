@@ -9,9 +9,9 @@ from pathlib import Path
 from llmdpd.export.amalgamation import HEADER, SOURCE, amalgamated, sources
 from llmdpd.export.container import Kind, fingerprint, packed
 from llmdpd.export.contents import Prompt, encoded, exportable, policy_arrays, prompt_arrays
-from llmdpd.export.folder import DESCRIPTION, check_names, check_replaceable, description
+from llmdpd.export.folder import check_names, check_replaceable, describe, description
 from llmdpd.policy.policy import Policy
-from llmdpd.utils.files import atomic_directory, atomic_write_json
+from llmdpd.utils.files import atomic_directory
 
 POLICY = "policy.llmdpd"
 PROMPTS = "prompts"
@@ -21,7 +21,8 @@ _COPIED = (HEADER, "CMakeLists.txt", "example.cpp")
 def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None:
     """Write a folder that builds to a library with the actions of `policy` under each of these prompts.
 
-    The folder is written whole or not at all; an export that was there is replaced. For the same seed and time step the
+    The folder is written whole or not at all; an export that was there is replaced, unless its files were
+    altered or others added (but for the folder build). For the same seed and time step the
     library's noise is the policy's own, and its actions differ by rounding alone.
 
     Args:
@@ -29,7 +30,7 @@ def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None
 
     Raises:
         InputError: a policy, or a way of acting, that cannot be exported; no prompt, or one that the policy cannot
-            read; a folder of other files.
+            read; a folder of other or altered files.
     """
     network = exportable(policy)[0]
     check_names(prompts)
@@ -47,4 +48,4 @@ def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None
         for name, one in read.items():
             content = packed(Kind.PROMPT, prompt_arrays(network, one), mark)
             (folder / PROMPTS / f"{name}.llmdpd").write_bytes(content)
-        atomic_write_json(folder / DESCRIPTION, description(policy, "cpp", list(prompts)))
+        describe(folder, description(policy, "cpp", list(prompts)))

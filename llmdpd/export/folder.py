@@ -12,21 +12,25 @@ from llmdpd.errors import InputError
 from llmdpd.export.contents import Prompt, exportable
 from llmdpd.export.traced import Check, Run, Traced
 from llmdpd.policy.policy import Policy
-from llmdpd.utils.files import atomic_directory, atomic_write_json
+from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json
 from llmdpd.version import __version__
 
 DESCRIPTION = "export.json"
+_BUILT = "build"
+"""Folder within an export that is made of it, and may be replaced with it."""
 
 
 def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, Any]:
     """What an export says of itself, for people: where it is from, its sizes, how it acts."""
     network = policy.network
+    keys = list(policy.metadata.get("observation", ()))
+    widths = policy.metadata.get("observation_widths") or [None] * len(keys)
     return {
         "llmdpd": __version__,
         "to": to,
         "method": policy.method,
         "observation": network.spaces.observed_dim,
-        "observation_keys": list(policy.metadata.get("observation", ())),
+        "observation_keys": [list(pair) for pair in zip(keys, widths, strict=True)],
         "action": network.action_dim,
         "acting": policy.acting.describe(network.config),
         "prompts": list(prompts),
@@ -62,7 +66,7 @@ def write_checked(
             checks[name] = traced.check(write(traced, folder / f"{name}{suffix}"))
         checked = {name: asdict(check) for name, check in checks.items()}
         said = description(policy, to, list(prompts)) | {"inputs": traced.described(), "checked": checked}
-        atomic_write_json(folder / DESCRIPTION, said)
+        describe(folder, said)
     return checks
 
 
@@ -74,8 +78,35 @@ def check_names(prompts: Mapping[str, Prompt]) -> None:
         raise InputError("wrong name of a prompt", field="prompts", found=found, expected="letters, digits, . _ and -")
 
 
+def describe(folder: Path, said: Mapping[str, Any]) -> None:
+    """Write the description beside all other files, with their SHA-256."""
+    files = {name: file_sha256(file) for name, file in _files(folder).items()}
+    atomic_write_json(folder / DESCRIPTION, {**said, "files": files})
+
+
 def check_replaceable(out: Path) -> None:
-    """Raise `InputError` for a folder that is no export: it would be replaced."""
-    if out.is_dir() and any(out.iterdir()) and not (out / DESCRIPTION).is_file():
-        expected = "a new folder, or that of an export"
+    """Raise `InputError` for a folder that holds what no export wrote, or was altered since: it would be replaced."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    expected = "a new folder, or that of an export"
+    if not (out / DESCRIPTION).is_file():
         raise InputError("a folder of other files", path=out, found=f"no {DESCRIPTION}", expected=expected)
+    said = read_json(out / DESCRIPTION)
+    written = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(written, dict):
+        raise InputError("not the description of an export", path=out / DESCRIPTION, field="files", expected=expected)
+    for name, file in _files(out).items():
+        if name not in written or not file.is_file() or file_sha256(file) != written[name]:
+            found = "altered since the export" if name in written else "not of the export"
+            hint = "move it away, or name another folder with --out"
+            raise InputError("a file that would be lost", path=file, found=found, expected=expected, hint=hint)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All that is in the folder but its folders, its description and what was built of it, by name within."""
+    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))}
+    return {
+        name: file
+        for name, file in found.items()
+        if (file.is_symlink() or not file.is_dir()) and name != DESCRIPTION and not name.startswith(f"{_BUILT}/")
+    }

@@ -68,10 +68,16 @@ def _numbers(values: ArrayLike) -> NDArray[np.float32]:
     return np.asarray(found, np.float32)
 
 
-def check_keys(keys: object) -> None:
-    """Raise `InputError` where what a policy folder says of the keys of Dict observations is no list of names."""
+def check_keys(keys: object, widths: object = ()) -> None:
+    """Raise `InputError` where what a policy folder says of the keys of Dict observations is no list of names.
+
+    `widths`: how many numbers each has, or none where that is not known.
+    """
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError("wrong keys", field="metadata.observation", found=repr(keys)[:80], expected="a list of names")
+    if widths and (not isinstance(widths, list) or [type(width) for width in widths] != [int] * len(keys)):
+        found, field = repr(widths)[:80], "metadata.observation_widths"
+        raise InputError("wrong widths", field=field, found=found, expected="a whole number for each key")
 
 
 def _joined(parts: Mapping[str, ArrayLike], width: int, keys: Sequence[str]) -> NDArray[np.float32]:

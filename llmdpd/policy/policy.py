@@ -145,7 +145,8 @@ class Policy:
             if "llm" in description["metadata"]:
                 from_plain(LLMIdentity, description["metadata"]["llm"], file, "metadata.llm.")
             check_targets(description["metadata"].get("target_returns", {}))
-            check_keys(description["metadata"].get("observation", []))
+            known = description["metadata"]
+            check_keys(known.get("observation", []), known.get("observation_widths", []))
             spaces = from_plain(Spaces, description["spaces"], file, "spaces.")
 
             def build() -> tuple[PolicyNetwork, nn.Module | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +18,13 @@ from llmdpd.export.onnx import export_onnx
 from llmdpd.export.program import export_torch
 from llmdpd.export.traced import Check
 from llmdpd.ops.native import use_threads
+from llmdpd.policy.inputs import MOST_DEMONSTRATIONS
+from llmdpd.policy.policy import Policy
 from llmdpd.runs.evaluate import load_policies
 from llmdpd.runs.evaluate_options import EvaluateConfig, OptionalCount, check_evaluation
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
-from llmdpd.utils.bounds import Bounds, Count, check_config
+from llmdpd.utils.bounds import Bounds, check_config
 
 _ACTING = ("sampler", "steps", "precision")
 """Ways of acting that evaluations have no options for."""
@@ -37,14 +41,15 @@ class ExportConfig:
     to: Literal["cpp", "onnx", "torch"] = "cpp"
     """cpp: one C++ source with a C interface, weights and prompts as files, an example. onnx, torch: a model a task."""
     out: Path | None = None
-    """The folder to write; by default export-cpp (-onnx, -torch) in the run's folder. An export there is replaced."""
+    """The folder to write; by default export-cpp (-onnx, -torch) in the run's folder. An unaltered export there
+    is replaced, with its folder build."""
     noise: Literal["input", "seed"] = "input"
     """Whether onnx and torch models take noise, or make it of a seed. C++ has a seed."""
     checkpoint: Literal["last", "best"] = "last"
     """Which policy: the last one, or the best by the selection during training."""
     prompt_data: Annotated[str | None, tyro.conf.arg(aliases=["--demonstration"])] = None
     """Data set to take the demonstrations from; by default the run's own."""
-    demonstrations: Count = 1
+    demonstrations: Annotated[int, Bounds(1, MOST_DEMONSTRATIONS)] = 1
     """Demonstrations of a task, which are one prompt together; at most 16."""
     prompt_text: Path | None = None
     """Text file that replaces the tasks' text prompts."""
@@ -61,7 +66,8 @@ class ExportConfig:
     precision: Precision | None = None
     """Precision of the matrix products; by default the run's. Exports take fp32."""
     action_horizon: OptionalCount = None
-    """Actions of a chunk that are executed before the next is sampled; by default the run's."""
+    """Actions of a chunk that are executed before the next is sampled; by default the run's. C++ alone: others give the
+    whole chunk."""
     contradicted_text: Literal["keep", "drop"] | None = None
     """What becomes of a text that contradicts its demonstration; by default the run's."""
 
@@ -75,28 +81,70 @@ def export_run(config: ExportConfig) -> tuple[Path, dict[str, Check]]:
     check_config(config)
     if not config.tasks:
         raise InputError("no task to export for", field="--task", found="none", expected="a task, or several")
-    if config.to == "cpp" and config.noise == "seed":
-        raise InputError("C++ always makes its noise of a seed", field="--noise", found="seed", hint="leave it out")
+    _check_options(config)
     run = RunFolder.open(config.run)
     trained = run.read_config()
     run.use_tasks(trained, unchanged=False)
     use_threads(1)
     evaluated = _as_evaluation(config)
-    check_evaluation(evaluated, trained)
-    (prompts,) = prompt_sets(evaluated, run, trained)
+    with _own_options():
+        check_evaluation(evaluated, trained)
+        (prompts,) = prompt_sets(evaluated, run, trained)
     policy = load_policies(run, (config.checkpoint,), _acting(config, evaluated, trained.method), "cpu")[
         config.checkpoint
     ]
     out = run.path / f"export-{config.to}" if config.out is None else config.out
-    given = {}
+    _check_effect(config, policy)
+    reads, given = policy.network.reads, {}
     for task, prompt in prompts.items():
-        shown = list(prompt.demonstrations)
-        given[task] = Prompt(prompt.text, (shown if len(shown) > 1 else shown[0]) if shown else None)
+        shown = list(prompt.demonstrations) if reads.trajectory else []
+        together = (shown if len(shown) > 1 else shown[0]) if shown else None
+        given[task] = Prompt(prompt.text if reads.text else None, together)
     if config.to == "cpp":
         export_cpp(policy, given, out)
         return out, {}
     export = export_onnx if config.to == "onnx" else export_torch
     return out, export(policy, given, out, seeded=config.noise == "seed")
+
+
+def _check_options(config: ExportConfig) -> None:
+    """Refuse options that have no effect beside others."""
+    if config.to == "cpp" and config.noise == "seed":
+        raise InputError("C++ always makes its noise of a seed", field="--noise", found="seed", hint="leave it out")
+    if config.to != "cpp" and config.action_horizon is not None:
+        found, problem = config.action_horizon, f"a model of --to {config.to} gives whole chunks"
+        raise InputError(problem, field="--action-horizon", found=found, hint="leave it out")
+    if config.prompts == "own":
+        return
+    useless = {"--contradicted-text": config.contradicted_text == "drop"}
+    if config.prompts == "no-trajectory":
+        useless |= {"--demonstrations": config.demonstrations > 1, "--prompt-data": config.prompt_data is not None}
+    for option, given in useless.items():
+        if given:
+            problem = f"this has no effect with --prompts {config.prompts}"
+            raise InputError(problem, field=option, hint="leave it out")
+
+
+def _check_effect(config: ExportConfig, policy: Policy) -> None:
+    """Refuse to drop texts of a policy that cannot find a contradiction."""
+    acts = policy.acting.describe(policy.network.config)
+    if config.contradicted_text == "drop" and acts.get("contradicted_text") != "drop":
+        expected = "a policy of single actions that learned to do without its text"
+        problem = "this has no effect on the run's policy"
+        raise InputError(problem, path=config.run, field="--contradicted-text", found="drop", expected=expected)
+
+
+@contextmanager
+def _own_options() -> Iterator[None]:
+    """Errors of an evaluation's options by what they are called here: without --together and --prompt-behaviours."""
+    try:
+        yield
+    except InputError as error:
+        field = "--demonstrations" if error.field == "--together" else error.field
+        hint = error.hint and error.hint.partition(", or collect")[0]
+        raise InputError(
+            error.problem, path=error.path, field=field, found=error.found, expected=error.expected, hint=hint
+        ) from None
 
 
 def _as_evaluation(config: ExportConfig) -> EvaluateConfig:

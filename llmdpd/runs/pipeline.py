@@ -82,8 +82,10 @@ class Run:
             "iterations": iteration,
             **config.method.inputs(),
         }
-        if keys := task_spec(tasks.seen[0]).observation:
-            metadata["observation"] = list(keys)
+        spec = task_spec(tasks.seen[0])
+        if spec.observation:
+            metadata["observation"] = list(spec.observation)
+            metadata["observation_widths"] = list(spec.observation_widths)
         if self.dataset is not None and network.memory_length:
             metadata["target_returns"] = self.dataset.target_returns()
         if self.texts.llm is not None:

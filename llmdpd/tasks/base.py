@@ -38,6 +38,7 @@ class TaskSpec:
         has_environment: whether the suite can make the task's environment; otherwise it is evaluated offline.
         limited: whether `max_steps` is a limit, and not merely the longest of the recorded episodes.
         observation: the keys of Dict observations, in the order in which their numbers are read; none of others.
+        observation_widths: how many numbers each of these keys has, where an environment tells it; else none.
     """
 
     task: str
@@ -52,6 +53,7 @@ class TaskSpec:
     has_environment: bool = True
     limited: bool = True
     observation: tuple[str, ...] = ()
+    observation_widths: tuple[int, ...] = ()
 
     @classmethod
     def within_one(

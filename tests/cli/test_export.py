@@ -70,7 +70,15 @@ def test_the_policys_own_numbers_are_written_whatever_its_prompt(run_copy: Path,
         (["--task", "reach", "--out", "{run}"], ["a folder of other files"]),
         (["--task", "reach", "--out", "{run}/config.json"], ["a file is where a folder is to be written"]),
         (["--task", "reach", "--action-horizon", "7"], ["action_horizon"]),
-        (["--task", "reach", "--demonstrations", "17"], ["--demonstrations"]),
+        (["--task", "reach", "--demonstrations", "17"], ["demonstrations", "1 to 16"]),
+        (["--task", "reach", "--prompts", "no-trajectory", "--demonstrations", "2"], ["no effect", "--demonstrations"]),
+        (["--task", "reach", "--prompts", "no-trajectory", "--demonstration", "a"], ["no effect", "--prompt-data"]),
+        (
+            ["--task", "reach", "--prompts", "no-text", "--contradicted-text", "drop"],
+            ["no effect with --prompts no-text"],
+        ),
+        (["--task", "reach", "--to", "onnx", "--action-horizon", "1"], ["--to onnx gives whole chunks"]),
+        (["--task", "reach", "--to", "torch", "--action-horizon", "1"], ["--to torch gives whole chunks"]),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -80,6 +88,8 @@ def test_what_cannot_be_exported_is_refused(
     assert export(run_copy, *(word.format(run=run_copy) for word in words)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert all(word in said for word in expected), said
+    assert "--together" not in said
+    assert "--prompt-behaviours" not in said
     assert sorted(run_copy.rglob("*")) == before
 
 
@@ -98,3 +108,12 @@ def test_a_model_a_task_says_how_near_it_is(run_copy: Path, export: Export, caps
         assert 0 < said["checked"][task]["difference"] < 1e-5
         assert f"{task}: within" in printed.out
     assert "Warning" not in printed.err
+
+
+@pytest.mark.slow
+def test_prompts_that_a_policy_does_not_read_are_left_out(
+    tmp_path: Path, train: Callable[..., int], tiny_options: list[str], export: Export
+) -> None:
+    words = (*tiny_options, "--method.network.context.no-text", "--method.eta", 0, "--training.iterations", 5)
+    assert train("--run-dir", tmp_path / "run", *words) == 0
+    assert export(tmp_path / "run", "--task", "reach") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -67,6 +68,30 @@ def test_the_example_drives_a_loop(build: tuple[Policy, Path, Path]) -> None:
     failed = subprocess.run([*words[:2], words[1]], capture_output=True, text=True, check=False, timeout=60)
     assert failed.returncode == 1
     assert "this is no prompt's file" in failed.stderr
+
+
+def configured(source: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    call = ["cmake", "-S", source, "-B", out, *words]
+    return subprocess.run(call, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_kernels_are_built_for_what_the_compiler_makes_code_for(rng: np.random.Generator, tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake")
+    policy = make_policy()
+    export_cpp(policy, {"push": prompt_of(rng, policy)}, tmp_path / "out")
+    flags = {}
+    for compiler in ("g++", "aarch64-linux-gnu-g++"):
+        if shutil.which(compiler) is not None:
+            done = configured(tmp_path / "out", tmp_path / compiler, f"-DCMAKE_CXX_COMPILER={compiler}")
+            assert done.returncode == 0, done.stderr
+            makes = (tmp_path / compiler).rglob("flags.make")
+            flags[compiler] = any("-mavx" in file.read_text() for file in makes)
+    native = platform.machine() == "x86_64"
+    assert flags == {name: native and name == "g++" for name in flags}
+    done = configured(tmp_path / "out", tmp_path / "other", "-DCMAKE_SYSTEM_NAME=Generic")
+    assert done.returncode != 0
+    assert "for Linux" in done.stderr
 
 
 def test_another_machines_compiler_builds_it(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
@@ -35,12 +37,8 @@ def play(rng: Rng, policy: Policy, acting: Any, steps: int, rows: int | None = N
 def test_every_kind_of_policy_plays_the_same_episode(case: str, library: Library, rng: Rng, tmp_path: Path) -> None:
     policy = make_policy(**CASES[case])
     prompt = prompt_of(rng, policy)
-    reads = policy.network.reads
     export_cpp(policy, {"push": prompt}, tmp_path / "out")
-    if reads.text or reads.trajectory:
-        policy.prompt(prompt.text if reads.text else None, prompt.trajectory if reads.trajectory else None)
-    else:
-        policy.prompt()
+    policy.prompt(*prompt)
     acting = library.policy(tmp_path / "out" / "policy.llmdpd", tmp_path / "out" / "prompts" / "push.llmdpd")
     seed = int(rng.integers(1 << 40))
     policy.seed(seed)
@@ -118,3 +116,55 @@ def test_what_cannot_be_used_is_an_error_with_a_code(
     for name in ("create", "set_prompt", "seed", "act", "reset"):
         assert getattr(library.c, f"llmdpd_{name}")(None, None, None, None) == 1
     assert_close(acting.act(observation), policy.act(observation))  # none of them changed its clock or its noise
+
+
+THREADED = ("remembered", "soft")
+
+
+@pytest.fixture
+def episodes(library: Library, rng: Rng, tmp_path: Path) -> list[tuple[Path, np.ndarray, np.ndarray]]:
+    """Of two policies each the folder, observations [T, B, S], and the actions on them in one thread [T, B, A]."""
+    found = []
+    for case in THREADED:
+        policy, folder = make_policy(**CASES[case]), tmp_path / case
+        export_cpp(policy, {"push": prompt_of(rng, policy)}, folder)
+        observations = rng.normal(0, 0.3, (20, 150, policy.network.spaces.observed_dim)).astype(np.float32)
+        acting = acting_of(library, folder)
+        found.append((folder, observations, np.stack([acting.act(now) for now in observations])))
+    return found
+
+
+def acting_of(library: Library, folder: Path) -> Any:
+    return library.policy(folder / "policy.llmdpd", folder / "prompts" / "push.llmdpd")
+
+
+def test_policies_in_threads_of_their_own_act_as_one_after_the_other(library: Library, episodes: Any) -> None:
+    together = Barrier(2 * len(episodes))
+
+    def play(folder: Path, observations: np.ndarray) -> np.ndarray:
+        acting = acting_of(library, folder)
+        together.wait(timeout=60)
+        return np.stack([acting.act(now) for now in observations])
+
+    with ThreadPoolExecutor(together.parties) as pool:
+        for _ in range(3):
+            folders, observations, expected = zip(*(2 * episodes), strict=True)
+            for found, one in zip(pool.map(play, folders, observations), expected, strict=True):
+                np.testing.assert_array_equal(found, one)
+
+
+def test_a_policy_goes_from_thread_to_thread(library: Library, episodes: Any) -> None:
+    actings = [acting_of(library, folder) for folder, _, _ in episodes]
+    found: list[list[np.ndarray]] = [[] for _ in episodes]
+
+    def step(number: int) -> None:
+        # Both in one thread: what a thread keeps between calls is the other policy's, or is not there yet.
+        for acting, actions, (_, observations, _) in zip(actings, found, episodes, strict=True):
+            actions.append(acting.act(observations[number]))
+
+    for number in range(20):
+        thread = Thread(target=step, args=(number,))
+        thread.start()
+        thread.join()
+    for actions, (_, _, expected) in zip(found, episodes, strict=True):
+        np.testing.assert_array_equal(np.stack(actions), expected)

@@ -11,6 +11,7 @@ import pytest
 
 from llmdpd.data import Trajectory
 from llmdpd.errors import InputError
+from llmdpd.policy.inputs import check_keys
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
@@ -230,3 +231,20 @@ def test_long_standing_still_is_left_out(make_policy: MakePolicy, example: Any, 
     kept = np.concatenate([np.arange(10), np.full(19, 10), np.arange(10, 20)])
     policy.seed(0)
     np.testing.assert_array_equal(policy.prompt(KNOWN, (observations[kept], actions[kept])).act(np.ones(S)), first)
+
+
+@pytest.mark.parametrize(
+    ("keys", "widths", "field"),
+    [
+        ("ab", [], "observation"),
+        (["a", 1], [], "observation"),
+        (["a", "b"], [1], "observation_widths"),
+        (["a", "b"], [1, True], "observation_widths"),
+        (["a"], {"a": 1}, "observation_widths"),
+    ],
+)
+def test_keys_and_widths_that_are_none_are_refused(keys: Any, widths: Any, field: str) -> None:
+    with pytest.raises(InputError) as refused:
+        check_keys(keys, widths)
+    assert refused.value.field == f"metadata.{field}"
+    check_keys(["a", "b"], [1, 2])

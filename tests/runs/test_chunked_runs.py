@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmdpd.cli.evaluate import main as evaluate
+from llmdpd.cli.export import main as export
 from llmdpd.evaluation.episodes import evaluate_tasks
 from llmdpd.evaluation.prompts import task_prompts
 from llmdpd.evaluation.results import read_results
@@ -60,3 +61,14 @@ def test_evaluated_with_another_action_horizon(
     assert "acting.action_horizon" in error
     assert "1 to 4" in error
     assert not (tmp_path / "5.json").exists()
+
+
+def test_an_export_refuses_a_way_of_acting_that_has_no_effect(
+    chunked_run: Path, tmp_path: Path, cache_home: Path, torch_settings: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(chunked_run), "--task", "reach", "--out", str(tmp_path / "out")]
+    assert export([*words, "--contradicted-text", "drop"]) == 2
+    said = capsys.readouterr().err
+    assert "no effect on the run's policy" in said
+    assert "--contradicted-text" in said
+    assert export([*words, "--action-horizon", "2", "--contradicted-text", "keep"]) == 0

@@ -71,7 +71,9 @@ def demonstration(rng: np.random.Generator, policy: Policy, length: int = 20) ->
 
 
 def prompt_of(rng: np.random.Generator, policy: Policy) -> Prompt:
-    return Prompt(TEXT, demonstration(rng, policy))
+    """A prompt of all that the policy reads."""
+    reads = policy.network.reads
+    return Prompt(TEXT if reads.text else None, demonstration(rng, policy) if reads.trajectory else None)
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -224,3 +224,12 @@ def test_a_misspelled_success_is_found_before_any_training(family: Family) -> No
     with pytest.raises(InputError, match="nearest: is_success") as error:
         check_environments(["reach"])
     assert error.value.field == "tasks.reach.success"
+
+
+def test_widths_of_the_keys_of_an_environment(family: Family) -> None:
+    path = family(("reach",), layout=False, suite='observation = ["desired_goal", "observation"]')
+    path.write_text(path.read_text().replace("keyed = false", "keyed = true"))
+    use_task_file(path)
+    spec = task_spec("reach")
+    assert dict(zip(spec.observation, spec.observation_widths, strict=True)) == {"desired_goal": 3, "observation": 10}
+    assert sum(spec.observation_widths) == spec.state_dim
