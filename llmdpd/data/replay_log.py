@@ -61,6 +61,7 @@ class ReplayLog:
             if start != self.steps:
                 break
             parts.append(_read(path, end - start))
+            _check_alike(path, parts[0], parts[-1])
             self.steps = end
         if self.steps != steps:
             have, expected = f"steps up to {self.steps}", f"steps up to {steps}"
@@ -77,6 +78,13 @@ def _read(path: Path, count: int) -> dict[str, NDArray[np.float32]]:
     except InputError as error:
         raise InputError(_PROBLEM + "damaged", path=path, found=error.found) from None
     for name, array in arrays.items():
-        if len(array) != count:
-            raise InputError(_PROBLEM + "damaged", path=path, field=name, found=len(array), expected=count)
+        if array.shape[:1] != (count,):
+            found, expected = list(array.shape), f"[{count}, …]"
+            raise InputError(_PROBLEM + "damaged", path=path, field=name, found=found, expected=expected)
     return arrays
+
+
+def _check_alike(path: Path, first: dict[str, NDArray[np.float32]], other: dict[str, NDArray[np.float32]]) -> None:
+    sizes, expected = ({name: array.shape[1:] for name, array in part.items()} for part in (other, first))
+    if sizes != expected:
+        raise InputError(_PROBLEM + "damaged", path=path, field="sizes of a step", found=sizes, expected=expected)

@@ -129,7 +129,7 @@ def _read_sizes(source: ModelSource) -> LanguageModel:
     if not isinstance(read, dict):
         raise InputError("not a language model's configuration", path=path, found=type(read).__name__)
     family = read.get("model_type")
-    if family not in _FORMATS:
+    if not isinstance(family, str) or family not in _FORMATS:  # it may be a list, which no dict looks up
         problem, expected = "lamo is made of a GPT-2 or a Llama", " or ".join(_FORMATS)
         raise InputError(problem, path=path, field="model_type", found=family, expected=expected)
     form = _FORMATS[family]

@@ -51,6 +51,7 @@ def test_defaults_are_gpt2s_own() -> None:
     ("fields", "named"),
     [
         ({"model_type": "bert"}, "model_type"),
+        ({"model_type": ["gpt2"]}, "model_type"),
         ({"model_type": "left out"}, "model_type"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
