@@ -62,8 +62,10 @@ class UserEnvironment:
 
     @property
     def parts(self) -> dict[str, int]:
-        """The observation's keys and how many numbers each has, in their order; one part without name of no Dict."""
-        return {key: gymnasium.spaces.flatdim(space) for key, space in self._observed.items()}
+        """The keys of a Dict observation that are read, in their order, and how many numbers each has; else none."""
+        space = self._env.observation_space
+        known = space.spaces if isinstance(space, gymnasium.spaces.Dict) else {}
+        return {key: gymnasium.spaces.flatdim(known[key]) for key in self.read}
 
     @property
     def read(self) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ class UserSuite(TaskSuite):
         made.close()
         low, high = made.action_bounds or (None, None)
         spec = partial(TaskSpec, own.name, made.state_dim, made.action_dim, made.max_steps)
-        spec = partial(spec, observation=made.read, observation_widths=tuple(made.parts[key] for key in made.read))
+        spec = partial(spec, observation=made.read, observation_widths=tuple(made.parts.values()))
         return self._checked(spec(self.name, bool(own.success), self.file.layout, low, high))
 
     def _without_environment(self, own: UserTask) -> TaskSpec:

@@ -226,10 +226,17 @@ def test_a_misspelled_success_is_found_before_any_training(family: Family) -> No
     assert error.value.field == "tasks.reach.success"
 
 
-def test_widths_of_the_keys_of_an_environment(family: Family) -> None:
-    path = family(("reach",), layout=False, suite='observation = ["desired_goal", "observation"]')
+@pytest.mark.parametrize(
+    ("order", "widths"),
+    [
+        ('observation = ["desired_goal", "observation"]', {"desired_goal": 3, "observation": 10}),
+        ("", {"achieved_goal": 3, "desired_goal": 3, "observation": 10}),
+    ],
+)
+def test_widths_of_the_keys_of_an_environment(family: Family, order: str, widths: dict[str, int]) -> None:
+    path = family(("reach",), layout=False, suite=order)
     path.write_text(path.read_text().replace("keyed = false", "keyed = true"))
     use_task_file(path)
     spec = task_spec("reach")
-    assert dict(zip(spec.observation, spec.observation_widths, strict=True)) == {"desired_goal": 3, "observation": 10}
+    assert list(zip(spec.observation, spec.observation_widths, strict=True)) == list(widths.items())
     assert sum(spec.observation_widths) == spec.state_dim
