@@ -96,7 +96,11 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(path) as archive:
             check_expansion(archive, path)
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            arrays = dict(file)
+        for name, array in arrays.items():  # a member that does not begin as an array comes as its bytes
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+        return arrays
     except InputError:
         raise
     except Exception as error:  # zipfile, its codecs and NumPy's parser of headers raise anything

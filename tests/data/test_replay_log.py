@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_nothing_there_is_no_steps(tmp_path: Path) -> None:
         ReplayLog(tmp_path / "log").take_up(3)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "flipped", "short", "narrow", "other", "scalar"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "empty", "flipped", "short", "narrow", "other", "scalar", "bytes"])
 def test_damage_is_told(damage: str, tmp_path: Path, steps: dict[str, np.ndarray]) -> None:
     write(tmp_path, steps, [10, 20, 30])
     piece = tmp_path / "steps-000000010-000000020.npz"
@@ -64,6 +65,9 @@ def test_damage_is_told(damage: str, tmp_path: Path, steps: dict[str, np.ndarray
         piece.unlink()
     elif damage == "short":
         np.savez(piece, **{name: array[10:19] for name, array in steps.items()})
+    elif damage == "bytes":
+        with zipfile.ZipFile(piece, "a") as archive:
+            archive.writestr("times.npy", b"no array")
     elif damage in ("narrow", "other", "scalar"):
         part = {name: array[10:20] for name, array in steps.items()}
         states = part.pop("observations")
