@@ -149,10 +149,10 @@ def test_the_vae_learns_what_is_done_in_a_state(make_method: Any, make_batch: An
     method, batch = make_method("ads", behaviour_lr=3e-3), make_batch(60)
     state = method.condition(batch, method.encode(batch)).joined().detach()
     distances = []
-    for step in range(300):
-        if step in (0, 299):
+    for step in range(900):
+        if step in (0, 899):
             found = method.behaviour.sample(state).detach()
             assert (found.abs() <= 1).all()
             distances.append(float((found - 0.5 * batch.actions).square().mean()))
         method.step("behaviour", method.behaviour.loss(state, 0.5 * batch.actions))
-    assert distances[1] < 0.7 * distances[0]  # a share that hangs on the draw: 0.52 was met
+    assert distances[1] < 0.5 * distances[0]

@@ -65,7 +65,7 @@ def test_a_robots_log_becomes_a_policy_that_reads_its_prompts(
     swapped = dict(zip(TEXTS, reversed(TEXTS), strict=True))
     own = error(shown, TEXTS)
     other = error({t: shown[o] for t, o in swapped.items()}, {t: TEXTS[o] for t, o in swapped.items()})
-    assert own < 0.7 * other, "with another task's prompts it does what that task asks for"
+    assert own < 0.6 * other, "with another task's prompts it does what that task asks for"
     action = policy.prompt(text=TEXTS["pour"], trajectory=shown["pour"]).act(held["pour"][0].observations[0])
     assert action.shape == (A,)
     assert np.abs(action / np.linspace(5, 80, A)).max() <= 1.05, "in the robot's own numbers"
