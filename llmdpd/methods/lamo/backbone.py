@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,19 +66,19 @@ class LoRAConfig:
     """Dropout of the adapters' input, probability."""
 
 
-class AdaptedTransformer(nn.Module):
+class AdaptedTransformer(nn.Module, ABC):
     """A causal transformer, all of whose weights are a language model's and frozen, but for adapters.
 
     A subclass makes the layers; `_adapt` gives these projections adapters, whose product is 0 at first.
     """
 
+    @abstractmethod
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens [B, N, W] → [B, N, W]; mask [B, N]: which of them are there, None: all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layers(self) -> nn.Module:
         """The language model without its words, as transformers has it, its adapters within."""
-        raise NotImplementedError
 
     def _adapt(self, lora: LoRAConfig, *projections: str, inputs_first: bool) -> None:
         # Imported here: it takes seconds, and only this method has a use for it.
