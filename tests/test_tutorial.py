@@ -14,6 +14,7 @@ import llmdpd
 from llmdpd.evaluation.results import read_results
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "your-own-robot.md"
+FILES = PAGE.parent / "desk"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 FEWER = {
     "range(40)": "range(4)",
@@ -21,16 +22,34 @@ FEWER = {
     "--episodes 100": "--episodes 1 --threads 1 --workers 1",
     '"--iterations", "300"': '"--iterations", "4"',
 }
-"""What the page has → what the test has in its place; each stands there."""
+"""What the page or its files have → what the test has in its place; each stands there."""
+
+
+def stripped(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def test_the_page_shows_what_stands_in_its_files() -> None:
+    shown = [(name, body) for _, name, body in BLOCK.findall(PAGE.read_text("utf-8")) if (FILES / name).is_file()]
+    assert [name for name, _ in shown] == ["record.py", "tasks.toml"]
+    for name, body in shown:
+        whole = stripped((FILES / name).read_text("utf-8"))
+        assert [part for part in stripped(body).split("\n\n") if part.strip() not in whole] == [], name
 
 
 @pytest.mark.slow
 def test_the_page_from_beginning_to_end(tmp_path: Path) -> None:
     pytest.importorskip("jax", reason="Minari's DataCollector needs it")
+    work = tmp_path / "work"
+    work.mkdir()
     text = PAGE.read_text("utf-8")
+    files = {file.name: file.read_text("utf-8") for file in FILES.iterdir() if file.is_file()}
     for old, new in FEWER.items():
-        assert old in text, "the page has changed"
+        assert any(old in each for each in (text, *files.values())), "the page has changed"
         text = text.replace(old, new)
+        files = {name: each.replace(old, new) for name, each in files.items()}
+    for name, each in files.items():
+        (work / name).write_text(each)
     (tmp_path / "bin").mkdir()
     for name, words in (("python", ""), ("llmdpd", "-m llmdpd ")):
         script = tmp_path / "bin" / name
@@ -42,8 +61,6 @@ def test_the_page_from_beginning_to_end(tmp_path: Path) -> None:
         "PYTHONPATH": places,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
-    work = tmp_path / "work"
-    work.mkdir()
 
     def run(command: str) -> str:
         done = subprocess.run(["sh", "-ec", command], cwd=work, env=environment, capture_output=True, text=True)
@@ -52,7 +69,7 @@ def test_the_page_from_beginning_to_end(tmp_path: Path) -> None:
 
     said: dict[str, str] = {}
     for language, name, body in BLOCK.findall(text):
-        if name:
+        if name and name not in files:
             (work / name).write_text(body)
         if language == "bash":
             said["commands"] = said.get("commands", "") + run(body)

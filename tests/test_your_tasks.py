@@ -1,9 +1,10 @@
-"""The example of docs/guides/your-tasks.md, as it stands there, with fewer episodes and iterations."""
+"""The example of docs/guides/your-tasks.md and its folder, with fewer episodes and iterations."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +35,12 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.slow
 def test_fetch_from_its_script_to_an_evaluation(tmp_path: Path) -> None:
-    (file,), (commands,) = blocks("toml"), blocks("bash")
+    (commands,) = blocks("bash")
     assert commands.splitlines() == COMMANDS, "the page has changed"
     script = (GUIDES / "fetch" / "record.py").read_text("utf-8")
     assert "EPISODES = 40" in script
     (tmp_path / "record.py").write_text(script.replace("EPISODES = 40", "EPISODES = 4"))
-    (tmp_path / "tasks.toml").write_text(file)
+    shutil.copy(GUIDES / "fetch" / "tasks.toml", tmp_path)
     environment = os.environ | {
         "PYTHONPATH": str(Path(llmdpd.__file__).parents[1]),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
