@@ -1,4 +1,4 @@
-// Files of exported policies and prompts (docs/reference/files.md). Whatever bytes they hold, reading them ends in
+// Files of exported policies and prompts (llmdpd/export/container.py). Whatever bytes they hold, reading them ends in
 // tensors within the file or in a `Failure`.
 #pragma once
 

@@ -1,4 +1,8 @@
-"""Files of exported policies and prompts: named tensors, checked as a whole (docs/reference/files.md)."""
+"""Files of exported policies and prompts: named tensors, checked as a whole.
+
+Such a file is little-endian: `HEADER`, then an `ENTRY` for each tensor, then their numbers, each tensor at a multiple
+of 64 bytes. A prompt has the fingerprint of its policy. Which tensors there are, csrc/export/read.cpp says.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ Arrays = Mapping[str, NDArray[Any]]
 HEADER = struct.Struct("<8sIIQQII")
 """First bytes, version, kind, size of the file, fingerprint of the policy, CRC-32 of what follows, tensors."""
 ENTRY = struct.Struct("<56sIIQ4I")
-"""Name, type, dimensions, offset in the file, shape."""
+"""Name, ended by zeros; type, as in `_TYPES`; dimensions; offset in the file; shape."""
 _TYPES = {np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.float64): 3}
 _ALIGNMENT = 64
 
