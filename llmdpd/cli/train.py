@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 from llmdpd.cli.common import command, training_summary
 from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
 from llmdpd.evaluation.results import read_results
+from llmdpd.policy.card import UNKNOWN_LICENCE
+from llmdpd.policy.hub import check_repository, unreachable
+from llmdpd.policy.publish import is_folder
 from llmdpd.reporting.page import build_report
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import execute
+from llmdpd.runs.push import push_run
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.command_line import take_option
 from llmdpd.utils.progress import console
@@ -21,12 +26,13 @@ from llmdpd.utils.progress import console
 def _train(arguments: list[str]) -> None:
     resume, words = take_option(arguments, "--resume")
     run_dir, words = take_option(words, "--run-dir")
+    push, words = _take_push(words)
     if resume is None:
         config = parse_train(words)
         run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
         with run.lock():
             run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
-            _run(config, run, new=True)
+            _run(config, run, push, new=True)
         return
     for name in ("--preset", "--protocol", "--method", "--agent", "--tasks-file"):
         value, words = take_option(words, name)
@@ -38,7 +44,30 @@ def _train(arguments: list[str]) -> None:
         run.use_tasks(begun, unchanged=True)
         config = change(begun, words)
         run.take_up(config)
-        _run(config, run, new=False)
+        _run(config, run, push, new=False)
+
+
+class _Push(NamedTuple):
+    """Where the policy is pushed to in the end, a repository or a folder, and under which licence."""
+
+    target: str
+    licence: str
+
+
+def _take_push(words: list[str]) -> tuple[_Push | None, list[str]]:
+    """What --push and --push-license say, checked before a training is waited for, and the other words."""
+    target, words = take_option(words, "--push")
+    licence, words = take_option(words, "--push-license")
+    if target is None:
+        if licence is not None:
+            raise InputError("nothing is pushed", field="--push-license", found=licence, expected="--push beside it")
+        return None, words
+    if not is_folder(target):
+        with located(field="--push"):
+            check_repository(target)
+        if reason := unreachable():
+            console.print(f"{target} will not be pushed to, {reason}: the folder for it is written only")
+    return _Push(target, UNKNOWN_LICENCE if licence is None else licence), words
 
 
 def _refuse(name: str, value: str | None) -> None:
@@ -48,8 +77,8 @@ def _refuse(name: str, value: str | None) -> None:
         )
 
 
-def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
-    """Train, evaluate and report; the caller holds the run's lock."""
+def _run(config: TrainConfig, run: RunFolder, push: _Push | None, new: bool) -> None:
+    """Train, evaluate, report and push; the caller holds the run's lock."""
     console.print(f"run folder: {run.path}")
     with StopSignals() as stop:
         try:
@@ -68,6 +97,11 @@ def _run(config: TrainConfig, run: RunFolder, new: bool) -> None:
         console.print(training_summary(records))
     console.print(f"results: {run.results}")
     console.print(f"report: {report}")
+    if push is not None:
+        pushed = push_run(run.path, push.target, licence=push.licence)
+        console.print(str(pushed))
+        if pushed.commit is not None:
+            run.note(hub=pushed.commit._asdict())
 
 
 main = command(_train)

@@ -68,6 +68,7 @@ def description() -> str:
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
     --resume RUN     go on with an interrupted run, as if it had never stopped
+    --push OWNER/NAME   to the Hugging Face hub in the end, or ./FOLDER (licence: --push-license mit)
     --help-all       every option with its whole description
     short spellings: {_listed(["--gpu (--device cuda)", *short])}
 
@@ -256,7 +257,12 @@ def _spelling(field: str, option: Option) -> str:
 @functools.lru_cache(maxsize=1024)
 def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
     return parse(
-        TrainConfig, words, PROG, default, description(), known=(*ALIASES, "--preset", "--protocol", "--method")
+        TrainConfig,
+        words,
+        PROG,
+        default,
+        description(),
+        known=(*ALIASES, "--preset", "--protocol", "--method", "--push", "--push-license"),
     )
 
 

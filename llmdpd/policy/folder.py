@@ -14,18 +14,18 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from llmdpd.errors import InputError, located, nearest_names
+from llmdpd.policy.hub import HUB, Commit, fetch
 from llmdpd.utils.bounds import ACTION_NUMBERS, Bounds
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
 from llmdpd.utils.tensors import read_tensors, write_tensors
 
 FORMAT = 3
 DESCRIPTION = "policy.json"
-_HUB = "hub:"
 _SPACES = {"state_dim": Bounds(1, 65_536), "action_dim": ACTION_NUMBERS, "embedding_dim": Bounds(0, 65_536)}
 _CHECKED_LATER = ("layout", "action_low", "action_high", "lowest", "highest", "remembered")
 """Fields of the spaces that are no sizes: `Spaces` checks them."""
@@ -163,28 +163,47 @@ def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds],
         bounds[name].check(found, field, file)
 
 
-def resolve_policy(source: str | os.PathLike[str]) -> Path:
+class Place(NamedTuple):
+    """A policy folder, and of which commit of which repository of the hub; None where it is not of the hub."""
+
+    folder: Path
+    commit: Commit | None
+
+
+def resolve_policy(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The policy folder of `find_policy`, by itself."""
+    return find_policy(source, revision).folder
+
+
+def find_policy(source: str | os.PathLike[str], revision: str | None = None) -> Place:
     """A policy folder, a run folder (its `policy/`), or "hub:OWNER/NAME" of either → the policy folder.
 
     One that another process replaces meanwhile is waited for.
 
-    The network is asked for the last only, which is fetched from the Hugging Face hub.
+    The network is asked for what is of the Hugging Face hub only: "hub:OWNER/NAME", "hub:OWNER/NAME@REVISION", or
+    "OWNER/NAME" with a revision. Of a repository without a revision, the commit that it is at now is told.
+
+    Args:
+        revision: of a repository of the hub: a commit, a branch or a tag.
 
     Raises:
-        InputError: no such folder, or no repository that can be had.
+        InputError: no such folder, no repository that can be had, a revision of what is no repository, two revisions.
     """
     words = os.fspath(source)
-    if words.startswith(_HUB):
-        return _fetched(words.removeprefix(_HUB))
+    if words.startswith(HUB) or (revision is not None and not Path(words).exists()):
+        return _fetched(words.removeprefix(HUB), revision)
+    if revision is not None:
+        hint = f"{HUB}{words} is the repository"
+        raise InputError("a folder has no revisions", path=words, field="revision", found=revision, hint=hint)
     path = Path(words)
     for _ in range(_REPLACED_AT_MOST):
         for folder in (path, path / "policy"):
             recover_directory(folder)
         found = _within(path)
         if (found / DESCRIPTION).is_file():
-            return found
+            return Place(found, None)
     if path.is_dir():
-        return path
+        return Place(path, None)
     raise InputError(
         "no such policy",
         path=path,
@@ -193,26 +212,21 @@ def resolve_policy(source: str | os.PathLike[str]) -> Path:
     )
 
 
-def _fetched(name: str) -> Path:
+def _fetched(name: str, revision: str | None) -> Place:
     """The policy folder of a repository of the Hugging Face hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    # Of a run's repository not the checkpoints, which are many times the policy.
+    name, sign, named = name.partition("@")
+    if sign and (not named or revision not in (None, named)):
+        found = f"{named or 'nothing'} behind the @" + (f", and {revision}" if revision else "")
+        raise InputError("no single revision", field="revision", found=found, expected="a commit, a branch or a tag")
+    # By name: of a run's repository not the checkpoints, which are many times the policy, and nothing that is none.
     names = [DESCRIPTION, *(f"{stem}.safetensors" for stem in sorted(_STEMS))]
-    try:
-        return _within(Path(snapshot_download(name, allow_patterns=[*names, "policy/*"])))
-    except (HFValidationError, OSError, RuntimeError) as error:
-        raise InputError(
-            "no such policy",
-            path=_HUB + name,
-            found=f"the hub said: {error}".splitlines()[0],
-            expected="the id of a repository of the Hugging Face hub, OWNER/NAME",
-        ) from None
+    folder, commit = fetch(name, named or revision, [*names, *(f"policy/{name}" for name in names)])
+    return Place(_within(folder), commit)
 
 
 def _within(path: Path) -> Path:
-    return path / "policy" if (path / "policy" / DESCRIPTION).is_file() else path
+    inner = path / "policy"
+    return inner if (inner / DESCRIPTION).is_file() and not (path / DESCRIPTION).is_file() else path
 
 
 def _listing(path: Path) -> str:

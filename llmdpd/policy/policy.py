@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
+from llmdpd.policy.card import UNKNOWN_LICENCE
 from llmdpd.policy.contradiction import contradicts
 from llmdpd.policy.episodes import Episodes, check_finite
-from llmdpd.policy.folder import DESCRIPTION, read_policy_folder, resolve_policy, text_key, write_policy_folder
+from llmdpd.policy.folder import DESCRIPTION, find_policy, read_policy_folder, text_key, write_policy_folder
 from llmdpd.policy.formats import UPGRADES
+from llmdpd.policy.hub import Pushed
 from llmdpd.policy.inputs import (
     Demonstration,
     Demonstrations,
@@ -34,6 +36,7 @@ from llmdpd.policy.inputs import (
     read_demonstrations,
     recorded,
 )
+from llmdpd.policy.publish import push_policy
 from llmdpd.policy.session import Seeds, Session
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens, make_tokens, read_part
@@ -43,6 +46,9 @@ from llmdpd.utils.device import check_device
 from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.settings import in_own_settings
 from llmdpd.utils.tensors import check_fit, load_tensors, without_memory
+
+if TYPE_CHECKING:
+    from llmdpd.evaluation.results import TaskResult
 
 _log = logging.getLogger(__name__)
 FloatArray = NDArray[np.float32]
@@ -125,15 +131,18 @@ class Policy:
 
     @classmethod
     @in_own_settings
-    def load(cls, source: str | os.PathLike[str], device: str = "cpu") -> Policy:
+    def load(cls, source: str | os.PathLike[str], device: str = "cpu", revision: str | None = None) -> Policy:
         """Load from a policy folder, a run folder, or `hub:OWNER/NAME` for one of the Hugging Face hub.
+
+        `revision` is a commit, branch or tag of the latter, which then needs no `hub:`; without one, a warning says
+        which commit was loaded. `metadata["hub"]` records it.
 
         Raises:
             InputError: nothing there, a missing or altered file, another version, weights that are not finite, a device
-                that is absent.
+                that is absent; and as `find_policy`.
         """
         place = check_device(device)
-        path = resolve_policy(source)
+        path, commit = find_policy(source, revision)
         description, tensors = read_policy_folder(path, UPGRADES)
         file = path / DESCRIPTION
         with located(path=file):
@@ -164,7 +173,8 @@ class Policy:
         if critic is not None:
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
-        kept = {"llm": description["llm"], "texts": tensors["texts"], "metadata": description["metadata"]}
+        metadata = description["metadata"] | ({} if commit is None else {"hub": commit._asdict()})
+        kept = {"llm": description["llm"], "texts": tensors["texts"], "metadata": metadata}
         with located(path=file):
             return cls(description["method"], network.to(place), critic, acting, **kept)
 
@@ -183,6 +193,35 @@ class Policy:
         if self.critic is not None:
             tensors["critic"] = self.critic.state_dict()
         write_policy_folder(Path(path), description, tensors)
+
+    def push_to_hub(
+        self,
+        target: str,
+        folder: Path | None = None,
+        *,
+        results: Sequence[TaskResult] = (),
+        prompts: Mapping[str, str] | None = None,
+        license: str = UNKNOWN_LICENCE,
+        private: bool = True,
+    ) -> Pushed:
+        """Push the policy, with a model card, to a repository of the Hugging Face hub; a run's with all that is known
+        of it by `llmdpd.runs.push.push_run`.
+
+        Without a token, offline, or where `target` is a folder, what would be pushed is written only; `Pushed` says so.
+
+        Args:
+            target: OWNER/NAME, or a folder, which begins with ".", "/" or "~".
+            folder: from which it is pushed, written anew; by default hub/OWNER/NAME below the working directory.
+            results: for the card, of this policy (`llmdpd.evaluation.results.read_results`).
+            prompts: for the card, text prompts by task.
+            license: of the weights, as the hub abbreviates it, such as "mit".
+            private: whether a repository that is made is its owner's alone; one that is there stays what it is.
+
+        Raises:
+            InputError: no such id, a folder that holds something else, or the hub refuses.
+        """
+        given: dict[str, Any] = {"results": results, "prompts": prompts, "licence": license, "private": private}
+        return push_policy(self, target, folder, **given)
 
     def with_acting(self, **changes: Any) -> Policy:
         """The same policy acting in another way: fields of its `ActingConfig`."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.utils import filter_repo_objects
 from torch import Tensor
 
 from llmdpd.errors import InputError
@@ -225,24 +224,6 @@ def test_between_the_two_renames_of_a_save_the_policy_is_waited_for(
 def test_a_run_folder_leads_to_its_policy(folder: Path) -> None:
     assert resolve_policy(folder) == folder
     assert resolve_policy(str(folder.parent)) == folder
-
-
-def test_a_repository_of_either_kind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is fetched is the policy's files alone, wherever they lie."""
-    import huggingface_hub
-
-    for snapshot in (folder, folder.parent):
-
-        def download(repository: str, allow_patterns: list[str], snapshot: Path = snapshot) -> str:
-            assert repository == "someone/policy"
-            files = ["policy.json", "model.safetensors", "policy/policy.json", "policy/texts.safetensors"]
-            others = ["checkpoint/step-1/networks.safetensors", "results.json", "videos/x.mp4"]
-            kept = filter_repo_objects([*files, *others], allow_patterns=allow_patterns)
-            assert list(kept) == files
-            return str(snapshot)
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-        assert resolve_policy("hub:someone/policy") == folder
 
 
 OFFLINE = """
