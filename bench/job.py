@@ -41,7 +41,7 @@ def install(folder: Path, before: str | None) -> tuple[str, dict[str, float]]:
     pip = [python, "-m", "pip", "install", "--quiet"]
     if before is not None:
         seconds["before"] = timed([*pip, before], folder)
-    seconds["installation"] = timed([*pip, "-c", str(ROOT / "constraints.txt"), str(ROOT)], folder)
+    seconds["installation"] = timed([*pip, "-c", str(ROOT / "constraints.txt"), f"{ROOT}[train]"], folder)
     return python, seconds
 
 

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from llmdpd.errors import InputError, nearest_names
+
 COMMANDS = {
     "train": "train a policy, evaluate it and write a report",
     "evaluate": "evaluate a run's policies, or a non-learned baseline, with prompts of your choice",
@@ -45,10 +47,12 @@ def _run(name: str, arguments: Sequence[str] | None) -> int:
         return code
     except KeyboardInterrupt:  # before the command was ready for it
         return 128 + signal.SIGINT
+    except InputError as error:  # a package that the command imports is not installed
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _list(name: str) -> int:
-    from llmdpd.errors import nearest_names
     from llmdpd.utils.encoding import accept_any_output
 
     accept_any_output()

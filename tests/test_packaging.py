@@ -179,9 +179,13 @@ def test_the_lock_holds_all_that_is_needed_at_the_pinned_versions() -> None:
     locked, pinned = pins("requirements.lock"), pins("constraints.txt")
     assert {name: found for name, found in locked.items() if name in pinned and not found <= pinned[name]} == {}
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    waiting = [
-        Requirement(words) for words in declared["project"]["dependencies"] + declared["build-system"]["requires"]
-    ]
+    project, extras = declared["project"], ["train"]
+    words = project["dependencies"] + declared["build-system"]["requires"]
+    for name in extras:  # grows while the extras of extras are found
+        words += project["optional-dependencies"][name]
+        extras += [more for word in words for more in Requirement(word).extras if word.startswith("llmdpd[")]
+        words = [word for word in words if not word.startswith("llmdpd[")]
+    waiting = [Requirement(word) for word in words]
     seen: set[str] = set()
     while waiting:
         requirement = waiting.pop()

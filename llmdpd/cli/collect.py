@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from llmdpd.cli.common import command
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_scripted, folder_of, partial_folder
@@ -11,7 +9,11 @@ from llmdpd.errors import InputError
 from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.command_line import parse, renamed, take_option
+from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import ProgressBar, console
+
+with extra("cli"):
+    from rich.table import Table
 
 
 def _summary_table(collected: Collected) -> Table:

@@ -10,17 +10,19 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.encoding import accept_any_output
+from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import console, error_console
+
+with extra("cli"):
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 _RIGHT = ("episodes", "success", "return", "action error")
 # A table of two checkpoints of as many tasks fills a terminal's 24 lines.

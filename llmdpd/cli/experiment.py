@@ -6,8 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from llmdpd.cli.common import checked_words, run_command
 from llmdpd.errors import InputError
 from llmdpd.experiments.grids import BUDGETS, GRIDS
@@ -18,7 +16,11 @@ from llmdpd.reporting.page import measure
 from llmdpd.runs.folder import folder_lock
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse
+from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import console, error_console
+
+with extra("cli"):
+    from rich.table import Table
 
 _EXPERIMENTS = "\n".join(f"    {name:<16}{grid.title}" for name, grid in GRIDS.items())
 _DESCRIPTION = f"""Run an experiment: train and evaluate what is missing, and make a page of it.

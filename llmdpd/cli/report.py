@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tyro
-
 from llmdpd.cli.common import command
 from llmdpd.reporting.page import build_report
 from llmdpd.utils.command_line import parse
+from llmdpd.utils.extras import extra
+
+with extra("cli"):
+    import tyro
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> Path:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import tyro
-from rich.table import Table
 
 from llmdpd.cli.common import command
 from llmdpd.errors import InputError
 from llmdpd.runs.task_check import FileCheck, TaskCheck, check_task_file
 from llmdpd.utils.command_line import parse
+from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import console
+
+with extra("cli"):
+    import tyro
+    from rich.table import Table
 
 _WORDS = 12
 

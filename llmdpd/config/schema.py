@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from llmdpd.data import is_named
 from llmdpd.data.collecting.scripted import parse_noise
 from llmdpd.data.config import DataConfig
@@ -29,13 +27,14 @@ from llmdpd.tasks.user import use_no_file
 from llmdpd.training.config import TrainingConfig
 from llmdpd.utils.bounds import Seed, WholeNumber, check_config
 from llmdpd.utils.device import check_device
+from llmdpd.utils.options import NO_OPTION
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """A whole run: collect, embed prompts, train, evaluate, report."""
 
-    preset: Annotated[str, tyro.conf.Suppress] = "metaworld"
+    preset: Annotated[str, NO_OPTION] = "metaworld"
     """Name of the preset that this configuration started from."""
     seed: Seed = 0
     """Seed of networks, batches and noise."""

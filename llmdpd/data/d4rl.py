@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from llmdpd.data.flags import MASKS, TERMINALS, TIMEOUTS, success_names
@@ -22,7 +21,11 @@ from llmdpd.data.hdf5 import hdf5_bytes, member, open_hdf5, read_numbers, text_a
 from llmdpd.data.trajectories import TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_bytes
+
+with extra("data"):
+    import h5py
 
 _FILES = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +24,11 @@ from llmdpd.data.content import EXPANSION, FREE
 from llmdpd.data.hdf5_texts import array_bytes, attribute_bytes
 from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import check_regular
+
+with extra("data"):
+    import h5py
 
 _DEEPEST = 32
 _BYTES_A_CHUNK = 256

@@ -14,8 +14,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-import h5py
 import numpy as np
+
+from llmdpd.utils.extras import extra
+
+with extra("data"):
+    import h5py
 
 _REFERENCE = 16
 _OBJECT = 112

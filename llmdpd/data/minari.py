@@ -15,13 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
-import minari
 import numpy as np
-from gymnasium.spaces import Box
-from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
-from minari.serialization import serialize_space
-from minari.storage import get_dataset_path
 from numpy.typing import NDArray
 
 from llmdpd.data.assemble import check_rows, join_episodes
@@ -32,7 +26,16 @@ from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.specs import find_suite
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_directory, atomic_write_bytes, atomic_write_json, parse_json, read_json
+
+with extra("data"):
+    import h5py
+    import minari
+    from gymnasium.spaces import Box
+    from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage
+    from minari.serialization import serialize_space
+    from minari.storage import get_dataset_path
 
 _OURS = "llmdpd_format"
 _FORMAT = 1

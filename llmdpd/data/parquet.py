@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from llmdpd.data.content import EXPANSION, FREE
 from llmdpd.data.trajectories import check_finite
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import check_regular
 
 
@@ -21,11 +21,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
 
     Raises InputError where the file is missing, cut off, damaged or no parquet, and where pyarrow can't be imported.
     """
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        problem, hint = "parquet files are read with the package pyarrow", "pip install 'llmdpd[lerobot]'"
-        raise InputError(problem, path=path, found=str(error), hint=hint) from None
+    with located(path), extra("lerobot"):
+        import pyarrow.parquet as parquet
     check_regular(path, "a parquet file")
     try:
         # Not `read_table`, which takes names of folders such as "date=1" for columns.
@@ -54,7 +51,8 @@ def read_numbers(table: Any, name: str, width: int, path: Path) -> NDArray[np.fl
 
     Raises InputError where it is absent, of another type or width, and for missing values, NaN and Inf.
     """
-    arrow = importlib.import_module("pyarrow")
+    with extra("lerobot"):
+        import pyarrow as arrow
     parts = [np.zeros((0, width), np.float32)]
     for chunk in _column(table, name, path).chunks:
         values = chunk.storage if isinstance(chunk, arrow.ExtensionArray) else chunk
@@ -78,7 +76,8 @@ def read_numbers(table: Any, name: str, width: int, path: Path) -> NDArray[np.fl
 
 def read_integers(table: Any, name: str, path: Path) -> NDArray[np.int64]:
     """A column of whole numbers, i64 [N]. Raises InputError where it is absent, of another type, or lacks values."""
-    arrow = importlib.import_module("pyarrow")
+    with extra("lerobot"):
+        import pyarrow as arrow
     column = _column(table, name, path)
     if not arrow.types.is_integer(column.type):
         found = f"type {column.type}"

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +41,11 @@ from llmdpd.data.recordings import known_steps, list_fields, task_name
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Reading
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import parse_json
+
+with extra("data"):
+    import h5py
 
 _WHAT = "robomimic's layout: data/demo_0 with actions and obs/KEY"
 _DEMO = re.compile(r"demo_(\d+)")

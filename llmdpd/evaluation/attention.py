@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from llmdpd.errors import InputError
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_writer
+
+with extra("report"):
+    from matplotlib.figure import Figure
 
 
 def save_attention(path: Path, weights: NDArray[np.float32], times: NDArray[np.float32], title: str) -> None:

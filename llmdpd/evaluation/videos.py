@@ -13,6 +13,7 @@ import numpy as np
 
 from llmdpd.errors import InputError
 from llmdpd.tasks.names import file_stem
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_json, atomic_writer, read_json
 
 # Preferred first: a video shows more than a strip of frames. With what a whole file has in its bytes 0 to 8.
@@ -101,7 +102,8 @@ def save_video(
             found=f"{len(frames)} frames of {sorted({frame.shape for frame in frames})}",
             expected="at least one, uint8 [H, W, 3] and of one size",
         )
-    import imageio.v3 as imageio
+    with extra("report"):
+        import imageio.v3 as imageio
 
     stem = file_stem(task)
     chosen = np.linspace(0, len(frames) - 1, min(6, len(frames))).round().astype(int)
@@ -120,8 +122,9 @@ def save_video(
 
 
 def _has_ffmpeg() -> bool:
-    with contextlib.suppress(ImportError, RuntimeError):
-        import imageio_ffmpeg
+    with contextlib.suppress(RuntimeError):
+        with extra("report"):
+            import imageio_ffmpeg
 
         return bool(imageio_ffmpeg.get_ffmpeg_exe())
     return False

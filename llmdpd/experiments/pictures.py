@@ -6,15 +6,17 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-
 from llmdpd.evaluation.results import SPLITS
 from llmdpd.experiments.summary import Row, reported_mean
 from llmdpd.reporting.figures import LIGHT, PAGE, SERIES, Drawing, Palette, axis_rows, positions, style, to_svg
 from llmdpd.tasks import base_name
+from llmdpd.utils.extras import extra
+
+with extra("report"):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
 _DOTS_PER_INCH = 150
 _PAPER = "reported by the paper"

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from llmdpd.config.parse import Option, current_field, parse_train, split_options
 from llmdpd.config.presets import ABLATED, PRESETS, with_method
 from llmdpd.config.schema import TrainConfig
@@ -23,8 +21,12 @@ from llmdpd.runs.evaluate_options import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.bounds import Bounds
+from llmdpd.utils.extras import extra
 from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import error_console
+
+with extra("cli"):
+    import tyro
 
 
 @dataclass(frozen=True)

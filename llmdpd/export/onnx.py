@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmdpd.errors import InputError
 from llmdpd.export.contents import Prompt
 from llmdpd.export.folder import description, write_checked
 from llmdpd.export.traced import EXAMPLE, Check, Run, Traced, quiet
 from llmdpd.policy.policy import Policy
+from llmdpd.utils.extras import extra
 
 OPSET = 18
 
@@ -50,13 +49,11 @@ def _needed() -> Any:
     Raises:
         InputError: it is missing, or another package that the export needs.
     """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            found = importlib.import_module(name)
-        except ImportError:
-            hint = "pip install 'llmdpd[onnx]'"
-            raise InputError("a package is missing", field="--to onnx", found=f"no {name}", hint=hint) from None
-    return found
+    with extra("onnx", "--to onnx"):
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    return onnxruntime
 
 
 def _write(traced: Traced, file: Path, said: Mapping[str, Any]) -> None:

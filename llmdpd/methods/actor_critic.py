@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.actor import ActorNetworkConfig, ActorPolicy
 from llmdpd.nn.critic import TwinQ
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Actor = TypeVar("Actor", bound=ActorPolicy)
 Config = TypeVar("Config", bound="ActorCriticConfig")

@@ -21,12 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from llmdpd.errors import InputError
 from llmdpd.methods.base import Start
@@ -36,6 +35,9 @@ from llmdpd.nn.actor import SquashedGaussianPolicy
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.layers import mlp
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ all sizes. What came later, an ensemble that judges and corrects, is not part of
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from llmdpd.methods.base import Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows
@@ -30,6 +29,9 @@ from llmdpd.nn.policy_network import Window
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.world_transformer import WorldTransformerConfig, WorldTransformers
 from llmdpd.utils.bounds import Bounds, NonNegative
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)

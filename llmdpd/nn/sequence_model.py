@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, SharedByHeads, Steps, Width
+from llmdpd.utils.extras import extra
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class CausalTransformer(nn.Module):
     def __init__(self, sizes: GPT2Sizes, dropout: float) -> None:
         super().__init__()
         # Imported here: it takes seconds, and most methods have no use for it.
-        from transformers import GPT2Config, GPT2Model
+        with extra("llm"):
+            from transformers import GPT2Config, GPT2Model
 
         check_activation(sizes.activation)
         config = GPT2Config(
@@ -107,7 +109,8 @@ class CausalTransformer(nn.Module):
 
 def check_activation(name: str) -> None:
     """Raise `InputError` for an activation that transformers does not have."""
-    from transformers.activations import ACT2FN
+    with extra("llm"):
+        from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
         expected = "a name that transformers has, such as gelu_new or relu"

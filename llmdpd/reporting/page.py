@@ -10,8 +10,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import TaskResult
@@ -20,7 +18,12 @@ from llmdpd.reporting.estimate import tasks_by_split
 from llmdpd.reporting.figures import curve_figure, success_figure
 from llmdpd.reporting.paper import TABLE_1, TABLE_2, PaperTable, find_row
 from llmdpd.reporting.run import Run, read_run
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_text
+
+with extra("report"):
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
 _FOLDER = Path(__file__).parent
 # Videos are the one part of a page that can be large; as text they take a third more.

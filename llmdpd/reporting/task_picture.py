@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from llmdpd.reporting.figures import LIGHT, style
 from llmdpd.tasks.layout import Layout
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_writer
+
+with extra("report"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Episode = NDArray[np.float32]
 """Observations [T, S] of an episode."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.evaluation.prompts import other_text_names, swap_names
@@ -16,6 +14,10 @@ from llmdpd.policy.inputs import MOST_DEMONSTRATIONS
 from llmdpd.tasks.specs import canonical_task, suite_of
 from llmdpd.tasks.user import user_suite
 from llmdpd.utils.bounds import Bounds, Episodes, OptionalEpisodes, WholeNumber, Workers, check_config
+from llmdpd.utils.extras import extra
+
+with extra("cli"):
+    import tyro
 
 _ACTING = ("samples", "noise_scale", "action_horizon", "contradicted_text")
 OptionalCount = Annotated[int | None, Bounds(1)]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from llmdpd.diffusion.schedules import Precision, SamplerName
 from llmdpd.errors import InputError
 from llmdpd.export.contents import Prompt
@@ -25,6 +23,10 @@ from llmdpd.runs.evaluate_options import EvaluateConfig, OptionalCount, check_ev
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
 from llmdpd.utils.bounds import Bounds, check_config
+from llmdpd.utils.extras import extra
+
+with extra("cli"):
+    import tyro
 
 _ACTING = ("sampler", "steps", "precision")
 """Ways of acting that evaluations have no options for."""

@@ -44,6 +44,7 @@ from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.device import check_device
+from llmdpd.utils.extras import check_installed
 from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import console
 
@@ -118,6 +119,8 @@ def execute(config: TrainConfig, folder: RunFolder, stop: StopSignals) -> None:
 def set_up(run: Run) -> None:
     """Threads, seed and determinism of this process; what the method needs is here."""
     run.config.method.require()
+    for name in ("data", "report"):  # which every run needs at its end at the latest
+        check_installed(name)
     # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import Environment, FloatArray, Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.names import up_to_version
+from llmdpd.utils.extras import extra
 
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -57,7 +58,8 @@ def locomotion_id(name: str) -> str:
         expected = "one of " + ", ".join(sorted(REFERENCE_RETURNS))
         hint = "nearest: " + nearest_names(name.lower(), REFERENCE_RETURNS)
         raise InputError(f"unknown environment {name!r}", field="task", found=name, expected=expected, hint=hint)
-    import gymnasium
+    with extra("d4rl"):
+        import gymnasium
 
     base, version = parts
     candidates = [f"{_GYMNASIUM[base]}-{v}" for v in ([version] if version else _VERSIONS)]
@@ -84,7 +86,8 @@ class LocomotionTask:
     """
 
     def __init__(self, name: str, *, render: bool = False) -> None:
-        import gymnasium
+        with extra("d4rl"):
+            import gymnasium
 
         self.task = locomotion_id(name)
         self.terminated = False

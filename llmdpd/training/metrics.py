@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdpd.utils.checkpoint import refused_write
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_text, each_record
 
 _log = logging.getLogger(__name__)
@@ -76,8 +77,9 @@ class _Board:
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        with extra("report"):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
@@ -90,8 +92,9 @@ class _Board:
             self._add(Event(wall_time=time.time(), step=purge_step, session_log=session))
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        with extra("report"):
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(Event(wall_time=time.time(), step=iteration, summary=Summary(value=scalars)))

@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
-import tyro
-
 from llmdpd.errors import InputError
+from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import error_console
+
+with extra("cli"):
+    import tyro
 
 T = TypeVar("T")
 _COLUMN = 46

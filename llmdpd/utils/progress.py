@@ -5,8 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from llmdpd.utils.extras import extra
+
+with extra("cli"):
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
 
 # What is printed holds paths and names of users, in which "[a]" is no markup and ":x:" no picture.
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -393,7 +393,7 @@ def test_without_pyarrow_it_is_named(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(InputError, match="pyarrow") as caught:
         load_dataset(tmp_path)
-    assert caught.value.hint == "pip install 'llmdpd[lerobot]'"
+    assert "pip install 'llmdpd[lerobot]'" in str(caught.value)
 
 
 def test_a_small_table_of_many_rows_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_method_is_exported_or_refused_by_name(name: str, rng: Rng, tmp_path: 
     try:
         network = kind.build_network(Spaces(6, 2, 5), config.network)
     except InputError as error:
-        if not (error.hint or "").startswith("pip install"):
+        if "is not installed: pip install" not in str(error):
             raise
         pytest.skip(f"needs a package: {error}")
     acting = dataclasses.replace(config.acting, samples=1) if name in EXPORTED else config.acting

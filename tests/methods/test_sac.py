@@ -301,7 +301,7 @@ def test_without_the_package_a_policy_acts_and_training_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     assert Policy.load(tmp_path).prompt().act(np.zeros(S, np.float32)).shape == (A,)
     for needs in (SACConfig().require, lab.method):
-        with pytest.raises(InputError, match="pip install 'stable-baselines3"):
+        with pytest.raises(InputError, match=r"pip install 'llmdpd\[sac\]'"):
             needs()
 
 

@@ -131,7 +131,7 @@ def test_what_is_absent_is_named_with_the_command_that_installs_it(
     file = package(fresh_seed)
     spec = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else spec(name))
-    with pytest.raises(InputError, match="no package gguf"):
+    with pytest.raises(InputError, match="the package gguf is not installed"):
         MODEL.find(tmp_path / "fingerprints")
     file.write_bytes(file.read_bytes()[:500])
     monkeypatch.setattr("importlib.util.find_spec", spec)

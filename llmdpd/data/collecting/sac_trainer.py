@@ -23,6 +23,7 @@ from llmdpd.tasks.simulation.isolated import IsolatedEnvironments
 from llmdpd.tasks.simulation.rollout import MAKE_ENVIRONMENT
 from llmdpd.tasks.simulation.worker import EnvironmentHost, State
 from llmdpd.tasks.specs import TaskSpec
+from llmdpd.utils.extras import extra
 
 MakeEnvironment = Callable[[str, bool, bool], Environment]
 """(task, goal_visible, render) → an environment."""
@@ -50,11 +51,8 @@ class EpisodeEnd(NamedTuple):
 
 def require_sac(field: str = "policy") -> None:
     """Raise `InputError`, naming the field and the command to install it, if stable-baselines3 is not installed."""
-    try:
+    with extra("sac", field):
         import stable_baselines3  # noqa: F401
-    except ImportError as error:
-        hint = "pip install 'stable-baselines3>=2.4' (the extra `sac` of this package)"
-        raise InputError("stable-baselines3 is not installed", field=field, found=str(error), hint=hint) from None
 
 
 def episode_seed(seed: int, task: str, number: int, stream: int = 0) -> int:
@@ -110,9 +108,10 @@ class SacTrainer:
     ) -> None:
         require_sac()
         check_unit_actions(specs[0])
-        from stable_baselines3 import SAC
-        from stable_baselines3.common.logger import Logger
-        from stable_baselines3.common.vec_env import DummyVecEnv
+        with extra("sac"):
+            from stable_baselines3 import SAC
+            from stable_baselines3.common.logger import Logger
+            from stable_baselines3.common.vec_env import DummyVecEnv
 
         limit = min(spec.max_steps for spec in specs)
         self.tasks, self.seed = tuple(spec.task for spec in specs), seed
@@ -315,8 +314,9 @@ def _episodes(
     environments: EnvironmentHost | IsolatedEnvironments, specs: Sequence[TaskSpec], seed: int, max_steps: int
 ) -> Any:
     """A Gymnasium environment in which episode n has a task and a seed of its own, independent of earlier episodes."""
-    import gymnasium
-    from gymnasium.spaces import Box
+    with extra("sac"):
+        import gymnasium
+        from gymnasium.spaces import Box
 
     class Episodes(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         observation_space = Box(-np.inf, np.inf, (specs[0].state_dim,), np.float32)

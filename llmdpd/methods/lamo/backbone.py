@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +14,14 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError
 from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes, causal_bias, check_activation
 from llmdpd.utils.bounds import Bounds, Fraction, WholeNumber, Width
+from llmdpd.utils.extras import check_installed, extra
 
 Family = Literal["gpt2", "llama"]
 
 
 def check_peft() -> None:
     """Raise `InputError` where peft, which makes the adapters, is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        hint = "pip install 'llmdpd[lamo]'"
-        raise InputError(
-            "lamo needs the package peft", field="method", found="not installed", expected="peft", hint=hint
-        )
+    check_installed("lamo", "peft", field="method")
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,8 @@ class AdaptedTransformer(nn.Module, ABC):
 
     def _adapt(self, lora: LoRAConfig, *projections: str, inputs_first: bool) -> None:
         # Imported here: it takes seconds, and only this method has a use for it.
-        from peft import LoraConfig, inject_adapter_in_model
+        with extra("lamo"):
+            from peft import LoraConfig, inject_adapter_in_model
 
         adapters = LoraConfig(
             r=lora.rank,
@@ -142,7 +139,8 @@ class AdaptedLlama(AdaptedTransformer):
 
     def __init__(self, sizes: LanguageSizes, dropout: float, lora: LoRAConfig) -> None:
         super().__init__()
-        from transformers import LlamaConfig, LlamaModel
+        with extra("lamo"):
+            from transformers import LlamaConfig, LlamaModel
 
         check_activation(sizes.activation)
         rope: dict[str, Any] = {"rope_theta": sizes.rope_theta}  # transformers 5 converts it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
 import logging
 import re
@@ -17,10 +16,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, located
 from llmdpd.methods.lamo.language_model import LanguageModel
 from llmdpd.prompts.cache import default_cache_folder
 from llmdpd.prompts.transformer import attempt_load
+from llmdpd.utils.extras import check_installed, extra
 from llmdpd.utils.files import atomic_write_bytes, file_sha256
 from llmdpd.utils.tensors import read_tensors
 
@@ -64,10 +64,9 @@ def find_corpus(spec: str, field: str = _LAMO) -> Corpus:
         path = _hub_folder(repository, folder, field)
     corpus = Corpus(spec, _text_files(path, field), field)
     parquet = [file for file in corpus.files if file.suffix == ".parquet"]
-    if parquet and importlib.util.find_spec("pyarrow") is None:
-        problem, hint = "parquet files are read with the package pyarrow", "pip install 'llmdpd[lamo]'"
-        found, expected = "not installed", "pyarrow, or text files"
-        raise InputError(problem, path=parquet[0], field=field, found=found, expected=expected, hint=hint)
+    if parquet:
+        with located(parquet[0]):
+            check_installed("lamo", "pyarrow", field=field)
     return corpus
 
 
@@ -83,8 +82,9 @@ def _text_files(path: Path, field: str) -> tuple[Path, ...]:
 
 
 def _hub_folder(repository: str, folder: str, field: str) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    with extra("lamo"):
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
     try:
         cache = constants.HF_HUB_CACHE
@@ -119,7 +119,8 @@ def read_tokens(corpus: Corpus, model: LanguageModel) -> Tensor:
             return read_tensors(memo)["tokens"]
         except (InputError, KeyError) as error:
             _log.warning("cached tokens cannot be read, making them again: %s (%s)", memo, error)
-    from transformers import AutoTokenizer
+    with extra("lamo"):
+        from transformers import AutoTokenizer
 
     tokens = tokenize(corpus, attempt_load(model.source, AutoTokenizer.from_pretrained))
     try:
@@ -166,8 +167,9 @@ def read_texts(corpus: Corpus) -> Iterator[list[str]]:
 
 
 def _rows(file: Path, field: str) -> Iterator[list[str]]:
-    import pyarrow
-    import pyarrow.parquet
+    with extra("lamo"):
+        import pyarrow
+        import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file)

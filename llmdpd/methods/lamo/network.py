@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from llmdpd.errors import located
@@ -24,6 +23,7 @@ from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.utils.bounds import Bounds, Fraction, Steps
+from llmdpd.utils.options import NO_OPTION
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LaMoNetworkConfig(NetworkConfig):
     """State features; see the context of policy diffusion."""
     sequence: LanguageSequenceConfig = field(default_factory=LanguageSequenceConfig)
     """What the language model is shown of an episode."""
-    language: Annotated[LanguageSizes, tyro.conf.Suppress] = field(default_factory=LanguageSizes)
+    language: Annotated[LanguageSizes, NO_OPTION] = field(default_factory=LanguageSizes)
     """Sizes of the language model; read from its config.json."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """The adapters of the language model."""

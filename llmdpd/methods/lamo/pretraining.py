@@ -20,6 +20,7 @@ from llmdpd.errors import InputError, TrainingDivergedError
 from llmdpd.methods.lamo.corpus import Corpus, find_corpus, read_texts, tokenize
 from llmdpd.prompts.transformer import no_progress_bars
 from llmdpd.utils.bounds import Bounds, Count, Layers, Seed, SharedByHeads, Width, check_config
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_directory, atomic_write_json
 from llmdpd.utils.tensors import not_finite
 
@@ -126,8 +127,9 @@ def _check_free(out: Path) -> None:
 
 
 def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    with extra("lamo"):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -141,7 +143,8 @@ def _learn_vocabulary(corpus: Corpus, size: int) -> PreTrainedTokenizerFast:
 
 
 def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    with extra("lamo"):
+        from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes: dict[str, Any] = {"vocab_size": vocabulary, "n_positions": config.positions, "n_embd": config.width}
     sizes |= {"n_layer": config.layers, "n_head": config.heads}
@@ -149,7 +152,8 @@ def _make_model(config: PretrainConfig, vocabulary: int) -> GPT2LMHeadModel:
 
 
 def _learn(model: GPT2LMHeadModel, tokens: Tensor, config: PretrainConfig, progress: Progress | None) -> None:
-    from transformers import get_cosine_schedule_with_warmup
+    with extra("lamo"):
+        from transformers import get_cosine_schedule_with_warmup
 
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
     warmup = max(1, int(_WARMUP * config.iterations))

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-from metaworld.policies import ENV_POLICY_MAP
 
 from llmdpd.tasks.metaworld.layout import ACTION_DIM, GOAL, STATE_DIM
 from llmdpd.tasks.metaworld.names import check_task
+from llmdpd.utils.extras import extra
+
+with extra("metaworld"):
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    from metaworld.policies import ENV_POLICY_MAP
 
 CAMERA = "corner4"
 FRAME_WIDTH, FRAME_HEIGHT = 320, 240

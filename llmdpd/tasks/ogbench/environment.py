@@ -9,17 +9,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
 from llmdpd.tasks.base import FloatArray
 from llmdpd.tasks.ogbench.layout import CENTRE, SCALE, SPACES, Kind
 from llmdpd.tasks.ogbench.tasks import IN_DRAWER, MAX_STEPS, TASKS, Manipulation
+from llmdpd.utils.extras import extra
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), extra("ogbench"):
     # OGBench imports MuJoCo's viewer, which warns where there is no screen; nothing here needs one.
     warnings.simplefilter("ignore")
+    import mujoco
     from ogbench.manipspace.envs.cube_env import CubeEnv
     from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
     from ogbench.manipspace.envs.scene_env import SceneEnv

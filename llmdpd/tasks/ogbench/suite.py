@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from llmdpd.errors import InputError
 from llmdpd.tasks.base import Environment, Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.behaviours import KINDS
 from llmdpd.tasks.ogbench.layout import ACTION_DIM, SPACES
 from llmdpd.tasks.ogbench.tasks import GROUPS, MAX_STEPS, PROTOCOLS, TASKS, describe
+from llmdpd.utils.extras import check_installed
 
 if TYPE_CHECKING:
     from llmdpd.tasks.demonstrators import Demonstrator
@@ -57,13 +56,7 @@ class OGBenchSuite(TaskSuite):
 
 
 def _check_installed() -> None:
-    if find_spec("ogbench") is None:
-        raise InputError(
-            "OGBench is not installed",
-            field="tasks",
-            expected="the package ogbench",
-            hint="pip install 'llmdpd[ogbench]'",
-        )
+    check_installed("ogbench", "ogbench", field="tasks")
 
 
 SUITE = OGBenchSuite()

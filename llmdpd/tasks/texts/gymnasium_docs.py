@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import gymnasium
-from gymnasium.envs.registration import EnvSpec, load_env_creator
-
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.texts.markdown import condense, first_words, sections, sentences
 from llmdpd.tasks.texts.text_prompt import TextPrompt
+from llmdpd.utils.extras import extra
+
+with extra("data"):
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 # Headings of Gymnasium's documentation, in lower case without a colon → the prompt's field and its room in words.
 # The rooms are such that the prompts of Gymnasium's own environments fit MiniLM's 512 positions (a test checks it).

@@ -8,16 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import TimeLimit
 
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import FloatArray, Frame
 from llmdpd.tasks.user.file import UserTask
 from llmdpd.tasks.user.modules import import_from, in_words
+from llmdpd.utils.extras import extra
+
+with extra("data"):
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+    from gymnasium.wrappers import TimeLimit
 
 _RENDER_MODE = "rgb_array"
 

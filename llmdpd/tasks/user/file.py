@@ -32,12 +32,14 @@ from typing import Any, Literal
 from llmdpd.errors import InputError, located, nearest_names
 from llmdpd.tasks.layout import Layout
 from llmdpd.tasks.user.layout import finite, read_layout, shown
+from llmdpd.utils.extras import extra
 from llmdpd.utils.files import check_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    with extra("cli"):
+        import tomli as tomllib
 
 Split = Literal["seen", "unseen"]
 
