@@ -30,6 +30,7 @@ ALIASES = {
     "--lr": "method.lr",
     "--evaluation": "evaluation.mode",
     "--batch-size": "method.batch_size",
+    "--logger": "training.logger",
     "--cuda-graph": "training.cuda_graph",
 }
 """Short spellings of options that are typed often, and the fields that they set."""
@@ -75,7 +76,7 @@ def description() -> str:
 Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 
 
-_SELDOM = ("data.sac_steps", "evaluation.video_tasks", "method.augmentation.offset_probability")
+_SELDOM = ("data.sac_steps", "training.logger", "evaluation.video_tasks", "method.augmentation.offset_probability")
 """Options that --help-all alone shows."""
 _OF_DATA_SETS = (
     *("training.cuda_graph", "data.path", "data.demonstrations", "data.episodes", "data.demonstration_episodes"),

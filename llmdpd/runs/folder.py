@@ -43,7 +43,7 @@ _FREE_ON_RESUME = (
     "threads",
     *("evaluation.episodes", "evaluation.seen_episodes", "evaluation.videos", "evaluation.video_tasks"),
     *("data.root", "data.workers"),
-    *("training.checkpoint_every", "training.cuda_graph"),
+    *("training.checkpoint_every", "training.cuda_graph", "training.logger"),
 )
 
 

@@ -41,6 +41,7 @@ from llmdpd.tasks.specs import shown_by, suite_of, task_spec
 from llmdpd.tasks.user import file_in_use
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
+from llmdpd.training.loggers import LOGGERS
 from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.device import check_device
@@ -117,10 +118,12 @@ def execute(config: TrainConfig, folder: RunFolder, stop: StopSignals) -> None:
 
 
 def set_up(run: Run) -> None:
-    """Threads, seed and determinism of this process; what the method needs is here."""
+    """Threads, seed and determinism of this process; what the method and the loggers need is here."""
     run.config.method.require()
     for name in ("data", "report"):  # which every run needs at its end at the latest
         check_installed(name)
+    for name in run.config.training.logger:
+        LOGGERS[name].require()
     # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -87,7 +87,7 @@ class TrainingLoop:
         resumed = self._restore()
         total = self.config.iterations
         with (
-            MetricsWriter(self.run, self.iteration if resumed else None, self._elapsed) as metrics,
+            MetricsWriter(self.run, self.iteration if resumed else None, self._elapsed, self.config.logger) as metrics,
             ProgressBar("training", "it") as bar,
         ):
             try:

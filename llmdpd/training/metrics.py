@@ -1,44 +1,60 @@
-"""Metrics of a run: metrics.jsonl, one record a line, and TensorBoard scalars beside it."""
+"""Metrics of a run: metrics.jsonl, one record a line, and the loggers beside it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+from llmdpd.training.loggers import LOGGERS
+from llmdpd.training.loggers.base import Logger
 from llmdpd.utils.checkpoint import refused_write
-from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_text, each_record
 
+_WHEN = ("iteration", "wall_seconds")
 _log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Writes records to `RUN/metrics.jsonl` and TensorBoard; a context manager.
+    """Writes records to `RUN/metrics.jsonl` and to loggers; a context manager.
+
+    Each record is once in each of them, however often the run was stopped: what an interrupted run wrote after its
+    checkpoint is dropped, or where a logger cannot drop it not written to it again. The resumed run writes the same.
 
     Args:
         run: the run folder.
         resume_at: drop what an interrupted run wrote after this iteration; None starts anew.
         elapsed: training seconds before this process.
+        loggers: names in `LOGGERS`. One that is new to the run gets what was recorded before, too.
 
     Raises:
-        InputError: here and in `write`, where the disk is full or refuses.
+        InputError: here and in `write`, where the disk is full or refuses; and as the loggers.
     """
 
-    def __init__(self, run: Path, resume_at: int | None = None, elapsed: float = 0.0) -> None:
+    def __init__(
+        self,
+        run: Path,
+        resume_at: int | None = None,
+        elapsed: float = 0.0,
+        loggers: Sequence[str] = ("tensorboard",),
+    ) -> None:
         self._run, self._path = run, run / "metrics.jsonl"
-        kept = [] if resume_at is None else [r for r in read_metrics(self._path) if r["iteration"] <= resume_at]
+        before, last = read_metrics(self._path), -1 if resume_at is None else resume_at
+        kept = [record for record in before if record["iteration"] <= last]
+        dropped = {_key(record) for record in before if record["iteration"] > last}
+        self._loggers: list[tuple[Logger, set[tuple[object, ...]]]] = []
         with self._refusals():
             atomic_write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
-            self._board = _Board(run / "tensorboard", None if resume_at is None else resume_at + 1)
+            for name in loggers:
+                logger = LOGGERS[name](run, resume_at)
+                self._loggers.append((logger, dropped if logger.continues and not logger.rewinds else set()))
+                for record in () if logger.continues else kept:
+                    logger.write(int(record["iteration"]), _values(record))
         self._start = time.monotonic() - elapsed
 
     @property
@@ -51,16 +67,20 @@ class MetricsWriter:
         record = {"iteration": iteration, "wall_seconds": round(self.seconds, 3), **values}
         with self._refusals():
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._board.write(iteration, values)
+            for logger, known in self._loggers:
+                if _key(record) not in known:
+                    logger.write(iteration, values)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for file in (self._file, self._board):
-            # Every record was flushed as it was written; what a full disk refused then is refused again here.
+    def __exit__(self, kind: object, *error: object) -> None:
+        # Every record was flushed as it was written; what a full disk refused then is refused again here.
+        with suppress(OSError):
+            self._file.close()
+        for logger, _ in self._loggers:
             with suppress(OSError):
-                file.close()
+                logger.close(failed=kind is not None)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -70,41 +90,13 @@ class MetricsWriter:
             raise refused_write("the metrics", self._path, self._run / "checkpoint", error) from error
 
 
-class _Board:
-    """Scalars in TensorBoard's format.
+def _values(record: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if name not in _WHEN}
 
-    Written in this thread: SummaryWriter's own thread ends in a traceback on a full disk, and tells nobody else.
-    """
 
-    def __init__(self, folder: Path, purge_step: int | None) -> None:
-        with extra("report"):
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-            from tensorboard.summary.writer.record_writer import RecordWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("wb"))
-        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if purge_step is not None:
-            session = SessionLog(status=SessionLog.START)
-            self._add(Event(wall_time=time.time(), step=purge_step, session_log=session))
-
-    def write(self, iteration: int, values: dict[str, float]) -> None:
-        with extra("report"):
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(Event(wall_time=time.time(), step=iteration, summary=Summary(value=scalars)))
-
-    def close(self) -> None:
-        self._records.close()
-
-    def _add(self, event: Any) -> None:
-        self._records.write(event.SerializeToString())
-        self._records.flush()
+def _key(record: Mapping[str, float]) -> tuple[object, ...]:
+    """What tells a record from the others: its iteration and what it has values of."""
+    return record["iteration"], *_values(record)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -21,6 +21,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "report": ("imageio", "imageio_ffmpeg", "jinja2", "markupsafe", "matplotlib", "tensorboard"),
     "sac": ("gymnasium", "stable_baselines3"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
 }
 """Extra → what its parts of this package import. pyproject.toml says which distributions hold it."""
 

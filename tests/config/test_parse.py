@@ -24,6 +24,7 @@ SHORT = {
     "--tasks": (["reach", "push-v2"], "tasks.seen", ("reach-v3", "push-v3")),
     "--lr": (["1e-3"], "method.lr", 1e-3),
     "--batch-size": (["24"], "method.batch_size", 24),
+    "--logger": (["wandb", "trackio"], "training.logger", ("wandb", "trackio")),
     "--cuda-graph": (["off"], "training.cuda_graph", "off"),
     "--evaluation": (["none"], "evaluation.mode", "none"),
 }
