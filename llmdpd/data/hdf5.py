@@ -8,7 +8,6 @@ HDF5 itself reads through `_Source`, which refuses what the library would take g
 
 from __future__ import annotations
 
-import fcntl
 import io
 import math
 import os
@@ -26,6 +25,7 @@ from llmdpd.data.trajectories import check_finite
 from llmdpd.errors import InputError
 from llmdpd.utils.extras import extra
 from llmdpd.utils.files import check_regular
+from llmdpd.utils.system import lock_shared
 
 with extra("data"):
     import h5py
@@ -45,7 +45,7 @@ class _Source(io.FileIO):
         size = os.fstat(self.fileno()).st_size
         self.path, self.size, self.room, self.refused = path, size, FREE + EXPANSION * size, ""
         try:
-            fcntl.flock(self, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_shared(self.fileno())
         except BlockingIOError:
             raise  # as HDF5 does by itself: it is just being written
         except OSError:

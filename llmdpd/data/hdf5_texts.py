@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llmdpd.utils.extras import extra
+from llmdpd.utils.system import read_at
 
 with extra("data"):
     import h5py
@@ -109,7 +110,7 @@ def _unpacked(layout: h5py.h5p.PropDCID, chunk: h5py.h5d.StoreInfo, limit: int, 
 
 
 def _read(descriptor: int, size: int, place: int) -> bytes:
-    return os.pread(descriptor, min(size, os.fstat(descriptor).st_size), place)
+    return read_at(descriptor, min(size, os.fstat(descriptor).st_size), place)
 
 
 def _items(references: bytes) -> int:
@@ -144,7 +145,7 @@ def _attribute(message: bytes) -> tuple[bytes, bytes]:
 
 def _heap_blocks(descriptor: int, address: int, base: int) -> Iterator[bytes]:
     """All blocks of a fractal heap in which objects are; HDF5 finds none outside them, as the heap is held to be."""
-    head = os.pread(descriptor, 142, address + base)
+    head = read_at(descriptor, 142, address + base)
     if head[:4] != b"FRHP" or len(head) < 142:
         raise OSError("attributes whose heap is damaged")
     # References of 8 bytes and no index of large objects, so that there are none; no filters.
@@ -173,7 +174,7 @@ def _heap_blocks(descriptor: int, address: int, base: int) -> Iterator[bytes]:
 
 def _messages(descriptor: int, address: int, base: int) -> Iterator[tuple[int, bytes]]:
     """(kind, content) of the messages of an object's header that describe attributes, or say where they are."""
-    head = os.pread(descriptor, 64, address)
+    head = read_at(descriptor, 64, address)
     new = head[:4] == b"OHDR"
     if new:
         flags = head[5]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -18,9 +19,12 @@ def main(arguments: Sequence[str]) -> None:
     """Does not return: the process becomes the command."""
     parent, *command = arguments
     # Kept through exec. SIGTERM: a run saves and ends.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):
         sys.exit(128 + signal.SIGTERM)  # it died before that
+    if sys.platform == "win32":  # where exec would be a new process, and this one's end
+        sys.exit(subprocess.call(command))
     os.execv(command[0], command)
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from llmdpd.utils.files import atomic_write_bytes
+from llmdpd.utils.system import user
 
 _log = logging.getLogger(__name__)
 _SCHEMA = 1
@@ -98,7 +99,7 @@ def default_cache_folder() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification requires relative paths to be ignored.
     own = Path(os.path.expanduser("~"))
-    usual = own / ".cache" if own.is_absolute() else Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    usual = own / ".cache" if own.is_absolute() else Path(tempfile.gettempdir()) / f"cache-{user()}"
     return (home if home.is_absolute() else usual) / "llmdpd" / "embeddings"
 
 

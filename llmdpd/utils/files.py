@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,19 +22,12 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from llmdpd.errors import InputError
+from llmdpd.utils.system import is_alive, lock_folder, sync, try_lock
 
 _LOCK_POLL_SECONDS = 0.2
 _LONGEST_TEXT = 1 << 28  # bytes
 _MOST_ITERATIONS = 1 << 53  # beyond it no float counts them
 _log = logging.getLogger(__name__)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _pid_space() -> str:
@@ -71,7 +63,7 @@ def _remove_left_over(folder: Path) -> None:
     _cleaned.add(place)
     for left in _listed(folder):
         match = _TEMPORARY.fullmatch(left.name)
-        if match is None or _is_alive(int(match[1])):
+        if match is None or is_alive(int(match[1])):
             continue
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -85,16 +77,6 @@ def _listed(folder: Path) -> list[Path]:
     with suppress(OSError):
         return list(folder.iterdir())
     return []
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's
-        return True
-    return True
 
 
 @contextmanager
@@ -118,9 +100,9 @@ def atomic_writer(path: str | Path) -> Iterator[Path]:
     temporary.touch(exist_ok=False)
     try:
         yield temporary
-        _fsync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -159,13 +141,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _fsync(file)
-        _fsync(temporary)
+            sync(file)
+        sync(temporary)
         with _locked_folder(path.parent):
             if path.exists():
                 os.replace(path, path.with_name(f".{path.name}.{secrets.token_hex(8)}.old"))
             os.replace(temporary, path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         recover_directory(path)  # restores the old folder if the second rename failed, otherwise removes it
@@ -196,14 +178,13 @@ def _left_over(path: Path) -> list[Path]:
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[None]:
     """Keep other processes from renaming in `folder`, so that none takes the moment between two renames for a kill."""
-    handle = os.open(folder, os.O_RDONLY)
+    # Windows and some network file systems have no locks for folders; harm is then very unlikely.
+    handle = lock_folder(folder)
     try:
-        # Some network file systems have no locks for folders; harm is then very unlikely.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager
@@ -232,14 +213,15 @@ def process_lock(path: str | Path, on_busy: Callable[[int | None], None]) -> Ite
                 finally:
                     # Removed while it is held: a process that has already opened it sees that it is no longer there.
                     if _is_open_at(file, path):
-                        path.unlink()
+                        with suppress(PermissionError):  # Windows removes no open file
+                            path.unlink()
                 return
 
 
 def _locked(file: TextIO) -> bool:
     """Lock the open file, unless another process has; without locks where the file system has none."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(file.fileno())
     except BlockingIOError:
         return False
     except OSError as error:

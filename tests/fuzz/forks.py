@@ -24,7 +24,7 @@ from typing import Any
 
 import llmdpd.__main__ as commands
 from llmdpd.experiments import scheduler
-from llmdpd.tasks.simulation import processes, worker
+from llmdpd.tasks.simulation import channel, worker
 from llmdpd.utils import files
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -279,7 +279,7 @@ def prepare() -> None:
         with contextlib.suppress(ImportError):  # stable-baselines3 is an extra
             importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork has the thread alone that forked"
-    processes.subprocess = SimpleNamespace(Popen=_worker, DEVNULL=-3)  # type: ignore[assignment]
+    channel.subprocess = SimpleNamespace(Popen=_worker, DEVNULL=-3)  # type: ignore[assignment]
     scheduler.start_process = _step  # type: ignore[assignment]
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 

@@ -258,7 +258,7 @@ class Kill(BaseException):
 def test_killed_at_any_moment_of_its_creation_it_is_created_by_the_next_try(tmp_path: Path, monkeypatch: Patch) -> None:
     import llmdpd.utils.files as files
 
-    real, left = files._fsync, 0
+    real, left = files.sync, 0
 
     def fsync(path: Path) -> None:
         nonlocal left
@@ -271,7 +271,7 @@ def test_killed_at_any_moment_of_its_creation_it_is_created_by_the_next_try(tmp_
     for moments in range(100):
         left = moments
         folder = tmp_path / str(moments)
-        monkeypatch.setattr(files, "_fsync", fsync)
+        monkeypatch.setattr(files, "sync", fsync)
         monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # nothing is cleaned up
         try:
             RunFolder.create(folder, CONFIG)

@@ -234,7 +234,7 @@ def test_a_file_system_without_locks_is_told(
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with process_lock(tmp_path / "lock", lambda pid: None):
         pass
     assert "no locks" in caplog.text

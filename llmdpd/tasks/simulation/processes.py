@@ -10,19 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import socket
-import struct
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 from llmdpd.errors import InputError
+from llmdpd.tasks.simulation.channel import start_worker
 from llmdpd.tasks.user import file_in_use
 from llmdpd.utils.cores import usable_cores
 
@@ -36,8 +33,6 @@ The environment variables LLMDPD_STEP_SECONDS and LLMDPD_EPISODE_SECONDS say oth
 POLL_SECONDS = 0.5
 """The longest time between two looks at silent workers and at stop signals."""
 _ALLOW_LONGER = "; LLMDPD_STEP_SECONDS and LLMDPD_EPISODE_SECONDS allow longer"
-# A worker that is stopped in the middle of a message must not hold its parent up in it.
-_MESSAGE_SECONDS = 60
 
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # "-I" keeps a stray json.py in the working directory out; then the parent's import path is taken over as it is.
@@ -115,20 +110,8 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                ours.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _MESSAGE_SECONDS, 0))
-            command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
-            # Ctrl-C reaches the whole group: the worker has it blocked from before it can ignore it.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=self._environment
-                )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self.connection = Connection(ours.detach())
+        boot = [sys.executable, "-I", "-c", _BOOT]
+        self._process, self.connection = start_worker(boot, [json.dumps(sys.path)], self._environment)
         self.pending.clear()
         self._limits.clear()
         self._looked, self._silent = time.monotonic(), 0.0

@@ -5,23 +5,19 @@ A worker is a fresh interpreter (see `llmdpd.tasks.simulation.processes`), so th
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
-import signal
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import Environment, FloatArray, Frame
+from llmdpd.tasks.simulation.channel import Connection, connect_parent
 from llmdpd.tasks.user import use_file
 
 PARENT_POLL_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def resolve(name: str) -> Any:
@@ -30,7 +26,7 @@ def resolve(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def serve(connection: Connection, parent: int) -> None:
+def serve(connection: Connection[Any, Any], parent: int) -> None:
     """Build the handler that the first message asks for, then answer method calls until the parent is gone.
 
     Messages: (factory, args, the task file in use or None), then (method, args); answers: ("ok", value) or ("error",
@@ -61,14 +57,7 @@ def serve(connection: Connection, parent: int) -> None:
 
 def main(descriptor: int, parent: int) -> None:
     """Entry point of a worker process; `descriptor` is its end of a socket pair."""
-    # Ctrl-C reaches the whole process group; the parent decides what happens to its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker that is stopped goes on when its parent is killed, and sees that there is none.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
-    # For what the environments start themselves; the parent has blocked it.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    serve(Connection(descriptor), parent)
+    serve(connect_parent(descriptor), parent)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def test_a_worker_killed_before_it_reads_its_first_message(toys: str, monkeypatc
 def test_a_stopped_worker_that_reads_nothing_does_not_hold_its_parent(
     toys: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_MESSAGE_SECONDS", 1)
+    monkeypatch.setattr("llmdpd.tasks.simulation.channel._MESSAGE_SECONDS", 1)
     stopped = Worker(1, f"{toys}:Probe", ())
     os.kill(stopped.pid, signal.SIGSTOP)
     stopped.call("tag", "square", bytes(4_000_000))
