@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate a run's policies, or a non-learned baseline, with prompts of your choice",
     "report": "write an HTML page about a run, or comparing several",
     "experiment": "run a table or figure of the paper, and make a page of it",
+    "tune": "search hyper-parameters on tasks that nothing is reported on",
     "collect": "make a data set, by scripted experts or from a run of SAC",
     "export": "write a run's policy for machines without this package",
     "tasks": "check a file with tasks of your own",

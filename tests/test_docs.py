@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 LOG = DOCS / "research-log"
 PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if LOG not in page.parents)]
 WITH_LOG = [*PAGES, *sorted(LOG.glob("*.md"))]
-COMMANDS = ("train", "evaluate", "collect", "report", "experiment", "pretrain", "export", "tasks")
+COMMANDS = ("train", "evaluate", "collect", "report", "experiment", "pretrain", "export", "tasks", "tune")
 OTHERS = {"--index-url", "--policy", "--steps", "--level", "--agent"}
 """Options of pip, of `llmdpd collect --policy sac`, which has a help of its own, and a former spelling."""
 FENCE = re.compile(r"^ *```")

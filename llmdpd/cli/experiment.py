@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from llmdpd.cli.common import checked_words, run_command
 from llmdpd.errors import InputError
+from llmdpd.experiments.executors import Executor, LocalExecutor, Resources, make_executor
 from llmdpd.experiments.grids import BUDGETS, GRIDS
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.experiments.scheduler import Outcome, Scheduler, seconds_left, shares
+from llmdpd.experiments.scheduler import Outcome, Scheduler, seconds_left
 from llmdpd.reporting.page import measure
 from llmdpd.runs.folder import folder_lock
 from llmdpd.training.stopping import StopSignals
@@ -59,23 +60,29 @@ def _run(plan: Plan, words: Sequence[str], stop: StopSignals) -> list[Outcome]:
     """Run what is missing and write the page; the cells that failed."""
     # Every folder is looked at first: one that is not the cell's stops the command before hours of work.
     missing = [cell for cell in plan.runnable if cell.state != "done"]
-    parts = shares(plan.settings.jobs, plan.settings.device, len(missing))
+    executor = _executor(plan)
     _show_skipped(plan)
-    console.print(
-        f"{len(missing)} of {len(plan.runnable)} runs to do, {len(parts)} at once; logs in {plan.out / 'logs'}"
-    )
     outcomes: list[Outcome] = []
     command = ("python", "-m", "llmdpd.experiment", *words)
-    scheduler = Scheduler(missing, parts, plan.out / "logs", stop)
+    scheduler = Scheduler(missing, executor, plan.out / "logs", stop)
+    console.print(
+        f"{len(missing)} of {len(plan.runnable)} runs to do, {scheduler.at_once} at once; logs in {plan.out / 'logs'}"
+    )
     try:
         outcomes = scheduler.execute()
     finally:
+        executor.close()
         console.print(f"page: {write_page(plan, scheduler.outcomes, command)}")
     failed = [outcome for outcome in outcomes if outcome.failed_step]
     for outcome in failed:
         error_console.print(f"{outcome.cell.name} {outcome.words}; the end of its log:", style="bold red")
         error_console.print(outcome.log_tail)
     return failed
+
+
+def _executor(plan: Plan) -> Executor:
+    settings = plan.settings
+    return make_executor(settings.executor, Resources(settings.jobs, settings.threads, settings.device, settings.slurm))
 
 
 def _show_skipped(plan: Plan) -> None:
@@ -88,7 +95,6 @@ def _show_plan(plan: Plan) -> None:
     """The cells, their state, and about how long each takes where a finished run tells."""
     cells = [cell for key in plan.chosen for cell in plan.cells[key]]
     missing = [cell for cell in plan.runnable if cell.state != "done"]
-    parts = shares(plan.settings.jobs, plan.settings.device, len(missing))
     known = [cell for group in plan.cells.values() for cell in group]
     left = {cell.name: seconds_left(cell, known) for cell in missing}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -101,6 +107,10 @@ def _show_plan(plan: Plan) -> None:
         table.add_row(cell.name, state, about)
     console.print(table)
     _show_skipped(plan)
-    total = measure("seconds", sum(seconds or 0.0 for seconds in left.values()) / len(parts))
+    # A cluster is not asked, only to look at a plan: it takes what it takes.
+    settings = plan.settings
+    local = settings.executor == LocalExecutor.name
+    at_once = len(_executor(plan).shares(len(missing))) if local else settings.jobs or max(1, len(missing))
+    total = measure("seconds", sum(seconds or 0.0 for seconds in left.values()) / at_once)
     unknown = " and those not known, of which no run has finished yet" if None in left.values() else ""
-    console.print(f"{len(missing)} runs to do, {len(parts)} at once: about {total}{unknown}")
+    console.print(f"{len(missing)} runs to do, {at_once} at once: about {total}{unknown}")

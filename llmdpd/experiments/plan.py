@@ -57,9 +57,15 @@ class Settings:
     """Evaluate with other prompts, and non-learned baselines, too, where the experiment has such; --no-variants: the
     runs alone."""
     jobs: int | None = None
-    """Runs at once; by default one a GPU where there are any, else one a core."""
+    """Runs at once; by default one a GPU where there are any, else one a core; of a cluster, what it takes."""
+    threads: int | None = None
+    """CPU threads of a run; by default the cores shared out among the runs at once, of a cluster one."""
     device: str = "auto"
-    """auto (GPUs where there are any), cpu or cuda."""
+    """auto (GPUs where there are any; of a cluster none), cpu or cuda."""
+    executor: str = "local"
+    """local: processes of this machine. ray: the cluster that RAY_ADDRESS names, else a local one. slurm: its jobs."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of the jobs, NAME=VALUE, as submitit calls them: slurm_partition=…, timeout_min=…"""
     dry_run: bool = False
     """Show the runs, their state and, where a run of their method has finished, about how long they take; run nothing.
     """
@@ -106,6 +112,8 @@ def make_plan(settings: Settings, grids: dict[str, Grid] = GRIDS) -> Plan:
     episodes = settings.episodes or budget.episodes or grid.episodes
     suffix = "" if settings.budget == "full" else f"-{settings.budget}"
     out = settings.out or Path("experiments") / f"{protocol}{suffix}"
+    # A cluster's workers begin in other folders.
+    out = out if settings.executor == "local" else out.absolute()
     keys = tuple(method.key for method in grid.methods)
     chosen = tuple(_known(key, keys, "--only") for key in dict.fromkeys(map(_current_key, settings.only))) or keys
     settings = dataclasses.replace(settings, data_root=settings.data_root.absolute())

@@ -1,28 +1,24 @@
-"""Running an experiment's cells as processes, several at once, each of them from where it was left."""
+"""Running an experiment's cells, several at once, each of them from where it was left."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
-from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Cell, Share, Step
+from llmdpd.experiments.executors import LOST, Executor, Running
 from llmdpd.training.stopping import StopSignals
-from llmdpd.utils.bounds import Bounds
-from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _POLL_SECONDS = 0.2
 _TAIL_LINES = 15
+_MOST_LOSSES = 5
+"""Times that a cell is lost with its worker without an iteration more, until it counts as failed: it may be what kills
+them."""
 
 
 @dataclass(frozen=True)
@@ -44,56 +40,23 @@ class Outcome:
 
 @dataclass
 class _Job:
-    """A cell that is being worked on; `step` runs as `process`."""
+    """A cell that is being worked on; `step` is `running`. `losses`: workers lost since `iterations` were done."""
 
     cell: Cell
     share: Share
     log: Path
     step: Step
-    process: subprocess.Popen[str]
+    running: Running
     watch: Stopwatch = field(default_factory=Stopwatch)
+    losses: int = 0
+    iterations: int = 0
 
-
-def shares(jobs: int | None, device: str, cells: int) -> list[Share]:
-    """What each of the cells that run at once may use: a GPU each where there are any, else the cores shared out.
-
-    device: `cpu`, `cuda`, or `auto` for the GPUs that there are.
-
-    Raises:
-        InputError: an impossible number of jobs, or GPUs are asked for and there are none.
-    """
-    Bounds(1).check(jobs, "--jobs")
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError("no such device", field="--device", found=device, expected="auto, cpu or cuda")
-    gpus = 0 if device == "cpu" else _gpus()
-    if device == "cuda" and not gpus:
-        raise InputError("no GPU that torch can use", field="--device", found="0 GPUs", expected="cpu, or auto")
-    count = min(jobs or gpus or usable_cores(), max(1, cells))
-    threads = max(1, usable_cores() // count)
-    return [Share(threads, number % gpus if gpus else None) for number in range(count)]
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def start_process(argv: list[str], log: IO[str], cuda: int | None = None) -> subprocess.Popen[str]:
-    """A command in a session of its own: a terminal's Ctrl-C reaches it through the scheduler alone, and so once."""
-    environment = dict(os.environ)
-    if cuda is not None:
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[cuda] if visible else str(cuda)
-    return subprocess.Popen(
-        [sys.executable, "-m", "llmdpd.experiments.child", str(os.getpid()), *argv],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        text=True,
-        start_new_session=True,
-    )
+    def lose(self) -> bool:
+        """Note that a worker was lost; whether the cell may go on."""
+        done = self.cell.iterations_done
+        self.losses = 1 if done > self.iterations else self.losses + 1
+        self.iterations = done
+        return self.losses <= _MOST_LOSSES
 
 
 class Scheduler:
@@ -101,13 +64,14 @@ class Scheduler:
 
     Args:
         cells: in the order in which they begin.
-        parts: what of the machine each running cell may use.
+        executor: what runs their steps.
         logs: folder of the logs, one a cell, appended to.
         stop: the stop signals; they are passed on to what runs.
     """
 
-    def __init__(self, cells: Sequence[Cell], parts: Sequence[Share], logs: Path, stop: StopSignals) -> None:
-        self._waiting, self._free = list(cells), list(parts)
+    def __init__(self, cells: Sequence[Cell], executor: Executor, logs: Path, stop: StopSignals) -> None:
+        self._waiting, self._free = list(cells), executor.shares(len(cells))
+        self._executor, self.at_once = executor, len(self._free)
         self._total, self._logs, self._stop = len(cells), logs, stop
         self._running: list[_Job] = []
         self._busy: set[str] = set()
@@ -150,19 +114,25 @@ class Scheduler:
                 continue
             share = self._free.pop(0)
             log = self._logs / f"{cell.name}.log"
-            self._running.append(_Job(cell, share, log, step, _run_step(step, share, log)))
+            running = self._run_step(step, share, log)
+            self._running.append(_Job(cell, share, log, step, running, iterations=cell.iterations_done))
 
     def _look(self) -> None:
         """For each job that has ended start the cell's next step, or note its outcome."""
         for job in list(self._running):
-            code = job.process.poll()
+            code = job.running.poll()
             if code is None:
                 continue
-            step = None if code else job.cell.next_step(job.share)
-            # A step that succeeds and leaves the same to do would be repeated for ever.
-            failed = job.step.what if code or step == job.step else None
+            lost = code == LOST
+            step = None if code and not lost else job.cell.next_step(job.share)
+            if lost:
+                failed = None if job.lose() else f"{job.step.what}, whose worker was lost {job.losses} times"
+                _write(job.log, f"# the worker of this step was lost: {job.step.what}")
+            else:
+                # A step that succeeds and leaves the same to do would be repeated for ever.
+                failed = job.step.what if code or step == job.step else None
             if step is not None and failed is None:
-                job.step, job.process = step, _run_step(step, job.share, job.log)
+                job.step, job.running = step, self._run_step(step, job.share, job.log)
                 continue
             self._running.remove(job)
             self._free.append(job.share)
@@ -186,17 +156,19 @@ class Scheduler:
             return
         console.print(f"stopping {', '.join(job.cell.name for job in self._running)}")
         for job in self._running:
-            job.process.send_signal(signal.SIGTERM)
+            job.running.stop()
         for job in self._running:
-            job.process.wait()
+            job.running.wait()
+
+    def _run_step(self, step: Step, share: Share, log: Path) -> Running:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _write(log, f"$ {shlex.join(('python', '-m', *step.words))}")
+        return self._executor.start(step.argv, share, log)
 
 
-def _run_step(step: Step, share: Share, log: Path) -> subprocess.Popen[str]:
-    log.parent.mkdir(parents=True, exist_ok=True)
+def _write(log: Path, line: str) -> None:
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(('python', '-m', *step.words))}\n")
-        file.flush()
-        return start_process(step.argv, file, share.cuda)
+        file.write(f"{line}\n")
 
 
 def _is_busy(cell: Cell) -> bool:

@@ -19,9 +19,12 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "metaworld": ("metaworld", "mujoco"),
     "ogbench": ("mujoco", "ogbench"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "ray": ("ray",),
     "report": ("imageio", "imageio_ffmpeg", "jinja2", "markupsafe", "matplotlib", "tensorboard"),
     "sac": ("gymnasium", "stable_baselines3"),
+    "slurm": ("submitit",),
     "trackio": ("trackio",),
+    "tune": ("optuna",),
     "wandb": ("wandb",),
 }
 """Extra → what its parts of this package import. pyproject.toml says which distributions hold it."""

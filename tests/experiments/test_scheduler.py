@@ -12,14 +12,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llmdpd.errors import InputError
-from llmdpd.experiments import scheduler as module
 from llmdpd.experiments.cell import Share, Step
+from llmdpd.experiments.executors import LOST, Resources, Running, local, make_executor
+from llmdpd.experiments.executors.local import LocalExecutor
 from llmdpd.experiments.plan import Plan
-from llmdpd.experiments.scheduler import Scheduler, seconds_left, shares
+from llmdpd.experiments.scheduler import Scheduler, seconds_left
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.files import process_lock
 
@@ -46,6 +48,11 @@ class FakeCell:
     def name(self) -> str:
         return self.folder.name
 
+    @property
+    def iterations_done(self) -> int:
+        """As many as the folder holds files `iteration…`."""
+        return len(list(self.folder.glob("iteration*")))
+
     def next_step(self, share: Share) -> Step | None:
         code = f"from pathlib import Path\nimport sys, time\nfolder = Path({str(self.folder)!r})\n{self.code}"
         return None if (self.folder / "done").exists() else Script("work", ("a script",), code)
@@ -69,7 +76,8 @@ def cell(tmp_path: Path) -> MakeCell:
 
 
 def scheduler(cells: list[FakeCell], parts: int, folder: Path, stop: StopSignals | None = None) -> Scheduler:
-    return Scheduler(cells, [Share(1)] * parts, folder / "logs", stop or StopSignals())  # type: ignore[arg-type]
+    executor = LocalExecutor(Resources(parts, threads=1, device="cpu"))
+    return Scheduler(cells, executor, folder / "logs", stop or StopSignals())  # type: ignore[arg-type]
 
 
 def test_a_failed_cell_does_not_stop_the_others(cell: MakeCell, tmp_path: Path) -> None:
@@ -112,6 +120,42 @@ present = [f.name for f in folder.parent.iterdir() if (f / "here").exists() and 
     assert all(len((tmp_path / name / "present").read_text().split()) <= 2 for name, _ in pairs)
 
 
+class Unsteady(LocalExecutor):
+    """Its workers are lost as often as `losses` says, after what they run has ended."""
+
+    losses = 0
+
+    def start(self, argv: list[str], share: Share, log: Path) -> Running:  # type: ignore[override]
+        step = super().start(argv, share, log)
+        if self.losses == 0:
+            return step
+        self.losses -= 1
+
+        def poll() -> str | None:
+            return None if step.poll() is None else LOST
+
+        return SimpleNamespace(poll=poll, stop=step.stop, wait=step.wait)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("losses", "iterates", "ends_well"), [(4, False, True), (6, False, False), (12, True, True)])
+def test_a_cell_lost_with_its_worker_goes_on_unless_it_gets_no_further(
+    cell: MakeCell, tmp_path: Path, losses: int, iterates: bool, ends_well: bool
+) -> None:
+    iterate = "import random; (folder / f'iteration{random.random()}').touch()" if iterates else ""
+    finish = f"count = len(list(folder.glob('begun*')))\nif count > {losses}: {DONE}"
+    begin = "import random; (folder / f'begun{random.random()}').touch()"
+    executor = Unsteady(Resources(1, threads=1, device="cpu"))
+    executor.losses = losses
+    work = cell("work", "\n".join((begin, iterate, finish)))
+    (outcome,) = Scheduler([work], executor, tmp_path / "logs", StopSignals()).execute()  # type: ignore[list-item]
+    begun = len(list(work.folder.glob("begun*")))
+    if ends_well:
+        assert (outcome.failed_step, begun) == (None, losses + 1)
+    else:
+        assert (outcome.failed_step, begun) == ("work, whose worker was lost 6 times", 6)
+    assert (tmp_path / "logs" / "work.log").read_text().count("was lost") == min(losses, begun)
+
+
 def test_a_stop_is_passed_on_and_waited_for(cell: MakeCell, tmp_path: Path) -> None:
     save = """
 import signal
@@ -140,13 +184,13 @@ def test_a_cell_that_another_process_works_in_is_waited_for(
 ) -> None:
     busy, free = cell("busy", DONE), cell("free", DONE)
     order: list[str] = []
-    run_step = module._run_step
+    run_step = Scheduler._run_step
 
-    def watched(step: Step, share: Share, log: Path) -> object:
+    def watched(self: Scheduler, step: Step, share: Share, log: Path) -> Running:
         order.append(log.stem)
-        return run_step(step, share, log)
+        return run_step(self, step, share, log)
 
-    monkeypatch.setattr(module, "_run_step", watched)
+    monkeypatch.setattr(Scheduler, "_run_step", watched)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -170,21 +214,27 @@ def test_a_cell_that_another_process_works_in_is_waited_for(
 
 
 def test_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "usable_cores", lambda: 8)
-    monkeypatch.setattr(module, "_gpus", lambda: 0)
+    def shares(jobs: int | None, device: str, cells: int, threads: int | None = None) -> list[Share]:
+        return make_executor("local", Resources(jobs, threads, device)).shares(cells)
+
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    monkeypatch.setattr(local, "count_gpus", lambda: 0)
     assert shares(None, "auto", 3) == [Share(2)] * 3
     assert shares(None, "auto", 100) == [Share(1)] * 8
     assert shares(2, "cpu", 100) == [Share(4)] * 2
+    assert shares(2, "cpu", 100, threads=3) == [Share(3)] * 2
     assert shares(None, "auto", 0) == [Share(8)]
-    monkeypatch.setattr(module, "_gpus", lambda: 2)
+    monkeypatch.setattr(local, "count_gpus", lambda: 2)
     assert shares(None, "auto", 9) == [Share(4, 0), Share(4, 1)]
     assert shares(4, "cuda", 9) == [Share(2, 0), Share(2, 1), Share(2, 0), Share(2, 1)]
     assert shares(None, "cpu", 9) == [Share(1)] * 8
-    monkeypatch.setattr(module, "_gpus", lambda: 0)
+    monkeypatch.setattr(local, "count_gpus", lambda: 0)
     for jobs, device, field in ((0, "auto", "--jobs"), (1, "tpu", "--device"), (1, "cuda", "--device")):
         with pytest.raises(InputError) as caught:
             shares(jobs, device, 1)
         assert caught.value.field == field
+    with pytest.raises(InputError, match="threads"):
+        shares(1, "cpu", 1, threads=0)
 
 
 def test_each_gpu_is_given_by_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +245,7 @@ def test_each_gpu_is_given_by_its_own_number(tmp_path: Path, monkeypatch: pytest
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         with (tmp_path / "log").open("w") as log:
-            process = module.start_process([sys.executable, "-c", code], log, 1)
+            process = local.start_process([sys.executable, "-c", code], log, 1)
             assert process.wait(PATIENCE) == 0
         assert (tmp_path / "log").read_text().strip() == expected
 
@@ -212,7 +262,7 @@ time.sleep(60)
 """
     parent = f"""
 import sys
-from llmdpd.experiments.scheduler import start_process
+from llmdpd.experiments.executors.local import start_process
 start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r}, "w")).wait()
 """
     process = subprocess.Popen([sys.executable, "-c", parent])

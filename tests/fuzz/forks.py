@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import llmdpd.__main__ as commands
-from llmdpd.experiments import scheduler
+from llmdpd.experiments.executors import local
 from llmdpd.tasks.simulation import channel, worker
 from llmdpd.utils import files
 
@@ -129,7 +129,7 @@ def _worker(command: list[str], stdin: int, pass_fds: list[int], env: dict[str, 
 
 
 def _step(argv: list[str], log: Any, cuda: int | None = None) -> Forked:
-    """In place of the scheduler's `start_process`: a command in a session of its own that ends with its parent."""
+    """In place of the local executor's `start_process`: a command in a session of its own that ends with its parent."""
     parent = os.getpid()
 
     def body() -> int:
@@ -280,7 +280,7 @@ def prepare() -> None:
             importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork has the thread alone that forked"
     channel.subprocess = SimpleNamespace(Popen=_worker, DEVNULL=-3)  # type: ignore[assignment]
-    scheduler.start_process = _step  # type: ignore[assignment]
+    local.start_process = _step  # type: ignore[assignment]
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

@@ -1,0 +1,133 @@
+"""Steps on a Ray cluster and on submitit's stand-in for Slurm: ends, logs, stops, and nodes that die."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmdpd.errors import InputError
+from llmdpd.experiments.cell import Share
+from llmdpd.experiments.executors import LOST, Resources, Running, make_executor
+from llmdpd.experiments.executors.base import Executor
+
+WaitUntil = Callable[..., None]
+WAIT = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path({folder!r})
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(0)))
+(folder / "writing").write_text(str(os.getpid()))
+(folder / "writing").rename(folder / "begun")
+time.sleep(120)
+"""
+
+
+def script(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ended(step: Running, wait_until: WaitUntil) -> int | str | None:
+    found: list[int | str] = []
+
+    def look() -> bool:
+        code = step.poll()
+        found.extend([] if code is None else [code])
+        return bool(found)
+
+    wait_until(look)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of a head without cores and a node with one; executors join what is initialised."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(params=["ray", "slurm"])
+def executor(request: pytest.FixtureRequest) -> Executor:
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+        return make_executor("ray", Resources())
+    pytest.importorskip("submitit")
+    return make_executor("slurm", Resources(options=("cluster=local",)))
+
+
+def test_a_step_ends_with_its_code_and_leaves_its_output(
+    executor: Executor, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    log = tmp_path / "cell.log"
+    assert executor.shares(3) == [Share(1)] * 3
+    step = executor.start(script("import sys; print('out'); sys.exit(7)"), Share(1), log)
+    assert ended(step, wait_until) == 7
+    assert log.read_text() == "out\n"
+
+
+def test_a_stop_reaches_what_runs(executor: Executor, tmp_path: Path, wait_until: WaitUntil) -> None:
+    step = executor.start(script(WAIT.format(folder=str(tmp_path))), Share(1), tmp_path / "cell.log")
+    wait_until((tmp_path / "begun").exists)
+    step.stop()
+    step.wait()
+    wait_until((tmp_path / "saved").exists)
+
+
+def test_a_step_whose_node_dies_is_lost_and_its_process_ends(
+    cluster: Any, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    executor = make_executor("ray", Resources())
+    node = cluster.add_node(num_cpus=2)
+    step = executor.start(script(WAIT.format(folder=str(tmp_path))), Share(2), tmp_path / "cell.log")
+    wait_until((tmp_path / "begun").exists)
+    assert step.poll() is None
+    cluster.remove_node(node, allow_graceful=False)
+    assert ended(step, wait_until) == LOST
+    # Nothing of it goes on in the way of the next.
+    process = int((tmp_path / "begun").read_text())
+    wait_until(lambda: not exists(process))
+
+
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, resources, field in (
+        ("rey", Resources(), "--executor"),
+        ("local", Resources(options=("a=1",)), "--slurm"),
+        ("slurm", Resources(options=("partition",)), "--slurm"),
+    ):
+        with pytest.raises(InputError) as caught:
+            make_executor(name, resources)
+        assert caught.value.field == field
+    for name in ("ray", "submitit"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name, extra in (("ray", "llmdpd[ray]"), ("slurm", "llmdpd[slurm]")):
+        with pytest.raises(InputError, match=re.escape(extra)):
+            make_executor(name, Resources())
+
+
+def test_no_parameter_of_submitit(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    executor = make_executor("slurm", Resources(options=("cluster=local", "colour=red")))
+    with pytest.raises(InputError) as caught:
+        executor.start(script(""), Share(1), tmp_path / "cell.log")
+    assert caught.value.field == "--slurm"
+    assert "colour" in caught.value.problem
