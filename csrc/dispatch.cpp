@@ -3,6 +3,8 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "cpu_features.h"
+
 namespace llmdpd {
 
 // Each object is compiled into a namespace of its own: instruction set and precision.
@@ -40,22 +42,16 @@ struct Isa {
   bool (*runs)();
 };
 
-#ifdef LLMDPD_X86
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-}
-#endif
-
 // Slowest first. The CPU features are those that CMakeLists.txt compiles each object for.
 const Isa kIsas[] = {
     {"plain", &plain_fp32::kernels, &plain_bf16::kernels, &plain_fp32::layer_kernels, [] { return true; }},
 #ifdef LLMDPD_X86
     {"avx2", &avx2_fp32::kernels, &avx2_bf16::kernels, &avx2_fp32::layer_kernels,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {"avx512", &avx512_fp32::kernels, &avx512_bf16::kernels, &avx512_fp32::layer_kernels, has_avx512},
+     [] { return cpu_features().avx2; }},
+    {"avx512", &avx512_fp32::kernels, &avx512_bf16::kernels, &avx512_fp32::layer_kernels,
+     [] { return cpu_features().avx512; }},
     {"avx512_bf16", &avx512_fp32::kernels, &avx512bf16_bf16::kernels, &avx512_fp32::layer_kernels,
-     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+     [] { return cpu_features().avx512_bf16; }},
 #endif
 };
 

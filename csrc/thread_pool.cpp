@@ -1,7 +1,9 @@
 #include "thread_pool.h"
 
+#ifndef _WIN32
 #include <pthread.h>
 #include <signal.h>
+#endif
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -34,7 +36,7 @@ constexpr int kPatience = 4;
 constexpr std::chrono::microseconds kCallerSpin{20};
 
 inline void relax() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(_M_X64)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
@@ -73,6 +75,26 @@ constexpr std::uint64_t tasks_of(std::uint64_t word) { return word & (kPlace - 1
 constexpr std::uint64_t places_of(std::uint64_t word) { return (word & (kRun - 1)) / kPlace; }
 constexpr std::uint64_t run_of(std::uint64_t word) { return word / kRun; }
 
+// While it lives, this thread hears no signal, and threads that it starts inherit that: one that the program's own
+// threads hold off must not be delivered to a worker. Windows delivers none to threads.
+class SignalsHeldOff {
+ public:
+#ifdef _WIN32
+  SignalsHeldOff() {}
+  ~SignalsHeldOff() {}
+#else
+  SignalsHeldOff() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsHeldOff() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+#endif
+};
+
 class ThreadPool {
  public:
   // False, and nothing done, where it works for another caller.
@@ -105,16 +127,12 @@ class ThreadPool {
   // How many workers there are, at most `wanted`; missing ones are started.
   int hire(int wanted) {
     if (workers_ >= wanted) return wanted;
-    // They inherit the mask. A signal that the program's own threads hold off must not be delivered to one of these.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsHeldOff held_off;
     try {
       for (; workers_ < wanted; ++workers_) std::thread([this] { work_forever(); }).detach();
     } catch (const std::system_error&) {
       // No thread left for this process: those that it has do the work.
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     return std::min(workers_, wanted);
   }
 
@@ -202,7 +220,9 @@ class ThreadPool {
 // Never destroyed: its threads sleep on it until the process ends. A forked child has none of them, so it starts anew;
 // what the parent's pool was doing at that moment, under which lock, is nothing to the child.
 std::atomic<ThreadPool*> pool{nullptr};
+#ifndef _WIN32
 [[maybe_unused]] const int atfork_error = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+#endif
 
 ThreadPool& the_pool() {
   ThreadPool* existing = pool.load();

@@ -17,6 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import llmdpd
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -163,6 +165,25 @@ def test_editable_install(source: Path, build_options: tuple[str, ...], tmp_path
         assert module == source / "llmdpd" / "errors.py"
         assert kernels == source / "kernels" / "__init__.py"
         assert native.is_relative_to(tmp_path / "env")
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\nversion: {llmdpd.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert llmdpd.__version__ in sections[:2]
+    assert sections.index(llmdpd.__version__) == sections.count("Unreleased")
+    tagged = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    releases = [tag for tag in tagged.stdout.split() if re.fullmatch(r"v\d.*", tag)]
+    assert releases in ([], [f"v{llmdpd.__version__}"])
+
+
+def test_the_workflows_take_their_commands_from_here() -> None:
+    wheels, tests = ((ROOT / ".github" / "workflows" / f"{name}.yml").read_text() for name in ("wheels", "tests"))
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    assert "- run: .ci/run" in tests
+    assert "cibuildwheel" in wheels
+    (smoke,) = re.findall(r"\{project\}/(\S+)", configured["test-command"])
+    assert (ROOT / smoke).is_file()
 
 
 def pins(name: str) -> dict[str, set[str]]:

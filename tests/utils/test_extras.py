@@ -152,7 +152,7 @@ def all_extras(requirement: Requirement, extras: dict[str, list[str]]) -> set[st
 
 
 SLIM = """
-import importlib.metadata, sys, sysconfig
+import importlib.metadata, runpy, sys, sysconfig
 from packaging.requirements import Requirement
 
 allowed, waiting = {"llmdpd"}, ["numpy", "torch", "safetensors"]
@@ -184,34 +184,18 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "packagin
 sysconfig.get_config_vars()  # it imports a module whose name is the platform's
 sys.meta_path.insert(0, Refuse())
 
-import numpy as np
+sys.argv[0] = "smoke.py"
+runpy.run_path(sys.argv[1], run_name="__main__")
+
 from llmdpd import InputError, Policy
-from llmdpd.data import Trajectory, load_dataset
+from llmdpd.data import load_dataset
 from llmdpd.__main__ import COMMANDS, main
 
-folder = sys.argv[1]
-with np.load(f"{folder}/inputs.npz") as file:
-    given = dict(file)
-demonstration = Trajectory(*(given[f"demonstration_{part}"] for part in ("observations", "actions", "rewards")), "-")
-for name in ("llmdpd", "chunk", "mtdiff"):
-    policy = Policy.load(f"{folder}/{name}")
-    reads = policy.network.reads
-    policy.prompt(str(given["text"]) if reads.text else None, demonstration if reads.trajectory else None).seed(5)
-    rewards = [None, *given["rewards"][1:]]
-    found = [policy.act(now, reward=reward) for now, reward in zip(given["observations"], rewards)]
-    with np.load(f"{folder}/{name}/actions.npz") as file:
-        np.testing.assert_allclose(found, file["actions"], rtol=0, atol=1e-5)
-    policy.save(f"{sys.argv[2]}/{name}")
-np.savez(f"{sys.argv[2]}/flat.npz", observations=np.zeros((4, 3)), actions=np.zeros((4, 2)), rewards=np.zeros(4),
-         terminals=np.zeros(4), timeouts=np.arange(4) == 3)
-assert load_dataset(f"{sys.argv[2]}/flat.npz").num_episodes == 1
-for path in ("policy.hdf5", "hub:owner/name"):
+with open(f"{sys.argv[2]}/data.hdf5", "wb") as file:
+    file.write(b"\\x89HDF\\r\\n\\x1a\\n")
+for use in (lambda: load_dataset(f"{sys.argv[2]}/data.hdf5"), lambda: Policy.load("hub:owner/name")):
     try:
-        if path.startswith("hub:"):
-            Policy.load(path)
-        else:
-            open(f"{sys.argv[2]}/{path}", "wb").write(b"\\x89HDF\\r\\n\\x1a\\n")
-            load_dataset(f"{sys.argv[2]}/{path}")
+        use()
     except InputError as error:
         print(error, file=sys.stderr)
 assert main(["--help"]) == 0
@@ -223,7 +207,7 @@ for name in COMMANDS:
 def test_the_core_alone_loads_prompts_and_acts_and_says_what_it_lacks(tmp_path: Path) -> None:
     """In a process whose imports refuse what torch, numpy and safetensors do not need themselves."""
     done = subprocess.run(
-        [sys.executable, "-c", SLIM, str(ROOT / "tests" / "policy" / "recorded"), str(tmp_path)],
+        [sys.executable, "-c", SLIM, str(ROOT / "tests" / "wheel" / "smoke.py"), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=120,
