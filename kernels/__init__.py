@@ -7,11 +7,37 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from typing import Literal, get_args
+
+from llmdpd.errors import InputError
 
 TRITON_FROM, TRITON_BEFORE = (3, 6), (3, 10)
 """Versions of triton that the kernels are compiled with in tests."""
 
 CAPABILITY_FROM = (8, 0)
+
+Fp32Products = Literal["tf32x3", "ieee"]
+_fp32_products: Fp32Products = "tf32x3"
+
+
+def fp32_products() -> Fp32Products:
+    """How the kernels multiply float32 matrices; see `set_fp32_products`."""
+    return _fp32_products
+
+
+def set_fp32_products(how: Fp32Products) -> None:
+    """Set how the kernels multiply float32 matrices, from the next launch on; a captured CUDA graph keeps its own.
+
+    `tf32x3`, the default: on tensor cores, each product as a sum of three of tf32 halves, which keeps 21 of float32's
+    24 bits and holds its tolerances. `ieee`: by float32 multiply-adds, several times slower.
+
+    Raises:
+        InputError: another word. Plain tf32, which keeps 11 bits, would not hold the tolerances.
+    """
+    global _fp32_products
+    if how not in get_args(Fp32Products):
+        raise InputError("no such product", field="fp32 products", found=how, expected=get_args(Fp32Products))
+    _fp32_products = how
 
 
 def availability() -> tuple[bool, str | None]:

@@ -27,12 +27,36 @@ def rounded(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, z):
-    """z + a b, accumulated in float32; operands in float32 are not rounded to tf32."""
+def _tf32(x):
+    """float32 x to 11 significant bits, ties away from zero, as `cvt.rna.tf32.f32`; NaN and infinity stay."""
+    bits = ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(x) < float("inf"), bits, x)
+
+
+@triton.jit
+def _cut(x):
+    """float32 x without the 13 bits that a tensor core does not read of a tf32 operand."""
+    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def product(a, b, z, FP32: tl.constexpr):
+    """z + a b, accumulated in float32. FP32 is how float32 operands are multiplied, as `input_precision` of `tl.dot`.
+
+    `ieee`: by multiply-adds. `tf32x3`: on tensor cores, as a sum of three products of halves, which keeps 21 bits.
+    """
     if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), z, input_precision="ieee")
+        a, b = a.to(tl.float32), b.to(tl.float32)
+        if FP32 == "ieee":
+            return tl.dot(a, b, z, input_precision="ieee")
+        big_a, big_b = _tf32(a), _tf32(b)
+        if FP32 == "tf32":
+            return tl.dot(big_a, big_b, z, input_precision="ieee")
+        small = tl.dot(_cut(a - big_a), big_b, tl.zeros_like(z), input_precision="ieee")
+        small = tl.dot(big_a, _cut(b - big_b), small, input_precision="ieee")
+        return z + tl.dot(big_a, big_b, tl.where(small == small, small, 0.0), input_precision="ieee")
     else:
-        return tl.dot(a, b, z, input_precision="ieee")
+        return tl.dot(a, b, z, input_precision=FP32)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from .layers import columns, first_layer, narrow, output_layer, straight, transp
 def _recompute(
     a, u, tau_k, W_a, w2, b2, w3, b3, w4, b4, hidden, slopes, layer, state, live,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: of layer 1, the tile's first row."""
@@ -32,11 +32,11 @@ def _recompute(
     # To whole blocks of BN: what `_propagate` reads back must have been written, padding too.
     for begin in range(0, (H + BN - 1) // BN * BN, BK):
         inner = begin + tl.arange(0, BK)
-        z1 = first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, ACTION)
+        z1 = first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, FP32)
         h1, slope = mish_and_slope(z1)
         tl.store(hidden + own + inner[None, :], rounded(h1, COMPUTE))
         tl.store(slopes + own + inner[None, :], rounded(slope, COMPUTE))
-        z = product(rounded(h1, COMPUTE), transposed(w2, inner, wide, HP), z)
+        z = product(rounded(h1, COMPUTE), transposed(w2, inner, wide, HP), z, FP32)
     h2, slope2 = mish_and_slope(z)
     h2 = rounded(h2, COMPUTE)
     tl.store(hidden + layer + own + wide[None, :], h2)
@@ -49,10 +49,11 @@ def _recompute(
     for begin in range(0, H, BN):
         outer = zero + begin + tl.arange(0, BN)
         z3 = tl.zeros([BN, BM], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[:, None]
-        h3, slope = mish_and_slope(narrow(h2, hidden + layer, w3, zero, outer, z3, False, H, HP, BM, BK, WHOLE))
+        z3 = narrow(h2, hidden + layer, w3, zero, outer, z3, False, H, HP, BM, BK, WHOLE, FP32)
+        h3, slope = mish_and_slope(z3)
         tl.store(hidden + 2 * layer + own + outer[:, None], rounded(h3, COMPUTE))
         tl.store(slopes + 2 * layer + own + outer[:, None], rounded(slope, COMPUTE))
-        epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
+        epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP, FP32)
     tl.debug_barrier()
     return tl.trans(epsilon) + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
@@ -61,7 +62,7 @@ def _recompute(
 def _propagate(
     d_epsilon, W_a, w2, w3, w4, slopes, layer,
     H: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """W_a^T dz1 [BM, AP]; dz takes the place of mish'."""
@@ -70,11 +71,11 @@ def _propagate(
     d_h2 = tl.zeros([BM, HP], tl.float32)
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
-        d_h3 = product(d_epsilon, straight(w4, column, inner, HP), tl.zeros([BM, BK], tl.float32))
+        d_h3 = product(d_epsilon, straight(w4, column, inner, HP), tl.zeros([BM, BK], tl.float32), FP32)
         place = slopes + 2 * layer + own + inner[None, :]
         dz3 = rounded(d_h3 * tl.load(place).to(tl.float32), COMPUTE)
         tl.store(place, dz3)
-        d_h2 = product(dz3, straight(w3, inner, wide, HP), d_h2)
+        d_h2 = product(dz3, straight(w3, inner, wide, HP), d_h2, FP32)
     whole = slopes + layer + own + wide[None, :]
     dz2 = rounded(d_h2 * tl.load(whole).to(tl.float32), COMPUTE)
     tl.store(whole, dz2)
@@ -86,11 +87,11 @@ def _propagate(
     for begin in range(0, H, BN):
         outer = zero + begin + tl.arange(0, BN)
         d_h1 = tl.zeros([BN, BM], tl.float32)
-        d_h1 = narrow(dz2, slopes + layer, w2, zero, outer, d_h1, True, H, HP, BM, BK, WHOLE)
+        d_h1 = narrow(dz2, slopes + layer, w2, zero, outer, d_h1, True, H, HP, BM, BK, WHOLE, FP32)
         part = slopes + own + outer[:, None]
         dz1 = rounded(d_h1 * tl.load(part).to(tl.float32), COMPUTE)
         tl.store(part, dz1)
-        d_a = product(rounded(straight(W_a, column, outer, HP), COMPUTE), dz1, d_a)
+        d_a = product(rounded(straight(W_a, column, outer, HP), COMPUTE), dz1, d_a, FP32)
     return tl.trans(d_a)
 
 
@@ -101,7 +102,7 @@ def backward_kernel(
     rows, begin, padded, steps, clip,
     SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
-    ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+    FP32: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Rows begin + program_id * BM and on, of all `rows`.
 
@@ -129,7 +130,7 @@ def backward_kernel(
         epsilon = _recompute(
             a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4,
             hidden + at * HP, slopes + at * HP, layer, state, live,
-            H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
+            H, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         d_pre = tl.where(tl.abs(p_k * a + e_k * epsilon) <= clip, B_k * g + carry, 0.0)
         C_k = tl.load(table + step * 6 + 4)
@@ -140,6 +141,6 @@ def backward_kernel(
         tl.store(d_out + at * AP + small, rounded(d_epsilon, COMPUTE))
         d_a = _propagate(
             rounded(d_epsilon, COMPUTE), W_a, w2, w3, w4, slopes + at * HP, layer,
-            H, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
+            H, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         g = A_k * g + p_k * d_pre + d_a

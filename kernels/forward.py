@@ -17,7 +17,7 @@ from .philox import normals
 def _epsilon(
     a, u, tau_k, W_a, w2, b2, w3, b3, w4, b4, exchange, state, live,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, ACTION: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
@@ -27,8 +27,8 @@ def _epsilon(
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
-        h = mish(first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, ACTION))
-        z = product(rounded(h, COMPUTE), transposed(w2, inner, wide, HP), z)
+        h = mish(first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, FP32))
+        z = product(rounded(h, COMPUTE), transposed(w2, inner, wide, HP), z, FP32)
     h2 = rounded(mish(z), COMPUTE)
     if not WHOLE:
         tl.debug_barrier()  # the last step's reads are done
@@ -39,14 +39,14 @@ def _epsilon(
     for begin in range(0, H, BN):
         outer = zero + begin + tl.arange(0, BN)
         z3 = tl.zeros([BN, BM], tl.float32) + tl.load(b3 + outer, mask=outer < H, other=0.0)[:, None]
-        h3 = mish(narrow(h2, exchange, w3, zero, outer, z3, False, H, HP, BM, BK, WHOLE))
-        epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP)
+        h3 = mish(narrow(h2, exchange, w3, zero, outer, z3, False, H, HP, BM, BK, WHOLE, FP32))
+        epsilon = output_layer(rounded(h3, COMPUTE), w4, outer, epsilon, HP, AP, FP32)
     return tl.trans(epsilon) + tl.load(b4 + column, mask=column < A, other=0.0)[None, :]
 
 
 @triton.jit
 def _xi(
-    noise, key, counter, state, live, number, place, held, count,
+    noise, key, seed, counter, state, live, number, place, held, count,
     BM: tl.constexpr, AP: tl.constexpr, KEYED: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """xi number `number` of the chain, [BM, AP]: read where noise is given, else generated."""
@@ -54,24 +54,55 @@ def _xi(
     if GIVEN:
         return tl.load(noise + count * number + place + zero, mask=held, other=0.0)
     else:
-        if KEYED:
-            seed = tl.load(key + state + zero, mask=live, other=0)
+        if key is None:
+            word = seed.to(tl.int64) + tl.zeros([BM], tl.int64)
+        elif KEYED:
+            word = tl.load(key + state + zero, mask=live, other=0)
         else:
-            seed = tl.load(key + zero + tl.zeros([BM], tl.int32))
-        k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+            word = tl.load(key + zero + tl.zeros([BM], tl.int32))
+        k0, k1 = (word & 0xFFFFFFFF).to(tl.uint32), ((word >> 32) & 0xFFFFFFFF).to(tl.uint32)
         return normals((counter + zero).to(tl.uint32)[:, None], number, k0[:, None], k1[:, None], BM, AP)
 
 
-@triton.jit(do_not_specialize=["rows", "steps"])
-def forward_kernel(
-    u, tau, W_a, w2, b2, w3, b3, w4, b4, table, key, noise, actions, chain, scratch,
-    rows, steps, start, clip,
-    SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    KEYED: tl.constexpr, GIVEN: tl.constexpr, KEEP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
-    ACTION: tl.constexpr, COMPUTE: tl.constexpr,
+@triton.jit
+def _context(
+    states, W_s, u_z, contexts, state, live,
+    S: tl.constexpr, SP: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PROMPTS: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
-    """a_0 of rows program_id * BM and on; chain: a_K … a_0, the last before its bound."""
+    """Write the tile's u = W_s s + u_z, [BM, H], to `contexts`. W_s is packed: its transpose, [SP, HP]."""
+    for begin in range(0, H, BN):
+        outer = begin + tl.arange(0, BN)
+        held = outer < H
+        z = tl.zeros([BM, BN], tl.float32)
+        if PROMPTS:
+            z += tl.load(u_z + state[:, None] * H + outer[None, :], mask=live[:, None] & held[None, :], other=0.0)
+        else:
+            z += tl.load(u_z + outer, mask=held, other=0.0)[None, :]
+        for first in range(0, SP, 16):
+            feature = first + tl.arange(0, 16)
+            there = live[:, None] & (feature < S)[None, :]
+            s = tl.load(states + state[:, None] * S + feature[None, :], mask=there, other=0.0)
+            z = product(s, tl.load(W_s + feature[:, None] * HP + outer[None, :]), z, FP32)
+        tl.store(contexts + tl.arange(0, BM)[:, None] * H + outer[None, :], z, mask=held[None, :])
+    tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["seed", "rows", "steps"])
+def forward_kernel(
+    states, W_s, u_z, tau, W_a, w2, b2, w3, b3, w4, b4, table, key, seed, noise, actions, chain, contexts, scratch,
+    rows, steps, start, clip,
+    SAMPLES: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
+    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    PROMPTS: tl.constexpr, KEYED: tl.constexpr, GIVEN: tl.constexpr, KEEP: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
+    FP32: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """a_0 of rows program_id * BM and on; chain: a_K … a_0, the last before its bound.
+
+    The noise's key is `seed`, or where `key` is given read from there, one for all, or where KEYED one a state.
+    PROMPTS: u_z is [B, H] and not [H]. contexts, scratch: room of the programs' own, [programs * BM, ·].
+    """
     begin = tl.program_id(0).to(tl.int64) * BM
     local, column = tl.arange(0, BM), tl.arange(0, AP)
     live = local < rows - begin
@@ -80,11 +111,13 @@ def forward_kernel(
     place, count = local[:, None] * A + column[None, :], rows.to(tl.int64) * A
     noise, actions, chain = noise + begin * A if GIVEN else noise, actions + begin * A, chain + begin * A
     first, sample = begin // SAMPLES, (begin % SAMPLES).to(tl.int32) + local
-    state, u, exchange = sample // SAMPLES, u + first * H, scratch + begin * HP
+    state, exchange, u = sample // SAMPLES, scratch + begin * HP, contexts + begin * H
+    states, u_z = states + first * S, u_z + first * H if PROMPTS else u_z
+    _context(states, W_s, u_z, u, state, live, S, SP, H, HP, BM, BN, PROMPTS, FP32)
     key = key + first if KEYED else key
     counter = sample % SAMPLES if KEYED else begin.to(tl.int32) + local
 
-    a = start * _xi(noise, key, counter, state, live, 0, place, held, count, BM, AP, KEYED, GIVEN)
+    a = start * _xi(noise, key, seed, counter, state, live, 0, place, held, count, BM, AP, KEYED, GIVEN)
     tl.store(actions + place, tl.zeros([BM, AP], tl.float32), mask=held)
     if KEEP:
         tl.store(chain + place, a, mask=held)
@@ -92,8 +125,8 @@ def forward_kernel(
         p_k, e_k = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
         A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         epsilon = _epsilon(
-            a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4, exchange, state, live,
-            H, A, HP, AP, BM, BK, BN, WHOLE, ACTION, COMPUTE,
+            a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4, exchange, local, live,
+            H, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         x0 = bounded(p_k * a + e_k * epsilon, clip)
         # The x0 before this one waits in memory: a tile of 64 rows has no register to spare meanwhile.
@@ -104,7 +137,8 @@ def forward_kernel(
         tl.store(actions + fresh_zero() + place, x0, mask=held)
         S_k = tl.load(table + step * 6 + 5)
         if S_k != 0.0:
-            a += S_k * _xi(noise, key, counter, state, live, step + 1, place, held, count, BM, AP, KEYED, GIVEN)
+            xi = _xi(noise, key, seed, counter, state, live, step + 1, place, held, count, BM, AP, KEYED, GIVEN)
+            a += S_k * xi
         if KEEP:
             tl.store(chain + count * (step + 1) + fresh_zero() + place, a, mask=held)
     tl.store(actions + place, bounded(a, clip), mask=held)

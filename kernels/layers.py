@@ -30,7 +30,7 @@ def columns(a, A: tl.constexpr, AP: tl.constexpr):
 @triton.jit
 def first_layer(
     u, tau_k, W_a, state, live, a, parts, inner,
-    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr, ACTION: tl.constexpr,
+    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
     """u + tau_k + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP], and its `columns`.
 
@@ -45,7 +45,7 @@ def first_layer(
         return z
     else:
         weight = tl.load(W_a + tl.arange(0, AP)[:, None] * HP + inner[None, :])
-        return tl.dot(a, weight, z, input_precision=ACTION)
+        return product(a, weight, z, FP32)
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def straight(weight, inner, outer, HP: tl.constexpr):
 @triton.jit
 def narrow(
     h, exchange, weight, zero, outer, z, TRANSPOSED: tl.constexpr,
-    H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr,
+    H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
 ):  # fmt: skip
     """z + W h^T (or W^T h^T where TRANSPOSED), rows `outer`: float32 [BN, BM].
 
@@ -73,17 +73,17 @@ def narrow(
     if WHOLE:
         inner = zero + tl.arange(0, HP)
         block = transposed(weight, outer, inner, HP) if TRANSPOSED else straight(weight, outer, inner, HP)
-        return product(block, tl.trans(h), z)
+        return product(block, tl.trans(h), z, FP32)
     else:
         for begin in range(0, H, BK):
             inner = zero + begin + tl.arange(0, BK)
             part = tl.load(exchange + tl.arange(0, BM)[None, :] * HP + inner[:, None])
             block = transposed(weight, outer, inner, HP) if TRANSPOSED else straight(weight, outer, inner, HP)
-            z = product(block, part, z)
+            z = product(block, part, z, FP32)
         return z
 
 
 @triton.jit
-def output_layer(h, w4, outer, epsilon, HP: tl.constexpr, AP: tl.constexpr):
+def output_layer(h, w4, outer, epsilon, HP: tl.constexpr, AP: tl.constexpr, FP32: tl.constexpr):
     """epsilon^T [AP, BM] plus what the rows `outer` of h3^T, [BN, BM], give to it."""
-    return product(straight(w4, tl.arange(0, AP), outer, HP), h, epsilon)
+    return product(straight(w4, tl.arange(0, AP), outer, HP), h, epsilon, FP32)

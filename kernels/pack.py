@@ -10,15 +10,15 @@ import triton.language as tl
 from .arithmetic import rounded
 
 
-@triton.jit(do_not_specialize=["wa_rows", "wa_columns", "w2_rows", "w3_rows", "w4_rows"])
+@triton.jit(do_not_specialize=["wa_rows", "wa_columns", "ws_rows", "ws_columns", "w2_rows", "w3_rows", "w4_rows"])
 def pack_kernel(
-    W_a, w2, w3, w4, packed, packed_actions,
-    wa_rows, wa_columns, w2_rows, w3_rows, w4_rows,
-    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    W_a, W_s, w2, w3, w4, packed, packed_actions, packed_states,
+    wa_rows, wa_columns, ws_rows, ws_columns, w2_rows, w3_rows, w4_rows,
+    S: tl.constexpr, SP: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
 ):  # fmt: skip
-    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]), and of W_a (transposed: [AP, HP]).
+    """Program r copies row r of w2, w3 and w4 (`packed`: [2 HP + AP, HP]), and of W_a and W_s, transposed: [·, HP].
 
-    The `…_rows` are row strides; `wa_columns` is W_a's other one.
+    The `…_rows` are row strides, the `…_columns` the other ones.
     """
     r = tl.program_id(0).to(tl.int64)
     wide, column = tl.arange(0, HP), tl.arange(0, AP)
@@ -35,3 +35,8 @@ def pack_kernel(
         other=0.0,
     )
     tl.store(packed_actions + column * HP + r, first)
+    for begin in range(0, SP, 16):
+        feature = begin + tl.arange(0, 16)
+        there = (feature < S) & (r + tl.zeros([16], tl.int64) < H)
+        part = tl.load(W_s + r * ws_rows + feature * ws_columns, mask=there, other=0.0)
+        tl.store(packed_states + feature * HP + r, part)

@@ -29,6 +29,8 @@ SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that a program can have."""
 ROWS = (256, 4096, 65536)
 """One batch size for each row of the tile table."""
+STATES = 39
+"""State features."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +38,50 @@ class Usage:
     registers: int
     stack: int
     shared: int
+    products: int
+    """Instructions of tensor cores."""
+    multiply_adds: int
+    """Those of a float32 multiply-add."""
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: int, steps: int = 5) -> Launch:
-    """The launch of a direction (`forward`, which keeps its chain, or `backward`), on tensors without memory."""
-    u, key = _meta(rows, H), _meta(1, dtype=torch.int64)
+def arguments(rows: int, H: int, A: int, bf16: bool, steps: int = 5) -> ChainArguments:
+    """A chain's arguments, of tensors without memory."""
     trunk = [_meta(*shape) for shape in ((H, H), (H,), (H, H), (H,), (A, H), (A,))]
-    chain = ChainArguments(
-        _meta(rows, 1), _meta(H, 1), _meta(H), _meta(steps, H), _meta(H, A), trunk, _meta(steps, 6), key, None,
-        start=1.0, clip=1.0, samples=1, bf16=bf16,
+    key = _meta(1, dtype=torch.int64)
+    return ChainArguments(
+        _meta(rows, STATES), _meta(H, STATES), _meta(H), _meta(steps, H), _meta(H, A), trunk, _meta(steps, 6), key,
+        None, start=1.0, clip=1.0, samples=1, bf16=bf16,
     )  # fmt: skip
-    packed = operation.pack(chain)
+
+
+def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: int, steps: int = 5) -> Launch:
+    """The launch of a direction (`forward`, which keeps its chain, or `backward`)."""
+    chain = arguments(rows, H, A, bf16, steps)
+    packed, tape = operation.pack(chain), _meta(steps + 1, rows, 1, A)
     if direction == "forward":
-        return operation.forward_launch(u, packed, chain, True, capability)[0]
-    tape = _meta(steps + 1, rows, 1, A)
-    return next(operation.backward_launches(_meta(rows, 1, A), u, packed, chain, tape, capability)[0])[1]
+        return operation.forward_launch(packed, chain, _meta(rows, 1, A), tape, capability=capability)
+    grad, u = _meta(rows, 1, A), _meta(rows, H)
+    return next(operation.backward_launches(grad, u, packed, chain, tape, capability)[0])[1]
 
 
 def usage(launch: Launch, capability: int) -> Usage:
     """Compile, and read what the binary takes."""
     compiled = launch.compile(capability)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        text, code = (
+            subprocess.run([*command, file.name], capture_output=True, text=True, check=True, timeout=120).stdout
+            for command in ([str(tools / "cuobjdump"), "-res-usage"], [str(tools / "nvdisasm"), "-c"])
+        )
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared)
+    products, multiply_adds = (len(re.findall(rf"\b{name}\b", code)) for name in ("(?:H|HG|UTCH)MMA", "FFMA2?"))
+    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared, products, multiply_adds)
 
 
 def launches(H: int, A: int, direction: str, bf16: bool, capability: int) -> Iterator[tuple[int, Launch]]:

@@ -6,7 +6,7 @@ captured in a CUDA graph. Under TRITON_INTERPRET=1 the same code runs on CPU ten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +14,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from llmdpd import kernels
+
 from .backward import backward_kernel
 from .forward import forward_kernel
-from .launch import Launch
+from .launch import Launch, Wide
 from .pack import pack_kernel
 from .products import gradients
-from .tiles import Tile, backward_tile, forward_tile, padded_actions, padded_width
+from .tiles import Operands, Tile, backward_tile, forward_tile, padded_actions, padded_states, padded_width
 
 if TYPE_CHECKING:
     from llmdpd.ops.arguments import ChainArguments
@@ -40,9 +42,13 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def _operands(bf16: bool) -> Operands:
+    return "bf16" if bf16 else kernels.fp32_products()
+
+
 def _precisions(bf16: bool) -> dict[str, Any]:
-    """W_a a is computed to float32's accuracy in either mode; in bf16 as three tf32 products."""
-    return {"ACTION": "tf32x3" if bf16 else "ieee", "COMPUTE": tl.bfloat16 if bf16 else tl.float32}
+    """The operands of the trunk, and how the products of float32 ones, W_a a always among them, are computed."""
+    return {"FP32": kernels.fp32_products(), "COMPUTE": tl.bfloat16 if bf16 else tl.float32}
 
 
 class Packed(NamedTuple):
@@ -53,6 +59,8 @@ class Packed(NamedTuple):
     """w2, w3, w4 in the compute precision: [2 HP + AP, HP]."""
     W_a: Tensor
     """W_a^T in float32: [AP, HP]."""
+    W_s: Tensor
+    """W_s^T in float32: [SP, HP]."""
 
     def arguments(self, chain: ChainArguments) -> dict[str, Tensor]:
         """The network's weights by the names of the kernels' arguments."""
@@ -66,59 +74,85 @@ class Packed(NamedTuple):
 
 def pack(chain: ChainArguments) -> Packed:
     """Memory for the packed weights."""
-    W_a, (w2, _, w3, _, w4, _) = chain.W_a, chain.trunk
-    H, A = W_a.shape
-    HP, AP = padded_width(H), padded_actions(A)
-    trunk = torch.empty(2 * HP + AP, HP, dtype=_compute(chain.bf16), device=w2.device)
-    packed_actions = torch.empty(AP, HP, dtype=torch.float32, device=w2.device)
+    W_a, W_s, (w2, _, w3, _, w4, _) = chain.W_a, chain.W_s, chain.trunk
+    (H, A), S = W_a.shape, W_s.shape[1]
+    HP, AP, SP, like = padded_width(H), padded_actions(A), padded_states(S), w2
+    trunk = like.new_empty(2 * HP + AP, HP, dtype=_compute(chain.bf16))
+    packed_actions, packed_states = like.new_empty(AP, HP), like.new_empty(SP, HP)
     w2, w3, w4 = (w if w.stride(1) == 1 else w.contiguous() for w in (w2, w3, w4))
     arguments = {
-        "W_a": W_a, "w2": w2, "w3": w3, "w4": w4, "packed": trunk, "packed_actions": packed_actions,
-        "wa_rows": W_a.stride(0), "wa_columns": W_a.stride(1),
+        "W_a": W_a, "W_s": W_s, "w2": w2, "w3": w3, "w4": w4,
+        "packed": trunk, "packed_actions": packed_actions, "packed_states": packed_states,
+        "wa_rows": W_a.stride(0), "wa_columns": W_a.stride(1), "ws_rows": W_s.stride(0), "ws_columns": W_s.stride(1),
         "w2_rows": w2.stride(0), "w3_rows": w3.stride(0), "w4_rows": w4.stride(0),
     }  # fmt: skip
-    constants = {"H": H, "A": A, "HP": HP, "AP": AP}
-    return Packed(Launch(pack_kernel, HP, arguments, constants, 4, 1), trunk, packed_actions)
+    constants = {"S": S, "SP": SP, "H": H, "A": A, "HP": HP, "AP": AP}
+    return Packed(Launch(pack_kernel, HP, arguments, constants, 4, 1), trunk, packed_actions, packed_states)
 
 
 def _contiguous(chain: ChainArguments) -> ChainArguments:
     """All that the kernels read in place; weights are packed."""
     trunk = [part if part.ndim == 2 else part.contiguous() for part in chain.trunk]
     noise = None if chain.noise is None else chain.noise.contiguous()
-    tau, table, key = (x.contiguous() for x in (chain.tau, chain.table, chain.key))
-    return chain._replace(tau=tau, trunk=trunk, table=table, key=key, noise=noise)
+    state, u_z, tau, table, key = (x.contiguous() for x in (chain.state, chain.u_z, chain.tau, chain.table, chain.key))
+    return chain._replace(state=state, u_z=u_z, tau=tau, trunk=trunk, table=table, key=key, noise=noise)
+
+
+def workspace_floats(rows: int, H: int, A: int, bf16: bool, capability: int) -> tuple[int, int]:
+    """Floats that the programs of a forward launch write to and read again: contexts, and h2 where it passes through.
+
+    The second is 0 where it does not.
+    """
+    tile = forward_tile(rows, H, A, _operands(bf16), capability)
+    padded = -(-rows // tile.BM) * tile.BM
+    return padded * H, 0 if tile.WHOLE else padded * padded_width(H) * _compute(bf16).itemsize // 4
 
 
 def forward_launch(
-    u: Tensor, packed: Packed, chain: ChainArguments, keep: bool, capability: int | None = None
-) -> tuple[Launch, Tensor, Tensor]:
-    """The forward launch, and the tensors that it fills: actions [B, N, A], tape [K + 1, B, N, A] (or empty)."""
-    (B, H), K, A, samples, bf16 = u.shape, chain.tau.shape[0], chain.W_a.shape[1], chain.samples, chain.bf16
-    HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = forward_tile(rows, H, A, bf16, capability or capability_of(u.device))
-    programs = -(-rows // tile.BM)
-    actions, tape = u.new_empty(B, samples, A), u.new_empty((K + 1, B, samples, A) if keep else (0,))
-    scratch = u.new_empty((0,) if tile.WHOLE else (programs * tile.BM, HP), dtype=_compute(bf16))
+    packed: Packed,
+    chain: ChainArguments,
+    actions: Tensor,
+    tape: Tensor,
+    seed: int | None = None,
+    work: Sequence[Tensor] | None = None,
+    capability: int | None = None,
+) -> Launch:
+    """The forward launch, which fills actions [B, N, A] and the tape [K + 1, B, N, A] (or none, where it is empty).
+
+    seed: the noise's key by value, instead of what is in memory as chain.key. work: contexts and scratch
+    (`workspace_floats`), by default new ones.
+    """
+    state, K, (H, A), samples, bf16 = chain.state, chain.tau.shape[0], chain.W_a.shape, chain.samples, chain.bf16
+    (B, S), rows, capability = state.shape, actions.shape[0] * samples, capability or capability_of(state.device)
+    tile = forward_tile(rows, H, A, _operands(bf16), capability)
+    if work is None:
+        work = [state.new_empty(floats) for floats in workspace_floats(rows, H, A, bf16, capability)]
+    contexts, scratch = work[0], work[1].view(_compute(bf16))
     arguments = {
-        "u": u, "tau": chain.tau, **packed.arguments(chain), "table": chain.table, "key": chain.key,
-        "noise": chain.noise, "actions": actions, "chain": tape, "scratch": scratch, "rows": rows, "steps": K,
-        "start": float(chain.start), "clip": float(chain.clip),
+        "states": state, "W_s": packed.W_s, "u_z": chain.u_z, "tau": chain.tau, **packed.arguments(chain),
+        "table": chain.table, "key": chain.key if seed is None else None, "seed": Wide(seed or 0),
+        "noise": chain.noise, "actions": actions, "chain": tape, "contexts": contexts, "scratch": scratch,
+        "rows": rows, "steps": K, "start": float(chain.start), "clip": float(chain.clip),
     }  # fmt: skip
     constants = {
-        "SAMPLES": samples, "H": H, "A": A, "HP": HP, "AP": AP,
-        "KEYED": chain.key.shape[0] != 1 or B == 1, "GIVEN": chain.noise is not None, "KEEP": keep,
+        "SAMPLES": samples, "S": S, "SP": padded_states(S), "H": H, "A": A,
+        "HP": padded_width(H), "AP": padded_actions(A), "PROMPTS": chain.u_z.ndim == 2,
+        "KEYED": seed is None and (chain.key.shape[0] != 1 or B == 1),
+        "GIVEN": chain.noise is not None, "KEEP": tape.numel() > 0,
         "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE,
         **_precisions(bf16),
     }  # fmt: skip
-    return Launch(forward_kernel, programs, arguments, constants, tile.warps, tile.stages), actions, tape
+    return Launch(forward_kernel, -(-rows // tile.BM), arguments, constants, tile.warps, tile.stages)
 
 
-def forward(u: Tensor, chain: ChainArguments, keep: bool) -> tuple[Tensor, Tensor]:
-    """a_0 [B, N, A] from the context u [B, H]; where `keep`, the tape: a_K … a_0 before its bound, [K + 1, B, N, A]."""
+def forward(chain: ChainArguments, keep: bool) -> tuple[Tensor, Tensor]:
+    """a_0 [B, N, A]; where `keep`, also the tape: a_K … a_0 before its bound, [K + 1, B, N, A]."""
     chain, packed = _contiguous(chain), pack(chain)
+    state, K, A = chain.state, chain.tau.shape[0], chain.W_a.shape[1]
+    shape = (state.shape[0], chain.samples, A)
+    actions, tape = state.new_empty(shape), state.new_empty((K + 1, *shape) if keep else (0,))
     packed.launch.run()
-    launch, actions, tape = forward_launch(u.contiguous(), packed, chain, keep)
-    launch.run()
+    forward_launch(packed, chain, actions, tape).run()
     return actions, tape
 
 
@@ -156,7 +190,7 @@ def backward_launches(
     """The backward launches with their first rows, one after another on the same buffers, and the buffers."""
     (B, H), K, A, samples, bf16 = u.shape, chain.tau.shape[0], chain.W_a.shape[1], chain.samples, chain.bf16
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = backward_tile(rows, H, bf16, capability or capability_of(u.device))
+    tile = backward_tile(rows, H, _operands(bf16), capability or capability_of(u.device))
     kept = _kept(rows, K, H, A, tile, bf16, u.device)
     padded = kept.taken.shape[1]
     constants = {

@@ -20,6 +20,7 @@ from llmdpd.runs.pipeline import execute
 from llmdpd.runs.push import push_run
 from llmdpd.training.stopping import StopRequestedError, StopSignals
 from llmdpd.utils.command_line import take_option
+from llmdpd.utils.device import automatic_device
 from llmdpd.utils.progress import console
 
 
@@ -29,6 +30,8 @@ def _train(arguments: list[str]) -> None:
     push, words = _take_push(words)
     if resume is None:
         config = parse_train(words)
+        if config.device == automatic_device()[0]:
+            console.print(f"device: {config.device} ({automatic_device()[1]})")
         run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
         with run.lock():
             run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})

@@ -26,7 +26,7 @@ from llmdpd.tasks.specs import canonical_task, check_environments, common_spec, 
 from llmdpd.tasks.user import use_no_file
 from llmdpd.training.config import TrainingConfig
 from llmdpd.utils.bounds import Seed, WholeNumber, check_config
-from llmdpd.utils.device import check_device
+from llmdpd.utils.device import automatic_device, check_device
 from llmdpd.utils.options import NO_OPTION
 
 
@@ -38,8 +38,8 @@ class TrainConfig:
     """Name of the preset that this configuration started from."""
     seed: Seed = 0
     """Seed of networks, batches and noise."""
-    device: str = "cpu"
-    """Device: cpu, cuda or cuda:N; a method that learns online trains on the CPU, and acts there."""
+    device: str = "auto"
+    """Device: cpu, cuda, cuda:N; auto: a GPU that works, else cpu. A method that learns online trains on the CPU."""
     threads: WholeNumber = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it. The rest, in torch, takes one."""
     llm: str = "minilm"
@@ -72,7 +72,9 @@ class TrainConfig:
             tasks = dataclasses.replace(tasks, file=str(task_file_in_use(tasks.file, given_data(data)).file.path))
         tasks, method = tasks.canonical(_naming(data.path)), self.method.resolved()
         llm = _absolute(self.llm) if folder else self.llm
-        config = dataclasses.replace(self, tasks=tasks, data=data, llm=llm, method=method).keeping_texts()
+        device = automatic_device()[0] if self.device == "auto" else self.device
+        changed = {"tasks": tasks, "data": data, "llm": llm, "method": method, "device": device}
+        config = dataclasses.replace(self, **changed).keeping_texts()
         config.check_values()
         return config
 

@@ -3,7 +3,8 @@
 | backend | gradient | where it is computed |
 | --- | --- | --- |
 | `cpp` | no | `llmdpd.ops.inference`: weights packed once, the whole call in C++ |
-| `cpp`, `triton` | yes, or on CUDA | `llmdpd.ops.autograd`: the operators, in C++ or Triton |
+| `triton` | no | `llmdpd.ops.resident`: weights packed once, the whole call in one launch |
+| `cpp`, `triton` | yes, or in a capture | `llmdpd.ops.autograd`: the operators, in C++ or Triton |
 | `reference` | either | `llmdpd.diffusion.reference`: plain PyTorch |
 """
 
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from llmdpd.diffusion.noise_mlp import NoiseMLP
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.errors import InputError
-from llmdpd.ops import autograd, inference, native, triton
+from llmdpd.ops import autograd, inference, native, resident, triton
 from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seed, check_shapes
 from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.ops.philox import philox_normal, signed64
@@ -85,14 +86,13 @@ def reverse_diffusion(
         BackendUnavailableError: a backend requested by name that cannot run.
     """
     compiling = torch.compiler.is_compiling()
-    if (
-        not compiling
-        and noise is None
-        and (seed is None or type(seed) is int)
-        and backend in ("auto", "cpp")
-        and precision in ("fp32", "bf16")
-    ):
-        actions = inference.sample_again(net, plan, state, prompt, samples, seed, precision == "bf16")
+    if not compiling and noise is None and precision in ("fp32", "bf16"):
+        actions = None
+        if type(state) is Tensor and state.is_cuda:
+            if backend in ("auto", "triton"):
+                actions = resident.sample_again(net, plan, state, prompt, samples, seed, precision == "bf16")
+        elif backend in ("auto", "cpp") and (seed is None or type(seed) is int):
+            actions = inference.sample_again(net, plan, state, prompt, samples, seed, precision == "bf16")
         if actions is not None:
             return actions
     call = _Call(net, state, prompt, plan, samples, seed, noise, backend, precision)
@@ -103,6 +103,8 @@ def reverse_diffusion(
     )
     if chosen == "cpp" and not needs_grad and not compiling:
         return inference.sample(net, plan, state, prompt, samples, seed, noise, bf16)
+    if chosen == "triton" and not needs_grad and noise is None and resident.eager(state):
+        return resident.sample(net, plan, state, prompt, samples, seed, bf16)
     xi = None if noise is None else noise.reshape(plan.steps + 1, state.shape[0], samples, net.action_dim)
     if chosen == "reference":
         xi = _noise(call) if xi is None else xi
@@ -132,7 +134,7 @@ def _noise(call: _Call) -> Tensor:
 def _arguments(call: _Call, xi: Tensor | None) -> ChainArguments:
     """The operator's arguments: what does not depend on the step is computed in torch, W_s s excepted."""
     net, state, plan = call.net, call.state, call.plan
-    timesteps, table = _coefficient_tensors(plan, state.device)
+    timesteps, table = _coefficient_tensors(plan.content, state.device)
     with torch.autocast(state.device.type, enabled=False):
         W_a, _, W_s, W_z, b1 = net.first_layer()
         u_z = F.linear(call.prompt, W_z, b1)
@@ -144,16 +146,17 @@ def _arguments(call: _Call, xi: Tensor | None) -> ChainArguments:
 
 
 @constant_when_compiled
-def _coefficient_tensors(plan: SamplerCoefficients, device: torch.device) -> tuple[Tensor, Tensor]:
+def _coefficient_tensors(content: bytes, device: torch.device) -> tuple[Tensor, Tensor]:
     """The time indices int64 [K] and the table float32 [K, 6] on a device."""
-    return _kept_coefficient_tensors(plan, device)
+    return _kept_coefficient_tensors(content, device)
 
 
 @cache  # a captured CUDA graph may read them as long as the process lives
-def _kept_coefficient_tensors(plan: SamplerCoefficients, device: torch.device) -> tuple[Tensor, Tensor]:
+def _kept_coefficient_tensors(content: bytes, device: torch.device) -> tuple[Tensor, Tensor]:
     # Plain tensors, whatever mode the first caller was in: they serve all.
     with torch.inference_mode(False), _disable_current_modes():
-        return torch.tensor(plan.timesteps, device=device), torch.from_numpy(plan.table()).to(device)
+        timesteps, table = map(torch.tensor, SamplerCoefficients.read(content))
+        return timesteps.to(device), table.to(device)
 
 
 def _choose(call: _Call) -> str:

@@ -54,7 +54,7 @@ class Share:
 
     @property
     def device(self) -> tuple[str, ...]:
-        return () if self.cuda is None else ("--device", "cuda")
+        return ("--device", "cpu" if self.cuda is None else "cuda")
 
     @property
     def evaluation(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops.optimizer import average, clipped_step
+from llmdpd.ops.resident import keys_on_device
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named
@@ -382,7 +383,8 @@ class Method(Learner, Generic[Network, Config]):
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
         self.schedule(iteration)
-        metrics = self.learn(batch)
+        with keys_on_device():  # as in a captured graph, so that a run with graphs is the run without them
+            metrics = self.learn(batch)
         self.follow(iteration)
         return metrics
 

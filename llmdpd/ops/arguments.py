@@ -13,7 +13,7 @@ Symbols, the same in PyTorch, C++ and Triton (k = K first, the paper's equations
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
@@ -51,6 +51,11 @@ class SamplerCoefficients:
     B: NDArray[np.float64]
     C: NDArray[np.float64]
     S: NDArray[np.float64]
+    content: bytes = field(init=False, repr=False)
+    """`timesteps` and `table()`: what torch.compile, which takes no such object for a constant, knows a chain by."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content", self.timesteps.astype(np.int64).tobytes() + self.table().tobytes())
 
     @property
     def steps(self) -> int:
@@ -65,6 +70,14 @@ class SamplerCoefficients:
     def table(self) -> NDArray[np.float32]:
         """The coefficients as the kernels read them: float32 [K, 6], columns p, e, A, B, C, S."""
         return np.stack([self.p, self.e, self.A, self.B, self.C, self.S], axis=1).astype(np.float32)
+
+    @staticmethod
+    def read(content: bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The timesteps [K] and the table [K, 6] of a `content`."""
+        steps = len(content) // 32
+        return np.frombuffer(content, np.int64, steps), np.frombuffer(
+            content, np.float32, 6 * steps, 8 * steps
+        ).reshape(-1, 6)
 
 
 class NoiseNetwork(Protocol):

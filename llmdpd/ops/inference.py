@@ -10,7 +10,7 @@ those networks are packed at every call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +33,7 @@ class _Watch:
         self.parameters = list(module.parameters())
         self._native = native.module()
         self._isa = self._native.active_isa()
-        self._watched = _watched(module, layers)
+        self._watched = watched(module, layers, _lies_in_place)
         if self._watched is not None:
             # Keeps the memory from being given to another tensor as well: the same address is then the same memory.
             tensors = (*self.parameters, *module.buffers())
@@ -53,23 +53,31 @@ class _Watch:
         )
 
 
-def _watched(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[tuple[Any, ...], ...] | None:
+def _lies_in_place(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous() and native.aligned(tensor)
+
+
+def watched(
+    module: nn.Module, layers: Sequence[nn.Linear], seen: Callable[[Tensor], bool]
+) -> tuple[tuple[Any, ...], ...] | None:
     """What must stay in place, for `_native.all_in_place`; None where a change of the weights would not be seen.
+
+    seen: whether one of a parameter or buffer would be.
 
     Tuples (dict, name, module), and (dict, name, tensor, pointer, strides) for parameters and buffers.
     """
-    watched: list[tuple[Any, ...]] = []
+    found: list[tuple[Any, ...]] = []
     for part in module.modules():
-        watched += [(part._modules, name, child) for name, child in part._modules.items()]
+        found += [(part._modules, name, child) for name, child in part._modules.items()]
         for kept in (part._parameters, part._buffers):
             for name, tensor in kept.items():
-                if tensor is None or not (tensor.is_cpu and tensor.is_contiguous() and native.aligned(tensor)):
+                if tensor is None or not seen(tensor):
                     return None
-                watched.append((kept, name, tensor, tensor.data_ptr(), tensor.stride()))
+                found.append((kept, name, tensor, tensor.data_ptr(), tensor.stride()))
     # Two a linear layer; one that computes its weight from other parameters has others.
     plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}
-    found = {id(item[2]) for item in watched if isinstance(item[2], nn.Parameter)}
-    return tuple(watched) if found == plain else None
+    parameters = {id(item[2]) for item in found if isinstance(item[2], nn.Parameter)}
+    return tuple(found) if parameters == plain else None
 
 
 class PackedNet:

@@ -40,12 +40,12 @@ def _unavailable() -> str | None:
 
 
 @contextlib.contextmanager
-def _on_device(tensor: Tensor) -> Iterator[None]:
-    """Triton launches on the current device; and neither tf32 nor autocast may round a product here."""
+def on_device(device: torch.device) -> Iterator[None]:
+    """The device as the current one; and neither tf32 nor autocast may round a product here."""
     from llmdpd.kernels.products import exact_float32
 
-    device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-    with device, exact_float32(), torch.autocast(tensor.device.type, enabled=False):
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with current, exact_float32(), torch.autocast(device.type, enabled=False):
         yield
 
 
@@ -53,16 +53,15 @@ def chain_forward(chain: ChainArguments, keep: bool) -> tuple[Tensor, Tensor]:
     """a_0 [B, N, A], and where `keep`, a_K … a_0 before its bound: [K + 1, B, N, A]."""
     from llmdpd.kernels import reverse_diffusion as kernel
 
-    with _on_device(chain.state):
-        u = F.linear(chain.state, chain.W_s) + chain.u_z
-        return kernel.forward(u, chain, keep)
+    with on_device(chain.state.device):
+        return kernel.forward(chain, keep)
 
 
 def chain_backward(grad: Tensor, tape: Tensor, chain: ChainArguments, need_state: bool) -> list[Tensor]:
     """The gradients of the first six arguments, the trunk last, from that of a_0 [B, N, A]."""
     from llmdpd.kernels import reverse_diffusion as kernel
 
-    with _on_device(chain.state):
+    with on_device(chain.state.device):
         u = F.linear(chain.state, chain.W_s) + chain.u_z
         d_u, *rest = kernel.backward(grad, u, chain, tape)
         d_state = d_u @ chain.W_s if need_state else chain.state.new_empty(0)

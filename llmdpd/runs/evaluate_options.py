@@ -81,7 +81,7 @@ class EvaluateConfig:
     threads: WholeNumber = 0
     """CPU threads of the C++ kernels, 0 for all cores; results do not depend on it."""
     device: str = "cpu"
-    """Where the policy runs: cpu, cuda or cuda:N."""
+    """Where the policy runs: cpu, cuda, cuda:N, or auto: a GPU that works, else the CPU."""
     out: Path | None = None
     """File for the results. By default the run's results.json, which is replaced, and its report is written anew; with
     other tasks, prompts, acting or steps, one checkpoint alone or fewer episodes, a new file in the run's folder

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError
 from llmdpd.methods.base import Learner, Method
 from llmdpd.methods.batch import PromptedBatch
+from llmdpd.ops.resident import keys_on_device
 from llmdpd.training.config import CudaGraphMode
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class CudaGraphs:
             # Older versions of torch leave the generator as if the capture still went on. Graphs from before hold the
             # old state, and no longer share it.
             generator.graphsafe_set_state(before)
+            # torch 2.11 takes this one for still recorded to, and would refuse the next capture.
+            self._pool = torch.cuda.graph_pool_handle()
             raise CaptureError(_first_cause(error)) from error
         return graph.replay, output
 
@@ -174,7 +177,8 @@ class GraphedUpdate:
             InputError: it can't be captured, and `required`.
         """
         self._method.schedule(iteration)
-        metrics = self._learn(batch)
+        with keys_on_device():
+            metrics = self._learn(batch)
         self._method.follow(iteration)
         return metrics
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal
 
 import torch
@@ -27,15 +28,31 @@ def matmul_precision(precision: Literal["fp32", "bf16"]) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@cache
+def automatic_device() -> tuple[str, str]:
+    """The device for `auto`, and in words why: cuda where a GPU computes what it is asked for, else cpu."""
+    if not torch.cuda.is_available():
+        without = "" if torch.version.cuda else ", and torch is a build without CUDA"
+        return "cpu", f"torch finds no GPU{without}"
+    try:
+        found = float((torch.arange(8.0, device="cuda") @ torch.ones(8, device="cuda")).cpu())
+        name = torch.cuda.get_device_name()
+    except RuntimeError as error:  # a driver that is too old, a GPU of a kind that torch has no code for, one in use
+        return "cpu", f"the GPU does not work: {str(error).splitlines()[0]}"
+    return ("cuda", name) if found == 28.0 else ("cpu", f"the GPU computes wrongly: 28 is {found:g} on it")
+
+
 def check_device(name: str | torch.device) -> torch.device:
-    """The device of this name: cpu, cuda or cuda:N.
+    """The device of this name: cpu, cuda, cuda:N, or auto (see `automatic_device`).
 
     Raises:
         InputError: another kind of device, or a GPU that is absent.
     """
+    if name == "auto":
+        return torch.device(automatic_device()[0])
     found = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
     if found is None:
-        raise InputError("no such device", field="device", found=name, expected="cpu, cuda or cuda:N")
+        raise InputError("no such device", field="device", found=name, expected="auto, cpu, cuda or cuda:N")
     if str(name) == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()

@@ -65,13 +65,14 @@ class Case:
         return [self.net.context(self.state, self.prompt), tau, self.net.first_layer()[0], *trunk]
 
     def call(self, key: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, ChainArguments]:
-        """u and the kernels' other arguments."""
+        """u, which the backward pass takes, and the kernels' other arguments."""
         u, tau, W_a, *trunk = (part.detach() for part in self.parts())
         table = torch.from_numpy(self.plan.table()).to(self.device)
         key = torch.zeros(1, dtype=torch.int64) if key is None else key
-        _, _, W_s, _, bias = (part.detach() for part in self.net.first_layer())
+        _, _, W_s, W_z, bias = (part.detach() for part in self.net.first_layer())
+        u_z = torch.nn.functional.linear(self.prompt.detach(), W_z, bias)
         return u, ChainArguments(
-            self.state.detach(), W_s, bias, tau, W_a, trunk, table, key.to(self.device), noise, self.plan.start,
+            self.state.detach(), W_s, u_z, tau, W_a, trunk, table, key.to(self.device), noise, self.plan.start,
             self.plan.bound, self.samples, self.bf16,
         )  # fmt: skip
 
@@ -79,7 +80,7 @@ class Case:
         from llmdpd.kernels import reverse_diffusion as operation
 
         with torch.no_grad():
-            return operation.forward(*self.call(key, noise), keep)
+            return operation.forward(self.call(key, noise)[1], keep)
 
     def check_actions(self, key: Tensor) -> Tensor:
         """The actions, after a comparison with the reference."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from llmdpd import kernels
 from llmdpd.diffusion import sampler_coefficients
+from llmdpd.errors import InputError
 
 MakeCase = Callable[..., Any]
 both_precisions = pytest.mark.parametrize("bf16", [False, True])
@@ -89,11 +92,51 @@ def test_a_bad_row_stays_alone(make_case: MakeCase, key: torch.Tensor, value: fl
 def test_strided_tensors(make_case: MakeCase, key: torch.Tensor) -> None:
     from llmdpd.kernels import reverse_diffusion as operation
 
-    u, chain = make_case(B=6, H=40).call(key)
+    _, chain = make_case(B=6, H=40).call(key)
     assert chain.W_a.stride(0) > 4  # a slice of the first layer's weight
-    tensors = {"tau": chain.tau, "W_a": chain.W_a, "table": chain.table, "key": chain.key}
+    tensors = {
+        "state": chain.state,
+        "W_s": chain.W_s,
+        "u_z": chain.u_z,
+        "tau": chain.tau,
+        "W_a": chain.W_a,
+        "table": chain.table,
+        "key": chain.key,
+    }
     spread = {name: torch.stack([part, part], dim=-1)[..., 0] for name, part in tensors.items()}
     trunk = [torch.stack([part, part], dim=-1)[..., 0] for part in chain.trunk]
-    plain, _ = operation.forward(u, chain, False)
-    found, _ = operation.forward(torch.stack([u, u], dim=-1)[..., 0], chain._replace(trunk=trunk, **spread), False)
+    plain, _ = operation.forward(chain, False)
+    found, _ = operation.forward(chain._replace(trunk=trunk, **spread), False)
     assert torch.equal(found, plain)
+
+
+def test_a_prompt_for_all_and_a_key_by_value(
+    make_case: MakeCase, close: Callable[..., None], key: torch.Tensor
+) -> None:
+    from llmdpd.kernels import reverse_diffusion as operation
+
+    case = make_case(B=19, N=2, A=3, H=33)
+    case = dataclasses.replace(case, prompt=case.prompt.detach()[0].clone())
+    _, chain = case.call(key)
+    assert chain.u_z.ndim == 1
+    packed, actions = operation.pack(chain), torch.empty(19, 2, 3, device=case.device)
+    packed.launch.run()
+    operation.forward_launch(packed, chain, actions, chain.state.new_empty(0), seed=int(key)).run()
+    close(actions, case.reference(case.noise(key))[0], 2e-5)
+    assert torch.equal(actions, operation.forward(chain, False)[0])
+
+
+def test_products_of_float32(make_case: MakeCase, close: Callable[..., None], key: torch.Tensor) -> None:
+    """`tf32x3` and `ieee` hold float32's tolerance; plain tf32 would not."""
+    errors = {}
+    case = make_case(B=40, H=100, K=5, scale=1.0)
+    expected, _ = case.reference(case.noise(key))
+    for how in ("tf32x3", "ieee", "tf32"):
+        kernels._fp32_products = how  # the setter refuses the last
+        try:
+            errors[how] = float((case.forward(key)[0].cpu() - expected).norm() / expected.norm())
+        finally:
+            kernels.set_fp32_products("tf32x3")
+    assert max(errors["tf32x3"], errors["ieee"]) < 2e-5 < errors["tf32"], errors
+    with pytest.raises(InputError, match="no such product"):
+        kernels.set_fp32_products("tf32")

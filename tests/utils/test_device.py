@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmdpd.errors import InputError
-from llmdpd.utils.device import check_device, matmul_precision
+from llmdpd.utils.device import automatic_device, check_device, matmul_precision
 
 
 def test_matrix_products_change_within_the_block_alone() -> None:
@@ -46,3 +46,38 @@ def test_other_devices_are_refused(name: str) -> None:
 def test_an_index_beyond_any_integer_is_an_absent_gpu() -> None:
     with pytest.raises(InputError, match="absent"):
         check_device("cuda:" + "9" * 30)
+
+
+@pytest.mark.parametrize(
+    ("there", "computes", "device", "why"),
+    [
+        (False, None, "cpu", "finds no GPU"),
+        (
+            True,
+            RuntimeError("no kernel image is available\nmore"),
+            "cpu",
+            "does not work: no kernel image is available",
+        ),
+        (True, 27.0, "cpu", "28 is 27 on it"),
+        (True, 28.0, "cuda", "a card"),
+    ],
+)
+def test_the_automatic_device_is_asked_to_compute(
+    monkeypatch: pytest.MonkeyPatch, there: bool, computes: float | Exception | None, device: str, why: str
+) -> None:
+    def arange(*_: object, **options: object) -> torch.Tensor:
+        assert options == {"device": "cuda"}
+        if isinstance(computes, Exception):
+            raise computes
+        return torch.tensor([float(computes or 0), *[0.0] * 7])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    ones = torch.ones(8)
+    monkeypatch.setattr(torch, "arange", arange)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: ones)
+    monkeypatch.setattr("llmdpd.utils.device.automatic_device", automatic_device.__wrapped__)
+    found, reason = automatic_device.__wrapped__()
+    assert found == device
+    assert why in reason
+    assert check_device("auto") == torch.device(device)

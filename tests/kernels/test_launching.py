@@ -1,0 +1,303 @@
+"""What the host does for a launch, by a stand-in for the CUDA driver that records and computes nothing.
+
+Tensors lie on the CPU here; kernels are compiled ahead of time for sm_90.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from llmdpd import kernels
+
+if kernels.interpreted():
+    pytest.skip("interpreted kernels are not launched", allow_module_level=True)
+
+from llmdpd.diffusion import NoiseMLP, sampler_coefficients
+from llmdpd.kernels import driver
+from llmdpd.ops import resident
+from llmdpd.ops.philox import signed64
+
+FIELDS = ("kernel", "programs", "members", "threads", "shared", "stream", "device", "count")
+
+
+class StandIn:
+    """The fake library, and what it recorded."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self._names = (ctypes.c_char * 64 * 64).in_dll(self.library, "fake_names")
+        self._launches = (ctypes.c_uint64 * 72 * 4096).in_dll(self.library, "fake_launches")
+
+    def __getattr__(self, name: str) -> Any:
+        return ctypes.c_int.in_dll(self.library, f"fake_{name}")
+
+    def launches(self) -> list[tuple[str, dict[str, int], list[int]]]:
+        """Kernel's name, fields and arguments of every launch since the last call."""
+        found = []
+        for record in self._launches[: self.count.value]:
+            fields = dict(zip(FIELDS, record[:8], strict=True))
+            found.append((self._names[fields["kernel"]].value.decode(), fields, list(record[8 : 8 + fields["count"]])))
+        self.count.value = 0
+        return found
+
+
+class FakeGenerator:
+    def __init__(self) -> None:
+        self.offset = 8
+
+    def initial_seed(self) -> int:
+        return 5
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        self.offset = offset
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("driver") / "libcuda-fake.so"
+    source = Path(__file__).with_name("fake_driver.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source], check=True, timeout=120)
+    return path
+
+
+@pytest.fixture
+def stand_in(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    fake = StandIn(library)
+    generator = FakeGenerator()
+    fake.count.value, fake.result.value, fake.current.value = 0, 0, 0
+    monkeypatch.setattr(driver, "LIBRARY", str(library))
+    monkeypatch.setattr(driver, "_kernels", {})
+    monkeypatch.setattr(driver, "place_of", lambda tensor: driver.Place(0, 77, 90))
+    monkeypatch.setattr(driver, "capturing", lambda: False)
+    monkeypatch.setattr(driver, "generator", lambda device: generator)
+    monkeypatch.setattr(resident, "_workspaces", {})
+    monkeypatch.setattr(resident, "_nets", tuple(type(kept)() for kept in resident._nets))
+    yield fake
+    fake.result.value = 0
+
+
+class Operations(TorchDispatchMode):
+    """Counts what PyTorch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def net() -> NoiseMLP:
+    return NoiseMLP(7, 3, 6, 64, 8).requires_grad_(False)
+
+
+PLAN = sampler_coefficients("ddpm", steps=3)
+
+
+def sample(net: NoiseMLP, state: Tensor, prompt: Tensor, seed: Any = 11, samples: int = 1, again: bool = False) -> Any:
+    function = resident.sample_again if again else resident.sample
+    return function(net, PLAN, state, prompt, samples, seed, False)
+
+
+def test_a_call_is_one_launch_and_one_allocation(
+    stand_in: StandIn, net: NoiseMLP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, prompt = torch.randn(19, 7), torch.randn(6)
+    sample(net, state, prompt)
+    assert [name for name, *_ in stand_in.launches()] == ["pack_kernel", "forward_kernel"]
+    monkeypatch.setattr(resident, "_get_current_dispatch_mode", lambda: None)  # the counter itself is one
+    with Operations() as operations:
+        actions = sample(net, state, prompt, seed=-3, again=True)
+    assert operations.names == ["aten.empty.memory_format"]
+    ((name, fields, values),) = stand_in.launches()
+    assert (name, fields["stream"], fields["device"], fields["members"]) == ("forward_kernel", 77, 0, 1)
+    assert (fields["programs"], fields["threads"]) == (2, 128)
+    call = next(iter(resident._nets[0][net]._calls.values()))
+    named = dict(zip(call.own, values, strict=True))
+    assert named["states"] == state.data_ptr()
+    assert named["actions"] == actions.data_ptr()
+    assert named["seed"] == (-3) & (2**64 - 1)
+    assert (named["rows"] & 0xFFFFFFFF, named["steps"] & 0xFFFFFFFF) == (19, 3)
+    assert named["b2"] == net.linears[1].bias.data_ptr()
+    assert set(named) >= {"W_s", "u_z", "tau", "w2", "w3", "w4", "table", "contexts", "scratch"}
+
+
+def test_weights_are_packed_once_a_version(stand_in: StandIn, net: NoiseMLP) -> None:
+    state, prompt = torch.randn(2, 7), torch.randn(6)
+    for _ in range(3):
+        sample(net, state, prompt)
+    assert [name for name, *_ in stand_in.launches()].count("pack_kernel") == 1
+    with torch.no_grad():
+        net.linears[1].weight.mul_(2.0)
+    assert sample(net, state, prompt, again=True) is None
+    sample(net, state, prompt)
+    assert [name for name, *_ in stand_in.launches()] == ["pack_kernel", "forward_kernel"]
+    net.linears[3].bias = torch.nn.Parameter(torch.zeros(3))
+    assert sample(net, state, prompt, again=True) is None
+
+
+def test_a_prompt_is_multiplied_once_a_version(stand_in: StandIn, net: NoiseMLP) -> None:
+    state, prompt = torch.randn(2, 7), torch.randn(6)
+    sample(net, state, prompt)
+    entry = resident._nets[0][net]
+    first = entry._prompt_part(prompt)
+    assert torch.equal(first, net.context(torch.zeros(1, 7), prompt)[0])
+    assert entry._prompt_part(prompt) is first
+    prompt.mul_(2.0)
+    assert torch.equal(entry._prompt_part(prompt), net.context(torch.zeros(1, 7), prompt)[0])
+
+
+@pytest.mark.parametrize("seed", [None, 3, "each"])
+def test_keys(stand_in: StandIn, net: NoiseMLP, seed: Any) -> None:
+    state, prompt = torch.randn(4, 7), torch.randn(4, 6)
+    seeds = torch.arange(4) if seed == "each" else seed
+    made = []
+    for again in (False, True):
+        sample(net, state, prompt, seeds, again=again)
+        call = next(iter(resident._nets[0][net]._calls.values()))
+        made.append(dict(zip(call.own, stand_in.launches()[-1][2], strict=True)))
+    if seed == "each":
+        assert made[1]["key"] == seeds.data_ptr()
+    elif seed is None:
+        assert made[0]["seed"] != made[1]["seed"]  # the generator went on
+    else:
+        assert made[0]["seed"] == made[1]["seed"] == 3
+
+
+def test_in_training_keys_are_drawn_on_the_device(stand_in: StandIn, net: NoiseMLP) -> None:
+    with resident.keys_on_device():
+        sample(net, torch.randn(4, 7), torch.randn(6), None)
+    call = next(iter(resident._nets[0][net]._calls.values()))
+    assert "key" in call.own
+    assert driver.generator(0).get_offset() == 8  # type: ignore[attr-defined]
+
+
+def test_another_kind_of_call_is_left_to_the_careful_one(stand_in: StandIn, net: NoiseMLP) -> None:
+    state, prompt = torch.randn(4, 7), torch.randn(6)
+    assert sample(net, state, prompt, again=True) is None  # never packed
+    sample(net, state, prompt)
+    assert sample(net, state, prompt, again=True) is not None
+    for wrong in (torch.randn(4, 8), torch.randn(7), torch.randn(4, 7).double(), torch.randn(7, 4).t()):
+        assert sample(net, wrong, prompt, again=True) is None
+    assert sample(net, torch.randn(29)[1:].view(4, 7), prompt, again=True) is None  # not at a multiple of 16 bytes
+    assert sample(net, state, torch.randn(3, 6), again=True) is None
+    assert sample(net, state, prompt, torch.arange(3), again=True) is None
+    net.requires_grad_(True)
+    assert sample(net, state, prompt, again=True) is None
+    with torch.no_grad():
+        assert sample(net, state, prompt, again=True) is not None
+    assert sample(net, state[:0], prompt, again=True, samples=2) is None  # a gradient may be asked for
+    with torch.no_grad():
+        assert sample(net, state[:0], prompt, again=True, samples=2).shape == (0, 2, 3)
+
+
+def test_a_workspace_is_a_streams(stand_in: StandIn, net: NoiseMLP, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, found = torch.randn(6), {}
+    for stream, batch in ((1, 4), (2, 4), (1, 4), (1, 40), (1, 4)):
+        monkeypatch.setattr(driver, "place_of", lambda tensor, stream=stream: driver.Place(0, stream, 90))
+        sample(net, torch.randn(batch, 7), prompt)
+        assert stand_in.launches()[-1][1]["stream"] == stream
+        found.setdefault(stream, []).append(resident._workspaces[0, stream][0].data_ptr())
+    assert found[1][0] == found[1][1] != found[2][0]
+    assert found[1][2] == found[1][3]
+
+
+def test_the_driver_is_asked_in_the_devices_context(stand_in: StandIn, net: NoiseMLP) -> None:
+    before = stand_in.contexts.value
+    stand_in.current.value = -1  # no context in this thread
+    sample(net, torch.randn(4, 7), torch.randn(6))
+    assert all(fields["device"] == 0 for _, fields, _ in stand_in.launches())
+    assert stand_in.contexts.value > before
+    assert stand_in.current.value == -1
+    stand_in.current.value, before = 0, stand_in.contexts.value
+    sample(net, torch.randn(4, 7), torch.randn(6))
+    assert stand_in.contexts.value == before
+
+
+def test_errors_of_the_driver_are_raised(stand_in: StandIn, net: NoiseMLP, tmp_path: Path) -> None:
+    from llmdpd import _cuda
+
+    state, prompt = torch.randn(4, 7), torch.randn(6)
+    sample(net, state, prompt)
+    stand_in.result.value = 700
+    with pytest.raises(RuntimeError, match="cuLaunchKernel: an illegal memory access"):
+        sample(net, state, prompt, again=True)
+    with pytest.raises(RuntimeError, match="can't be loaded"):
+        _cuda.Driver(str(tmp_path / "absent.so"))
+    fake = _cuda.Driver(driver.LIBRARY)
+    with pytest.raises(RuntimeError, match="cuModuleLoadData: another error"):
+        _cuda.Kernel(fake, b"no image", "name", 0, 128, 0, "p")
+    kernel = _cuda.Kernel(fake, b"\x7fELF", "name", 0, 128, 100 << 10, "pilf")
+    assert stand_in.shared.value == 100 << 10
+    with pytest.raises(ValueError, match="number of arguments"):
+        kernel.launch(1, 1, 0, (0, 1, 2))
+    with pytest.raises(ValueError, match="out of range"):
+        kernel.launch(1, 1, 0, (0, 2**31, 2, 1.0))
+
+
+def test_a_kernel_with_other_arguments_is_refused(net: NoiseMLP) -> None:
+    class Compiled:
+        asm: dict[str, str]
+        metadata: Any
+
+    compiled = Compiled()
+    compiled.metadata = type("M", (), {"name": "k", "num_ctas": 1, "global_scratch_size": 0, "profile_scratch_size": 0})
+    head = ".visible .entry k(\n .param .u64 .ptr k_0,\n .param .u32 k_1,\n"
+    compiled.asm = {"ptx": head + ".param .u64 .ptr k_2,\n .param .u64 k_3\n)"}
+    driver.check(compiled, "pi")
+    for kinds in ("pp", "p", "pii"):
+        with pytest.raises(RuntimeError, match="other arguments"):
+            driver.check(compiled, kinds)
+    compiled.metadata.global_scratch_size = 4
+    with pytest.raises(RuntimeError, match="scratch memory"):
+        driver.check(compiled, "pi")
+
+
+def test_the_generators_key() -> None:
+    """Neighbouring offsets and seeds give keys that have nothing in common."""
+    keys = {resident._mixed(resident._mixed(seed) ^ offset) for seed in range(40) for offset in range(0, 160, 4)}
+    assert len(keys) == 1600
+    ones = [bin(key ^ resident._mixed(resident._mixed(0))).count("1") for key in keys]
+    assert 30 < sum(ones) / len(ones) < 34
+    assert -(2**63) <= signed64(max(keys)) < 2**63
+
+
+def test_a_training_call(stand_in: StandIn, make_launches: Callable[..., list[str]]) -> None:
+    assert make_launches() == ["pack_kernel", "forward_kernel", "pack_kernel", "backward_kernel"]
+
+
+@pytest.fixture
+def make_launches(stand_in: StandIn) -> Callable[..., list[str]]:
+    from llmdpd.kernels import report
+    from llmdpd.kernels import reverse_diffusion as operation
+
+    def make() -> list[str]:
+        meta = report.arguments(20, 64, 3, False)
+        chain = type(meta)(*(_real(part) for part in meta))
+        actions, tape = operation.forward(chain, True)
+        operation.backward(actions, torch.zeros(20, 64), chain, tape)
+        return [name for name, *_ in stand_in.launches()]
+
+    return make
+
+
+def _real(part: Any) -> Any:
+    if isinstance(part, (list, tuple)):
+        return [_real(one) for one in part]
+    return torch.zeros(part.shape, dtype=part.dtype) if isinstance(part, Tensor) else part
