@@ -116,6 +116,7 @@ def measure(session: Session) -> None:
     """Checks and benchmarks, in the order of what would be missed most. The package is importable from here on."""
     # Not at the top: they import llmdpd, which is only built when the command runs.
     import act
+    import device_times
     import sampler
     import tolerances
     import torch
@@ -142,7 +143,8 @@ def measure(session: Session) -> None:
     sizes = Sizes(state=5, action=3, prompt=8, hidden=16) if quick else Sizes()
     budget = QUICK if quick else Budget(seconds=1.0)
     benches = {
-        name: Bench(name, device, budget, {"quick": quick}, deadline) for name in ("sampler", "train_step", "act")
+        name: Bench(name, device, budget, {"quick": quick}, deadline)
+        for name in ("sampler", "train_step", "act", "kernels")
     }
     cases = sampler.cases_of(sampler.parser().parse_args([f"--device={device}", *(["--quick"] if quick else [])]))
     own: Any = "triton" if device.type == "cuda" else "cpp"
@@ -169,11 +171,16 @@ def measure(session: Session) -> None:
         )
         keep("act")
 
+    def alone() -> None:
+        device_times.measure(benches["kernels"], sizes, (2, 3) if quick else device_times.BATCHES)
+        keep("kernels")
+
     def tests() -> None:
         session.report["tests"] = run_tests(arguments.tests, min(120.0, session.left() / 2))
 
     session.stage("tolerances", checks)
     session.stage("sampler, the floors' cases", lambda: sample(cases[:3]))
+    session.stage("kernels alone", alone)
     session.stage("training iteration", train)
     session.stage("acting", latency)
     session.stage("tests", tests, needs=20.0)

@@ -18,21 +18,24 @@ from .layers import columns, first_layer, narrow, output_layer, straight, transp
 
 
 @triton.jit
-def _recompute(
+def recompute(
     a, u, tau_k, W_a, w2, b2, w3, b3, w4, b4, hidden, slopes, layer, state, live,
-    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    H: tl.constexpr, A: tl.constexpr, TAKEN: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """epsilon [BM, AP], leaving h and mish' of the three layers. hidden, slopes: of layer 1, the tile's first row."""
+    """epsilon [BM, AP], as `epsilon_of`, leaving h and mish' of the three layers.
+
+    hidden, slopes: of layer 1, the tile's first row.
+    """
     zero = fresh_zero()
     wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
-    parts = columns(a, A, AP)
+    parts = columns(a, TAKEN, AP)
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
-    # To whole blocks of BN: what `_propagate` reads back must have been written, padding too.
+    # To whole blocks of BN: what `propagate` reads back must have been written, padding too.
     for begin in range(0, (H + BN - 1) // BN * BN, BK):
         inner = begin + tl.arange(0, BK)
-        z1 = first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, FP32)
+        z1 = first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, TAKEN, HP, AP, FP32)
         h1, slope = mish_and_slope(z1)
         tl.store(hidden + own + inner[None, :], rounded(h1, COMPUTE))
         tl.store(slopes + own + inner[None, :], rounded(slope, COMPUTE))
@@ -59,13 +62,13 @@ def _recompute(
 
 
 @triton.jit
-def _propagate(
+def propagate(
     d_epsilon, W_a, w2, w3, w4, slopes, layer,
-    H: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    H: tl.constexpr, TAKEN: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """W_a^T dz1 [BM, AP]; dz takes the place of mish'."""
+    """W_a^T dz1 [BM, AP], 0 where TAKEN is; dz takes the place of mish'."""
     zero = fresh_zero()
     wide, column, own = zero + tl.arange(0, HP), tl.arange(0, AP), (zero + tl.arange(0, BM))[:, None] * HP
     d_h2 = tl.zeros([BM, HP], tl.float32)
@@ -91,7 +94,8 @@ def _propagate(
         part = slopes + own + outer[:, None]
         dz1 = rounded(d_h1 * tl.load(part).to(tl.float32), COMPUTE)
         tl.store(part, dz1)
-        d_a = product(rounded(straight(W_a, column, outer, HP), COMPUTE), dz1, d_a, FP32)
+        if TAKEN > 0:
+            d_a = product(rounded(straight(W_a, column, outer, HP), COMPUTE), dz1, d_a, FP32)
     return tl.trans(d_a)
 
 
@@ -127,10 +131,10 @@ def backward_kernel(
         A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         a = tl.load(chain + count * step + fresh_zero() + place, mask=held, other=0.0)
         at = here + padded.to(tl.int64) * step
-        epsilon = _recompute(
+        epsilon = recompute(
             a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4,
             hidden + at * HP, slopes + at * HP, layer, state, live,
-            H, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
+            H, A, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         d_pre = tl.where(tl.abs(p_k * a + e_k * epsilon) <= clip, B_k * g + carry, 0.0)
         C_k = tl.load(table + step * 6 + 4)
@@ -139,8 +143,8 @@ def backward_kernel(
         small = (fresh_zero() + local)[:, None] * AP + column[None, :]
         tl.store(taken + at * AP + small, rounded(a, COMPUTE))
         tl.store(d_out + at * AP + small, rounded(d_epsilon, COMPUTE))
-        d_a = _propagate(
+        d_a = propagate(
             rounded(d_epsilon, COMPUTE), W_a, w2, w3, w4, slopes + at * HP, layer,
-            H, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
+            H, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         g = A_k * g + p_k * d_pre + d_a

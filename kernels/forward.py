@@ -14,20 +14,20 @@ from .philox import normals
 
 
 @triton.jit
-def _epsilon(
+def epsilon_of(
     a, u, tau_k, W_a, w2, b2, w3, b3, w4, b4, exchange, state, live,
-    H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
+    H: tl.constexpr, A: tl.constexpr, TAKEN: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr, FP32: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """The network's epsilon [BM, AP] for the actions a [BM, AP]."""
+    """The network's outputs [BM, AP], A of them, for the actions a [BM, AP], of which it takes TAKEN numbers."""
     zero = fresh_zero()
     wide, column = zero + tl.arange(0, HP), tl.arange(0, AP)
-    parts = columns(a, A, AP)
+    parts = columns(a, TAKEN, AP)
     z = tl.zeros([BM, HP], tl.float32) + tl.load(b2 + wide, mask=wide < H, other=0.0)[None, :]
     for begin in range(0, H, BK):
         inner = begin + tl.arange(0, BK)
-        h = mish(first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, A, HP, AP, FP32))
+        h = mish(first_layer(u, tau_k, W_a, state, live, a, parts, inner, H, TAKEN, HP, AP, FP32))
         z = product(rounded(h, COMPUTE), transposed(w2, inner, wide, HP), z, FP32)
     h2 = rounded(mish(z), COMPUTE)
     if not WHOLE:
@@ -65,7 +65,7 @@ def _xi(
 
 
 @triton.jit
-def _context(
+def context(
     states, W_s, u_z, contexts, state, live,
     S: tl.constexpr, SP: tl.constexpr, H: tl.constexpr, HP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PROMPTS: tl.constexpr, FP32: tl.constexpr,
@@ -113,7 +113,7 @@ def forward_kernel(
     first, sample = begin // SAMPLES, (begin % SAMPLES).to(tl.int32) + local
     state, exchange, u = sample // SAMPLES, scratch + begin * HP, contexts + begin * H
     states, u_z = states + first * S, u_z + first * H if PROMPTS else u_z
-    _context(states, W_s, u_z, u, state, live, S, SP, H, HP, BM, BN, PROMPTS, FP32)
+    context(states, W_s, u_z, u, state, live, S, SP, H, HP, BM, BN, PROMPTS, FP32)
     key = key + first if KEYED else key
     counter = sample % SAMPLES if KEYED else begin.to(tl.int32) + local
 
@@ -124,9 +124,9 @@ def forward_kernel(
     for step in range(steps):
         p_k, e_k = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
         A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
-        epsilon = _epsilon(
+        epsilon = epsilon_of(
             a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4, exchange, local, live,
-            H, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
+            H, A, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         x0 = bounded(p_k * a + e_k * epsilon, clip)
         # The x0 before this one waits in memory: a tile of 64 rows has no register to spare meanwhile.

@@ -41,7 +41,7 @@ class Launch:
             return
         if kernels.interpreted():
             values = [int(value) if isinstance(value, Wide) else value for value in self.arguments.values()]
-            self.kernel[(self.programs, self.members)](*values, **self.constants, **self._options())
+            self.kernel[(self.programs, self.members)](*values, **self.constants, **self.options())
         else:
             place = driver.place_of(next(value for value in self.arguments.values() if isinstance(value, Tensor)))
             self.loaded(place).launch(self.programs, self.members, place.stream, self.values())
@@ -58,7 +58,8 @@ class Launch:
         found = self.arguments.values()
         return tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in found if v is not None)
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """The compiler's options, as triton calls them."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
@@ -81,7 +82,7 @@ class Launch:
         names = {name: index for index, name in enumerate(self.kernel.arg_names)}
         fixed = {(names[name],): value for name, value in constants.items()}
         source = ASTSource(self.kernel, {name: signature[name] for name in names}, fixed, attributes)
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self._options())
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options())
 
 
 def _type(value: Any) -> tuple[str, bool]:

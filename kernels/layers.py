@@ -34,10 +34,12 @@ def first_layer(
 ):  # fmt: skip
     """u + tau_k + W_a a, columns `inner`: float32 [BM, BK]. state: int32 [BM]; a: [BM, AP], and its `columns`.
 
-    W_a is packed: its transpose, [AP, HP].
+    W_a is packed: its transpose, [AP, HP]. A of 0: u alone.
     """
     held = inner < H
     z = tl.load(u + state[:, None] * H + inner[None, :], mask=live[:, None] & held[None, :], other=0.0)
+    if A == 0:
+        return z
     z = z + tl.load(tau_k + inner, mask=held, other=0.0)[None, :]
     if A <= FEW:
         for j in tl.static_range(A):

@@ -23,10 +23,12 @@ def pack_kernel(
     r = tl.program_id(0).to(tl.int64)
     wide, column = tl.arange(0, HP), tl.arange(0, AP)
     row = r + tl.zeros([HP], tl.int64)
-    held = (wide < H) & (row < H)
+    held, inside = (wide < H) & (row < H), row < HP  # more outputs than hidden columns are possible
     kind: tl.constexpr = packed.dtype.element_ty
-    tl.store(packed + r * HP + wide, rounded(tl.load(w2 + r * w2_rows + wide, mask=held, other=0.0), kind))
-    tl.store(packed + (HP + r) * HP + wide, rounded(tl.load(w3 + r * w3_rows + wide, mask=held, other=0.0), kind))
+    second = rounded(tl.load(w2 + r * w2_rows + wide, mask=held, other=0.0), kind)
+    tl.store(packed + r * HP + wide, second, mask=inside)
+    third = rounded(tl.load(w3 + r * w3_rows + wide, mask=held, other=0.0), kind)
+    tl.store(packed + (HP + r) * HP + wide, third, mask=inside)
     last = rounded(tl.load(w4 + r * w4_rows + wide, mask=(wide < H) & (row < A), other=0.0), kind)
     tl.store(packed + (2 * HP + r) * HP + wide, last, mask=row < AP)
     first = tl.load(
@@ -34,9 +36,9 @@ def pack_kernel(
         mask=(column < A) & (r + tl.zeros([AP], tl.int64) < H),
         other=0.0,
     )
-    tl.store(packed_actions + column * HP + r, first)
+    tl.store(packed_actions + column * HP + r, first, mask=r + tl.zeros([AP], tl.int64) < HP)
     for begin in range(0, SP, 16):
         feature = begin + tl.arange(0, 16)
         there = (feature < S) & (r + tl.zeros([16], tl.int64) < H)
         part = tl.load(W_s + r * ws_rows + feature * ws_columns, mask=there, other=0.0)
-        tl.store(packed_states + feature * HP + r, part)
+        tl.store(packed_states + feature * HP + r, part, mask=r + tl.zeros([16], tl.int64) < HP)

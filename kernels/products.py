@@ -21,9 +21,8 @@ def exact_float32() -> Iterator[None]:
         backend.fp32_precision = before
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x^T y of […, R, m] and […, R, n], accumulated and returned in float32."""
-    x = x.transpose(-1, -2)
+def product_of(x: Tensor, y: Tensor) -> Tensor:
+    """x y of […, m, R] and […, R, n], accumulated and returned in float32."""
     if x.dtype == torch.float32:
         with exact_float32():
             return x @ y
@@ -44,5 +43,5 @@ def gradients(hidden: Tensor, slopes: Tensor, taken: Tensor, d_out: Tensor, H: i
     db4 = d_out[..., :A].sum((0, 1), dtype=torch.float32)
     hidden, slopes = hidden.flatten(1, 2)[..., :H], slopes.flatten(1, 2)[..., :H]
     taken, d_out = taken.flatten(0, 1)[:, :A], d_out.flatten(0, 1)[:, :A]
-    dw2, dw3 = _product(slopes[1:], hidden[:2])
-    return [sums[0], _product(slopes[0], taken), dw2, db2, dw3, db3, _product(d_out, hidden[2]), db4]
+    dw2, dw3 = product_of(slopes[1:].transpose(-1, -2), hidden[:2])
+    return [sums[0], product_of(slopes[0].t(), taken), dw2, db2, dw3, db3, product_of(d_out.t(), hidden[2]), db4]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llmdpd.ops.arguments import ChainArguments
 
+from . import mish_mlp
 from . import reverse_diffusion as operation
 from .launch import Launch
 
@@ -66,6 +67,18 @@ def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: in
         return operation.forward_launch(packed, chain, _meta(rows, 1, A), tape, capability=capability)
     grad, u = _meta(rows, 1, A), _meta(rows, H)
     return next(operation.backward_launches(grad, u, packed, chain, tape, capability)[0])[1]
+
+
+def mlp_launches(
+    rows: int, inputs: int, H: int, outputs: int, members: int, bf16: bool, capability: int
+) -> list[Launch]:
+    """The launches of `mish_mlp`, on tensors without memory: pack, forward, backward."""
+    shapes = ((H, inputs), (H,), (H, H), (H,), (H, H), (H,), (outputs, H), (outputs,))
+    x, weights = _meta(rows, inputs), [[_meta(*shape) for shape in shapes] for _ in range(members)]
+    pack, packed = mish_mlp.pack(x, weights, bf16)
+    out = _meta(members, rows, outputs)
+    forward = mish_mlp.forward_launch(x, weights, packed, out, bf16, capability)
+    return [pack, forward, mish_mlp.backward_launch(out, x, weights, packed, bf16, capability)[0]]
 
 
 def usage(launch: Launch, capability: int) -> Usage:

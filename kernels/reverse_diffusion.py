@@ -30,7 +30,7 @@ SCRATCH_BYTES = 512 << 20
 """Bound on what the backward pass keeps for the weight gradients at a time; larger batches go in several launches."""
 
 
-def _compute(bf16: bool) -> torch.dtype:
+def compute_type(bf16: bool) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
@@ -42,11 +42,11 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _operands(bf16: bool) -> Operands:
+def operands_of(bf16: bool) -> Operands:
     return "bf16" if bf16 else kernels.fp32_products()
 
 
-def _precisions(bf16: bool) -> dict[str, Any]:
+def precisions(bf16: bool) -> dict[str, Any]:
     """The operands of the trunk, and how the products of float32 ones, W_a a always among them, are computed."""
     return {"FP32": kernels.fp32_products(), "COMPUTE": tl.bfloat16 if bf16 else tl.float32}
 
@@ -77,7 +77,7 @@ def pack(chain: ChainArguments) -> Packed:
     W_a, W_s, (w2, _, w3, _, w4, _) = chain.W_a, chain.W_s, chain.trunk
     (H, A), S = W_a.shape, W_s.shape[1]
     HP, AP, SP, like = padded_width(H), padded_actions(A), padded_states(S), w2
-    trunk = like.new_empty(2 * HP + AP, HP, dtype=_compute(chain.bf16))
+    trunk = like.new_empty(2 * HP + AP, HP, dtype=compute_type(chain.bf16))
     packed_actions, packed_states = like.new_empty(AP, HP), like.new_empty(SP, HP)
     w2, w3, w4 = (w if w.stride(1) == 1 else w.contiguous() for w in (w2, w3, w4))
     arguments = {
@@ -87,7 +87,7 @@ def pack(chain: ChainArguments) -> Packed:
         "w2_rows": w2.stride(0), "w3_rows": w3.stride(0), "w4_rows": w4.stride(0),
     }  # fmt: skip
     constants = {"S": S, "SP": SP, "H": H, "A": A, "HP": HP, "AP": AP}
-    return Packed(Launch(pack_kernel, HP, arguments, constants, 4, 1), trunk, packed_actions, packed_states)
+    return Packed(Launch(pack_kernel, max(HP, AP), arguments, constants, 4, 1), trunk, packed_actions, packed_states)
 
 
 def _contiguous(chain: ChainArguments) -> ChainArguments:
@@ -103,9 +103,9 @@ def workspace_floats(rows: int, H: int, A: int, bf16: bool, capability: int) -> 
 
     The second is 0 where it does not.
     """
-    tile = forward_tile(rows, H, A, _operands(bf16), capability)
+    tile = forward_tile(rows, H, A, operands_of(bf16), capability)
     padded = -(-rows // tile.BM) * tile.BM
-    return padded * H, 0 if tile.WHOLE else padded * padded_width(H) * _compute(bf16).itemsize // 4
+    return padded * H, 0 if tile.WHOLE else padded * padded_width(H) * compute_type(bf16).itemsize // 4
 
 
 def forward_launch(
@@ -124,10 +124,10 @@ def forward_launch(
     """
     state, K, (H, A), samples, bf16 = chain.state, chain.tau.shape[0], chain.W_a.shape, chain.samples, chain.bf16
     (B, S), rows, capability = state.shape, actions.shape[0] * samples, capability or capability_of(state.device)
-    tile = forward_tile(rows, H, A, _operands(bf16), capability)
+    tile = forward_tile(rows, H, A, operands_of(bf16), capability)
     if work is None:
         work = [state.new_empty(floats) for floats in workspace_floats(rows, H, A, bf16, capability)]
-    contexts, scratch = work[0], work[1].view(_compute(bf16))
+    contexts, scratch = work[0], work[1].view(compute_type(bf16))
     arguments = {
         "states": state, "W_s": packed.W_s, "u_z": chain.u_z, "tau": chain.tau, **packed.arguments(chain),
         "table": chain.table, "key": chain.key if seed is None else None, "seed": Wide(seed or 0),
@@ -140,7 +140,7 @@ def forward_launch(
         "KEYED": seed is None and (chain.key.shape[0] != 1 or B == 1),
         "GIVEN": chain.noise is not None, "KEEP": tape.numel() > 0,
         "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE,
-        **_precisions(bf16),
+        **precisions(bf16),
     }  # fmt: skip
     return Launch(forward_kernel, -(-rows // tile.BM), arguments, constants, tile.warps, tile.stages)
 
@@ -172,7 +172,7 @@ class Kept:
 
 def _kept(rows: int, K: int, H: int, A: int, tile: Tile, bf16: bool, device: torch.device) -> Kept:
     """Room for a launch's rows: in equal launches, as few as `SCRATCH_BYTES` allows."""
-    HP, AP, kind = padded_width(H), padded_actions(A), _compute(bf16)
+    HP, AP, kind = padded_width(H), padded_actions(A), compute_type(bf16)
     tiles = -(-rows // tile.BM)
     tile_bytes = tile.BM * K * (6 * HP + 2 * AP) * kind.itemsize
     launches = -(-tiles // max(1, SCRATCH_BYTES // tile_bytes))
@@ -190,12 +190,12 @@ def backward_launches(
     """The backward launches with their first rows, one after another on the same buffers, and the buffers."""
     (B, H), K, A, samples, bf16 = u.shape, chain.tau.shape[0], chain.W_a.shape[1], chain.samples, chain.bf16
     HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = backward_tile(rows, H, _operands(bf16), capability or capability_of(u.device))
+    tile = backward_tile(rows, H, operands_of(bf16), capability or capability_of(u.device))
     kept = _kept(rows, K, H, A, tile, bf16, u.device)
     padded = kept.taken.shape[1]
     constants = {
         "SAMPLES": samples, "H": H, "A": A, "HP": HP, "AP": AP,
-        "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE, **_precisions(bf16),
+        "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE, **precisions(bf16),
     }  # fmt: skip
 
     def launch(begin: int) -> Launch:

@@ -63,7 +63,7 @@ def forward_tile(rows: int, H: int, A: int, operands: Operands, capability: int)
         if HP <= 128:
             return Tile(16 if few else 32, 32, 64, warps=4, stages=2, WHOLE=False)
         if few or HP > 256 or A > 16:
-            return Tile(16, 32, 128, warps=8, stages=2, WHOLE=False)
+            return Tile(16, 32, 64 if A > 16 else 128, warps=8, stages=2, WHOLE=False)
         return Tile(32, 32, 128, warps=8, stages=2, WHOLE=False)
     if operands == "ieee":
         if HP <= 128:
@@ -77,7 +77,7 @@ def forward_tile(rows: int, H: int, A: int, operands: Operands, capability: int)
         return Tile(16, 64, 128, warps=8, stages=2, WHOLE=False)
     if HP <= 128:
         return Tile(16 if few else 64, 32, 64, warps=4, stages=3)
-    if few and capability == 90 and A <= 16:
+    if few and capability in (80, 90) and A <= 16:
         return Tile(16, 32, 128, warps=4, stages=3)  # measured on an H200: 45 us against 54 of the next
     if some or A > 8:  # W_a a is a product then, and takes registers
         return Tile(16 if few else 32, 64, 128, warps=8, stages=2, WHOLE=few or from_shared)

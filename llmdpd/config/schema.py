@@ -73,8 +73,8 @@ class TrainConfig:
         tasks, method = tasks.canonical(_naming(data.path)), self.method.resolved()
         llm = _absolute(self.llm) if folder else self.llm
         device = automatic_device()[0] if self.device == "auto" else self.device
-        changed = {"tasks": tasks, "data": data, "llm": llm, "method": method, "device": device}
-        config = dataclasses.replace(self, **changed).keeping_texts()
+        config = dataclasses.replace(self, tasks=tasks, data=data, llm=llm, method=method, device=device)
+        config = config.keeping_texts()
         config.check_values()
         return config
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.nn.context import Condition
 from llmdpd.nn.layers import EnsembleLinear, mlp
-from llmdpd.ops.mish_mlp import mish_mlp
+from llmdpd.ops.mish_mlp import mish_mlps
 
 
 class DoubleQ(nn.Module):
@@ -43,16 +43,17 @@ class DoubleQ(nn.Module):
         """State features [..., F], actions [..., A], prompt vectors [..., Z] → two times [...]."""
         parts = [state, action, prompt] if self.prompt_dim else [state, action]
         joined = torch.cat(parts, dim=-1)
-        return _value(self.q1, joined, precision), _value(self.q2, joined, precision)
+        first, second = mish_mlps(joined, [_layers(self.q1), _layers(self.q2)], precision)
+        return first.squeeze(-1), second.squeeze(-1)
 
     def minimum(self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32") -> Tensor:
         """min(Q_1, Q_2): state features [..., F], actions [..., A], prompt vectors [..., Z] → [...]."""
         return torch.minimum(*self(state, action, prompt, precision))
 
 
-def _value(network: nn.Sequential, joined: Tensor, precision: Precision) -> Tensor:
+def _layers(network: nn.Sequential) -> tuple[Tensor, Tensor, list[nn.Linear]]:
     first, *rest = (layer for layer in network if isinstance(layer, nn.Linear))
-    return mish_mlp(joined, first.weight, first.bias, rest, precision).squeeze(-1)
+    return first.weight, first.bias, rest
 
 
 class TwinQ(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.ops import autograd, native
+from llmdpd.ops import autograd, native, triton
 from llmdpd.ops.arguments import MlpArguments, Precision
 
 
@@ -17,8 +17,8 @@ def mish_mlp(
 ) -> Tensor:
     """The net on a batch of inputs; differentiable in all.
 
-    Device and dtype alone decide what computes it: C++ for float32 on the CPU; PyTorch on another device, in another
-    dtype, and under autocast, which the C++ code would ignore.
+    Device and dtype alone decide what computes it: C++ for float32 on the CPU, Triton on CUDA; PyTorch in another
+    dtype, and under autocast, which the fused code would ignore.
 
     Args:
         x: [..., I].
@@ -33,8 +33,10 @@ def mish_mlp(
     Raises:
         RuntimeError: float32 on the CPU and no C++ module; the message says why and what would help.
     """
-    trunk = [part for layer in layers for part in (layer.weight, layer.bias)]
+    trunk = _trunk(layers)
     tensors = [x, input_weight, init, *trunk]
+    if triton.computes_mlps(x, [tensors[1:]]):
+        return mish_mlps(x, [(input_weight, init, layers)], precision)[0]
     if not _native(tensors):
         if precision == "fp32":
             return mish_mlp_reference(x, input_weight, init, trunk)
@@ -45,6 +47,27 @@ def mish_mlp(
     differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     out = autograd.mish_mlp(MlpArguments(rows, input_weight, inits, trunk, precision == "bf16"), differentiate)
     return out.reshape(*x.shape[:-1], trunk[4].shape[0])
+
+
+def mish_mlps(
+    x: Tensor, members: Sequence[tuple[Tensor, Tensor, Sequence[nn.Linear]]], precision: Precision = "fp32"
+) -> list[Tensor]:
+    """Nets of the same sizes on the same inputs x [..., I], two in one launch on CUDA. Returns [..., O] of each.
+
+    members: of each its input_weight, init and layers, as of `mish_mlp`; of several, init is a bias [H].
+    """
+    flat = [(weight, init, *_trunk(layers)) for weight, init, layers in members]
+    if not triton.computes_mlps(x, flat):
+        return [mish_mlp(x, *member, precision) for member in members]
+    rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
+    if len(members) == 1 and flat[0][1].ndim > 1:
+        flat = [(flat[0][0], flat[0][1].expand(*x.shape[:-1], -1).flatten(0, -2), *flat[0][2:])]
+    outs = triton.mish_mlps(rows, flat, precision == "bf16")
+    return list(outs.unflatten(1, x.shape[:-1]).unbind(0)) if x.ndim != 2 else list(outs.unbind(0))
+
+
+def _trunk(layers: Sequence[nn.Linear]) -> list[Tensor]:
+    return [part for layer in layers for part in (layer.weight, layer.bias)]
 
 
 def mish_mlp_reference(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor]) -> Tensor:

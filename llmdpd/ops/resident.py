@@ -117,6 +117,7 @@ class ResidentNet:
         self, plan: SamplerCoefficients, state: Tensor, prompt: Tensor, samples: int, seed: int | Tensor | None
     ) -> Tensor:
         """a_0 [B, A] where samples is 1, else [B, N, A]; the arguments fit and lie on the device."""
+        from llmdpd import kernels
         from llmdpd.kernels import driver
 
         batch, action_dim = state.shape[0], self._chain.W_a.shape[1]
@@ -127,7 +128,8 @@ class ResidentNet:
         place = driver.place_of(actions)
         key = _drawn_key(place, self.device) if seed is None else seed
         u_z = self._prompt_part(prompt)
-        kind = (plan, batch, samples, u_z.ndim, isinstance(key, Tensor) and len(key), place.device)
+        given = isinstance(key, Tensor) and len(key)
+        kind = (plan, batch, samples, u_z.ndim, given, place.device, kernels.fp32_products())
         call = self._calls.get(kind)
         if call is None:
             call = self._prepared(plan, state, u_z, samples, key, actions, place)

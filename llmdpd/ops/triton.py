@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.compiling import constant_when_compiled
@@ -67,3 +70,56 @@ def chain_backward(grad: Tensor, tape: Tensor, chain: ChainArguments, need_state
         d_state = d_u @ chain.W_s if need_state else chain.state.new_empty(0)
         d_u_z = d_u.sum(0) if chain.u_z.ndim == 1 else d_u
         return [d_state, d_u.t() @ chain.state, d_u_z, *rest]
+
+
+def computes_mlps(x: Tensor, members: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether `mish_mlps` computes these: float32 on a CUDA device, under no mode, compiler or autocast."""
+    tensors = [x, *(part for member in members for part in member)]
+    return (
+        len(members) <= 2
+        and all(tensor.is_cuda and tensor.dtype is torch.float32 and tensor.device == x.device for tensor in tensors)
+        and len(members[0][6]) <= len(members[0][0])  # outputs and hidden columns
+        and unavailable() is None
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and not torch.is_autocast_enabled("cuda")
+    )
+
+
+def mish_mlps(x: Tensor, members: Sequence[Sequence[Tensor]], bf16: bool) -> Tensor:
+    """The outputs [M, B, O] of one or two three-layer Mish nets of the same sizes on the inputs x [B, I].
+
+    Each member's weights are W1 [H, I], init [H] (or [B, H], of one member alone), W2, b2, W3, b3, W4, b4.
+    """
+    out: Tensor = _Mlps.apply(len(members), bf16, x, *(part for member in members for part in member))
+    return out
+
+
+class _Mlps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, bf16: bool, x: Tensor, *weights: Tensor) -> Tensor:
+        from llmdpd.kernels import mish_mlp as kernel
+
+        with on_device(x.device):
+            out, packed = kernel.forward(x, _members(weights, count), bf16)
+        ctx.count, ctx.bf16 = count, bf16
+        ctx.save_for_backward(x, *packed, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        from llmdpd.kernels import mish_mlp as kernel
+
+        x, trunk, inputs, biases, *weights = ctx.saved_tensors
+        need_x, *needed = ctx.needs_input_grad[2:]
+        packed, need = kernel.Packed(trunk, inputs, biases), (need_x, any(needed))
+        with on_device(x.device):
+            d_x, gradients = kernel.backward(grad, x, _members(weights, ctx.count), packed, ctx.bf16, *need)
+        flat = [part for member in gradients for part in member]
+        return (None, None, d_x, *flat) if flat else (None, None, d_x, *[None] * len(weights))
+
+
+def _members(weights: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    """Eight weights each."""
+    return [weights[8 * number : 8 * number + 8] for number in range(count)]

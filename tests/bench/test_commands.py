@@ -135,7 +135,7 @@ def test_gpu_command_end_to_end_without_a_gpu(tmp_path: Path, capsys: pytest.Cap
     status, report = gpu_run(tmp_path, "--tests", "tests/ops/test_philox.py")
     assert (status, report["errors"], report["left_out"]) == (0, [], [])
     assert report["tests"]["ok"] is True
-    assert set(report["reports"]) == {"sampler", "train_step", "act"}
+    assert set(report["reports"]) == {"sampler", "train_step", "act", "kernels"}
     assert all(part["rows"] for part in report["reports"].values())
     assert any(check["passed"] for check in report["checks"])
     assert report["machine"]["device"] == "cpu"
@@ -153,7 +153,7 @@ def test_gpu_command_reports_what_breaks(tmp_path: Path, monkeypatch: pytest.Mon
     status, report = gpu_run(tmp_path, "--tests", "tests/nothing")
     assert status == 1
     assert report["errors"] == ["training iteration: ZeroDivisionError: division by zero"]
-    assert set(report["reports"]) == {"sampler", "act"}
+    assert set(report["reports"]) == {"sampler", "act", "kernels"}
     assert report["tests"]["ok"] is None
 
 

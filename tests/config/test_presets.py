@@ -31,11 +31,11 @@ def test_every_preset_with_every_method_resolves_and_comes_back(method: str) -> 
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_resolved_but_for_its_folder_and_names(name: str) -> None:
+def test_a_preset_is_resolved_but_for_its_device_folder_and_names(name: str) -> None:
     config, resolved = PRESETS[name], PRESETS[name].resolved()
     changed = {line.split(":")[0] for line in differences(to_plain(config), to_plain(resolved))}
     assert config.preset == name
-    assert changed == {"data.root", *(["tasks.seen"] if name in LOCOMOTION else [])}
+    assert changed == {"device", "data.root", *(["tasks.seen"] if name in LOCOMOTION else [])}
     assert find_preset(name) is config
 
 

@@ -76,6 +76,16 @@ def test_products_of_float32_as_multiply_adds(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", report.TARGETS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_critics_do_not_spill(capability: int, bf16: bool) -> None:
+    for launch in report.mlp_launches(256, 43, 256, 1, 2, bf16, capability):
+        taken = report.usage(launch, capability)
+        assert taken.stack == 0, (launch.kernel, taken)
+        assert taken.shared <= report.SHARED[capability]
+
+
+@pytest.mark.slow
 def test_a_spill_is_seen() -> None:
     """The naive way that the tiles are there to avoid: a whole product at once."""
     _, launch = next(report.launches(256, 4, "forward", True, 90))

@@ -25,7 +25,9 @@ if kernels.interpreted():
 
 from llmdpd.diffusion import NoiseMLP, sampler_coefficients
 from llmdpd.kernels import driver
-from llmdpd.ops import resident
+from llmdpd.kernels import mish_mlp as triton_kernels
+from llmdpd.nn.critic import DoubleQ
+from llmdpd.ops import resident, triton
 from llmdpd.ops.philox import signed64
 
 FIELDS = ("kernel", "programs", "members", "threads", "shared", "stream", "device", "count")
@@ -101,6 +103,25 @@ class Operations(TorchDispatchMode):
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
+    def work(self) -> list[str]:
+        """Those that a device would have work with: views and allocations are none."""
+        idle = (
+            "view",
+            "reshape",
+            "empty",
+            "detach",
+            "transpose",
+            ".t.",
+            "slice",
+            "select",
+            "unbind",
+            "expand",
+            "alias",
+        )
+        return [
+            name for name in self.names if not any(word in name for word in (*idle, "squeeze", "split", "as_strided"))
+        ]
+
 
 @pytest.fixture
 def net() -> NoiseMLP:
@@ -136,6 +157,18 @@ def test_a_call_is_one_launch_and_one_allocation(
     assert (named["rows"] & 0xFFFFFFFF, named["steps"] & 0xFFFFFFFF) == (19, 3)
     assert named["b2"] == net.linears[1].bias.data_ptr()
     assert set(named) >= {"W_s", "u_z", "tau", "w2", "w3", "w4", "table", "contexts", "scratch"}
+
+
+def test_the_kind_of_products_is_that_of_the_call(stand_in: StandIn, net: NoiseMLP) -> None:
+    state, prompt, used = torch.randn(2, 7), torch.randn(6), []
+    for how in ("tf32x3", "ieee", "tf32x3"):
+        kernels.set_fp32_products(how)  # type: ignore[arg-type]
+        try:
+            sample(net, state, prompt)
+        finally:
+            kernels.set_fp32_products("tf32x3")
+        used.append(stand_in.launches()[-1][1]["kernel"])
+    assert used[0] == used[2] != used[1]
 
 
 def test_weights_are_packed_once_a_version(stand_in: StandIn, net: NoiseMLP) -> None:
@@ -280,6 +313,24 @@ def test_the_generators_key() -> None:
 
 def test_a_training_call(stand_in: StandIn, make_launches: Callable[..., list[str]]) -> None:
     assert make_launches() == ["pack_kernel", "forward_kernel", "pack_kernel", "backward_kernel"]
+
+
+def test_both_critics_are_one_launch(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "computes_mlps", lambda x, members: True)
+    monkeypatch.setattr(triton_kernels, "capability_of", lambda device: 90)
+    critics = DoubleQ(7, 3, hidden_dim=64)
+    inputs = torch.randn(20, 7), torch.randn(20, 3), torch.randn(20, 6)
+    with Operations() as forward:
+        first, second = critics(*inputs)
+    launched = [(name, fields["members"]) for name, fields, _ in stand_in.launches()]
+    assert launched == [("mlp_pack_kernel", 2), ("mlp_forward_kernel", 2)]
+    assert first.shape == second.shape == (20,)
+    with Operations() as backward:
+        torch.autograd.grad(first.sum() + second.sum(), list(critics.parameters()))
+    assert [name for name, *_ in stand_in.launches()] == ["mlp_backward_kernel"]
+    # Layer by layer PyTorch has 17 and 32, in bf16 37 and 52.
+    assert len(forward.work()) <= 2, forward.work()
+    assert len(backward.work()) <= 10, backward.work()
 
 
 @pytest.fixture
