@@ -10,6 +10,7 @@ import os
 from typing import Literal, get_args
 
 from llmdpd.errors import InputError
+from llmdpd.version import __version__
 
 TRITON_FROM, TRITON_BEFORE = (3, 6), (3, 10)
 """Versions of triton that the kernels are compiled with in tests."""
@@ -80,4 +81,10 @@ def _torch_unavailable() -> str | None:
     if capability < CAPABILITY_FROM:
         found = f"{capability[0]}.{capability[1]}"
         return f"{torch.cuda.get_device_name()} is of compute capability {found}, and 8.0 is needed"
+    try:
+        from llmdpd import _cuda
+    except ImportError as error:
+        return f"the launcher of kernels can't be imported ({error}); install llmdpd on Linux: pip install ."
+    if _cuda.__version__ != __version__:
+        return f"the launcher of kernels is of version {_cuda.__version__}, llmdpd of {__version__}: pip install ."
     return None

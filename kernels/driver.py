@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llmdpd.version import __version__
-
 LIBRARY = "libcuda.so.1"
 
 
@@ -55,8 +53,6 @@ def generator(device: int) -> torch.Generator:
 def _driver(library: str) -> Any:
     from llmdpd import _cuda
 
-    if _cuda.__version__ != __version__:
-        raise RuntimeError(f"llmdpd._cuda is of version {_cuda.__version__}, llmdpd of {__version__}: pip install .")
     return _cuda.Driver(library)
 
 
