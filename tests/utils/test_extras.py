@@ -56,6 +56,7 @@ def imports(node: ast.AST, name: str | None = None) -> Iterator[tuple[str, str |
     if (call := is_extra(node)) is not None:
         assert isinstance(call.args[0], ast.Constant)
         name = str(call.args[0].value)
+        assert any(roots(below) for below in ast.walk(node)), f"a block of {name} that imports nothing"
     for root in roots(node):
         yield root, name, node  # type: ignore[misc]
     for child in ast.iter_child_nodes(node):

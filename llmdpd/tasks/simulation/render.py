@@ -8,16 +8,13 @@ import subprocess
 import sys
 
 from llmdpd.errors import InputError
-from llmdpd.utils.extras import extra
 
-with extra("metaworld"):
-    pass
-
-BACKENDS = ("egl", "osmesa")
-"""MuJoCo's off-screen renderers: on the GPU's driver, and in software."""
+BACKENDS = ("egl", "osmesa") if sys.platform.startswith("linux") else ("glfw",)
+"""MuJoCo's off-screen renderers: on the GPU's driver, and in software; elsewhere the one that there is."""
 
 _TRIAL_SECONDS = 60.0
 _TRIAL = """
+import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/><light pos='0 0 4'/></worldbody></mujoco>")
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -30,6 +33,17 @@ def test_a_backend_that_does_not_work_is_named_with_a_remedy(monkeypatch: pytest
     assert "libosmesa6" in reason
     with pytest.raises(InputError, match="off-screen renderer"):
         require_backend()
+
+
+@pytest.mark.parametrize("picture", [np.ones((2, 2, 3)), np.zeros((2, 2, 3))])
+def test_the_trial_by_itself_ends_as_the_renderers_picture_is(
+    picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the trial itself is wrong no renderer works, and the tests that need one would be skipped."""
+    shown = SimpleNamespace(update_scene=lambda data: None, render=lambda: picture)
+    monkeypatch.setattr("mujoco.Renderer", lambda *_: nullcontext(shown))
+    with nullcontext() if picture.any() else pytest.raises(AssertionError, match="black"):
+        exec(render._TRIAL, {})
 
 
 def test_without_any_renderer_every_attempt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
