@@ -34,6 +34,7 @@ from llmdpd.policy.inputs import (
     check_keys,
     each_demonstration,
     read_demonstrations,
+    read_observations,
     recorded,
 )
 from llmdpd.policy.publish import push_policy
@@ -341,7 +342,7 @@ class Policy:
 
     @in_own_settings
     def attention(
-        self, text: str | TextPrompt, trajectory: Demonstration, observations: FloatArray
+        self, text: str | TextPrompt, trajectory: Demonstration, observations: Observations
     ) -> tuple[NDArray[np.float32], FloatArray] | None:
         """Where in its demonstration the policy looks during an episode: observations [L, S] from its start on.
 
@@ -350,14 +351,16 @@ class Policy:
             of a policy that retrieves no waypoints.
 
         Raises:
-            InputError: as `prompt`.
+            InputError: as `prompt`, and observations as for `act`.
         """
         context = self.network.context
         if not context.retrieves:
             return None
+        given = read_observations(observations, self.network.spaces.observed_dim, self._keys)
+        seen = self.network.spaces.episode(np.atleast_2d(given))
         prompts = self.encode_prompts([text if self.network.reads.text else None], [trajectory])
         with torch.no_grad():
-            state = torch.from_numpy(self.network.spaces.episode(observations)).to(self.device)
+            state = torch.from_numpy(seen).to(self.device)
             weights = context.weights(state, prompts, torch.arange(len(state), device=self.device))
         return weights[..., :-1].cpu().numpy(), self._tokens([trajectory]).times[0].numpy()
 

@@ -43,6 +43,9 @@ def test_attention_to_the_demonstration(make_policy: MakePolicy, example: Any, r
     assert (times[0], times[-1]) == (0, 19)
     assert (np.diff(times) > 0).all()
     # The clock runs from the episode's start.
+    np.testing.assert_array_equal(policy.attention(KNOWN, example, seen.astype(float).tolist())[0], found[0])
+    with pytest.raises(InputError, match="wrong observation"):
+        policy.attention(KNOWN, example, seen[:, 1:])
     later = policy.attention(KNOWN, example, np.concatenate([seen, seen[:1]]))
     assert later is not None
     np.testing.assert_allclose(later[0][:7], weights, rtol=1e-4, atol=1e-6)
