@@ -11,6 +11,7 @@ from typing import NamedTuple
 from llmdpd.config.own_tasks import TASK_PRESETS, task_preset, tasks_of_file, without_turning
 from llmdpd.config.presets import ABLATED, PRESETS, find_preset, with_method
 from llmdpd.config.schema import TrainConfig
+from llmdpd.config.start import starting_from
 from llmdpd.data.task_file import use_task_file
 from llmdpd.errors import InputError
 from llmdpd.methods import METHODS
@@ -29,6 +30,7 @@ ALIASES = {
     "--tasks-file": "tasks.file",
     "--lr": "method.lr",
     "--evaluation": "evaluation.mode",
+    "--init": "init.source",
     "--batch-size": "method.batch_size",
     "--logger": "training.logger",
     "--cuda-graph": "training.cuda_graph",
@@ -68,7 +70,8 @@ def description() -> str:
     --method NAME    the method that learns (default: the preset's):
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
-    --resume RUN     go on with an interrupted run, as if it had never stopped
+    --init POLICY    start from a trained policy: a run, a folder or hub:OWNER/NAME (--help-all: --init.…)
+    --resume RUN     go on with an interrupted run, as if it had never stopped; --iterations N moves its end
     --push OWNER/NAME   to the Hugging Face hub in the end, or ./FOLDER (licence: --push-license mit)
     --help-all       every option with its whole description
     short spellings: {_listed(["--gpu (--device cuda)", *short])}
@@ -76,7 +79,10 @@ def description() -> str:
 Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
 
 
-_SELDOM = ("data.sac_steps", "training.logger", "evaluation.video_tasks", "method.augmentation.offset_probability")
+_SELDOM = (
+    *("init", "data.sac_steps", "training.logger", "evaluation.video_tasks"),
+    "method.augmentation.offset_probability",
+)
 """Options that --help-all alone shows."""
 _OF_DATA_SETS = (
     *("training.cuda_graph", "data.path", "data.demonstrations", "data.episodes", "data.demonstration_episodes"),
@@ -125,6 +131,7 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
     protocol, rest = take_option(rest, "--protocol")
     method, rest = take_option(rest, "--method")
     old, rest = take_option(rest, "--agent")
+    init, rest = _take_either(rest, "--init", "--init.source", "two policies to start from")
     if old is not None:
         error_console.print("--agent is now --method; the old spelling goes in the next version")
         if method not in (None, old):
@@ -148,15 +155,21 @@ def parse_train(words: Sequence[str]) -> TrainConfig:
         raise InputError("this preset is for tasks of your own", field="--preset", found=preset, expected=expected)
     chosen = method or old
     start = start if chosen is None else with_method(start, chosen)
+    start = start if init is None else starting_from(start, init, chosen)
     return change(start if suite is None else without_turning(start, suite), rest)
 
 
 def _take_task_file(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The task file that a command line names, and the other words."""
-    short, rest = take_option(words, "--tasks-file")
-    long, rest = take_option(rest, "--tasks.file")
+    return _take_either(words, "--tasks-file", "--tasks.file", "two task files")
+
+
+def _take_either(words: Sequence[str], name: str, field: str, problem: str) -> tuple[str | None, list[str]]:
+    """The value of an option in its short or its long spelling, and the other words; both of them are a `problem`."""
+    short, rest = take_option(words, name)
+    long, rest = take_option(rest, field)
     if None not in (short, long):
-        raise InputError("two task files", field="--tasks-file", found=f"{short}, and {long}", expected="one")
+        raise InputError(problem, field=name, found=f"{short}, and {long}", expected="one")
     return short or long, rest
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from llmdpd.data import is_named
 from llmdpd.data.collecting.scripted import parse_noise
@@ -20,11 +20,12 @@ from llmdpd.methods import METHODS
 from llmdpd.methods.base import MethodConfig
 from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.ops import native
+from llmdpd.policy.folder import on_hub
 from llmdpd.prompts import TEXT_MODELS
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import canonical_task, check_environments, common_spec, shown_by, suite_of, task_spec
 from llmdpd.tasks.user import use_no_file
-from llmdpd.training.config import TrainingConfig
+from llmdpd.training.config import InitConfig, TrainingConfig
 from llmdpd.utils.bounds import Seed, WholeNumber, check_config
 from llmdpd.utils.device import automatic_device, check_device
 from llmdpd.utils.options import NO_OPTION
@@ -47,6 +48,7 @@ class TrainConfig:
     tasks: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=LLMDPDConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -73,8 +75,9 @@ class TrainConfig:
         tasks, method = tasks.canonical(_naming(data.path)), self.method.resolved()
         llm = _absolute(self.llm) if folder else self.llm
         device = automatic_device()[0] if self.device == "auto" else self.device
-        config = dataclasses.replace(self, tasks=tasks, data=data, llm=llm, method=method, device=device)
-        config = config.keeping_texts()
+        init = dataclasses.replace(self.init, source=self.init.source and _policy_place(self.init.source))
+        changed: dict[str, Any] = {"tasks": tasks, "data": data, "llm": llm, "method": method, "init": init}
+        config = dataclasses.replace(self, **changed, device=device).keeping_texts()
         config.check_values()
         return config
 
@@ -109,6 +112,13 @@ class TrainConfig:
         spec = common_spec(self.tasks.all)
         self._check_evaluation()
         self._check_shown()
+        if self.init.source is not None and METHODS[self.method.name].online:
+            raise InputError(
+                "only methods that learn from a data set start from a trained policy",
+                field="init.source",
+                found=f"{self.init.source}, for {self.method.name}",
+                expected="none",
+            )
         suite = suite_of(spec.task)
         if not (self.tasks.goal_visible or suite.hides_goal):
             found, expected = f"no, of {suite.name}", "yes: this suite cannot hide the goal"
@@ -171,6 +181,11 @@ def _naming(data: str | None) -> Callable[[str], str]:
 def _place(data: str) -> str:
     """Data by a scheme, such as minari:ID, as they are named; a path made absolute."""
     return data if is_named(data) else _absolute(data)
+
+
+def _policy_place(source: str) -> str:
+    """A policy of the hub as it is named; a path made absolute."""
+    return source if on_hub(source) else _absolute(source)
 
 
 def _absolute(place: str) -> str:

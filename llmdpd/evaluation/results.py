@@ -29,6 +29,8 @@ CHECKPOINTS: tuple[Checkpoint, ...] = ("last", "best")
 OptionalFinite = Annotated[float | None, Bounds(-MOST)]
 _OFFLINE = {"action_error", "action_errors", "diffusion_loss"}
 _OPTIONAL = {"successes", "success_rate", "ci95", "returns_mean", "returns_std", "normalised_score", *_OFFLINE}
+_LEFT_OUT = {"started_from", *_OPTIONAL}
+"""Fields that are not written where they say nothing."""
 _MEASURED = {"episodes", "iterations", "wall_seconds", *_OPTIONAL}
 # How earlier versions called a field of `acting`, and what they had beside it.
 _RENAMED, _VIEWS = {"replan": "action_horizon"}, "views"
@@ -118,6 +120,7 @@ class TaskResult:
     successes     episodes in which success was reached at any step
     returns_mean, returns_std   mean and standard deviation over episodes of the undiscounted return
     normalised_score            100 (R - R_min) / (R_max - R_min), by D4RL's or JAT's returns
+    started_from  the trained policy whose weights its training started from, and their SHA-256; "": from random ones
     action_error, action_errors, diffusion_loss   see `llmdpd.evaluation.offline.OfflineScore`
 
     Raises `InputError` naming the field, what was found and what was expected.
@@ -146,6 +149,7 @@ class TaskResult:
     action_error: Annotated[float | None, Bounds(0)] = None
     action_errors: tuple[float, ...] = ()
     diffusion_loss: Annotated[float | None, Bounds(0)] = None
+    started_from: str = ""
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -190,7 +194,7 @@ class TaskResult:
         value: dict[str, Any] = to_plain(self)
         value["success_rate"] = self.success_rate
         value["ci95"] = None if self.ci95 is None else list(self.ci95)
-        return {name: entry for name, entry in value.items() if entry not in (None, []) or name not in _OPTIONAL}
+        return {name: entry for name, entry in value.items() if entry not in (None, [], "") or name not in _LEFT_OUT}
 
     @classmethod
     def from_json(cls, value: object) -> TaskResult:

@@ -74,6 +74,7 @@ def evaluate_policies(
 def policy_record(policy: Policy, checkpoint: Checkpoint, prompt: TaskPrompt, **measured: Any) -> TaskResult:
     """The record of a task evaluated with a policy under a prompt; `measured`: the fields that neither of them says."""
     context, metadata = policy.network.reads, policy.metadata
+    start = metadata.get("init")
     text = context.text and prompt.text is not None and prompt.text_source
     trajectory = bool(context.trajectory and prompt.demonstrations) and prompt.demonstration_source
     return TaskResult(
@@ -85,6 +86,7 @@ def policy_record(policy: Policy, checkpoint: Checkpoint, prompt: TaskPrompt, **
         checkpoint=checkpoint,
         context=context.kind,
         method=policy.method,
+        started_from="" if start is None else f"{start['source']} (SHA-256 {start['sha256']})",
     )
 
 

@@ -37,6 +37,7 @@ from llmdpd.ops.resident import keys_on_device
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named
+from llmdpd.utils.tensors import load_tensors
 
 Network = TypeVar("Network", bound=PolicyNetwork)
 Config = TypeVar("Config", bound="OfflineConfig")
@@ -367,6 +368,7 @@ class Method(Learner, Generic[Network, Config]):
         # Kept: walking through the modules costs the host a tenth of an iteration.
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._averages: dict[str, dict[str, Any]] = {}
+        self._first_share = 0.0
         self._optimise_policy()
 
     @property
@@ -379,7 +381,18 @@ class Method(Learner, Generic[Network, Config]):
 
     @property
     def acting_network(self) -> Network:
-        return self.ema_policy
+        if not self._first_share:
+            return self.ema_policy
+        acting = self._copy(self.ema_policy)
+        with torch.no_grad():
+            for own, first in zip(acting.parameters(), self.modules["first_policy"].parameters(), strict=True):
+                own.lerp_(first, self._first_share)
+        return acting
+
+    def average_with_first(self, share: float) -> None:
+        """Let the mean of the policy's present weights, of this share, and of those that it will have learned act."""
+        self._first_share = share
+        self.modules["first_policy"] = self._copy(self.policy).eval().requires_grad_(False)
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
         self.schedule(iteration)
@@ -404,6 +417,32 @@ class Method(Learner, Generic[Network, Config]):
         rate = ema_rate(self.config, iteration)
         if rate is not None:
             self._lerp("ema_policy", "policy", rate)
+
+    def take_over(self, critic: nn.Module | None, networks: Mapping[str, Tensor], path: Path) -> list[str]:
+        """Take the networks beside the policy's that an earlier training has learned.
+
+        Args:
+            critic: that of its policy folder, None where it has none.
+            networks: those of its checkpoint, as `modules` names them and their tensors; empty where there is none.
+            path: where these are from.
+
+        Returns:
+            Names of the networks that were not there, and start anew.
+
+        Raises:
+            InputError: networks of other sizes.
+        """
+        anew = []
+        for name, module in self.modules.items():
+            if name.endswith("policy"):  # the policy itself, its average and its target
+                continue
+            prefix = f"{name}/"
+            part = {key.removeprefix(prefix): tensor for key, tensor in networks.items() if key.startswith(prefix)}
+            if part:
+                load_tensors(module, part, path)
+            else:
+                anew.append(name)
+        return anew
 
     def encode(self, batch: PromptedBatch, network: Network | None = None) -> EncodedPrompts:
         """One pass of the encoders of `network` (by default the policy) over the batch's prompts.
@@ -437,7 +476,7 @@ class Method(Learner, Generic[Network, Config]):
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
         """While the block runs, the network `name` has no gradient."""
-        parameters = self._of(name)
+        parameters = [parameter for parameter in self._of(name) if parameter.requires_grad]
         for parameter in parameters:
             parameter.requires_grad_(False)
         try:
@@ -452,7 +491,8 @@ class Method(Learner, Generic[Network, Config]):
 
     def _optimise_policy(self) -> None:
         """Make the policy's optimiser."""
-        self._optimise("policy", list(self.policy.parameters()), self.config.lr, self.config.weight_decay)
+        learned = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self._optimise("policy", learned, self.config.lr, self.config.weight_decay)
 
     def _optimise(self, name: str, parameters: list[nn.Parameter], rate: float, decay: float = 0.0) -> None:
         """Make the optimiser of these parameters, which follows the schedule of rates."""

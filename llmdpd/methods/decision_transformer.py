@@ -66,6 +66,7 @@ class DecisionTransformer(HistoryPolicy):
     config: Any
     prompted = False
     """Whether it reads a demonstration."""
+    heads: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(self, spaces: Spaces, config: Any) -> None:
         super().__init__(spaces, config)

@@ -69,6 +69,7 @@ class MTDiffPolicy(HistoryPolicy):
 
     config: MTDiffNetworkConfig
     alpha_bar: Tensor
+    heads = ("net.head",)
 
     def __init__(self, spaces: Spaces, config: MTDiffNetworkConfig) -> None:
         super().__init__(spaces, config)

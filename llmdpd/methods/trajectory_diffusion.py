@@ -67,6 +67,14 @@ class TrajectoryPolicy(ConditionedNetwork):
         self.low.copy_(observations.amin(0))
         self.high.copy_(observations.amax(0))
 
+    def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
+        """Also the range of a trajectory's states: what lies beyond it would be cut to it."""
+        low, high = observations.amin(0), observations.amax(0)
+        wider = ((low < self.low) | (high > self.high)).nonzero()[:, 0].tolist()
+        self.low.copy_(torch.minimum(self.low, low))
+        self.high.copy_(torch.maximum(self.high, high))
+        return [*super().fit_beyond(observations, returns), *(f"range of observation[{index}]" for index in wider)]
+
     def scaled(self, states: Tensor) -> Tensor:
         """States [..., S] scaled to ± the action bound, 0 where the training tasks have one value alone."""
         span = self.high - self.low

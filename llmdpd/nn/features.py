@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -98,6 +99,30 @@ class StateFeatures(nn.Module):
         constant = low == high
         self.mean.copy_(torch.where(constant, low, observations.mean(0)))
         self.std.copy_(torch.where(constant | (std <= 1e-6), 1.0, std))
+
+    def fit_beyond(self, observations: Tensor) -> list[int]:
+        """Take mean and std anew of those numbers of which more than a thousandth of [N, S] would be clipped.
+
+        Of numbers that these features don't normalise nothing is clipped. Returns the numbers' indices.
+        """
+        scaled = ((observations - self.mean) / self.std).abs()
+        beyond = (scaled > _CLIP).double().mean(0) > _QUANTILE
+        chosen = [index for index in self._normalises if bool(beyond[index])]
+        if chosen:
+            mean, std = self.mean.clone(), self.std.clone()
+            self.fit(observations)
+            kept = torch.ones(self.state_dim, dtype=torch.bool, device=mean.device)
+            kept[chosen] = False
+            self.mean.copy_(torch.where(kept, mean, self.mean))
+            self.std.copy_(torch.where(kept, std, self.std))
+        return chosen
+
+    @property
+    def _normalises(self) -> Sequence[int]:
+        """Indices of the numbers that are given in units of their standard deviations."""
+        if self.kind == "raw":
+            return ()
+        return self._layout.scalars if self.kind == "relative" else range(self.state_dim)
 
     def forward(self, state: Tensor) -> Tensor:
         if self.kind == "raw":

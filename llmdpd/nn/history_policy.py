@@ -23,6 +23,9 @@ from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens, Trim
 from llmdpd.utils.bounds import Steps
 
+# Of the scale of returns: greater ones are nothing that a policy has seen the like of.
+_BEYOND = 10.0
+
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
@@ -54,6 +57,13 @@ class HistoryPolicy(PolicyNetwork):
     def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
         super().fit(observations, returns)
         self.return_scale.copy_(returns().abs().max().clamp_min(1e-6))
+
+    def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
+        chosen, greatest = super().fit_beyond(observations, returns), returns().abs().max()
+        if greatest > _BEYOND * self.return_scale:
+            self.return_scale.copy_(greatest)
+            chosen.append("returns")
+        return chosen
 
     def sample(self, states: States, prompts: EncodedPrompts, acting: Any, seeds: Tensor, critic: Any = None) -> Tensor:
         if states.history is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class PolicyNetwork(nn.Module, ABC):
     """Steps of an episode that the policy is shown, the present one among them; 0: the present state alone."""
     reads_rewards = False
     """Whether a demonstration's rewards are read too."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """The modules that name the action from what the others have read; none where they are not apart."""
 
     def __init__(self, spaces: Spaces, config: NetworkConfig, context: ContextConfig | None = None) -> None:
         super().__init__()
@@ -93,6 +95,32 @@ class PolicyNetwork(nn.Module, ABC):
     def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
         """Take the statistics of the training tasks' observations [N, S]; `returns()`: returns-to-go [N]."""
         self.context.features.fit(observations)
+
+    def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
+        """Take those statistics anew that other data, given as to `fit`, lie far beyond; which these are, in words."""
+        chosen = self.context.features.fit_beyond(observations)
+        return [f"observation[{index}]" for index in chosen]
+
+    def freeze_all_but_heads(self) -> str:
+        """Let the heads alone have a gradient; which these are, and how many weights are frozen, in words.
+
+        Raises:
+            InputError: a network whose heads are not apart, or that has nothing but heads.
+        """
+        learned = [name for name, _ in self.named_parameters() if name.startswith(tuple(f"{h}." for h in self.heads))]
+        every = dict(self.named_parameters())
+        if len(learned) in (0, len(every)):
+            raise InputError(
+                "this policy has no heads that could learn alone",
+                field="init.parts",
+                found="heads" if not learned else "heads, and no encoder of prompts that would be frozen",
+                expected="all",
+            )
+        for name, parameter in every.items():
+            parameter.requires_grad_(name in learned)
+        count = sum(every[name].numel() for name in learned)
+        frozen = sum(parameter.numel() for parameter in every.values()) - count
+        return f"{', '.join(self.heads)} alone, {count} weights; the other {frozen} are frozen"
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         """Read P prompts (equations 1 and 3): LLM embeddings [P, D], trajectory tokens."""
@@ -142,6 +170,8 @@ class PolicyNetwork(nn.Module, ABC):
 
 class ConditionedNetwork(PolicyNetwork):
     """A policy network that acts by the condition of the present state alone."""
+
+    heads = ("net",)
 
     def sample(
         self, states: States, prompts: EncodedPrompts, acting: ActingConfig, seeds: Tensor, critic: Any = None

@@ -163,6 +163,11 @@ def _check_sizes(part: str, sizes: dict[str, Any], bounds: Mapping[str, Bounds],
         bounds[name].check(found, field, file)
 
 
+def on_hub(source: str | os.PathLike[str]) -> bool:
+    """Whether a policy is named by its repository on the Hugging Face hub, hub:OWNER/NAME, and not by a path."""
+    return os.fspath(source).startswith(HUB)
+
+
 class Place(NamedTuple):
     """A policy folder, and of which commit of which repository of the hub; None where it is not of the hub."""
 

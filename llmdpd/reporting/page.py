@@ -202,6 +202,7 @@ def metadata(arm: Arm) -> dict[str, str]:
         "protocol": first.protocol,
         "trained on": ", ".join(first.trained_on) or "nothing",
         "training data": first.training_data or "not recorded",
+        **({"started from": first.started_from} if first.started_from else {}),
         "goal in the observation": goal_words(first.goal_visible),
         "text prompt": on_off(first.prompts.text),
         "trajectory prompt": on_off(first.prompts.trajectory),

@@ -27,6 +27,7 @@ def fit(
     tasks: str | Path | Mapping[str, str] | None = None,
     config: TrainConfig | None = None,
     *,
+    init: str | Path | None = None,
     options: Sequence[str] = (),
     run_dir: str | Path | None = None,
 ) -> Policy:
@@ -38,6 +39,8 @@ def fit(
         tasks: a task file (tasks.toml), or each task's text prompt by its name, of tasks without an environment; None:
             the texts that the data set has.
         config: the run's configuration; by default that of `llmdpd train --tasks-file`, without an evaluation.
+        init: the trained policy whose weights training starts from: a run, a policy folder or "hub:OWNER/NAME"; its
+            method and network are taken from it, unless a `config` is given, which must have them.
         options: words of the command line that change the configuration, such as ("--iterations", "3000").
         run_dir: the run's folder, which must be new and is kept, for `llmdpd evaluate`, `report` and `train --resume`,
             with what it learns from beside it in RUN_DIR-inputs; by default a temporary one.
@@ -46,7 +49,8 @@ def fit(
         The policy after the last iteration. `Policy.prompt`, then `Policy.act`.
 
     Raises:
-        InputError: neither data nor a task file, a task without a text, and as `llmdpd train`.
+        InputError: neither data nor a task file, a task without a text, a policy to start from that does not fit, and
+            as `llmdpd train`.
         TrainingDivergedError: a loss became NaN or Inf.
     """
     if dataset is None and not isinstance(tasks, (str, Path)):
@@ -58,12 +62,13 @@ def fit(
         try:
             file, given = _task_file(dataset, tasks, inputs)
             words = ["--tasks-file", str(file), *given]
+            start = [] if init is None else ["--init", str(init)]
             if config is None:
-                wanted = parse_train(["--evaluation", "none", *words, *options])
+                wanted = parse_train(["--evaluation", "none", *words, *start, *options])
             else:
                 named = parse_train(words)
                 data = dataclasses.replace(config.data, path=named.data.path)
-                wanted = change(dataclasses.replace(config, tasks=named.tasks, data=data), options)
+                wanted = change(dataclasses.replace(config, tasks=named.tasks, data=data), [*start, *options])
             run = RunFolder.create(Path(scratch) / "run" if run_dir is None else Path(run_dir), wanted)
             with run.lock(), StopSignals() as stop:
                 execute(wanted, run, stop)

@@ -54,6 +54,7 @@ class RunFolder:
     prompts  the demonstrations of the evaluation, as Minari data sets
     tasks    the task file as it was when the run was begun, of a run on a user's own tasks; task_texts, what the text
              files held that it names, by task
+    origin   the policy that the run started from, where it did (see `llmdpd.runs.origin`)
     replay   the steps of a method that learns in the environment, from which its checkpoints continue
     """
 
@@ -69,6 +70,7 @@ class RunFolder:
         self.replay = path / "replay"
         self.tasks = path / "tasks.toml"
         self.task_texts = path / "task_texts.json"
+        self.origin = path / "init.json"
         self._lock_file = path / ".lock"
 
     def new_evaluation(self) -> Path:
@@ -211,6 +213,7 @@ class RunFolder:
         if known["config"] is not None:
             # Settings from after the checkpoint was written are at their defaults in it: what was done before.
             known["config"] = decisive(read_stored(known["config"], checkpoint / "state.json", "config."))
+            _move_end(known["config"], inputs["config"])
         if changed := differences(known, dict(inputs)):
             raise InputError(
                 "the run cannot be resumed: what it learns from is not what its checkpoint learned from",
@@ -229,7 +232,8 @@ class RunFolder:
             InputError: naming every field in which `config` would change what is learned.
         """
         changed = differences(to_plain(self.read_config().keeping_texts()), to_plain(config))
-        forbidden = [line for line in changed if line.split(":")[0] not in _FREE_ON_RESUME]
+        free = (*_FREE_ON_RESUME, *_longer(self.read_config(), config))
+        forbidden = [line for line in changed if line.split(":")[0] not in free]
         if forbidden:
             raise InputError(
                 "the run cannot be resumed with another configuration",
@@ -268,7 +272,8 @@ class RunFolder:
         """Remove what a run that failed before it began has made; whatever else lies in its folder stays."""
         # The configuration before what a creation begins with: killed between them, it is begun anew.
         shutil.rmtree(self.prompts, ignore_errors=True)
-        for file in (self.path / "prompts.json", self.config, self.meta, self.tasks, self.task_texts, self._lock_file):
+        own = (self.config, self.meta, self.tasks, self.task_texts, self.origin, self._lock_file)
+        for file in (self.path / "prompts.json", *own):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: data that was collected into it
             self.path.rmdir()
@@ -325,6 +330,28 @@ def decisive(config: TrainConfig) -> dict[str, Any]:
         *sections, field = name.split(".")
         del (plain[sections[0]] if sections else plain)[field]
     return plain
+
+
+_END = "training.iterations"
+
+
+def _longer(begun: TrainConfig, config: TrainConfig) -> tuple[str, ...]:
+    """The field of a run's end, where it is put off; a run can't be made shorter."""
+    return (_END,) if config.training.iterations > begun.training.iterations else ()
+
+
+def _move_end(known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Put off the end of a checkpoint's run, in its plain configuration, to that of the wanted one where it is later.
+
+    What goes by shares of the run, as schedules of learning rates do, goes on as at this iteration of the longer run.
+    """
+    before, after = known["training"]["iterations"], wanted["training"]["iterations"]
+    if after > before:
+        known["training"]["iterations"] = after
+        console.print(
+            f"the run's end moves from {before} to {after} iterations; schedules, as of the learning rate, "
+            "are those of the longer run from here on"
+        )
 
 
 def _versions() -> dict[str, str]:

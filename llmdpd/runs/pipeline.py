@@ -15,10 +15,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llmdpd.config.schema import TrainConfig
-from llmdpd.data import Trajectory, TrajectoryDataset
+from llmdpd.data import Trajectory, TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.scripted import content_hash
+from llmdpd.errors import InputError
 from llmdpd.evaluation.episodes import evaluate_tasks
 from llmdpd.evaluation.offline import hold_out, offline_results, offline_selection, score_offline
 from llmdpd.evaluation.prompts import TaskPrompt
@@ -26,6 +28,7 @@ from llmdpd.evaluation.results import CHECKPOINTS, write_results
 from llmdpd.evaluation.scoring import acting_cost, selection_score
 from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
+from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import ActionScaling, Spaces, action_range, limits
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
@@ -34,6 +37,7 @@ from llmdpd.prompts import task_prompt
 from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_data
 from llmdpd.runs.evaluate import evaluate_run, load_policies, record_run
 from llmdpd.runs.folder import RunFolder, decisive
+from llmdpd.runs.origin import KEPT, Origin, check_spaces, find_origin, start_from, take_over
 from llmdpd.runs.prompt_choice import keep_prompts
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
@@ -54,7 +58,8 @@ from llmdpd.utils.progress import console
 class Run:
     """A run under way: what the stages take and what they leave.
 
-    Set by the stages: texts, the embedded texts; dataset, None of a method that learns online; description, what is
+    Set by the stages: origin, the trained policy that it starts from, and first, that policy itself where it is still
+    needed; texts, the embedded texts; dataset, None of a method that learns online; description, what is
     learned from in words; demonstrations, None where none are read; held_out, recorded episodes that are judged by, by
     task, where nothing is rolled out; hashes, of all that is learned from; prompts, by task; learner.
     """
@@ -62,6 +67,8 @@ class Run:
     config: TrainConfig
     folder: RunFolder
     stop: StopSignals
+    origin: Origin | None = field(init=False)
+    first: Policy | None = field(init=False)
     texts: Embeddings = field(init=False)
     dataset: TrajectoryDataset | None = field(init=False)
     description: str = field(init=False)
@@ -71,19 +78,27 @@ class Run:
     prompts: dict[str, TaskPrompt] = field(init=False)
     learner: Learner = field(init=False)
 
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The tasks that the policy has learned, those of the policy that the run starts from after its own."""
+        before = () if self.origin is None else self.origin.trained_on
+        return tuple(dict.fromkeys((*self.config.tasks.seen, *before)))
+
     def policy(self, iteration: int) -> Policy:
         """The acting policy as it is now, after so many iterations."""
         config, learner, tasks = self.config, self.learner, self.config.tasks
         network = learner.acting_network
         metadata = {
             "protocol": tasks.protocol,
-            "trained_on": list(tasks.seen),
+            "trained_on": list(self.trained_on),
             "training_data": self.description,
             "goal_visible": tasks.goal_visible if suite_of(tasks.seen[0]).hides_goal else None,
             "seed": config.seed,
             "iterations": iteration,
             **config.method.inputs(),
         }
+        if self.origin is not None:
+            metadata["init"] = self.origin.metadata()
         spec = task_spec(tasks.seen[0])
         if spec.observation:
             metadata["observation"] = list(spec.observation)
@@ -133,11 +148,21 @@ def set_up(run: Run) -> None:
     torch.manual_seed(run.config.seed)
 
 
+def find_start(run: Run) -> None:
+    """Find the trained policy that the run starts from, if it does."""
+    run.origin, run.first = None, None
+    if run.config.init.source is not None:
+        run.origin, run.first = find_origin(run.folder, run.config)
+
+
 def embed(run: Run) -> None:
     """Embed the tasks' texts: before the data, so that an absent LLM is reported before minutes of collection."""
     reads_text = run.config.method.network.context_config().text
+    tasks = (*run.config.tasks.all, *(() if run.origin is None else run.origin.replayed))
     with run.folder.timed("embedding_seconds"):
-        run.texts = embed_texts(run.config.llm, run.config.device, run.config.tasks.all if reads_text else ())
+        run.texts = embed_texts(run.config.llm, run.config.device, tasks if reads_text else ())
+    if run.origin is not None:
+        run.origin.check_llm(run.texts)
 
 
 def prepare_data(run: Run) -> None:
@@ -157,6 +182,12 @@ def prepare_data(run: Run) -> None:
         split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed, keep_failed=data.keep_failed)
         run.dataset, run.demonstrations, run.held_out = split.learned, split.demonstrations, split.held_out
         run.description += f", of which {run.dataset.num_episodes} episodes are learned from, the others held out"
+    old = None if run.origin is None else run.origin.replayed_data(run.stop.check)
+    if old is not None:
+        assert run.dataset is not None, "a run that starts from a policy has data"
+        run.dataset = join_datasets([run.dataset, old])
+        share, tasks_of = run.config.init.replay, f"{old.num_episodes} episodes of {len(old.tasks)} tasks"
+        run.description += f"; {100 * share:g} % of the prompts replay {tasks_of} that were learned before"
 
 
 def check_resumable(run: Run) -> None:
@@ -226,6 +257,7 @@ def record(run: Run) -> None:
 
 STAGES: tuple[Callable[[Run], None], ...] = (
     set_up,
+    find_start,
     embed,
     prepare_data,
     check_resumable,
@@ -260,6 +292,7 @@ def _hashes(run: Run) -> dict[str, Any]:
         **hashes,
         "text embeddings": embedded.hexdigest() if run.texts.vectors else None,
         "task file": None if config.tasks.file is None or file is None else file.sha256,
+        "init": None if run.origin is None else run.origin.sha256,
         **config.method.inputs(),
     }
 
@@ -272,14 +305,15 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     method, spec = cast(OfflineConfig, config.method), task_spec(config.tasks.seen[0])
     bounds = (spec.action_low, spec.action_high)
     scale = action_range(dataset.actions, *bounds, spec.layout)
+    if run.origin is not None:
+        scale = run.origin.action_range(scale, config.init.statistics)
     layout, remembered = spec.layout.completed(dataset.state_dim) if spec.layout is not None else (None, ())
     width = dataset.state_dim + len(remembered)
     sizes = (width, dataset.action_dim, run.texts.width)
     spaces = Spaces(*sizes, layout, *scale, *limits(*bounds, scale), remembered)
     dataset = dataset.with_remembered(remembered)
     network = kind.build_network(spaces, method.network)
-    network.to(device).fit(torch.from_numpy(dataset.observations), lambda: torch.from_numpy(dataset.returns_to_go()))
-    learner = kind(network, method, config.training.iterations)
+    learner = _learner(run, network.to(device), dataset)
     vectors = run.texts.vectors
     rows = [vectors[task_prompt(task).render()] for task in dataset.tasks] if vectors else None
     reads = method.network.context_config()
@@ -298,7 +332,42 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         layout,
         method.self_prompted if reads.trajectory else 0.0,
         {task: shown_by(task) for task in dataset.tasks},
+        () if run.origin is None else run.origin.replayed,
+        config.init.replay,
     )
+
+
+def _learner(run: Run, network: PolicyNetwork, dataset: TrajectoryDataset) -> Method[Any, Any]:
+    """The method with its first weights: random ones, or those of the policy that the run starts from."""
+    config, origin, policy = run.config, run.origin, run.first
+    kind = cast("type[Method[Any, Any]]", METHODS[config.method.name])
+    observations = torch.from_numpy(dataset.observations)
+
+    def returns() -> Tensor:
+        return torch.from_numpy(dataset.returns_to_go())
+
+    if origin is None:
+        network.fit(observations, returns)
+        return kind(network, config.method, config.training.iterations)
+    check_spaces(origin, network.spaces)
+    statistics = "" if policy is None else start_from(policy, network, config.init.statistics, observations, returns)
+    learned = network.freeze_all_but_heads() if config.init.parts == "heads" else "all weights"
+    learner = kind(network, config.method, config.training.iterations)
+    if policy is not None:  # else the run's checkpoint has all of it, and the run's notes say so
+        anew = ", ".join(take_over(learner, origin, policy)) or "nothing"
+        actions = origin.said_of_actions(network.spaces)
+        share = config.init.average if (statistics, actions) == (KEPT, KEPT) else 0.0
+        notes: dict[str, Any] = {"from": str(origin), "learned": learned, "statistics": statistics}
+        notes |= {"range of actions": actions, "anew": anew, "average": share}
+        run.folder.note(init=notes)
+        for name, words in notes.items():
+            console.print(f"init, {name}: {words}", markup=False, soft_wrap=True)
+    average = run.folder.notes().get("init", {}).get("average")
+    if average is None:
+        raise InputError("what the run noted of its start is gone", path=run.folder.meta, field="init.average")
+    if average:
+        learner.average_with_first(average)
+    return learner
 
 
 def _within_bounds(scaling: ActionScaling, actions: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class BatchSampler:
         self_prompted: probability that a prompt's transitions are those of its demonstration (`OfflineConfig`); never
             of a task that another one shows, whose demonstrations do something else.
         shown_by: the task of the data set whose episodes show a task, by task; one that is not named shows itself.
+        replayed: tasks of the data set that are learned beside the others, which were learned before.
+        replay: share of the prompts that are of those, on average.
 
     Raises:
         InputError: prompts that do not share the batch out evenly; a task without an episode that can be shown, or
@@ -70,6 +72,8 @@ class BatchSampler:
         layout: Layout | None = None,
         self_prompted: float = 0.0,
         shown_by: Mapping[str, str] | None = None,
+        replayed: Collection[str] = (),
+        replay: float = 0.0,
     ) -> None:
         if prompts < 1 or batch_size < 1 or batch_size % prompts:
             raise InputError(
@@ -92,12 +96,12 @@ class BatchSampler:
         self._shows_itself = [other == task for task, other in zip(dataset.tasks, shown, strict=True)]
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
         self._self_prompted = self_prompted
+        old = np.array([task in replayed for task in dataset.tasks])
+        self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
 
     def next(self) -> PromptedBatch:
         """The next batch."""
-        count = len(self._transitions)
-        rounds = [self._random.permutation(count) for _ in range(-(-self._prompts // count))]
-        tasks = np.concatenate(rounds)[: self._prompts]
+        tasks = self._tasks()
         parts = [self._transitions_under(task) for task in tasks]
         rows = np.concatenate([own for own, _ in parts])
         batch = self._dataset.gather(rows)
@@ -120,6 +124,19 @@ class BatchSampler:
         if self._augmentation is not None and tokens is not None:
             prompted = self._augmented(prompted, tokens)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
+
+    def _tasks(self) -> np.ndarray:
+        """The tasks of the batch's prompts [P], by number."""
+        if not self._replay:
+            return self._rounds(self._new, self._prompts)
+        # On average the share itself, where no whole number of prompts is.
+        old = min(int(self._replay * self._prompts + self._random.random()), self._prompts)
+        return np.concatenate([self._rounds(self._new, self._prompts - old), self._rounds(self._replayed, old)])
+
+    def _rounds(self, tasks: np.ndarray, count: int) -> np.ndarray:
+        """So many of the tasks, each as often as the others or once more, in random order."""
+        rounds = [self._random.permutation(len(tasks)) for _ in range(-(-count // len(tasks)))]
+        return tasks[np.concatenate([*rounds, np.empty(0, np.int64)])[:count]]
 
     def _transitions_under(self, task: int) -> tuple[np.ndarray, int | None]:
         """Transitions under one prompt of a task; where they are its demonstration's own, that episode beside them."""

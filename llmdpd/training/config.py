@@ -1,4 +1,4 @@
-"""The training loop's configuration."""
+"""The configurations of the training loop and of what it starts from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,50 @@ from typing import Literal
 
 from llmdpd.errors import InputError
 from llmdpd.training.loggers import LOGGERS
-from llmdpd.utils.bounds import Count, Episodes, WholeNumber
+from llmdpd.utils.bounds import Count, Episodes, Fraction, WholeNumber
 
 CudaGraphMode = Literal["auto", "on", "off"]
+Parts = Literal["all", "heads"]
+Statistics = Literal["auto", "keep", "refit"]
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """The trained policy whose weights a training starts from."""
+
+    source: str | None = None
+    """Run, policy folder or hub:OWNER/NAME of the policy; by default weights are random."""
+    parts: Parts = "all"
+    """What is learned: `all` of the policy, or its `heads` alone, which name the action from what frozen encoders read
+    of state and prompts. Critics are learned in either case."""
+    statistics: Statistics = "auto"
+    """Of observations, returns and actions: `keep` the policy's; `refit` them to the new data; or `auto`: keep them,
+    except where the new data lie so far beyond that the policy would not see, or could not do, what they have."""
+    replay: Fraction = 0.0
+    """Share of a batch's prompts that are of the tasks that the policy was trained on, from its run's data, so that it
+    does not forget them."""
+    average: Fraction = 0.5
+    """Share of the policy's own weights in the mean, of them and the learned ones, that acts (WiSE-FT, Wortsman et al.
+    2022): it forgets less, and learns few demonstrations less by heart. Where statistics or the range of actions are
+    not kept, weights mean something else than they did, and the learned ones act alone."""
+
+    def check(self) -> None:
+        """Raise `InputError` for options without a policy to start from, and for replay alone."""
+        given = [
+            name
+            for name in ("parts", "statistics", "replay", "average")
+            if getattr(self, name) != getattr(InitConfig, name)
+        ]
+        if self.source is None and given:
+            raise InputError(
+                "nothing says which policy the training starts from",
+                field=given[0],
+                found=getattr(self, given[0]),
+                expected="--init with a run, a policy folder or hub:OWNER/NAME beside it",
+            )
+        for name in ("replay", "average"):
+            if getattr(self, name) == 1:
+                raise InputError("nothing new would be learned", field=name, found=1, expected="below 1")
 
 
 @dataclass(frozen=True)

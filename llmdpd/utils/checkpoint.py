@@ -152,6 +152,12 @@ def _sha256(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def read_networks(checkpoint: Path) -> dict[str, Tensor]:
+    """Every network's tensors of a checkpoint, as NETWORK/TENSOR. Raises `InputError` for a missing or broken file."""
+    read_state(checkpoint)  # which holds the files against their sums
+    return read_tensors(checkpoint / _NETWORKS)
+
+
 def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
     """Put networks, optimisers and torch's generators back as they were.
 

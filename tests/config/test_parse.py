@@ -31,7 +31,7 @@ SHORT = {
 
 
 def test_short_spellings() -> None:
-    assert {*SHORT, "--tasks-file"} == ALIASES.keys(), "a task file's own test is test_own_tasks.py"
+    assert {*SHORT, "--tasks-file", "--init"} == ALIASES.keys(), "tests of their own: test_own_tasks.py, test_init.py"
     for option, (values, field, expected) in SHORT.items():
         assert value_of(parse_train([option, *values]), field) == expected, option
         if len(values) == 1:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from llmdpd.cli.evaluate import main as evaluate
 from llmdpd.config.parse import has_field, parse_train, split_options
@@ -56,6 +59,17 @@ NEEDS = {"sac": "stable_baselines3"}
 
 READERS = (*PROMPTED, "prompt-dt", "mtdiff")
 """The methods that read a demonstration."""
+
+ANEW = {
+    **{name: "critic, target_critic" for name in ("td3-bc", "rad", "s4rl", "rd")},
+    "cql": "critic, target_critic, temperature",
+    "ads": "critic, target_critic, temperature, behaviour",
+    **{name: "critic, target_critic, temperature, model" for name in ("pnf", "otto")},
+}
+"""What a method learns beside its policy, and its policy's folder has not."""
+
+WITH_HEADS = ("llmdpd", "trajectory-diffusion", "dt", "prompt-dt", "mtdiff")
+"""The methods whose policies have encoders that can be frozen."""
 
 ACTING = {
     **{
@@ -151,6 +165,41 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit(
         run = tmp_path / str(first)
         stopped_and_resumed(run, options_of(method), METHODS[method], int(rng.integers(first, last)))
         assert contents(run) == contents(straight)
+
+
+def test_it_is_trained_on_from_what_it_has_learned(
+    trained: Trained,
+    tmp_path: Path,
+    options_of: Callable[[str], list[str]],
+    train: Train,
+    refused: Callable[..., str],
+) -> None:
+    """At a rate of 0 the policy stays what it was; what its folder lacks is in the checkpoint, or starts anew."""
+    method, run = trained
+    short = ["--iterations", "2", "--training.select-every", "0", "--evaluation", "none", "--lr", "0"]
+    words = [*options_of(method), *short, *(["--method.lm-lr", "0"] if method == "lamo" else [])]
+    if METHODS[method].online:
+        words[words.index("--iterations") + 1] = "40"
+        assert "only methods that learn from a data set" in refused("--init", run, "--run-dir", tmp_path / "x", *words)
+        return
+    assert train("--init", run, "--run-dir", tmp_path / "run", *words) == 0
+    before, after = (
+        safetensors.torch.load_file(each / "policy" / "model.safetensors") for each in (run, tmp_path / "run")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    notes = json.loads((tmp_path / "run" / "meta.json").read_text())["init"]
+    assert (notes["statistics"], notes["anew"]) == ("kept", "nothing")
+    heads = ["--init", run, "--run-dir", tmp_path / "heads", *words, "--init.parts", "heads"]
+    if method in WITH_HEADS:
+        assert train(*heads) == 0
+        assert "are frozen" in json.loads((tmp_path / "heads" / "meta.json").read_text())["init"]["learned"]
+    else:
+        assert "no heads that could learn alone" in refused(*heads)
+    shutil.copytree(run / "policy", tmp_path / "alone")
+    assert train("--init", tmp_path / "alone", "--run-dir", tmp_path / "other", *words) == 0
+    anew = json.loads((tmp_path / "other" / "meta.json").read_text())["init"]["anew"]
+    assert anew == ANEW.get(method, "nothing")
 
 
 def test_lamo_resumes_with_the_same_text_alone(

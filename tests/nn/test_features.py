@@ -131,3 +131,28 @@ def test_what_happens_rarely_is_no_glitch() -> None:
     features = StateFeatures(1)
     features.fit(data)
     assert float(features.std) == pytest.approx(float(data.std(correction=0)), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["normalised", "relative", "raw"])
+def test_numbers_that_would_be_clipped_are_fitted_anew_and_no_others(
+    kind: FeatureKind, rng: np.random.Generator
+) -> None:
+    layout = Layout((Point("hand", (0, 1)), Point("thing", (2, 3))), scalars=(4, 5))
+    features = StateFeatures(6, kind, layout)
+    old = torch.from_numpy(rng.normal(size=(4000, 6)).astype(np.float32))
+    features.fit(old)
+    mean, std = features.mean.clone(), features.std.clone()
+    new = old.clone()
+    new[:, 1] += 50
+    new[:, 5] *= 40
+    new[:2, 4] = 1e4  # a glitch or two are none of the data's numbers
+    chosen = features.fit_beyond(new)
+    assert chosen == {"normalised": [1, 5], "relative": [5], "raw": []}[kind]
+    kept = [index for index in range(6) if index not in chosen]
+    assert torch.equal(features.mean[kept], mean[kept])
+    assert torch.equal(features.std[kept], std[kept])
+    again = StateFeatures(6, kind, layout)
+    again.fit(new)
+    assert torch.equal(features.mean[chosen], again.mean[chosen])
+    assert torch.equal(features.std[chosen], again.std[chosen])
+    assert features.fit_beyond(new) == []

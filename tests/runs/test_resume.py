@@ -159,8 +159,8 @@ def test_a_run_is_resumed_from_another_directory(
 
 def test_what_a_resume_may_not_do(run_copy: Path, tmp_path: Path, refused: Refused, contents: Contents) -> None:
     before = contents(run_copy)
-    changes = ("--method.lr", 1, "--training.iterations", 300, "--evaluation.episodes", 1)
-    changed = ["another configuration", "method.lr: 0.0006 → 1.0", "training.iterations: 200 → 300"]
+    changes = ("--method.lr", 1, "--training.iterations", 100, "--evaluation.episodes", 1)
+    changed = ["another configuration", "method.lr: 0.0006 → 1.0", "training.iterations: 200 → 100"]
     wrong: list[tuple[list[object], list[str]]] = [
         ([tmp_path / "nowhere"], ["not a run folder", "nowhere"]),
         ([run_copy, "--preset", "smoke"], ["own configuration", "--preset", "smoke"]),

@@ -282,3 +282,17 @@ def test_a_task_that_is_shown_by_an_absent_one_is_refused(dataset: TrajectoryDat
     assert (error.value.field, error.value.path) == ("push-v3", dataset.source)
     assert error.value.expected == "soccer-v3 beside push-v3"
     make_sampler(dataset, shown_by={"push-v3": "soccer-v3"}, encoder=None).next()  # nobody reads demonstrations
+
+
+@pytest.mark.parametrize(("share", "prompts"), [(0.5, 4), (0.3, 4), (0.4, 1)])
+def test_a_share_of_the_prompts_is_of_the_replayed_tasks(
+    dataset: TrajectoryDataset, share: float, prompts: int
+) -> None:
+    sampler = make_sampler(dataset, tasks=prompts, replayed=TASKS[1:], replay=share)
+    counts = []
+    for _ in range(400):
+        batch = sampler.next()
+        assert batch.text is not None
+        counts.append(int((batch.text[:, 0] > 0).sum()))
+    assert np.mean(counts) / prompts == pytest.approx(share, abs=0.1)
+    assert max(counts) - min(counts) <= 1

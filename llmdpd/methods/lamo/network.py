@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class LanguageDecisionTransformer(DecisionTransformer):
     """
 
     model: AdaptedTransformer
+    heads: ClassVar[tuple[str, ...]] = ()  # its adapters learn in any case
 
     def _build(self, feature_dim: int, action_dim: int, config: LaMoNetworkConfig) -> None:
         sizes = config.language

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmdpd.diffusion import reverse_diffusion
 from llmdpd.diffusion.schedules import Precision
@@ -21,6 +22,7 @@ from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
+from llmdpd.utils.tensors import load_tensors
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,16 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     @property
     def acting_critic(self) -> DoubleQ | None:
         return self.critic if self.config.choosing_critic else None
+
+    def take_over(self, critic: nn.Module | None, networks: Mapping[str, Tensor], path: Path) -> list[str]:
+        """The critics of the policy folder, which has them where they were trained."""
+        if self.acting_critic is None:
+            return []
+        if critic is None:
+            return ["critic", "target_critic"]
+        for module in (self.critic, self.target_critic):
+            load_tensors(module, critic.state_dict(), path)
+        return []
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12 of Algorithm 1, on the batch that lines 2 to 4 sampled (`BatchSampler`).
