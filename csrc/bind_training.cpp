@@ -3,7 +3,6 @@
 #include <array>
 
 #include "bindings.h"
-#include "buffer_pool.h"
 #include "dispatch.h"
 #include "mish_mlp.h"
 #include "reverse_diffusion.h"
@@ -98,14 +97,6 @@ const float* tape_of(const Floats& tape, std::size_t floats) {
   if (tape.size() == 0) return nullptr;
   require_tape(tape, floats);
   return tape.data();
-}
-
-// An array in memory of the pool, which gets it back when nothing refers to the array any more.
-Floats pooled_buffer(py::ssize_t floats) {
-  if (floats < 0) throw std::invalid_argument("wrong shape: buffer");
-  float* memory = llmdpd::acquire_buffer(static_cast<std::size_t>(floats));
-  const py::capsule owner(memory, [](void* buffer) { llmdpd::release_buffer(static_cast<float*>(buffer)); });
-  return Floats({floats}, memory, owner);
 }
 
 void chain_forward(const std::shared_ptr<ChainArguments>& holder, Floats& actions, Floats& tape) {

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "buffer_pool.h"
 #include "dispatch.h"
 
 namespace {
@@ -40,6 +41,13 @@ llmdpd::Matrix matrix_of(const Strided& array, const char* name) {
   }
   require_aligned(array, name);
   return {array.data(), rows > 1 ? array.strides(0) / size : columns, small(rows, name), small(columns, name)};
+}
+
+Floats pooled_buffer(py::ssize_t floats) {
+  if (floats < 0) throw std::invalid_argument("wrong shape: buffer");
+  float* memory = llmdpd::acquire_buffer(static_cast<std::size_t>(floats));
+  const py::capsule owner(memory, [](void* buffer) { llmdpd::release_buffer(static_cast<float*>(buffer)); });
+  return Floats({floats}, memory, owner);
 }
 
 llmdpd::TrunkWeights trunk_of(const std::vector<Floats>& arrays) {
@@ -82,6 +90,7 @@ PYBIND11_MODULE(_native, module) {
   bind_sampler(module);
   bind_context(module);
   bind_layers(module);
+  bind_nodes(module);
   bind_optimizer(module);
   bind_training(module);
 }

@@ -31,6 +31,8 @@ llmdpd::Matrix matrix_of(const Strided& array, const char* name);
 llmdpd::TrunkWeights trunk_of(const std::vector<Floats>& arrays);
 // A size that the code counts in 32 bits.
 int small(py::ssize_t size, const char* name);
+// float32 [floats], not initialised, in memory of the pool, which gets it back when nothing refers to the array any more.
+Floats pooled_buffer(py::ssize_t floats);
 
 // What a Python object holds. Taking the holder refuses objects that were allocated and never initialised, None here.
 template <class Held>
@@ -41,6 +43,7 @@ const Held& held(const std::shared_ptr<Held>& holder) {
 
 void bind_context(py::module_& module);
 void bind_layers(py::module_& module);
+void bind_nodes(py::module_& module);
 void bind_optimizer(py::module_& module);
 void bind_sampler(py::module_& module);
 void bind_training(py::module_& module);

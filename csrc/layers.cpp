@@ -1,6 +1,7 @@
 #include "layers.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "thread_pool.h"
 
@@ -25,6 +26,67 @@ void with_scratch(int tasks, std::size_t floats, const LayerTools& tools, const 
   parallel_for(tasks, tools.threads, [&](int task) {
     thread_local Arena scratch;
     body(task, scratch.reserve(floats));
+  });
+}
+
+// Where a call has one chunk of rows its threads share the outputs instead, and pack the weights of theirs themselves.
+bool shares_outputs(const LinearInputs& in) { return in.rows <= kChunk && !in.norm.weight; }
+constexpr int kSharedTiles = 4;
+
+struct SharedOutputs {
+  std::vector<std::pair<int, int>> tasks;  // layer and first output
+  int width;                               // outputs of a task
+
+  explicit SharedOutputs(const LayerTools& tools) : width(kSharedTiles * tools.tile.width) {}
+  void add(int layer, int outputs) {
+    for (int first = 0; first < outputs; first += width) tasks.emplace_back(layer, first);
+  }
+};
+
+void forward_by_outputs(const LinearInputs& in, const LinearCall& call, const std::vector<float*>& out,
+                        const LayerTools& tools) {
+  for (std::ptrdiff_t r = 0; r < in.rows; ++r) {  // what the pass backward reads
+    std::copy_n(in.x + r * in.inputs, in.inputs, call.input + r * call.stride);
+    std::fill_n(call.input + r * call.stride + in.inputs, call.stride - in.inputs, 0.0f);
+  }
+  SharedOutputs shared(tools);
+  for (std::size_t i = 0; i < in.layers.size(); ++i) shared.add(static_cast<int>(i), in.layers[i].weight.outputs);
+  const std::size_t floats = shared.width * (in.inputs + in.rows + 1);
+  with_scratch(static_cast<int>(shared.tasks.size()), floats, tools, [&](int task, float* scratch) {
+    const auto [layer, first] = shared.tasks[task];
+    const Linear& linear = in.layers[layer];
+    const Matrix& weight = linear.weight;
+    const int count = std::min(shared.width, weight.outputs - first), width = padded(count, tools.tile.width);
+    float *bias = scratch + shared.width * in.inputs, *result = bias + shared.width;
+    tools.tile.pack(weight.data + first * weight.stride, weight.stride, count, in.inputs, false, false, scratch);
+    std::copy_n(linear.bias + first, count, bias);
+    std::fill_n(bias + count, width - count, 0.0f);
+    tools.tile.dense({scratch, nullptr, in.inputs, width}, in.x, in.inputs, bias, 0, result, width, in.rows);
+    for (std::ptrdiff_t r = 0; r < in.rows; ++r) {
+      std::copy_n(result + r * width, count, out[layer] + r * weight.outputs + first);
+    }
+  });
+}
+
+void backward_by_outputs(const LinearInputs& in, const std::vector<const float*>& d_out, float* d_x,
+                         const LayerTools& tools) {
+  SharedOutputs shared(tools);
+  shared.add(0, in.inputs);  // x's numbers are what is computed here
+  int most = 0;
+  for (const Linear& layer : in.layers) most = std::max(most, layer.weight.outputs);
+  const std::size_t floats = shared.width * (most + in.rows + 1);
+  with_scratch(static_cast<int>(shared.tasks.size()), floats, tools, [&](int task, float* scratch) {
+    const int first = shared.tasks[task].second, count = std::min(shared.width, in.inputs - first);
+    const int width = padded(count, tools.tile.width);
+    float *zeros = scratch + static_cast<std::ptrdiff_t>(shared.width) * most, *result = zeros + shared.width;
+    std::fill_n(zeros, width, 0.0f);
+    for (std::size_t i = 0; i < in.layers.size(); ++i) {
+      const Matrix& weight = in.layers[i].weight;
+      tools.tile.pack(weight.data + first, weight.stride, weight.outputs, count, true, false, scratch);
+      tools.tile.dense({scratch, nullptr, weight.outputs, width}, d_out[i], weight.outputs, i == 0 ? zeros : result,
+                       i == 0 ? 0 : width, result, width, in.rows);
+    }
+    for (std::ptrdiff_t r = 0; r < in.rows; ++r) std::copy_n(result + r * width, count, d_x + r * in.inputs + first);
   });
 }
 
@@ -107,8 +169,8 @@ std::size_t floats_of(Call call, const Keep& keep) {
 
 }  // namespace
 
-PackedLayer pack_linear(const Linear& linear, const TileKernels& tile, Allocator& memory) {
-  PackedLayer layer = pack_single(linear.weight, false, tile, memory);
+PackedLayer pack_linear(const Linear& linear, const TileKernels& tile, Allocator& memory, PackList* later) {
+  PackedLayer layer = pack_single(linear.weight, false, tile, memory, later);
   if (linear.bias) layer.bias = copy_padded(linear.bias, linear.weight.outputs, tile, memory);
   return layer;
 }
@@ -128,15 +190,18 @@ std::size_t linear_tape_floats(std::ptrdiff_t rows, int inputs, bool norm, const
 void linear_forward(const LinearInputs& in, const std::vector<float*>& out, float* tape, const LayerTools& tools) {
   thread_local Arena arena;
   LinearCall call = shape_of(in, tools.tile);
-  std::vector<PackedLayer> packed(in.layers.size());
-  const std::vector<int> outputs = outputs_of(in);
-  lay_out(arena, [&](Allocator& memory) {
-    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = pack_linear(in.layers[i], tools.tile, memory);
-    call.norm = pack_norm(in.norm, in.inputs, tools.tile, memory);
-  });
-  call.forward = packed.data(), call.outputs = outputs.data(), call.out = out.data();
   Allocator kept(tape);
   keep_linear(call, in.norm.weight != nullptr, kept);
+  if (shares_outputs(in)) return forward_by_outputs(in, call, out, tools);
+  std::vector<PackedLayer> packed(in.layers.size());
+  const std::vector<int> outputs = outputs_of(in);
+  PackList packs;
+  lay_out(arena, [&](Allocator& memory) {
+    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = pack_linear(in.layers[i], tools.tile, memory, &packs);
+    call.norm = pack_norm(in.norm, in.inputs, tools.tile, memory);
+  });
+  packs.run(tools.tile, tools.threads);
+  call.forward = packed.data(), call.outputs = outputs.data(), call.out = out.data();
   with_scratch(chunks_of(in.rows), tools.layers.linear_scratch(call, kChunk), tools, [&](int chunk, float* scratch) {
     const std::ptrdiff_t first = chunk * kChunk;
     tools.layers.linear_forward(call, first, std::min(kChunk, in.rows - first), scratch);
@@ -147,19 +212,26 @@ void linear_backward(const LinearInputs& in, const std::vector<const float*>& d_
                      NormTarget norm, const std::vector<LinearTarget>& targets, const LayerTools& tools) {
   thread_local Arena arena;
   const int chunks = chunks_of(in.rows);
+  const bool shared = shares_outputs(in);
   LinearCall call = shape_of(in, tools.tile);
   std::vector<PackedLayer> packed(in.layers.size());
   const std::vector<int> outputs = outputs_of(in);
   LinearGradients gradients{d_out.data(), d_x, nullptr};
+  PackList packs;
   lay_out(arena, [&](Allocator& memory) {
-    for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = pack_single(in.layers[i].weight, true, tools.tile, memory);
+    for (std::size_t i = 0; d_x && !shared && i < packed.size(); ++i) {
+      packed[i] = pack_single(in.layers[i].weight, true, tools.tile, memory, &packs);
+    }
     call.norm = pack_norm(in.norm, in.inputs, tools.tile, memory);
     gradients.norm = memory.take(in.norm.weight ? chunks * 2 * call.stride : 0);
   });
+  packs.run(tools.tile, tools.threads);
   call.backward = packed.data(), call.outputs = outputs.data();
   Allocator kept(tape);
   keep_linear(call, in.norm.weight != nullptr, kept);
-  if (d_x) {
+  if (d_x && shared) {
+    backward_by_outputs(in, d_out, d_x, tools);
+  } else if (d_x) {
     with_scratch(chunks, tools.layers.linear_scratch(call, kChunk), tools, [&](int chunk, float* scratch) {
       const std::ptrdiff_t first = chunk * kChunk;
       tools.layers.linear_backward(call, gradients, first, std::min(kChunk, in.rows - first), chunk, scratch);
@@ -182,14 +254,16 @@ void attention_forward(const AttentionInputs& in, float* out, float* tape, const
   thread_local Arena arena;
   AttentionCall call = shape_of(in, tools.tile);
   call.out = out;
+  PackList packs;
   lay_out(arena, [&](Allocator& memory) {
     call.layer = {pack_norm(in.query_norm, in.width, tools.tile, memory),
                   pack_norm(in.forward_norm, in.width, tools.tile, memory),
-                  pack_linear(in.query, tools.tile, memory),
-                  pack_linear(in.out, tools.tile, memory),
-                  pack_linear(in.widen, tools.tile, memory),
-                  pack_linear(in.narrow, tools.tile, memory)};
+                  pack_linear(in.query, tools.tile, memory, &packs),
+                  pack_linear(in.out, tools.tile, memory, &packs),
+                  pack_linear(in.widen, tools.tile, memory, &packs),
+                  pack_linear(in.narrow, tools.tile, memory, &packs)};
   });
+  packs.run(tools.tile, tools.threads);
   Allocator kept(tape);
   keep_attention(call, kept);
   with_scratch(in.groups, tools.layers.attention_scratch(call), tools,
@@ -204,19 +278,21 @@ void attention_backward(const AttentionInputs& in, const float* d_out, float* ta
   gradients.out = d_out;
   gradients.hidden = targets.hidden, gradients.key = targets.key, gradients.value = targets.value;
   const std::ptrdiff_t rows = static_cast<std::ptrdiff_t>(in.groups) * in.rows;
+  PackList packs;
   lay_out(arena, [&](Allocator& memory) {
     call.layer.query_norm = pack_norm(in.query_norm, in.width, tools.tile, memory);
     call.layer.forward_norm = pack_norm(in.forward_norm, in.width, tools.tile, memory);
-    call.query_transposed = pack_single(in.query.weight, true, tools.tile, memory);
-    call.out_transposed = pack_single(in.out.weight, true, tools.tile, memory);
-    call.widen_transposed = pack_single(in.widen.weight, true, tools.tile, memory);
-    call.narrow_transposed = pack_single(in.narrow.weight, true, tools.tile, memory);
+    call.query_transposed = pack_single(in.query.weight, true, tools.tile, memory, &packs);
+    call.out_transposed = pack_single(in.out.weight, true, tools.tile, memory, &packs);
+    call.widen_transposed = pack_single(in.widen.weight, true, tools.tile, memory, &packs);
+    call.narrow_transposed = pack_single(in.narrow.weight, true, tools.tile, memory, &packs);
     gradients.d_out = memory.take(rows * call.stride);
     gradients.d_middle = memory.take(rows * call.stride);
     gradients.d_query = memory.take(rows * call.stride);
     gradients.d_wide = memory.take(rows * call.wide_stride);
     gradients.norms = memory.take(in.groups * 4 * call.stride);
   });
+  packs.run(tools.tile, tools.threads);
   Allocator kept(tape);
   keep_attention(call, kept);
   with_scratch(in.groups, tools.layers.attention_scratch(call), tools, [&](int group, float* scratch) {

@@ -27,7 +27,7 @@ struct NormTarget {
 };
 
 // Packed for the forward pass, bias and norm padded; what is null stays null.
-PackedLayer pack_linear(const Linear& linear, const TileKernels& tile, Allocator& memory);
+PackedLayer pack_linear(const Linear& linear, const TileKernels& tile, Allocator& memory, PackList* later = nullptr);
 LayerNorm pack_norm(const Norm& norm, int width, const TileKernels& tile, Allocator& memory);
 
 struct LayerTools {

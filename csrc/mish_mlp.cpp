@@ -5,18 +5,19 @@
 namespace llmdpd {
 namespace {
 
-Mlp prepare(const MlpCall& call, Passes passes, const TileKernels& kernels, Allocator& memory) {
+Mlp prepare(const MlpCall& call, Passes passes, const TileKernels& kernels, Allocator& memory,
+            PackList& packs) {
   const int hidden = call.trunk.hidden;
   Mlp mlp{};
-  mlp.trunk = pack_trunk(call.trunk, passes, kernels, memory);
-  mlp.first.input = pack_single(call.input_weight, false, kernels, memory);
-  if (passes.backward) mlp.first.input_transposed = pack_single(call.input_weight, true, kernels, memory);
+  mlp.trunk = pack_trunk(call.trunk, passes, kernels, memory, &packs);
+  mlp.first.input = pack_single(call.input_weight, false, kernels, memory, &packs);
+  if (passes.backward) mlp.first.input_transposed = pack_single(call.input_weight, true, kernels, memory, &packs);
   mlp.first.x = call.x;
   mlp.first.x_stride = call.x_stride;
   mlp.first.inputs = call.input_weight.inputs;
   mlp.first.init = call.init_per_row ? call.init : copy_padded(call.init, hidden, kernels, memory);
   mlp.first.init_stride = call.init_per_row ? hidden : 0;
-  mlp.first.init_share = 1;
+  mlp.first.init_share = call.init_share;
   mlp.rows = call.rows;
   return mlp;
 }
@@ -43,7 +44,9 @@ std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels) {
 void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape) {
   thread_local Arena arena;
   Mlp mlp;
-  lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, {true, false}, kernels, memory); });
+  PackList packs;
+  lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, {true, false}, kernels, memory, packs); });
+  packs.run(kernels, threads);
   mlp.out = out;
   forward_pass(pass_of(mlp, kernels, threads), tape);
 }
@@ -52,10 +55,12 @@ void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, 
                   const float* tape, const GradientTargets& targets) {
   thread_local Arena arena;
   Mlp mlp;
+  PackList packs;
   lay_out(arena, [&](Allocator& memory) {
-    mlp = prepare(call, {!tape, true}, kernels, memory);
+    mlp = prepare(call, {!tape, true}, kernels, memory, packs);
     mlp.out = memory.take(tape ? 0 : mlp.rows * mlp.trunk.outputs);
   });
+  packs.run(kernels, threads);
   backward_pass(pass_of(mlp, kernels, threads), grad_out, tape, targets);
 }
 

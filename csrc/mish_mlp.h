@@ -12,11 +12,12 @@ namespace llmdpd {
 struct MlpCall {
   TrunkWeights trunk;
   Matrix input_weight;  // W1 [H, inputs]
-  const float* init;    // [H], or [rows, H]
+  const float* init;    // [H], or [rows / init_share, H]
   bool init_per_row;
   std::ptrdiff_t rows;
   const float* x;  // [rows, inputs]
   std::ptrdiff_t x_stride;
+  int init_share = 1;  // rows that share a row of init, where it has several
 };
 
 std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "memory.h"
 #include "tile/tile_kernels.h"
@@ -25,8 +26,29 @@ struct Passes {
   bool forward, backward;
 };
 
-PackedLayer pack_single(const Matrix& matrix, bool transposed, const TileKernels& kernels, Allocator& memory);
-Trunk3 pack_trunk(const TrunkWeights& weights, Passes passes, const TileKernels& kernels, Allocator& memory);
+// Weights that a call reads and that have their places already: packed together, by several threads.
+class PackList {
+ public:
+  void add(const Matrix& matrix, bool transposed, bool in_lanes, float* to, std::ptrdiff_t lanes) {
+    entries_.push_back({matrix, transposed, in_lanes, to, lanes});
+  }
+  void run(const TileKernels& kernels, int threads) const;
+
+ private:
+  struct Entry {
+    Matrix matrix;
+    bool transposed, in_lanes;
+    float* to;
+    std::ptrdiff_t lanes;
+  };
+  std::vector<Entry> entries_;
+};
+
+// `later`, where there is one, is to pack what is else packed at once.
+PackedLayer pack_single(const Matrix& matrix, bool transposed, const TileKernels& kernels, Allocator& memory,
+                        PackList* later = nullptr);
+Trunk3 pack_trunk(const TrunkWeights& weights, Passes passes, const TileKernels& kernels, Allocator& memory,
+                  PackList* later = nullptr);
 // `count` floats and zeros up to a multiple of the vector's width.
 const float* copy_padded(const float* from, int count, const TileKernels& kernels, Allocator& memory);
 // [rows, padded count] of [rows, count].

@@ -5,15 +5,16 @@
 namespace llmdpd {
 namespace {
 
-Chain prepare(const ChainCall& call, Passes passes, const TileKernels& kernels, Allocator& memory) {
+Chain prepare(const ChainCall& call, Passes passes, const TileKernels& kernels, Allocator& memory,
+              PackList& packs) {
   const int hidden = call.trunk.hidden;
   Chain chain{};
-  chain.trunk = pack_trunk(call.trunk, passes, kernels, memory);
-  chain.first.input = pack_single(call.W_s, false, kernels, memory);
-  chain.action = pack_single(call.W_a, false, kernels, memory);
+  chain.trunk = pack_trunk(call.trunk, passes, kernels, memory, &packs);
+  chain.first.input = pack_single(call.W_s, false, kernels, memory, &packs);
+  chain.action = pack_single(call.W_a, false, kernels, memory, &packs);
   if (passes.backward) {
-    chain.first.input_transposed = pack_single(call.W_s, true, kernels, memory);
-    chain.action_transposed = pack_single(call.W_a, true, kernels, memory);
+    chain.first.input_transposed = pack_single(call.W_s, true, kernels, memory, &packs);
+    chain.action_transposed = pack_single(call.W_a, true, kernels, memory, &packs);
   }
   chain.first.x = call.state;
   chain.first.x_stride = call.state_stride;
@@ -56,7 +57,9 @@ std::size_t chain_tape_floats(const ChainCall& call, const TileKernels& kernels)
 void chain_forward(const ChainCall& call, const TileKernels& kernels, int threads, float* actions, float* tape) {
   thread_local Arena arena;
   Chain chain;
-  lay_out(arena, [&](Allocator& memory) { chain = prepare(call, {true, false}, kernels, memory); });
+  PackList packs;
+  lay_out(arena, [&](Allocator& memory) { chain = prepare(call, {true, false}, kernels, memory, packs); });
+  packs.run(kernels, threads);
   chain.actions = actions;
   forward_pass(pass_of(chain, kernels, threads), tape);
 }
@@ -65,11 +68,13 @@ void chain_backward(const ChainCall& call, const TileKernels& kernels, int threa
                     const float* tape, const GradientTargets& targets) {
   thread_local Arena arena;
   Chain chain;
+  PackList packs;
   lay_out(arena, [&](Allocator& memory) {
-    chain = prepare(call, {!tape, true}, kernels, memory);
+    chain = prepare(call, {!tape, true}, kernels, memory, packs);
     // Where the chain is computed again its actions go here.
     chain.actions = memory.take(tape ? 0 : chain.rows * chain.action_dim);
   });
+  packs.run(kernels, threads);
   backward_pass(pass_of(chain, kernels, threads), grad_actions, tape, targets);
 }
 

@@ -168,7 +168,8 @@ Call make_mlp(Random& random) {
 
 // A new entry point is a line here.
 constexpr Call (*kEntryPoints[])(Random&) = {make_sampler,  make_chain,  make_mlp,       make_acting,
-                                            make_features, make_linear, make_attention, make_optimizer};
+                                            make_features, make_linear, make_attention, make_optimizer,
+                                            make_prompt_reading, make_state_reading, make_noise_node};
 
 bool same_bits(const Floats& a, const Floats& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;

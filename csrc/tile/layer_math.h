@@ -93,12 +93,14 @@ inline __attribute__((always_inline)) float largest_of(Vec v) {
 }
 
 inline void apply(const PackedLayer& layer, RowInput x, Init init, StoreFloat out, std::ptrdiff_t rows) {
-  for (; rows > 0; rows -= kMaxBlock) {
-    const int count = static_cast<int>(rows < kMaxBlock ? rows : kMaxBlock);
+  // Blocks of nearly as many rows each: the last one of a few would wait for its sums.
+  for (std::ptrdiff_t blocks = (rows + kMaxBlock - 1) / kMaxBlock; blocks > 0; --blocks) {
+    const int count = static_cast<int>((rows + blocks - 1) / blocks);
     dense<Single, kMaxBlock>(packed_tiles_of(layer), x, init, out, count, layer.outputs_padded / kWidth);
     x = x.from(count);
     init = init.from(count);
     out = out.from(count);
+    rows -= count;
   }
 }
 
@@ -223,7 +225,7 @@ inline void clear(float* to, std::ptrdiff_t count) {
 constexpr int kGramRows = kWidth >= 8 ? 8 : 4;
 // A task of outputs shares what it reads of `right`, so many rows of which stay in the first-level cache.
 constexpr int kGramTask = 4 * kGramRows;
-constexpr std::ptrdiff_t kGramBlock = 64;
+constexpr std::ptrdiff_t kGramBlock = 128;
 
 // Of a row that ends after `count` numbers, a vector; and back.
 inline __attribute__((always_inline)) Vec load_first(const float* from, int count) {

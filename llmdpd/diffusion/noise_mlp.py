@@ -14,7 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.ops import layers
 from llmdpd.ops.arguments import Precision
 from llmdpd.ops.mish_mlp import mish_mlp
-from llmdpd.ops.nodes import parameters
+from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.noise_net import WEIGHTS, predict_noise
 
 
@@ -104,10 +104,11 @@ class NoiseMLP(nn.Module):
         A prompt [P, Z] is those of P equal groups of states in their order. `bf16` runs the products of the hidden
         layers in bfloat16.
         """
-        given = self._given_natively(actions, state, prompt)
-        if given is not None:
+        prompts = prompt if prompt.ndim == 2 else prompt[None]
+        weights = self._weights_natively(actions, state, prompts)
+        if weights is not None:
             frequencies = cast("SinusoidalTime", self.time_mlp[0]).frequencies
-            return predict_noise(actions, timesteps, frequencies, given, precision == "bf16")
+            return predict_noise(actions, timesteps, state, prompts, frequencies, weights, precision == "bf16")
         if prompt.ndim == 2 and len(prompt) < len(state):
             prompt = prompt[0] if len(prompt) == 1 else prompt.repeat_interleave(len(state) // len(prompt), 0)
         first, *rest = self.linears
@@ -121,12 +122,10 @@ class NoiseMLP(nn.Module):
             weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)
         return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest, precision)
 
-    def _given_natively(self, actions: Tensor, state: Tensor, prompt: Tensor) -> dict[str, Tensor] | None:
-        """What the C++ code computes from in one node, where it does: in training, states in groups under prompts."""
-        prompts = prompt if prompt.ndim == 2 else prompt[None]
+    def _weights_natively(self, actions: Tensor, state: Tensor, prompts: Tensor) -> Weights | None:
+        """What the C++ code computes by in one node, where it does: in training, states in groups under prompts."""
         if not (torch.is_grad_enabled() and self.prompt_dim and len(state) and len(prompts)) or actions.requires_grad:
             return None
-        if len(state) % len(prompts) or not layers.computes(actions, state, prompt):
+        if len(state) % len(prompts) or not layers.computes(actions, state, prompts):
             return None
-        weights = parameters(self, WEIGHTS)
-        return None if weights is None else {"state": state, "prompt": prompts, **weights}
+        return parameters(self, WEIGHTS)

@@ -1,31 +1,57 @@
-"""Many passes on arrays as one node of autograd's graph, and parameters by name for it."""
+"""Many layers in C++ as one node of autograd's graph, and parameters by name for it."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from llmdpd.ops import native
-from llmdpd.ops.passes import Array, Arrays
+from llmdpd.ops.memory import Memory
 
-Backward = Callable[[Sequence[Array], dict[str, Array]], None]
-"""From the gradients of the results, in order, to those of what was given: written to the arrays of these names."""
-Compute = Callable[[Arrays], tuple[list[Array], Backward]]
+Array = NDArray[np.float32]
 
 
-def node(compute: Compute, given: Mapping[str, Tensor], read: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-    """What `compute` makes of tensors by name, given to it as arrays; differentiable once in all of them.
+class Computation(Protocol):
+    """A node of the C++ code, with all that it reads."""
 
+    def tape_floats(self) -> int:
+        """Numbers that its pass forward keeps for the pass backward."""
+
+    def forward(self, tape: Array, results: list[Array]) -> None:
+        """Write the results, and what is kept."""
+
+    def backward(self, tape: Array, grads: list[Array], gradients: Array) -> None:
+        """Write, from the gradients of the results, those of all that was given, one after the other."""
+
+
+Compute = Callable[[list[Array]], tuple[Computation, list[Array]]]
+
+
+class Weights(dict[str, Tensor]):
+    """Parameters by name, and arrays of their memory in the same order."""
+
+    arrays: list[Array]
+
+
+def node(
+    compute: Compute, given: Sequence[Tensor], weights: Weights, read: Sequence[Tensor] = ()
+) -> tuple[Tensor, ...]:
+    """What a computation makes of tensors and weights, in that order; differentiable once in all of them.
+
+    compute: takes arrays of these, and returns the computation and arrays for its results.
     read: tensors without gradient whose memory the pass backward reads too: autograd refuses them once written.
     """
-    results: tuple[Tensor, ...] = _Node.apply(compute, tuple(given), tuple(read), *given.values())
+    results: tuple[Tensor, ...] = _Node.apply(compute, tuple(read), weights.arrays, *given, *weights.values())
     return results
 
 
@@ -36,37 +62,33 @@ class _Held(np.ndarray[Any, Any]):
     tensor: after a backward pass that does not retain the graph, and not only with the last reference to a result.
     """
 
-    backward: Backward
+    backward: Callable[[list[Array], Array], None]
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, compute: Compute, names: tuple[str, ...], read: tuple[Tensor, ...], *tensors: Tensor
+        ctx: Any, compute: Compute, read: tuple[Tensor, ...], weights: list[Array], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         held = np.zeros(1, np.float32).view(_Held)
-        results, held.backward = compute(dict(zip(names, map(native.array, tensors), strict=True)))
-        ctx.names, ctx.held = names, weakref.ref(held)
+        given = tensors[: len(tensors) - len(weights)]
+        computation, results = compute([*map(native.array, given), *weights])
+        tape = native.module().pooled_buffer(computation.tape_floats())
+        computation.forward(tape, results)
+        held.backward = lambda grads, gradients: computation.backward(tape, grads, gradients)
+        ctx.count, ctx.held = len(tensors), weakref.ref(held)
         ctx.save_for_backward(*tensors, *read, torch.from_numpy(held))
         return tuple(map(torch.from_numpy, results))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors  # autograd refuses those that were written meanwhile, and a second pass
-        gradients = _like(dict(zip(ctx.names, tensors, strict=False)))
-        ctx.held().backward([native.array(grad) for grad in grads], dict(gradients))
-        return None, None, None, *map(torch.from_numpy, gradients.values())
-
-
-def _like(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Arrays of these shapes in one stretch of memory, without values."""
-    memory = np.empty(sum(map(Tensor.numel, tensors.values())), np.float32)
-    arrays, end = {}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel()
-        arrays[name] = memory[start:end].reshape(tensor.shape)
-    return arrays
+        tensors = ctx.saved_tensors[
+            : ctx.count
+        ]  # autograd refuses those that were written meanwhile, and a second pass
+        gradients = torch.empty(sum(map(Tensor.numel, tensors)))
+        ctx.held().backward(list(map(native.array, grads)), gradients.numpy())
+        return None, None, None, *_unflatten_dense_tensors(gradients, tensors)
 
 
 _KNOWN = (
@@ -94,17 +116,18 @@ class _Places:
         inner = [one for _, one in parts[1:]]  # the module's own hooks are called around what is computed here
         self._known = all(map(_known, inner))
         self._hooks = tuple(getattr(one, kind) for one in inner for kind in _HOOKS)
+        self._memory = defaultdict[tuple[str, ...], Memory](Memory)
         self._norms = [one for one in inner if isinstance(one, nn.LayerNorm)]
 
     def current(self) -> bool:
         found: bool = native.module().all_in_place(self._watched)
         return found
 
-    def of(self, names: Iterable[str]) -> dict[str, Tensor] | None:
+    def of(self, names: tuple[str, ...]) -> Weights | None:
         """None where one of them is no float32 parameter on the CPU (any more), or a part computes something else."""
         if not self._known or any(self._hooks) or any(norm.eps != _EPSILON for norm in self._norms):
             return None
-        found: dict[str, Tensor] = {}
+        found = Weights()
         for name in names:
             place = self._parameters.get(name)
             tensor = None if place is None else place[0].get(place[1])
@@ -113,13 +136,15 @@ class _Places:
             if not tensor.is_cpu:
                 return None
             found[name] = tensor
+        arrays = self._memory[names].of(list(found.values()))
+        found.arrays = list(map(native.array, found.values())) if arrays is None else arrays
         return found
 
 
 _places: weakref.WeakKeyDictionary[nn.Module, _Places] = weakref.WeakKeyDictionary()
 
 
-def parameters(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor] | None:
+def parameters(module: nn.Module, names: tuple[str, ...]) -> Weights | None:
     """The module's parameters of these names, as they are now; None where its own code has to compute.
 
     That is where one of them is no plain float32 parameter on the CPU, a part has hooks or is none that the C++ code

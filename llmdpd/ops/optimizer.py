@@ -8,35 +8,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from llmdpd.ops import native
 from llmdpd.ops.autograd import eager_on_cpu
-
-Arrays = list[NDArray[np.float32]]
-
-
-class _Memory:
-    """Tensors as arrays of the same memory, made once for as long as they stay where they are."""
-
-    def __init__(self) -> None:
-        self._places: list[list[Any]] = []
-        self._arrays: Arrays | None = None
-
-    def of(self, tensors: Sequence[Tensor]) -> Arrays | None:
-        """None where the C++ code can't write into one of them."""
-        places = [list(map(of, tensors)) for of in (Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous)]
-        if places != self._places:
-            # The arrays keep their memory from being given to another tensor: the same pointer is the same memory.
-            # Where there are none, the next tensors there may be plain ones.
-            plain = all(map(_plain, tensors))
-            self._places = places if plain else []
-            self._arrays = [t.detach().numpy() for t in tensors] if plain else None
-        return self._arrays
+from llmdpd.ops.memory import Arrays, Memory
 
 
 class _Part(NamedTuple):
@@ -51,7 +29,7 @@ class _Part(NamedTuple):
     counts: Arrays
 
 
-_kept: weakref.WeakKeyDictionary[Any, defaultdict[str, _Memory]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[Any, defaultdict[str, Memory]] = weakref.WeakKeyDictionary()
 
 
 def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> Tensor:
@@ -81,17 +59,13 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
 
 def average(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float, kept: dict[str, Any]) -> None:
     """target ← target + rate (source - target), of each pair; `kept` belongs to the caller, for these pairs alone."""
-    memory: defaultdict[str, _Memory] = kept.setdefault("memory", defaultdict(_Memory))
+    memory: defaultdict[str, Memory] = kept.setdefault("memory", defaultdict(Memory))
     to, by = memory["targets"].of(targets), memory["sources"].of(sources)
     if native.available()[0] and to is not None and by is not None and all(map(eager_on_cpu, targets[:1])):
         native.module().average(to, by, rate, native.threads())
         increment_version(list(targets))
     else:
         torch._foreach_lerp_(list(targets), list(sources), rate)
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous() and native.aligned(tensor)
 
 
 def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[_Part] | None:
@@ -110,16 +84,16 @@ def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[_Part] | None:
 
 
 def _part(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> _Part | None:
-    memory = _kept.setdefault(optimizer, defaultdict(_Memory))
+    memory = _kept.setdefault(optimizer, defaultdict(Memory))
     parameters = [p for p in group["params"] if p.grad is not None]
     weights = memory[f"weights {name}"].of(parameters)
     if weights is None or group["amsgrad"] or group["maximize"] or not all(map(eager_on_cpu, parameters[:1])):
         return None
-    for p in parameters:
-        if not optimizer.state[p]:
-            zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
     states = [optimizer.state[p] for p in parameters]
+    for p, state in zip(parameters, states, strict=True):
+        if not state:
+            zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            state.update({"step": torch.zeros((), dtype=torch.float32), **zeros})
     means, squares, counts = (
         memory[f"{key} {name}"].of([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq", "step")
     )

@@ -244,6 +244,47 @@ RETRIEVED = ones(G, M, HEADS * (A + 4 * GEOMETRY))
 TENSORS = [ones(H, S), ones(H)]
 
 
+def node_of(name: str) -> Callable[..., None]:
+    """A node of training, forward and backward."""
+
+    def call(tape: np.ndarray, results: Any, grads: Any, gradients: np.ndarray, **given: Any) -> None:
+        node = getattr(native.module(), name)(**given)
+        node.forward(tape, results)
+        node.backward(tape, grads, gradients)
+
+    return call
+
+
+def node_entry(name: str, given: dict[str, Any], results: list[np.ndarray], weights: str) -> tuple[Any, Any, Any]:
+    """The node, what it is given and room for what it writes."""
+    tape = ones(getattr(native.module(), name)(**given).tape_floats())
+    written = {"results": results, "grads": [part.copy() for part in results], "tape": tape}
+    written["gradients"] = ones(sum(part.size for part in given[weights]))
+    return node_of(name), given | written, {"tape", "results", "gradients"}
+
+
+def pair(outputs: int, inputs: int) -> list[np.ndarray]:
+    return [ones(outputs, inputs), ones(outputs)]
+
+
+NORMED = [ones(W), ones(W)]
+SHAPE = (True, 1, HEADS, 1, HEADS, True, True, A, GEOMETRY)
+PROMPT_WEIGHTS = [*pair(H, Z), *pair(H, H), *pair(3, H), *pair(W, S), ones(W, 2), *NORMED, *pair(3 * W, W), *pair(W, W)]
+PROMPT_WEIGHTS += [*NORMED, *pair(WIDE, W), *pair(W, WIDE), *NORMED, *pair(H, W), *pair(5, H), *pair(W, W + 4), ones(W)]
+PROMPT_WEIGHTS += [*NORMED, *pair(W, W), *pair(W, W), *pair(W, W)]
+PROMPTS = {"shape": SHAPE, "text": ones(G, Z), "keep_text": ones(G, 1), "keep_trajectory": ones(G, 1), "threads": 2}
+PROMPTS |= {"steps": ones(G * STEPS, S + 2), "embedded": ones(G * STEPS, 4), "mask": ones(G, STEPS)}
+PROMPTS |= {"bias": ones(G, STEPS), "weights": PROMPT_WEIGHTS}
+READ = [ones(G, 8), *(ones(G, STEPS + 1, W) for _ in range(3))]
+GIVEN = [ones(G, 8), *(ones(G * STEPS, W) for _ in range(3)), *pair(W, S + 3), *NORMED, *NORMED, *pair(W, W)]
+GIVEN += [*pair(W, W), *pair(WIDE, W), *pair(W, WIDE), *NORMED, *pair(W, W), ones(HEADS, COMPARED)]
+STATES = {"shape": SHAPE, "own": ones(G * M, S), "here": ones(G * M, COMPARED), "bias": ones(G, STEPS), "threads": 2}
+STATES |= {"waypoint_bias": ones(G, STEPS), "there": ones(G, STEPS, COMPARED), "waypoints": ones(G, STEPS, FOUND)}
+NOISY = {"actions": ones(G * M, A), "waves": ones(3, T), "place": np.ones(G * M, np.int64), "bf16": False, "threads": 2}
+NOISY |= {"keep": 1 << 20, "given": [ones(G * M, S), ones(G, Z), *pair(9, T), *pair(T, 9), *pair(H, A + T + S + Z)]}
+NOISY["given"] += [*pair(H, H), *pair(H, H), *pair(A, H)]
+
+
 def layer_tape(name: str, *sizes: int) -> np.ndarray:
     return ones(getattr(native.module(), name)(*sizes))
 
@@ -372,6 +413,11 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         | {"d_key": ones(G, STEPS, W), "d_similarity": ones(HEADS, COMPARED)},
         {"d_query", "d_key", "d_similarity"},
     ),
+    "prompt_node": node_entry("prompt_node", PROMPTS, READ, "weights"),
+    "state_node": node_entry(
+        "state_node", STATES | {"given": GIVEN}, [ones(G * M, S + W + HEADS * (A + 4 * GEOMETRY))], "given"
+    ),
+    "prediction_node": node_entry("prediction_node", NOISY, [ones(G * M, A)], "given"),
     "adamw": (
         of_module("adamw"),
         {"weights": TENSORS, "gradients": TENSORS, "means": TENSORS, "squares": TENSORS, "rate": 0.1, "beta1": 0.9}
@@ -431,7 +477,7 @@ def allowed(entry: str, what: str) -> bool:
     name, how = what.split(": ")
     if name == "tape":  # room for at least so much, which is an upper bound; or none: then none is kept or read
         return how.endswith("in dimension 0")
-    if name in ("times", "prompt_of") and how == f"in {np.dtype(np.int64).str}":
+    if name in ("times", "prompt_of", "place") and how == f"in {np.dtype(np.int64).str}":
         return True  # which is what they are in
     if name == "pooled":
         return how.endswith("in dimension 1")  # of any width

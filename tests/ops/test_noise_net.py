@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion import NoiseMLP, noise_mlp
-from llmdpd.ops import layers, native
+from llmdpd.ops import layers, native, operators
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason="needs the C++ module")
 
@@ -70,6 +70,19 @@ def test_results_and_gradients(
     for result, others in found[1:]:
         assert torch.equal(result, found[0][0])
         assert all(torch.equal(others[name], gradient) for name, gradient in found[0][1].items())
+
+
+def test_hidden_layers_that_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where they would take too much memory until the pass backward."""
+    net, given = made(3, 2, 4, 8, 4), (torch.randn(6, 2), torch.arange(6) % 5, torch.randn(6, 3), torch.randn(3, 4))
+    found = []
+    for limit in (1 << 30, 0):
+        monkeypatch.setattr(operators, "TAPE_LIMIT", limit)
+        net.zero_grad()
+        out = net(*given)
+        out.square().sum().backward()
+        found.append([out.detach(), *(parameter.grad for parameter in net.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_where_the_node_is(monkeypatch: pytest.MonkeyPatch) -> None:

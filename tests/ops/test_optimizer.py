@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from llmdpd.ops import native
-from llmdpd.ops.optimizer import _Memory, average, clipped_step
+from llmdpd.ops.memory import Memory
+from llmdpd.ops.optimizer import average, clipped_step
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason="needs the C++ module")
 
@@ -167,7 +168,7 @@ def test_moments_and_hooks_that_cpp_does_not_know_are_torchs() -> None:
 
 def test_tensors_that_take_the_place_of_others_are_looked_at() -> None:
     """What the C++ code can't write into is not held, so that other tensors may come to lie where it was."""
-    memory, buffer = _Memory(), torch.zeros(4)
+    memory, buffer = Memory(), torch.zeros(4)
     assert memory.of([buffer.view(torch.int32)]) is None
     arrays = memory.of([buffer])
     assert arrays is not None

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from llmdpd.nn.context import ContextConfig, Keep, RetrievalConfig, RetrievalContext, make_context
 from llmdpd.nn.context import retrieval as module
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import layers, native, passes
+from llmdpd.ops import layers, native
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.tasks.metaworld.layout import LAYOUT
 
@@ -225,7 +225,7 @@ def test_what_is_kept_for_the_pass_backward_goes_with_it(
         prompts = context.encode(torch.randn(3, D), shown(rng))
         found = context.condition(0.3 * torch.randn(12, S), prompts, None, torch.arange(12))
     loss = found[0].square().sum() + prompts.pooled.square().sum()
-    assert len(tapes) > 10
+    assert len(tapes) == 2, "the prompts' and the states'"
     assert all(tape() is not None for tape in tapes)
     gradients = []
     for retain in (True, False):
@@ -362,13 +362,13 @@ def test_a_norm_alone(isa: str, rows: int, width: int) -> None:
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    weights = {f"norm.{name}": parameter.detach().numpy() for name, parameter in norm.named_parameters()}
-    found = []
+    of_norm, found = [norm.weight, norm.bias], []
     for threads in (1, 2, 5):
         native.set_threads(threads)
-        gradients = {name: np.full_like(part, np.nan) for name, part in weights.items()}
-        out, backward = passes.norm(x.numpy(), weights, "norm")
-        found.append([out, backward(grad.numpy(), gradients), gradients["norm.weight"], gradients["norm.bias"]])
+        out, d_x, *gradients = (torch.full_like(one, torch.nan) for one in (x, x, *of_norm))
+        tape = native.linear_forward(x, of_norm, [], [out])
+        native.linear_backward(x, of_norm, [], [grad], tape, d_x, gradients)
+        found.append([part.numpy() for part in (out, d_x, *gradients)])
     exact, given = copy.deepcopy(norm).double(), x.double().requires_grad_()
     result = exact(given)
     result.backward(grad.double())

@@ -24,7 +24,7 @@ from llmdpd.nn.context.native import read_features, waves_of
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import layers, native
-from llmdpd.ops.nodes import parameters
+from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.packing import ContextParts
 from llmdpd.ops.reading import ContextShape, Seen, Shown, read_prompts, read_states
 from llmdpd.prompts.demonstration import TrajectoryTokens
@@ -90,6 +90,7 @@ class RetrievalContext(Context):
             action_dim=spaces.action_dim,
             geometry=self.features.geometry_dim,
         )
+        self._prompt_weights, self._state_weights = self._shape.prompt_weights(), self._shape.state_weights()
 
     def encode(self, text: Tensor | None, tokens: TrajectoryTokens | None, keep: Keep = ALL_KEPT) -> EncodedPrompts:
         weights, encoder = self._weights_for_prompts(text, tokens), self.trajectory_encoder
@@ -143,10 +144,10 @@ class RetrievalContext(Context):
 
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, time: Tensor) -> Condition:
         batch, single = len(state), len(prompts) == 1
-        given = self._given_for_states(state, prompts, index)
-        if given is not None:
+        weights = self._weights_for_states(state, prompts, index)
+        if weights is not None:
             spread_out = prompts.pooled[:, None].expand(-1, batch // len(prompts), -1).flatten(0, 1)
-            part = self._condition_natively(state, prompts.memory, time, given)
+            part = self._condition_natively(state, prompts, time, weights)
             return Condition(part, prompts.pooled[0] if single else spread_out)
         prompt = prompts.pooled[0] if single else spread(prompts.pooled, index, batch)
         own, streams = self._streams(state, prompt, time)
@@ -175,7 +176,7 @@ class RetrievalContext(Context):
         names = [f"{kind}{number}" for number in range(self._shape.layers) for kind in ("key", "value")]
         return [*names, "waypoint_key"] if self._shape.waypoints else names
 
-    def _weights_for_prompts(self, text: Tensor | None, tokens: TrajectoryTokens | None) -> dict[str, Tensor] | None:
+    def _weights_for_prompts(self, text: Tensor | None, tokens: TrajectoryTokens | None) -> Weights | None:
         """What the C++ code reads prompts by, where it does: in training, one demonstration a prompt."""
         encoder = self.config.encoder
         if not self.reads or tokens is None or tokens.counts or tokens.ends is not None or not torch.is_grad_enabled():
@@ -187,11 +188,9 @@ class RetrievalContext(Context):
         many = tokens.mask.shape[1] > encoder.steps
         if few or many or not layers.computes(*given) or any(part.requires_grad for part in given):
             return None
-        return parameters(self, self._shape.prompt_weights())
+        return parameters(self, self._prompt_weights)
 
-    def _given_for_states(
-        self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None
-    ) -> dict[str, Tensor] | None:
+    def _weights_for_states(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None) -> Weights | None:
         """What the C++ code reads states by, where it does: in training, states in equal groups."""
         if not self.reads or not torch.is_grad_enabled() or not len(prompts):
             return None
@@ -202,14 +201,10 @@ class RetrievalContext(Context):
             return None
         if ("there" in prompts.memory) != self._shape.similarity or not layers.computes(state, prompts.pooled):
             return None
-        weights = parameters(self, self._shape.state_weights())
-        if weights is None:
-            return None
-        return {"pooled": prompts.pooled} | {name: prompts.memory[name] for name in self._row_names} | weights
+        return parameters(self, self._state_weights)
 
-    def _condition_natively(
-        self, state: Tensor, memory: dict[str, Tensor], time: Tensor, given: dict[str, Tensor]
-    ) -> Tensor:
+    def _condition_natively(self, state: Tensor, prompts: EncodedPrompts, time: Tensor, weights: Weights) -> Tensor:
+        memory = prompts.memory
         own, here = read_features(self.features, native.array(state))
         times = native.array(time.float())
         if self._timed:
@@ -225,7 +220,8 @@ class RetrievalContext(Context):
             there=raw.get("there"),
             waypoints=raw["waypoints"][:, 0] if self._shape.waypoints else None,
         )
-        return read_states(self._shape, seen, given, [*read.values()])
+        rows = [memory[name] for name in self._row_names]
+        return read_states(self._shape, seen, [prompts.pooled, *rows], weights, [*read.values()])
 
     def _embedded_natively(self, times: NDArray[np.float32]) -> NDArray[np.float32]:
         return waves_of(np.float32(2 * math.pi) * times[..., None] / native.array(self.periods))

@@ -1,0 +1,291 @@
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+#include "bindings.h"
+#include "dispatch.h"
+#include "noise_node.h"
+#include "reading.h"
+
+namespace {
+
+using llmdpd::Weight;
+using FloatsList = std::vector<Floats>;
+using Optional = std::optional<Floats>;
+
+llmdpd::LayerTools tools_for(int threads) {
+  if (threads < 1) throw std::invalid_argument("threads start at 1");
+  return {llmdpd::active_kernels(false), llmdpd::active_layers(), threads};
+}
+
+std::vector<Weight> weights_of(const FloatsList& arrays) {
+  std::vector<Weight> weights;
+  for (const Floats& array : arrays) {
+    const py::ssize_t dims = array.ndim();
+    if (dims < 1 || dims > 2 || (dims == 2 && array.shape(1) < 1)) throw std::invalid_argument("wrong shape: weight");
+    require_shape(array, {array.shape(), array.shape() + dims}, "weight");  // aligned, that is
+    weights.push_back({array.data(), small(array.shape(0), "weight"), dims == 1 ? 0 : small(array.shape(1), "weight")});
+  }
+  return weights;
+}
+
+const float* data_of(const Optional& array, const std::vector<py::ssize_t>& shape, const char* name) {
+  if (!array) return nullptr;
+  require_shape(*array, shape, name);
+  return array->data();
+}
+
+float* target(Floats& array, const std::vector<py::ssize_t>& shape, const char* name) {
+  require_shape(array, shape, name);
+  return array.mutable_data();
+}
+
+float* memory_of(Floats& array, std::size_t floats, const char* name) {
+  return target(array, {static_cast<py::ssize_t>(floats)}, name);
+}
+
+int columns_of(const Floats& array, const char* name) {
+  if (array.ndim() != 2 || array.shape(1) < 1) throw std::invalid_argument(std::string("wrong shape: ") + name);
+  return small(array.shape(1), name);
+}
+
+// text, encoder's layers and heads, layers, heads, waypoints, similarity, A, G: `ContextShape` of
+// llmdpd/ops/reading.py.
+using Shape = std::tuple<bool, int, int, int, int, bool, bool, int, int>;
+
+llmdpd::ContextShape shape_of(const Shape& shape) {
+  const auto& [text, encoder_layers, encoder_heads, layers, heads, waypoints, similarity, actions, geometry] = shape;
+  if (encoder_layers < 0 || encoder_heads < 1 || layers < 0 || heads < 1 || actions < 0 || geometry < 0) {
+    throw std::invalid_argument("wrong sizes: context");
+  }
+  return {text, encoder_layers, encoder_heads, layers, heads, waypoints, similarity, actions, geometry};
+}
+
+// Holds the arrays that a node reads.
+struct PromptNode {
+  FloatsList weights;
+  Optional text, keep_text, keep_trajectory;
+  Floats tokens;
+  Optional embedded;
+  Floats mask, bias;
+  llmdpd::PromptReading reading;
+};
+
+std::shared_ptr<PromptNode> make_prompts(const Shape& shape, const Optional& text, const Optional& keep_text,
+                                         const Optional& keep_trajectory, const Floats& tokens,
+                                         const Optional& embedded, const Floats& mask, const Floats& bias,
+                                         const FloatsList& weights, int threads) {
+  if (mask.ndim() != 2 || mask.shape(0) < 1 || mask.shape(1) < 1) throw std::invalid_argument("wrong shape: mask");
+  const py::ssize_t prompts = mask.shape(0), steps = mask.shape(1);
+  llmdpd::PromptsShown shown{};
+  shown.prompts = small(prompts, "prompts"), shown.steps = small(steps, "steps");
+  const llmdpd::ContextShape parts = shape_of(shape);
+  if (parts.text != text.has_value()) throw std::invalid_argument("wrong kind: text");
+  shown.text_dim = text ? columns_of(*text, "text") : 0;
+  shown.text = data_of(text, {prompts, shown.text_dim}, "text");
+  shown.keep_text = data_of(keep_text, {prompts, 1}, "keep_text");
+  shown.keep_trajectory = data_of(keep_trajectory, {prompts, 1}, "keep_trajectory");
+  shown.token_dim = columns_of(tokens, "steps");
+  require_shape(tokens, {prompts * steps, shown.token_dim}, "steps");
+  shown.tokens = tokens.data();
+  shown.embedded_dim = embedded ? columns_of(*embedded, "embedded") : 0;
+  shown.embedded = data_of(embedded, {prompts * steps, shown.embedded_dim}, "embedded");
+  require_shape(mask, {prompts, steps}, "mask");
+  require_shape(bias, {prompts, steps}, "bias");
+  shown.mask = mask.data(), shown.bias = bias.data();
+  llmdpd::PromptReading reading(parts, shown, weights_of(weights), tools_for(threads));
+  return std::make_shared<PromptNode>(
+      PromptNode{weights, text, keep_text, keep_trajectory, tokens, embedded, mask, bias, std::move(reading)});
+}
+
+// pooled [P, Z], then keys, values and the waypoints' keys [P, T + 1, W].
+template <class Pointer, class Arrays, class Of>
+std::vector<Pointer> rows_of(const PromptNode& node, Arrays& arrays, const Of& of) {
+  if (arrays.size() != node.reading.rows_count() + 1) throw std::invalid_argument("wrong number: results");
+  const py::ssize_t prompts = node.mask.shape(0), steps = node.mask.shape(1);
+  std::vector<Pointer> rows{of(arrays[0], {prompts, node.reading.vector_dim()})};
+  for (std::size_t i = 1; i < arrays.size(); ++i) {
+    rows.push_back(of(arrays[i], {prompts, steps + 1, node.reading.width()}));
+  }
+  return rows;
+}
+
+void prompts_forward(const std::shared_ptr<PromptNode>& holder, Floats& tape, FloatsList results) {
+  held(holder);
+  auto rows = rows_of<float*>(*holder, results, [](Floats& array, const std::vector<py::ssize_t>& shape) {
+    return target(array, shape, "result");
+  });
+  float* kept = memory_of(tape, holder->reading.tape_floats(), "tape");
+  float* pooled = rows[0];
+  rows.erase(rows.begin());
+  py::gil_scoped_release unlocked;
+  holder->reading.forward(kept, pooled, rows);
+}
+
+void prompts_backward(const std::shared_ptr<PromptNode>& holder, Floats& tape, const FloatsList& grads,
+                      Floats& gradients) {
+  held(holder);
+  auto rows = rows_of<const float*>(*holder, grads, [](const Floats& array, const std::vector<py::ssize_t>& shape) {
+    require_shape(array, shape, "gradient");
+    return array.data();
+  });
+  float* kept = memory_of(tape, holder->reading.tape_floats(), "tape");
+  float* to = memory_of(gradients, holder->reading.gradient_numbers(), "gradients");
+  const float* d_pooled = rows[0];
+  rows.erase(rows.begin());
+  py::gil_scoped_release unlocked;
+  holder->reading.backward(kept, d_pooled, rows, to);
+}
+
+struct StateNode {
+  FloatsList given;
+  Floats own, here, bias;
+  Optional waypoint_bias, there, waypoints;
+  llmdpd::StateReading reading;
+};
+
+std::shared_ptr<StateNode> make_states(const Shape& shape, const Floats& own, const Floats& here, const Floats& bias,
+                                       const Optional& waypoint_bias, const Optional& there, const Optional& waypoints,
+                                       const FloatsList& given, int threads) {
+  const llmdpd::ContextShape parts = shape_of(shape);
+  llmdpd::StatesSeen seen{};
+  seen.own_dim = columns_of(own, "own");
+  if (bias.ndim() != 2 || bias.shape(0) < 1 || bias.shape(1) < 1) throw std::invalid_argument("wrong shape: bias");
+  const py::ssize_t prompts = bias.shape(0), steps = bias.shape(1), states = own.shape(0);
+  if (states < 1 || states % prompts != 0) throw std::invalid_argument("wrong number: states");
+  if (here.ndim() != 2) throw std::invalid_argument("wrong shape: here");
+  seen.prompts = small(prompts, "prompts"), seen.rows = small(states / prompts, "states");
+  seen.steps = small(steps, "steps");
+  small(prompts * steps, "steps of all prompts");
+  seen.compared = small(here.shape(1), "here");
+  require_shape(own, {states, seen.own_dim}, "own");
+  require_shape(here, {states, seen.compared}, "here");
+  require_shape(bias, {prompts, steps}, "bias");
+  if (parts.waypoints != waypoints.has_value() || parts.waypoints != waypoint_bias.has_value() ||
+      parts.similarity != there.has_value() || (parts.similarity && !parts.waypoints)) {
+    throw std::invalid_argument("wrong kind: waypoints");
+  }
+  if (waypoints) {
+    seen.waypoint_dim = waypoints->ndim() == 3 ? small(waypoints->shape(2), "waypoints") : 0;
+    const int far = seen.waypoint_dim - parts.action_dim;
+    const bool whole = parts.geometry > 0 ? far % parts.geometry == 0 : far == 0;
+    if (seen.waypoint_dim < 1 || far < 0 || !whole || parts.geometry > seen.compared) {
+      throw std::invalid_argument("wrong sizes: waypoints");
+    }
+  }
+  seen.own = own.data(), seen.here = here.data(), seen.bias = bias.data();
+  seen.waypoint_bias = data_of(waypoint_bias, {prompts, steps}, "waypoint_bias");
+  seen.there = data_of(there, {prompts, steps, seen.compared}, "there");
+  seen.waypoints = data_of(waypoints, {prompts, steps, seen.waypoint_dim}, "waypoints");
+  llmdpd::StateReading reading(parts, seen, weights_of(given), tools_for(threads));
+  return std::make_shared<StateNode>(
+      StateNode{given, own, here, bias, waypoint_bias, there, waypoints, std::move(reading)});
+}
+
+void states_forward(const std::shared_ptr<StateNode>& holder, Floats& tape, FloatsList results) {
+  held(holder);
+  if (results.size() != 1) throw std::invalid_argument("wrong number: results");
+  llmdpd::StateReading& reading = holder->reading;
+  float* condition = target(results[0], {reading.states(), reading.condition_dim()}, "result");
+  float* kept = memory_of(tape, reading.tape_floats(), "tape");
+  py::gil_scoped_release unlocked;
+  reading.forward(kept, condition);
+}
+
+void states_backward(const std::shared_ptr<StateNode>& holder, Floats& tape, const FloatsList& grads,
+                     Floats& gradients) {
+  held(holder);
+  if (grads.size() != 1) throw std::invalid_argument("wrong number: gradients");
+  llmdpd::StateReading& reading = holder->reading;
+  require_shape(grads[0], {reading.states(), reading.condition_dim()}, "gradient");
+  float* kept = memory_of(tape, reading.tape_floats(), "tape");
+  float* to = memory_of(gradients, reading.gradient_numbers(), "gradients");
+  const float* d_condition = grads[0].data();
+  py::gil_scoped_release unlocked;
+  reading.backward(kept, d_condition, to);
+}
+
+struct PredictionNode {
+  FloatsList given;
+  Floats actions, waves;
+  Indices place;
+  Floats hidden_tape;
+  llmdpd::NoiseNode node;
+
+  float* hidden() { return hidden_tape.size() == 0 ? nullptr : hidden_tape.mutable_data(); }
+};
+
+// keep: the most floats that the hidden layers may keep for the pass backward.
+std::shared_ptr<PredictionNode> make_prediction(const Floats& actions, const Floats& waves, const Indices& place,
+                                                const FloatsList& given, bool bf16, py::ssize_t keep, int threads) {
+  llmdpd::NoisyActions noisy{};
+  noisy.action_dim = columns_of(actions, "actions"), noisy.time_dim = columns_of(waves, "waves");
+  noisy.rows = small(actions.shape(0), "actions"), noisy.levels = small(waves.shape(0), "waves");
+  if (noisy.rows < 1 || noisy.levels < 1) throw std::invalid_argument("wrong shape: actions or waves");
+  require_shape(actions, {noisy.rows, noisy.action_dim}, "actions");
+  require_shape(waves, {noisy.levels, noisy.time_dim}, "waves");
+  require_shape(place, {noisy.rows}, "place");
+  noisy.actions = actions.data(), noisy.waves = waves.data(), noisy.place = place.data();
+  llmdpd::NoiseNode node(noisy, weights_of(given), tools_for(threads), llmdpd::active_kernels(bf16));
+  if (node.outputs() != noisy.action_dim) throw std::invalid_argument("wrong shape: output");
+  const auto floats = static_cast<py::ssize_t>(node.hidden_tape_floats());
+  return std::make_shared<PredictionNode>(
+      PredictionNode{given, actions, waves, place, pooled_buffer(floats <= keep ? floats : 0), std::move(node)});
+}
+
+void prediction_forward(const std::shared_ptr<PredictionNode>& holder, Floats& tape, FloatsList results) {
+  held(holder);
+  if (results.size() != 1) throw std::invalid_argument("wrong number: results");
+  float* out = target(results[0], {holder->actions.shape(0), holder->actions.shape(1)}, "result");
+  float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
+  float* hidden = holder->hidden();
+  py::gil_scoped_release unlocked;
+  holder->node.forward(kept, hidden, out);
+}
+
+void prediction_backward(const std::shared_ptr<PredictionNode>& holder, Floats& tape, const FloatsList& grads,
+                         Floats& gradients) {
+  held(holder);
+  if (grads.size() != 1) throw std::invalid_argument("wrong number: gradients");
+  require_shape(grads[0], {holder->actions.shape(0), holder->actions.shape(1)}, "gradient");
+  float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
+  float* to = memory_of(gradients, holder->node.gradient_numbers(), "gradients");
+  const float *d_out = grads[0].data(), *hidden = holder->hidden();
+  py::gil_scoped_release unlocked;
+  holder->node.backward(kept, hidden, d_out, to);
+}
+
+template <class Node, class Tape>
+void define(py::module_& module, const char* name, const char* words, const Tape& tape_floats,
+            void (*forward)(const std::shared_ptr<Node>&, Floats&, FloatsList),
+            void (*backward)(const std::shared_ptr<Node>&, Floats&, const FloatsList&, Floats&)) {
+  py::class_<Node, std::shared_ptr<Node>>(module, name, words)
+      .def("tape_floats", tape_floats)
+      .def("forward", forward, py::arg("tape").noconvert(), py::arg("results").noconvert())
+      .def("backward", backward, py::arg("tape").noconvert(), py::arg("grads").noconvert(),
+           py::arg("gradients").noconvert());
+}
+
+}  // namespace
+
+void bind_nodes(py::module_& module) {
+  define<PromptNode>(module, "PromptNode", "Prompts read; see reading.h.",
+                     [](const std::shared_ptr<PromptNode>& node) { return held(node).reading.tape_floats(); },
+                     &prompts_forward, &prompts_backward);
+  define<StateNode>(module, "StateNode", "States read; see reading.h.",
+                    [](const std::shared_ptr<StateNode>& node) { return held(node).reading.tape_floats(); },
+                    &states_forward, &states_backward);
+  define<PredictionNode>(module, "PredictionNode", "Noise predicted; see noise_node.h.",
+                         [](const std::shared_ptr<PredictionNode>& node) { return held(node).node.tape_floats(); },
+                         &prediction_forward, &prediction_backward);
+  module.def("prompt_node", &make_prompts, py::arg("shape"), py::arg("text").noconvert(),
+             py::arg("keep_text").noconvert(), py::arg("keep_trajectory").noconvert(), py::arg("steps").noconvert(),
+             py::arg("embedded").noconvert(), py::arg("mask").noconvert(), py::arg("bias").noconvert(),
+             py::arg("weights").noconvert(), py::arg("threads"));
+  module.def("state_node", &make_states, py::arg("shape"), py::arg("own").noconvert(), py::arg("here").noconvert(),
+             py::arg("bias").noconvert(), py::arg("waypoint_bias").noconvert(), py::arg("there").noconvert(),
+             py::arg("waypoints").noconvert(), py::arg("given").noconvert(), py::arg("threads"));
+  module.def("prediction_node", &make_prediction, py::arg("actions").noconvert(), py::arg("waves").noconvert(),
+             py::arg("place").noconvert(), py::arg("given").noconvert(), py::arg("bf16"), py::arg("keep"),
+             py::arg("threads"));
+}
