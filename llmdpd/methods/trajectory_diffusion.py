@@ -69,7 +69,7 @@ class TrajectoryPolicy(ConditionedNetwork):
 
     def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
         """Also the range of a trajectory's states: what lies beyond it would be cut to it."""
-        low, high = observations.amin(0), observations.amax(0)
+        low, high = observations.amin(0).to(self.low), observations.amax(0).to(self.high)
         wider = ((low < self.low) | (high > self.high)).nonzero()[:, 0].tolist()
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))

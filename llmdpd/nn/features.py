@@ -105,7 +105,8 @@ class StateFeatures(nn.Module):
 
         Of numbers that these features don't normalise nothing is clipped. Returns the numbers' indices.
         """
-        scaled = ((observations - self.mean) / self.std).abs()
+        own, spread = self.mean.to(observations), self.std.to(observations)  # the network may be on a GPU
+        scaled = ((observations - own) / spread).abs()
         beyond = (scaled > _CLIP).double().mean(0) > _QUANTILE
         chosen = [index for index in self._normalises if bool(beyond[index])]
         if chosen:

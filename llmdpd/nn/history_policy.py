@@ -59,7 +59,7 @@ class HistoryPolicy(PolicyNetwork):
         self.return_scale.copy_(returns().abs().max().clamp_min(1e-6))
 
     def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
-        chosen, greatest = super().fit_beyond(observations, returns), returns().abs().max()
+        chosen, greatest = super().fit_beyond(observations, returns), returns().abs().max().to(self.return_scale)
         if greatest > _BEYOND * self.return_scale:
             self.return_scale.copy_(greatest)
             chosen.append("returns")

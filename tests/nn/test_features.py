@@ -9,6 +9,8 @@ from llmdpd.nn.features import FeatureKind, StateFeatures
 from llmdpd.tasks.layout import Layout, Point
 from llmdpd.tasks.metaworld.layout import LAYOUT
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
 
 def test_normalised_by_the_given_data_alone(rng: np.random.Generator) -> None:
     features = StateFeatures(3)
@@ -133,12 +135,14 @@ def test_what_happens_rarely_is_no_glitch() -> None:
     assert float(features.std) == pytest.approx(float(data.std(correction=0)), rel=1e-4)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 @pytest.mark.parametrize("kind", ["normalised", "relative", "raw"])
 def test_numbers_that_would_be_clipped_are_fitted_anew_and_no_others(
-    kind: FeatureKind, rng: np.random.Generator
+    kind: FeatureKind, device: str, rng: np.random.Generator
 ) -> None:
+    """The data are on the host, wherever the features are."""
     layout = Layout((Point("hand", (0, 1)), Point("thing", (2, 3))), scalars=(4, 5))
-    features = StateFeatures(6, kind, layout)
+    features = StateFeatures(6, kind, layout).to(device)
     old = torch.from_numpy(rng.normal(size=(4000, 6)).astype(np.float32))
     features.fit(old)
     mean, std = features.mean.clone(), features.std.clone()
@@ -151,7 +155,7 @@ def test_numbers_that_would_be_clipped_are_fitted_anew_and_no_others(
     kept = [index for index in range(6) if index not in chosen]
     assert torch.equal(features.mean[kept], mean[kept])
     assert torch.equal(features.std[kept], std[kept])
-    again = StateFeatures(6, kind, layout)
+    again = StateFeatures(6, kind, layout).to(device)
     again.fit(new)
     assert torch.equal(features.mean[chosen], again.mean[chosen])
     assert torch.equal(features.std[chosen], again.std[chosen])
