@@ -21,7 +21,16 @@ both_precisions = pytest.mark.parametrize("bf16", [False, True])
 @both_precisions
 @pytest.mark.parametrize(
     ("B", "N", "A", "H"),
-    [(1, 1, 4, 64), (17, 1, 1, 33), (5, 7, 4, 64), (3, 5, 9, 100), (18, 1, 32, 128), (2, 1, 3, 250), (3, 1, 4, 300)],
+    [
+        (1, 1, 4, 64),
+        (17, 1, 1, 33),
+        (5, 7, 4, 64),
+        (3, 5, 9, 100),
+        (18, 1, 32, 128),
+        (2, 1, 3, 250),
+        (3, 1, 4, 300),
+        (2, 1, 70, 33),
+    ],
 )
 def test_shapes(make_case: MakeCase, key: torch.Tensor, B: int, N: int, A: int, H: int, bf16: bool) -> None:
     assert make_case(B=B, N=N, A=A, H=H, bf16=bf16).check_actions(key).shape == (B, N, A)

@@ -26,7 +26,7 @@ def weights(device: torch.device, inputs: int, H: int, outputs: int, init_rows: 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
     ("members", "B", "inputs", "H", "outputs", "per_row"),
-    [(2, 35, 11, 64, 1, False), (1, 17, 40, 33, 4, True), (2, 3, 5, 130, 17, False), (1, 1, 1, 100, 1, False)],
+    [(2, 19, 11, 33, 1, False), (1, 17, 40, 33, 4, True), (2, 3, 1, 130, 17, False)],
 )
 def test_forward_and_backward(
     device: torch.device, close: Callable[..., None], members: int, B: int, inputs: int, H: int, outputs: int,
