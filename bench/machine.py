@@ -218,12 +218,15 @@ class Others:
 
 
 def _cpu_ticks() -> tuple[float, float, float] | None:
-    """Busy and all ticks of the machine's cores since it started, stolen ones among the busy; ticks of this process."""
+    """Busy and all ticks of the machine's cores since it started, stolen ones among the busy; ticks of this process.
+
+    Those of its children count as its own once it has waited for them.
+    """
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
         return None
     ticks = [float(word) for word in words]
     used = os.times()
-    own = (used.user + used.system) * os.sysconf("SC_CLK_TCK")
+    own = (used.user + used.system + used.children_user + used.children_system) * os.sysconf("SC_CLK_TCK")
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks), own

@@ -1,8 +1,9 @@
-"""Exceptions with a message for the user: input that cannot be used, and training that diverged."""
+"""Exceptions with a message for the user: input that cannot be used, training that diverged, a stop asked for."""
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,19 @@ def located(path: str | Path | None = None, field: str | None = None) -> Iterato
 
 class TrainingDivergedError(RuntimeError):
     """A loss became NaN or Inf; the message says which, where, and what is left."""
+
+
+class StopRequestedError(Exception):
+    """The user or the system asked to stop; `signal_number` says how."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells have it."""
+        return 128 + self.signal_number
 
 
 def abridged(names: Sequence[str], most: int, separator: str = ", ") -> str:

@@ -12,9 +12,11 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -458,3 +460,41 @@ def _contents(run: Path) -> dict[str, Any]:
 def contents() -> Callable[[Path], dict[str, Any]]:
     """See `_contents`."""
     return _contents
+
+
+@pytest.fixture(scope="session")
+def in_processes() -> Callable[[int, Callable[[int], int | None]], list[int]]:
+    """Calls a function with the number of the process in each of so many, which find each other as torchrun's do.
+
+    Gives their exit codes: what the function returned, 0 for None; 70 after an exception, which is printed. They are
+    copies of the test's own process: a start of Python would take seconds each.
+    """
+
+    def call(count: int, work: Callable[[int], int | None]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [os.fork() or _be_process(number, count, port, work) for number in range(count)]
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    return call
+
+
+def _be_process(number: int, count: int, port: int, work: Callable[[int], int | None]) -> int:
+    from llmdpd.evaluation import scoring
+    from llmdpd.ops import native
+    from llmdpd.runs import pipeline
+    from llmdpd.tasks.simulation.rollout import EnvPool
+
+    code = 70
+    vars(pipeline)["EnvPool"] = vars(scoring)["EnvPool"] = EnvPool  # the parent's workers serve the parent
+    try:
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1"}
+        os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
+        native.set_threads(1)  # the parent's threads are not here
+        code = work(number) or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -26,8 +26,8 @@ LOG = DOCS / "research-log"
 PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if LOG not in page.parents)]
 WITH_LOG = [*PAGES, *sorted(LOG.glob("*.md"))]
 COMMANDS = ("train", "evaluate", "collect", "report", "experiment", "pretrain", "export", "tasks", "tune")
-OTHERS = {"--index-url", "--policy", "--steps", "--level", "--agent"}
-"""Options of pip, of `llmdpd collect --policy sac`, which has a help of its own, and a former spelling."""
+OTHERS = {"--index-url", "--policy", "--steps", "--level", "--agent", "--max-restarts"}
+"""Options of pip and torchrun, of `llmdpd collect --policy sac`, which has a help of its own, and a former spelling."""
 FENCE = re.compile(r"^ *```")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from llmdpd.cli.common import command
 from llmdpd.data.collecting.medium_replay import MediumReplayConfig, collect_sac
 from llmdpd.data.collecting.scripted import CollectConfig, Collected, collect_scripted, folder_of, partial_folder
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, StopRequestedError
 from llmdpd.tasks.simulation.processes import WorkerError
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.command_line import parse, renamed, take_option
 from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import ProgressBar, console

@@ -10,14 +10,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.errors import InputError, StopRequestedError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.user import use_no_file
-from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.encoding import accept_any_output
 from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import console, error_console
+from llmdpd.utils.ranks import ElsewhereError, LostProcessError
 
 with extra("cli"):
     from rich.console import Group, RenderableType
@@ -46,9 +46,11 @@ def run_command(command: Callable[[], None]) -> int:
     logging.getLogger("llmdpd").setLevel(logging.INFO)
     try:
         command()
-    except (InputError, TrainingDivergedError, WorkerError) as error:
+    except (InputError, TrainingDivergedError, WorkerError, LostProcessError) as error:
         error_console.print(f"error: {error}", style="bold red")
         return 2 if isinstance(error, InputError) else 1
+    except ElsewhereError as error:
+        return error.exit_code
     except OSError as error:
         if error.errno not in _REFUSALS and error.filename is None:
             raise

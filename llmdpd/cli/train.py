@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from llmdpd.cli.common import command, training_summary
 from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
-from llmdpd.errors import InputError, located
+from llmdpd.errors import InputError, StopRequestedError, located
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.card import UNKNOWN_LICENCE
 from llmdpd.policy.hub import check_repository, unreachable
@@ -18,36 +20,18 @@ from llmdpd.reporting.page import build_report
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import execute
 from llmdpd.runs.push import push_run
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.stopping import StopSignals
+from llmdpd.utils import ranks
 from llmdpd.utils.command_line import take_option
 from llmdpd.utils.device import automatic_device
 from llmdpd.utils.progress import console
 
 
 def _train(arguments: list[str]) -> None:
-    resume, words = take_option(arguments, "--resume")
-    run_dir, words = take_option(words, "--run-dir")
-    push, words = _take_push(words)
-    if resume is None:
-        config = parse_train(words)
-        if config.device == automatic_device()[0]:
-            console.print(f"device: {config.device} ({automatic_device()[1]})")
-        run = RunFolder.create(None if run_dir is None else Path(run_dir), config)
-        with run.lock():
-            run.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
-            _run(config, run, push, new=True)
-        return
-    for name in ("--preset", "--protocol", "--method", "--agent", "--tasks-file"):
-        value, words = take_option(words, name)
-        _refuse(name, value)
-    _refuse("--run-dir", run_dir)
-    run = RunFolder.open(Path(resume))
-    with run.lock():
-        begun = run.read_config()
-        run.use_tasks(begun, unchanged=True)
-        config = change(begun, words)
-        run.take_up(config)
-        _run(config, run, push, new=False)
+    with ranks.joined(), ExitStack() as held:
+        begun = ranks.first(lambda: _begin(arguments, held))
+        path = ranks.told(None if begun is None else str(begun.folder.path))
+        _run(_other(Path(path)) if begun is None else begun)
 
 
 class _Push(NamedTuple):
@@ -55,6 +39,41 @@ class _Push(NamedTuple):
 
     target: str
     licence: str
+
+
+class _Begun(NamedTuple):
+    """A run to train; `new`: whether it was made just now."""
+
+    config: TrainConfig
+    folder: RunFolder
+    push: _Push | None
+    new: bool
+
+
+def _begin(arguments: list[str], held: ExitStack) -> _Begun:
+    """Make or open the run that the arguments ask for; `held` keeps its lock."""
+    resume, words = take_option(arguments, "--resume")
+    run_dir, words = take_option(words, "--run-dir")
+    push, words = _take_push(words)
+    if resume is None:
+        if ranks.may_restart() and run_dir is None:
+            hint = "name one: started again, the run goes on there"
+            problem = "a run that torchrun may start again needs a folder that it finds again"
+            raise InputError(problem, field="--run-dir", found="none, with --max-restarts", hint=hint)
+        config = parse_train(words)
+        if config.device == automatic_device()[0]:
+            console.print(f"device: {config.device} ({automatic_device()[1]})")
+        if run_dir is not None and ranks.restarts() and RunFolder(Path(run_dir)).config.is_file():
+            return _go_on(Path(run_dir), held, lambda _: config, push)
+        folder = RunFolder.create(None if run_dir is None else Path(run_dir), config)
+        held.enter_context(folder.lock())
+        folder.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
+        return _Begun(config, folder, push, new=True)
+    for name in ("--preset", "--protocol", "--method", "--agent", "--tasks-file"):
+        value, words = take_option(words, name)
+        _refuse(name, value)
+    _refuse("--run-dir", run_dir)
+    return _go_on(Path(resume), held, lambda begun: change(begun, words), push)
 
 
 def _take_push(words: list[str]) -> tuple[_Push | None, list[str]]:
@@ -73,6 +92,25 @@ def _take_push(words: list[str]) -> tuple[_Push | None, list[str]]:
     return _Push(target, UNKNOWN_LICENCE if licence is None else licence), words
 
 
+def _go_on(path: Path, held: ExitStack, change_of: Callable[[TrainConfig], TrainConfig], push: _Push | None) -> _Begun:
+    """Open a run, with its configuration changed."""
+    folder = RunFolder.open(path)
+    held.enter_context(folder.lock())
+    begun = folder.read_config()
+    folder.use_tasks(begun, unchanged=True)
+    config = change_of(begun)
+    folder.take_up(config)
+    return _Begun(config, folder, push, new=False)
+
+
+def _other(path: Path) -> _Begun:
+    """The run that the first process has begun, in the others."""
+    folder = RunFolder.open(path)
+    config = folder.read_config()
+    folder.use_tasks(config, unchanged=False)
+    return _Begun(config, folder, None, new=False)
+
+
 def _refuse(name: str, value: str | None) -> None:
     if value is not None:
         raise InputError(
@@ -80,8 +118,9 @@ def _refuse(name: str, value: str | None) -> None:
         )
 
 
-def _run(config: TrainConfig, run: RunFolder, push: _Push | None, new: bool) -> None:
+def _run(begun: _Begun) -> None:
     """Train, evaluate, report and push; the caller holds the run's lock."""
+    config, run, push, new = begun
     console.print(f"run folder: {run.path}")
     with StopSignals() as stop:
         try:
@@ -94,6 +133,10 @@ def _run(config: TrainConfig, run: RunFolder, push: _Push | None, new: bool) -> 
             if new and not run.begun:
                 run.discard()
             raise
+    ranks.first(lambda: _report(run, push))
+
+
+def _report(run: RunFolder, push: _Push | None) -> None:
     report = build_report([run.path])
     records = read_results(run.results)
     if records:

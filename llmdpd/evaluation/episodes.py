@@ -6,10 +6,10 @@ import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from llmdpd.data import Trajectory
 from llmdpd.evaluation.prompts import TaskPrompt
@@ -18,6 +18,7 @@ from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.simulation.rollout import Act, EnvPool, EpisodeRequest, EpisodeResult, LostEpisodesError
 from llmdpd.tasks.specs import task_spec
+from llmdpd.utils import ranks
 
 Index = NDArray[np.int64]
 MakeAct = Callable[[Mapping[str, TaskPrompt], Sequence[EpisodeRequest]], Act]
@@ -79,7 +80,7 @@ def evaluate_tasks(
     has N. The policy's noise depends on the task, that seed and the time step alone, so the episodes are the same
     whatever else runs beside them. With action chunks, it is the time step at which a chunk is sampled, from 0 on.
     An episode has `max_steps` steps at most, by default as many as its task's environment allows; a `whole` one goes on
-    after the success.
+    after the success. Several processes (`llmdpd.utils.ranks`) run their share of the episodes each.
 
     Raises:
         UnfinishedError: episodes that workers died of.
@@ -91,14 +92,57 @@ def evaluate_tasks(
         for task in prompts
         for i in range(count[task])
     ]
-    try:
-        results = iter(pool.run(requests, act_maker(policy)(prompts, requests), progress))
-    except LostEpisodesError as lost:
-        left = iter(lost.results)
-        found = {task: list(itertools.islice(left, count[task])) for task in prompts}
-        finished = {task: [result for result in row if result] for task, row in found.items() if None not in row}
-        raise UnfinishedError(str(lost), finished) from None
-    return {task: list(itertools.islice(results, count[task])) for task in prompts}
+    found, lost = _run(pool, requests, act_maker(policy)(prompts, requests), progress)
+    rows = iter(found)
+    by_task = {task: list(itertools.islice(rows, count[task])) for task in prompts}
+    finished = {task: [result for result in row if result] for task, row in by_task.items() if None not in row}
+    if lost:
+        raise UnfinishedError(lost, finished)
+    return finished
+
+
+def _run(
+    pool: EnvPool, requests: Sequence[EpisodeRequest], act: Act, progress: Callable[[int], None] | None
+) -> tuple[list[EpisodeResult | None], str]:
+    """The results of all requests, None where workers died of one, and what is to be told of it.
+
+    Each process runs its share of the requests; all of them get all results.
+    """
+    places = np.array(ranks.own_share(range(len(requests))), np.int64)
+
+    def own_act(
+        observations: NDArray[np.float32], index: Index, steps: Index, rewards: NDArray[np.float32]
+    ) -> ArrayLike:
+        return act(observations, places[index], steps, rewards)
+
+    def own_progress(done: int) -> None:
+        if progress is not None:
+            progress(min(done * ranks.count(), len(requests)))
+
+    def own_results() -> list[Any]:
+        own = [requests[place] for place in places]
+        try:
+            results: Sequence[EpisodeResult | None] = pool.run(own, own_act, own_progress)
+            return [[_plain(result) for result in results], ""]
+        except LostEpisodesError as lost:
+            return [[_plain(result) for result in lost.results], str(lost)]
+
+    parts, lost = zip(*ranks.together(own_results), strict=True)
+    plain = ranks.interleaved(parts)
+    results = [None if one is None else _result(request, one) for request, one in zip(requests, plain, strict=True)]
+    return results, "\n".join(filter(None, lost))
+
+
+def _plain(result: EpisodeResult | None) -> list[Any] | None:
+    """A result as JSON, without its request and without pictures, which none of these has."""
+    if result is None:
+        return None
+    return [result.success, result.episode_return, result.length, result.final_observation.tolist(), result.redone]
+
+
+def _result(request: EpisodeRequest, plain: list[Any]) -> EpisodeResult:
+    success, episode_return, length, observation, redone = plain
+    return EpisodeResult(request, success, episode_return, length, np.array(observation, np.float32), redone)
 
 
 def act_maker(policy: Policy | MakeAct) -> MakeAct:

@@ -29,6 +29,7 @@ from llmdpd.nn.policy_network import States
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks.simulation.rollout import EpisodeRequest
 from llmdpd.tasks.specs import shown_tasks
+from llmdpd.utils import ranks
 from llmdpd.utils.progress import Stopwatch, console
 
 HELD_OUT = 0.1
@@ -148,13 +149,29 @@ def score_offline(
     Its noise depends on the task, the episode's number and the time step alone. `check` is called after every step of
     the episodes and may raise to stop.
 
+    Several processes (`llmdpd.utils.ranks`) judge their share of the tasks each.
+
     Raises:
         InputError: a prompt that the policy needs and does not get; see `Policy.encode_prompts`.
     """
+    judged = [task for task in prompts if episodes.get(task, ())]
+    own = {task: prompts[task] for task in ranks.own_share(judged)}
+    parts = ranks.together(lambda: [dataclasses.astuple(score) for score in _scores(policy, own, episodes, check)])
+    scores = (OfflineScore(error, tuple(errors), *rest) for error, errors, *rest in ranks.interleaved(parts))
+    return dict(zip(judged, scores, strict=True))
+
+
+def _scores(
+    policy: Policy,
+    prompts: Mapping[str, TaskPrompt],
+    episodes: Mapping[str, Sequence[Trajectory]],
+    check: Callable[[], None],
+) -> list[OfflineScore]:
+    """The scores of these tasks, in their order."""
     flat = [(task, episode) for task in prompts for episode in episodes.get(task, ())]
     requests = [EpisodeRequest(task, number, len(episode)) for number, (task, episode) in enumerate(flat)]
     if not flat:
-        return {}
+        return []
     shown = {task: prompts[task] for task in dict.fromkeys(task for task, _ in flat)}
     act = policy_act(policy, shown, requests)
     lengths = np.array([len(episode) for _, episode in flat])
@@ -168,13 +185,14 @@ def score_offline(
             acted[row][step] = action
         check()
     losses = _diffusion_losses(policy, shown, requests, [episode for _, episode in flat])
-    scores = {}
+    scores = []
     for task in shown:
         mine = [number for number, (own, _) in enumerate(flat) if own == task]
-        scores[task] = _score(policy, [acted[n] for n in mine], [flat[n][1].actions for n in mine])
+        score = _score(policy, [acted[n] for n in mine], [flat[n][1].actions for n in mine])
         if losses is not None:
             mean = float(np.concatenate([losses[n] for n in mine]).mean())
-            scores[task] = dataclasses.replace(scores[task], diffusion_loss=mean)
+            score = dataclasses.replace(score, diffusion_loss=mean)
+        scores.append(score)
     return scores
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
 from llmdpd.methods.base import Method, Start, UnaveragedConfig
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.actor import ActorNetworkConfig, ActorPolicy
 from llmdpd.nn.critic import TwinQ
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class TD3Config(ActorCriticConfig):
 
     def smoothed(self, actions: Tensor, bound: float) -> Tensor:
         """Target actions with noise that is cut, within ± the bound."""
-        noise = (torch.randn_like(actions) * self.policy_noise).clamp(-self.noise_clip, self.noise_clip)
+        noise = (sharding.randn(actions.shape, actions.device) * self.policy_noise).clamp(
+            -self.noise_clip, self.noise_clip
+        )
         return (actions + bound * noise).clamp(-bound, bound)
 
 

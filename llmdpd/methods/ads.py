@@ -34,6 +34,7 @@ from llmdpd.methods.soft_actor_critic import SoftActorCritic, SoftActorCriticCon
 from llmdpd.nn.actor import SquashedGaussianPolicy
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.layers import mlp
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, Width
 
 if TYPE_CHECKING:
@@ -105,13 +106,13 @@ class ActionVAE(nn.Module):
         """Mean squared error of actions [B, A] that were encoded and decoded, and the divergence of u from N(0, 1)."""
         mean, log_std = self.encoder(torch.cat([state, action], -1)).chunk(2, -1)
         log_std = log_std.clamp(-4, 15)
-        decoded = self._decode(state, mean + log_std.exp() * torch.randn_like(mean))
+        decoded = self._decode(state, mean + log_std.exp() * sharding.randn(mean.shape, mean.device))
         divergence = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp()).mean()
         return F.mse_loss(decoded, action) + divergence
 
     def sample(self, state: Tensor) -> Tensor:
         """An action for each of B states [B, A], u cut at ± 0.5."""
-        return self._decode(state, torch.randn(len(state), self.latent, device=state.device).clamp(-0.5, 0.5))
+        return self._decode(state, sharding.randn((len(state), self.latent), state.device).clamp(-0.5, 0.5))
 
     def _decode(self, state: Tensor, latent: Tensor) -> Tensor:
         return self.bound * torch.tanh(self.decoder(torch.cat([state, latent], -1)))
@@ -171,11 +172,11 @@ class ADS(SoftActorCritic[ADSConfig]):
         if not self._splits:
             return self.errors(whole).mean(1).sum(), metrics
         training, validation = self.split(whole)
-        seen = whole.rows(training)
-        loss = self.errors(seen).mean(1).sum()
+        loss = sharding.own_mean(self.errors(whole.rows(sharding.here(training, rows))), len(training)).sum()
         ahead = self.looked_ahead(loss)
-        unseen = self.regression(batch, prompts, self.actor_ahead(now, ahead)).rows(validation)
-        return loss + self.config.validation_weight * self.errors(unseen, ahead).mean(1).sum(), metrics
+        unseen = self.regression(batch, prompts, self.actor_ahead(now, ahead)).rows(sharding.here(validation, rows))
+        validating = sharding.own_mean(self.errors(unseen, ahead), len(validation)).sum()
+        return loss + self.config.validation_weight * validating, metrics
 
     @torch.no_grad()
     def regression(self, batch: PromptedBatch, prompts: EncodedPrompts, actor: SquashedGaussianPolicy) -> Regression:
@@ -207,8 +208,8 @@ class ADS(SoftActorCritic[ADSConfig]):
         return weight * squared[:, 0] + (1 - weight) * squared[:, 1:].mean(1)
 
     def split(self, data: Regression) -> tuple[Tensor, Tensor]:
-        """The places of the transitions for training, and of those that validate."""
-        count = len(data.targets) // 3
+        """The places in the whole batch of the transitions for training, and of those that validate."""
+        count = sharding.whole_batch(len(data.targets) // 3)
         held = min(max(count - int(count * self.config.training_share), 1), count - 1)
         if self.config.split == "random":
             order = torch.randperm(count, device=data.targets.device)
@@ -222,14 +223,20 @@ class ADS(SoftActorCritic[ADSConfig]):
 
     def hardness(self, data: Regression, parameters: Mapping[str, Tensor], training: Tensor) -> Tensor:
         """l_i - step (g_i . G) of every transition [B], of the first critic, G the gradient of those in `training`."""
-        gradient = torch.func.grad(lambda p: self.errors(data.rows(training), p)[0].mean())(dict(parameters))
+        seen = data.rows(sharding.here(training, len(data.targets) // 3))
+
+        def loss(p: dict[str, Tensor]) -> Tensor:
+            return sharding.own_mean(self.errors(seen, p)[0], len(training))
+
+        own = torch.func.grad(loss)(dict(parameters))
+        gradient = dict(zip(own, sharding.means(list(own.values())), strict=True))
         losses, along = torch.func.jvp(lambda p: self.errors(data, p)[0], (dict(parameters),), (gradient,))[:2]
-        return losses - self.config.split_step * along
+        return sharding.gathered(losses - self.config.split_step * along)
 
     def looked_ahead(self, loss: Tensor) -> dict[str, Tensor]:
         """The critics' parameters a step down the loss, which the gradient goes through."""
         parameters = dict(self.critic.named_parameters())
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        gradients = sharding.means(torch.autograd.grad(loss, list(parameters.values()), create_graph=True))
         return {
             name: value - self.config.inner_lr * gradient
             for (name, value), gradient in zip(parameters.items(), gradients, strict=True)
@@ -246,7 +253,7 @@ class ADS(SoftActorCritic[ADSConfig]):
         value = torch.minimum(*torch.func.functional_call(self.critic, fixed, (condition, actions)))
         loss = (self._entropy_weight() * density - value).mean()
         with torch.no_grad():
-            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            for weight, gradient in zip(weights, sharding.means(torch.autograd.grad(loss, weights)), strict=True):
                 weight.sub_(self.config.lr * gradient / (gradient.abs() + 1e-8))
         return ahead
 

@@ -35,6 +35,7 @@ from llmdpd.nn.spaces import Spaces
 from llmdpd.ops.optimizer import average, clipped_step
 from llmdpd.ops.resident import keys_on_device
 from llmdpd.tasks.specs import TaskSpec
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 from llmdpd.utils.plain import Named
 from llmdpd.utils.tensors import load_tensors
@@ -303,6 +304,8 @@ class Learner(ABC):
     """Whether it learns in the environments themselves, from no data set."""
     same_work: ClassVar[bool] = False
     """Whether `learn` does the same at every iteration, so that a CUDA graph can hold it."""
+    unshared: ClassVar[str] = ""
+    """Why several processes can't share its batches; empty where they can."""
 
     @property
     @abstractmethod
@@ -449,7 +452,8 @@ class Method(Learner, Generic[Network, Config]):
 
         In training every pass has its own dropout mask, so that one pass serves all losses of a gradient step.
         """
-        return (network or self.policy).encode(batch.text, batch.tokens, batch.keep)
+        with sharding.by_prompt():
+            return (network or self.policy).encode(batch.text, batch.tokens, batch.keep)
 
     def condition(
         self, batch: PromptedBatch, prompts: EncodedPrompts, following: bool = False, network: Network | None = None
@@ -459,14 +463,18 @@ class Method(Learner, Generic[Network, Config]):
         return (network or self.policy).condition(states, prompts, None, batch.timesteps + following)
 
     def step(self, name: str | Sequence[str], loss: Tensor) -> Tensor:
-        """One step of an optimiser, or of several, down a loss; the norm of their gradient before it is cut."""
+        """One step of an optimiser, or of several, down a loss; the norm of their gradient before it is cut.
+
+        Where processes share the batch, the loss is of the own rows, and the step goes down the mean of all losses.
+        """
         names = (name,) if isinstance(name, str) else name
         optimizers = [self.optimizers[f"{name}_optimizer"] for name in names]
         for optimizer in optimizers:
             for group in optimizer.param_groups:  # as `zero_grad`, whose bookkeeping takes longer than an encoder
                 for parameter in group["params"]:
                     parameter.grad = None
-        loss.backward()
+        sharding.backward(loss)
+        sharding.add_gradients(p for each in optimizers for group in each.param_groups for p in group["params"])
         return clipped_step(optimizers, self.config.grad_clip)
 
     def track(self, name: str, rate: float) -> None:

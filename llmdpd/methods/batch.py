@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmdpd.nn.context import ALL_KEPT, Keep
 from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.utils.sharding import Share
 
 T = TypeVar("T")
 
@@ -60,6 +61,12 @@ class PromptedBatch:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors among the leaves."""
         return {name: leaf for name, leaf in self.leaves().items() if isinstance(leaf, Tensor)}
+
+    def part(self, share: Share) -> PromptedBatch:
+        """What is a process's own of the batch: its prompts, and its transitions under them."""
+        of_prompts = ("text", "tokens.", "keep.")
+        rows = {name: share.prompts if name.startswith(of_prompts) else share.rows for name in self.leaves()}
+        return self.with_tensors({name: rows[name].of(tensor) for name, tensor in self.tensors().items()})
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> PromptedBatch:
         """The same batch with these in place of its own tensors; every one of `tensors()` must be given."""

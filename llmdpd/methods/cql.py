@@ -13,6 +13,7 @@ from torch import Tensor
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.soft_actor_critic import SoftActorCritic, SoftActorCriticConfig
 from llmdpd.nn.context import Condition
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, NonNegative
 
 Config = TypeVar("Config", bound="CQLConfig")
@@ -66,7 +67,7 @@ class CQL(SoftActorCritic[Config]):
         """
         count, bound, numbers = self.config.samples, self.policy.config.action_bound, self.policy.action_dim
         shape = (count, len(now.state), numbers)
-        uniform = bound * (2 * torch.rand(shape, device=now.state.device) - 1)
+        uniform = bound * (2 * sharding.rand(shape, now.state.device, dim=1) - 1)
         flat = torch.full(shape[:2], -numbers * float(torch.log(torch.tensor(2 * bound))), device=uniform.device)
         (own, own_density), (next_own, next_density) = (self.policy.rsample(c, count) for c in (now, following))
         return torch.cat([uniform, own, next_own]), torch.cat([flat, own_density, next_density])
@@ -76,9 +77,10 @@ class CQL(SoftActorCritic[Config]):
         count, batch = density.shape
         repeated = Condition(now.state.repeat(count, 1), now.prompt.expand(batch, -1).repeat(count, 1))
         total, held = torch.zeros((), device=density.device), self.held_up(batch, density.device)
+        count_held = sharding.mean(torch.tensor(float(len(values[0][held])), device=density.device))
         for at_others, value in zip(self.critic(repeated, others.flatten(0, 1)), values, strict=True):
             high = torch.logsumexp(at_others.view(count, batch) - density, dim=0)
-            total = total + high.mean() - value[held].mean()
+            total = total + high.mean() - value[held].sum() / count_held
         return total
 
     def held_up(self, count: int, device: torch.device) -> Tensor | slice:

@@ -25,6 +25,7 @@ from llmdpd.nn.policy_network import PolicyNetwork, Window
 from llmdpd.nn.sequence_model import CausalTransformer, SequenceConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Count, Fraction, NonNegative, WholeNumber
 
 
@@ -249,4 +250,4 @@ def cloning_loss(policy: DecisionTransformer, batch: PromptedBatch) -> Tensor:
     prompts = policy.encode(batch.text, batch.tokens, batch.keep) if policy.prompted else None
     found = policy(windows.returns, windows.states, windows.actions, timesteps, prompts)
     error = (found - windows.actions).square().mean(-1)
-    return (error * windows.mask).sum() / windows.mask.sum()
+    return (error * windows.mask).sum() / sharding.mean(windows.mask.sum())

@@ -25,7 +25,9 @@ from llmdpd.nn.policy_network import Window
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import Before, TrajectoryConfig, TrajectoryDenoiser, noise_blocks
 from llmdpd.prompts.demonstration import TrajectoryTokens
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Count, Fraction, NonNegative, Steps, WholeNumber
+from llmdpd.utils.sharding import rand, randint, randn
 
 
 @dataclass(frozen=True)
@@ -222,15 +224,15 @@ class MTDiff(Method[MTDiffPolicy, MTDiffConfig]):
         assert windows is not None, "the sampler was made with the sequence's horizon"
         shown = policy.memory_length
         clean, mask = windows.actions[:, shown - 1 :], windows.mask[:, shown - 1 :]
-        prompts = policy.encode(batch.text, batch.tokens, batch.keep)
+        prompts = self.encode(batch)
         before = policy.before(windows.states[:, :shown], windows.mask[:, :shown], prompts, None)
-        given = (torch.rand(len(clean), device=clean.device) < self.config.return_probability).to(clean.dtype)
+        given = (rand((len(clean),), clean.device) < self.config.return_probability).to(clean.dtype)
         condition = policy.return_condition(windows.returns[:, shown - 1], given)
-        timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
-        noise, level = torch.randn_like(clean), policy.alpha_bar[timesteps, None, None]
+        timesteps = randint(len(policy.alpha_bar), (len(clean),), clean.device)
+        noise, level = randn(clean.shape, clean.device), policy.alpha_bar[timesteps, None, None]
         noisy = level.sqrt() * torch.where(mask[..., None], clean, 0.0) + (1 - level).sqrt() * noise
         predicted = policy.net.denoise(noisy, condition, policy.net.time_rows(timesteps), mask, before)
         error = F.huber_loss(predicted, noise, reduction="none", delta=1.0)
         weight = mask[..., None].to(clean.dtype).expand_as(clean).clone()
         weight[:, 0] *= self.config.first_action_weight
-        return (weight * error).sum() / weight.sum(), error[:, 0].mean()
+        return (weight * error).sum() / sharding.mean(weight.sum()), error[:, 0].mean()

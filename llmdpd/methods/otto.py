@@ -77,6 +77,7 @@ class OTTO(SimulatedCQL[OTTOConfig]):
 
     Config = OTTOConfig
     network_class = OTTOPolicy
+    unshared = "it simulates from the best windows of the whole batch"
 
     model: WorldTransformers
 

@@ -26,6 +26,7 @@ from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.simulated import Simulated, SimulatedConfig, SimulatedCQL
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.dynamics import EnsembleDynamics
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, Width
 
 
@@ -85,7 +86,8 @@ class PnF(SimulatedCQL[PnFConfig]):
 
     def simulate(self, batch: PromptedBatch, prompts: EncodedPrompts, places: Tensor) -> Simulated:
         """Of a rollout from each place the step at a random depth, or the one that ended it before."""
-        starts = self.starts(batch, prompts)
+        with sharding.by_transition():
+            starts = self.starts(batch, prompts)
         index = places // (len(batch.rewards) // len(prompts)) if len(prompts) > 1 else None
         with torch.no_grad():
             return self._rollout(starts[places], prompts, index, batch.timesteps[places])
@@ -103,7 +105,7 @@ class PnF(SimulatedCQL[PnFConfig]):
         with torch.no_grad():
             usual, found = (self.uncertainty(s, prompts, batch.timesteps) for s in (states, perturbed))
             edges = torch.tensor([self.config.least_uncertainty, self.config.most_uncertainty], device=usual.device)
-            low, high = torch.quantile(usual, edges.to(usual.dtype))
+            low, high = torch.quantile(sharding.gathered(usual), edges.to(usual.dtype))
             return torch.where(((found >= low) & (found <= high))[:, None], perturbed, states)
 
     def perturbed(self, states: Tensor, prompts: EncodedPrompts, steps: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class PnF(SimulatedCQL[PnFConfig]):
         condition = self.policy.condition(inputs, prompts, None, steps)
         value = self.critic.minimum(condition, self.policy.rsample(condition)[0][0])
         uphill = torch.autograd.grad(value.sum(), inputs)[0] * unit
-        length = self.config.perturbation * torch.rand(len(states), 1, device=states.device)
+        length = self.config.perturbation * sharding.rand((len(states), 1), states.device)
         # Where an observation says that nothing is there, by an exact 0, a value would show something.
         there = states != 0
         return states + there * unit * length * uphill / uphill.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -125,7 +127,7 @@ class PnF(SimulatedCQL[PnFConfig]):
 
     def _rollout(self, states: Tensor, prompts: EncodedPrompts, index: Tensor | None, steps: Tensor) -> Simulated:
         unit = self.policy.context.features.std
-        depth = torch.randint(self.config.rollout, (len(states),), device=states.device)
+        depth = sharding.randint(self.config.rollout, (len(states),), states.device)
         chosen: Simulated | None = None
         ended = torch.zeros_like(depth, dtype=torch.bool)
         for step in range(self.config.rollout):

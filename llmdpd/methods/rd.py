@@ -25,6 +25,7 @@ from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.actor import DeterministicPolicy
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.critic import EnsembleQ
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, NonNegative
 
 
@@ -104,7 +105,7 @@ class RD(Method[DeterministicPolicy, RDConfig]):
         """Actions [B, A] that the policy's `own` are told from, and where they are the generator's [B]."""
         bound = self.policy.config.action_bound
         near = (own - data).square().mean(-1).sqrt() < self.config.near * bound
-        generated = bound * (2 * torch.rand_like(own) - 1)
+        generated = bound * (2 * sharding.rand(own.shape, own.device) - 1)
         return torch.where(near[:, None], generated, data), near
 
     def lowered(self, values: Tensor) -> Tensor:
@@ -116,4 +117,4 @@ class RD(Method[DeterministicPolicy, RDConfig]):
         condition = self.condition(batch, prompts)
         with self.frozen("critic"):
             q = self.lowered(self.critic(condition.detached(), self.policy(condition)))
-        return -q.mean() / q.detach().abs().mean().clamp_min(1e-6)
+        return -q.mean() / sharding.mean(q.detach().abs().mean()).clamp_min(1e-6)

@@ -128,6 +128,7 @@ class SAC(Learner):
     Config = SACConfig
     network_class = SACActor
     online = True
+    unshared = "each of its steps in the environment depends on the one before"
 
     def __init__(
         self,

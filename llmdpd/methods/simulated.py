@@ -14,6 +14,7 @@ from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.cql import CQL, CQLConfig
 from llmdpd.nn.actor import SquashedGaussianPolicy
 from llmdpd.nn.context import EncodedPrompts
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative
 
 Config = TypeVar("Config", bound="SimulatedConfig")
@@ -86,16 +87,22 @@ class SimulatedCQL(CQL[Config]):
 
     def mixed(self, batch: PromptedBatch, prompts: EncodedPrompts) -> PromptedBatch:
         """The batch with simulated transitions in the places of some of its own."""
-        places = self.places(len(batch.rewards), batch.rewards.device)
-        if not len(places):
+        marked = self.marked(sharding.whole_batch(len(batch.rewards)), batch.rewards.device)
+        if not marked.any():
             return batch
-        named = self.simulate(batch, prompts, places)._asdict()
+        with sharding.among(marked) as places:
+            named = self.simulate(batch, prompts, places)._asdict()
         steps = batch.timesteps.index_add(0, places, named.pop("steps"))
         changed = {name: getattr(batch, name).index_copy(0, places, value) for name, value in named.items()}
         return replace(batch, **changed, timesteps=steps)
 
     def places(self, count: int, device: torch.device) -> Tensor:
-        """Which of `count` transitions are simulated [N]: evenly spread, so that every prompt has its share."""
+        """Which of the `count` transitions that are here are simulated [N]."""
+        whole = self.marked(sharding.whole_batch(count), device)
+        return whole[sharding.own_rows(count, device)].nonzero()[:, 0]
+
+    def marked(self, count: int, device: torch.device) -> Tensor:
+        """Where a batch's `count` transitions are simulated, bool [count]: evenly spread over all prompts."""
         # In float64, where whole shares come out whole.
         marks = (torch.arange(count + 1, dtype=torch.float64, device=device) * (1 - self.config.real_share)).floor()
-        return (marks[1:] > marks[:-1]).nonzero()[:, 0]
+        return marks[1:] > marks[:-1]

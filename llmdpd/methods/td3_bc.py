@@ -20,7 +20,9 @@ from llmdpd.methods.actor_critic import ActorCritic, TD3Config
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.actor import DeterministicPolicy
 from llmdpd.nn.context import EncodedPrompts
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Fraction, NonNegative
+from llmdpd.utils.sharding import drawn, rand, randint, randn
 
 Value = Callable[[PromptedBatch], Tensor]
 """A batch → a scalar whose gradient says in which direction its states are worth more."""
@@ -62,10 +64,10 @@ class RADAugmentation(StateAugmentation):
         """One batch, sampled for each of its transitions."""
         now, later = batch.observations, batch.next_observations
         if self.kind == "scale":
-            uniform = torch.rand(len(now), 1, device=now.device)
+            uniform = rand((len(now), 1), now.device)
             factor = self.scale_low + (self.scale_high - self.scale_low) * uniform
             return [replace(batch, observations=now * factor, next_observations=later * factor)]
-        noise = self.sigma * torch.randn_like(now)
+        noise = self.sigma * randn(now.shape, now.device)
         return [replace(batch, observations=_plus(now, noise), next_observations=_plus(later, noise))]
 
 
@@ -109,19 +111,27 @@ class S4RLAugmentation(StateAugmentation):
     def _changed(self, batch: PromptedBatch) -> PromptedBatch:
         now, later = batch.observations, batch.next_observations
         if self.kind == "mixup":
-            beta = torch.distributions.Beta(*(torch.full((len(now), 1), self.mixup, device=now.device),) * 2)
             # The state after the next one is not in the batch: the next one stays as it is.
-            return replace(batch, observations=torch.lerp(later, now, beta.sample()))
+            return replace(batch, observations=torch.lerp(later, now, drawn(self._shares(now.device), (len(now), 1))))
         return replace(batch, observations=self._noisy(now), next_observations=self._noisy(later))
+
+    def _shares(self, device: torch.device) -> Callable[[tuple[int, ...]], Tensor]:
+        """What draws a state's own shares in mixtures, of a shape."""
+
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            both = torch.full(shape, self.mixup, device=device)
+            return torch.distributions.Beta(both, both).sample()
+
+        return draw
 
     def _noisy(self, states: Tensor) -> Tensor:
         if self.kind == "gaussian":
-            return _plus(states, self.sigma * torch.randn_like(states))
+            return _plus(states, self.sigma * randn(states.shape, states.device))
         if self.kind == "uniform":
-            return _plus(states, self.width * (2 * torch.rand_like(states) - 1))
+            return _plus(states, self.width * (2 * rand(states.shape, states.device) - 1))
         rows, width = states.shape
-        lost = torch.randint(width, (rows, 1), device=states.device)
-        lost = lost.where(torch.rand(rows, 1, device=states.device) < self.dropout, -1)
+        lost = randint(width, (rows, 1), states.device)
+        lost = lost.where(rand((rows, 1), states.device) < self.dropout, -1)
         return states.masked_fill(torch.arange(width, device=states.device) == lost, 0.0)
 
     def _adversarial(self, batch: PromptedBatch, value: Value) -> PromptedBatch:
@@ -229,7 +239,7 @@ class TD3BC(ActorCritic[DeterministicPolicy, TD3BCConfig]):
         actions = self.policy(condition)
         q = self.critic(condition.detached(), actions)[0]
         cloning = F.mse_loss(actions, batch.actions)
-        weight = self.config.alpha / q.detach().abs().mean().clamp_min(1e-6)
+        weight = self.config.alpha / sharding.mean(q.detach().abs().mean()).clamp_min(1e-6)
         return cloning - weight * q.mean(), {"loss/cloning": cloning.detach()}
 
 

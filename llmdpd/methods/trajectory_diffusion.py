@@ -23,7 +23,9 @@ from llmdpd.nn.context import Condition
 from llmdpd.nn.policy_network import ConditionedNetwork, Window
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import NonNegative
+from llmdpd.utils.sharding import randint, randn
 
 
 @dataclass(frozen=True)
@@ -174,13 +176,13 @@ class TrajectoryDiffusion(Method[TrajectoryPolicy, TrajectoryDiffusionConfig]):
         """
         policy = self.policy
         clean, weight = self._trajectories(windows)
-        timesteps = torch.randint(len(policy.alpha_bar), (len(clean),), device=clean.device)
-        noise = torch.randn_like(clean)
+        timesteps = randint(len(policy.alpha_bar), (len(clean),), clean.device)
+        noise = randn(clean.shape, clean.device)
         level = policy.alpha_bar[timesteps, None, None]
         noisy = with_present(level.sqrt() * clean + (1 - level).sqrt() * noise, clean[:, 0, : policy.state_dim])
         predicted = policy.net(noisy, timesteps, condition.state, condition.prompt, windows.mask)
         error = (predicted - noise).square()
-        return (weight * error).sum() / weight.sum(), error[:, 0, policy.state_dim :].mean()
+        return (weight * error).sum() / sharding.mean(weight.sum()), error[:, 0, policy.state_dim :].mean()
 
     def _trajectories(self, windows: StepWindows) -> tuple[Tensor, Tensor]:
         """The trajectories that are learned [B, H, S + A], and the weights of their numbers."""

@@ -19,6 +19,7 @@ from llmdpd.nn.layers import mlp
 from llmdpd.nn.policy_network import ConditionedNetwork
 from llmdpd.nn.spaces import Spaces
 from llmdpd.utils.bounds import Width
+from llmdpd.utils.sharding import randn
 
 _INSIDE = 1 - 1e-6
 
@@ -121,7 +122,7 @@ class SquashedGaussianPolicy(GaussianPolicy):
         """Actions [N, B, A] that the gradient goes through, and their log-probabilities [N, B]."""
         mean, log_std = self.statistics(condition)
         normal = _normal(mean, log_std)
-        raw = normal.rsample((count,))
+        raw = normal.loc + randn((count, *mean.shape), mean.device, dim=1) * normal.scale
         return self.config.action_bound * torch.tanh(raw), self._log_probability(normal, raw)
 
     def log_probability(self, condition: Condition, actions: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.nn.layers import EnsembleLinear
+from llmdpd.utils.sharding import randint, randn
 
 _LOG_STD = (-6.0, 1.0)
 
@@ -66,7 +67,7 @@ class EnsembleDynamics(nn.Module):
     def sample(self, known: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """A step by one of the models, drawn for each state: [B, S + 1], and whether it is terminal [B], 0 or 1."""
         found, count = self(known, action), len(known)
-        which = torch.randint(self.members, (count,), device=known.device)
+        which = randint(self.members, (count,), known.device)
         rows = torch.arange(count, device=known.device)
         mean, log_std, terminal = (part[which, rows] for part in found)
-        return mean + log_std.exp() * torch.randn_like(mean), (terminal > 0).to(mean.dtype)
+        return mean + log_std.exp() * randn(mean.shape, mean.device), (terminal > 0).to(mean.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Fraction, Layers, NonNegative, SharedByHeads, Steps, Width
 from llmdpd.utils.extras import extra
 
@@ -103,7 +104,9 @@ class CausalTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens, and which of them are there [B, N], True where one is; None: all."""
-        hidden: Tensor = self.gpt2(inputs_embeds=tokens, attention_mask=causal_bias(tokens, mask)).last_hidden_state
+        with sharding.dropout():
+            found = self.gpt2(inputs_embeds=tokens, attention_mask=causal_bias(tokens, mask))
+        hidden: Tensor = found.last_hidden_state
         return hidden
 
 

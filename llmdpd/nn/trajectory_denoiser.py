@@ -20,6 +20,7 @@ from llmdpd.diffusion.reference import walk_chain
 from llmdpd.nn.layers import mlp, transformer
 from llmdpd.ops.arguments import SamplerCoefficients
 from llmdpd.ops.philox import philox_normal
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Fraction, Layers, SharedByHeads, Steps, Width
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class TrajectoryDenoiser(nn.Module):
             mask = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask
             tokens, mask = torch.cat([before.tokens, tokens], 1), torch.cat([before.mask, mask], 1)
         padding = None if mask is None else ~mask
-        return self.head(self.transformer(tokens, src_key_padding_mask=padding)[:, -self.horizon :])
+        with sharding.dropout():
+            return self.head(self.transformer(tokens, src_key_padding_mask=padding)[:, -self.horizon :])
 
     def time_rows(self, timesteps: Tensor) -> Tensor:
         """Time indices int64 [K] → [K, W]."""

@@ -9,6 +9,7 @@ from llmdpd.errors import InputError
 from llmdpd.nn.layers import mlp, transformer
 from llmdpd.ops import layers
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens
+from llmdpd.utils import sharding
 
 _POSITION_FREQUENCIES = 6
 
@@ -56,7 +57,8 @@ class TrajectoryEncoder(nn.Module):
             return self._encode_natively(embedded, tokens.mask)
         # A mask is passed only where something is padded: the unmasked attention is the faster one.
         padding = ~tokens.mask if tokens.padded else None
-        return self.transformer(embedded, src_key_padding_mask=padding)
+        with sharding.dropout():
+            return self.transformer(embedded, src_key_padding_mask=padding)
 
     def _encode_natively(self, steps: Tensor, mask: Tensor) -> Tensor:
         """`self.transformer` by the layers in C++; each attends to all its own steps where the mask [P, T] holds."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.nn.layers import transformer
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Fraction, Layers, SharedByHeads, Width
 
 
@@ -45,7 +46,8 @@ class WorldTransformer(nn.Module):
         steps = known.shape[1]
         tokens = self.embed(torch.cat([known, actions], -1)) + self.place[:steps]
         later = torch.ones(steps, steps, dtype=torch.bool, device=tokens.device).triu(1)
-        found: Tensor = self.head(self.net(tokens, later))
+        with sharding.dropout():
+            found: Tensor = self.head(self.net(tokens, later))
         return found
 
 

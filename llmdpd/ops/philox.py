@@ -37,13 +37,20 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
 
 
 def philox_normal(
-    seed: int | Tensor, batch: int, samples: int, draws: int, action_dim: int, device: torch.device | str = "cpu"
+    seed: int | Tensor,
+    batch: int,
+    samples: int,
+    draws: int,
+    action_dim: int,
+    device: torch.device | str = "cpu",
+    states: Tensor | None = None,
 ) -> Tensor:
     """Standard normal noise, float64 [draws, batch, samples, action_dim].
 
     Key = seed; counter = (row, draw, block of four action dims, stream 0). With an int seed the row is
     `state * samples + sample`; with seeds [batch] (int64) each state has its own key and the row is the sample, so that
-    a state's noise does not depend on the batch that it is in.
+    a state's noise does not depend on the batch that it is in. `states`, int64 [batch], are the states' places in a
+    greater batch whose noise it is a part of, by default 0 … batch - 1.
     """
     blocks = -(-action_dim // 4)
     sample = torch.arange(samples, device=device)
@@ -52,7 +59,8 @@ def philox_normal(
         row = sample.expand(batch, samples)
     else:
         key = torch.full((1, 1), signed64(seed), dtype=torch.int64, device=device)
-        row = torch.arange(batch, device=device)[:, None] * samples + sample
+        place = torch.arange(batch, device=device) if states is None else states
+        row = place[:, None] * samples + sample
     shape = (draws, batch, samples, blocks)
     counter = (
         row[None, :, :, None].expand(shape) & _MASK,

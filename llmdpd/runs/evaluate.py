@@ -30,6 +30,7 @@ from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.specs import TaskSpec, check_environments, common_spec, task_spec
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.suite import Given
+from llmdpd.utils import ranks
 from llmdpd.utils.device import check_device
 
 Check = Callable[[], None]
@@ -120,10 +121,10 @@ def _kept(out: Path, before: Sequence[TaskResult] = ()) -> Iterator[None]:
         yield
     except IncompleteError as error:
         records = [*before, *error.records]
-        write_results(kept, records)
+        ranks.first(lambda: write_results(kept, records))
         tasks = ", ".join(dict.fromkeys(record.task for record in records)) or "no task"
         raise WorkerError(f"{error}\n  Results of {tasks} are kept in {kept}") from None
-    kept.unlink(missing_ok=True)
+    ranks.first(lambda: kept.unlink(missing_ok=True))
 
 
 def _evaluate_offline(
@@ -198,7 +199,7 @@ def evaluate_run(
     policies = load_policies(run, CHECKPOINTS, {}, device)
     with _kept(run.results):
         records = evaluate_policies(policies, config, prompts, workers=workers, check=check)
-    write_results(run.results, records)
+    ranks.first(lambda: write_results(run.results, records))
 
 
 def record_run(

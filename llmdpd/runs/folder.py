@@ -21,6 +21,7 @@ from llmdpd.data.task_file import given_data, task_file_in_use, use_task_file
 from llmdpd.errors import InputError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.file import TaskFile, read_task_file
+from llmdpd.utils import ranks
 from llmdpd.utils.checkpoint import latest_checkpoint, read_state
 from llmdpd.utils.files import (
     atomic_write_json,
@@ -306,7 +307,9 @@ class RunFolder:
         return known
 
     def note(self, **sections: dict[str, Any]) -> None:
-        """Merge sections into meta.json (versions, machine, times …)."""
+        """Merge sections into meta.json (versions, machine, times …); of several processes the first one alone does."""
+        if ranks.rank():
+            return
         known = self.notes()
         for name, values in sections.items():
             known[name] = {**known.get(name, {}), **values}

@@ -26,6 +26,7 @@ from llmdpd.runs.folder import RunFolder
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.specs import common_spec
 from llmdpd.training.config import Statistics
+from llmdpd.utils import ranks
 from llmdpd.utils.checkpoint import latest_checkpoint, read_networks
 from llmdpd.utils.files import atomic_write_json, read_json
 from llmdpd.utils.plain import differences, from_plain, to_plain
@@ -166,7 +167,8 @@ def find_origin(folder: RunFolder, config: TrainConfig) -> tuple[Origin, Policy 
         llm=None if llm is None else from_plain(LLMIdentity, llm, path / DESCRIPTION, "metadata.llm."),
         replay=_replayed(path, config) if config.init.replay else None,
     )
-    atomic_write_json(folder.origin, to_plain(origin))
+    if ranks.rank() == 0:
+        atomic_write_json(folder.origin, to_plain(origin))
     console.print(
         f"starts from {origin.policy}: SHA-256 {sha256[:12]}…, {origin.iterations} iterations on "
         f"{abridged(origin.trained_on, 6)}",

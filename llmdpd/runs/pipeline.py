@@ -38,7 +38,7 @@ from llmdpd.runs.data import Embeddings, demonstrations, embed_texts, training_d
 from llmdpd.runs.evaluate import evaluate_run, load_policies, record_run
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.runs.origin import KEPT, Origin, check_spaces, find_origin, start_from, take_over
-from llmdpd.runs.prompt_choice import keep_prompts
+from llmdpd.runs.prompt_choice import keep_prompts, kept_prompts
 from llmdpd.tasks import SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool
 from llmdpd.tasks.specs import shown_by, suite_of, task_spec
@@ -46,12 +46,15 @@ from llmdpd.tasks.user import file_in_use
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.cuda_graph import describe_cuda_graph, with_cuda_graph
 from llmdpd.training.loggers import LOGGERS
-from llmdpd.training.loop import Hooks, Sampler, TrainingLoop
+from llmdpd.training.loop import Hooks, Sampler, Trained, TrainingLoop
+from llmdpd.training.sharing import SharedUpdate, check_alike, own_share
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils import ranks
 from llmdpd.utils.device import check_device
 from llmdpd.utils.extras import check_installed
 from llmdpd.utils.plain import to_plain
 from llmdpd.utils.progress import console
+from llmdpd.utils.sharding import Share
 
 
 @dataclass
@@ -61,12 +64,14 @@ class Run:
     Set by the stages: origin, the trained policy that it starts from, and first, that policy itself where it is still
     needed; texts, the embedded texts; dataset, None of a method that learns online; description, what is
     learned from in words; demonstrations, None where none are read; held_out, recorded episodes that are judged by, by
-    task, where nothing is rolled out; hashes, of all that is learned from; prompts, by task; learner.
+    task, where nothing is rolled out; hashes, of all that is learned from; prompts, by task; learner. share: this
+    process's part of each batch, None where it is the only one.
     """
 
     config: TrainConfig
     folder: RunFolder
     stop: StopSignals
+    share: Share | None = field(init=False)
     origin: Origin | None = field(init=False)
     first: Policy | None = field(init=False)
     texts: Embeddings = field(init=False)
@@ -119,7 +124,7 @@ class Run:
 
 
 def execute(config: TrainConfig, folder: RunFolder, stop: StopSignals) -> None:
-    """Everything that the run folder does not hold yet.
+    """Everything that the run folder does not hold yet; by all processes of the run (`llmdpd.utils.ranks`) together.
 
     Raises:
         StopRequestedError: a stop was asked for; what was done is saved.
@@ -127,32 +132,43 @@ def execute(config: TrainConfig, folder: RunFolder, stop: StopSignals) -> None:
     """
     run = Run(config, folder, stop)
     for stage in STAGES:
-        stop.check()
+        ranks.together(stop.check)
         stage(run)
-    folder.check_whole()
+    ranks.first(folder.check_whole)
 
 
 def set_up(run: Run) -> None:
     """Threads, seed and determinism of this process; what the method and the loggers need is here."""
-    run.config.method.require()
-    for name in ("data", "report"):  # which every run needs at its end at the latest
-        check_installed(name)
-    for name in run.config.training.logger:
-        LOGGERS[name].require()
+    config = run.config
+    ranks.after_first(partial(_check_here, config))
+    run.share = own_share(METHODS[config.method.name], config.method)
     # Deterministic cuBLAS needs this before its first call; harmless elsewhere.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # It comes with a fill of all new memory, to find who reads before writing: an operation more for each of them.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    use_threads(run.config.threads)
-    torch.manual_seed(run.config.seed)
+    use_threads(config.threads or ranks.cores())
+    torch.manual_seed(config.seed)
+
+
+def _check_here(config: TrainConfig) -> None:
+    config.method.require()
+    for name in ("data", "report"):  # which every run needs at its end at the latest
+        check_installed(name)
+    for name in config.training.logger:
+        LOGGERS[name].require()
+    ranks.check_device(check_device(config.device))
+    own_share(METHODS[config.method.name], config.method)
+    if ranks.count() > 1 and config.training.cuda_graph == "on":
+        problem, field = "several processes train without CUDA graphs", "training.cuda_graph"
+        raise InputError(problem, field=field, found=f"on, in {ranks.count()} processes", expected="auto or off")
 
 
 def find_start(run: Run) -> None:
     """Find the trained policy that the run starts from, if it does."""
     run.origin, run.first = None, None
     if run.config.init.source is not None:
-        run.origin, run.first = find_origin(run.folder, run.config)
+        run.origin, run.first = ranks.after_first(lambda: find_origin(run.folder, run.config))
 
 
 def embed(run: Run) -> None:
@@ -160,7 +176,8 @@ def embed(run: Run) -> None:
     reads_text = run.config.method.network.context_config().text
     tasks = (*run.config.tasks.all, *(() if run.origin is None else run.origin.replayed))
     with run.folder.timed("embedding_seconds"):
-        run.texts = embed_texts(run.config.llm, run.config.device, tasks if reads_text else ())
+        config, read = run.config, tasks if reads_text else ()
+        run.texts = ranks.after_first(lambda: embed_texts(config.llm, config.device, read))
     if run.origin is not None:
         run.origin.check_llm(run.texts)
 
@@ -172,17 +189,19 @@ def prepare_data(run: Run) -> None:
         if METHODS[method.name].online:
             run.dataset, run.description = None, method.describe_online(run.config.training.iterations)
         else:
-            run.dataset, words = training_data(data, tasks, run.stop.check)
+            run.dataset, words = ranks.after_first(lambda: training_data(data, tasks, run.stop.check))
             run.description = f"{words}; {method.use_of(run.dataset)}"
         reads = method.network.context_config().trajectory
         judged = tasks.all if run.config.evaluation_mode == "offline" else ()
-        run.demonstrations = demonstrations(data, tasks, run.stop.check, judged) if reads else None
+        shown = partial(demonstrations, data, tasks, run.stop.check, judged)
+        run.demonstrations = ranks.after_first(shown) if reads else None
     if run.config.evaluation_mode == "offline":
         assert run.dataset is not None, "checked by the configuration"
         split = hold_out(run.dataset, run.demonstrations, tasks.all, data.seed, keep_failed=data.keep_failed)
         run.dataset, run.demonstrations, run.held_out = split.learned, split.demonstrations, split.held_out
         run.description += f", of which {run.dataset.num_episodes} episodes are learned from, the others held out"
-    old = None if run.origin is None else run.origin.replayed_data(run.stop.check)
+    origin = run.origin
+    old = None if origin is None else ranks.after_first(lambda: origin.replayed_data(run.stop.check))
     if old is not None:
         assert run.dataset is not None, "a run that starts from a policy has data"
         run.dataset = join_datasets([run.dataset, old])
@@ -197,13 +216,16 @@ def check_resumable(run: Run) -> None:
         InputError: naming every setting and every input that is not the checkpoint's.
     """
     run.hashes = _hashes(run)
-    run.folder.check_inputs(run.hashes)
+    ranks.check_same("data and settings", hashlib.sha256(repr(run.hashes).encode()).hexdigest())
+    ranks.first(lambda: run.folder.check_inputs(run.hashes))
 
 
 def store_prompts(run: Run) -> None:
     """Put the evaluation's prompts into the run folder."""
     tasks, given = run.config.tasks, run.config.data.demonstrations
-    run.prompts = keep_prompts(run.folder, run.demonstrations, tasks.all, tasks.goal_visible, given)
+    what = (run.folder, run.demonstrations, tasks.all, tasks.goal_visible)
+    kept = ranks.first(lambda: keep_prompts(*what, given))
+    run.prompts = kept_prompts(*what) if kept is None else kept
 
 
 def train(run: Run) -> None:
@@ -212,9 +234,14 @@ def train(run: Run) -> None:
     mode, training = config.evaluation_mode, config.training
     if mode == "none":
         training = dataclasses.replace(training, select_every=0)
-    with EnvPool(config.data.workers, config.tasks.goal_visible) if mode == "rollout" else nullcontext() as pool:
-        run.learner, sampler = _offline(run) if run.dataset is not None else _online(run)
-        trained = with_cuda_graph(run.learner, training.cuda_graph, device)
+    with EnvPool(_workers(config), config.tasks.goal_visible) if mode == "rollout" else nullcontext() as pool:
+        run.learner, sampler = ranks.after_first(lambda: _offline(run) if run.dataset is not None else _online(run))
+        trained: Trained
+        if run.share is None:
+            trained = with_cuda_graph(run.learner, training.cuda_graph, device)
+        else:
+            trained = SharedUpdate(run.learner, run.share)
+            check_alike(run.learner)
         hooks = Hooks(
             select=lambda: _select(run, pool),
             keep=lambda which, iteration: run.policy(iteration).save(run.folder.policy(which)),
@@ -228,6 +255,10 @@ def train(run: Run) -> None:
 
 def time_acting(run: Run) -> None:
     """Note what an action costs."""
+    ranks.first(partial(_time_acting, run))
+
+
+def _time_acting(run: Run) -> None:
     prompt = run.prompts[run.config.tasks.seen[0]]
     states = run.learner.visited_states() if run.dataset is None else run.dataset.observations
     run.folder.note(acting=acting_cost(run.policy(run.config.training.iterations), prompt, states))
@@ -238,17 +269,22 @@ def evaluate(run: Run) -> None:
     config, check = run.config, run.stop.check
     with run.folder.timed("evaluation_seconds"):
         if config.evaluation_mode == "rollout":
-            workers = config.data.workers
+            workers = _workers(config)
             evaluate_run(run.folder, config.evaluation, run.prompts, workers=workers, device=config.device, check=check)
         elif config.evaluation_mode == "offline":
             policies = load_policies(run.folder, CHECKPOINTS, {}, config.device)
-            write_results(run.folder.results, offline_results(policies, run.prompts, run.held_out, check))
+            records = offline_results(policies, run.prompts, run.held_out, check)
+            ranks.first(lambda: write_results(run.folder.results, records))
         else:
-            write_results(run.folder.results, [])
+            ranks.first(lambda: write_results(run.folder.results, []))
 
 
 def record(run: Run) -> None:
     """Record videos of the last policy, where they are wanted."""
+    ranks.first(partial(_record, run))
+
+
+def _record(run: Run) -> None:
     config = run.config
     if config.evaluation.videos and config.evaluation_mode == "rollout":
         with run.folder.timed("recording_seconds"):
@@ -334,7 +370,13 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
         {task: shown_by(task) for task in dataset.tasks},
         () if run.origin is None else run.origin.replayed,
         config.init.replay,
+        run.share,
     )
+
+
+def _workers(config: TrainConfig) -> int | None:
+    """Processes for the episodes that fall to this process; None leaves it to the pool."""
+    return config.data.workers if ranks.count() == 1 else config.data.workers or ranks.cores()
 
 
 def _learner(run: Run, network: PolicyNetwork, dataset: TrajectoryDataset) -> Method[Any, Any]:

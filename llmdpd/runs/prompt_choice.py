@@ -112,7 +112,7 @@ def keep_prompts(
         showing = shown_tasks(tasks)
         chosen = demonstrations.select([choose_demonstrations(demonstrations, task)[0] for task in showing])
         save_minari(chosen, run.prompts, namespace="prompts", name="example-v0")
-    prompts = task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible, stored=True)
+    prompts = kept_prompts(run, demonstrations, tasks, goal_visible)
     described = {}
     # Of many files only the first stands in a data set's source; where they are the tasks' own, say which.
     places = {task: suite_of(task).data(shown_by(task)) for task in tasks}
@@ -127,3 +127,10 @@ def keep_prompts(
         described[task] = {"text": prompt.text, "text_source": prompt.text_source, "trajectory": trajectory}
     atomic_write_json(run.path / "prompts.json", described)
     return prompts
+
+
+def kept_prompts(
+    run: RunFolder, demonstrations: TrajectoryDataset | None, tasks: Sequence[str], goal_visible: bool
+) -> dict[str, TaskPrompt]:
+    """The prompts that `keep_prompts` has put into the run."""
+    return task_prompts(tasks, None if demonstrations is None else run.prompts, goal_visible, stored=True)

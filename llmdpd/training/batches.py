@@ -19,6 +19,7 @@ from llmdpd.nn.context import Keep
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
 from llmdpd.prompts.useful_part import Recorded
 from llmdpd.tasks.layout import Layout
+from llmdpd.utils.sharding import Share
 
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
@@ -50,6 +51,7 @@ class BatchSampler:
         shown_by: the task of the data set whose episodes show a task, by task; one that is not named shows itself.
         replayed: tasks of the data set that are learned beside the others, which were learned before.
         replay: share of the prompts that are of those, on average.
+        share: the part of each batch that this process learns from; None for all. The draws are those of the whole.
 
     Raises:
         InputError: prompts that do not share the batch out evenly; a task without an episode that can be shown, or
@@ -74,6 +76,7 @@ class BatchSampler:
         shown_by: Mapping[str, str] | None = None,
         replayed: Collection[str] = (),
         replay: float = 0.0,
+        share: Share | None = None,
     ) -> None:
         if prompts < 1 or batch_size < 1 or batch_size % prompts:
             raise InputError(
@@ -95,7 +98,7 @@ class BatchSampler:
         self._demonstrations = [self._eligible(task) for task in shown]
         self._shows_itself = [other == task for task, other in zip(dataset.tasks, shown, strict=True)]
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
-        self._self_prompted = self_prompted
+        self._self_prompted, self._part_of = self_prompted, share
         old = np.array([task in replayed for task in dataset.tasks])
         self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
 
@@ -123,6 +126,8 @@ class BatchSampler:
         )
         if self._augmentation is not None and tokens is not None:
             prompted = self._augmented(prompted, tokens)
+        if self._part_of is not None:
+            prompted = prompted.part(self._part_of)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
 
     def _tasks(self) -> np.ndarray:

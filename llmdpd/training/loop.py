@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -11,10 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from llmdpd.errors import StopRequestedError
 from llmdpd.training.config import TrainingConfig
-from llmdpd.training.metrics import MetricsWriter, first_not_finite
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.metrics import MetricsWriter, NoMetrics, first_not_finite
+from llmdpd.training.sharing import check_alike
+from llmdpd.training.stopping import StopSignals
 from llmdpd.utils import checkpoint as checkpoints
+from llmdpd.utils import ranks
 from llmdpd.utils.checkpoint import Checkpointed, check_learner, diverged, latest_checkpoint, refused_write
 from llmdpd.utils.progress import ProgressBar, console
 
@@ -59,7 +63,8 @@ class Hooks:
 class TrainingLoop:
     """Trains a learner for `config.iterations`, from the run's last checkpoint if there is one.
 
-    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.pipeline`).
+    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.pipeline`). Of several processes
+    (`llmdpd.utils.ranks`) the first one alone writes; all do the same iterations, and stop after the same one.
     """
 
     run: Path
@@ -82,12 +87,12 @@ class TrainingLoop:
         Raises:
             StopRequestedError: after saving, if a stop was asked for.
             TrainingDivergedError: NaN or Inf in a metric, a weight or an optimiser's state.
-            InputError: a checkpoint that can't be read or written.
+            InputError: a checkpoint that can't be read or written; processes whose weights differ.
         """
         resumed = self._restore()
         total = self.config.iterations
         with (
-            MetricsWriter(self.run, self.iteration if resumed else None, self._elapsed, self.config.logger) as metrics,
+            self._metrics(resumed) as metrics,
             ProgressBar("training", "it") as bar,
         ):
             try:
@@ -104,39 +109,54 @@ class TrainingLoop:
                 raise
             return metrics.seconds
 
-    def _step(self, metrics: MetricsWriter, bar: ProgressBar) -> None:
+    def _metrics(self, resumed: bool) -> MetricsWriter | NoMetrics:
+        resume_at = self.iteration if resumed else None
+        written = ranks.first(lambda: MetricsWriter(self.run, resume_at, self._elapsed, self.config.logger))
+        return NoMetrics(self._elapsed) if written is None else written
+
+    def _step(self, metrics: MetricsWriter | NoMetrics, bar: ProgressBar) -> None:
         self._window.append(self.learner.update(self.sampler.next(), self.iteration))
         self.iteration += 1
         if self.iteration % self.config.log_every == 0 or self.iteration == self.config.iterations:
             values = self._flush(metrics)
             bar.update(self.iteration, self.config.iterations, _loss_words(values))
 
-    def _marks(self, metrics: MetricsWriter, stop: StopSignals) -> None:
+    def _marks(self, metrics: MetricsWriter | NoMetrics, stop: StopSignals) -> None:
         """What is due after an iteration: selection, checkpoint, a stop that was asked for."""
-        stop.check()
+        self._check_stop(stop)
         config, done = self.config, self.iteration
         last = done == config.iterations
         if config.select_every and (done % config.select_every == 0 or last):
             self._flush(metrics)
             self._check()
             values, score = self.hooks.select()
-            metrics.write(done, values)
+            ranks.first(partial(metrics.write, done, values))
             # Of equals the later one: it has trained longer.
             if self.best_score is None or score >= self.best_score:
                 self.best_score = score
-                self._keep("best")
+                ranks.first(lambda: self._keep("best"))
             console.print(f"selection at iteration {done}: {_selection_words(values)}")
         if done % config.checkpoint_every == 0 or last:
             self._flush(metrics)
             self._save(metrics)
 
-    def _flush(self, metrics: MetricsWriter) -> dict[str, float]:
+    def _check_stop(self, stop: StopSignals) -> None:
+        """Stop after the same iteration in all processes, where a stop was asked for in any."""
+        received = 0
+        try:
+            stop.check()
+        except StopRequestedError as stopped:
+            received = stopped.signal_number
+        if received := ranks.greatest(received):
+            raise StopRequestedError(received)
+
+    def _flush(self, metrics: MetricsWriter | NoMetrics) -> dict[str, float]:
         """Bring the window's metrics from the device, check them, record their means."""
         if not self._window:
             return {}
         # By one transfer; not every iteration has every metric.
         values = [value.float() for m in self._window for value in m.values()]
-        numbers = iter(torch.stack(values).cpu().tolist() if values else ())
+        numbers = iter(ranks.mean(torch.stack(values)).cpu().tolist() if values else ())
         window = [{name: next(numbers) for name in m} for m in self._window]
         self._window = []
         if bad := first_not_finite(window, self.iteration - len(window) + 1):
@@ -144,15 +164,19 @@ class TrainingLoop:
         names = dict.fromkeys(name for m in window for name in m)
         means = {name: fmean(m[name] for m in window if name in m) for name in names}
         if means:  # nothing in a warm-up
-            metrics.write(self.iteration, means)
+            ranks.first(partial(metrics.write, self.iteration, means))
         return means
 
     def _check(self) -> None:
         # Losses are of the weights before an update: the last one's are seen by themselves only.
         check_learner(self.learner, self.iteration, self.run / "checkpoint")
 
-    def _save(self, metrics: MetricsWriter, marks_due: bool = False) -> None:
+    def _save(self, metrics: MetricsWriter | NoMetrics, marks_due: bool = False) -> None:
         self._check()
+        check_alike(self.learner)
+        ranks.first(lambda: self._write(metrics, marks_due))
+
+    def _write(self, metrics: MetricsWriter | NoMetrics, marks_due: bool) -> None:
         try:
             position = self.sampler.state()
         except OSError as error:
@@ -170,7 +194,7 @@ class TrainingLoop:
             raise refused_write(f"the {which} policy", self.run, self.run / "checkpoint", error) from error
 
     def _restore(self) -> bool:
-        checkpoint = latest_checkpoint(self.run / "checkpoint")
+        checkpoint = ranks.after_first(lambda: latest_checkpoint(self.run / "checkpoint"))
         if checkpoint is None:
             return False
         state = checkpoints.read_state(checkpoint)
@@ -179,7 +203,7 @@ class TrainingLoop:
             self.sampler.load_state(state["sampler"])
             self.iteration, self.best_score, self._elapsed = state["iteration"], state["best_score"], state["elapsed"]
             self._marks_due = state["marks_due"]
-        checkpoints.drop_others(checkpoint)
+        ranks.first(lambda: checkpoints.drop_others(checkpoint))
         console.print(f"resumed from {checkpoint} at iteration {self.iteration}")
         return True
 

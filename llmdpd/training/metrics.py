@@ -90,6 +90,27 @@ class MetricsWriter:
             raise refused_write("the metrics", self._path, self._run / "checkpoint", error) from error
 
 
+class NoMetrics:
+    """In place of a `MetricsWriter`, in a process that writes none."""
+
+    def __init__(self, elapsed: float = 0.0) -> None:
+        self._start = time.monotonic() - elapsed
+
+    @property
+    def seconds(self) -> float:
+        """As `MetricsWriter.seconds`."""
+        return time.monotonic() - self._start
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing."""
+
+
 def _values(record: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in record.items() if name not in _WHEN}
 

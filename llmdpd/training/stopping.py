@@ -5,18 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-
-class StopRequestedError(Exception):
-    """The user or the system asked to stop; `signal_number` says how."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it."""
-        return 128 + self.signal_number
+from llmdpd.errors import StopRequestedError
 
 
 class StopSignals:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.utils import ranks
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
 from llmdpd.utils.tensors import load_tensors, not_finite, read_tensors, write_tensors
 
@@ -178,6 +179,8 @@ def load_checkpoint(checkpoint: Path, learner: Checkpointed) -> None:
         for device in range(torch.cuda.device_count()):
             if f"cuda{device}" in generators:
                 torch.cuda.set_rng_state(generators[f"cuda{device}"], device)
+        if ranks.rank() and "cuda0" in generators:  # all processes draw what the first one does, each on its own GPU
+            torch.cuda.set_rng_state(generators["cuda0"])
 
 
 @contextmanager

@@ -14,11 +14,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from llmdpd.cli.common import results_table, run_command, training_summary
-from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.errors import InputError, StopRequestedError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks.metaworld.names import ML45_TEST, ML45_TRAIN
 from llmdpd.tasks.simulation.processes import WorkerError
-from llmdpd.training.stopping import StopRequestedError
 from llmdpd.utils.command_line import option_lines, parse, renamed, take_option
 
 Capture = pytest.CaptureFixture[str]

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, StopRequestedError
 from llmdpd.experiments.cell import Share, Step
 from llmdpd.experiments.executors import LOST, Resources, Running, local, make_executor
 from llmdpd.experiments.executors.local import LocalExecutor
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Scheduler, seconds_left
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.files import process_lock
 
 PATIENCE = 60.0

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, StopRequestedError
 from llmdpd.experiments import tuning
 from llmdpd.experiments.cell import Cell
 from llmdpd.experiments.executors import Resources, make_executor
 from llmdpd.experiments.scheduler import Outcome
 from llmdpd.experiments.search_space import Dimension, read_dimension
 from llmdpd.experiments.tuning import Study, TuneSettings, make_study, search
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.stopping import StopSignals
 
 Finish = Callable[..., None]
 LR = "method.lr=log:1e-5:1e-1"

@@ -13,6 +13,7 @@ import pytest
 from llmdpd.config.presets import PRESETS
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data.config import DataConfig
+from llmdpd.errors import StopRequestedError
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.policy import Policy
 from llmdpd.runs import pipeline
@@ -20,7 +21,7 @@ from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import STAGES, execute
 from llmdpd.tasks import EVALUATION_SEED_START, SELECTION_SEED_START
 from llmdpd.tasks.simulation.rollout import EnvPool, EpisodeRequest
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.stopping import StopSignals
 
 Patch = pytest.MonkeyPatch
 SHORT = ("--training.iterations", 4, "--training.select-every", 4, "--evaluation.max-steps", 3)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.data import TrajectoryDataset
-from llmdpd.errors import InputError, TrainingDivergedError
+from llmdpd.errors import InputError, StopRequestedError, TrainingDivergedError
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.config import TrainingConfig
 from llmdpd.training.loop import Hooks, TrainingLoop, _selection_words
 from llmdpd.training.metrics import read_metrics
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.checkpoint import latest_checkpoint, load_checkpoint
 
 CONFIG = TrainingConfig(iterations=40, log_every=4, checkpoint_every=9, select_every=10)

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from llmdpd.training.stopping import StopRequestedError, StopSignals
+from llmdpd.errors import StopRequestedError
+from llmdpd.training.stopping import StopSignals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

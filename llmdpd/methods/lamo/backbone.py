@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError
 from llmdpd.nn.sequence_model import CausalTransformer, GPT2Sizes, causal_bias, check_activation
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Fraction, WholeNumber, Width
 from llmdpd.utils.extras import check_installed, extra
 
@@ -167,7 +168,9 @@ class AdaptedLlama(AdaptedTransformer):
         return self.llama
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        hidden: Tensor = self.llama(inputs_embeds=tokens, attention_mask=causal_bias(tokens, mask)).last_hidden_state
+        with sharding.dropout():
+            found = self.llama(inputs_embeds=tokens, attention_mask=causal_bias(tokens, mask))
+        hidden: Tensor = found.last_hidden_state
         return hidden
 
 

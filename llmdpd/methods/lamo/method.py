@@ -23,6 +23,7 @@ from llmdpd.methods.lamo.corpus import find_corpus, read_tokens
 from llmdpd.methods.lamo.language_model import LanguageModel, Words, find_language_model, load_language_model
 from llmdpd.methods.lamo.network import LaMoNetworkConfig, LanguageDecisionTransformer
 from llmdpd.nn.acting import ActingConfig
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Bounds, Count, NonNegative, WholeNumber
 
 _LONGEST_BLOCK = 1024
@@ -202,7 +203,8 @@ class LaMo(Method[LanguageDecisionTransformer, LaMoConfig]):
         cloning = cloning_loss(self.policy, batch)
         metrics, loss = {"loss/cloning": cloning.detach()}, cloning
         if self.text is not None:
-            language = self.language_loss(self.text.draw(self.config.language_batch))
+            with sharding.alike():  # each process learns all blocks, which are few
+                language = self.language_loss(self.text.draw(self.config.language_batch))
             metrics["loss/language"] = language.detach()
             loss = cloning + self.config.language_weight * language
         norm = self.step(("policy", "adapters"), loss)

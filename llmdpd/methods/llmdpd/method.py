@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdpd.diffusion import reverse_diffusion
+from llmdpd.diffusion import philox_normal, reverse_diffusion
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
 from llmdpd.methods.base import CloningConfig, Method, Start
@@ -20,8 +20,10 @@ from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolic
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
+from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
+from llmdpd.utils.sharding import randint, randn
 from llmdpd.utils.tensors import load_tensors
 
 
@@ -182,8 +184,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         """
         clean, real = self._cloned(batch)
         alpha_bar = self.policy.alpha_bar
-        timesteps = torch.randint(len(alpha_bar), (len(clean),), device=clean.device)
-        noise = torch.randn_like(clean)
+        timesteps = randint(len(alpha_bar), (len(clean),), clean.device)
+        noise = randn(clean.shape, clean.device)
         level = alpha_bar[timesteps, None]
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         prompt = condition.prompt if prompts is None else prompts.pooled
@@ -192,7 +194,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
             return F.mse_loss(predicted, noise)
         weight = real.to(noise.dtype)
         error = (predicted - noise).square().unflatten(1, (weight.shape[1], -1)).mean(-1)
-        return (weight * error).sum() / weight.sum()
+        return (weight * error).sum() / sharding.mean(weight.sum())
 
     def reward_objective(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Equation 7: mean Q(s, a_0) by one of the two critics at random, with the gradient through the whole chain.
@@ -202,7 +204,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         """
         first, second = self._values(condition, self._sample(self.policy, condition))
         chosen, other = self._choose_critic(first, second)
-        return chosen.mean(), other.detach().abs().mean()
+        return chosen.mean(), sharding.mean(other.detach().abs().mean())
 
     def _choose_critic(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """The values of one of the two critics at random (line 9), and those of the other."""
@@ -226,7 +228,15 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
 
     def _sample(self, policy: DiffusionPolicy, condition: Condition) -> Tensor:
         state, prompt = condition
-        return reverse_diffusion(policy.net, state, prompt, policy.training_sampler, precision=self.config.precision)
+        plan, precision = policy.training_sampler, self.config.precision
+        noise = self._chain_noise(plan.steps, state) if sharding.is_shared() else None
+        return reverse_diffusion(policy.net, state, prompt, plan, noise=noise, precision=precision)
+
+    def _chain_noise(self, steps: int, state: Tensor) -> Tensor:
+        """The noise [K + 1, B, A] of the own rows of a batch, all of which is drawn by one key."""
+        key, rows = int(torch.randint(2**63 - 1, (), device=state.device)), sharding.own_rows(len(state), state.device)
+        noise = philox_normal(key, len(state), 1, steps + 1, self.policy.action_dim, state.device, rows)
+        return noise[:, :, 0].to(state.dtype)
 
     def _values(self, condition: Condition, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q_1 and Q_2 [B] in the policy's own features."""

@@ -1,0 +1,307 @@
+"""The processes (ranks) of one run: which one this is, and what they do together.
+
+`torchrun` starts them and numbers them by environment variables; without it there is one, for which everything here is
+a plain call. They talk through gloo on the CPU and through NCCL between GPUs. Every process must make the same calls in
+the same order. The first one alone writes to the run folder and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llmdpd.errors import InputError, StopRequestedError
+from llmdpd.utils.cores import usable_cores
+from llmdpd.utils.shared_memory import SharedSum
+
+T = TypeVar("T")
+# The others wait while the first one collects data, for hours. One that dies is noticed at once: its connections close.
+_MANY = 4096  # numbers that are worth a shared memory
+_TIMEOUT = timedelta(days=7)
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, or can't be reached; the message says what to do."""
+
+
+class ElsewhereError(Exception):
+    """Another process of the run failed, and says so itself; `exit_code` is what this one ends with, too."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process of the run failed (exit code {exit_code})")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which of `count` processes this one is, and which of those on its machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+
+_place = _Place()
+_sums: dict[int, SharedSum] = {}  # by their length
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return _place.rank
+
+
+def count() -> int:
+    """The number of processes of the run."""
+    return _place.count
+
+
+def cores() -> int:
+    """The CPU cores that fall to this process."""
+    return max(1, usable_cores() // _place.local_count)
+
+
+def restarts() -> int:
+    """How often `torchrun` has started the processes again, after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def may_restart() -> bool:
+    """Whether `torchrun` starts the processes again where one of them fails (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """While the block runs, the processes that `torchrun` started are one run; without it, this one is alone.
+
+    All but the first are silent, errors and warnings of their own aside.
+
+    Raises:
+        LostProcessError: the others can't be reached.
+    """
+    global _place
+    from llmdpd.utils.progress import console  # of an extra, which acting does without
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    place = _Place(*(int(os.environ.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+    if place.count == 1:
+        yield
+        return
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(place.local_rank % gpus)
+    with _talking():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo", timeout=_TIMEOUT)
+    _place = place
+    level, quiet = logging.getLogger("llmdpd").level, console.quiet
+    if place.rank:
+        console.quiet = True
+        logging.getLogger("llmdpd").setLevel(logging.WARNING)
+    try:
+        yield
+        together(lambda: None)  # none leaves while another one still talks
+        dist.destroy_process_group()
+    finally:
+        _place = _Place()
+        _sums.clear()
+        console.quiet = quiet
+        logging.getLogger("llmdpd").setLevel(level)
+
+
+def check_device(device: torch.device) -> None:
+    """Hold that every process on this machine has a device of its own.
+
+    Raises:
+        InputError: it does not.
+    """
+    if _place.count == 1 or device.type == "cpu":
+        return
+    if device.index is not None:
+        found, expected = str(device), "cuda: each process takes the GPU of its number"
+        raise InputError("several processes cannot share a GPU", field="device", found=found, expected=expected)
+    if _place.local_count > (gpus := torch.cuda.device_count()):
+        found, expected = f"{_place.local_count} processes and {gpus} GPUs", "a GPU for each process of a machine"
+        raise InputError(
+            "several processes cannot share a GPU", field="--nproc-per-node", found=found, expected=expected
+        )
+
+
+def own_share(items: Sequence[T]) -> Sequence[T]:
+    """Those of the items that fall to this process: every `count`-th, from its own number on."""
+    return items[_place.rank :: _place.count]
+
+
+def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
+    """The items again of which each process had its `own_share`, in their order."""
+    longest = max(map(len, parts))
+    return [part[place] for place in range(longest) for part in parts if place < len(part)]
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """Do `work` in every process → what it returned in each, which must be JSON, in the order of their numbers.
+
+    Raises:
+        Exception: what this process's own work raised.
+        ElsewhereError: that of another one failed.
+        StopRequestedError: a stop was asked for in any of them.
+        LostProcessError: one of them has ended.
+    """
+    if _place.count == 1:
+        return [work()]
+    error: Exception | None = None
+    outcome: dict[str, Any] = {}
+    try:
+        outcome["result"] = work()
+    except LostProcessError:
+        raise
+    except StopRequestedError as stopped:
+        outcome["stop"] = stopped.signal_number
+    except Exception as caught:
+        error, outcome["exit_code"] = caught, 2 if isinstance(caught, InputError) else 1
+    told = [json.loads(part) for part in _gathered(json.dumps(outcome).encode())]
+    if error is not None:
+        raise error
+    for other in told:
+        if "exit_code" in other:
+            raise ElsewhereError(other["exit_code"])
+    for other in told:
+        if "stop" in other:
+            raise StopRequestedError(other["stop"])
+    return [other["result"] for other in told]
+
+
+def first(work: Callable[[], T]) -> T | None:
+    """Do `work` in the first process alone, while the others wait; what it returned there, None in the others.
+
+    Raises: as `together`.
+    """
+    found: list[T] = []
+
+    def here() -> None:
+        if _place.rank == 0:
+            found.append(work())
+
+    together(here)
+    return found[0] if found else None
+
+
+def after_first(work: Callable[[], T]) -> T:
+    """Do `work` in the first process, then in the others, which find what it left on the disk.
+
+    Raises: as `together`.
+    """
+    found: list[T] = []
+
+    def here(turn: bool) -> None:
+        if turn:
+            found.append(work())
+
+    together(lambda: here(_place.rank == 0))
+    if _place.count > 1:
+        together(lambda: here(_place.rank > 0))
+    return found[0]
+
+
+def told(value: T | None) -> T:
+    """The first process's value, which must be JSON, in every process."""
+    return together(lambda: value)[0]  # type: ignore[return-value]
+
+
+def greatest(number: int) -> int:
+    """The greatest of the processes' numbers."""
+    if _place.count == 1:
+        return number
+    given = torch.tensor([number])
+    with _talking():
+        dist.all_reduce(given, dist.ReduceOp.MAX)
+    return int(given)
+
+
+def check_same(what: str, digest: str) -> None:
+    """Hold that all processes have the same.
+
+    Raises:
+        InputError: in all of them, where one has another digest.
+    """
+    digests = together(lambda: digest)
+    if len(set(digests)) > 1:
+        other = next(number for number, found in enumerate(digests) if found != digests[0])
+        raise InputError(
+            f"the processes of the run do not have the same {what}",
+            found=f"{digests[other][:16]} in process {other}, {digests[0][:16]} in process 0",
+            expected="the same in all",
+            hint="start them on machines of one kind, with the same versions and the same files",
+        )
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the processes of float numbers; where there is one, they themselves."""
+    if _place.count == 1:
+        return values
+    total = values.clone()
+    add_up(total)
+    return total / _place.count
+
+
+def add_up(values: Tensor) -> None:
+    """Replace float numbers by their sums over the processes, in place: the same bits in all, and each time."""
+    if _place.count > 1:
+        with _talking():
+            dist.all_reduce(values)
+
+
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """The sums over the processes of rows of float32 numbers, one after the other: the same bits in all, and each time.
+
+    They stand in memory that the next sum of as many numbers is written to. Many go through memory that the processes
+    share, where all are on one machine.
+    """
+    total = sum(map(len, parts))
+    if total >= _MANY and all(part.is_cpu for part in parts) and _place.local_count == _place.count:
+        if total not in _sums:
+            _sums[total] = SharedSum(_place.rank, _place.count, total, _meet, told)
+        if _sums[total].there:
+            return _sums[total].of(parts)
+    together = torch.cat(list(parts))
+    add_up(together)
+    return together
+
+
+def _meet() -> None:
+    with _talking():
+        dist.barrier()
+
+
+def _gathered(payload: bytes) -> list[bytes]:
+    """Every process's payload."""
+    own = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(_place.count)]
+    with _talking():
+        dist.all_gather(sizes, torch.tensor([len(own)]))
+        longest = int(max(sizes))
+        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(parts, torch.cat([own, own.new_zeros(longest - len(own))]))
+    return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"process {_place.rank} has lost another process of the run: {(str(error) or repr(error)).splitlines()[0]}"
+            "\n  The last checkpoint is whole: start the processes again with --resume RUN, or all of them by torchrun"
+            "\n  with --max-restarts and --run-dir."
+        ) from error
