@@ -11,7 +11,7 @@ from llmdpd.experiments.executors.slurm import SlurmExecutor
 EXECUTORS: dict[str, type[Executor]] = {each.name: each for each in (LocalExecutor, RayExecutor, SlurmExecutor)}
 """The executors by name; an engine's package is imported when its executor is made."""
 
-__all__ = ["EXECUTORS", "LOST", "Executor", "Resources", "Running", "make_executor"]
+__all__ = ["EXECUTORS", "LOST", "Executor", "LocalExecutor", "Resources", "Running", "make_executor"]
 
 
 def make_executor(name: str, resources: Resources) -> Executor:

@@ -28,13 +28,14 @@ class RayExecutor(Executor):
         super().__init__(resources)
         with extra("ray", "--executor"):
             import ray
-        self._ray = ray
+        # Its types leave out what actors may be given.
+        self._ray: Any = ray
         self._owner = not ray.is_initialized()
         if not self._owner:
             return
         local = {"address": "local", "num_cpus": usable_cores(), "num_gpus": count_gpus(), "include_dashboard": False}
         try:
-            ray.init(**{} if os.environ.get("RAY_ADDRESS") else local, log_to_driver=False)
+            self._ray.init(**{} if os.environ.get("RAY_ADDRESS") else local, log_to_driver=False)
         except ConnectionError as error:
             raise InputError(
                 "no Ray cluster answers",
