@@ -29,6 +29,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
 COPY --from=build /home/llmdpd/venv /home/llmdpd/venv
 USER 10001
 WORKDIR /home/llmdpd
+# A volume that is mounted on a folder which is there belongs to who owns the folder.
+RUN mkdir runs data
 ENV PATH=/home/llmdpd/venv/bin:$PATH NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics
 ENTRYPOINT ["llmdpd"]
 CMD ["--help"]
