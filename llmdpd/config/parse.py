@@ -170,7 +170,7 @@ def _take_either(words: Sequence[str], name: str, field: str, problem: str) -> t
     long, rest = take_option(rest, field)
     if None not in (short, long):
         raise InputError(problem, field=name, found=f"{short}, and {long}", expected="one")
-    return short or long, rest
+    return long if short is None else short, rest
 
 
 def change(start: TrainConfig, words: Sequence[str]) -> TrainConfig:

@@ -97,7 +97,8 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
     """The value of `--name VALUE` or `--name=VALUE` (None where absent), and the other words.
 
     Raises:
-        InputError: the option is the last word and has no value.
+        InputError: the option is the last word and has no value, or an empty one, as of a shell's variable that is not
+            set.
     """
     rest, value, words = [], None, iter(arguments)
     for word in words:
@@ -105,8 +106,9 @@ def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[s
         option, sign, given = word.partition("=")
         if option.replace("_", "-") != name:
             rest.append(word)
-        elif (value := given if sign else next(words, None)) is None:
-            raise InputError("an option without its value", field=name, expected=f"{name} VALUE")
+        elif not (value := given if sign else next(words, None)):
+            found = None if value is None else "''"
+            raise InputError("an option without its value", field=name, found=found, expected=f"{name} VALUE")
     return value, rest
 
 

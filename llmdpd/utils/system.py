@@ -16,6 +16,7 @@ if sys.platform == "win32":
     # A byte that no file of ours reaches: what lies in a locked range nobody else can read.
     _FAR = 1 << 40
     _QUERY, _STILL_ACTIVE = 0x1000, 259  # PROCESS_QUERY_LIMITED_INFORMATION; winbase.h
+    _ACCESS_DENIED = 5  # winerror.h
 
     def try_lock(descriptor: int) -> None:
         """Lock an open file, for this process alone, until it is closed.
@@ -59,10 +60,10 @@ if sys.platform == "win32":
 
     def is_alive(process: int) -> bool:
         """Whether there is a process of this id. `os.kill` with signal 0 would be its Ctrl-C here."""
-        kernel = ctypes.windll.kernel32
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         handle = kernel.OpenProcess(_QUERY, False, process)
         if not handle:
-            return False
+            return ctypes.get_last_error() == _ACCESS_DENIED  # another user's
         code = ctypes.c_ulong()
         kernel.GetExitCodeProcess(handle, ctypes.byref(code))
         kernel.CloseHandle(handle)

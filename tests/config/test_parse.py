@@ -113,6 +113,12 @@ def test_agent_was_method(capsys: pytest.CaptureFixture[str]) -> None:
         parse_train(["--agent", "bc", "--method", "cql"])
 
 
+EMPTY = [[f"--{name}", ""] for name in ("preset", "protocol", "method", "init", "init.source", "tasks-file")] + [
+    ["--init="]
+]
+"""As of a shell's variable that is not set; without the value the run would be another one."""
+
+
 @pytest.mark.parametrize(
     ("words", "message", "told"),
     [
@@ -127,6 +133,7 @@ def test_agent_was_method(capsys: pytest.CaptureFixture[str]) -> None:
         (["--iterations", "x"], "invalid literal for int", "--help"),
         (["--iterations"], "Missing value", "--help"),
         (["reach"], "Unrecognized", "reach"),
+        *((words, "an option without its value", words[0].partition("=")[0]) for words in EMPTY),
     ],
 )
 def test_words_that_are_refused(words: list[str], message: str, told: str) -> None:
