@@ -78,6 +78,8 @@ class Side:
         ]
         for process in self._processes:
             process.start()
+        for _, end in self._ends:  # so that a process that dies ends the waiting for it
+            end.close()
 
     def turn(self, iterations: int, pause: float = 0.0) -> tuple[float, float]:
         """Seconds on the clock that so many iterations take, and of CPU time over all processes."""

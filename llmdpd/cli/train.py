@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -61,19 +63,32 @@ def _begin(arguments: list[str], held: ExitStack) -> _Begun:
             problem = "a run that torchrun may start again needs a folder that it finds again"
             raise InputError(problem, field="--run-dir", found="none, with --max-restarts", hint=hint)
         config = parse_train(words)
-        if config.device == automatic_device()[0]:
+        # Only where `auto` was looked up: to ask starts CUDA.
+        if automatic_device.cache_info().currsize and config.device == automatic_device()[0]:
             console.print(f"device: {config.device} ({automatic_device()[1]})")
-        if run_dir is not None and ranks.restarts() and RunFolder(Path(run_dir)).config.is_file():
+        if run_dir is not None and ranks.restarts() and _began(Path(run_dir)):
             return _go_on(Path(run_dir), held, lambda _: config, push)
         folder = RunFolder.create(None if run_dir is None else Path(run_dir), config)
         held.enter_context(folder.lock())
-        folder.note(command={"argv": ["python", "-m", "llmdpd.train", *arguments]})
+        argv = ["python", "-m", "llmdpd.train", *arguments]
+        folder.note(command={"argv": argv, "started_by": _launcher()})
         return _Begun(config, folder, push, new=True)
     for name in ("--preset", "--protocol", "--method", "--agent", "--tasks-file"):
         value, words = take_option(words, name)
         _refuse(name, value)
     _refuse("--run-dir", run_dir)
     return _go_on(Path(resume), held, lambda begun: change(begun, words), push)
+
+
+def _launcher() -> str:
+    """The process that started this one, which is the same for all attempts of a torchrun."""
+    return f"{platform.node()} {os.getppid()}"
+
+
+def _began(path: Path) -> bool:
+    """Whether a former attempt of this torchrun began a run there; another's is not to be gone on with."""
+    folder = RunFolder(path)
+    return folder.config.is_file() and folder.notes().get("command", {}).get("started_by") == _launcher()
 
 
 def _take_push(words: list[str]) -> tuple[_Push | None, list[str]]:

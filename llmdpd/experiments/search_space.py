@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,10 @@ class Dimension:
         """Values that show whether the option takes them: every choice, or the lowest and the highest number."""
         if self.kind == "choice":
             return self.choices
-        return tuple(int(end) if self.kind == "int" else end for end in (self.low, self.high))
+        if self.kind != "int":
+            return self.low, self.high
+        low, high = int(self.low), int(self.high)
+        return low, low + (high - low) // self.step * self.step
 
 
 def read_dimension(words: str) -> Dimension:
@@ -70,6 +74,6 @@ def read_dimension(words: str) -> Dimension:
         low, high, step = (*(read(number) for number in numbers), 1)[:3]
     except ValueError:
         raise refuse("a bound that is no number") from None
-    if not low < high or step < 1 or (kind == "log" and low <= 0):
+    if not low < high < math.inf or low == -math.inf or step < 1 or (kind == "log" and low <= 0):
         raise refuse("impossible bounds")
     return Dimension(option, kind, low, high, int(step))

@@ -19,6 +19,7 @@ from llmdpd.experiments.scheduler import Outcome, Scheduler
 from llmdpd.experiments.search_space import Dimension, read_dimension
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.tasks.specs import task_spec
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.bounds import Bounds
 from llmdpd.utils.extras import extra
@@ -138,6 +139,12 @@ def make_study(settings: TuneSettings) -> Study:
     words, judges = _split(settings)
     study = Study(settings, dimensions, (*words, *settings.options), judges)
     start = {each.option: each.ends[0] for each in dimensions}
+    silent = [task for task in judges if not task_spec(task).has_success]
+    mode = study.config(start).evaluation_mode
+    if silent or mode != "rollout":
+        found = ", ".join(silent) or f"--evaluation {mode}"
+        expected = "tasks with an environment that tells success"
+        raise InputError("no success is measured of what judges", field="--hold-out", found=found, expected=expected)
     for each in dimensions:
         for end in each.ends:
             study.config(start | {each.option: end})
@@ -187,20 +194,23 @@ def search(study: Study, executor: Executor, stop: StopSignals, command: Sequenc
     settings = study.settings
     settings.out.mkdir(parents=True, exist_ok=True)
     store = f"sqlite:///{settings.out.absolute() / 'study.db'}"
-    sampler = optuna.samplers.TPESampler(seed=0, constant_liar=True)
-    found = optuna.create_study(
-        storage=store, study_name="llmdpd", sampler=sampler, direction="maximize", load_if_exists=True
-    )
+    found = optuna.create_study(storage=store, study_name="llmdpd", direction="maximize", load_if_exists=True)
     _check_same(found, study)
-    running, finished = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState
+    states = optuna.trial.TrialState
+    for trial in found.get_trials(deepcopy=False):
+        if trial.state == states.RUNNING and any(each.option not in trial.params for each in study.dimensions):
+            found.tell(trial.number, state=states.PRUNED)  # a kill left it without all of its values
+    # Another seed a call: the first trials are sampled without looking at what was tried before.
+    seed = len(found.get_trials(deepcopy=False))
+    found.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     failed: list[Outcome] = []
     try:
         while True:
             trials = found.get_trials(deepcopy=False)
-            left = settings.trials - sum(trial.state in (finished.COMPLETE, finished.FAIL) for trial in trials)
+            left = settings.trials - sum(trial.state in (states.COMPLETE, states.FAIL) for trial in trials)
             if left <= 0:
                 return failed
-            batch = {trial.number: trial.params for trial in trials if trial.state == running}
+            batch = {trial.number: trial.params for trial in trials if trial.state == states.RUNNING}
             while len(batch) < min(left, settings.jobs):
                 trial = found.ask()
                 batch[trial.number] = {each.option: each.suggest(trial) for each in study.dimensions}

@@ -77,7 +77,7 @@ class CQL(SoftActorCritic[Config]):
         count, batch = density.shape
         repeated = Condition(now.state.repeat(count, 1), now.prompt.expand(batch, -1).repeat(count, 1))
         total, held = torch.zeros((), device=density.device), self.held_up(batch, density.device)
-        count_held = sharding.mean(torch.tensor(float(len(values[0][held])), device=density.device))
+        count_held = sharding.mean(torch.full((), float(len(values[0][held])), device=density.device))
         for at_others, value in zip(self.critic(repeated, others.flatten(0, 1)), values, strict=True):
             high = torch.logsumexp(at_others.view(count, batch) - density, dim=0)
             total = total + high.mean() - value[held].sum() / count_held

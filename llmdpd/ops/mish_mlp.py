@@ -63,7 +63,7 @@ def mish_mlps(
     if len(members) == 1 and flat[0][1].ndim > 1:
         flat = [(flat[0][0], flat[0][1].expand(*x.shape[:-1], -1).flatten(0, -2), *flat[0][2:])]
     outs = triton.mish_mlps(rows, flat, precision == "bf16")
-    return list(outs.unflatten(1, x.shape[:-1]).unbind(0)) if x.ndim != 2 else list(outs.unbind(0))
+    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs.unbind(0)]
 
 
 def _trunk(layers: Sequence[nn.Linear]) -> list[Tensor]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_KEPT = 32  # prompts, plans and calls of one network at a time
 _WORKSPACE_BYTES = 32 << 20  # at most, kept for a stream; a call that needs more allocates it
+_LARGE = 1 << 20  # numbers of a prompt that is not kept
 _on_device: ContextVar[bool] = ContextVar("keys drawn on the device", default=False)
 
 
@@ -78,10 +79,15 @@ class _Call(NamedTuple):
     """Places in `values` of states, u_z, key or seed, actions, contexts and scratch."""
     floats: tuple[int, int]
     """Of contexts and scratch."""
+    held: tuple[Tensor, Tensor]
+    """Time rows and table, of which `values` has the addresses, and which nobody else may keep."""
 
 
 class ResidentNet:
-    """A noise network packed on its device, and what was made of it there."""
+    """A noise network packed on its device, and what was made of it there.
+
+    What was made is not ordered among streams: whoever samples with one network on several streams has them wait.
+    """
 
     def __init__(self, net: NoiseNetwork, bf16: bool) -> None:
         from llmdpd.kernels import reverse_diffusion as kernel
@@ -169,9 +175,8 @@ class ResidentNet:
         work, empty = _workspace(place, self.device, floats), self._chain.state
         launch = kernel.forward_launch(self._packed, chain, actions, empty, by_value, work, place.capability)
         names = [name for name, value in launch.arguments.items() if value is not None]
-        return _Call(
-            launch.loaded(place), launch.programs, list(launch.values()), {n: i for i, n in enumerate(names)}, floats
-        )
+        places = {name: place for place, name in enumerate(names)}
+        return _Call(launch.loaded(place), launch.programs, list(launch.values()), places, floats, (tau, table))
 
     def _time_part(self, plan: SamplerCoefficients) -> tuple[Tensor, Tensor]:
         """The time rows [K, H] and the table [K, 6] of a plan."""
@@ -194,7 +199,8 @@ class ResidentNet:
             return found[2]
         with _exactly(self.device):
             u_z = F.linear(prompt.detach(), self._W_z, self._b1)
-        _keep(self._prompts, id(prompt), (prompt, prompt._version, u_z))
+        if prompt.grad_fn is None and prompt.numel() <= _LARGE:  # or else its graph, or gigabytes, would be held
+            _keep(self._prompts, id(prompt), (prompt, prompt._version, u_z))
         return u_z
 
 

@@ -37,9 +37,15 @@ def automatic_device() -> tuple[str, str]:
     try:
         found = float((torch.arange(8.0, device="cuda") @ torch.ones(8, device="cuda")).cpu())
         name = torch.cuda.get_device_name()
-    except RuntimeError as error:  # a driver that is too old, a GPU of a kind that torch has no code for, one in use
-        return "cpu", f"the GPU does not work: {str(error).splitlines()[0]}"
+    # A driver that is too old, a GPU of a kind that torch has no code for, one in use; what torch does late.
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        return "cpu", f"the GPU does not work: {(str(error) or repr(error)).splitlines()[0]}"
     return ("cuda", name) if found == 28.0 else ("cpu", f"the GPU computes wrongly: 28 is {found:g} on it")
+
+
+def usable_gpus() -> int:
+    """The number of GPUs that torch can use: with a driver that it can't use it counts those that it sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_device(name: str | torch.device) -> torch.device:
@@ -55,7 +61,7 @@ def check_device(name: str | torch.device) -> torch.device:
         raise InputError("no such device", field="device", found=name, expected="auto, cpu, cuda or cuda:N")
     if str(name) == "cpu":
         return torch.device("cpu")
-    count = torch.cuda.device_count()
+    count = usable_gpus()
     if int(found[1] or 0) >= count:
         found_here = f"{count} GPUs; torch has {torch.version.cuda or 'no CUDA (a CPU build)'}"
         hint = "use --device cpu, or install a CUDA build of torch"

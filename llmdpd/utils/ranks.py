@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,11 +22,13 @@ from torch import Tensor
 
 from llmdpd.errors import InputError, StopRequestedError
 from llmdpd.utils.cores import usable_cores
+from llmdpd.utils.device import usable_gpus
 from llmdpd.utils.shared_memory import SharedSum
 
 T = TypeVar("T")
-# The others wait while the first one collects data, for hours. One that dies is noticed at once: its connections close.
 _MANY = 4096  # numbers that are worth a shared memory
+# The others wait while the first one collects data, for hours. By gloo one that dies is noticed at once, as its
+# connections close; by NCCL torchrun ends the others.
 _TIMEOUT = timedelta(days=7)
 
 
@@ -98,11 +100,12 @@ def joined() -> Iterator[None]:
     if place.count == 1:
         yield
         return
-    gpus = torch.cuda.device_count()
+    gpus = usable_gpus()
     if gpus:
-        torch.cuda.set_device(place.local_rank % gpus)
+        with suppress(RuntimeError):  # one that does not work: `auto` finds that out, and the CPU does not need it
+            torch.cuda.set_device(place.local_rank % gpus)
     with _talking():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo", timeout=_TIMEOUT)
+        _connect(gpus)
     _place = place
     level, quiet = logging.getLogger("llmdpd").level, console.quiet
     if place.rank:
@@ -119,6 +122,15 @@ def joined() -> Iterator[None]:
         logging.getLogger("llmdpd").setLevel(level)
 
 
+def _connect(gpus: int) -> None:
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo", timeout=_TIMEOUT)
+    except ValueError as error:  # some job systems set RANK and WORLD_SIZE, and nothing else
+        hint = "start it by torchrun, or unset RANK and WORLD_SIZE"
+        problem = "one of several processes does not know where the first is"
+        raise InputError(problem, field="MASTER_ADDR, MASTER_PORT", found=str(error), hint=hint) from None
+
+
 def check_device(device: torch.device) -> None:
     """Hold that every process on this machine has a device of its own.
 
@@ -130,7 +142,7 @@ def check_device(device: torch.device) -> None:
     if device.index is not None:
         found, expected = str(device), "cuda: each process takes the GPU of its number"
         raise InputError("several processes cannot share a GPU", field="device", found=found, expected=expected)
-    if _place.local_count > (gpus := torch.cuda.device_count()):
+    if _place.local_count > (gpus := usable_gpus()):
         found, expected = f"{_place.local_count} processes and {gpus} GPUs", "a GPU for each process of a machine"
         raise InputError(
             "several processes cannot share a GPU", field="--nproc-per-node", found=found, expected=expected

@@ -40,6 +40,7 @@ def test_short_spellings() -> None:
 
 
 def test_gpu_is_short_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert parse_train(["--gpu"]).device == "cuda"
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -175,3 +176,11 @@ def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     assert "--method.network.context.retrieval.lookahead" in shown
     assert "Polyak rate" in shown
+
+
+def test_the_cpu_that_is_asked_for_starts_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> tuple[str, str]:
+        raise AssertionError("CUDA was asked")
+
+    monkeypatch.setattr("llmdpd.utils.device.automatic_device", ask)
+    assert parse_train(["--device", "cpu"]).device == "cpu"

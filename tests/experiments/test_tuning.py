@@ -30,7 +30,8 @@ def test_dimensions_are_read() -> None:
     assert read_dimension("a=int:2:8:3") == Dimension("a", "int", 2, 8, 3)
     assert read_dimension("a=x,y") == Dimension("a", "choice", choices=("x", "y"))
     wrong = ("a", "a=", "=log:1:2", "a=x", "a=x,", "a=cube:1:2", "a=log:1", "a=log:0:2", "a=float:2:1", "a=int:1:2.5")
-    for words in (*wrong, "a=int:1:5:0", "a=float:1:2:3", "a=log:one:2"):
+    assert read_dimension("a=int:240:1000:240").ends == (240, 960)
+    for words in (*wrong, "a=int:1:5:0", "a=float:1:2:3", "a=log:one:2", "a=float:0:inf", "a=float:-inf:0"):
         with pytest.raises(InputError) as caught:
             read_dimension(words)
         assert (caught.value.field, caught.value.found) == ("--search", words)
@@ -162,3 +163,36 @@ def test_a_missing_optuna_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"llmdpd\[tune\]"):
         search(make_study(settings(tmp_path)), make_executor("local", Resources(1)), StopSignals(), ())
+
+
+def test_a_continued_search_tries_other_values(tmp_path: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    for trials in (3, 6):
+        page = run(make_study(settings(tmp_path, trials=trials)), Runs(finish), monkeypatch)
+    assert len({trial["values"]["method.lr"] for trial in page["trials"]}) == 6
+
+
+def test_a_trial_without_all_its_values_is_left(
+    tmp_path: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill leaves one between two of its values."""
+    pytest.importorskip("optuna")
+    study = make_study(settings(tmp_path, LR, "method.weight-decay=float:0:0.1", trials=1))
+    asked = Dimension.suggest
+
+    def killed(self: Dimension, trial: Any) -> Any:
+        if self.kind == "float":
+            raise KeyboardInterrupt
+        return asked(self, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dimension, "suggest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, Runs(finish), monkeypatch)
+    page = run(study, Runs(finish), monkeypatch)
+    assert sorted(trial["state"] for trial in page["trials"]) == ["complete", "pruned"]
+
+
+def test_tasks_that_tell_no_success_cannot_judge(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no success is measured"):
+        make_study(settings(tmp_path, options=("--evaluation", "none")))

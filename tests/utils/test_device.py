@@ -27,6 +27,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error.value.field == "device"
     assert "--device cpu" in str(error.value.hint)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="absent"):  # a driver that torch can't use: it sees them all the same
+        check_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert check_device("cuda:1").index == 1
     with pytest.raises(InputError, match="absent"):
         check_device("cuda:2")
@@ -58,6 +61,8 @@ def test_an_index_beyond_any_integer_is_an_absent_gpu() -> None:
             "cpu",
             "does not work: no kernel image is available",
         ),
+        (True, torch.cuda.DeferredCudaCallError("a call failed"), "cpu", "does not work: a call failed"),
+        (True, AssertionError(), "cpu", "does not work: AssertionError()"),
         (True, 27.0, "cpu", "28 is 27 on it"),
         (True, 28.0, "cuda", "a card"),
     ],

@@ -88,3 +88,10 @@ class Executor(ABC):
 def no_gpu() -> InputError:
     """The error of an executor that finds no GPU where `cuda` is asked for."""
     return InputError("no GPU that torch can use", field="--device", found="0 GPUs", expected="cpu, or auto")
+
+
+def failed(log: str | Path, error: Exception) -> int:
+    """The exit code of a step that could not be started on its worker; why stands in the cell's log."""
+    with Path(log).open("a", encoding="utf-8") as file:
+        file.write(f"{error}\n")
+    return 1

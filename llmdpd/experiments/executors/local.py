@@ -51,9 +51,9 @@ class LocalStep:
 
 def count_gpus() -> int:
     """The number of GPUs that torch can use here."""
-    import torch
+    from llmdpd.utils.device import usable_gpus  # which imports torch
 
-    return torch.cuda.device_count()
+    return usable_gpus()
 
 
 def start_process(argv: list[str], log: IO[str], cuda: int | None = None) -> subprocess.Popen[str]:

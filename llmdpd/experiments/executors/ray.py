@@ -9,7 +9,7 @@ from typing import Any
 
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Share
-from llmdpd.experiments.executors.base import LOST, Executor, Resources, no_gpu
+from llmdpd.experiments.executors.base import LOST, Executor, Resources, failed, no_gpu
 from llmdpd.experiments.executors.local import Worker, count_gpus
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.extras import extra
@@ -65,7 +65,7 @@ class RayStep:
     """A step in a Ray actor of its own; see `Running`."""
 
     def __init__(self, ray: Any, worker: Any, argv: list[str], log: str) -> None:
-        self._ray, self._worker = ray, worker
+        self._ray, self._worker, self._log = ray, worker, log
         self._placed = worker.__ray_ready__.remote()
         self._code = worker.run.remote(argv, log)
 
@@ -74,8 +74,8 @@ class RayStep:
             return None
         try:
             code: int = self._ray.get(self._code)
-        except self._ray.exceptions.RayTaskError:
-            raise
+        except self._ray.exceptions.RayTaskError as error:  # the step could not be started there
+            return failed(self._log, error)
         except self._ray.exceptions.RayError:
             return LOST
         return code

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Share
-from llmdpd.experiments.executors.base import LOST, Executor, Resources
+from llmdpd.experiments.executors.base import LOST, Executor, Resources, failed
 from llmdpd.experiments.executors.local import run_here
 from llmdpd.utils.extras import extra
 
@@ -47,14 +47,14 @@ class SlurmExecutor(Executor):
                 found=" ".join(self.resources.options) or "no options, on a machine without Slurm",
                 expected="parameters of submitit's AutoExecutor on a machine that submits to Slurm",
             ) from error
-        return SlurmStep(executor.submit(run_here, argv, str(log.absolute())))
+        return SlurmStep(executor.submit(run_here, argv, str(log.absolute())), log)
 
 
 class SlurmStep:
     """A job of submitit; see `Running`."""
 
-    def __init__(self, job: Any) -> None:
-        self._job = job
+    def __init__(self, job: Any, log: Path) -> None:
+        self._job, self._log = job, log
 
     def poll(self) -> int | str | None:
         if not self._job.done():
@@ -66,7 +66,7 @@ class SlurmStep:
         # A job that left no result was ended from without, whatever its state is called.
         if self._job.state.split(" ")[0] in _GONE or not self._job.paths.result_pickle.exists():
             return LOST
-        raise error
+        return failed(self._log, error)
 
     def stop(self) -> None:
         self._job.cancel(check=False)
