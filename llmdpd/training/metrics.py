@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmdpd.training.loggers import LOGGERS
 from llmdpd.training.loggers.base import Logger
+from llmdpd.training.loggers.marks import START, Mark, Place, last_place, places, read_marks, write_marks
 from llmdpd.utils.checkpoint import refused_write
 from llmdpd.utils.files import atomic_write_text, each_record
 
@@ -22,14 +26,16 @@ _log = logging.getLogger(__name__)
 class MetricsWriter:
     """Writes records to `RUN/metrics.jsonl` and to loggers; a context manager.
 
-    Each record is once in each of them, however often the run was stopped: what an interrupted run wrote after its
-    checkpoint is dropped, or where a logger cannot drop it not written to it again. The resumed run writes the same.
+    Each record is once in each of them, however often the run was stopped. What an interrupted run wrote after its
+    checkpoint is dropped; a logger that cannot drop it is not given it again, as the resumed run writes the same. A
+    logger that is new to the run, or was left out for a while, gets what it lacks. Only where a run is killed between
+    the writing of a record to metrics.jsonl and to a logger, that one record may be missing there.
 
     Args:
         run: the run folder.
         resume_at: drop what an interrupted run wrote after this iteration; None starts anew.
         elapsed: training seconds before this process.
-        loggers: names in `LOGGERS`. One that is new to the run gets what was recorded before, too.
+        loggers: names in `LOGGERS`.
 
     Raises:
         InputError: here and in `write`, where the disk is full or refuses; and as the loggers.
@@ -45,16 +51,26 @@ class MetricsWriter:
         self._run, self._path = run, run / "metrics.jsonl"
         before, last = read_metrics(self._path), -1 if resume_at is None else resume_at
         kept = [record for record in before if record["iteration"] <= last]
-        dropped = {_key(record) for record in before if record["iteration"] > last}
-        self._loggers: list[tuple[Logger, set[tuple[object, ...]]]] = []
-        with self._refusals():
+        # A run that was stopped before its marks were done begins with them; they may be recorded already.
+        self._repeated = {_key(record) for record in kept if record["iteration"] == last}
+        self._place = last_place(kept)
+        self._loggers: list[tuple[Logger, Place]] = []
+        with self._refusals(), ExitStack() as opened:
+            marks = _freeze(run, before)
             atomic_write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            opened.push(partial(_close, self._path, lambda failed: self._file.close()))
             for name in loggers:
-                logger = LOGGERS[name](run, resume_at)
-                self._loggers.append((logger, dropped if logger.continues and not logger.rewinds else set()))
-                for record in () if logger.continues else kept:
-                    logger.write(int(record["iteration"]), _values(record))
+                known = marks.get(name)
+                # Of one that refuses, the run knows no name: it is new to the run at the next try.
+                identity, at = (known.name, resume_at) if known else (secrets.token_hex(4), None)
+                logger = LOGGERS[name](run, identity, at)
+                opened.push(partial(_close, f"the logger {name}", logger.close))
+                given = self._fill(logger, known.given if known and logger.continues else START, kept)
+                self._loggers.append((logger, given))
+                marks[name] = Mark(identity, given, current=True)
+                write_marks(run, marks)
+            self._opened = opened.pop_all()
         self._start = time.monotonic() - elapsed
 
     @property
@@ -65,22 +81,27 @@ class MetricsWriter:
     def write(self, iteration: int, values: dict[str, float]) -> None:
         """One record; `iteration` is the number of iterations done."""
         record = {"iteration": iteration, "wall_seconds": round(self.seconds, 3), **values}
+        if _key(record) in self._repeated:
+            return
+        self._place = self._place.next(iteration)
         with self._refusals():
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            for logger, known in self._loggers:
-                if _key(record) not in known:
+            for logger, given in self._loggers:
+                if self._place > given:
                     logger.write(iteration, values)
 
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        # Every record was flushed as it was written; what a full disk refused then is refused again here.
-        with suppress(OSError):
-            self._file.close()
-        for logger, _ in self._loggers:
-            with suppress(OSError):
-                logger.close(failed=kind is not None)
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def _fill(self, logger: Logger, given: Place, kept: Sequence[Mapping[str, float]]) -> Place:
+        """Give a logger the kept records that it lacks; returns the last one that it then has."""
+        for place, record in zip(places(kept), kept, strict=True):
+            if place > given:
+                logger.write(place.iteration, _values(record))
+        return self._place if logger.rewinds else max(given, self._place)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -109,6 +130,31 @@ class NoMetrics:
 
     def __exit__(self, *error: object) -> None:
         """Nothing."""
+
+
+def _freeze(run: Path, before: Sequence[Mapping[str, float]]) -> dict[str, Mark]:
+    """The run's marks, after those of the last process's loggers were brought to the end of what it recorded.
+
+    They are written before a record is dropped: what a logger was given is known from metrics.jsonl alone.
+    """
+    end = last_place(before)
+    marks = {
+        name: Mark(mark.name, max(mark.given, end) if mark.current else mark.given, current=False)
+        for name, mark in read_marks(run).items()
+    }
+    if marks:
+        write_marks(run, marks)
+    return marks
+
+
+def _close(what: object, close: Callable[[bool], None], kind: type[BaseException] | None, *_: object) -> None:
+    """Close a file or a logger; where that fails, the run goes on without."""
+    try:
+        close(kind is not None)
+    except Exception as error:
+        # What a full disk refused, with which the run ends, is refused again here.
+        if kind is None or not isinstance(error, OSError):
+            _log.warning("%s could not be closed: %s: %s", what, type(error).__name__, error)
 
 
 def _values(record: Mapping[str, float]) -> dict[str, float]:

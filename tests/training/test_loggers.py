@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -42,6 +43,11 @@ def expected(last: int) -> Counter[Point]:
 def points(records: list[Mapping[str, Any]], step: str) -> Counter[Point]:
     names = ("loss/a", "q", "eval/seen_success")
     return Counter((int(r[step]), name, float(r[name])) for r in records for name in names if name in r)
+
+
+def in_float32(found: Counter[Point]) -> Counter[Point]:
+    """As TensorBoard keeps them."""
+    return Counter({(step, name, float(np.float32(value))): count for (step, name, value), count in found.items()})
 
 
 def tensorboard_points(run: Path) -> Counter[Point]:
@@ -118,15 +124,15 @@ def test_wandb_continues_the_same_run(tmp_path: Path, wait_until: Callable[..., 
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"seed": 3, "method": {"lr": 0.25}}))
     write(run, range(1, 9), "wandb")
+    write(run, range(6, 8), "wandb", resume_at=5)
     write(run, range(6, 11), "wandb", resume_at=5)
     files = list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
+    assert len(files) == 3
     # The library's own process writes on after `finish`.
     wait_until(lambda: all(any(r.HasField("exit") for r in wandb_records(file)) for file in files))
     found, ids, config = wandb_points(run)
     assert found == expected(10)
-    assert ids == set(json.loads((run / "loggers.json").read_text()).values())
-    assert len(ids) == 1
+    assert ids == {json.loads((run / "loggers.json").read_text())["wandb"]["name"]}
     assert config["seed"] == 3
     assert config["method"]["lr"] == 0.25
     assert points(read_metrics(run / "metrics.jsonl"), "iteration") == expected(10)
@@ -137,6 +143,7 @@ def test_trackio_continues_the_same_run(tmp_path: Path, trackio: Path) -> None:
         run = tmp_path / place / "run"
         run.parent.mkdir()
         write(run, range(1, 9), "trackio")
+        write(run, range(6, 8), "trackio", resume_at=5)
         write(run, range(6, 11), "trackio", resume_at=5)
     found, names = trackio_points(trackio)
     assert found == expected(10) + expected(10)
@@ -165,50 +172,141 @@ def test_a_library_that_is_not_installed_names_its_extra(
 
 
 class Memory(Logger):
-    """A logger that keeps all it gets, by run, and like a remote one cannot drop anything."""
+    """A logger that keeps all it gets, by the name of the run, and like a remote one cannot drop anything."""
 
     kept: dict[str, list[dict[str, float]]]
     closed: list[bool]
+    refuses: bool
+    breaks: bool
 
-    def __init__(self, run: Path, resume_at: int | None) -> None:
-        self._run = str(run)
-        self.continues = self._run in self.kept
-        self.kept.setdefault(self._run, [])
+    def __init__(self, run: Path, name: str, resume_at: int | None) -> None:
+        if self.refuses:
+            raise InputError("refused", field="training.logger")
+        self._kept = self.kept.setdefault(name, [])
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        self.kept[self._run].append({"iteration": iteration, **values})
+        self._kept.append({"iteration": iteration, **values})
 
     def close(self, failed: bool) -> None:
         self.closed.append(failed)
+        if self.breaks:
+            raise RuntimeError("the connection is gone")
 
 
 @pytest.fixture
 def memory() -> Iterator[type[Memory]]:
-    Memory.kept, Memory.closed = {}, []
+    Memory.kept, Memory.closed, Memory.refuses, Memory.breaks = {}, [], False, False
     LOGGERS.register("memory", Memory)
     yield Memory
     LOGGERS.remove("memory")
 
 
+BOTH = ("memory", "tensorboard")
+
+
+def check_all_once(run: Path, memory: type[Memory], last: int) -> None:
+    (kept,) = memory.kept.values()
+    assert points(read_metrics(run / "metrics.jsonl"), "iteration") == expected(last)
+    assert points(kept, "iteration") == expected(last)
+    assert tensorboard_points(run) == in_float32(expected(last))
+
+
 def test_each_record_once_whatever_stops(tmp_path: Path, memory: type[Memory]) -> None:
     run = tmp_path / "run"
-    write(run, range(1, 5), "memory", "tensorboard")
-    write(run, range(1, 8), "memory", "tensorboard")  # killed before its first checkpoint: anew
-    write(run, range(4, 9), "memory", "tensorboard", resume_at=3)
-    write(run, range(9, 10), "memory", "tensorboard", resume_at=8)
-    assert points(memory.kept[str(run)], "iteration") == expected(9)
-    assert points(read_metrics(run / "metrics.jsonl"), "iteration") == expected(9)
-    board = tensorboard_points(run)
-    assert {point for point, count in board.items() if count == 1 and point[0] > 3} >= {(9, "q", 9.0)}
+    write(run, range(1, 5), *BOTH)
+    write(run, range(1, 8), *BOTH)  # killed before its first checkpoint: anew
+    write(run, range(4, 9), *BOTH, resume_at=3)
+    write(run, range(9, 10), *BOTH, resume_at=8)
+    check_all_once(run, memory, 9)
+
+
+def test_killed_before_the_first_checkpoint_and_not_beyond_it(tmp_path: Path, memory: type[Memory]) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 8), *BOTH)
+    write(run, range(1, 4), *BOTH)
+    check = expected(3)
+    assert points(read_metrics(run / "metrics.jsonl"), "iteration") == check
+    assert tensorboard_points(run) == in_float32(check)
+    write(run, range(1, 10), *BOTH)
+    check_all_once(run, memory, 9)
+
+
+def test_killed_twice_after_the_same_checkpoint(tmp_path: Path, memory: type[Memory]) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 10), *BOTH)
+    write(run, range(6, 8), *BOTH, resume_at=5)
+    write(run, range(6, 11), *BOTH, resume_at=5)
+    check_all_once(run, memory, 10)
+
+
+def test_killed_between_two_records_of_an_iteration(tmp_path: Path, memory: type[Memory]) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 9), *BOTH)
+    with MetricsWriter(run, 8, loggers=BOTH) as metrics:
+        metrics.write(9, {"loss/a": 9 / 4, "q": 9.0})
+    write(run, range(6, 11), *BOTH, resume_at=5)
+    check_all_once(run, memory, 10)
+
+
+def test_marks_that_are_done_again_are_recorded_once(tmp_path: Path, memory: type[Memory]) -> None:
+    """A checkpoint between the losses of an iteration and its selection, as a stop leaves it; then a kill."""
+    run = tmp_path / "run"
+    write(run, range(1, 10), *BOTH)
+    with MetricsWriter(run, 9, loggers=BOTH) as metrics:
+        metrics.write(9, {"eval/seen_success": 1 / 9})
+    write(run, range(10, 13), *BOTH, resume_at=9)
+    check_all_once(run, memory, 12)
 
 
 def test_a_logger_that_is_new_gets_what_was_recorded_before(tmp_path: Path, memory: type[Memory]) -> None:
     run = tmp_path / "run"
     write(run, range(1, 7))
     assert not (run / "tensorboard").exists()
-    write(run, range(5, 9), "memory", "tensorboard", resume_at=4)
-    assert points(memory.kept[str(run)], "iteration") == expected(8)
-    assert {(step, name) for step, name, _ in tensorboard_points(run)} == {point[:2] for point in expected(8)}
+    assert not (run / "loggers.json").exists()
+    write(run, range(5, 9), *BOTH, resume_at=4)
+    check_all_once(run, memory, 8)
+
+
+def test_a_logger_that_refused_gets_what_was_recorded_before(tmp_path: Path, memory: type[Memory]) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 7), "tensorboard")
+    memory.refuses = True
+    with pytest.raises(InputError, match="refused"):
+        write(run, range(5, 9), "tensorboard", "memory", resume_at=4)
+    memory.refuses = False
+    write(run, range(5, 9), "tensorboard", "memory", resume_at=4)
+    check_all_once(run, memory, 8)
+
+
+def test_a_logger_that_refuses_a_resume_gets_nothing_twice(tmp_path: Path, memory: type[Memory]) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 10), *BOTH)
+    for _ in range(2):
+        memory.refuses = True
+        with pytest.raises(InputError, match="refused"):
+            write(run, range(6, 9), *BOTH, resume_at=5)
+    memory.refuses = False
+    write(run, range(6, 11), *BOTH, resume_at=5)
+    check_all_once(run, memory, 10)
+
+
+@pytest.mark.parametrize("resume_at", [5, 7, 9, 11, 12])
+def test_a_logger_that_was_left_out_gets_what_it_lacks(tmp_path: Path, memory: type[Memory], resume_at: int) -> None:
+    run = tmp_path / "run"
+    write(run, range(1, 10), *BOTH)
+    write(run, range(6, 13), resume_at=5)
+    write(run, range(resume_at + 1, 15), *BOTH, resume_at=resume_at)
+    check_all_once(run, memory, 14)
+
+
+@pytest.mark.parametrize("lost", ["tensorboard", "loggers.json"])
+def test_tensorboard_gets_all_anew(tmp_path: Path, lost: str) -> None:
+    """Where its files were deleted, or are those of a version that kept no marks."""
+    run = tmp_path / "run"
+    write(run, range(1, 8), "tensorboard")
+    (run / lost).rename(tmp_path / "elsewhere")
+    write(run, range(6, 10), "tensorboard", resume_at=5)
+    assert tensorboard_points(run) == in_float32(expected(9))
 
 
 def test_a_run_by_name_resumed_with_another(
@@ -220,7 +318,7 @@ def test_a_run_by_name_resumed_with_another(
     assert not (run / "tensorboard").exists()
     assert memory.closed == [False]
     kept = [{k: v for k, v in r.items() if k != "wall_seconds"} for r in read_metrics(run / "metrics.jsonl")]
-    assert memory.kept[str(run)] == kept
+    assert list(memory.kept.values()) == [kept]
     assert [record["iteration"] for record in kept] == [10, 20]
     assert train("--resume", run, "--logger", "tensorboard") == 0
     assert len(tensorboard_points(run)) > 0
@@ -232,6 +330,29 @@ def test_a_failed_run_is_told(tmp_path: Path, memory: type[Memory]) -> None:
     assert memory.closed == [True]
 
 
+def test_loggers_are_closed_where_a_later_one_refuses(tmp_path: Path, memory: type[Memory]) -> None:
+    class Refusing(Memory):
+        refuses = True
+
+    LOGGERS.register("refusing", Refusing)
+    try:
+        with pytest.raises(InputError, match="refused"):
+            MetricsWriter(tmp_path, loggers=("memory", "refusing"))
+    finally:
+        LOGGERS.remove("refusing")
+    assert memory.closed == [True]
+
+
+def test_a_logger_that_cannot_be_closed_fails_no_run(
+    tmp_path: Path, memory: type[Memory], caplog: pytest.LogCaptureFixture
+) -> None:
+    memory.breaks = True
+    write(tmp_path, range(1, 4), *BOTH)
+    assert memory.closed == [False]
+    assert "the logger memory could not be closed: RuntimeError: the connection is gone" in caplog.text
+    check_all_once(tmp_path, memory, 3)
+
+
 @pytest.mark.parametrize("words", [["tensorbord"], ["tensorboard", "tensorboard"], ["none"]])
 def test_wrong_names(words: list[str]) -> None:
     with pytest.raises(InputError, match=r"training\.logger"):
@@ -240,12 +361,23 @@ def test_wrong_names(words: list[str]) -> None:
     assert parse_train([]).training.logger == ("tensorboard",)
 
 
-def test_a_damaged_identity_is_named(tmp_path: Path) -> None:
-    from llmdpd.training.loggers.base import identity
-
-    (tmp_path / "loggers.json").write_text('{"wandb": 3}')
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"wandb": 3}',
+        '{"wandb": {"name": "a"}}',
+        '{"wandb": {"name": "a", "given": [1], "current": true}}',
+        '{"wandb": {"name": 3, "given": [1, 0], "current": true}}',
+        '{"wandb": {"name": "a", "given": [1, 0], "current": 2}}',
+    ],
+)
+def test_damaged_marks_are_named_before_a_record_is_dropped(tmp_path: Path, text: str) -> None:
+    write(tmp_path, range(1, 4))
+    (tmp_path / "loggers.json").write_text(text)
     with pytest.raises(InputError, match=r"loggers\.json"):
-        identity(tmp_path, "wandb")
+        MetricsWriter(tmp_path, loggers=())
+    assert points(read_metrics(tmp_path / "metrics.jsonl"), "iteration") == expected(3)
 
 
 def test_pandas_reads_a_runs_metrics_in_one_line(straight_run: Path) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmdpd.errors import InputError
-from llmdpd.utils.files import atomic_write_json, read_json
+from llmdpd.utils.files import read_json
 
-_IDENTITIES = "loggers.json"
 PROJECT = "llmdpd"
 """Under which runs are found where destinations have projects."""
 
@@ -20,10 +17,11 @@ class Logger:
 
     Args:
         run: the run folder.
-        resume_at: the iteration that the run goes on from; None where it starts anew.
+        name: by which the destination shall know the run, the same after each resume.
+        resume_at: the iteration that the run goes on from; None where it starts anew, or is new to the destination.
 
     Attributes:
-        continues: whether it holds what an earlier process has logged of this run.
+        continues: whether what it was given of this run by earlier processes is still there.
         rewinds: whether it drops what came after `resume_at` by itself.
 
     Raises:
@@ -31,10 +29,10 @@ class Logger:
         OSError: the disk does.
     """
 
-    continues: bool
+    continues = True
     rewinds = False
 
-    def __init__(self, run: Path, resume_at: int | None) -> None:
+    def __init__(self, run: Path, name: str, resume_at: int | None) -> None:
         raise NotImplementedError
 
     @classmethod
@@ -48,24 +46,6 @@ class Logger:
     def close(self, failed: bool) -> None:
         """Bring everything to its place; `failed`, where the run ends with an error."""
         raise NotImplementedError
-
-
-def identity(run: Path, logger: str) -> tuple[str, bool]:
-    """The name by which a destination knows the run, kept in the run folder; and whether an earlier process used it.
-
-    Raises:
-        InputError: the file that keeps it is damaged.
-    """
-    file = run / _IDENTITIES
-    known = read_json(file) if file.is_file() else {}
-    if not isinstance(known, dict) or not isinstance(known.get(logger, ""), str):
-        found = repr(known)[:80]
-        raise InputError("damaged", path=file, field=logger, found=found, expected="names of the run by logger")
-    if logger in known:
-        return known[logger], True
-    name = secrets.token_hex(4)
-    atomic_write_json(file, {**known, logger: name})
-    return name, False
 
 
 def configuration(run: Path) -> dict[str, Any]:

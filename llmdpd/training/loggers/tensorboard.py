@@ -21,7 +21,7 @@ class TensorBoard(Logger):
 
     rewinds = True
 
-    def __init__(self, run: Path, resume_at: int | None) -> None:
+    def __init__(self, run: Path, name: str, resume_at: int | None) -> None:
         with extra("report"):
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.summary.writer.record_writer import RecordWriter
@@ -31,12 +31,12 @@ class TensorBoard(Logger):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("wb"))
+        file = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / file).open("wb"))
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if self.continues and resume_at is not None:
-            session = SessionLog(status=SessionLog.START)
-            self._add(Event(wall_time=time.time(), step=resume_at + 1, session_log=session))
+        # Readers drop what earlier files have from this step on.
+        start = 0 if resume_at is None else resume_at + 1
+        self._add(Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)))
 
     @classmethod
     def require(cls) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmdpd.training.loggers.base import PROJECT, Logger, configuration, identity
+from llmdpd.training.loggers.base import PROJECT, Logger, configuration
 from llmdpd.utils.extras import check_installed, extra
 
 
 class Trackio(Logger):
     """A Trackio run, the same one after each resume. See `Logger`."""
 
-    def __init__(self, run: Path, resume_at: int | None) -> None:
+    def __init__(self, run: Path, name: str, resume_at: int | None) -> None:
         with extra("trackio"):
             import trackio
-        name, self.continues = identity(run, "trackio")
         # It knows runs by their names alone; folders of the same name may be of different runs.
         self._run = trackio.init(
             project=PROJECT,

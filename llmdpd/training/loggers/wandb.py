@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmdpd.errors import InputError
-from llmdpd.training.loggers.base import PROJECT, Logger, configuration, identity
+from llmdpd.training.loggers.base import PROJECT, Logger, configuration
 from llmdpd.utils.extras import check_installed, extra
 
 _LOCAL = ("offline", "dryrun", "disabled")
@@ -16,10 +16,9 @@ _LOCAL = ("offline", "dryrun", "disabled")
 class WeightsAndBiases(Logger):
     """A W&B run, the same one after each resume. See `Logger`."""
 
-    def __init__(self, run: Path, resume_at: int | None) -> None:
+    def __init__(self, run: Path, name: str, resume_at: int | None) -> None:
         with extra("wandb"):
             import wandb
-        name, self.continues = identity(run, "wandb")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
