@@ -17,7 +17,7 @@ from llmdpd.errors import InputError, StopRequestedError, located
 from llmdpd.evaluation.results import read_results
 from llmdpd.policy.card import UNKNOWN_LICENCE
 from llmdpd.policy.hub import check_repository, unreachable
-from llmdpd.policy.publish import is_folder
+from llmdpd.policy.publish import folder_to_write, is_folder
 from llmdpd.reporting.page import build_report
 from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.pipeline import execute
@@ -99,11 +99,13 @@ def _take_push(words: list[str]) -> tuple[_Push | None, list[str]]:
         if licence is not None:
             raise InputError("nothing is pushed", field="--push-license", found=licence, expected="--push beside it")
         return None, words
-    if not is_folder(target):
-        with located(field="--push"):
+    with located(field="--push"):
+        if is_folder(target):
+            folder_to_write(target)
+        else:
             check_repository(target)
-        if reason := unreachable():
-            console.print(f"{target} will not be pushed to, {reason}: the folder for it is written only")
+    if not is_folder(target) and (reason := unreachable()):
+        console.print(f"{target} will not be pushed to, {reason}: the folder for it is written only")
     return _Push(target, UNKNOWN_LICENCE if licence is None else licence), words
 
 

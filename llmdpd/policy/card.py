@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmdpd.policy.hub import HUB, Commit
 from llmdpd.utils.extras import extra
 from llmdpd.version import __version__
 
@@ -30,9 +31,10 @@ def model_card(
     demonstrations: bool = False,
     licence: str = UNKNOWN_LICENCE,
 ) -> ModelCard:
-    """The card of a policy that is pushed to the repository `name`.
+    """The card of a policy that is pushed to a repository.
 
     Args:
+        name: OWNER/NAME; of one that is only written, its folder's name.
         results: of this policy; each with its interval, where it has one.
         prompts: the text prompts of tasks, by their names.
         demonstrations: whether demonstrations lie beside the policy, in prompt_data/.
@@ -47,12 +49,13 @@ def model_card(
         tags=[*_TAGS, policy.method],
         pipeline_tag="robotics",
         model_name=name.split("/")[-1],
+        base_model=_base_model(policy),
         eval_results=[metric for result in results for metric in _metrics(result)] or None,
         ignore_metadata_errors=False,
     )
     parts = {
         "": _what(policy),
-        "Use": _use(name, list(prompts or ()), policy, demonstrations),
+        "Use": _use(name if "/" in name else "OWNER/NAME", list(prompts or ()), policy, demonstrations),
         "Results": _results(results),
         "Training": _training(policy),
         "Prompts": _prompts(policy, prompts or {}),
@@ -101,11 +104,13 @@ def _figures(result: TaskResult) -> list[tuple[str, float, dict[str, Any]]]:
 def _what(policy: Policy) -> str:
     spaces, reads = policy.network.spaces, policy.network.reads
     kinds = [name for name, read in (("a text", reads.text), ("a demonstration", reads.trajectory)) if read]
+    trained = "trained and evaluated as said below, and on nothing else"
+    if "init" in policy.metadata:
+        trained = "trained further from another policy, which is named below with what is known of it"
     return (
         f"A policy of {spaces.observed_dim} state and {spaces.action_dim} action numbers, prompted with "
-        f"{' and '.join(kinds) or 'nothing'}, trained by llmdpd {__version__} (method `{policy.method}`), which "
-        f"rebuilds {_PAPER}.\n\nIt was trained and evaluated as said below, and on nothing else. Keep your robot's own "
-        "limits."
+        f"{' and '.join(kinds) or 'nothing'}, trained with the method `{policy.method}`, pushed by "
+        f"llmdpd {__version__}, which rebuilds {_PAPER}.\n\nIt was {trained}. Keep your robot's own limits."
     )
 
 
@@ -163,10 +168,25 @@ def _training(policy: Policy) -> str:
         "protocol": policy.metadata.get("protocol"),
         "iterations": policy.metadata.get("iterations"),
         "seed": policy.metadata.get("seed"),
-        "loaded from": "@".join(policy.metadata["hub"].values()) if "hub" in policy.metadata else None,
+        "started from": _start(policy),
+        "loaded from": str(Commit(**policy.metadata["hub"])) if "hub" in policy.metadata else None,
     }
     rows = [f"| {name} | {_cell(str(value))} |" for name, value in known.items() if value not in (None, "")]
     return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _start(policy: Policy) -> str | None:
+    """The policy that the training started from, in words."""
+    if "init" not in policy.metadata:
+        return None
+    start = policy.metadata["init"]
+    return f"{start['source']}, {start['iterations']} iterations, SHA-256 {start['sha256']}"
+
+
+def _base_model(policy: Policy) -> str | None:
+    """The repository, OWNER/NAME, of the policy that the training started from, where it is one of the hub."""
+    source: str = policy.metadata.get("init", {}).get("source", "")
+    return source.removeprefix(HUB).partition("@")[0] if source.startswith(HUB) else None
 
 
 def _prompts(policy: Policy, prompts: Mapping[str, str]) -> str:

@@ -198,7 +198,7 @@ class Policy:
     def push_to_hub(
         self,
         target: str,
-        folder: Path | None = None,
+        folder: str | os.PathLike[str] | None = None,
         *,
         results: Sequence[TaskResult] = (),
         prompts: Mapping[str, str] | None = None,

@@ -20,7 +20,7 @@ from llmdpd.errors import InputError
 from llmdpd.policy import hub as hub_module
 from llmdpd.policy.folder import find_policy
 from llmdpd.policy.policy import Policy
-from llmdpd.policy.publish import without_places
+from llmdpd.policy.publish import folder_to_write, push_policy, without_places
 
 MakePolicy = Callable[..., Policy]
 NAME = "someone/pusher"
@@ -140,7 +140,8 @@ def test_code_in_a_repository_is_not_even_fetched(
 
 def test_a_second_push_leaves_nothing_stale(hub: HubServer, make_policy: MakePolicy) -> None:
     make_policy().push_to_hub(NAME)
-    hub.commit(NAME, {**hub.repositories[NAME][-1][1], "notes.txt": b"mine", "prompt_data/old/data.hdf5": b"old"})
+    old = dict.fromkeys(("prompt_data/old/data.hdf5", "config.json", "results.json", "prompts.json"), b"old")
+    hub.commit(NAME, {**hub.repositories[NAME][-1][1], **old, "notes.txt": b"mine"})
     commit = make_policy(critic=False).push_to_hub(NAME).commit
     assert commit is not None
     assert {*hub.repositories[NAME][-1][1]} == {
@@ -172,7 +173,7 @@ def test_without_a_hub_the_folder_is_written(
     target = "./written" if why == "a folder" else NAME
     pushed = make_policy().push_to_hub(target)
     assert pushed.commit is None
-    assert pushed.folder == (Path("written") if why == "a folder" else Path("hub") / NAME)
+    assert pushed.folder == (Path("written") if why == "a folder" else Path("hub") / NAME).resolve()
     assert str(pushed).startswith("not pushed")
     assert hub.requests == []
     assert Policy.load(pushed.folder).method == "llmdpd"
@@ -193,6 +194,76 @@ def test_a_folder_of_others_is_left_alone(hub: HubServer, make_policy: MakePolic
     with pytest.raises(InputError, match="holds something else"):
         make_policy().push_to_hub("./mine")
     assert [p.name for p in Path("mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("own", [".git/HEAD", "notes.txt"])
+def test_a_clone_keeps_what_no_push_writes(hub: HubServer, make_policy: MakePolicy, own: str) -> None:
+    policy = make_policy()
+    clone = policy.push_to_hub("./clone").folder
+    (clone / own).parent.mkdir(exist_ok=True)
+    (clone / own).write_text("mine")
+    with pytest.raises(InputError, match="holds something else") as refused:
+        policy.push_to_hub("./clone")
+    assert own.split("/")[0] in str(refused.value)
+    assert (clone / own).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("~nobody-of-this-name/x", "no such place"),
+        ("./loop", "no such place"),
+        (".", "the working directory"),
+        ("./file", "no folder can be written"),
+        ("./file/x/y", "no folder can be written"),
+        ("/", "the working directory"),
+    ],
+)
+def test_no_place_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, problem: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if "file" in place:
+        Path("file").touch()
+    if "loop" in place:
+        Path("loop").symlink_to("loop")
+    with pytest.raises(InputError, match=problem):
+        folder_to_write(place)
+
+
+def test_pushed_from_a_folder_named_by_a_string(hub: HubServer, make_policy: MakePolicy, tmp_path: Path) -> None:
+    pushed = make_policy().push_to_hub(NAME, "kept")
+    assert pushed.folder == (tmp_path / "kept").resolve()
+    assert pushed.commit is not None
+
+
+def test_the_card_of_a_folder_names_a_repository_to_be(hub: HubServer, make_policy: MakePolicy) -> None:
+    text = card_of(make_policy().push_to_hub("./written").folder).text
+    assert 'Policy.load("OWNER/NAME", revision="COMMIT")' in text
+    assert "# written\n" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "base"),
+    [
+        (f"hub:someone/first@{'a' * 40}", f"hub:someone/first@{'a' * 40}", "someone/first"),
+        ("/srv/runs/first", "first", None),
+    ],
+)
+def test_the_card_says_what_a_training_started_from(
+    hub: HubServer, make_policy: MakePolicy, source: str, said: str, base: str | None
+) -> None:
+    policy = make_policy()
+    policy.metadata |= {"hub": {"commit": "b" * 40, "repository": "someone/other"}}
+    plain = card_of(policy.push_to_hub("./plain").folder)
+    assert "and on nothing else" in plain.text
+    assert "started from" not in plain.text
+    assert "pushed by llmdpd" in plain.text
+    assert f"| loaded from | hub:someone/other@{'b' * 40} |" in plain.text
+    policy.metadata["init"] = {"source": source, "iterations": 700, "sha256": "c" * 64, "trained_on": ["reach"]}
+    further = card_of(policy.push_to_hub("./further").folder)
+    assert "nothing else" not in further.text
+    assert f"| started from | {said}, 700 iterations, SHA-256 {'c' * 64} |" in further.text
+    assert (plain.data.base_model, further.data.base_model) == (None, base)
 
 
 def test_the_card(hub: HubServer, make_policy: MakePolicy, make_result: Callable[..., Any]) -> None:
@@ -227,14 +298,40 @@ def test_the_card(hub: HubServer, make_policy: MakePolicy, make_result: Callable
     assert "named no licence" in bare.text
 
 
-def test_places_of_this_machine_stay_here(hub: HubServer, make_policy: MakePolicy) -> None:
-    policy = make_policy()
-    policy.metadata["training_data"] = "/home/jane doe/data/mine, 6 episodes; clones the expert actions"
-    policy.llm = "/home/jane/models/tiny"
-    folder = policy.push_to_hub(NAME).folder
+def test_places_of_this_machine_stay_here(
+    hub: HubServer, make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, own = make_policy(), "/srv/jane doe/models/tiny"
+    policy.metadata |= {
+        "training_data": "/home/jane doe/data/mine, 6 episodes; clones the expert actions",
+        "init": {"source": "/Users/jane doe/first", "iterations": 1, "sha256": "c" * 64, "trained_on": ["a/b"]},
+        "llm": {"model": own, "revision": "none", "dtype": "float32"},
+        "observation": ["/joint_states/position", "/camera/pose/position"],
+        "observation_widths": [3, 4],
+        "trained_on": ["/arm/reach"],
+    }
+    policy.llm = own
+    folder = push_policy(policy, "./written", local=[own]).folder
     written = "".join(file.read_text() for file in folder.iterdir() if file.suffix in (".json", ".md"))
-    assert "/home/jane/" not in written
-    assert json.loads((folder / "policy.json").read_text())["llm"] == "tiny"
+    assert "mine, 6 episodes" in written
+    for part in ("jane", "doe", "/home", "/srv", "/Users"):
+        assert part not in written
+    told = json.loads((folder / "policy.json").read_text())
+    assert (told["llm"], told["metadata"]["llm"]["model"], told["metadata"]["init"]["source"]) == (
+        *("tiny", "tiny", "first"),
+    )
+    for name in ("observation", "observation_widths", "trained_on"):
+        assert told["metadata"][name] == policy.metadata[name], "read again, to the letter"
+    assert policy.metadata["init"]["source"] == "/Users/jane doe/first", "the policy itself stays as it was"
+
+
+def test_places_in_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert without_places("/home/Jane Doe/tasks.toml") == "tasks.toml"
+    assert without_places("/home/jane and /Users/jo/x") == "~ and x"
+    monkeypatch.setenv("HOME", "/srv/Jane Doe")
+    assert without_places("in /srv/Jane Doe/runs/a: /srv/Jane Doe") == "in a: ~"
+    names = {"trained_on": ["/a/b"], "file": "/a/b"}
+    assert without_places(names) == {"trained_on": ["/a/b"], "file": "b"}
     assert without_places("/home/jane doe/x and ~/y/z", ["/home/jane doe/x"]) == "x and z"
     told = "goal at 1/2, /tmp/a.b: https://arxiv.org/abs/1 and/or minari:D4RL/door/human-v2"
     assert without_places({"a": [told, 1]}) == {"a": [told.replace("/tmp/a.b", "a.b"), 1]}

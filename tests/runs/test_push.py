@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +17,8 @@ from huggingface_hub import ModelCard, snapshot_download
 
 from llmdpd.data import load_dataset
 from llmdpd.errors import InputError
-from llmdpd.evaluation.results import read_results
+from llmdpd.evaluation.results import PromptUse, read_results, write_results
+from llmdpd.methods import METHODS
 from llmdpd.policy.policy import Policy
 from llmdpd.runs.push import push_run
 
@@ -80,6 +82,58 @@ def test_into_a_folder_and_wrong_words(
     (run_copy / "results.json").unlink()
     with pytest.raises(InputError, match=r"results\.json"):
         push_run(run_copy, str(tmp_path / "written"))
+
+
+def card_results(run: Path, target: Path) -> set[tuple[str, float]]:
+    """What the card of a run that is pushed into a folder says was measured: tasks and success rates."""
+    folder = push_run(run, str(target)).folder
+    card = ModelCard((folder / "README.md").read_text(), ignore_metadata_errors=False)
+    return {(entry.dataset_name, entry.metric_value) for entry in card.data.eval_results or ()}
+
+
+@pytest.mark.parametrize("reads", [{"text": True}, {"trajectory": True}, {}])
+def test_results_of_a_policy_that_reads_less(run_copy: Path, tmp_path: Path, reads: dict[str, bool]) -> None:
+    policy = Policy.load(run_copy)
+    own = {"text": False, "trajectory": False} | reads
+    context = dataclasses.replace(policy.network.config.context, **own)
+    network = METHODS[policy.method].build_network(
+        policy.network.spaces, dataclasses.replace(policy.network.config, context=context)
+    )
+    Policy(policy.method, network, None, policy.acting, metadata=policy.metadata).save(run_copy / "policy")
+    last = [r for r in read_results(run_copy / "results.json") if r.checkpoint == "last"]
+    records = [dataclasses.replace(r, prompts=PromptUse(**own)) for r in last]
+    other = dataclasses.replace(records[0], prompts=PromptUse(text="swapped: x", trajectory=True), task="other")
+    write_results(run_copy / "results.json", [*records, other])
+    assert card_results(run_copy, tmp_path / "written") == {(r.task, r.success_rate) for r in last}
+
+
+def test_results_of_older_weights_are_not_on_the_card(run_copy: Path, tmp_path: Path) -> None:
+    assert card_results(run_copy, tmp_path / "written")
+    policy = Policy.load(run_copy)
+    policy.metadata["iterations"] += 1  # as of a run that was extended, and stopped before it was evaluated
+    policy.save(run_copy / "policy")
+    assert card_results(run_copy, tmp_path / "written") == set()
+
+
+def test_places_that_a_configuration_names(run_copy: Path, tmp_path: Path) -> None:
+    config = json.loads((run_copy / "config.json").read_text())
+    config["tasks"]["file"], config["init"]["source"] = "/srv/Jane Doe/own.toml", "/srv/Jane Doe/first"
+    config["llm"] = "/srv/Jane Doe/tiny"
+    (run_copy / "config.json").write_text(json.dumps(config))
+    told = json.loads((push_run(run_copy, str(tmp_path / "written")).folder / "config.json").read_text())
+    assert (told["tasks"]["file"], told["init"]["source"], told["llm"]) == ("own.toml", "first", "tiny")
+    assert told["tasks"]["seen"] == config["tasks"]["seen"]
+
+
+@pytest.mark.parametrize("place", ["mine", "~nobody-of-this-name/x"])
+def test_a_folder_is_refused_before_the_training(
+    run_copy: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("llmdpd.cli.train.execute", lambda *_: pytest.fail("trained"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    target = place if place.startswith("~") else str(tmp_path / place)
+    assert "--push" in refused("--resume", run_copy, "--push", target)
 
 
 PUSH = """
