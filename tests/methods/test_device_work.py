@@ -70,7 +70,8 @@ class DeviceWork(TorchDispatchMode):
 def sampler_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the sampler, which has tests of its own: differentiable, and clean."""
 
-    def draw(net: Any, state: Tensor, prompt: Tensor, plan: Any, precision: str) -> Tensor:
+    def draw(net: Any, state: Tensor, prompt: Tensor, plan: Any, noise: Tensor | None, precision: str) -> Tensor:
+        assert noise is None, "it is given where several processes share the batch"
         noise = torch.randn(len(state), net.action_dim, device=state.device, dtype=state.dtype)
         first = torch.zeros(len(state), dtype=torch.int64, device=state.device)
         return net(noise, first, state, prompt).clamp(-1, 1)

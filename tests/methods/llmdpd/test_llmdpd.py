@@ -74,7 +74,8 @@ def test_critic_loss_is_equation_6_and_trains_the_critics_alone(
     batch, q_value = make_batch(6, P), partial(q_by_hand, mish)
     samples, conditions = calls_of(module, "reverse_diffusion"), calls_of(method.ema_policy, "condition")
     loss, metrics = critic_loss_of(method, batch)
-    ((net, state, prompt, coefficients, precision, actions),) = samples
+    ((net, state, prompt, coefficients, noise, precision, actions),) = samples
+    assert noise is None, "it is given where several processes share the batch"
     ((observations, _, _, clock, expected),) = conditions
     # The next action is the EMA policy's, in the next state at the next time step, under the same prompts.
     assert net is method.ema_policy.net
