@@ -32,15 +32,15 @@ Capture = pytest.CaptureFixture[str]
         (["--a", "1", "--run-dir=x=y"], "x=y", ["--a", "1"]),
         (["--run_dir", "x"], "x", []),
         (["--run_dir=x_y"], "x_y", []),
-        (["--run-dir=", "z"], "", ["z"]),
         (["--run-dirs", "x"], None, ["--run-dirs", "x"]),
         (["--run-dir", "x", "--run-dir", "y"], "y", []),
     ],
 )
 def test_an_option_is_taken_out(words: list[str], value: str | None, rest: list[str]) -> None:
     assert take_option(words, "--run-dir") == (value, rest)
-    with pytest.raises(InputError, match="without its value"):
-        take_option([*words, "--run-dir"], "--run-dir")
+    for bad in (["--run-dir"], ["--run-dir="], ["--run-dir", ""]):
+        with pytest.raises(InputError, match="without its value"):
+            take_option([*words, *bad], "--run-dir")
 
 
 @dataclasses.dataclass(frozen=True)
