@@ -82,6 +82,18 @@ class StopRequestedError(Exception):
         return 128 + self.signal_number
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, or can't be reached; the message says what to do."""
+
+
+class ElsewhereError(Exception):
+    """Another process of the run failed, and says so itself; `exit_code` is what this one ends with, too."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process of the run failed (exit code {exit_code})")
+        self.exit_code = exit_code
+
+
 def abridged(names: Sequence[str], most: int, separator: str = ", ") -> str:
     """The first names of a list, and how many more there are: "a, b and 3 more"."""
     more = len(names) - most

@@ -10,14 +10,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from llmdpd.errors import InputError, StopRequestedError, TrainingDivergedError
+from llmdpd.errors import ElsewhereError, InputError, LostProcessError, StopRequestedError, TrainingDivergedError
 from llmdpd.evaluation.results import TaskResult
 from llmdpd.tasks.simulation.processes import WorkerError
 from llmdpd.tasks.user import use_no_file
 from llmdpd.utils.encoding import accept_any_output
 from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import console, error_console
-from llmdpd.utils.ranks import ElsewhereError, LostProcessError
 
 with extra("cli"):
     from rich.console import Group, RenderableType

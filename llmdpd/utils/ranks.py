@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmdpd.errors import InputError, StopRequestedError
+from llmdpd.errors import ElsewhereError, InputError, LostProcessError, StopRequestedError
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.device import usable_gpus
 from llmdpd.utils.shared_memory import SharedSum
@@ -30,18 +30,6 @@ _MANY = 4096  # numbers that are worth a shared memory
 # The others wait while the first one collects data, for hours. By gloo one that dies is noticed at once, as its
 # connections close; by NCCL torchrun ends the others.
 _TIMEOUT = timedelta(days=7)
-
-
-class LostProcessError(RuntimeError):
-    """Another process of the run has ended, or can't be reached; the message says what to do."""
-
-
-class ElsewhereError(Exception):
-    """Another process of the run failed, and says so itself; `exit_code` is what this one ends with, too."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(f"another process of the run failed (exit code {exit_code})")
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
