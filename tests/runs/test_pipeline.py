@@ -142,11 +142,12 @@ def test_stages_run_in_order_and_a_stop_is_heeded_between_them(tmp_path: Path, m
 
     class Stop(StopSignals):
         def check(self) -> None:
-            if len(done) == 3:
+            if len(done) == 4:
                 raise StopRequestedError(2)
 
     noted = [lambda run, name=stage.__name__: done.append(name) for stage in STAGES]
     monkeypatch.setattr("llmdpd.runs.pipeline.STAGES", noted)
     with pytest.raises(StopRequestedError):
         execute(PRESETS["smoke"], RunFolder(tmp_path), Stop())
-    assert done == ["set_up", "embed", "prepare_data"], "a missing text model is reported before anything is collected"
+    expected = ["set_up", "find_start", "embed", "prepare_data"]
+    assert done == expected, "a missing policy or text model is reported before anything is collected"
