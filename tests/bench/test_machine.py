@@ -79,10 +79,10 @@ def test_the_best_window_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.measure_limit(CPU, "fp32", windows=3) == 7.0
 
 
-def test_scripts_load_on_a_machine_with_torch_and_numpy_alone(bench_folder: Path) -> None:
-    """Nothing else of what llmdpd depends on; safetensors, for acting, only when it comes to that."""
+def test_scripts_load_on_a_machine_with_the_core_alone(bench_folder: Path) -> None:
+    """PyTorch, NumPy and safetensors, and nothing of what the extras install."""
     absent = (
-        "safetensors huggingface_hub tyro rich jinja2 matplotlib imageio tensorboard h5py minari gymnasium metaworld "
+        "huggingface_hub tyro rich jinja2 matplotlib imageio tensorboard h5py minari gymnasium metaworld "
         "mujoco transformers pytest"
     )
     program = f"""

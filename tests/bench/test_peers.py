@@ -110,8 +110,8 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
     trainer.ema.randn, trainer.actor.randn = replay(draws["target"]), replay(draws["actor"])
     order = iter(draws.values())
 
-    def with_noise(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: Any, precision: str) -> Tensor:
-        assert precision == "fp32"
+    def with_noise(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: Any, noise: None, precision: str) -> Tensor:
+        assert (noise, precision) == (None, "fp32")
         return reverse_diffusion(net, state, prompt, plan, noise=next(order), backend="reference")
 
     monkeypatch.setattr(method_module, "reverse_diffusion", with_noise)

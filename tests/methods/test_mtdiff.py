@@ -28,9 +28,8 @@ def test_the_loss_by_hand(make_method: Any, make_batch: Any, calls_of: Any, monk
     torch.nn.init.zeros_(policy.net.head.weight)
     noise, steps = 2 * torch.randn(6, H, A), torch.randint(0, K, (6,))
     uniform = torch.tensor([0.1, 0.9, 0.2, 0.95, 0.3, 0.79])
-    monkeypatch.setattr(torch, "randn_like", lambda like: noise.clone())
-    monkeypatch.setattr(torch, "randint", lambda *given, **named: steps.clone())
-    monkeypatch.setattr(torch, "rand", lambda *given, **named: uniform.clone())
+    for name, drawn in (("randn", noise), ("randint", steps), ("rand", uniform)):
+        monkeypatch.setattr(f"llmdpd.methods.mtdiff.{name}", lambda *given, drawn=drawn: drawn.clone())
     denoised, conditions = calls_of(policy.net, "denoise"), calls_of(policy, "return_condition")
     loss, first = method.loss(batch)
 

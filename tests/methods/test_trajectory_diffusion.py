@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion import alphas
+from llmdpd.methods import trajectory_diffusion
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.nn.spaces import Spaces
 
@@ -37,10 +38,10 @@ def test_the_loss_by_hand(
     make_method: Any, batch: PromptedBatch, calls_of: Any, clone: str, bound: float, weight: float
 ) -> None:
     method = make_method(NAME, clone=clone, first_action_weight=weight, **{"network.action_bound": bound})
-    calls, noises = calls_of(type(method.policy.net), "forward"), calls_of(torch, "randn_like")
+    calls, noises = calls_of(type(method.policy.net), "forward"), calls_of(trajectory_diffusion, "randn")
     loss, first_action = losses(method, batch)
     ((_, noisy, timesteps, state, prompt, mask, predicted),) = calls
-    ((_, noise),) = noises
+    ((*_, noise),) = noises
     windows = batch.windows
     assert windows is not None
     assert torch.equal(mask, windows.mask)
