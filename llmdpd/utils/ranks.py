@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from llmdpd.errors import ElsewhereError, InputError, LostProcessError, StopRequestedError
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.device import usable_gpus
+from llmdpd.utils.meeting import fresh_store
 from llmdpd.utils.shared_memory import SharedSum
 
 T = TypeVar("T")
@@ -30,6 +32,7 @@ _MANY = 4096  # numbers that are worth a shared memory
 # The others wait while the first one collects data, for hours. By gloo one that dies is noticed at once, as its
 # connections close; by NCCL torchrun ends the others.
 _TIMEOUT = timedelta(days=7)
+_PATIENCE = timedelta(minutes=10)  # with processes that start
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,14 @@ def joined() -> Iterator[None]:
 
 def _connect(gpus: int) -> None:
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo", timeout=_TIMEOUT)
+        shared, own, count = next(iter(rendezvous("env://", timeout=_TIMEOUT)))
     except ValueError as error:  # some job systems set RANK and WORLD_SIZE, and nothing else
         hint = "start it by torchrun, or unset RANK and WORLD_SIZE"
         problem = "one of several processes does not know where the first is"
         raise InputError(problem, field="MASTER_ADDR, MASTER_PORT", found=str(error), hint=hint) from None
+    backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
+    store = fresh_store(shared, own, count, _PATIENCE)
+    dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=_TIMEOUT)
 
 
 def check_device(device: torch.device) -> None:
