@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmdpd.cli.common import command, training_summary
+from llmdpd.cli.seeds import names_seeds, say_device, train_seeds
 from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
 from llmdpd.errors import InputError, StopRequestedError, located
@@ -25,15 +26,21 @@ from llmdpd.runs.push import push_run
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils import ranks
 from llmdpd.utils.command_line import take_option
-from llmdpd.utils.device import automatic_device
 from llmdpd.utils.progress import console
 
 
 def _train(arguments: list[str]) -> None:
     with ranks.joined(), ExitStack() as held:
+        if ranks.after_first(lambda: names_seeds(arguments)):
+            train_seeds(arguments, held, _OF_START)
+            return
         begun = ranks.first(lambda: _begin(arguments, held))
         path = ranks.told(None if begun is None else str(begun.folder.path))
         _run(_other(Path(path)) if begun is None else begun)
+
+
+_OF_START = ("--preset", "--protocol", "--method", "--agent", "--tasks-file")
+"""Options that a resumed run has no use for."""
 
 
 class _Push(NamedTuple):
@@ -63,9 +70,7 @@ def _begin(arguments: list[str], held: ExitStack) -> _Begun:
             problem = "a run that torchrun may start again needs a folder that it finds again"
             raise InputError(problem, field="--run-dir", found="none, with --max-restarts", hint=hint)
         config = parse_train(words)
-        # Only where `auto` was looked up: to ask starts CUDA.
-        if automatic_device.cache_info().currsize and config.device == automatic_device()[0]:
-            console.print(f"device: {config.device} ({automatic_device()[1]})")
+        say_device(config.device)
         if run_dir is not None and ranks.restarts() and _began(Path(run_dir)):
             return _go_on(Path(run_dir), held, lambda _: config, push)
         folder = RunFolder.create(None if run_dir is None else Path(run_dir), config)
@@ -73,7 +78,7 @@ def _begin(arguments: list[str], held: ExitStack) -> _Begun:
         argv = ["python", "-m", "llmdpd.train", *arguments]
         folder.note(command={"argv": argv, "started_by": _launcher()})
         return _Begun(config, folder, push, new=True)
-    for name in ("--preset", "--protocol", "--method", "--agent", "--tasks-file"):
+    for name in _OF_START:
         value, words = take_option(words, name)
         _refuse(name, value)
     _refuse("--run-dir", run_dir)

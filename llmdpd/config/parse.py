@@ -70,13 +70,13 @@ def description() -> str:
     --method NAME    the method that learns (default: the preset's):
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new
+    --seeds 0-7      train these seeds in one process; DIR then holds a run folder each, and one report
     --init POLICY    start from a trained policy: a run, a folder or hub:OWNER/NAME (--help-all: --init.…)
     --resume RUN     go on with an interrupted run, as if it had never stopped; --iterations N moves its end
     --push OWNER/NAME   to the Hugging Face hub in the end, or ./FOLDER (licence: --push-license mit)
-    --help-all       every option with its whole description
     short spellings: {_listed(["--gpu (--device cuda)", *short])}
 
-Options of another method: --method NAME --help. A switch is turned off by no-, as --evaluation.no-videos."""
+Of another method: --method NAME --help. All, described: --help-all. A switch's off: --evaluation.no-videos."""
 
 
 _SELDOM = (
@@ -276,7 +276,7 @@ def _parse_fields(words: tuple[str, ...], default: TrainConfig) -> TrainConfig:
         PROG,
         default,
         description(),
-        known=(*ALIASES, "--preset", "--protocol", "--method", "--push", "--push-license"),
+        known=(*ALIASES, "--preset", "--protocol", "--method", "--seeds", "--push", "--push-license"),
     )
 
 

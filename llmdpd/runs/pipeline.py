@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -65,7 +65,8 @@ class Run:
     needed; texts, the embedded texts; dataset, None of a method that learns online; description, what is
     learned from in words; demonstrations, None where none are read; held_out, recorded episodes that are judged by, by
     task, where nothing is rolled out; hashes, of all that is learned from; prompts, by task; learner. share: this
-    process's part of each batch, None where it is the only one.
+    process's part of each batch, None where it is the only one. batches: those of another seed on the same data, where
+    there is one in this process.
     """
 
     config: TrainConfig
@@ -82,6 +83,7 @@ class Run:
     hashes: dict[str, Any] = field(init=False)
     prompts: dict[str, TaskPrompt] = field(init=False)
     learner: Learner = field(init=False)
+    batches: BatchSampler | None = None
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -209,13 +211,17 @@ def prepare_data(run: Run) -> None:
         run.description += f"; {100 * share:g} % of the prompts replay {tasks_of} that were learned before"
 
 
+def hash_inputs(run: Run) -> None:
+    """Know what is learned from by its hashes."""
+    run.hashes = _hashes(run)
+
+
 def check_resumable(run: Run) -> None:
     """Hold what is learned from against the run's checkpoint, where there is one.
 
     Raises:
         InputError: naming every setting and every input that is not the checkpoint's.
     """
-    run.hashes = _hashes(run)
     ranks.check_same("data and settings", hashlib.sha256(repr(run.hashes).encode()).hexdigest())
     ranks.first(lambda: run.folder.check_inputs(run.hashes))
 
@@ -230,27 +236,41 @@ def store_prompts(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Train from the last checkpoint on, with selections and checkpoints at their marks."""
-    config, device = run.config, check_device(run.config.device)
-    mode, training = config.evaluation_mode, config.training
-    if mode == "none":
+    with selection_pool(run.config) as pool:
+        loop = training_loop(run, pool)
+        note_training(run, loop, loop.execute(run.stop))
+
+
+def selection_pool(config: TrainConfig) -> AbstractContextManager[EnvPool | None]:
+    """The processes that selections roll out in, for as long as it is entered; None where they roll out nothing."""
+    if config.evaluation_mode != "rollout":
+        return nullcontext()
+    return EnvPool(_workers(config), config.tasks.goal_visible)
+
+
+def training_loop(run: Run, pool: EnvPool | None) -> TrainingLoop:
+    """The run's learner with its first weights, in the loop that trains it; `pool`: see `selection_pool`."""
+    config, training = run.config, run.config.training
+    if config.evaluation_mode == "none":
         training = dataclasses.replace(training, select_every=0)
-    with EnvPool(_workers(config), config.tasks.goal_visible) if mode == "rollout" else nullcontext() as pool:
-        run.learner, sampler = ranks.after_first(lambda: _offline(run) if run.dataset is not None else _online(run))
-        trained: Trained
-        if run.share is None:
-            trained = with_cuda_graph(run.learner, training.cuda_graph, device)
-        else:
-            trained = SharedUpdate(run.learner, run.share)
-            check_alike(run.learner)
-        hooks = Hooks(
-            select=lambda: _select(run, pool),
-            keep=lambda which, iteration: run.policy(iteration).save(run.folder.policy(which)),
-        )
-        loop = TrainingLoop(run.folder.path, trained, sampler, training, hooks, run.hashes)
-        seconds = loop.execute(run.stop)
-    run.folder.note(
-        times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": describe_cuda_graph(trained)}
+    run.learner, sampler = ranks.after_first(lambda: _offline(run) if run.dataset is not None else _online(run))
+    trained: Trained
+    if run.share is None:
+        trained = with_cuda_graph(run.learner, training.cuda_graph, check_device(config.device))
+    else:
+        trained = SharedUpdate(run.learner, run.share)
+        check_alike(run.learner)
+    hooks = Hooks(
+        select=lambda: _select(run, pool),
+        keep=lambda which, iteration: run.policy(iteration).save(run.folder.policy(which)),
     )
+    return TrainingLoop(run.folder.path, trained, sampler, training, hooks, run.hashes)
+
+
+def note_training(run: Run, loop: TrainingLoop, seconds: float) -> None:
+    """Note how long the training took, and how."""
+    cuda_graph = describe_cuda_graph(loop.learner)
+    run.folder.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": cuda_graph})
 
 
 def time_acting(run: Run) -> None:
@@ -296,6 +316,7 @@ STAGES: tuple[Callable[[Run], None], ...] = (
     find_start,
     embed,
     prepare_data,
+    hash_inputs,
     check_resumable,
     store_prompts,
     train,
@@ -350,6 +371,8 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     dataset = dataset.with_remembered(remembered)
     network = kind.build_network(spaces, method.network)
     learner = _learner(run, network.to(device), dataset)
+    if run.batches is not None:
+        return learner, run.batches.with_seed(config.seed)
     vectors = run.texts.vectors
     rows = [vectors[task_prompt(task).render()] for task in dataset.tasks] if vectors else None
     reads = method.network.context_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -101,6 +102,12 @@ class BatchSampler:
         self._self_prompted, self._part_of = self_prompted, share
         old = np.array([task in replayed for task in dataset.tasks])
         self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
+
+    def with_seed(self, seed: int) -> BatchSampler:
+        """Batches of the same data, which is not copied, by draws of another seed, from their beginning on."""
+        other = copy.copy(self)
+        other._random = np.random.default_rng(seed)
+        return other
 
     def next(self) -> PromptedBatch:
         """The next batch."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,8 +64,9 @@ class Hooks:
 class TrainingLoop:
     """Trains a learner for `config.iterations`, from the run's last checkpoint if there is one.
 
-    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.pipeline`). Of several processes
-    (`llmdpd.utils.ranks`) the first one alone writes; all do the same iterations, and stop after the same one.
+    `inputs` is kept in every checkpoint (what the run learns from, see `llmdpd.runs.pipeline`); `name` tells the run
+    from others in the same process. Of several processes (`llmdpd.utils.ranks`) the first one alone writes; all do the
+    same iterations, and stop after the same one.
     """
 
     run: Path
@@ -73,6 +75,7 @@ class TrainingLoop:
     config: TrainingConfig
     hooks: Hooks
     inputs: Mapping[str, Any]
+    name: str = ""
 
     def __post_init__(self) -> None:
         self.iteration = 0
@@ -80,6 +83,7 @@ class TrainingLoop:
         self._elapsed = 0.0
         self._window: list[dict[str, Tensor]] = []
         self._marks_due = False
+        self._metrics: MetricsWriter | NoMetrics = NoMetrics()
 
     def execute(self, stop: StopSignals) -> float:
         """Train to the end; returns training seconds, those before a resume included.
@@ -89,56 +93,74 @@ class TrainingLoop:
             TrainingDivergedError: NaN or Inf in a metric, a weight or an optimiser's state.
             InputError: a checkpoint that can't be read or written; processes whose weights differ.
         """
-        resumed = self._restore()
-        total = self.config.iterations
-        with (
-            self._metrics(resumed) as metrics,
-            ProgressBar("training", "it") as bar,
-        ):
+        with self.begun(), ProgressBar("training", "it") as bar:
             try:
-                bar.update(self.iteration, total)
-                if self._marks_due:
-                    self._marks(metrics, stop)
-                while self.iteration < total:
-                    self._step(metrics, bar)
-                    self._marks(metrics, stop)
+                bar.update(self.iteration, self.config.iterations)
+                self.marks(stop)
+                while not self.done:
+                    self.show(bar, self.learned(self.learner.update(self.sampler.next(), self.iteration)))
+                    self.marks(stop)
             except StopRequestedError:
-                # The stop came before this iteration's marks were done: the resumed run begins with them.
-                self._flush(metrics)
-                self._save(metrics, marks_due=True)
+                self.save_stopped()
                 raise
-            return metrics.seconds
+            return self.seconds
 
-    def _metrics(self, resumed: bool) -> MetricsWriter | NoMetrics:
-        resume_at = self.iteration if resumed else None
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Go on from the last checkpoint, and record metrics while the block runs."""
+        resume_at = self.iteration if self._restore() else None
         written = ranks.first(lambda: MetricsWriter(self.run, resume_at, self._elapsed, self.config.logger))
-        return NoMetrics(self._elapsed) if written is None else written
+        with NoMetrics(self._elapsed) if written is None else written as self._metrics:
+            yield
 
-    def _step(self, metrics: MetricsWriter | NoMetrics, bar: ProgressBar) -> None:
-        self._window.append(self.learner.update(self.sampler.next(), self.iteration))
+    @property
+    def done(self) -> bool:
+        """Whether all iterations are."""
+        return self.iteration >= self.config.iterations
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, those before a resume included."""
+        return self._metrics.seconds
+
+    def learned(self, metrics: dict[str, Tensor]) -> dict[str, float] | None:
+        """Count an iteration, which gave these metrics; what was recorded of the last ones, where it is time to."""
+        self._window.append(metrics)
         self.iteration += 1
-        if self.iteration % self.config.log_every == 0 or self.iteration == self.config.iterations:
-            values = self._flush(metrics)
-            bar.update(self.iteration, self.config.iterations, _loss_words(values))
+        self._marks_due = True
+        return self._flush() if self.iteration % self.config.log_every == 0 or self.done else None
 
-    def _marks(self, metrics: MetricsWriter | NoMetrics, stop: StopSignals) -> None:
-        """What is due after an iteration: selection, checkpoint, a stop that was asked for."""
+    def show(self, bar: ProgressBar, recorded: dict[str, float] | None) -> None:
+        """Tell what `learned` has recorded."""
+        if recorded is not None:
+            bar.update(self.iteration, self.config.iterations, _loss_words(recorded))
+
+    def marks(self, stop: StopSignals) -> None:
+        """What is due after an iteration and not done yet: a stop that was asked for, selection, checkpoint."""
+        if not self._marks_due:
+            return
         self._check_stop(stop)
         config, done = self.config, self.iteration
-        last = done == config.iterations
-        if config.select_every and (done % config.select_every == 0 or last):
-            self._flush(metrics)
+        if config.select_every and (done % config.select_every == 0 or self.done):
+            self._flush()
             self._check()
             values, score = self.hooks.select()
-            ranks.first(partial(metrics.write, done, values))
+            ranks.first(partial(self._metrics.write, done, values))
             # Of equals the later one: it has trained longer.
             if self.best_score is None or score >= self.best_score:
                 self.best_score = score
                 ranks.first(lambda: self._keep("best"))
-            console.print(f"selection at iteration {done}: {_selection_words(values)}")
-        if done % config.checkpoint_every == 0 or last:
-            self._flush(metrics)
-            self._save(metrics)
+            run = f"{self.name}, " if self.name else ""
+            console.print(f"{run}selection at iteration {done}: {_selection_words(values)}")
+        if done % config.checkpoint_every == 0 or self.done:
+            self._flush()
+            self._save()
+        self._marks_due = False
+
+    def save_stopped(self) -> None:
+        """Save where a stop came. Before an iteration's marks were done, the resumed run begins with them."""
+        self._flush()
+        self._save(self._marks_due)
 
     def _check_stop(self, stop: StopSignals) -> None:
         """Stop after the same iteration in all processes, where a stop was asked for in any."""
@@ -150,7 +172,7 @@ class TrainingLoop:
         if received := ranks.greatest(received):
             raise StopRequestedError(received)
 
-    def _flush(self, metrics: MetricsWriter | NoMetrics) -> dict[str, float]:
+    def _flush(self) -> dict[str, float]:
         """Bring the window's metrics from the device, check them, record their means."""
         if not self._window:
             return {}
@@ -164,24 +186,24 @@ class TrainingLoop:
         names = dict.fromkeys(name for m in window for name in m)
         means = {name: fmean(m[name] for m in window if name in m) for name in names}
         if means:  # nothing in a warm-up
-            ranks.first(partial(metrics.write, self.iteration, means))
+            ranks.first(partial(self._metrics.write, self.iteration, means))
         return means
 
     def _check(self) -> None:
         # Losses are of the weights before an update: the last one's are seen by themselves only.
         check_learner(self.learner, self.iteration, self.run / "checkpoint")
 
-    def _save(self, metrics: MetricsWriter | NoMetrics, marks_due: bool = False) -> None:
+    def _save(self, marks_due: bool = False) -> None:
         self._check()
         check_alike(self.learner)
-        ranks.first(lambda: self._write(metrics, marks_due))
+        ranks.first(lambda: self._write(marks_due))
 
-    def _write(self, metrics: MetricsWriter | NoMetrics, marks_due: bool) -> None:
+    def _write(self, marks_due: bool) -> None:
         try:
             position = self.sampler.state()
         except OSError as error:
             raise refused_write("what it learns from", self.run, self.run / "checkpoint", error) from error
-        state = {"sampler": position, "best_score": self.best_score, "elapsed": metrics.seconds, "marks_due": marks_due}
+        state = {"sampler": position, "best_score": self.best_score, "elapsed": self.seconds, "marks_due": marks_due}
         # The checkpoint comes last: a kill between the two leaves a policy that the resumed run writes again, not a
         # finished run with the policy of an earlier iteration.
         self._keep("last")
