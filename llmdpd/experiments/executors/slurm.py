@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ class SlurmStep:
         self._job.cancel(check=False)
 
     def wait(self) -> None:
+        pause = 0.25
         with contextlib.suppress(Exception):  # of whatever kind: it has ended
-            self._job.wait()
+            # By itself submitit asks Slurm once a minute.
+            while not self._job.done(force_check=True):
+                time.sleep(pause)
+                pause = min(2 * pause, 30)
 
 
 def _option(words: str) -> tuple[str, Any]:
