@@ -19,6 +19,7 @@ COMMANDS = {
     "experiment": "run a table or figure of the paper, and make a page of it",
     "tune": "search hyper-parameters on tasks that nothing is reported on",
     "collect": "make a data set, by scripted experts or from a run of SAC",
+    "data": "convert data of any format to shards, which need no memory, or check them",
     "export": "write a run's policy for machines without this package",
     "tasks": "check a file with tasks of your own",
     "pretrain": "pre-train a small GPT-2 for the method lamo",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmdpd.data.assemble import join_datasets, join_episodes
 from llmdpd.data.checks import SpecOf, checked, in_one_spelling, recorded_name
 from llmdpd.data.formats import DataFormat
 from llmdpd.data.search import FORMATS, Source, is_named, sources_of
-from llmdpd.data.trajectories import Batch, EpisodeRecord, Trajectory, TrajectoryDataset, resolve_task, same_task
+from llmdpd.data.task_names import resolve_task, same_task
+from llmdpd.data.trajectories import Batch, EpisodeRecord, Trajectory, TrajectoryDataset
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.specs import spec_by_name
@@ -29,6 +30,8 @@ __all__ = [
     "load_dataset",
     "save_d4rl",
     "save_minari",
+    "save_shards",
+    "sources_of",
 ]
 
 
@@ -66,6 +69,13 @@ def load_dataset(
     parts, names = read_parts(spec, [choice], spec_of)
     found = [resolve_task(task, names, str(spec)) for task in tasks]
     return join_datasets(parts).select_tasks(found)
+
+
+def read_one_by_one(spec: str | Path, reading: Reading = DEFAULT_READING) -> Iterator[TrajectoryDataset]:
+    """The data sets that `load_dataset` joins, each read as it is asked for."""
+    spec_of = spec_by_name if reading.by_name else lambda name: None
+    for source in sources_of(str(spec)):
+        yield from _read_source(source, [Choice(reading)], spec_of)[0]
 
 
 def read_parts(
@@ -123,3 +133,10 @@ def save_d4rl(dataset: TrajectoryDataset, path: str | Path, **attributes: str | 
     from llmdpd.data import d4rl
 
     return d4rl.save_d4rl(dataset, path, attributes=attributes)
+
+
+def save_shards(datasets: Iterable[TrajectoryDataset], folder: str | Path, **options: Any) -> Path:
+    """See `llmdpd.data.shards.save_shards`, whose options these are."""
+    from llmdpd.data import shards
+
+    return shards.save_shards(datasets, folder, **options)

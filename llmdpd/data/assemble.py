@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmdpd.data import columns
 from llmdpd.data.trajectories import EpisodeRecord, TrajectoryDataset, offsets_of
 from llmdpd.errors import InputError, abridged
 
@@ -153,10 +154,9 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         _merge_texts(texts, dataset)
     index = {task: number for number, task in enumerate(texts)}
     task_ids = [np.array([index[t] for t in d.tasks], np.int32)[d.task_ids] for d in datasets]
-    names = (*_ARRAYS, "terminals", "noise_levels", "successes", "seeds", "success_steps")
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(d, name) for d in datasets]) for name in names if getattr(first, name) is not None
-    }
+    names = ("terminals", "noise_levels", "successes", "seeds", "success_steps")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(d, name) for d in datasets]) for name in names}
+    joined |= _join_numbers(datasets)
     behaviours = [name for d in datasets for name in d.behaviours or ("",) * d.num_episodes]
     sources = list(dict.fromkeys(d.source for d in datasets))
     return TrajectoryDataset(
@@ -170,6 +170,16 @@ def join_datasets(datasets: Sequence[TrajectoryDataset]) -> TrajectoryDataset:
         behaviours=tuple(behaviours) if any(behaviours) else (),
         environments=_environments(tuple(texts), _merge_environments(datasets)),
         success_from=", ".join(dict.fromkeys(d.success_from for d in datasets if d.success_from)),
+    )
+
+
+def _join_numbers(datasets: Sequence[TrajectoryDataset]) -> dict[str, Any]:
+    """The arrays [N, …] of all; where some are on the disk they stay there, and the others are joined with them."""
+    parts = [{name: a for name, a in dataset.numbers().items() if a is not None} for dataset in datasets]
+    if not any(dataset.stored for dataset in datasets):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return dict(
+        columns.join([p if d.stored else columns.in_memory(p, d.offsets) for p, d in zip(parts, datasets, strict=True)])
     )
 
 
@@ -187,7 +197,8 @@ def rename_tasks(dataset: TrajectoryDataset, names: Sequence[str]) -> Trajectory
     for number, name in enumerate(names):
         _merge_text(texts, name, dataset.texts[number], dataset.source)
         environments[name] += dataset.environments[number : number + 1]
-    ids = np.array([tasks.index(name) for name in names], np.int32)
+    places = {task: place for place, task in enumerate(tasks)}
+    ids = np.array([places[name] for name in names], np.int32)
     return dataclasses.replace(
         dataset,
         tasks=tasks,

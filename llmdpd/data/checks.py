@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from llmdpd.tasks.specs import find_suite, task_spec
 
 SpecOf = Callable[[str], TaskSpec | None]
 """The spec of a task by the name that the data give it; None where there is none to hold them against."""
+_Limits = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +146,8 @@ def _check_lengths(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
 
 def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None]) -> TrajectoryDataset:
     bounds = [_bounds(spec) for spec in specs]
+    if dataset.stored:
+        return _stored_within_bounds(dataset, bounds)
     outside, found = np.zeros(dataset.num_transitions, np.bool_), [np.inf, -np.inf]
     changes: dict[str, NDArray[np.float32]] = {}
     tasks: dict[str, None] = {}
@@ -162,24 +166,66 @@ def _within_bounds(dataset: TrajectoryDataset, specs: Sequence[TaskSpec | None])
                 changes.setdefault(name, array.copy())[rows] = own.clip(*limits)
     if not changes:
         return dataset
+    _say_clipped(dataset, bounds, list(tasks), int(outside.sum()), (found[0], found[1]))
+    actions, expert = changes.get("actions", dataset.actions), changes.get("expert_actions", dataset.expert_actions)
+    return dataclasses.replace(dataset, actions=actions, expert_actions=expert)
+
+
+def _stored_within_bounds(dataset: TrajectoryDataset, bounds: Sequence[_Limits | None]) -> TrajectoryDataset:
+    """As `_within_bounds`, of data on the disk: actions are clipped as they are read."""
+    if not any(bounds):
+        return dataset
+    low, high = (np.full((len(bounds), dataset.action_dim), side, np.float32) for side in (-np.inf, np.inf))
+    for number, limits in enumerate(bounds):
+        if limits is not None:
+            low[number], high[number] = limits
+    wrong, found, changed = np.zeros(dataset.num_episodes, np.bool_), [np.inf, -np.inf], dict[str, Any]()
+    for name in ("actions", "expert_actions"):
+        column = getattr(dataset, name)
+        if column is None:
+            continue
+        least, most = column.episode_extents()
+        beyond = (least < low[dataset.task_ids]).any(axis=1) | (most > high[dataset.task_ids]).any(axis=1)
+        if beyond.any():
+            wrong |= beyond
+            own = np.isin(dataset.task_ids, dataset.task_ids[beyond])
+            found = [min(found[0], float(least[own].min())), max(found[1], float(most[own].max()))]
+            changed[name] = column.clipped(low[dataset.task_ids], high[dataset.task_ids])
+    if not changed:
+        return dataset
+    count = 0
+    for e in np.flatnonzero(wrong):
+        least, most = low[dataset.task_ids[e]], high[dataset.task_ids[e]]
+        parts = [getattr(dataset, name)[slice(*dataset.offsets[e : e + 2])] for name in changed]
+        count += int(np.any([((part < least) | (part > most)).any(axis=1) for part in parts], axis=0).sum())
+    tasks = [dataset.tasks[number] for number in np.unique(dataset.task_ids[wrong])]
+    _say_clipped(dataset, bounds, tasks, count, (found[0], found[1]))
+    return dataclasses.replace(dataset, **changed)
+
+
+def _say_clipped(
+    dataset: TrajectoryDataset,
+    bounds: Sequence[_Limits | None],
+    tasks: Sequence[str],
+    steps: int,
+    found: tuple[float, float],
+) -> None:
     low, high = (_span(limits, side) for side, limits in ((0, bounds), (1, bounds)))
     say_once(
         _log,
         "%s: actions of %d of %d steps, of %s, lie outside the environment's bounds (%.4g … %.4g) and are clipped to "
         "%s … %s",
-        *(dataset.source or "data", int(outside.sum()), len(outside), abridged(list(tasks), 3), *found, low, high),
+        *(dataset.source or "data", steps, dataset.num_transitions, abridged(list(tasks), 3), *found, low, high),
     )
-    actions, expert = changes.get("actions", dataset.actions), changes.get("expert_actions", dataset.expert_actions)
-    return dataclasses.replace(dataset, actions=actions, expert_actions=expert)
 
 
-def _bounds(spec: TaskSpec | None) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+def _bounds(spec: TaskSpec | None) -> _Limits | None:
     """The environment's lowest and highest action [A]; None without an environment."""
     if spec is None or not spec.has_environment or spec.action_low is None or spec.action_high is None:
         return None
     return np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
 
 
-def _span(bounds: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]] | None], side: int) -> str:
+def _span(bounds: Sequence[_Limits | None], side: int) -> str:
     values = sorted({float(value) for limits in bounds if limits is not None for value in limits[side]})
     return " or ".join(f"{value:g}" for value in values[:3])

@@ -122,5 +122,16 @@ class MTDiff(DataFormat):
         return is_kind(path, ("npy", "npz", "pickle"), (".npy", ".npz", ".pkl", ".pickle"))
 
 
+class Shards(DataFormat):
+    """Data that stay on the disk (see `llmdpd.data.shards`)."""
+
+    readable, parts = "a folder of shards", True
+    load, _is_shards = _imported("shards", "load_shards"), _imported("shards", "is_shards")
+    environment = _imported("shards", "shards_environment")
+
+    def reads(self, path: Path) -> bool:
+        return bool(self._is_shards(path))
+
+
 MINARI, D4RL_HDF5, MTDIFF = Minari(), D4RL(), MTDiff()
-ROBOMIMIC, LEROBOT = Robomimic(), LeRobot()
+ROBOMIMIC, LEROBOT, SHARDS = Robomimic(), LeRobot(), Shards()

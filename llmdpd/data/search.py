@@ -21,6 +21,7 @@ FORMATS: Registry[DataFormat] = Registry(
     "file format",
     "llmdpd.formats",
     {
+        "shards": "llmdpd.data.formats:SHARDS",  # before those of the files in the folder
         "minari": "llmdpd.data.formats:MINARI",
         "robomimic": "llmdpd.data.formats:ROBOMIMIC",  # asked before D4RL, which takes any other HDF5 file
         "d4rl": "llmdpd.data.formats:D4RL_HDF5",

@@ -12,7 +12,7 @@ from llmdpd.data.assemble import rename_tasks
 from llmdpd.data.checks import checked, without_success
 from llmdpd.data.notes import say_once
 from llmdpd.data.task_file import load_own_data
-from llmdpd.data.trajectories import same_task
+from llmdpd.data.task_names import same_task
 from llmdpd.errors import InputError, abridged, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading, TaskSpec, TaskSuite
 from llmdpd.tasks.specs import common_spec, find_suite, suite_of, task_spec

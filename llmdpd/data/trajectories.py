@@ -1,4 +1,4 @@
-"""Trajectories in memory: flat arrays with episode offsets, independent of the file format."""
+"""Trajectories: flat arrays with episode offsets, in memory or on the disk, independent of the file format."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llmdpd.errors import InputError, abridged, nearest_names
-from llmdpd.tasks import base_name
-from llmdpd.tasks.specs import find_suite
+from llmdpd.data import columns
+from llmdpd.data.columns import StoredColumn
+from llmdpd.data.task_names import resolve_task, unknown_task
+from llmdpd.errors import InputError, abridged
 
 _ROWS_PER_CHECK = 1 << 16
-_PER_TRANSITION = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions")
 _PER_EPISODE = ("task_ids", "noise_levels", "successes", "seeds", "success_steps")
 
 
@@ -74,7 +74,8 @@ class TrajectoryDataset:
     """Trajectories of tasks with common widths: N transitions in E episodes, S state numbers and A action numbers.
 
     Episode e is the rows `offsets[e]:offsets[e + 1]`; no episode is empty. The arrays are shared, not copied: don't
-    write to them. Everything is checked at construction.
+    write to them. Everything is checked at construction. Of data in shards (`llmdpd.data.shards`) the arrays of numbers
+    [N, …] are `StoredColumn`s, of which rows are read as they are asked for.
 
     Raises:
         InputError: an array of a wrong shape, type or length, NaN or Inf, offsets that don't fit, an empty data set,
@@ -136,9 +137,9 @@ class TrajectoryDataset:
         if self.behaviours and len(self.behaviours) != e:
             raise self._error("one behaviour an episode", "behaviours", f"{len(self.behaviours)} names", f"{e} or none")
         self._check_tasks()
-        inner = self.terminals.copy()
-        inner[self.offsets[1:] - 1] = False
-        if inner.any():
+        if np.count_nonzero(self.terminals) > np.count_nonzero(self.terminals[self.offsets[1:] - 1]):
+            inner = self.terminals.copy()
+            inner[self.offsets[1:] - 1] = False
             found, expected = f"True at row {np.argmax(inner)}", "True at last steps of episodes only"
             raise self._error("a terminal inside an episode", "terminals", found, expected)
 
@@ -166,13 +167,14 @@ class TrajectoryDataset:
         array = getattr(self, name)
         letters = [str(size) if size is not None else "any width" for size in shape]
         expected = f"{np.dtype(dtype).name} [{', '.join(letters)}]"
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape):
+        stored = isinstance(array, StoredColumn)  # finite since it was written, and its file unchanged
+        if not (stored or isinstance(array, np.ndarray)) or array.dtype != dtype or array.ndim != len(shape):
             raise self._error("wrong array", name, describe(array), expected)
         if any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
             raise self._error("wrong shape", name, describe(array), expected)
-        if array.size == 0:
+        if 0 in array.shape:
             raise self._error("an array without numbers", name, describe(array), expected)
-        if finite and array.dtype.kind == "f":
+        if finite and array.dtype.kind == "f" and not stored:
             check_finite(array, name, self.source or None)
 
     def _check_success_steps(self) -> None:
@@ -212,6 +214,11 @@ class TrajectoryDataset:
         )
 
     @property
+    def stored(self) -> bool:
+        """Whether the arrays of numbers stay on the disk."""
+        return isinstance(self.observations, StoredColumn)
+
+    @property
     def num_transitions(self) -> int:
         return int(self.offsets[-1])
 
@@ -240,12 +247,16 @@ class TrajectoryDataset:
     def gather(self, index: ArrayLike) -> Batch:
         """The transitions of `index` [B], as new arrays. Raises IndexError outside 0 … N - 1."""
         rows = self._rows(index)
+        episodes = np.searchsorted(self.offsets, rows, side="right") - 1
         return Batch(
-            **{name: getattr(self, name)[rows] for name in ("observations", "actions", "rewards", "next_observations")},
+            **columns.take(self.numbers(), rows, episodes),
             terminals=self.terminals[rows].astype(np.float32),
-            expert_actions=None if self.expert_actions is None else self.expert_actions[rows],
-            timesteps=rows - self.offsets[self.episode_ids(rows)],
+            timesteps=rows - self.offsets[episodes],
         )
+
+    def numbers(self) -> dict[str, Any]:
+        """The arrays of numbers [N, …] by name."""
+        return {name: getattr(self, name) for name in columns.STORED}
 
     def windows(self, index: ArrayLike, horizon: int, before: int = 0) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The rows [B, before + H] of the steps before each transition of `index` [B], and of H from it on.
@@ -269,12 +280,18 @@ class TrajectoryDataset:
         return rows.astype(np.int64, copy=False)
 
     def episode(self, e: int) -> Trajectory:
-        """Episode `e` as views. Raises IndexError outside 0 … E - 1."""
+        """Episode `e` as views, of data on the disk as new arrays. Raises IndexError outside 0 … E - 1."""
         if not 0 <= e < self.num_episodes:
             raise IndexError(f"episode {e} outside 0 … {self.num_episodes - 1}")
-        rows = slice(int(self.offsets[e]), int(self.offsets[e + 1]))
+        rows: Any = slice(int(self.offsets[e]), int(self.offsets[e + 1]))
+        parts = {name: getattr(self, name) for name in ("observations", "actions", "rewards")}
+        if self.stored:
+            rows = np.arange(rows.start, rows.stop)
+            parts = columns.read(parts, rows, np.full(len(rows), e))
+        else:
+            parts = {name: part[rows] for name, part in parts.items()}
         return Trajectory(
-            *(self.observations[rows], self.actions[rows], self.rewards[rows]),
+            **parts,
             task=self.tasks[self.task_ids[e]],
             seed=int(self.seeds[e]),
             success=int(self.successes[e]),
@@ -285,7 +302,16 @@ class TrajectoryDataset:
 
     def returns(self) -> NDArray[np.float32]:
         """The undiscounted return of each episode, [E]; summed in float64."""
-        return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1]).astype(np.float32)
+        return self._returns
+
+    @cached_property
+    def _returns(self) -> NDArray[np.float32]:
+        sums = np.empty(self.num_episodes, np.float32)
+        for first, last in columns.episode_blocks(self.offsets):
+            start, end = int(self.offsets[first]), int(self.offsets[last])
+            rewards = self.rewards[start:end].astype(np.float64)
+            sums[first:last] = np.add.reduceat(rewards, self.offsets[first:last] - start)
+        return sums
 
     def target_returns(self, share: float = 0.1) -> dict[str, float]:
         """Task → mean return of the best `share` of its episodes, the target return of history-conditioned policies.
@@ -304,20 +330,36 @@ class TrajectoryDataset:
 
     def returns_to_go(self) -> NDArray[np.float32]:
         """The undiscounted sum of rewards from each transition to the end of its episode, [N]; summed in float64."""
-        summed = np.cumsum(self.rewards.astype(np.float64))
-        ends = summed[self.offsets[1:] - 1]
-        before = summed - self.rewards
-        return (np.repeat(ends, np.diff(self.offsets)) - before).astype(np.float32)
+        left, carried, lengths = np.empty(self.num_transitions, np.float32), np.zeros(1), self.lengths
+        for first, last in columns.episode_blocks(self.offsets):
+            start, end = int(self.offsets[first]), int(self.offsets[last])
+            rewards = self.rewards[start:end]
+            summed = np.cumsum(np.concatenate([carried, rewards]))[1:]
+            ends = summed[self.offsets[first + 1 : last + 1] - start - 1]
+            left[start:end] = np.repeat(ends, lengths[first:last]) - (summed - rewards)
+            carried = summed[-1:]
+        return left
 
     def task_index(self, task: str) -> int:
         """Position of `task` in `tasks`. Raises InputError with the nearest names where it is not there."""
-        if task not in self.tasks:
+        if task not in self._places:
             raise unknown_task(task, self.tasks, self.source or None)
-        return self.tasks.index(task)
+        return self._places[task]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {task: place for place, task in enumerate(self.tasks)}
 
     def episodes_of(self, task: str) -> NDArray[np.int64]:
         """Episodes of `task`, ascending. Raises InputError where the task is not in `tasks`."""
-        return np.flatnonzero(self.task_ids == self.task_index(task)).astype(np.int64)
+        return self._by_task[self.task_index(task)]
+
+    @cached_property
+    def _by_task(self) -> list[NDArray[np.int64]]:
+        """The episodes of each task: of 100,000 tasks, all looked for one by one take hours."""
+        ordered = np.argsort(self.task_ids, kind="stable").astype(np.int64)
+        counts = np.bincount(self.task_ids, minlength=len(self.tasks))
+        return np.split(ordered, np.cumsum(counts)[:-1])
 
     def transitions_of(self, task: str) -> NDArray[np.int64]:
         """Transitions of `task`, ascending. Raises InputError where the task is not in `tasks`."""
@@ -345,30 +387,38 @@ class TrajectoryDataset:
             raise self._error("no episode selected", None, "0 episodes", "at least one")
         if chosen.min() < 0 or chosen.max() >= self.num_episodes:
             raise IndexError(f"episode outside 0 … {self.num_episodes - 1}")
+        changes, offsets = self._numbers_of(chosen), offsets_of(self.lengths[chosen])
+        terminals = np.zeros(offsets[-1], np.bool_)
+        terminals[offsets[1:] - 1] = self.terminals[self.offsets[1:] - 1][chosen]
+        changes |= {name: getattr(self, name)[chosen] for name in _PER_EPISODE}
+        changes["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
+        return dataclasses.replace(self, offsets=offsets, terminals=terminals, **changes)
+
+    def _numbers_of(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
+        """The arrays of numbers of these episodes."""
+        if isinstance(self.observations, StoredColumn):
+            return columns.selected(self.numbers(), self.observations.selection.select(chosen))
         rows: slice | NDArray[np.int64]
         if (np.diff(chosen) == 1).all():
             rows = slice(int(self.offsets[chosen[0]]), int(self.offsets[chosen[-1] + 1]))
         else:
             rows = self._transitions(chosen)
-        arrays = {name: getattr(self, name) for name in _PER_TRANSITION}
-        changes: dict[str, Any] = {name: a if a is None else a[rows] for name, a in arrays.items()}
-        changes |= {name: getattr(self, name)[chosen] for name in _PER_EPISODE}
-        changes["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
-        return dataclasses.replace(self, offsets=offsets_of(self.lengths[chosen]), **changes)
+        return {name: a if a is None else a[rows] for name, a in self.numbers().items()}
 
     def select_tasks(self, names: Sequence[str]) -> TrajectoryDataset:
         """Only these tasks, in this order. A name without version, or of another one, matches the task of that name.
 
         Raises InputError where a name is unknown (with the nearest ones), or where a task has no episode.
         """
-        found = [resolve_task(name, self.tasks, self.source or None) for name in names]
+        path = self.source or None
+        found = [name if name in self._places else resolve_task(name, self.tasks, path) for name in names]
         tasks = tuple(dict.fromkeys(found))
         if not tasks:
             raise self._error("no task requested", "tasks", "none", f"some of {', '.join(self.tasks)}")
         empty = [task for task in tasks if not self.episodes_of(task).size]
         if empty:
             raise self._error("a task without episodes", "tasks", ", ".join(empty), "at least one episode each")
-        places = [self.tasks.index(task) for task in tasks]
+        places = [self._places[task] for task in tasks]
         ids = np.full(len(self.tasks), -1, np.int32)
         ids[places] = np.arange(len(tasks))
         part = self.select(ids[self.task_ids] >= 0)
@@ -378,8 +428,17 @@ class TrajectoryDataset:
             part, tasks=tasks, texts=texts, task_ids=ids[part.task_ids], environments=environments
         )
 
-    def with_actions(self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> TrajectoryDataset:
-        """The same data with changed actions, [N, A] → [N, A], the executed and the expert's alike."""
+    def with_actions(
+        self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]], label: str
+    ) -> TrajectoryDataset:
+        """The same data with changed actions, [N, A] → [N, A], the executed and the expert's alike.
+
+        Each row is changed by itself, of data on the disk as it is read; `label` tells the change from others.
+        """
+        if isinstance(self.actions, StoredColumn):
+            lazily = columns.Change(lambda rows, _: change(rows), label)
+            changed = {name: a and a.changed(lazily) for name, a in self.numbers().items() if "actions" in name}
+            return dataclasses.replace(self, **changed)
         expert = None if self.expert_actions is None else change(self.expert_actions)
         actions = change(self.actions)
         if actions is self.actions and expert is self.expert_actions:
@@ -393,13 +452,16 @@ class TrajectoryDataset:
         """
         if not indices:
             return self
-        columns = list(indices)
-        before = np.concatenate([self.observations[:1], self.observations[:-1]])[:, columns]
-        before[self.offsets[:-1]] = self.observations[self.offsets[:-1]][:, columns]
+        if self.stored:
+            pair = {name: getattr(self, name).remembering(indices) for name in ("observations", "next_observations")}
+            return dataclasses.replace(self, **pair)
+        chosen = list(indices)
+        before = np.concatenate([self.observations[:1], self.observations[:-1]])[:, chosen]
+        before[self.offsets[:-1]] = self.observations[self.offsets[:-1]][:, chosen]
         return dataclasses.replace(
             self,
             observations=np.concatenate([self.observations, before], axis=1),
-            next_observations=np.concatenate([self.next_observations, self.observations[:, columns]], axis=1),
+            next_observations=np.concatenate([self.next_observations, self.observations[:, chosen]], axis=1),
         )
 
     def check_matches(self, state_dim: int, action_dim: int, name: str) -> None:
@@ -427,34 +489,8 @@ def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def same_task(name: str, other: str) -> bool:
-    """Whether two names are one task's: they differ by the version alone, or one suite knows both as the same."""
-    if base_name(name) == base_name(other):
-        return True
-    suite = find_suite(other)
-    return suite is not None and suite.knows(name) and suite.data_key(name) == suite.data_key(other)
-
-
-def resolve_task(name: str, known: Sequence[str], path: str | Path | None) -> str:
-    """`name` if known, otherwise the one known task that is the same ('push', 'push-v2' for 'push-v3').
-
-    Raises InputError with the nearest names where there is none, or more than one.
-    """
-    same = [task for task in known if same_task(task, name)]
-    if name in known:
-        return name
-    if len(same) != 1:
-        raise unknown_task(name, known, path)
-    return same[0]
-
-
-def unknown_task(name: str, known: Sequence[str], path: str | Path | None) -> InputError:
-    """The error for a task that the data at `path` do not hold."""
-    problem, expected = "the data set has no such task", f"one of {len(known)} tasks"
-    hint = f"nearest names: {nearest_names(name, known)}"
-    return InputError(problem, path=path, field="task", found=repr(name), expected=expected, hint=hint)
-
-
 def describe(value: object) -> str:
     """The type and shape of an array, the type of anything else."""
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+    if isinstance(value, (np.ndarray, StoredColumn)):
+        return f"{value.dtype} {list(value.shape)}"
+    return type(value).__name__

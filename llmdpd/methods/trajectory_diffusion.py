@@ -22,6 +22,7 @@ from llmdpd.nn.config import ChainConfig, ContextNetworkConfig
 from llmdpd.nn.context import Condition
 from llmdpd.nn.policy_network import ConditionedNetwork, Window
 from llmdpd.nn.spaces import Spaces
+from llmdpd.nn.statistics import Observations, extent
 from llmdpd.nn.trajectory_denoiser import TrajectoryConfig, TrajectoryDenoiser, reverse_trajectory, with_present
 from llmdpd.utils import sharding
 from llmdpd.utils.bounds import NonNegative
@@ -64,14 +65,15 @@ class TrajectoryPolicy(ConditionedNetwork):
         self.register_buffer("low", -torch.ones(spaces.state_dim))
         self.register_buffer("high", torch.ones(spaces.state_dim))
 
-    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
+    def fit(self, observations: Observations, returns: Callable[[], Tensor]) -> None:
         super().fit(observations, returns)
-        self.low.copy_(observations.amin(0))
-        self.high.copy_(observations.amax(0))
+        low, high = extent(observations)
+        self.low.copy_(low)
+        self.high.copy_(high)
 
-    def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
+    def fit_beyond(self, observations: Observations, returns: Callable[[], Tensor]) -> list[str]:
         """Also the range of a trajectory's states: what lies beyond it would be cut to it."""
-        low, high = observations.amin(0).to(self.low), observations.amax(0).to(self.high)
+        low, high = (side.to(self.low) for side in extent(observations))
         wider = ((low < self.low) | (high > self.high)).nonzero()[:, 0].tolist()
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))

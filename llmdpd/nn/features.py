@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.nn.statistics import QUANTILE, Observations, in_blocks, robust_statistics
 from llmdpd.tasks.layout import Layout, columns_of
 
 FeatureKind = Literal["normalised", "combined", "relative", "raw", "metaworld"]
@@ -18,8 +19,6 @@ _ANY_LAYOUT = ("normalised", "raw")
 # In metres: a difference is given in units of 25 cm, and as tanh in units of 4 cm; a velocity in centimetres a step.
 FAR, NEAR, VELOCITY = 4.0, 25.0, 100.0
 _CLIP = 10.0
-# Statistics leave out what lies beyond these quantiles where that makes the range so many times smaller.
-_QUANTILE, _OUTLIERS = 1e-3, 20.0
 
 
 class StateFeatures(nn.Module):
@@ -86,28 +85,26 @@ class StateFeatures(nn.Module):
         assert self._relations is not None, "checked at construction"
         return self._relations
 
-    def fit(self, observations: Tensor) -> None:
-        """Take mean and std [S] from the training tasks' observations [N, S].
+    def fit(self, observations: Observations) -> None:
+        """Take mean and std [S] from the training tasks' observations [N, S], a tensor or blocks of its rows.
 
         Where a thousandth of the data at either end makes a dimension's range more than 20 times wider (a sensor's
         glitches), it counts as the quantile that it lies beyond.
         """
-        observations = _without_outliers(observations)
-        low, high = observations.amin(0), observations.amax(0)
-        std = observations.std(0, correction=0)
+        found = robust_statistics(observations)
         # Compared exactly: rounding gives many equal numbers a mean beside them, and so a deviation.
-        constant = low == high
-        self.mean.copy_(torch.where(constant, low, observations.mean(0)))
-        self.std.copy_(torch.where(constant | (std <= 1e-6), 1.0, std))
+        constant = found.low == found.high
+        self.mean.copy_(torch.where(constant, found.low, found.mean))
+        self.std.copy_(torch.where(constant | (found.std <= 1e-6), 1.0, found.std))
 
-    def fit_beyond(self, observations: Tensor) -> list[int]:
+    def fit_beyond(self, observations: Observations) -> list[int]:
         """Take mean and std anew of those numbers of which more than a thousandth of [N, S] would be clipped.
 
         Of numbers that these features don't normalise nothing is clipped. Returns the numbers' indices.
         """
-        own, spread = self.mean.to(observations), self.std.to(observations)  # the network may be on a GPU
-        scaled = ((observations - own) / spread).abs()
-        beyond = (scaled > _CLIP).double().mean(0) > _QUANTILE
+        own, spread = self.mean.cpu(), self.std.cpu()
+        counts = [(((block - own) / spread).abs() > _CLIP).sum(0) for block in in_blocks(observations)]
+        beyond = torch.stack(counts).sum(0).double() / len(observations) > QUANTILE
         chosen = [index for index in self._normalises if bool(beyond[index])]
         if chosen:
             mean, std = self.mean.clone(), self.std.clone()
@@ -211,19 +208,3 @@ class _Relations:
 def compared_pairs(layout: Layout) -> list[tuple[str, str]]:
     """The pairs of points whose differences moments are compared by: see `StateFeatures.geometry`."""
     return [pair for pair in layout.differences if layout.goal is None or {layout.body.name, layout.goal} & {*pair}]
-
-
-def _without_outliers(observations: Tensor) -> Tensor:
-    """Observations [N, S], clipped in those dimensions whose range a few outliers make many times wider."""
-    count = len(observations)
-    beyond = int(count * _QUANTILE)
-    if beyond == 0:
-        return observations
-    low, high = observations.amin(0), observations.amax(0)
-    inner_low = observations.kthvalue(beyond + 1, dim=0).values
-    inner_high = observations.kthvalue(count - beyond, dim=0).values
-    # Rare events of a number that is constant otherwise are no glitches.
-    wide = (inner_high > inner_low) & (high - low > _OUTLIERS * (inner_high - inner_low))
-    if not wide.any():
-        return observations
-    return observations.clamp(torch.where(wide, inner_low, low), torch.where(wide, inner_high, high))

@@ -20,6 +20,7 @@ from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
 from llmdpd.nn.policy_network import PolicyNetwork, States
 from llmdpd.nn.spaces import Spaces
+from llmdpd.nn.statistics import Observations
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens, Trim
 from llmdpd.utils.bounds import Steps
 
@@ -54,11 +55,11 @@ class HistoryPolicy(PolicyNetwork):
         super().__init__(spaces, config, replace(config.context_config(), trajectory=False))
         self.register_buffer("return_scale", torch.ones(()))
 
-    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
+    def fit(self, observations: Observations, returns: Callable[[], Tensor]) -> None:
         super().fit(observations, returns)
         self.return_scale.copy_(returns().abs().max().clamp_min(1e-6))
 
-    def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
+    def fit_beyond(self, observations: Observations, returns: Callable[[], Tensor]) -> list[str]:
         chosen, greatest = super().fit_beyond(observations, returns), returns().abs().max().to(self.return_scale)
         if greatest > _BEYOND * self.return_scale:
             self.return_scale.copy_(greatest)

@@ -16,6 +16,7 @@ from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ALL_KEPT, Condition, ContextConfig, EncodedPrompts, Keep, make_context
 from llmdpd.nn.episode_memory import EpisodeMemory, History
 from llmdpd.nn.spaces import ActionScaling, Spaces
+from llmdpd.nn.statistics import Observations
 from llmdpd.ops.acting import FrozenActor
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
@@ -92,11 +93,14 @@ class PolicyNetwork(nn.Module, ABC):
         """Where it is."""
         return self.context.features.mean.device
 
-    def fit(self, observations: Tensor, returns: Callable[[], Tensor]) -> None:
-        """Take the statistics of the training tasks' observations [N, S]; `returns()`: returns-to-go [N]."""
+    def fit(self, observations: Observations, returns: Callable[[], Tensor]) -> None:
+        """Take the statistics of the training tasks' observations [N, S]; `returns()`: returns-to-go [N].
+
+        Observations are a tensor, or, of data on the disk, come in blocks of rows (`llmdpd.nn.statistics`).
+        """
         self.context.features.fit(observations)
 
-    def fit_beyond(self, observations: Tensor, returns: Callable[[], Tensor]) -> list[str]:
+    def fit_beyond(self, observations: Observations, returns: Callable[[], Tensor]) -> list[str]:
         """Take those statistics anew that other data, given as to `fit`, lie far beyond; which these are, in words."""
         chosen = self.context.features.fit_beyond(observations)
         return [f"observation[{index}]" for index in chosen]

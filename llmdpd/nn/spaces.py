@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmdpd.data.columns import extent
 from llmdpd.errors import InputError
 from llmdpd.tasks.layout import Layout
 
@@ -123,7 +124,7 @@ def action_range(
     fill less than a tenth of them, it is the data's range, in the latter case with a quarter of it on either side.
     The dimensions that move a layout's body share one range around zero, so that directions stay what they are.
     """
-    least, most = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
+    least, most = (side.astype(np.float64) for side in extent(actions))
     unknown = np.full(len(least), np.nan)
     lower = unknown if low is None else np.array(low, np.float64)
     upper = unknown if high is None else np.array(high, np.float64)

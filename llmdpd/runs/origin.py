@@ -18,6 +18,7 @@ from llmdpd.errors import InputError, abridged
 from llmdpd.methods.base import Method
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
+from llmdpd.nn.statistics import Observations
 from llmdpd.policy.folder import DESCRIPTION, find_policy
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts.source import LLMIdentity
@@ -288,7 +289,11 @@ def _nameless(value: Any) -> Any:
 
 
 def start_from(
-    policy: Policy, network: PolicyNetwork, statistics: Statistics, observations: Tensor, returns: Callable[[], Tensor]
+    policy: Policy,
+    network: PolicyNetwork,
+    statistics: Statistics,
+    observations: Observations,
+    returns: Callable[[], Tensor],
 ) -> str:
     """Give a network a policy's weights and statistics; what became of the statistics, in words.
 

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llmdpd.config.schema import TrainConfig
 from llmdpd.data import Trajectory, TrajectoryDataset, join_datasets
 from llmdpd.data.collecting.scripted import content_hash
+from llmdpd.data.columns import blocks, extent
 from llmdpd.errors import InputError
 from llmdpd.evaluation.episodes import evaluate_tasks
 from llmdpd.evaluation.offline import hold_out, offline_results, offline_selection, score_offline
@@ -30,6 +30,7 @@ from llmdpd.methods import METHODS
 from llmdpd.methods.base import Learner, Method, OfflineConfig
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import ActionScaling, Spaces, action_range, limits
+from llmdpd.nn.statistics import ColumnBlocks
 from llmdpd.ops.native import use_threads
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
@@ -377,7 +378,7 @@ def _offline(run: Run) -> tuple[Learner, Sampler]:
     rows = [vectors[task_prompt(task).render()] for task in dataset.tasks] if vectors else None
     reads = method.network.context_config()
     return learner, BatchSampler(
-        dataset.with_actions(partial(_within_bounds, network.action_scaling)),
+        _within_bounds(dataset, network.action_scaling),
         None if rows is None else torch.stack(rows),
         reads.encoder if reads.trajectory else None,
         method.batch_size,
@@ -406,7 +407,7 @@ def _learner(run: Run, network: PolicyNetwork, dataset: TrajectoryDataset) -> Me
     """The method with its first weights: random ones, or those of the policy that the run starts from."""
     config, origin, policy = run.config, run.origin, run.first
     kind = cast("type[Method[Any, Any]]", METHODS[config.method.name])
-    observations = torch.from_numpy(dataset.observations)
+    observations = ColumnBlocks(dataset.observations) if dataset.stored else torch.from_numpy(dataset.observations)
 
     def returns() -> Tensor:
         return torch.from_numpy(dataset.returns_to_go())
@@ -435,12 +436,14 @@ def _learner(run: Run, network: PolicyNetwork, dataset: TrajectoryDataset) -> Me
     return learner
 
 
-def _within_bounds(scaling: ActionScaling, actions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Actions [N, A] as the networks know them; a line says how many rows were beyond the bounds, if any."""
-    within, beyond = scaling.to_unit(actions)
-    if beyond:
-        console.print(f"actions of {beyond} of {len(actions)} transitions are beyond their bounds: cut to them")
-    return within
+def _within_bounds(dataset: TrajectoryDataset, scaling: ActionScaling) -> TrajectoryDataset:
+    """The data with actions as the networks know them; lines say how many rows are beyond the bounds, if any."""
+    for actions in (dataset.actions, dataset.expert_actions):
+        # None where the least and the greatest are within.
+        if actions is not None and scaling.to_unit(np.stack(extent(actions)))[1]:
+            beyond = sum(scaling.to_unit(block)[1] for block in blocks(actions))
+            console.print(f"actions of {beyond} of {len(actions)} transitions are beyond their bounds: cut to them")
+    return dataset.with_actions(lambda rows: scaling.to_unit(rows)[0], repr(scaling.parts().tolist()))
 
 
 def _online(run: Run) -> tuple[Learner, Sampler]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmdpd.data import TrajectoryDataset
 from llmdpd.data.augmentation import Augmentation, AugmentationConfig
+from llmdpd.data.columns import take
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
@@ -92,7 +93,7 @@ class BatchSampler:
         self._embeddings = None if embeddings is None else embeddings.cpu()
         self._prompts, self._share = prompts, batch_size // prompts
         self._random = np.random.default_rng(seed)
-        self._transitions = [dataset.transitions_of(task) for task in dataset.tasks]
+        self._transitions = [_Transitions(dataset, dataset.episodes_of(task)) for task in dataset.tasks]
         # Where no demonstrations are read, it doesn't matter whose they would be.
         others = shown_by or {} if encoder is not None else {}
         shown = [self._present(task, others.get(task, task)) for task in dataset.tasks]
@@ -209,20 +210,28 @@ class BatchSampler:
         self._random.bit_generator.state = state
 
     def _windows(self, rows: np.ndarray) -> StepWindows:
-        dataset, expert = self._dataset, self._dataset.expert_actions
+        dataset = self._dataset
         assert self._returns is not None, "there is a horizon"
         index, mask = dataset.windows(rows, self._horizon, self._before)
+        episodes = np.repeat(dataset.episode_ids(rows), index.shape[1])
+        numbers = {name: getattr(dataset, name) for name in ("observations", "actions", "expert_actions")}
+        states, actions, expert = (
+            None if part is None else torch.from_numpy(part.reshape(*index.shape, -1))
+            for part in take(numbers, index.reshape(-1), episodes).values()
+        )
+        assert states is not None, "every data set has them"
+        assert actions is not None, "every data set has them"
         return StepWindows(
-            states=torch.from_numpy(dataset.observations[index]),
-            actions=torch.from_numpy(dataset.actions[index]),
-            expert_actions=None if expert is None else torch.from_numpy(expert[index]),
+            states=states,
+            actions=actions,
+            expert_actions=expert,
             mask=torch.from_numpy(mask),
             returns=torch.from_numpy(self._returns[index]),
         )
 
     def _present(self, task: str, shown: str) -> str:
         """The task `shown`, whose demonstrations show `task`, if the data have it."""
-        if shown not in self._dataset.tasks:
+        if shown != task and shown not in self._dataset.tasks:
             raise InputError(
                 f"the data lack the task whose demonstrations show {task}",
                 path=self._dataset.source,
@@ -246,8 +255,24 @@ class BatchSampler:
         best = np.argsort(-self._dataset.returns()[good], kind="stable")
         return np.sort(good[best[: math.ceil(_DEMONSTRATION_SHARE * len(good))]])
 
-    def _draw(self, pool: np.ndarray, count: int) -> np.ndarray:
+    def _draw(self, pool: np.ndarray | _Transitions, count: int) -> np.ndarray:
         return pool[self._random.integers(len(pool), size=count)]
+
+
+class _Transitions:
+    """The transitions of some episodes, one after the other, without a list of them: pool[numbers] are their rows."""
+
+    def __init__(self, dataset: TrajectoryDataset, episodes: np.ndarray) -> None:
+        lengths = dataset.offsets[episodes + 1] - dataset.offsets[episodes]
+        self._ends = np.cumsum(lengths)
+        self._shift = dataset.offsets[episodes] - (self._ends - lengths)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        rows: np.ndarray = numbers + self._shift[np.searchsorted(self._ends, numbers, side="right")]
+        return rows
 
 
 def moved(batch: PromptedBatch, device: torch.device) -> PromptedBatch:

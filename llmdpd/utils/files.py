@@ -333,10 +333,11 @@ def read_text(path: Path, errors: Literal["strict", "replace"] = "strict") -> st
         raise InputError("the file cannot be read", path=path, found=error.strerror) from None
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal digits."""
+def file_sha256(path: str | Path, start: int = 0) -> str:
+    """SHA-256 of a file of any size, from its byte `start` on, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(start)
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
+from llmdpd.data.columns import StoredColumn
 from llmdpd.data.content import read_npz
 from llmdpd.errors import InputError, nearest_names
 from llmdpd.prompts import task_prompt
@@ -211,6 +212,8 @@ def content_hash(dataset: TrajectoryDataset) -> str:
     """SHA-256 over a data set's contents, but for its source and the behaviours' names.
 
     The steps of success are left out too: collections of version 0.1 have none, and are found again by their hash.
+    Of columns that stay on the disk it is over their files' hashes, which were checked as they were loaded: data in
+    memory have another hash than the same in shards.
     """
     digest = hashlib.sha256(repr((dataset.tasks, dataset.texts, dataset.goal_visible)).encode())
     for item in dataclasses.fields(dataset):
@@ -218,6 +221,8 @@ def content_hash(dataset: TrajectoryDataset) -> str:
         if isinstance(value, np.ndarray) and item.name != "success_steps":
             digest.update(f"{item.name} {value.dtype} {value.shape}".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, StoredColumn):
+            digest.update(value.identity())
     return digest.hexdigest()
 
 

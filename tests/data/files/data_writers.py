@@ -19,7 +19,7 @@ from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
-from llmdpd.data import EpisodeRecord, join_episodes, save_minari
+from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari, save_shards
 
 Episodes = Sequence["Episode"]
 
@@ -106,6 +106,14 @@ def flat(episodes: Episodes) -> dict[str, np.ndarray]:
 
 
 def write_ours(folder: Path, episodes: Episodes, task: str, environment: str) -> Path:
+    return save_minari(_joined(episodes, task, environment), folder)[0]
+
+
+def write_shards(folder: Path, episodes: Episodes, task: str, environment: str) -> Path:
+    return save_shards([_joined(episodes, task, environment)], folder / "shards")
+
+
+def _joined(episodes: Episodes, task: str, environment: str) -> TrajectoryDataset:
     records = [
         EpisodeRecord(
             *(episode.observations, episode.actions, episode.rewards, task),
@@ -116,7 +124,7 @@ def write_ours(folder: Path, episodes: Episodes, task: str, environment: str) ->
         for episode in episodes
     ]
     environments = {task: environment} if environment else {}
-    return save_minari(join_episodes(records, environments=environments), folder)[0]
+    return join_episodes(records, environments=environments)
 
 
 def write_minari(folder: Path, episodes: Episodes, task: str, environment: str) -> Path:
@@ -262,4 +270,5 @@ FORMATS: dict[str, Format] = {
     "decision transformer": Format(write_decision_transformer),
     "robomimic": Format(write_robomimic, falls=False, keys=True),
     "lerobot": Format(write_lerobot, falls=False, suffix=False, keys=True),
+    "shards": Format(write_shards, environment=True, suffix=False, keys=True),
 }
