@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from llmdpd.cli.common import command
 from llmdpd.data import TrajectoryDataset, read_one_by_one, save_shards, sources_of
@@ -13,7 +13,7 @@ from llmdpd.data.shards import load_shards
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import Reading
 from llmdpd.training.stopping import StopSignals
-from llmdpd.utils.bounds import Bounds
+from llmdpd.utils.bounds import Bounds, check_config
 from llmdpd.utils.command_line import parse
 from llmdpd.utils.extras import extra
 from llmdpd.utils.progress import ProgressBar, console
@@ -23,21 +23,24 @@ with extra("cli"):
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
-    """Write data of any format as shards, which are trained on from the disk; one data set is in memory at a time.
+class DataCommand:
+    """Write data of any format as shards, which are trained on from the disk; or check such shards.
 
-    The data are read and checked as a run does that names them by --data.path.
+    One data set of the source is in memory at a time. It is read and checked as by a run that names it by --data.path.
     """
 
+    action: Annotated[Literal["convert", "check"], tyro.conf.Positional]
+    """convert: SOURCE, of any format, becomes shards in OUT. check: the shards in SOURCE are read through, whether they
+    are whole and the same as when they were written."""
     source: Annotated[str, tyro.conf.Positional]
     """A data set, a folder of several, or a name (minari:ID, d4rl:NAME)."""
-    out: Annotated[Path, tyro.conf.Positional]
-    """The new folder."""
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """The new folder, where SOURCE is converted."""
     shard_gigabytes: Annotated[float, Bounds(0.001, 1000)] = 4.0
     """About so large is a shard."""
     observation: tuple[str, ...] = ()
     """Keys of Dict observations, in this order; all by default."""
-    action: str | None = None
+    action_key: str | None = None
     """Key of the actions, where there are several."""
     success: str | None = None
     """Key of the infos that says whether a step succeeds."""
@@ -47,19 +50,11 @@ class ConvertConfig:
     """Whether episodes can end by themselves, where the data's flags leave it open."""
 
 
-@dataclass(frozen=True)
-class CheckConfig:
-    """Read a data set in shards through: whether it is whole, and the same as when it was written."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """The data set's folder."""
-
-
-def _convert(config: ConvertConfig) -> None:
-    if config.out.exists():
-        raise InputError("this is written to a new folder", path=config.out, found="something", expected="nothing")
-    names = ("observation", "action", "success", "part", "terminates")
-    reading = Reading(**{name: getattr(config, name) for name in names})
+def _convert(config: DataCommand, out: Path) -> None:
+    if out.exists():
+        raise InputError("this is written to a new folder", path=out, found="something", expected="nothing")
+    names = ("observation", "success", "part", "terminates")
+    reading = Reading(action=config.action_key, **{name: getattr(config, name) for name in names})
     count = len(sources_of(config.source))
     with StopSignals() as stop, ProgressBar("converting", "data sets", check=stop.check) as bar:
 
@@ -69,8 +64,8 @@ def _convert(config: ConvertConfig) -> None:
                 yield part
             bar.update(count, count)
 
-        save_shards(parts(), config.out, shard_bytes=int(config.shard_gigabytes * (1 << 30)), reading=reading)
-    _tell(config.out)
+        save_shards(parts(), out, shard_bytes=int(config.shard_gigabytes * (1 << 30)), reading=reading)
+    _tell(out)
 
 
 def _tell(folder: Path) -> None:
@@ -86,16 +81,15 @@ def _tell(folder: Path) -> None:
 
 
 def _data(words: list[str]) -> None:
-    kind, *rest = words or ["--help"]
-    if kind == "convert":
-        _convert(parse(ConvertConfig, rest, "llmdpd data convert"))
-    elif kind == "check":
-        _tell(parse(CheckConfig, rest, "llmdpd data check").folder)
-    elif kind in ("-h", "--help"):
-        for name, config in (("convert SOURCE OUT", ConvertConfig), ("check FOLDER", CheckConfig)):
-            console.print(f"llmdpd data {name}\n    {(config.__doc__ or '').splitlines()[0]}", markup=False)
+    config = parse(DataCommand, words, "llmdpd data")
+    check_config(config)
+    if (config.out is None) == (config.action == "convert"):
+        found, expected = config.out or "none", "convert SOURCE OUT, or check FOLDER"
+        raise InputError("a folder to write to is for convert alone", field="out", found=found, expected=expected)
+    if config.out is None:
+        _tell(Path(config.source))
     else:
-        raise InputError("unknown action", field="llmdpd data", found=kind, expected="convert or check")
+        _convert(config, config.out)
 
 
 main = command(_data)
