@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "bindings.h"
+#include "chain_node.h"
 #include "dispatch.h"
 #include "noise_node.h"
 #include "reading.h"
@@ -215,9 +216,16 @@ struct PredictionNode {
   float* hidden() { return hidden_tape.size() == 0 ? nullptr : hidden_tape.mutable_data(); }
 };
 
-// keep: the most floats that the hidden layers may keep for the pass backward.
+// A pool's buffer for what the hidden layers keep for the pass backward, empty where that is more than `most` floats.
+Floats kept_buffer(std::size_t floats, py::ssize_t most) {
+  const auto count = static_cast<py::ssize_t>(floats);
+  return pooled_buffer(count <= most ? count : 0);
+}
+
+// keep: the most floats that the hidden layers may keep.
 std::shared_ptr<PredictionNode> make_prediction(const Floats& actions, const Floats& waves, const Indices& place,
-                                                const FloatsList& given, bool bf16, py::ssize_t keep, int threads) {
+                                                const FloatsList& given, bool prompted, bool bf16, py::ssize_t keep,
+                                                int threads) {
   llmdpd::NoisyActions noisy{};
   noisy.action_dim = columns_of(actions, "actions"), noisy.time_dim = columns_of(waves, "waves");
   noisy.rows = small(actions.shape(0), "actions"), noisy.levels = small(waves.shape(0), "waves");
@@ -226,11 +234,9 @@ std::shared_ptr<PredictionNode> make_prediction(const Floats& actions, const Flo
   require_shape(waves, {noisy.levels, noisy.time_dim}, "waves");
   require_shape(place, {noisy.rows}, "place");
   noisy.actions = actions.data(), noisy.waves = waves.data(), noisy.place = place.data();
-  llmdpd::NoiseNode node(noisy, weights_of(given), tools_for(threads), llmdpd::active_kernels(bf16));
-  if (node.outputs() != noisy.action_dim) throw std::invalid_argument("wrong shape: output");
-  const auto floats = static_cast<py::ssize_t>(node.hidden_tape_floats());
-  return std::make_shared<PredictionNode>(
-      PredictionNode{given, actions, waves, place, pooled_buffer(floats <= keep ? floats : 0), std::move(node)});
+  llmdpd::NoiseNode node(noisy, weights_of(given), tools_for(threads), llmdpd::active_kernels(bf16), prompted);
+  return std::make_shared<PredictionNode>(PredictionNode{
+      given, actions, waves, place, kept_buffer(node.hidden_tape_floats(), keep), std::move(node)});
 }
 
 void prediction_forward(const std::shared_ptr<PredictionNode>& holder, Floats& tape, FloatsList results) {
@@ -253,6 +259,67 @@ void prediction_backward(const std::shared_ptr<PredictionNode>& holder, Floats& 
   const float *d_out = grads[0].data(), *hidden = holder->hidden();
   py::gil_scoped_release unlocked;
   holder->node.backward(kept, hidden, d_out, to);
+}
+
+struct ChainOfSteps {
+  FloatsList given;
+  Floats waves, table;
+  Keys keys;
+  Optional noise;
+  std::vector<py::ssize_t> actions;  // the results' shape
+  Floats steps_tape;
+  llmdpd::ChainNode node;
+
+  float* steps() { return steps_tape.size() == 0 ? nullptr : steps_tape.mutable_data(); }
+};
+
+// given: the states' first. keep: as of a prediction.
+std::shared_ptr<ChainOfSteps> make_chain(const Floats& waves, const Floats& table, const Keys& keys,
+                                         const Optional& noise, float start, float clip, int samples, int action_dim,
+                                         const FloatsList& given, bool prompted, bool need_state, bool bf16,
+                                         py::ssize_t keep, int threads) {
+  if (given.empty() || given[0].ndim() != 2 || given[0].shape(0) < 1) throw std::invalid_argument("wrong shape: state");
+  const py::ssize_t states = given[0].shape(0), steps = table.ndim() == 2 ? table.shape(0) : 0;
+  if (samples < 1 || steps < 1 || action_dim < 1) throw std::invalid_argument("samples, steps and actions start at 1");
+  llmdpd::ChainShown shown{};
+  shown.states = states, shown.samples = samples, shown.action_dim = action_dim;
+  shown.time_dim = columns_of(waves, "waves");
+  require_shape(waves, {steps, shown.time_dim}, "waves");
+  require_shape(table, {steps, 6}, "table");
+  small(states, "states");
+  const auto* rows_of_table = reinterpret_cast<const llmdpd::StepCoefficients*>(table.data());
+  shown.waves = waves.data(), shown.schedule = {small(steps, "table"), rows_of_table, start, clip};
+  const bool key_per_state = keys.ndim() != 1 || keys.shape(0) != 1 || states == 1;
+  require_shape(keys, {key_per_state ? states : 1}, "keys");
+  const float* xi = data_of(noise, {steps + 1, states * samples, action_dim}, "noise");
+  shown.noise = {xi, keys.data(), key_per_state};
+  shown.need_state = need_state;
+  llmdpd::ChainNode node(shown, weights_of(given), tools_for(threads), llmdpd::active_kernels(bf16), prompted);
+  const Floats steps_tape = kept_buffer(node.steps_tape_floats(), keep);
+  return std::make_shared<ChainOfSteps>(ChainOfSteps{
+      given, waves, table, keys, noise, {states, samples, action_dim}, steps_tape, std::move(node)});
+}
+
+void chain_forward(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, FloatsList results) {
+  held(holder);
+  if (results.size() != 1) throw std::invalid_argument("wrong number: results");
+  float* actions = target(results[0], holder->actions, "result");
+  float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
+  float* steps = holder->steps();
+  py::gil_scoped_release unlocked;
+  holder->node.forward(kept, steps, actions);
+}
+
+void chain_backward(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, const FloatsList& grads,
+                    Floats& gradients) {
+  held(holder);
+  if (grads.size() != 1) throw std::invalid_argument("wrong number: gradients");
+  require_shape(grads[0], holder->actions, "gradient");
+  float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
+  float* to = memory_of(gradients, holder->node.gradient_numbers(), "gradients");
+  const float *d_actions = grads[0].data(), *steps = holder->steps();
+  py::gil_scoped_release unlocked;
+  holder->node.backward(kept, steps, d_actions, to);
 }
 
 template <class Node, class Tape>
@@ -278,6 +345,9 @@ void bind_nodes(py::module_& module) {
   define<PredictionNode>(module, "PredictionNode", "Noise predicted; see noise_node.h.",
                          [](const std::shared_ptr<PredictionNode>& node) { return held(node).node.tape_floats(); },
                          &prediction_forward, &prediction_backward);
+  define<ChainOfSteps>(module, "ChainNode", "Actions sampled; see chain_node.h.",
+                       [](const std::shared_ptr<ChainOfSteps>& node) { return held(node).node.tape_floats(); },
+                       &chain_forward, &chain_backward);
   module.def("prompt_node", &make_prompts, py::arg("shape"), py::arg("text").noconvert(),
              py::arg("keep_text").noconvert(), py::arg("keep_trajectory").noconvert(), py::arg("steps").noconvert(),
              py::arg("embedded").noconvert(), py::arg("mask").noconvert(), py::arg("bias").noconvert(),
@@ -286,6 +356,10 @@ void bind_nodes(py::module_& module) {
              py::arg("bias").noconvert(), py::arg("waypoint_bias").noconvert(), py::arg("there").noconvert(),
              py::arg("waypoints").noconvert(), py::arg("given").noconvert(), py::arg("threads"));
   module.def("prediction_node", &make_prediction, py::arg("actions").noconvert(), py::arg("waves").noconvert(),
-             py::arg("place").noconvert(), py::arg("given").noconvert(), py::arg("bf16"), py::arg("keep"),
-             py::arg("threads"));
+             py::arg("place").noconvert(), py::arg("given").noconvert(), py::arg("prompted"), py::arg("bf16"),
+             py::arg("keep"), py::arg("threads"));
+  module.def("chain_node", &make_chain, py::arg("waves").noconvert(), py::arg("table").noconvert(),
+             py::arg("keys").noconvert(), py::arg("noise").noconvert(), py::arg("start"), py::arg("clip"),
+             py::arg("samples"), py::arg("action_dim"), py::arg("given").noconvert(), py::arg("prompted"),
+             py::arg("need_state"), py::arg("bf16"), py::arg("keep"), py::arg("threads"));
 }

@@ -12,6 +12,7 @@ namespace {
 using llmdpd::ChainCall;
 using llmdpd::GradientTargets;
 using llmdpd::MlpCall;
+using FloatsList = std::vector<Floats>;
 
 // [columns] shared by all rows, or [rows, columns].
 bool per_row(const Floats& array, py::ssize_t rows, py::ssize_t columns, const char* name) {
@@ -177,41 +178,86 @@ struct MlpArguments {
   }
 };
 
-void mlp_forward(const std::shared_ptr<MlpArguments>& holder, Floats& out, Floats& tape) {
-  const MlpArguments& arguments = held(holder);
-  const MlpCall call = arguments.call();
-  require_shape(out, {call.rows, call.trunk.outputs}, "out");
-  const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
-  float* kept = tape_of(tape, llmdpd::mlp_tape_floats(call, kernels));
-  float* to = out.mutable_data();
+using Mlps = std::vector<std::shared_ptr<MlpArguments>>;
+
+// Nets of the same sizes on as many rows.
+struct MlpCalls {
+  std::vector<MlpCall> calls;
+  const llmdpd::TileKernels& kernels;
+  int threads;
+
+  explicit MlpCalls(const Mlps& holders)
+      : kernels(llmdpd::active_kernels(first(holders).bf16)), threads(first(holders).threads) {
+    for (const auto& holder : holders) {
+      calls.push_back(held(holder).call());
+      const MlpCall &one = calls.front(), &other = calls.back();
+      if (held(holder).bf16 != first(holders).bf16 || other.rows != one.rows ||
+          other.trunk.hidden != one.trunk.hidden || other.trunk.outputs != one.trunk.outputs ||
+          other.input_weight.inputs != one.input_weight.inputs) {
+        throw std::invalid_argument("wrong shape: nets of different sizes");
+      }
+    }
+  }
+  static const MlpArguments& first(const Mlps& holders) {
+    if (holders.empty()) throw std::invalid_argument("wrong number: nets");
+    return held(holders[0]);
+  }
+  std::size_t tape_floats() const { return llmdpd::mlp_tape_floats(calls[0], kernels); }
+};
+
+// tapes: one for each net, each empty or none of them.
+void mlps_forward(const Mlps& holders, FloatsList outs, FloatsList tapes) {
+  const MlpCalls nets(holders);
+  const std::size_t count = nets.calls.size();
+  if (outs.size() != count || tapes.size() != count) throw std::invalid_argument("wrong number: outs or tapes");
+  std::vector<float*> to, kept;
+  for (std::size_t i = 0; i < count; ++i) {
+    require_shape(outs[i], {nets.calls[i].rows, nets.calls[i].trunk.outputs}, "out");
+    to.push_back(outs[i].mutable_data());
+    kept.push_back(tape_of(tapes[i], nets.tape_floats()));
+    if (!kept[i] != !kept[0]) throw std::invalid_argument("wrong shape: tape");
+  }
   py::gil_scoped_release unlocked;
-  llmdpd::mlp_forward(call, kernels, arguments.threads, to, kept);
+  llmdpd::mlps_forward(nets.calls, nets.kernels, nets.threads, to.data(), kept.data());
 }
 
-void mlp_backward(const std::shared_ptr<MlpArguments>& holder, const Floats& grad_out, const Floats& tape,
-                  std::optional<Floats> x, Floats& input_weight, Floats& init, std::vector<Floats> trunk) {
-  const MlpArguments& arguments = held(holder);
-  const MlpCall call = arguments.call();
-  const int hidden = call.trunk.hidden;
-  require_shape(grad_out, {call.rows, call.trunk.outputs}, "outputs' gradient");
-  GradientTargets targets{};
-  if (x) require_shape(*x, {call.rows, call.input_weight.inputs}, "x's gradient");
-  targets.x = x ? x->mutable_data() : nullptr;
-  targets.init_per_state = call.init_per_row;
-  if (!trunk.empty()) {  // else no weight's gradient is asked for
-    trunk_targets(trunk, hidden, call.trunk.outputs, targets);
+// x, where it is asked for: of each net its gradient. weights: of each those of its input weight, init and trunk, or
+// none of them.
+void mlps_backward(const Mlps& holders, const FloatsList& grads, const FloatsList& tapes, std::vector<Floats> x,
+                   std::vector<FloatsList> weights) {
+  const MlpCalls nets(holders);
+  const std::size_t count = nets.calls.size();
+  if (grads.size() != count || tapes.size() != count || weights.size() != count || (!x.empty() && x.size() != count)) {
+    throw std::invalid_argument("wrong number: gradients");
+  }
+  std::vector<GradientTargets> targets(count);
+  std::vector<const float*> from, kept;
+  for (std::size_t i = 0; i < count; ++i) {
+    const MlpCall& call = nets.calls[i];
+    const int hidden = call.trunk.hidden;
+    require_shape(grads[i], {call.rows, call.trunk.outputs}, "outputs' gradient");
+    from.push_back(grads[i].data());
+    kept.push_back(tape_of(tapes[i], nets.tape_floats()));
+    if (!kept[i] != !kept[0]) throw std::invalid_argument("wrong shape: tape");
+    if (!x.empty()) {
+      require_shape(x[i], {call.rows, call.input_weight.inputs}, "x's gradient");
+      targets[i].x = x[i].mutable_data();
+    }
+    targets[i].init_per_state = call.init_per_row;
+    if (weights[i].empty()) continue;  // no weight's gradient is asked for
+    if (weights[i].size() != 8) throw std::invalid_argument("wrong number: weights' gradients");
+    std::vector<Floats> trunk(weights[i].begin() + 2, weights[i].end());
+    trunk_targets(trunk, hidden, call.trunk.outputs, targets[i]);
+    Floats &input_weight = weights[i][0], &init = weights[i][1];
     require_shape(input_weight, {hidden, call.input_weight.inputs}, "input weight's gradient");
     if (per_row(init, call.rows, hidden, "init's gradient") != call.init_per_row) {
       throw std::invalid_argument("wrong shape: init's gradient");
     }
-    targets.input_weight = input_weight.mutable_data();
-    targets.init = init.mutable_data();
+    targets[i].input_weight = input_weight.mutable_data();
+    targets[i].init = init.mutable_data();
   }
-  const llmdpd::TileKernels& kernels = llmdpd::active_kernels(arguments.bf16);
-  const float* kept = tape_of(tape, llmdpd::mlp_tape_floats(call, kernels));
-  const float* grad = grad_out.data();
   py::gil_scoped_release unlocked;
-  llmdpd::mlp_backward(call, kernels, arguments.threads, grad, kept, targets);
+  llmdpd::mlps_backward(nets.calls, nets.kernels, nets.threads, from.data(), kept.data(), targets.data());
 }
 
 }  // namespace
@@ -244,9 +290,8 @@ void bind_training(py::module_& module) {
              py::arg("tape").noconvert(), py::arg("state").noconvert(), py::arg("W_s").noconvert(),
              py::arg("u_z").noconvert(), py::arg("tau").noconvert(), py::arg("W_a").noconvert(),
              py::arg("trunk").noconvert());
-  module.def("mlp_forward", &mlp_forward, py::arg("arguments"), py::arg("out").noconvert(),
-             py::arg("tape").noconvert());
-  module.def("mlp_backward", &mlp_backward, py::arg("arguments"), py::arg("grad_out").noconvert(),
-             py::arg("tape").noconvert(), py::arg("x").noconvert(), py::arg("input_weight").noconvert(),
-             py::arg("init").noconvert(), py::arg("trunk").noconvert());
+  module.def("mlps_forward", &mlps_forward, py::arg("nets"), py::arg("outs").noconvert(),
+             py::arg("tapes").noconvert());
+  module.def("mlps_backward", &mlps_backward, py::arg("nets"), py::arg("grads").noconvert(),
+             py::arg("tapes").noconvert(), py::arg("x").noconvert(), py::arg("weights").noconvert());
 }

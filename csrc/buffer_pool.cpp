@@ -2,21 +2,17 @@
 
 #include <algorithm>
 #include <mutex>
-#include <new>
 #include <unordered_map>
+#include <utility>
 #include <vector>
+
+#include "memory.h"
 
 namespace llmdpd {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
 constexpr std::size_t kKeptFloats = std::size_t{64} << 20;  // 256 MB of buffers that nobody uses at the moment
 constexpr std::size_t kKeptBuffers = 16;
-
-struct Buffer {
-  float* memory;
-  std::size_t floats;
-};
 
 class BufferPool {
  public:
@@ -25,39 +21,39 @@ class BufferPool {
     // The smallest that is large enough, if it is not more than twice as large.
     auto best = free_.end();
     for (auto it = free_.begin(); it != free_.end(); ++it) {
-      if (it->floats >= floats && it->floats / 2 <= floats && (best == free_.end() || it->floats < best->floats))
+      if (it->floats() >= floats && it->floats() / 2 <= floats && (best == free_.end() || it->floats() < best->floats()))
         best = it;
     }
-    Buffer found{};
+    Block found;
     if (best != free_.end()) {
-      found = *best;
+      found = std::move(*best);
       free_.erase(best);
     } else {
-      found = {static_cast<float*>(::operator new(floats * sizeof(float), kAlignment)), floats};
+      found = Block(floats);
     }
-    used_.emplace(found.memory, found.floats);
-    return found.memory;
+    float* memory = found.get();
+    used_.emplace(memory, std::move(found));
+    return memory;
   }
 
   void release(float* memory) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto used = used_.find(memory);
-    free_.push_back({memory, used->second});
+    free_.push_back(std::move(used->second));
     used_.erase(used);
     // The oldest go first: those sizes are the least likely to be asked for again.
     std::size_t kept = 0;
-    for (const Buffer& buffer : free_) kept += buffer.floats;
+    for (const Block& block : free_) kept += block.floats();
     while (!free_.empty() && (kept > kKeptFloats || free_.size() > kKeptBuffers)) {
-      kept -= free_.front().floats;
-      ::operator delete(free_.front().memory, kAlignment);
+      kept -= free_.front().floats();
       free_.erase(free_.begin());
     }
   }
 
  private:
   std::mutex mutex_;
-  std::vector<Buffer> free_;
-  std::unordered_map<float*, std::size_t> used_;
+  std::vector<Block> free_;
+  std::unordered_map<float*, Block> used_;
 };
 
 // Never destroyed: tensors may outlive every other static object.

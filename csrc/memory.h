@@ -1,32 +1,67 @@
 // Aligned memory: reusable arenas, and an allocator that lays parts out in one block.
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstddef>
-#include <memory>
 #include <new>
+#include <utility>
 
 namespace llmdpd {
+
+// Memory that is aligned to 64 bytes. Megabytes of it are whole pages of 2 MB, which Linux then gives where it has them:
+// a pass over a batch touches thousands of the usual pages of 4 KB, more than the processor can find at once.
+class Block {
+ public:
+  Block() = default;
+  explicit Block(std::size_t floats) : floats_(floats) {
+    std::size_t bytes = floats * sizeof(float);
+    if (large(floats)) bytes = (bytes + kPage - 1) / kPage * kPage;
+    memory_ = static_cast<float*>(::operator new(bytes, alignment(floats)));
+#ifdef __linux__
+    if (large(floats)) madvise(memory_, bytes, MADV_HUGEPAGE);  // where it can't, pages are the usual ones
+#endif
+  }
+  Block(Block&& other) noexcept { swap(other); }
+  Block& operator=(Block&& other) noexcept {
+    Block(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~Block() {
+    if (memory_) ::operator delete(memory_, alignment(floats_));
+  }
+
+  float* get() const { return memory_; }
+  std::size_t floats() const { return floats_; }
+
+ private:
+  static constexpr std::size_t kPage = std::size_t{1} << 21;
+  static bool large(std::size_t floats) { return floats * sizeof(float) >= kPage; }
+  static std::align_val_t alignment(std::size_t floats) { return std::align_val_t{large(floats) ? kPage : 64}; }
+  void swap(Block& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(floats_, other.floats_);
+  }
+
+  float* memory_ = nullptr;
+  std::size_t floats_ = 0;
+};
 
 // Grows and is kept: fresh pages for each call's megabytes would cost more than what is computed in them.
 class Arena {
  public:
   float* reserve(std::size_t floats) {
-    if (floats > capacity_) {
-      memory_.reset();
-      capacity_ = 0;
-      memory_.reset(static_cast<float*>(::operator new(floats * sizeof(float), kAlignment)));
-      capacity_ = floats;
+    if (floats > block_.floats()) {
+      block_ = Block();
+      block_ = Block(floats);
     }
-    return memory_.get();
+    return block_.get();
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(float* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::unique_ptr<float, Free> memory_;
-  std::size_t capacity_ = 0;
+  Block block_;
 };
 
 // Hands out parts of one block. With a null base it only counts, and what it hands out is null.

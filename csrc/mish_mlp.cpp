@@ -41,27 +41,47 @@ std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels) {
   return RowBlocks(shape_of(call.rows), trunk, kernels).tape_floats();
 }
 
-void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape) {
+void mlps_forward(const std::vector<MlpCall>& calls, const TileKernels& kernels, int threads, float* const* outs,
+                  float* const* tapes) {
   thread_local Arena arena;
-  Mlp mlp;
+  std::vector<Mlp> mlps(calls.size());
   PackList packs;
-  lay_out(arena, [&](Allocator& memory) { mlp = prepare(call, {true, false}, kernels, memory, packs); });
+  lay_out(arena, [&](Allocator& memory) {
+    for (std::size_t i = 0; i < calls.size(); ++i) mlps[i] = prepare(calls[i], {true, false}, kernels, memory, packs);
+  });
   packs.run(kernels, threads);
-  mlp.out = out;
-  forward_pass(pass_of(mlp, kernels, threads), tape);
+  std::vector<Pass<Mlp>> passes;
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    mlps[i].out = outs[i];
+    passes.push_back(pass_of(mlps[i], kernels, threads));
+  }
+  forward_passes(passes.data(), static_cast<int>(passes.size()), tapes);
+}
+
+void mlps_backward(const std::vector<MlpCall>& calls, const TileKernels& kernels, int threads,
+                   const float* const* grads, const float* const* tapes, const GradientTargets* targets) {
+  thread_local Arena arena;
+  std::vector<Mlp> mlps(calls.size());
+  PackList packs;
+  lay_out(arena, [&](Allocator& memory) {
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      mlps[i] = prepare(calls[i], {!tapes[0], true}, kernels, memory, packs);
+      mlps[i].out = memory.take(tapes[0] ? 0 : mlps[i].rows * mlps[i].trunk.outputs);
+    }
+  });
+  packs.run(kernels, threads);
+  std::vector<Pass<Mlp>> passes;
+  for (const Mlp& mlp : mlps) passes.push_back(pass_of(mlp, kernels, threads));
+  backward_passes(passes.data(), static_cast<int>(passes.size()), grads, tapes, targets);
+}
+
+void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape) {
+  mlps_forward({call}, kernels, threads, &out, &tape);
 }
 
 void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out,
                   const float* tape, const GradientTargets& targets) {
-  thread_local Arena arena;
-  Mlp mlp;
-  PackList packs;
-  lay_out(arena, [&](Allocator& memory) {
-    mlp = prepare(call, {!tape, true}, kernels, memory, packs);
-    mlp.out = memory.take(tape ? 0 : mlp.rows * mlp.trunk.outputs);
-  });
-  packs.run(kernels, threads);
-  backward_pass(pass_of(mlp, kernels, threads), grad_out, tape, targets);
+  mlps_backward({call}, kernels, threads, &grad_out, &tape, &targets);
 }
 
 }  // namespace llmdpd

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "packing.h"
 #include "weight_gradients.h"
@@ -26,6 +27,13 @@ std::size_t mlp_tape_floats(const MlpCall& call, const TileKernels& kernels);
 void mlp_forward(const MlpCall& call, const TileKernels& kernels, int threads, float* out, float* tape);
 void mlp_backward(const MlpCall& call, const TileKernels& kernels, int threads, const float* grad_out,
                   const float* tape, const GradientTargets& targets);
+
+// The same of several nets of the same sizes on as many rows, whose tiles are shared out among the threads together;
+// tapes are kept of all or of none (null).
+void mlps_forward(const std::vector<MlpCall>& calls, const TileKernels& kernels, int threads, float* const* outs,
+                  float* const* tapes);
+void mlps_backward(const std::vector<MlpCall>& calls, const TileKernels& kernels, int threads,
+                   const float* const* grads, const float* const* tapes, const GradientTargets* targets);
 
 // Runs a prepared net, without a tape.
 void run_mlp(const Mlp& mlp, const TileKernels& kernels, int threads);

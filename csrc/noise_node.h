@@ -5,8 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "mish_mlp.h"
-#include "node.h"
+#include "noise_weights.h"
 
 namespace llmdpd {
 
@@ -21,15 +20,15 @@ struct NoisyActions {
 
 class NoiseNode {
  public:
-  // given: state [B, S], prompt [P, Z], those of P equal groups of the states, and the weights in the order of
-  // `WEIGHTS` of llmdpd/ops/noise_net.py. trunk: kernels of the hidden layers' precision.
+  // given: state [B, S], prompt [P, Z] where there is one, and the weights: see `NoiseWeights`. trunk: kernels of the
+  // hidden layers' precision.
   NoiseNode(const NoisyActions& noisy, const std::vector<Weight>& given, const LayerTools& tools,
-            const TileKernels& trunk);
+            const TileKernels& trunk, bool prompted = true);
   // Without what the hidden layers keep, and that.
   std::size_t tape_floats() const;
   std::size_t hidden_tape_floats() const;
-  std::ptrdiff_t gradient_numbers() const { return numbers_; }
-  int outputs() const { return layers_[2].outputs(); }
+  std::ptrdiff_t gradient_numbers() const { return weights_.numbers; }
+  int outputs() const { return weights_.layers[2].outputs(); }
 
   // hidden_tape: null where the pass backward is to compute the hidden layers again.
   void forward(float* tape, float* hidden_tape, float* out);  // [B, A]
@@ -39,16 +38,12 @@ class NoiseNode {
   struct Kept;
   void plan(Allocator& tape, Kept& kept) const;
   MlpCall call(const Kept& kept) const;
-  int own_dim() const { return noisy_.action_dim + noisy_.time_dim + state_.columns; }
-  void backward_time(Kept& kept, const float* d_x, float* gradients) const;
+  void backward_time(const Kept& kept, const float* d_x, float* gradients) const;
 
   NoisyActions noisy_;
   LayerTools tools_;
   const TileKernels& trunk_;
-  PlainWeights state_{}, prompt_{};
-  LinearWeights time_first_{}, time_second_{}, first_{};
-  std::vector<LinearWeights> layers_;
-  std::ptrdiff_t numbers_ = 0;
+  NoiseWeights weights_;
 };
 
 }  // namespace llmdpd

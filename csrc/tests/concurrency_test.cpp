@@ -130,6 +130,7 @@ Call make_mlp(Random& random) {
     Sizes sizes;
     Weights weights;
     Floats x, init, grad;
+    int nets;
     llmdpd::MlpCall call;
   };
   const Sizes z(random);
@@ -139,6 +140,7 @@ Call make_mlp(Random& random) {
                                             normals(random, z.rows() * z.state),
                                             normals(random, own_init ? z.rows() * hidden : hidden),
                                             normals(random, z.rows() * z.action),
+                                            between(random, 1, 2),
                                             {}});
   in->call = {in->weights.trunk,
               {in->weights.first.data(), z.state, z.hidden, z.state},
@@ -152,15 +154,27 @@ Call make_mlp(Random& random) {
     const Sizes& z = in->sizes;
     const std::size_t hidden = z.hidden;
     Targets written;
-    Floats tape(llmdpd::mlp_tape_floats(in->call, tile));
-    llmdpd::mlp_forward(in->call, tile, threads, written.make(z.rows() * z.action), tape.data());
-    for (const float* kept : {static_cast<const float*>(tape.data()), static_cast<const float*>(nullptr)}) {
-      llmdpd::GradientTargets to = written.trunk(hidden, z.action);
-      to.input_weight = written.make(hidden * z.state);
-      to.x = written.make(z.rows() * z.state);
-      to.init = written.make(in->call.init_per_row ? z.rows() * hidden : hidden);
-      to.init_per_state = in->call.init_per_row;
-      llmdpd::mlp_backward(in->call, tile, threads, in->grad.data(), kept, to);
+    const std::vector<llmdpd::MlpCall> calls(in->nets, in->call);
+    std::vector<Floats> tapes(in->nets, Floats(llmdpd::mlp_tape_floats(in->call, tile)));
+    std::vector<float*> outs, kept;
+    for (Floats& tape : tapes) {
+      outs.push_back(written.make(z.rows() * z.action));
+      kept.push_back(tape.data());
+    }
+    llmdpd::mlps_forward(calls, tile, threads, outs.data(), kept.data());
+    const std::vector<const float*> grads(in->nets, in->grad.data());
+    for (const bool with_tapes : {true, false}) {
+      std::vector<const float*> from;
+      std::vector<llmdpd::GradientTargets> to;
+      for (const float* tape : kept) {
+        from.push_back(with_tapes ? tape : nullptr);
+        to.push_back(written.trunk(hidden, z.action));
+        to.back().input_weight = written.make(hidden * z.state);
+        to.back().x = written.make(z.rows() * z.state);
+        to.back().init = written.make(in->call.init_per_row ? z.rows() * hidden : hidden);
+        to.back().init_per_state = in->call.init_per_row;
+      }
+      llmdpd::mlps_backward(calls, tile, threads, grads.data(), from.data(), to.data());
     }
     return written.all();
   };
@@ -169,7 +183,8 @@ Call make_mlp(Random& random) {
 // A new entry point is a line here.
 constexpr Call (*kEntryPoints[])(Random&) = {make_sampler,  make_chain,  make_mlp,       make_acting,
                                             make_features, make_linear, make_attention, make_optimizer,
-                                            make_prompt_reading, make_state_reading, make_noise_node};
+                                            make_prompt_reading, make_state_reading, make_noise_node,
+                                            make_chain_node};
 
 bool same_bits(const Floats& a, const Floats& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;

@@ -81,9 +81,10 @@ Call make_features(Random& random);
 Call make_linear(Random& random);
 Call make_attention(Random& random);
 Call make_optimizer(Random& random);
-// Prompts and states read, noise predicted, forward and backward (node_test.cpp).
+// Prompts and states read, noise predicted, actions sampled, forward and backward (node_test.cpp).
 Call make_prompt_reading(Random& random);
 Call make_state_reading(Random& random);
 Call make_noise_node(Random& random);
+Call make_chain_node(Random& random);
 
 }  // namespace inputs

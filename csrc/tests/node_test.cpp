@@ -3,6 +3,7 @@
 #include <list>
 #include <memory>
 
+#include "../chain_node.h"
 #include "../noise_node.h"
 #include "../reading.h"
 #include "inputs.h"
@@ -115,10 +116,23 @@ Call make_state_reading(Random& random) {
   };
 }
 
+namespace {
+
+// The noise network's weights behind states, and prompts where it has any.
+void network(Given& given, int states, int prompts, int state, int prompt, int hidden, int action, int time) {
+  given.plain(states, state);
+  if (prompt) given.plain(prompts, prompt);
+  given.linear(2 * time, time), given.linear(time, 2 * time);
+  given.linear(hidden, action + time + state + prompt);
+  given.linear(hidden, hidden), given.linear(hidden, hidden), given.linear(action, hidden);
+}
+
+}  // namespace
+
 Call make_noise_node(Random& random) {
   const auto given = std::make_shared<Given>(random);
   const int prompts = between(random, 1, 5), hidden = between(random, 1, 80), state = between(random, 1, 20);
-  const int prompt = between(random, 1, 20);
+  const int prompt = between(random, 0, 1) * between(random, 1, 20);
   llmdpd::NoisyActions noisy{};
   noisy.rows = prompts * between(random, 1, 40), noisy.action_dim = between(random, 1, 9);
   noisy.levels = between(random, 1, 5), noisy.time_dim = 2 * between(random, 1, 5);
@@ -127,18 +141,38 @@ Call make_noise_node(Random& random) {
   const auto place = std::make_shared<std::vector<std::int64_t>>();
   for (std::ptrdiff_t r = 0; r < noisy.rows; ++r) place->push_back(between(random, 0, noisy.levels - 1));
   noisy.place = place->data();
-  given->plain(static_cast<int>(noisy.rows), state), given->plain(prompts, prompt);
-  given->linear(2 * noisy.time_dim, noisy.time_dim), given->linear(noisy.time_dim, 2 * noisy.time_dim);
-  given->linear(hidden, noisy.action_dim + noisy.time_dim + state + prompt);
-  given->linear(hidden, hidden), given->linear(hidden, hidden), given->linear(noisy.action_dim, hidden);
+  network(*given, static_cast<int>(noisy.rows), prompts, state, prompt, hidden, noisy.action_dim, noisy.time_dim);
   const llmdpd::TileKernels& trunk = kernels(random);
-  return [given, place, noisy, &trunk](int threads) {
-    llmdpd::NoiseNode node(noisy, given->weights, tools(threads), trunk);
+  return [given, place, noisy, prompt, &trunk](int threads) {
+    llmdpd::NoiseNode node(noisy, given->weights, tools(threads), trunk, prompt > 0);
     const std::size_t results = noisy.rows * noisy.action_dim;
     Floats out(results + 2 * node.gradient_numbers(), -7.0f);
     Floats tape(node.tape_floats()), hidden(node.hidden_tape_floats());
     node.forward(tape.data(), hidden.data(), out.data());
     node.backward(tape.data(), hidden.data(), out.data(), out.data() + results);
+    node.backward(tape.data(), nullptr, out.data(), out.data() + results + node.gradient_numbers());
+    return out;
+  };
+}
+
+Call make_chain_node(Random& random) {
+  const auto given = std::make_shared<Given>(random);
+  const Sizes z(random);
+  const auto schedule = std::make_shared<Schedule>(random, z);
+  const int time = 2 * between(random, 1, 5), state = z.state + 1;
+  llmdpd::ChainShown shown{};
+  shown.states = z.states, shown.samples = z.samples, shown.action_dim = z.action, shown.time_dim = time;
+  shown.waves = given->normals(std::size_t(z.steps) * time);
+  shown.schedule = schedule->schedule, shown.noise = schedule->noise, shown.need_state = true;
+  network(*given, z.states, between(random, 0, 1) ? z.states : 1, state, z.prompt, z.hidden, z.action, time);
+  const llmdpd::TileKernels& trunk = kernels(random);
+  return [given, schedule, shown, prompt = z.prompt, &trunk](int threads) {
+    llmdpd::ChainNode node(shown, given->weights, tools(threads), trunk, prompt > 0);
+    const std::size_t results = shown.states * shown.samples * shown.action_dim;
+    Floats out(results + 2 * node.gradient_numbers(), -7.0f);
+    Floats tape(node.tape_floats()), steps(node.steps_tape_floats());
+    node.forward(tape.data(), steps.data(), out.data());
+    node.backward(tape.data(), steps.data(), out.data(), out.data() + results);
     node.backward(tape.data(), nullptr, out.data(), out.data() + results + node.gradient_numbers());
     return out;
   };

@@ -220,14 +220,16 @@ constexpr int kOuterRows = kWidth >= 8 ? kWidth / 2 : kWidth;
 // Lanes along k at once: two packed tiles of them and one of rows stay in the first-level cache.
 constexpr std::ptrdiff_t kOuterLanes = 256;
 
+// The lanes outermost: what of `left` belongs to some of them then stays in the second-level cache for all packed tiles.
 template <class Op>
 void outer_product_in(const OuterProduct& product, int first, int count) {
   const int group = product.rows == 1 ? kMaxPackedTiles : 2;
-  for (int packed_tile = first; packed_tile < first + count; packed_tile += group) {
-    const int packed_tiles = first + count - packed_tile < group ? first + count - packed_tile : group;
-    float* out = product.out + packed_tile * kWidth;
-    for (std::ptrdiff_t k = 0; k < product.lanes; k += kOuterLanes) {
-      const std::ptrdiff_t lanes = product.lanes - k < kOuterLanes ? product.lanes - k : kOuterLanes;
+  const float zeros[kMaxPackedTiles * kWidth] = {};
+  for (std::ptrdiff_t k = 0; k < product.lanes; k += kOuterLanes) {
+    const std::ptrdiff_t lanes = product.lanes - k < kOuterLanes ? product.lanes - k : kOuterLanes;
+    for (int packed_tile = first; packed_tile < first + count; packed_tile += group) {
+      const int packed_tiles = first + count - packed_tile < group ? first + count - packed_tile : group;
+      float* out = product.out + packed_tile * kWidth;
       const PackedTiles right{product.right + packed_tile * product.right_packed_tile + k * kWidth,
                               product.right_packed_tile, lanes};
       for (int row = 0; row < product.rows; row += kOuterRows) {
@@ -235,7 +237,8 @@ void outer_product_in(const OuterProduct& product, int first, int count) {
         const float* left = product.left + k * product.left_step +
                             (product.left_packed_tile ? row / kWidth * product.left_packed_tile + row % kWidth : row);
         float* to = out + row * product.out_stride;
-        ::dense<Op, kOuterRows>(right, ColumnInput{left, product.left_step}, Init{to, product.out_stride},
+        const Init init = k == 0 && !product.add ? Init{zeros, 0} : Init{to, product.out_stride};
+        ::dense<Op, kOuterRows>(right, ColumnInput{left, product.left_step}, init,
                                 StoreFloat{to, product.out_stride}, rows, packed_tiles);
       }
     }

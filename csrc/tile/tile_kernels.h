@@ -102,7 +102,7 @@ struct Mlp {
   float* out;  // [rows, outputs]
 };
 
-// out[rows, columns] += sum over k of left[k][row] right[k][column]: a weight gradient.
+// out[rows, columns] (+)= sum over k of left[k][row] right[k][column]: a weight gradient.
 struct OuterProduct {
   const float* left;
   std::ptrdiff_t left_step;   // lanes from one k to the next; 0 repeats
@@ -114,6 +114,7 @@ struct OuterProduct {
   float* out;
   std::ptrdiff_t out_stride;
   bool in_lanes;  // of the trunk's precision; else fp32
+  bool add;       // to what is there
 };
 
 struct TileKernels {

@@ -68,6 +68,11 @@ class NoiseMLP(nn.Module):
         """The four layers."""
         return cast("list[nn.Linear]", list(self.layers))
 
+    @property
+    def time_frequencies(self) -> Tensor:
+        """The frequencies of the time embedding."""
+        return cast("SinusoidalTime", self.time_mlp[0]).frequencies
+
     def time_embedding(self, timesteps: Tensor) -> Tensor:
         """Time indices int64 [K] -> [K, time_dim]."""
         embedding: Tensor = self.time_mlp(timesteps)
@@ -105,10 +110,10 @@ class NoiseMLP(nn.Module):
         layers in bfloat16.
         """
         prompts = prompt if prompt.ndim == 2 else prompt[None]
-        weights = self._weights_natively(actions, state, prompts)
-        if weights is not None:
-            frequencies = cast("SinusoidalTime", self.time_mlp[0]).frequencies
-            return predict_noise(actions, timesteps, state, prompts, frequencies, weights, precision == "bf16")
+        weights = None if actions.requires_grad else self.weights_natively(state, prompts)
+        if weights is not None and layers.computes(actions):
+            bf16 = precision == "bf16"
+            return predict_noise(actions, timesteps, state, prompts, self.time_frequencies, weights, bf16)
         if prompt.ndim == 2 and len(prompt) < len(state):
             prompt = prompt[0] if len(prompt) == 1 else prompt.repeat_interleave(len(state) // len(prompt), 0)
         first, *rest = self.linears
@@ -122,10 +127,8 @@ class NoiseMLP(nn.Module):
             weight, init = weight[:, :inputs], F.linear(prompt, weight[:, inputs:], first.bias)
         return mish_mlp(torch.cat(parts if shared else [*parts, prompt], dim=1), weight, init, rest, precision)
 
-    def _weights_natively(self, actions: Tensor, state: Tensor, prompts: Tensor) -> Weights | None:
+    def weights_natively(self, state: Tensor, prompts: Tensor) -> Weights | None:
         """What the C++ code computes by in one node, where it does: in training, states in groups under prompts."""
-        if not (torch.is_grad_enabled() and self.prompt_dim and len(state) and len(prompts)) or actions.requires_grad:
+        if not (torch.is_grad_enabled() and state.numel() and len(prompts)) or len(state) % len(prompts):
             return None
-        if len(state) % len(prompts) or not layers.computes(actions, state, prompts):
-            return None
-        return parameters(self, WEIGHTS)
+        return parameters(self, WEIGHTS) if layers.computes(state, prompts) else None

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `cpp` | no | `llmdpd.ops.inference`: weights packed once, the whole call in C++ |
 | `triton` | no | `llmdpd.ops.resident`: weights packed once, the whole call in one launch |
+| `cpp` | yes | `llmdpd.ops.noise_net`: one node of autograd's graph, the whole pass in C++ |
 | `cpp`, `triton` | yes, or in a capture | `llmdpd.ops.autograd`: the operators, in C++ or Triton |
 | `reference` | either | `llmdpd.diffusion.reference`: plain PyTorch |
 """
@@ -25,6 +26,7 @@ from llmdpd.errors import InputError
 from llmdpd.ops import autograd, inference, native, resident, triton
 from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seed, check_shapes
 from llmdpd.ops.compiling import constant_when_compiled
+from llmdpd.ops.noise_net import sample_actions
 from llmdpd.ops.philox import philox_normal, signed64
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
@@ -110,8 +112,26 @@ def reverse_diffusion(
         xi = _noise(call) if xi is None else xi
         actions = reverse_diffusion_reference(net, state, prompt, plan, xi, precision)
     else:
-        actions = autograd.reverse_diffusion(_arguments(call, xi), needs_grad)
+        actions = _with_gradient(call, xi, needs_grad)
     return actions if samples > 1 else actions[:, 0]
+
+
+def _with_gradient(call: _Call, xi: Tensor | None, needs_grad: bool) -> Tensor:
+    """a_0 [B, N, A]: by one node where the C++ code can compute all of it, else by the operators."""
+    net, state = call.net, call.state
+    prompt = call.prompt if call.prompt.ndim == 2 else call.prompt[None]
+    weights = net.weights_natively(state, prompt) if needs_grad else None
+    if weights is None:
+        return autograd.reverse_diffusion(_arguments(call, xi), needs_grad)
+    key, frequencies = _given_key(call, xi), net.time_frequencies
+    return sample_actions(
+        state, prompt, call.plan, call.samples, key, xi, frequencies, weights, call.precision == "bf16"
+    )
+
+
+def _given_key(call: _Call, xi: Tensor | None) -> Tensor:
+    """The noise's key, of no meaning where noise is given."""
+    return _key(call.seed if xi is None else 0, call.state.device)
 
 
 def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
@@ -140,8 +160,7 @@ def _arguments(call: _Call, xi: Tensor | None) -> ChainArguments:
         u_z = F.linear(call.prompt, W_z, b1)
         tau = net.time_rows(timesteps)
     trunk = [part for layer in net.linears[1:] for part in (layer.weight, layer.bias)]
-    key = _key(call.seed, state.device) if xi is None else timesteps.new_zeros(1)
-    bf16 = call.precision == "bf16"
+    key, bf16 = _given_key(call, xi), call.precision == "bf16"
     return ChainArguments(state, W_s, u_z, tau, W_a, trunk, table, key, xi, plan.start, plan.bound, call.samples, bf16)
 
 

@@ -8,14 +8,16 @@ called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from llmdpd.ops import operators
+from llmdpd.ops import native, operators
 from llmdpd.ops.arguments import ChainArguments, MlpArguments
 
 
@@ -39,25 +41,46 @@ class _Chain(torch.autograd.Function):
         return None, None, gradients[0] if need_state else None, *gradients[1:]
 
 
-class _Mlp(torch.autograd.Function):
+class _Mlps(torch.autograd.Function):
+    """Nets on one input x: of each eight tensors, the input weight, init and the trunk. Gives the outputs of each."""
+
     @staticmethod
-    def forward(ctx: Any, bf16: bool, keep: bool, *tensors: Tensor) -> Tensor:
-        out, tape = operators.mlp_forward_cpu(MlpArguments._make((*tensors[:3], tensors[3:], bf16)), keep)
+    def forward(ctx: Any, bf16: bool, keep: bool, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outs, tapes = operators.mlps_forward_cpu(_members(x, tensors, bf16), keep)
         ctx.bf16 = bf16
-        ctx.save_for_backward(tape, *tensors)
-        return out
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *tensors, *tapes)
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        tape, *tensors = ctx.saved_tensors
-        need_x, *weights = ctx.needs_input_grad[2:]
-        # The reward term asks a critic that does not learn meanwhile.
-        need_weights = any(weights)
-        mlp = MlpArguments._make((*tensors[:3], tensors[3:], ctx.bf16))
-        gradients = operators.mlp_backward_cpu(grad, tape, mlp, need_x, need_weights)
-        rest = gradients[1:] if need_weights else [None] * len(weights)
-        return None, None, gradients[0] if need_x else None, *rest
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        x, *saved = ctx.saved_tensors
+        tensors, tapes = saved[: -len(grads)], saved[-len(grads) :]
+        need_x, *needed = ctx.needs_input_grad[2:]
+        mlps = _members(x, tensors, ctx.bf16)
+        asked = [i for i, grad in enumerate(grads) if grad is not None]
+        found: list[Sequence[Tensor] | list[None]] = [[None] * _EACH for _ in mlps]
+        for i in asked:
+            # The reward term asks a critic that does not learn meanwhile.
+            if any(needed[i * _EACH : (i + 1) * _EACH]):
+                weights = tensors[i * _EACH : (i + 1) * _EACH]
+                found[i] = _unflatten_dense_tensors(x.new_empty(sum(map(Tensor.numel, weights))), weights)
+        of_x = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in asked] if need_x else []
+        if asked:
+            given = [grad for grad in grads if grad is not None]
+            written = [[part for part in found[i] if part is not None] for i in asked]
+            native.mlps_backward([mlps[i] for i in asked], given, [tapes[i] for i in asked], of_x, written)
+        total = sum(of_x[1:], of_x[0]) if of_x else None
+        return None, None, total, *(part for of in found for part in of)
+
+
+_EACH = 8  # tensors of a net
+
+
+def _members(x: Tensor, tensors: Sequence[Tensor], bf16: bool) -> list[MlpArguments]:
+    parts = (tensors[i : i + _EACH] for i in range(0, len(tensors), _EACH))
+    return [MlpArguments(x, weight, init, trunk, bf16) for weight, init, *trunk in parts]
 
 
 def eager_on_cpu(tensor: Tensor) -> bool:
@@ -81,12 +104,11 @@ def reverse_diffusion(chain: ChainArguments, differentiate: bool) -> Tensor:
     return actions
 
 
-def mish_mlp(mlp: MlpArguments, differentiate: bool) -> Tensor:
-    """The three-layer net's outputs [B, O]."""
-    keep = differentiate and operators.keeps_tape(operators.mlp_tape_floats(mlp))
-    out: Tensor
-    if eager_on_cpu(mlp.x):
-        out = _Mlp.apply(mlp.bf16, keep, *mlp[:3], *mlp.trunk)
-    else:
-        out = torch.ops.llmdpd.mish_mlp(*mlp, keep)[0]
-    return out
+def mish_mlps(mlps: Sequence[MlpArguments], differentiate: bool) -> list[Tensor]:
+    """The outputs [B, O] of three-layer nets of the same sizes and precision on the same x."""
+    first = mlps[0]
+    keep = differentiate and operators.keeps_tape(len(mlps) * operators.mlp_tape_floats(first))
+    if eager_on_cpu(first.x):
+        flat = (tensor for mlp in mlps for tensor in (mlp.input_weight, mlp.init, *mlp.trunk))
+        return list(_Mlps.apply(first.bf16, keep, first.x, *flat))
+    return [torch.ops.llmdpd.mish_mlp(*mlp, keep)[0] for mlp in mlps]

@@ -33,37 +33,39 @@ def mish_mlp(
     Raises:
         RuntimeError: float32 on the CPU and no C++ module; the message says why and what would help.
     """
-    trunk = _trunk(layers)
-    tensors = [x, input_weight, init, *trunk]
-    if triton.computes_mlps(x, [tensors[1:]]):
-        return mish_mlps(x, [(input_weight, init, layers)], precision)[0]
-    if not _native(tensors):
-        if precision == "fp32":
-            return mish_mlp_reference(x, input_weight, init, trunk)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return mish_mlp_reference(x, input_weight, init, trunk).to(x.dtype)
-    rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
-    inits = init if init.ndim == 1 else init.expand(*x.shape[:-1], -1).flatten(0, -2)
-    differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out = autograd.mish_mlp(MlpArguments(rows, input_weight, inits, trunk, precision == "bf16"), differentiate)
-    return out.reshape(*x.shape[:-1], trunk[4].shape[0])
+    return mish_mlps(x, [(input_weight, init, layers)], precision)[0]
 
 
 def mish_mlps(
     x: Tensor, members: Sequence[tuple[Tensor, Tensor, Sequence[nn.Linear]]], precision: Precision = "fp32"
 ) -> list[Tensor]:
-    """Nets of the same sizes on the same inputs x [..., I], two in one launch on CUDA. Returns [..., O] of each.
+    """Nets of the same sizes on the same inputs x [..., I], in one call. Returns [..., O] of each; see `mish_mlp`.
 
     members: of each its input_weight, init and layers, as of `mish_mlp`; of several, init is a bias [H].
     """
     flat = [(weight, init, *_trunk(layers)) for weight, init, layers in members]
-    if not triton.computes_mlps(x, flat):
-        return [mish_mlp(x, *member, precision) for member in members]
+    tensors, bf16 = [x, *(tensor for of in flat for tensor in of)], precision == "bf16"
+    on_cuda = triton.computes_mlps(x, flat)
+    if not on_cuda and not _native(tensors):
+        return [_in_torch(x, weight, init, trunk, precision) for weight, init, *trunk in flat]
     rows = x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
-    if len(members) == 1 and flat[0][1].ndim > 1:
+    if len(flat) == 1 and flat[0][1].ndim > 1:
         flat = [(flat[0][0], flat[0][1].expand(*x.shape[:-1], -1).flatten(0, -2), *flat[0][2:])]
-    outs = triton.mish_mlps(rows, flat, precision == "bf16")
-    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs.unbind(0)]
+    outs: Sequence[Tensor]
+    if on_cuda:
+        outs = triton.mish_mlps(rows, flat, bf16).unbind(0)
+    else:
+        differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        mlps = [MlpArguments(rows, weight, init, trunk, bf16) for weight, init, *trunk in flat]
+        outs = autograd.mish_mlps(mlps, differentiate)
+    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def _in_torch(x: Tensor, input_weight: Tensor, init: Tensor, trunk: Sequence[Tensor], precision: Precision) -> Tensor:
+    if precision == "fp32":
+        return mish_mlp_reference(x, input_weight, init, trunk)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return mish_mlp_reference(x, input_weight, init, trunk).to(x.dtype)
 
 
 def _trunk(layers: Sequence[nn.Linear]) -> list[Tensor]:

@@ -139,19 +139,25 @@ def _mlp(mlp: MlpArguments) -> Any:
     return module().MlpArguments(rows(mlp.x), rows(mlp.input_weight), array(mlp.init), trunk, mlp.bf16, threads())
 
 
-def mlp_forward(mlp: MlpArguments, out: Tensor, tape: Tensor) -> None:
-    """Compute the net into out [B, O]; the tape as for the chain."""
-    module().mlp_forward(_mlp(mlp), array(out), array(tape))
+def mlps_forward(mlps: Sequence[MlpArguments], outs: Sequence[Tensor], tapes: Sequence[Tensor]) -> None:
+    """Compute nets of the same sizes on as many rows into outs, [B, O] of each; the tapes as for the chain."""
+    module().mlps_forward(list(map(_mlp, mlps)), list(map(array, outs)), list(map(array, tapes)))
 
 
-def mlp_backward(
-    mlp: MlpArguments, grad: Tensor, tape: Tensor, gradients: Sequence[Tensor], need_x: bool, need_weights: bool
+def mlps_backward(
+    mlps: Sequence[MlpArguments],
+    grads: Sequence[Tensor],
+    tapes: Sequence[Tensor],
+    x: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
 ) -> None:
-    """Compute the gradients of x, of the input weight, of init and of the trunk from that of the outputs [B, O]."""
-    x, weight, init, *trunk = [array(part) for part in gradients]
-    module().mlp_backward(
-        _mlp(mlp), array(grad), array(tape), x if need_x else None, weight, init, trunk if need_weights else []
-    )
+    """Compute of each net the gradients of x and of input weight, init and trunk from that of its outputs [B, O].
+
+    x: where they are asked for, one for each net. weights: of each net all of them or none.
+    """
+    written = [list(map(array, of)) for of in weights]
+    given = (list(map(_mlp, mlps)), list(map(array, grads)), list(map(array, tapes)))
+    module().mlps_backward(*given, list(map(array, x)), written)
 
 
 def _pooled(floats: int) -> Tensor:

@@ -8,7 +8,7 @@ does. C++ computes them on the CPU, Triton computes the chain on CUDA. They chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -148,17 +148,23 @@ def _mlp_gradients(mlp: MlpArguments, need_x: bool, need_weights: bool) -> list[
     return [x, *(x.new_empty(tensor.shape if need_weights else (0,)) for tensor in weights)]
 
 
+def mlps_forward_cpu(mlps: Sequence[MlpArguments], keep: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs of nets of the same sizes and their tapes, computed in C++."""
+    outs, tapes = map(list, zip(*(_mlp_outputs(mlp, keep) for mlp in mlps), strict=True))
+    native.mlps_forward(mlps, outs, tapes)
+    return outs, tapes
+
+
 def mlp_forward_cpu(mlp: MlpArguments, keep: bool) -> tuple[Tensor, Tensor]:
     """The outputs, computed in C++."""
-    out, tape = _mlp_outputs(mlp, keep)
-    native.mlp_forward(mlp, out, tape)
+    (out,), (tape,) = mlps_forward_cpu([mlp], keep)
     return out, tape
 
 
 def mlp_backward_cpu(grad: Tensor, tape: Tensor, mlp: MlpArguments, need_x: bool, need_weights: bool) -> list[Tensor]:
     """The gradients, computed in C++."""
-    gradients = _mlp_gradients(mlp, need_x, need_weights)
-    native.mlp_backward(mlp, grad, tape, gradients, need_x, need_weights)
+    x, *weights = gradients = _mlp_gradients(mlp, need_x, need_weights)
+    native.mlps_backward([mlp], [grad], [tape], [x] if need_x else [], [weights if need_weights else []])
     return gradients
 
 

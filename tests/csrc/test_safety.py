@@ -283,6 +283,10 @@ STATES |= {"waypoint_bias": ones(G, STEPS), "there": ones(G, STEPS, COMPARED), "
 NOISY = {"actions": ones(G * M, A), "waves": ones(3, T), "place": np.ones(G * M, np.int64), "bf16": False, "threads": 2}
 NOISY |= {"keep": 1 << 20, "given": [ones(G * M, S), ones(G, Z), *pair(9, T), *pair(T, 9), *pair(H, A + T + S + Z)]}
 NOISY["given"] += [*pair(H, H), *pair(H, H), *pair(A, H)]
+NOISY["prompted"] = True
+SAMPLED = {"waves": ones(K, T), "given": [ones(B, S), ones(B, Z), *NOISY["given"][2:]], "action_dim": A}
+SAMPLED |= {name: CHAIN[name] for name in ("table", "keys", "noise", "start", "clip", "samples", "bf16", "threads")}
+SAMPLED |= {"prompted": True, "need_state": True, "keep": 1 << 20}
 
 
 def layer_tape(name: str, *sizes: int) -> np.ndarray:
@@ -303,6 +307,10 @@ def of_arguments(arguments: str, name: str) -> Callable[..., None]:
         getattr(native.module(), name)(getattr(native.module(), arguments)(**own), **rest)
 
     return call
+
+
+def net(**given: Any) -> Any:
+    return native.module().MlpArguments(**given)
 
 
 def inputs(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -336,17 +344,19 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         | {"u_z": ones(B, H), "tau": ones(K, H), "W_a": ones(H, A), "trunk": trunk(A)},
         {"state", "W_s", "u_z", "tau", "W_a", "trunk"},
     ),
-    "mlp_forward": (
-        of_arguments("MlpArguments", "mlp_forward"),
-        inputs(MLP) | {"out": ones(B, A), "tape": tape(B, 0, 1, 1)},
+    "mlps_forward": (
+        lambda out, tape, **given: native.module().mlps_forward([net(**given)], [out], [tape]),
+        MLP | {"out": ones(B, A), "tape": tape(B, 0, 1, 1)},
         {"out", "tape"},
     ),
-    "mlp_backward": (
-        of_arguments("MlpArguments", "mlp_backward"),
-        inputs(MLP)
-        | {"grad_out": ones(B, A), "tape": tape(B, 0, 1, 1), "x": ones(B, S), "input_weight": ones(H, S)}
-        | {"init": ones(B, H), "trunk": trunk(A)},
-        {"x", "input_weight", "init", "trunk"},
+    "mlps_backward": (
+        lambda grad_out, tape, d_x, weights, **given: native.module().mlps_backward(
+            [net(**given)], [grad_out], [tape], [d_x], [weights]
+        ),
+        MLP
+        | {"grad_out": ones(B, A), "tape": tape(B, 0, 1, 1), "d_x": ones(B, S)}
+        | {"weights": [ones(H, S), ones(B, H), *trunk(A)]},
+        {"d_x", "weights"},
     ),
     "Prompts": (
         prompts,
@@ -418,6 +428,7 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         "state_node", STATES | {"given": GIVEN}, [ones(G * M, S + W + HEADS * (A + 4 * GEOMETRY))], "given"
     ),
     "prediction_node": node_entry("prediction_node", NOISY, [ones(G * M, A)], "given"),
+    "chain_node": node_entry("chain_node", SAMPLED, [ones(B, N, A)], "given"),
     "adamw": (
         of_module("adamw"),
         {"weights": TENSORS, "gradients": TENSORS, "means": TENSORS, "squares": TENSORS, "rate": 0.1, "beta1": 0.9}

@@ -169,7 +169,7 @@ def test_actions_are_within_the_bound(make_net: Any, backend: Any) -> None:
 
 @pytest.fixture
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each time that the chain's C++ code was called: the quick path, or the operator."""
+    """One entry for each time that the chain's C++ code was called: the quick path, the operator, or the node."""
     calls: list[str] = []
 
     def spy(owner: Any, name: str, entry: str) -> None:
@@ -183,6 +183,7 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     spy(inference.PackedNet, "run", "packed")
     spy(sampler_module.autograd, "reverse_diffusion", "operator")
+    spy(sampler_module, "sample_actions", "node")
     return calls
 
 
@@ -192,7 +193,7 @@ def test_auto_takes_cpp_with_and_without_gradient(make_net: Any, native_calls: l
         plain = reverse_diffusion(net, state, prompt, plan, seed=1)
     assert native_calls == ["packed"]
     learning = reverse_diffusion(net, state, prompt, plan, seed=1)
-    assert native_calls == ["packed", "operator"]
+    assert native_calls == ["packed", "node"]
     assert learning.requires_grad
     assert not plain.requires_grad
     assert relative(learning.detach(), plain) <= TOLERANCE
@@ -203,7 +204,7 @@ def test_a_gradient_for_the_prompt_alone(make_net: Any, native_calls: list[str])
     reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), sampler_coefficients())
     prompt = torch.randn(4, requires_grad=True)
     reverse_diffusion(net, torch.randn(4, 3), prompt, sampler_coefficients(clip=None)).sum().backward()
-    assert native_calls == ["packed", "operator"]
+    assert native_calls == ["packed", "node"]
     assert prompt.grad is not None
     assert bool((prompt.grad != 0).any())
 

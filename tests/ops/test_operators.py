@@ -17,7 +17,7 @@ from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.ops import autograd, native, operators
 from llmdpd.ops.arguments import ChainArguments, MlpArguments
 from llmdpd.ops.compiling import constant_when_compiled
-from llmdpd.ops.mish_mlp import mish_mlp, mish_mlp_reference
+from llmdpd.ops.mish_mlp import mish_mlp, mish_mlp_reference, mish_mlps
 
 ACTIONS = {"fp32": 2e-5, "bf16": 2e-2}
 GRADIENTS = {"fp32": 1e-4, "bf16": 5e-2}
@@ -241,7 +241,7 @@ def test_the_operators_and_the_way_round_them_are_the_same(rng: np.random.Genera
     first = torch.randn(18, 5, requires_grad=True)
     ways = [
         torch.ops.llmdpd.mish_mlp(state, first, bias, trunk, False, True)[0],
-        autograd.mish_mlp(MlpArguments(state, first, bias, trunk, False), True),
+        autograd.mish_mlps([MlpArguments(state, first, bias, trunk, False)], True)[0],
     ]
     leaves = [state, first, bias, *trunk]
     for one, other in zip(*(torch.autograd.grad(way.square().sum(), leaves) for way in ways), strict=True):
@@ -258,6 +258,39 @@ def test_a_frozen_net_gets_no_weight_gradients(rng: np.random.Generator) -> None
     mish_mlp(x, tensors[1].detach(), tensors[2].detach(), frozen).sum().backward()
     assert torch.equal(x.grad, expected)
     assert all(part.grad is None for layer in frozen for part in layer.parameters())
+
+
+def test_nets_together_are_those_alone(rng: np.random.Generator, isa: str) -> None:
+    """Same bits, for any number of threads; no gradient where none is asked for."""
+    (x, *first), (_, *second) = (net_case(rng, 701, 5, 33, 1, False) for _ in range(2))
+    members = [(weight, init, linear_layers(trunk)) for weight, init, *trunk in (first, second)]
+    wanted, found = torch.randn(2, 701, 1), []
+    for together in (False, True):
+        for threads in (1, 2, 5):
+            native.set_threads(threads)
+            outs = mish_mlps(x, members) if together else [mish_mlp(x, *member) for member in members]
+            loss = sum((out * weight).sum() for out, weight in zip(outs, wanted, strict=True))
+            leaves = [
+                x,
+                *first[:2],
+                *second[:2],
+                *(p for _, _, layers in members for one in layers for p in (one.weight, one.bias)),
+            ]
+            found.append([*outs, *torch.autograd.grad(loss, leaves, retain_graph=True)])
+            alone = torch.autograd.grad(outs[1].sum(), leaves, allow_unused=True)
+            assert [gradient is None for gradient in alone] == [
+                False,
+                True,
+                True,
+                False,
+                False,
+                *[True] * 6,
+                *[False] * 6,
+            ]
+            found[-1] += [gradient for gradient in alone if gradient is not None]
+    native.set_threads(None)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
 @torch.no_grad()
