@@ -71,7 +71,7 @@ def _begin(arguments: list[str], held: ExitStack) -> _Begun:
             raise InputError(problem, field="--run-dir", found="none, with --max-restarts", hint=hint)
         config = parse_train(words)
         say_device(config.device)
-        if run_dir is not None and ranks.restarts() and _began(Path(run_dir)):
+        if run_dir is not None and ranks.may_restart() and _began(Path(run_dir)):
             return _go_on(Path(run_dir), held, lambda _: config, push)
         folder = RunFolder.create(None if run_dir is None else Path(run_dir), config)
         held.enter_context(folder.lock())
@@ -86,8 +86,8 @@ def _begin(arguments: list[str], held: ExitStack) -> _Begun:
 
 
 def _launcher() -> str:
-    """The process that started this one, which is the same for all attempts of a torchrun."""
-    return f"{platform.node()} {os.getppid()}"
+    """What started this process, which is the same for all attempts of a torchrun."""
+    return f"{platform.node()} {os.getppid()} {os.environ.get('TORCHELASTIC_RUN_ID', '')}".rstrip()
 
 
 def _began(path: Path) -> bool:
@@ -154,6 +154,7 @@ def _run(begun: _Begun) -> None:
         except Exception:  # an unexpected one, too, must not refuse the next try
             if new and not run.begun:
                 run.discard()
+            run.put_back()
             raise
     ranks.first(lambda: _report(run, push))
 

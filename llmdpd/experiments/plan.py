@@ -21,6 +21,7 @@ from llmdpd.runs.evaluate_options import EvaluateConfig, check_evaluation
 from llmdpd.tasks import base_name
 from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.utils.bounds import Bounds
+from llmdpd.utils.device import seen_device
 from llmdpd.utils.extras import extra
 from llmdpd.utils.plain import differences, to_plain
 from llmdpd.utils.progress import error_console
@@ -221,10 +222,12 @@ def _cells(plan: Plan, method: Compared, budget: Budget, options: Sequence[str])
     # A method is shown without the options that it does not leave open: one that was not asked for, or another's own.
     given = [option for option in split_options(options) if _is_open(method, option)]
     own = tuple(word.replace("{task}", task) for option in given for word in option.words)
-    config = parse_train(("--preset", method.preset, *words, *own))
+    # The device of each cell is decided where it runs: to look for the best one here would start CUDA.
+    start = ("--preset", method.preset, "--device", seen_device())
+    config = parse_train((*start, *words, *own))
     # An option of the user's own counts for more than the budget.
     words = (*words, *_budget_options(config, budget), *own)
-    config = parse_train(("--preset", method.preset, *words))
+    config = parse_train((*start, *words))
     variants = method.variants if settings.variants else ()
     return tuple(
         Cell(

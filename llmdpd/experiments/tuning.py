@@ -22,6 +22,7 @@ from llmdpd.tasks.protocols import PROTOCOLS
 from llmdpd.tasks.specs import task_spec
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.bounds import Bounds
+from llmdpd.utils.device import seen_device
 from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_json, atomic_write_text
 from llmdpd.utils.progress import console
@@ -82,7 +83,7 @@ class Study:
 
     def config(self, values: dict[str, Any]) -> TrainConfig:
         """The configuration of a trial."""
-        return parse_train(("--preset", self.settings.preset, *self.words(values)))
+        return parse_train(("--preset", self.settings.preset, "--device", seen_device(), *self.words(values)))
 
     def words(self, values: dict[str, Any]) -> tuple[str, ...]:
         """A trial's options after the preset."""
@@ -154,7 +155,7 @@ def make_study(settings: TuneSettings) -> Study:
 def _split(settings: TuneSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Options that hold out the tasks to judge by, and those tasks: never such as are reported."""
     file = () if settings.tasks_file is None else ("--tasks-file", str(settings.tasks_file.absolute()))
-    start = parse_train(("--preset", settings.preset, *file)).tasks
+    start = parse_train(("--preset", settings.preset, "--device", seen_device(), *file)).tasks
     if settings.hold_out:
         asked = tuple(map(base_name, settings.hold_out))
         seen = {base_name(task): task for task in start.seen}

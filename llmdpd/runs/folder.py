@@ -66,6 +66,7 @@ class RunFolder:
         self.config = path / "config.json"
         self.meta = path / "meta.json"
         self.results = path / "results.json"
+        self.report = path / "report.html"
         self.videos = path / "videos"
         self.prompts = path / "prompt_data"
         self.replay = path / "replay"
@@ -73,6 +74,7 @@ class RunFolder:
         self.task_texts = path / "task_texts.json"
         self.origin = path / "init.json"
         self._lock_file = path / ".lock"
+        self._before: tuple[str, Path | None] | None = None
 
     def new_evaluation(self) -> Path:
         """A new file for an evaluation apart from the run's own."""
@@ -243,10 +245,16 @@ class RunFolder:
                 expected="the run's own configuration",
                 hint="leave these options out, or start a new run",
             )
+        self._before = read_text(self.config), latest_checkpoint(self.path / "checkpoint")
         if changed:
             atomic_write_json(self.config, to_plain(config))
         for half in (*self.path.glob(".policy*.tmp"), *self.path.glob("checkpoint/.step-*.tmp")):
             shutil.rmtree(half)
+
+    def put_back(self) -> None:
+        """Give a run that was not gone on with, after `take_up`, the configuration that it had."""
+        if self._before is not None and latest_checkpoint(self.path / "checkpoint") == self._before[1]:
+            atomic_write_text(self.config, self._before[0])
 
     def check_whole(self) -> None:
         """Hold that nothing was deleted while the run was at work.

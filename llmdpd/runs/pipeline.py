@@ -263,7 +263,7 @@ def training_loop(run: Run, pool: EnvPool | None) -> TrainingLoop:
         check_alike(run.learner)
     hooks = Hooks(
         select=lambda: _select(run, pool),
-        keep=lambda which, iteration: run.policy(iteration).save(run.folder.policy(which)),
+        keep=partial(_keep, run),
     )
     return TrainingLoop(run.folder.path, trained, sampler, training, hooks, run.hashes)
 
@@ -272,6 +272,12 @@ def note_training(run: Run, loop: TrainingLoop, seconds: float) -> None:
     """Note how long the training took, and how."""
     cuda_graph = describe_cuda_graph(loop.learner)
     run.folder.note(times={"training_seconds": round(seconds, 1)}, training={"cuda_graph": cuda_graph})
+
+
+def _keep(run: Run, which: str, iteration: int) -> None:
+    """Keep the `last` or `best` policy. The report that is there, of a run that goes beyond its end, is of others."""
+    run.folder.report.unlink(missing_ok=True)
+    run.policy(iteration).save(run.folder.policy(which))
 
 
 def time_acting(run: Run) -> None:

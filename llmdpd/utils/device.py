@@ -48,6 +48,11 @@ def usable_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def seen_device() -> str:
+    """cuda where torch sees a GPU, else cpu: as `automatic_device`, without starting CUDA to try it."""
+    return "cuda" if usable_gpus() else "cpu"
+
+
 def check_device(name: str | torch.device) -> torch.device:
     """The device of this name: cpu, cuda, cuda:N, or auto (see `automatic_device`).
 

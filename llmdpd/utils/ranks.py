@@ -64,11 +64,6 @@ def cores() -> int:
     return max(1, usable_cores() // _place.local_count)
 
 
-def restarts() -> int:
-    """How often `torchrun` has started the processes again, after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def may_restart() -> bool:
     """Whether `torchrun` starts the processes again where one of them fails (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0

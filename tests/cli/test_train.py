@@ -409,3 +409,27 @@ def test_a_run_folder_in_use_is_refused(run_copy: Path, refused: Refused, tiny_o
     assert f"--resume {run_copy}" in error
     assert "is a file" in refused("--run-dir", run_copy / "config.json", *tiny_options)
     assert (run_copy / "results.json").is_file()
+
+
+def test_a_run_that_cannot_go_on_keeps_its_end(run_copy: Path, refused: Refused) -> None:
+    before = (run_copy / "config.json").read_bytes()
+    (networks,) = (run_copy / "checkpoint").glob("*/networks.safetensors")
+    networks.write_bytes(networks.read_bytes()[:-1] + b"\0")
+    assert "altered since it was written" in refused("--resume", run_copy, "--training.iterations", 300)
+    assert (run_copy / "config.json").read_bytes() == before
+
+
+def test_a_run_that_is_extended_and_stopped_keeps_no_report_of_its_former_end(
+    run_copy: Path, train: Callable[..., int], monkeypatch: Patch
+) -> None:
+    update = LLMDPD.update
+
+    def stopped(self: Any, batch: Any, iteration: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, batch, iteration)
+
+    monkeypatch.setattr(LLMDPD, "update", stopped)
+    assert (run_copy / "report.html").is_file()
+    assert train("--resume", run_copy, "--training.iterations", 300) == 143
+    assert json.loads((run_copy / "policy" / "policy.json").read_text())["metadata"]["iterations"] == 201
+    assert not (run_copy / "report.html").exists()

@@ -53,6 +53,12 @@ def test_every_experiment_has_a_plan(name: str, tmp_path: Path) -> None:
     assert max(iterations) == BUDGETS["smoke"].iterations
 
 
+def test_a_plan_starts_no_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--device auto` is tried out where a cell runs."""
+    monkeypatch.setattr("llmdpd.config.schema.automatic_device", lambda: pytest.fail("CUDA is started"))
+    assert make_plan(Settings("figure2", out=tmp_path, seeds=1)).runnable
+
+
 def test_experiments_share_the_runs_that_are_the_same(tmp_path: Path) -> None:
     """In one folder a name is one configuration, whichever experiment made it."""
     known: dict[tuple[str, str], object] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ PROJECT = "llmdpd"
 """Under which runs are found where destinations have projects."""
 
 
-class Logger:
+class Logger(ABC):
     """Takes a run's metrics; a value of `llmdpd.training.loggers.LOGGERS`.
 
     Args:
@@ -32,20 +33,20 @@ class Logger:
     continues = True
     rewinds = False
 
-    def __init__(self, run: Path, name: str, resume_at: int | None) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, run: Path, name: str, resume_at: int | None) -> None: ...
 
-    @classmethod
+    @classmethod  # noqa: B027 - most need nothing
     def require(cls) -> None:
         """Raise `InputError` unless all that it needs is on this machine."""
 
+    @abstractmethod
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Take the values of an iteration, which may come in several parts. Raises `OSError` on a full disk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, failed: bool) -> None:
         """Bring everything to its place; `failed`, where the run ends with an error."""
-        raise NotImplementedError
 
 
 def configuration(run: Path) -> dict[str, Any]:
