@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from llmdpd.cli.common import checked_words, run_command
 from llmdpd.errors import InputError
+from llmdpd.experiments.durations import Durations
 from llmdpd.experiments.executors import Executor, LocalExecutor, Resources, make_executor
 from llmdpd.experiments.grids import BUDGETS, GRIDS
+from llmdpd.experiments.mirror import Mirror
 from llmdpd.experiments.page import write_page
 from llmdpd.experiments.plan import Plan, Settings, make_plan
-from llmdpd.experiments.scheduler import Outcome, Scheduler, seconds_left
+from llmdpd.experiments.scheduler import Outcome, Scheduler
 from llmdpd.reporting.page import measure
 from llmdpd.runs.folder import folder_lock
 from llmdpd.training.stopping import StopSignals
@@ -58,13 +60,17 @@ def _experiment(words: list[str], failed: list[Outcome]) -> None:
 
 def _run(plan: Plan, words: Sequence[str], stop: StopSignals) -> list[Outcome]:
     """Run what is missing and write the page; the cells that failed."""
+    mirror = None if plan.settings.mirror is None else Mirror(plan.settings.mirror)
+    if mirror is not None:
+        for cell in plan.runnable:
+            mirror.fetch(cell.folder)
     # Every folder is looked at first: one that is not the cell's stops the command before hours of work.
     missing = [cell for cell in plan.runnable if cell.state != "done"]
     executor = _executor(plan)
     _show_skipped(plan)
     outcomes: list[Outcome] = []
     command = ("python", "-m", "llmdpd.experiment", *words)
-    scheduler = Scheduler(missing, executor, plan.out / "logs", stop)
+    scheduler = Scheduler(missing, executor, plan.out / "logs", stop, _durations(plan), mirror)
     console.print(
         f"{len(missing)} of {len(plan.runnable)} runs to do, {scheduler.at_once} at once; logs in {plan.out / 'logs'}"
     )
@@ -85,6 +91,10 @@ def _executor(plan: Plan) -> Executor:
     return make_executor(settings.executor, Resources(settings.jobs, settings.threads, settings.device, settings.slurm))
 
 
+def _durations(plan: Plan) -> Durations:
+    return Durations(cell for group in plan.cells.values() for cell in group)
+
+
 def _show_skipped(plan: Plan) -> None:
     for key in plan.chosen:
         if key in plan.skipped:
@@ -95,8 +105,8 @@ def _show_plan(plan: Plan) -> None:
     """The cells, their state, and about how long each takes where a finished run tells."""
     cells = [cell for key in plan.chosen for cell in plan.cells[key]]
     missing = [cell for cell in plan.runnable if cell.state != "done"]
-    known = [cell for group in plan.cells.values() for cell in group]
-    left = {cell.name: seconds_left(cell, known) for cell in missing}
+    durations = _durations(plan)
+    left = {cell.name: durations.left(cell) for cell in missing}
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("run", "state", "about"):
         table.add_column(column, no_wrap=True, justify="right" if column == "about" else "left")

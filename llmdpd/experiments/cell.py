@@ -14,6 +14,7 @@ from llmdpd.evaluation.config import EvaluationConfig
 from llmdpd.evaluation.results import SPLITS, TaskResult, read_results
 from llmdpd.runs.folder import RunFolder, decisive
 from llmdpd.utils.checkpoint import latest_checkpoint
+from llmdpd.utils.files import last_iteration
 from llmdpd.utils.plain import differences
 
 State = Literal["missing", "partial", "done"]
@@ -170,7 +171,7 @@ class Cell:
                 words = (str(self.folder), *self._episodes(run.results), *share.evaluation)
                 return Step("evaluate", ("llmdpd.evaluate", *words))
             return Step("resume", ("llmdpd.train", "--resume", str(self.folder), *self._free(share)))
-        if not (self.folder / "report.html").is_file():
+        if not run.report.is_file():
             return Step("report", ("llmdpd.report", str(self.folder)))
         for evaluation in self.evaluations:
             file = evaluation.file(self.folder)
@@ -213,6 +214,11 @@ class Cell:
         """Iterations of the last checkpoint, 0 where there is none."""
         checkpoint = latest_checkpoint(self.folder / "checkpoint")
         return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The last iteration that is recorded, 0 where none is, and the number of them."""
+        return last_iteration(self.folder / "metrics.jsonl"), self.config.training.iterations
 
     def records(self, evaluation: Evaluation | None = None) -> list[TaskResult]:
         """The run's own results, or those of a further evaluation; empty where there are none yet."""

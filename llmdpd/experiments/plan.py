@@ -67,6 +67,9 @@ class Settings:
     """local: processes of this machine. ray: the cluster that RAY_ADDRESS names, else a local one. slurm: its jobs."""
     slurm: tuple[str, ...] = ()
     """Parameters of the jobs, NAME=VALUE, as submitit calls them: slurm_partition=…, timeout_min=…"""
+    mirror: str | None = None
+    """URL of a folder (s3://BUCKET/FOLDER) that keeps the runs with each checkpoint, for machines without a common
+    disk."""
     dry_run: bool = False
     """Show the runs, their state and, where a run of their method has finished, about how long they take; run nothing.
     """

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmdpd.experiments import mirrored
 from llmdpd.experiments.cell import Cell, Share, Step
+from llmdpd.experiments.durations import Durations
 from llmdpd.experiments.executors import LOST, Executor, Running
+from llmdpd.experiments.mirror import Mirror
+from llmdpd.experiments.table import LiveTable, Row, State
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.files import process_lock
-from llmdpd.utils.progress import ProgressBar, Stopwatch, console
+from llmdpd.utils.progress import Stopwatch, console
 
 _POLL_SECONDS = 0.2
+_SECONDS_BETWEEN_QUESTIONS = 10.0
+"""To the mirror."""
 _TAIL_LINES = 15
 _MOST_LOSSES = 5
 """Times that a cell is lost with its worker without an iteration more, until it counts as failed: it may be what kills
@@ -40,22 +46,30 @@ class Outcome:
 
 @dataclass
 class _Job:
-    """A cell that is being worked on; `step` is `running`. `losses`: workers lost since `iterations` were done."""
+    """A cell that is being worked on; `step` is `running`, or was, where `running` is None: its worker was lost.
+
+    `losses`: workers lost since `iterations` were done, of which `begun` were there at the start.
+    `mirrored`: iterations of the mirrored checkpoint, when it was `asked` for.
+    """
 
     cell: Cell
     share: Share
     log: Path
-    step: Step
-    running: Running
+    begun: int
+    step: Step | None = None
+    running: Running | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     losses: int = 0
     iterations: int = 0
+    mirrored: int = 0
+    asked: float = 0.0
 
     def lose(self) -> bool:
         """Note that a worker was lost; whether the cell may go on."""
         done = self.cell.iterations_done
         self.losses = 1 if done > self.iterations else self.losses + 1
         self.iterations = done
+        self.running = None
         return self.losses <= _MOST_LOSSES
 
 
@@ -67,14 +81,25 @@ class Scheduler:
         executor: what runs their steps.
         logs: folder of the logs, one a cell, appended to.
         stop: the stop signals; they are passed on to what runs.
+        durations: of cells that finished before, by which the time left is judged.
+        mirror: where the cells' runs are mirrored, and looked for before each step.
     """
 
-    def __init__(self, cells: Sequence[Cell], executor: Executor, logs: Path, stop: StopSignals) -> None:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        executor: Executor,
+        logs: Path,
+        stop: StopSignals,
+        durations: Durations | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self._waiting, self._free = list(cells), executor.shares(len(cells))
         self._executor, self.at_once = executor, len(self._free)
-        self._total, self._logs, self._stop = len(cells), logs, stop
+        self._cells, self._logs, self._stop = tuple(cells), logs, stop
         self._running: list[_Job] = []
         self._busy: set[str] = set()
+        self._durations, self._mirror = durations or Durations(), mirror
         self.outcomes: list[Outcome] = []
 
     def execute(self) -> list[Outcome]:
@@ -85,12 +110,12 @@ class Scheduler:
             InputError: a cell's folder holds something that is not the cell's.
         """
         try:
-            with ProgressBar("experiment", "cells") as bar:
+            with LiveTable(self.state) as table:
                 while self._waiting or self._running:
                     self._stop.check()
                     self._begin()
                     self._look()
-                    bar.update(len(self.outcomes), self._total, self._note())
+                    table.update()
                     if self._running or self._waiting:
                         time.sleep(_POLL_SECONDS)
         finally:
@@ -108,62 +133,117 @@ class Scheduler:
                     self._busy.add(cell.name)
                 continue
             self._waiting.remove(cell)
-            step = cell.next_step(self._free[0])
-            if step is None:
+            self._fetch(cell)
+            if cell.next_step(self._free[0]) is None:
                 self._tell(Outcome(cell, reused=True))
                 continue
-            share = self._free.pop(0)
-            log = self._logs / f"{cell.name}.log"
-            running = self._run_step(step, share, log)
-            self._running.append(_Job(cell, share, log, step, running, iterations=cell.iterations_done))
+            done = cell.iterations_done
+            job = _Job(cell, self._free.pop(0), self._logs / f"{cell.name}.log", done, iterations=done)
+            self._running.append(job)
+            self._go_on(job)
 
     def _look(self) -> None:
         """For each job that has ended start the cell's next step, or note its outcome."""
         for job in list(self._running):
+            if job.running is None:
+                # What was lost with its worker may still be saving, as on SIGTERM.
+                if not _is_busy(job.cell):
+                    self._go_on(job)
+                continue
             code = job.running.poll()
             if code is None:
                 continue
-            lost = code == LOST
-            step = None if code and not lost else job.cell.next_step(job.share)
-            if lost:
-                failed = None if job.lose() else f"{job.step.what}, whose worker was lost {job.losses} times"
+            assert job.step is not None
+            self._fetch(job.cell, job.log)
+            if code == LOST:
                 _write(job.log, f"# the worker of this step was lost: {job.step.what}")
+                if not job.lose():
+                    self._end(job, f"{job.step.what}, whose worker was lost {job.losses} times")
+            elif code:
+                self._end(job, job.step.what)
             else:
-                # A step that succeeds and leaves the same to do would be repeated for ever.
-                failed = job.step.what if code or step == job.step else None
-            if step is not None and failed is None:
-                job.step, job.running = step, self._run_step(step, job.share, job.log)
-                continue
-            self._running.remove(job)
-            self._free.append(job.share)
-            tail = "\n".join(_last_lines(job.log, _TAIL_LINES)) if failed else ""
-            self._tell(Outcome(job.cell, job.watch.seconds, failed_step=failed, log_tail=tail))
+                self._go_on(job)
+
+    def _fetch(self, cell: Cell, log: Path | None = None) -> None:
+        """Bring to this machine what a step has done, and printed, on another one."""
+        if self._mirror is not None:
+            self._mirror.fetch(cell.folder)
+            if log is not None:
+                mirrored.take_log(self._mirror, cell.name, log)
+
+    def _go_on(self, job: _Job) -> None:
+        """Start the cell's next step, or end the job."""
+        if job.step is not None and job.running is None:
+            self._fetch(job.cell, job.log)
+        step = job.cell.next_step(job.share)
+        if step is None:
+            self._end(job)
+        elif job.running is not None and step == job.step:
+            # It succeeded and left the same to do: it would be repeated for ever.
+            self._end(job, step.what)
+        else:
+            job.step, job.running = step, self._run_step(job.cell, step, job.share, job.log)
+
+    def _run_step(self, cell: Cell, step: Step, share: Share, log: Path) -> Running:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _write(log, f"$ {shlex.join(('python', '-m', *step.words))}")
+        argv = step.argv if self._mirror is None else mirrored.words(self._mirror, cell.folder, log, step.argv)
+        return self._executor.start(argv, share, log)
+
+    def _end(self, job: _Job, failed: str | None = None) -> None:
+        self._running.remove(job)
+        self._free.append(job.share)
+        tail = "\n".join(_last_lines(job.log, _TAIL_LINES)) if failed else ""
+        self._tell(Outcome(job.cell, job.watch.seconds, failed_step=failed, log_tail=tail))
 
     def _tell(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
-        console.print(f"{len(self.outcomes)} of {self._total}: {outcome.cell.name} {outcome.words}")
+        if not outcome.failed_step:
+            self._durations.add(outcome.cell)
+        console.print(f"{len(self.outcomes)} of {len(self._cells)}: {outcome.cell.name} {outcome.words}")
 
-    def _note(self) -> str:
-        notes = []
-        for job in self._running:
-            last = "".join(_last_lines(job.log, 1))
-            notes.append(f"{job.cell.name} {job.step.what} {'' if last.startswith('$ ') else last[:60]}".strip())
-        return "; ".join(notes)
+    def state(self) -> State:
+        """Of all cells, for `LiveTable`."""
+        queued = [job for job in self._running if job.running is not None and job.running.is_queued()]
+        running = tuple(self._row(job) for job in self._running if job not in queued)
+        cells = (*(job.cell for job in queued), *self._waiting)
+        waiting = tuple(_row(cell, "waiting", self._durations.left(cell)) for cell in cells)
+        left = [row.seconds_left for row in (*running, *waiting)]
+        known = [seconds for seconds in left if seconds is not None]
+        failed = tuple(_row(each.cell, each.words, None) for each in self.outcomes if each.failed_step)
+        done = tuple(each.cell.name for each in self.outcomes if not each.failed_step)
+        seconds = sum(known) / max(1, len(running)) if len(known) == len(left) else None
+        return State(failed, running, waiting, done, seconds)
+
+    def _row(self, job: _Job) -> Row:
+        done, total = job.cell.progress
+        if self._mirror is not None:
+            if time.monotonic() - job.asked >= _SECONDS_BETWEEN_QUESTIONS:
+                job.mirrored, job.asked = self._mirror.iterations(job.cell.name), time.monotonic()
+            done = max(done, job.mirrored)
+        left = self._durations.left(job.cell)
+        if left is None and done > job.begun:
+            left = job.watch.seconds * (total - done) / (done - job.begun)
+        if job.step is None or job.running is None:
+            return Row(job.cell.name, "its worker was lost", done, total, left)
+        last = "".join(_last_lines(job.log, 1))
+        return Row(job.cell.name, job.step.what, done, total, left, "" if last.startswith(("$ ", "# ")) else last)
 
     def _end_running(self) -> None:
         """Where the loop was left early: ask what runs to save and end, and wait for it."""
         if not self._running:
             return
         console.print(f"stopping {', '.join(job.cell.name for job in self._running)}")
-        for job in self._running:
-            job.running.stop()
-        for job in self._running:
-            job.running.wait()
+        running = [job.running for job in self._running if job.running is not None]
+        for step in running:
+            step.stop()
+        for step in running:
+            step.wait()
 
-    def _run_step(self, step: Step, share: Share, log: Path) -> Running:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        _write(log, f"$ {shlex.join(('python', '-m', *step.words))}")
-        return self._executor.start(step.argv, share, log)
+
+def _row(cell: Cell, state: str, left: float | None) -> Row:
+    done, total = cell.progress
+    return Row(cell.name, state, done, total, left)
 
 
 def _write(log: Path, line: str) -> None:
@@ -189,21 +269,3 @@ def _is_busy(cell: Cell) -> bool:
 
 def _last_lines(log: Path, count: int) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
-
-
-def seconds_left(cell: Cell, known: Iterable[Cell]) -> float | None:
-    """Seconds until the cell is done, from the mean of finished runs of its method, else of its preset.
-
-    None until such a run has finished. Iterations that the cell has done already are subtracted in proportion.
-    """
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for other in known:
-        if other.preset == cell.preset and other.config.method.name == cell.config.method.name and other.records():
-            seconds = other.run.notes().get("times", {}).get("total_seconds")
-            if seconds is not None:
-                times[other.method == cell.method].append(seconds)
-    found = times[True] or times[False]
-    if not found:
-        return None
-    share_left = 1 - cell.iterations_done / cell.config.training.iterations
-    return share_left * sum(found) / len(found)

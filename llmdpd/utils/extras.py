@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "ray": ("ray",),
     "report": ("imageio", "imageio_ffmpeg", "jinja2", "markupsafe", "matplotlib", "tensorboard"),
+    "s3": ("pyarrow",),
     "sac": ("gymnasium", "stable_baselines3"),
     "slurm": ("submitit",),
     "trackio": ("trackio",),

@@ -26,6 +26,7 @@ from llmdpd.utils.system import is_alive, lock_folder, sync, try_lock
 
 _LOCK_POLL_SECONDS = 0.2
 _LONGEST_TEXT = 1 << 28  # bytes
+_LONGEST_RECORD = 1 << 16  # bytes
 _MOST_ITERATIONS = 1 << 53  # beyond it no float counts them
 _log = logging.getLogger(__name__)
 
@@ -300,6 +301,18 @@ def each_record(path: Path, on_damaged: Callable[[str], None]) -> Iterator[dict[
             yield record
         else:
             on_damaged(line)
+
+
+def last_iteration(path: Path) -> int:
+    """The iteration of a metrics file's last record, of which its end alone is read; 0 where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_RECORD))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last line end is not whole yet
+    except FileNotFoundError:
+        return 0
+    found = re.search(rb'"iteration": (\d{1,16})[,}]', lines[-1]) if lines else None
+    return int(found[1]) if found else 0
 
 
 def check_regular(path: Path, expected: str | None = None) -> None:

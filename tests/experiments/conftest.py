@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llmdpd.evaluation.results import PromptUse, TaskResult, write_results
-from llmdpd.experiments.cell import Cell
+from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.experiments.grids import Compared, Grid
 from llmdpd.experiments.plan import Plan, Settings, make_plan
 from llmdpd.reporting.paper import PaperRow, Reported
@@ -36,6 +39,62 @@ GRID = Grid(
     others=("other",),
 )
 MakePlan = Callable[..., Plan]
+
+
+@dataclass(frozen=True)
+class Script(Step):
+    code: str = ""
+
+    @property
+    def argv(self) -> list[str]:
+        return [sys.executable, "-c", self.code]
+
+
+@dataclass(frozen=True)
+class FakeCell:
+    """A cell whose one step is a script, done once the folder holds `done`."""
+
+    folder: Path
+    code: str
+    preset = method = "none"
+    config = SimpleNamespace(method=SimpleNamespace(name="none"))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        return self.iterations_done, 20
+
+    def records(self) -> list[object]:
+        return []
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def iterations_done(self) -> int:
+        """As many as the folder holds files `iteration…`."""
+        return len(list(self.folder.glob("iteration*")))
+
+    def next_step(self, share: Share) -> Step | None:
+        code = f"from pathlib import Path\nimport sys, time\nfolder = Path({str(self.folder)!r})\n{self.code}"
+        return None if (self.folder / "done").exists() else Script("work", ("a script",), code)
+
+
+@pytest.fixture
+def fake_cell() -> type[FakeCell]:
+    """See `FakeCell`."""
+    return FakeCell
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Callable[[str, str], FakeCell]:
+    """Makes a `FakeCell` of this name and code in a folder below `tmp_path`, which is there."""
+
+    def make(name: str, code: str) -> FakeCell:
+        (tmp_path / name).mkdir()
+        return FakeCell(tmp_path / name, code)
+
+    return make
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.executors import LOST, Resources, Running, make_executor
 from llmdpd.experiments.executors.base import Executor
+from llmdpd.experiments.plan import Plan
+from llmdpd.experiments.scheduler import Scheduler
+from llmdpd.training.stopping import StopSignals
 
 WaitUntil = Callable[..., None]
 WAIT = """
@@ -106,6 +111,38 @@ def test_a_step_whose_node_dies_is_lost_and_its_process_ends(
     # Nothing of it goes on in the way of the next.
     process = int((tmp_path / "begun").read_text())
     wait_until(lambda: not exists(process))
+
+
+def test_a_cell_whose_node_dies_loses_no_more_than_to_its_checkpoint(
+    cluster: Any, make_test_plan: Callable[..., Plan], train: Any, contents: Any, tmp_path: Path
+) -> None:
+    """The node dies with all that is on it; on the next one the run comes to the same bits as one without Ray."""
+    (cell,) = make_test_plan(seeds=1, only=("full",), executor="ray", threads=2).runnable
+    node, log, state = cluster.add_node(num_cpus=2), tmp_path / "logs" / f"{cell.name}.log", {"at": 0, "process": 0}
+
+    class KillNode(StopSignals):
+        def check(self) -> None:
+            if not state["at"] and cell.iterations_done:
+                state["process"] = int((cell.folder / ".lock").read_text())
+                os.kill(state["process"], signal.SIGSTOP)
+                state["at"] = cell.progress[0]
+                cluster.remove_node(node, allow_graceful=False)
+                cluster.add_node(num_cpus=2)
+            elif state["process"] and "was lost" in log.read_text():
+                with suppress(ProcessLookupError):  # Ray may have done so
+                    os.kill(state["process"], signal.SIGKILL)
+                state["process"] = 0
+
+    executor = make_executor("ray", Resources(threads=2))
+    (outcome,) = Scheduler([cell], executor, log.parent, KillNode()).execute()
+    assert outcome.failed_step is None, outcome.log_tail
+    (resumed,) = re.findall(r"resumed from \S+ at iteration (\d+)", log.read_text())
+    assert int(resumed) >= state["at"] - cell.config.training.checkpoint_every
+    assert cell.state == "done"
+    words = make_test_plan(seeds=1, only=("full",), out=tmp_path / "alone").runnable[0].next_step(Share(1)).words
+    assert train(*words[1:]) == 0
+    by_ray, alone = contents(cell.folder), contents(tmp_path / "alone" / cell.name)
+    assert {**by_ray, "config": None} == {**alone, "config": None}
 
 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

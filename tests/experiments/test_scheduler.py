@@ -10,55 +10,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from llmdpd.errors import InputError, StopRequestedError
-from llmdpd.experiments.cell import Share, Step
+from llmdpd.experiments.cell import Cell, Share, Step
+from llmdpd.experiments.durations import Durations
 from llmdpd.experiments.executors import LOST, Resources, Running, local, make_executor
 from llmdpd.experiments.executors.local import LocalExecutor
 from llmdpd.experiments.plan import Plan
-from llmdpd.experiments.scheduler import Scheduler, seconds_left
+from llmdpd.experiments.scheduler import Scheduler
+from llmdpd.experiments.worker import start_process
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.files import process_lock
 
 PATIENCE = 60.0
 
 
-@dataclass(frozen=True)
-class Script(Step):
-    code: str = ""
-
-    @property
-    def argv(self) -> list[str]:
-        return [sys.executable, "-c", self.code]
-
-
-@dataclass(frozen=True)
-class FakeCell:
-    """A cell whose one step is a script, done once the folder holds `done`."""
-
-    folder: Path
-    code: str
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def iterations_done(self) -> int:
-        """As many as the folder holds files `iteration…`."""
-        return len(list(self.folder.glob("iteration*")))
-
-    def next_step(self, share: Share) -> Step | None:
-        code = f"from pathlib import Path\nimport sys, time\nfolder = Path({str(self.folder)!r})\n{self.code}"
-        return None if (self.folder / "done").exists() else Script("work", ("a script",), code)
-
-
-MakeCell = Callable[[str, str], FakeCell]
+MakeCell = Callable[[str, str], Any]
 MakePlan = Callable[..., Plan]
 Finish = Callable[..., None]
 
@@ -66,18 +38,9 @@ COUNTS = {"reach-v3": 4, "push-v3": 2, "door-lock-v3": 1}
 DONE = "(folder / 'done').touch()"
 
 
-@pytest.fixture
-def cell(tmp_path: Path) -> MakeCell:
-    def make(name: str, code: str) -> FakeCell:
-        (tmp_path / name).mkdir()
-        return FakeCell(tmp_path / name, code)
-
-    return make
-
-
-def scheduler(cells: list[FakeCell], parts: int, folder: Path, stop: StopSignals | None = None) -> Scheduler:
+def scheduler(cells: list[Any], parts: int, folder: Path, stop: StopSignals | None = None) -> Scheduler:
     executor = LocalExecutor(Resources(parts, threads=1, device="cpu"))
-    return Scheduler(cells, executor, folder / "logs", stop or StopSignals())  # type: ignore[arg-type]
+    return Scheduler(cells, executor, folder / "logs", stop or StopSignals())
 
 
 def test_a_failed_cell_does_not_stop_the_others(cell: MakeCell, tmp_path: Path) -> None:
@@ -134,7 +97,7 @@ class Unsteady(LocalExecutor):
         def poll() -> str | None:
             return None if step.poll() is None else LOST
 
-        return SimpleNamespace(poll=poll, stop=step.stop, wait=step.wait)  # type: ignore[return-value]
+        return SimpleNamespace(poll=poll, is_queued=step.is_queued, stop=step.stop, wait=step.wait)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("losses", "iterates", "ends_well"), [(4, False, True), (6, False, False), (12, True, True)])
@@ -147,13 +110,58 @@ def test_a_cell_lost_with_its_worker_goes_on_unless_it_gets_no_further(
     executor = Unsteady(Resources(1, threads=1, device="cpu"))
     executor.losses = losses
     work = cell("work", "\n".join((begin, iterate, finish)))
-    (outcome,) = Scheduler([work], executor, tmp_path / "logs", StopSignals()).execute()  # type: ignore[list-item]
+    (outcome,) = Scheduler([work], executor, tmp_path / "logs", StopSignals()).execute()
     begun = len(list(work.folder.glob("begun*")))
     if ends_well:
         assert (outcome.failed_step, begun) == (None, losses + 1)
     else:
         assert (outcome.failed_step, begun) == ("work, whose worker was lost 6 times", 6)
     assert (tmp_path / "logs" / "work.log").read_text().count("was lost") == min(losses, begun)
+
+
+def test_what_was_lost_may_save_before_it_is_gone_on_with(cell: MakeCell, tmp_path: Path) -> None:
+    """The lost worker's process lives on for a moment, at work in the cell, whose next worker would be refused."""
+    save = f"""
+import subprocess
+from llmdpd.utils.files import process_lock
+holder = "import sys, time; from pathlib import Path; from llmdpd.utils.files import process_lock\\n"
+holder += "with process_lock(sys.argv[1], print): Path(sys.argv[2]).touch(); time.sleep(0.5)"
+def refuse(holder): sys.exit("busy")
+with process_lock(folder / ".lock", refuse): pass
+if (folder / "begun").exists(): {DONE}; sys.exit()
+subprocess.Popen([sys.executable, "-c", holder, folder / ".lock", folder / "begun"])
+while not (folder / "begun").exists(): time.sleep(0.01)
+"""
+    executor = Unsteady(Resources(1, threads=1, device="cpu"))
+    executor.losses = 1
+    (outcome,) = Scheduler([cell("work", save)], executor, tmp_path / "logs", StopSignals()).execute()
+    assert outcome.failed_step is None, outcome.log_tail
+
+
+def test_the_state_of_all_cells(cell: MakeCell, tmp_path: Path) -> None:
+    iterate = "[(folder / f'iteration{n}').touch() for n in range(5)]\nprint('as said')\n"
+    cells = [
+        cell("bad", "sys.exit(3)"),
+        cell("done", DONE),
+        cell("runs", f"{iterate}time.sleep(60)"),
+        cell("waits", ""),
+    ]
+    seen: list[str] = []
+
+    class Stop(StopSignals):
+        def check(self) -> None:
+            state = made.state()
+            if state.running and state.running[0].note == "as said":
+                seen.extend((*(row.state for row in (*state.failed, *state.running, *state.waiting)), *state.done))
+                assert (state.running[0].progress, state.running[0].name) == ("5 of 20", "runs")
+                assert state.running[0].seconds_left is not None
+                assert str(state).startswith("1 done, 1 failed, 1 running, 1 waiting")
+                raise StopRequestedError(2)
+
+    made = scheduler(cells, 1, tmp_path, Stop())
+    with pytest.raises(StopRequestedError):
+        made.execute()
+    assert seen == ["failed (work)", "work", "waiting", "done"]
 
 
 def test_a_stop_is_passed_on_and_waited_for(cell: MakeCell, tmp_path: Path) -> None:
@@ -186,9 +194,9 @@ def test_a_cell_that_another_process_works_in_is_waited_for(
     order: list[str] = []
     run_step = Scheduler._run_step
 
-    def watched(self: Scheduler, step: Step, share: Share, log: Path) -> Running:
+    def watched(self: Scheduler, cell: Cell, step: Step, share: Share, log: Path) -> Running:
         order.append(log.stem)
-        return run_step(self, step, share, log)
+        return run_step(self, cell, step, share, log)
 
     monkeypatch.setattr(Scheduler, "_run_step", watched)
     held, release = threading.Event(), threading.Event()
@@ -245,7 +253,7 @@ def test_each_gpu_is_given_by_its_own_number(tmp_path: Path, monkeypatch: pytest
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         with (tmp_path / "log").open("w") as log:
-            process = local.start_process([sys.executable, "-c", code], log, 1)
+            process = start_process([sys.executable, "-c", code], log, 1)
             assert process.wait(PATIENCE) == 0
         assert (tmp_path / "log").read_text().strip() == expected
 
@@ -262,7 +270,7 @@ time.sleep(60)
 """
     parent = f"""
 import sys
-from llmdpd.experiments.executors.local import start_process
+from llmdpd.experiments.worker import start_process
 start_process([sys.executable, "-c", {child!r}], open({str(tmp_path / "log")!r}, "w")).wait()
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
@@ -278,12 +286,12 @@ def test_a_run_takes_as_long_as_finished_ones_of_its_method_or_else_its_preset(
     plan = make_test_plan()
     full, plain = plan.cells["full"], plan.cells["plain"]
     cells = [*full, *plain]
-    assert seconds_left(full[1], cells) is None
+    assert Durations(cells).left(full[1]) is None
     finish(full[0], COUNTS)  # in 150 s
-    assert seconds_left(full[1], cells) == seconds_left(plain[0], cells) == 150
-    assert seconds_left(dataclasses.replace(plain[0], preset="metaworld"), cells) is None
+    assert Durations(cells).left(full[1]) == Durations(cells).left(plain[0]) == 150
+    assert Durations(cells).left(dataclasses.replace(plain[0], preset="metaworld")) is None
     (full[1].folder / "checkpoint" / "step-00000050").mkdir(parents=True)
-    assert seconds_left(full[1], cells) == pytest.approx(0.75 * 150), "50 of 200 iterations are done"
+    assert Durations(cells).left(full[1]) == pytest.approx(0.75 * 150), "50 of 200 iterations are done"
     finish(plain[1], COUNTS)
     plain[1].run.note(times={"total_seconds": 50.0})
-    assert seconds_left(plain[0], cells) == 50
+    assert Durations(cells).left(plain[0]) == 50

@@ -471,3 +471,12 @@ def test_damaged_lines_cost_themselves_only(tmp_path: Path) -> None:
 def test_text_that_is_no_unicode_is_written_as_json_has_it(tmp_path: Path) -> None:
     atomic_write_text(tmp_path / "a", "ä\ud800")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "ä\\ud800"
+
+
+def test_the_last_iteration_of_a_metrics_file(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert files.last_iteration(file) == 0
+    file.write_text('{"iteration": 40, "loss": 1.0}\n{"iteration": 60}\n{"iterat')
+    assert files.last_iteration(file) == 60, "the last line is not whole yet"
+    file.write_text("no record\n")
+    assert files.last_iteration(file) == 0

@@ -48,6 +48,9 @@ class Running(Protocol):
     def poll(self) -> int | str | None:
         """None while it has not ended; then its exit code, or `LOST`."""
 
+    def is_queued(self) -> bool:
+        """Whether it waits in the engine's queue."""
+
     def stop(self) -> None:
         """Ask it to save and end, as SIGTERM does."""
 

@@ -10,7 +10,8 @@ from typing import Any
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.executors.base import LOST, Executor, Resources, failed, no_gpu
-from llmdpd.experiments.executors.local import Worker, count_gpus
+from llmdpd.experiments.executors.local import count_gpus
+from llmdpd.experiments.worker import Worker
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.extras import extra
 
@@ -80,8 +81,11 @@ class RayStep:
             return LOST
         return code
 
+    def is_queued(self) -> bool:
+        return not self._has(self._placed)
+
     def stop(self) -> None:
-        if self._has(self._placed):
+        if not self.is_queued():
             self._worker.stop.remote()
         else:  # it waits in the queue
             self._ray.kill(self._worker)

@@ -10,7 +10,7 @@ from typing import Any
 from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.executors.base import LOST, Executor, Resources, failed
-from llmdpd.experiments.executors.local import run_here
+from llmdpd.experiments.worker import run_here
 from llmdpd.utils.extras import extra
 
 _GONE = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT", "REVOKED", "DEADLINE", "OUT_OF_MEMORY")
@@ -68,6 +68,9 @@ class SlurmStep:
         if self._job.state.split(" ")[0] in _GONE or not self._job.paths.result_pickle.exists():
             return LOST
         return failed(self._log, error)
+
+    def is_queued(self) -> bool:
+        return bool(self._job.state == "PENDING")
 
     def stop(self) -> None:
         self._job.cancel(check=False)
