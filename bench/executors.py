@@ -1,11 +1,12 @@
 """Cells of the smoke preset by processes of our own and by a local Ray whose workers are killed: all done, none twice?
 
-    taskset -c 0 python bench/executors.py --folder FOLDER --json bench/results/executors-NAME.json
+    python bench/executors.py --folder FOLDER --json bench/results/executors-NAME.json
 
 Half of the cells run by `--executor local`, all of them by `--executor ray`, where one worker is killed every minute,
 and then the other half by `local`: what else the machine does falls on both. As many run at once on either side, with
-one thread each. Data and text embeddings are made before. Held against each other are the results of every cell, the
-time on the clock, Ray's start and end included, and the processor time of the processes. --options are of llmdpd train.
+one thread each, as far as there are cores. Data and text embeddings are made before. Held against each other are the
+results of every cell, the time on the clock, Ray's start and end included, and the processor time of the processes.
+--options are of llmdpd train.
 """
 
 from __future__ import annotations
@@ -120,20 +121,13 @@ def run_cells(executor: str, cells: Sequence[Cell], options: argparse.Namespace,
     before, begin = looks.seconds, time.monotonic()
     killer = Killer(looks, options.kill_every)
     resources = Resources(options.at_once, threads=1, device="cpu")
-    if executor == "ray":
-        import ray
-
-        # As the executor would, but for the number of workers, which does not depend on the cores.
-        ray.init(address="local", num_cpus=options.at_once, include_dashboard=False, log_to_driver=False)
-        killer.start()
     made = make_executor(executor, resources)
+    if executor == "ray" and options.kill_every:
+        killer.start()
     with StopSignals() as stop:
         side.outcomes += Scheduler(cells, made, cells[0].folder.parent / "logs", stop).execute()
+    killer.over.set()
     made.close()
-    if executor == "ray":
-        killer.over.set()
-        killer.join()
-        ray.shutdown()
     side.seconds += time.monotonic() - begin
     side.cpu_seconds += looks.seconds - before
     side.kills += killer.kills
@@ -171,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=64)
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds; 0: none is killed")
     parser.add_argument("--folder", type=Path, required=True, help="of all runs; what is in it of an earlier call goes")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from llmdpd.experiments.executors import LOST, Resources, Running, make_executor
 from llmdpd.experiments.executors.base import Executor
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Scheduler
+from llmdpd.experiments.worker import Worker
 from llmdpd.training.stopping import StopSignals
 
 WaitUntil = Callable[..., None]
@@ -143,6 +145,41 @@ def test_a_cell_whose_node_dies_loses_no_more_than_to_its_checkpoint(
     assert train(*words[1:]) == 0
     by_ray, alone = contents(cell.folder), contents(tmp_path / "alone" / cell.name)
     assert {**by_ray, "config": None} == {**alone, "config": None}
+
+
+def test_a_local_ray_keeps_its_workers_for_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    """Ray's own part is played: a second Ray beside the module's cluster cannot be started in one process."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    made: list[Any] = []
+
+    def remote(**needs: object) -> Callable[..., Any]:
+        def call(work: Callable[..., Any]) -> Any:
+            return SimpleNamespace(remote=work)
+
+        def make() -> Any:
+            worker = Worker()
+            made.append(SimpleNamespace(run=call(worker.run), stop=call(worker.stop), __ray_ready__=call(lambda: True)))
+            return made[-1]
+
+        return lambda kind: SimpleNamespace(remote=make)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    executor = make_executor("ray", Resources(threads=2))
+    assert executor.shares(9) == [Share(2)] * 2, "no more than there are cores"
+    for code in (3, 0, 5):
+        assert executor.start(script(f"import sys; sys.exit({code})"), Share(2), tmp_path / "log").poll() == code
+    assert len(made) == 1
+    with pytest.raises(InputError, match="fewer cores") as caught:
+        make_executor("ray", Resources(threads=5)).shares(1)
+    assert caught.value.field == "--threads"
 
 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

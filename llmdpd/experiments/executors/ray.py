@@ -32,11 +32,13 @@ class RayExecutor(Executor):
         # Its types leave out what actors may be given.
         self._ray: Any = ray
         self._owner = not ray.is_initialized()
+        self._is_local = self._owner and not os.environ.get("RAY_ADDRESS")
+        self._idle: list[Any] = []
         if not self._owner:
             return
         local = {"address": "local", "num_cpus": usable_cores(), "num_gpus": count_gpus(), "include_dashboard": False}
         try:
-            self._ray.init(**{} if os.environ.get("RAY_ADDRESS") else local, log_to_driver=False)
+            self._ray.init(**local if self._is_local else {}, log_to_driver=False)
         except ConnectionError as error:
             raise InputError(
                 "no Ray cluster answers",
@@ -48,14 +50,33 @@ class RayExecutor(Executor):
     def shares(self, cells: int) -> list[Share]:
         if self.resources.device == "cuda" and not self._ray.cluster_resources().get("GPU"):
             raise no_gpu()
-        return self._queued(cells, 1)
+        shares = self._queued(cells, 1)
+        # On a cluster, which may grow and be used by others, what does not fit waits in Ray's queue.
+        return shares[: self._fitting(shares[0])] if self._is_local else shares
+
+    def _fitting(self, share: Share) -> int:
+        """How many such shares a local Ray has.
+
+        Raises:
+            InputError: not one, so that a step would wait for ever.
+        """
+        known = self._ray.cluster_resources()
+        cores = int(known["CPU"])
+        if share.threads > cores:
+            expected = f"at most {cores}, or a cluster (RAY_ADDRESS)"
+            raise InputError("a local Ray has fewer cores", field="--threads", found=share.threads, expected=expected)
+        fitting = cores // share.threads
+        return fitting if share.cuda is None else min(fitting, int(known["GPU"]))
 
     def start(self, argv: list[str], share: Share, log: Path) -> RayStep:
         # What was lost is started again by the scheduler, which knows where the cell was left; not by Ray. Two calls at
         # once: the second is the one that stops the first. (A cancelled task of Ray loses its process's exit.)
         needs = {"num_cpus": share.threads, "num_gpus": int(share.cuda is not None)}
-        worker = self._ray.remote(max_restarts=0, max_concurrency=2, **needs)(Worker).remote()
-        return RayStep(self._ray, worker, argv, str(log.absolute()))
+        make = self._ray.remote(max_restarts=0, max_concurrency=2, **needs)(Worker).remote
+        # A local Ray's workers serve step after step: each takes a second to start. Elsewhere one that is kept would
+        # keep others from its place.
+        worker = self._idle.pop() if self._idle else make()
+        return RayStep(self._ray, worker, argv, str(log.absolute()), self._idle if self._is_local else None)
 
     def close(self) -> None:
         if self._owner:
@@ -63,10 +84,10 @@ class RayExecutor(Executor):
 
 
 class RayStep:
-    """A step in a Ray actor of its own; see `Running`."""
+    """A step in a Ray actor, which is put into `idle` when it has ended; see `Running`."""
 
-    def __init__(self, ray: Any, worker: Any, argv: list[str], log: str) -> None:
-        self._ray, self._worker, self._log = ray, worker, log
+    def __init__(self, ray: Any, worker: Any, argv: list[str], log: str, idle: list[Any] | None) -> None:
+        self._ray, self._worker, self._log, self._idle = ray, worker, log, idle
         self._placed = worker.__ray_ready__.remote()
         self._code = worker.run.remote(argv, log)
 
@@ -79,6 +100,9 @@ class RayStep:
             return failed(self._log, error)
         except self._ray.exceptions.RayError:
             return LOST
+        if self._idle is not None:
+            self._idle.append(self._worker)
+            self._idle = None
         return code
 
     def is_queued(self) -> bool:
