@@ -203,13 +203,13 @@ def test_the_hash_is_of_the_content(make_dataset: MakeDataset, tmp_path: Path) -
     memory = make_dataset(EPISODES)
     first, again = (load_dataset(save_shards([memory], tmp_path / name)) for name in ("a", "b"))
     assert content_hash(first) == content_hash(again)
-    changed = memory.with_actions(lambda rows: rows / 2, "half")
+    changed = memory.with_actions(lambda rows: rows * np.float32(0.5), "half")
     others = [
         load_dataset(save_shards([changed], tmp_path / "c")),
         first.select([0, 1]),
         first.select([1, 0]),
-        first.with_actions(lambda rows: rows / 2, "half"),
-        first.with_actions(lambda rows: rows / 3, "third"),
+        first.with_actions(lambda rows: rows * np.float32(0.5), "half"),
+        first.with_actions(lambda rows: rows * np.float32(0.3), "third"),
         dataclasses.replace(first, texts=("a", "b", "c")),
     ]
     assert len({content_hash(each) for each in (first, *others)}) == 7
