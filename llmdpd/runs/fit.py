@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmdpd.config.parse import change, parse_train
 from llmdpd.config.schema import TrainConfig
-from llmdpd.data import TrajectoryDataset, save_minari
+from llmdpd.data import TrajectoryDataset, save_minari, save_shards
 from llmdpd.errors import InputError
 from llmdpd.policy.policy import Policy
 from llmdpd.runs.folder import RunFolder
@@ -92,7 +92,7 @@ def _task_file(
         assert isinstance(tasks, (str, Path)), "checked by the caller"
         if dataset is None:
             return Path(tasks), []
-        save_minari(dataset, folder / _DATA, namespace=_DATA, name="given-v0")
+        _save(dataset, folder / _DATA)
         return Path(tasks), ["--data", str(folder / _DATA)]
     texts = dict(zip(dataset.tasks, dataset.texts, strict=True)) | dict(tasks or {})
     without = [task for task in dataset.tasks if not texts[task].strip()]
@@ -104,7 +104,7 @@ def _task_file(
             found=f"no text of {', '.join(without)}" if without else f"texts of {', '.join(unknown)}",
             expected="a text for each of " + ", ".join(dataset.tasks),
         )
-    places = save_minari(dataset, folder / _DATA, namespace=_DATA, name="given-v0")
+    places = _save(dataset, folder / _DATA)
     # What JSON makes of a text is a basic string of TOML, too.
     known = '[suite]\nsuccess = "success"\n' if (dataset.successes >= 0).any() else ""
     tables = [known] + [
@@ -115,3 +115,10 @@ def _task_file(
     file = folder / "tasks.toml"
     atomic_write_text(file, "\n".join(tables).replace("\x7f", "\\u007f"))
     return file, []
+
+
+def _save(dataset: TrajectoryDataset, folder: Path) -> list[Path]:
+    """Write a data set, as shards where it is in shards; the folder of each task's data."""
+    if dataset.stored:
+        return [save_shards([dataset], folder)] * len(dataset.tasks)
+    return save_minari(dataset, folder, namespace=_DATA, name="given-v0")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import llmdpd
 from llmdpd.config.parse import parse_train
 from llmdpd.config.presets import PRESETS
-from llmdpd.data import EpisodeRecord, Trajectory, TrajectoryDataset
+from llmdpd.data import EpisodeRecord, Trajectory, TrajectoryDataset, load_dataset, save_shards
 from llmdpd.errors import InputError
 from llmdpd.evaluation.offline import score_offline
 from llmdpd.evaluation.prompts import TaskPrompt
@@ -142,3 +143,13 @@ def test_given_data_are_those_of_a_files_tasks_and_the_file_is_not_in_use_afterw
     policy = llmdpd.fit(data, tmp_path / "tasks.toml", options=options, run_dir=tmp_path / "run")
     assert policy.metadata["trained_on"] == list(names)
     assert find_suite("wipe") is None
+
+
+def test_data_in_shards_give_the_same_policy(logs: TrajectoryDataset, tmp_path: Path) -> None:
+    stored = load_dataset(save_shards([logs], tmp_path / "data"))
+    options = [*OPTIONS, "--iterations", "3"]
+    run = tmp_path / "run"
+    policies = [llmdpd.fit(logs, options=options), llmdpd.fit(stored, options=options, run_dir=run)]
+    for own, other in zip(*(policy.network.state_dict().values() for policy in policies), strict=True):
+        assert torch.equal(own, other)
+    assert (tmp_path / "run-inputs" / "fit" / "shards.json").is_file()

@@ -15,14 +15,22 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_dataset, save_minari
+from llmdpd.data import (
+    EpisodeRecord,
+    TrajectoryDataset,
+    join_datasets,
+    join_episodes,
+    load_dataset,
+    save_minari,
+    save_shards,
+)
 from llmdpd.data.columns import StoredColumn
 from llmdpd.data.content import read_npz
 from llmdpd.errors import InputError, nearest_names
@@ -55,7 +63,7 @@ _log = logging.getLogger(__name__)
 class CollectConfig:
     """Collect episodes of a suite's scripted experts, with a new start and goal every episode and a mix of behaviours.
 
-    Writes one Minari data set for each task. The same command continues a collection that was stopped at any moment.
+    Writes Minari data sets, or shards. The same command continues a collection that was stopped at any moment.
     """
 
     tasks: tuple[str, ...] = ("sweep-into",)
@@ -72,7 +80,7 @@ class CollectConfig:
     movement are 0 or ±1). Each episode records its behaviour and a level, from 0 for the expert itself to 1 for random
     actions."""
     out: Path | None = None
-    """Folder of the Minari data sets, by default data/SUITE, such as data/metaworld. Until all is collected, episodes
+    """Folder of the data, by default data/SUITE, such as data/metaworld. Until all is collected, episodes
     lie in OUT.partial."""
     seed: WholeNumber = 0
     """Decides goals and noise of all episodes."""
@@ -86,6 +94,8 @@ class CollectConfig:
     """Whether the observations hold the goal or zeros in its place, where the suite can hide it (as ML45 does)."""
     keep_failed: bool = True
     """Keep episodes without success, marked as failed. The summary counts them either way."""
+    format: Literal["minari", "shards"] = "minari"
+    """How they are written: a Minari data set for each task, or shards, for more than the memory holds."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +291,7 @@ def _collect(config: CollectConfig, content: dict[str, Any], start: float, progr
     requests = _requests(config)
     paths = [partial / each.task / f"{index % config.episodes:06d}.npz" for index, each in enumerate(requests)]
     _collect_missing(config, paths, requests, progress)
-    collected = _finish(config, content, requests, [_read_episode(path) for path in paths], start)
+    collected = _finish(config, content, requests, paths, start)
     shutil.rmtree(partial, ignore_errors=True)
     return collected
 
@@ -372,60 +382,63 @@ def _finish(
     config: CollectConfig,
     content: dict[str, Any],
     requests: Sequence[ScriptedRequest],
-    episodes: Sequence[ScriptedEpisode],
+    paths: Sequence[Path],
     start: float,
 ) -> Collected:
-    """Join the episodes and write the data sets."""
-    out = folder_of(config)
-    summaries = _summaries(config, requests, episodes)
-    dataset = _join(config, requests, episodes)
-    digest = content_hash(dataset)
-    rows = [dataclasses.asdict(summary) for summary in summaries]
-    seconds = time.perf_counter() - start
-    manifest = {"config": content, "content": digest, "seconds": seconds, "summaries": rows}
+    """Join the episodes and write the data sets; as shards, a task's episodes are in memory at a time."""
+    out, summaries, stored = folder_of(config), list[TaskSummary](), config.format == "shards"
     with atomic_directory(out) as temporary:
-        save_minari(dataset, temporary, namespace=_registered(suite_of(config.tasks[0])))
+        parts = _by_task(config, requests, paths, summaries)
+        if stored:
+            save_shards(parts, temporary / "data")
+            dataset = in_order(load_dataset(temporary), config.tasks)
+        else:
+            dataset = join_datasets(list(parts))
+            save_minari(dataset, temporary, namespace=_registered(suite_of(config.tasks[0])))
+        digest, seconds = content_hash(dataset), time.perf_counter() - start
+        rows = [dataclasses.asdict(summary) for summary in summaries]
+        manifest = {"config": content, "content": digest, "seconds": seconds, "summaries": rows}
         atomic_write_json(temporary / MANIFEST, manifest)
-    return Collected(dataset, out, summaries, digest, seconds)
+    if stored:
+        dataset = _read_finished(config, content, start).dataset
+    return Collected(dataset, out, tuple(summaries), digest, seconds)
 
 
-def _join(
-    config: CollectConfig, requests: Sequence[ScriptedRequest], episodes: Sequence[ScriptedEpisode]
-) -> TrajectoryDataset:
-    kept = [
-        EpisodeRecord(
-            **{name: getattr(episode, name) for name in (*_EPISODE_ARRAYS, "noise_level", "success_step")},
-            **{name: getattr(request, name) for name in ("task", "seed", "behaviour")},
-            success=int(episode.success),
-        )
-        for request, episode in zip(requests, episodes, strict=True)
-        if episode.success or config.keep_failed
-    ]
-    tasks = config.tasks
-    without = [task for task in tasks if task not in {record.task for record in kept}]
+def _by_task(
+    config: CollectConfig, requests: Sequence[ScriptedRequest], paths: Sequence[Path], summaries: list[TaskSummary]
+) -> Iterator[TrajectoryDataset]:
+    """Each task's episodes as a data set, and its summary into `summaries`."""
+    for number, task in enumerate(config.tasks):
+        rows = slice(number * config.episodes, (number + 1) * config.episodes)
+        mine = [(request, _read_episode(path)) for request, path in zip(requests[rows], paths[rows], strict=True)]
+        summaries.append(_summary(config, task, mine))
+        kept = [
+            EpisodeRecord(
+                **{name: getattr(episode, name) for name in (*_EPISODE_ARRAYS, "noise_level", "success_step")},
+                **{name: getattr(request, name) for name in ("task", "seed", "behaviour")},
+                success=int(episode.success),
+            )
+            for request, episode in mine
+            if episode.success or config.keep_failed
+        ]
+        if kept:
+            texts, source = {task: task_prompt(task).render()}, str(folder_of(config))
+            yield join_episodes(kept, texts=texts, goal_visible=config.goal_visible, source=source)
+    without = [summary.task for summary in summaries if not summary.kept]
     if without:
         hint = "keep failed episodes (--keep-failed), or choose less noise"
         raise InputError("no episode of a task succeeded", field="keep_failed", found=", ".join(without), hint=hint)
-    texts = {task: task_prompt(task).render() for task in tasks}
-    return join_episodes(kept, texts=texts, goal_visible=config.goal_visible, source=str(folder_of(config)))
 
 
-def _summaries(
-    config: CollectConfig, requests: Sequence[ScriptedRequest], episodes: Sequence[ScriptedEpisode]
-) -> tuple[TaskSummary, ...]:
-    summaries = []
-    for number, task in enumerate(config.tasks):
-        rows = slice(number * config.episodes, (number + 1) * config.episodes)
-        mine = list(zip(requests[rows], episodes[rows], strict=True))
-        kept = [len(episode.actions) for _, episode in mine if episode.success or config.keep_failed]
-        successes = {}
-        for kind in parse_noise(config.noise):
-            flags = [episode.success for request, episode in mine if request.behaviour == kind]
-            if flags:
-                successes[kind] = (sum(flags), len(flags))
-        mean_length = float(np.mean([len(episode.actions) for _, episode in mine]))
-        summaries.append(TaskSummary(task, len(mine), len(kept), sum(kept), successes, mean_length))
-    return tuple(summaries)
+def _summary(config: CollectConfig, task: str, mine: Sequence[tuple[ScriptedRequest, ScriptedEpisode]]) -> TaskSummary:
+    kept = [len(episode.actions) for _, episode in mine if episode.success or config.keep_failed]
+    successes = {}
+    for kind in parse_noise(config.noise):
+        flags = [episode.success for request, episode in mine if request.behaviour == kind]
+        if flags:
+            successes[kind] = (sum(flags), len(flags))
+    mean_length = float(np.mean([len(episode.actions) for _, episode in mine]))
+    return TaskSummary(task, len(mine), len(kept), sum(kept), successes, mean_length)
 
 
 def found_tasks(config: CollectConfig, folder: Path) -> TrajectoryDataset | None:

@@ -77,6 +77,21 @@ def test_what_is_read_back_is_what_was_collected(tmp_path: Path) -> None:
         collect_scripted(config(tmp_path))
 
 
+def test_shards_hold_what_minari_data_sets_do(tmp_path: Path) -> None:
+    wanted = config(tmp_path, out=tmp_path / "a")
+    memory = collect_scripted(wanted)
+    stored = collect_scripted(dataclasses.replace(wanted, out=tmp_path / "b", format="shards"))
+    assert stored.dataset.stored
+    assert (stored.summaries, stored.reused) == (memory.summaries, False)
+    rows = np.arange(memory.dataset.num_transitions)
+    for own, other in zip(stored.dataset.gather(rows), memory.dataset.gather(rows), strict=True):
+        np.testing.assert_array_equal(own, other)
+    for name in ("tasks", "texts", "behaviours", "goal_visible"):
+        assert getattr(stored.dataset, name) == getattr(memory.dataset, name)
+    again = collect_scripted(dataclasses.replace(wanted, out=tmp_path / "b", format="shards"))
+    assert (again.reused, again.content) == (True, stored.content)
+
+
 def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
     shown = collect_scripted(config(tmp_path, tasks=("reach",), episodes=2)).dataset
     other = collect_scripted(config(tmp_path, tasks=("reach",), episodes=2, seed=1, out=tmp_path / "other")).dataset
