@@ -123,7 +123,7 @@ class Selection:
 
     def select(self, chosen: Rows) -> Selection:
         """These of its episodes."""
-        lengths = np.diff(self.offsets)[chosen]
+        lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         return Selection(self.store, self.episodes[chosen], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 

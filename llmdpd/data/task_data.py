@@ -106,7 +106,8 @@ def _load(spec: str | Path, tasks: Sequence[str], stored: bool) -> TrajectoryDat
     _check_told(spec, known.readings)
     parts, names = read_parts(spec, known.choices(), known.spec)
     found = known.found(names)
-    missing = [task for task in tasks if task not in map(known.task, found)]
+    there = set(map(known.task, found))
+    missing = [task for task in tasks if task not in there]
     if missing:
         raise _missing([known.readings[task].task or task for task in missing], tasks, names, spec)
     named = [_named(part, found, known.task, known.suite) for part in parts if found & {*part.tasks}]

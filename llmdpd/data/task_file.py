@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from llmdpd.data.checks import SpecOf, with_success
 from llmdpd.data.config import DataConfig
 from llmdpd.data.notes import say_once
 from llmdpd.errors import InputError, located
-from llmdpd.tasks.base import TaskSuite
+from llmdpd.tasks.base import Reading, TaskSuite
 from llmdpd.tasks.specs import find_suite, spec_by_name
 from llmdpd.tasks.user import use_file, user_suite
 from llmdpd.tasks.user.file import absolute, read_task_file
@@ -70,6 +71,10 @@ def given_data(config: DataConfig) -> Given:
     return Given(config.path, config.demonstrations)
 
 
+_opened: WeakKeyDictionary[TaskSuite, dict[tuple[str, Reading], tuple[list[TrajectoryDataset], TrajectoryDataset]]]
+_opened = WeakKeyDictionary()
+"""Data in shards that a suite's tasks share: of 100,000 tasks in one folder, each would open it anew."""
+
 Owners = dict[tuple[object, str], str]
 """Whose a recording is: (what identifies its file or folder, the task's name in it) → the task."""
 
@@ -85,12 +90,11 @@ def load_own_data(suite: TaskSuite, tasks: Sequence[str], owners: Owners | None 
     """
     parts: list[TrajectoryDataset] = []
     owners = {} if owners is None else owners
-    for task in tasks:
-        for place in _places(suite, task):
+    for task in dict.fromkeys(tasks):
+        for number, place in enumerate(_places(suite, task)):
             part = _part(suite, task, place, owners)
-            described = any(known.tasks == (task,) for known in parts)
             # Of several data sets of a task the first one's description counts.
-            parts.append(dataclasses.replace(part, tasks=(task,), texts=("",) if described else part.texts))
+            parts.append(dataclasses.replace(part, tasks=(task,), texts=("",) if number else part.texts))
     return join_datasets(parts).select_tasks(tasks)
 
 
@@ -119,10 +123,17 @@ def _part(suite: TaskSuite, task: str, place: str, owners: Owners) -> Trajectory
     """A data set's episodes of a task, under the name that it has there."""
     reading = suite.reading(task)
     spec_of: SpecOf = spec_by_name if reading.by_name else lambda name: None
-    with _of_its_data(task):
-        # The threshold of a success is this task's alone, and not of others that the data may hold.
-        parts, _ = read_parts(place, [Choice(dataclasses.replace(reading, success_return=None))], spec_of)
-        whole = join_datasets(parts)
+    # The threshold of a success is this task's alone, and not of others that the data may hold.
+    shared = dataclasses.replace(reading, success_return=None, task=None)
+    opened = _opened.setdefault(suite, {})
+    if (place, shared) in opened:
+        parts, whole = opened[place, shared]
+    else:
+        with _of_its_data(task):
+            parts, _ = read_parts(place, [Choice(shared)], spec_of)
+            whole = join_datasets(parts)
+        if whole.stored:
+            opened[place, shared] = parts, whole
     wanted = reading.task
     if wanted is None and len(whole.tasks) > 1:
         wanted = task

@@ -366,7 +366,7 @@ class TrajectoryDataset:
         return self._transitions(self.episodes_of(task))
 
     def _transitions(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        lengths = self.lengths[episodes]
+        lengths = self.offsets[episodes + 1] - self.offsets[episodes]
         ends = np.cumsum(lengths)
         shift = self.offsets[episodes] - (ends - lengths)
         return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(shift, lengths)
@@ -387,12 +387,17 @@ class TrajectoryDataset:
             raise self._error("no episode selected", None, "0 episodes", "at least one")
         if chosen.min() < 0 or chosen.max() >= self.num_episodes:
             raise IndexError(f"episode outside 0 … {self.num_episodes - 1}")
-        changes, offsets = self._numbers_of(chosen), offsets_of(self.lengths[chosen])
+        return self._selected(chosen, {})
+
+    def _selected(self, chosen: NDArray[np.int64], changes: Mapping[str, Any]) -> TrajectoryDataset:
+        """These episodes, with changes to what they are of."""
+        ends = self.offsets[chosen + 1]
+        offsets = offsets_of(ends - self.offsets[chosen])
         terminals = np.zeros(offsets[-1], np.bool_)
-        terminals[offsets[1:] - 1] = self.terminals[self.offsets[1:] - 1][chosen]
-        changes |= {name: getattr(self, name)[chosen] for name in _PER_EPISODE}
-        changes["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
-        return dataclasses.replace(self, offsets=offsets, terminals=terminals, **changes)
+        terminals[offsets[1:] - 1] = self.terminals[ends - 1]
+        parts = {name: getattr(self, name)[chosen] for name in _PER_EPISODE} | self._numbers_of(chosen)
+        parts["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
+        return dataclasses.replace(self, offsets=offsets, terminals=terminals, **(parts | changes))
 
     def _numbers_of(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
         """The arrays of numbers of these episodes."""
@@ -419,14 +424,12 @@ class TrajectoryDataset:
         if empty:
             raise self._error("a task without episodes", "tasks", ", ".join(empty), "at least one episode each")
         places = [self._places[task] for task in tasks]
-        ids = np.full(len(self.tasks), -1, np.int32)
-        ids[places] = np.arange(len(tasks))
-        part = self.select(ids[self.task_ids] >= 0)
-        texts = tuple(self.texts[place] for place in places)
-        environments = tuple(self.environments[place] for place in places) if self.environments else ()
-        return dataclasses.replace(
-            part, tasks=tasks, texts=texts, task_ids=ids[part.task_ids], environments=environments
-        )
+        chosen = np.concatenate([self._by_task[place] for place in places])
+        ids, order = np.repeat(np.arange(len(tasks)), [len(self._by_task[place]) for place in places]), chosen.argsort()
+        changes: dict[str, Any] = {"tasks": tasks, "task_ids": ids[order].astype(np.int32)}
+        changes["texts"] = tuple(self.texts[place] for place in places)
+        changes["environments"] = tuple(self.environments[place] for place in places) if self.environments else ()
+        return self._selected(chosen[order], changes)
 
     def with_actions(
         self, change: Callable[[NDArray[np.float32]], NDArray[np.float32]], label: str

@@ -25,6 +25,7 @@ from llmdpd.utils.sharding import Share
 
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
+_MANY = 4096  # tasks
 _DEMONSTRATION_SHARE = 0.1  # of the episodes, the best ones
 
 
@@ -148,6 +149,8 @@ class BatchSampler:
 
     def _rounds(self, tasks: np.ndarray, count: int) -> np.ndarray:
         """So many of the tasks, each as often as the others or once more, in random order."""
+        if len(tasks) > _MANY and count <= len(tasks):  # without putting all of them in order, for a batch of twelve
+            return tasks[self._random.choice(len(tasks), count, replace=False)]
         rounds = [self._random.permutation(len(tasks)) for _ in range(-(-count // len(tasks)))]
         return tasks[np.concatenate([*rounds, np.empty(0, np.int64)])[:count]]
 
