@@ -139,12 +139,12 @@ def of_queue(cells: int, folder: Path, costs: Costs) -> None:
     queue = [cast(Any, _Done(number, folder)) for number in range(cells)]
     with StopSignals() as stop:
         made = scheduler.Scheduler(queue, cast(Any, _Executor()), folder / "logs", stop)
-        sleep, quiet = scheduler.time.sleep, scheduler.console.quiet
-        scheduler.time.sleep, scheduler.console.quiet = lambda seconds: None, True
+        pause, quiet = scheduler._POLL_SECONDS, scheduler.console.quiet
+        scheduler._POLL_SECONDS, scheduler.console.quiet = 0, True
         try:
             costs.of("schedule a cell", made.execute, 1 / cells)
         finally:
-            scheduler.time.sleep, scheduler.console.quiet = sleep, quiet
+            scheduler._POLL_SECONDS, scheduler.console.quiet = pause, quiet
 
 
 PARTS: dict[str, Callable[[int, Path, Costs], None]] = {"data": of_data, "task file": of_task_file, "queue": of_queue}
