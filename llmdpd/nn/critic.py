@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmdpd.diffusion.schedules import Precision
 from llmdpd.nn.context import Condition
 from llmdpd.nn.layers import EnsembleLinear, mlp
+from llmdpd.ops import double_q
 from llmdpd.ops.mish_mlp import mish_mlps
 
 
@@ -41,14 +43,51 @@ class DoubleQ(nn.Module):
         self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32"
     ) -> tuple[Tensor, Tensor]:
         """State features [..., F], actions [..., A], prompt vectors [..., Z] → two times [...]."""
-        parts = [state, action, prompt] if self.prompt_dim else [state, action]
-        joined = torch.cat(parts, dim=-1)
+        joined = torch.cat(self._seen([state, action, prompt]), dim=-1)
         first, second = mish_mlps(joined, [_layers(self.q1), _layers(self.q2)], precision)
         return first.squeeze(-1), second.squeeze(-1)
 
     def minimum(self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32") -> Tensor:
         """min(Q_1, Q_2): state features [..., F], actions [..., A], prompt vectors [..., Z] → [...]."""
-        return torch.minimum(*self(state, action, prompt, precision))
+        read = [state, action, prompt]
+        if state.ndim == 2 and not torch.is_grad_enabled():
+            weights = double_q.weights_of(self, *read)
+            if weights is not None:
+                return double_q.minimum(self._seen(read), weights, precision == "bf16")
+        return torch.minimum(*self(*read, precision))
+
+    def regression(
+        self, state: Tensor, action: Tensor, prompt: Tensor, target: Tensor, precision: Precision = "fp32"
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error of Q_1 and Q_2 to targets [B], summed, and the mean of Q_1: scalars.
+
+        state: features [B, F], action [B, A] and prompt [B, Z], none of which has a gradient.
+        """
+        read = [state, action, prompt]
+        weights = double_q.weights_of(self, *read, target)
+        if weights is not None and double_q.learn(weights):
+            return double_q.regression(self._seen(read), target, weights, precision == "bf16")
+        q1, q2 = self(*read, precision)
+        return F.mse_loss(q1, target) + F.mse_loss(q2, target), q1.detach().mean()
+
+    def objective(
+        self, state: Tensor, action: Tensor, prompt: Tensor, first: bool, precision: Precision = "fp32"
+    ) -> tuple[Tensor, Tensor]:
+        """The mean value of actions by Q_1 (`first`) or Q_2, and the mean |Q| of the other, without gradient: scalars.
+
+        state: features [B, F] and prompt [B, Z], which have no gradient; action [B, A].
+        """
+        weights = double_q.weights_of(self, state, action, prompt)
+        if weights is not None and double_q.learn(weights) is False:
+            seen = prompt if self.prompt_dim else prompt[:, :0]
+            return double_q.objective(state, action, seen, weights, precision == "bf16", first)
+        values = self(state, action, prompt, precision)
+        chosen, other = values if first else values[::-1]
+        return chosen.mean(), other.detach().abs().mean()
+
+    def _seen(self, read: list[Tensor]) -> list[Tensor]:
+        """Of state, action and prompt what the critics see."""
+        return read if self.prompt_dim else read[:2]
 
 
 def _layers(network: nn.Sequential) -> tuple[Tensor, Tensor, list[nn.Linear]]:

@@ -109,6 +109,8 @@ def mish_mlps(mlps: Sequence[MlpArguments], differentiate: bool) -> list[Tensor]
     first = mlps[0]
     keep = differentiate and operators.keeps_tape(len(mlps) * operators.mlp_tape_floats(first))
     if eager_on_cpu(first.x):
+        if not differentiate:
+            return operators.mlps_forward_cpu(mlps, keep)[0]
         flat = (tensor for mlp in mlps for tensor in (mlp.input_weight, mlp.init, *mlp.trunk))
         return list(_Mlps.apply(first.bf16, keep, first.x, *flat))
     return [torch.ops.llmdpd.mish_mlp(*mlp, keep)[0] for mlp in mlps]

@@ -155,9 +155,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
             prompt = self._critic_prompt(condition, len(actions))
             next_value = self.target_critic.minimum(next_state, actions, prompt, config.precision)
             target = batch.rewards * config.reward_scale + config.gamma * (1 - batch.terminals) * next_value
-        q1, q2 = self._values(condition, batch.actions)
-        loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)
-        return loss, {"q/mean": q1.detach().mean(), "q/target": target.mean()}
+        loss, mean = self.critic.regression(condition.state.detach(), batch.actions, prompt, target, config.precision)
+        return loss, {"q/mean": mean, "q/target": target.mean()}
 
     def actor_loss(
         self, batch: PromptedBatch, condition: Condition, prompts: EncodedPrompts | None = None
@@ -202,16 +201,16 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         Returns:
             The objective, and mean |Q| of the other critic at the same actions: what lambda is normalised by.
         """
-        first, second = self._values(condition, self._sample(self.policy, condition))
-        chosen, other = self._choose_critic(first, second)
-        return chosen.mean(), sharding.mean(other.detach().abs().mean())
-
-    def _choose_critic(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """The values of one of the two critics at random (line 9), and those of the other."""
-        take_first = torch.rand((), device=first.device) < 0.5
+        state, actions = condition.state.detach(), self._sample(self.policy, condition)
+        prompt, precision = self._critic_prompt(condition, len(actions)), self.config.precision
+        take_first = torch.rand((), device=state.device) < 0.5
         if self.choose_on_host:
-            return (first, second) if bool(take_first) else (second, first)
-        return torch.where(take_first, first, second), torch.where(take_first, second, first)
+            objective, scale = self.critic.objective(state, actions, prompt, bool(take_first), precision)
+        else:
+            first, second = self.critic(state, actions, prompt, precision)
+            objective = torch.where(take_first, first, second).mean()
+            scale = torch.where(take_first, second, first).detach().abs().mean()
+        return objective, sharding.mean(scale)
 
     def _cloned(self, batch: PromptedBatch) -> tuple[Tensor, Tensor | None]:
         """What is cloned: actions [B, A], and None; or chunks [B, H A], and which of their actions are real [B, H].
@@ -237,12 +236,6 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         key, rows = int(torch.randint(2**63 - 1, (), device=state.device)), sharding.own_rows(len(state), state.device)
         noise = philox_normal(key, len(state), 1, steps + 1, self.policy.action_dim, state.device, rows)
         return noise[:, :, 0].to(state.dtype)
-
-    def _values(self, condition: Condition, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Q_1 and Q_2 [B] in the policy's own features."""
-        prompt = self._critic_prompt(condition, len(actions))
-        values: tuple[Tensor, Tensor] = self.critic(condition.state.detach(), actions, prompt, self.config.precision)
-        return values
 
     def _critic_prompt(self, condition: Condition, batch: int) -> Tensor:
         """The prompt vectors as the critics see them, [B, Z]; equation 8 alone trains the encoders."""

@@ -106,7 +106,7 @@ def test_critics_read_one_networks_context(make_method: Any, make_batch: Any, ca
     """Old and new state alike, though the next action is another network's: a retrieval context has weights."""
     method = make_method(**{"network.context.kind": "retrieval", "critic_sees_prompts": True})
     batch = make_batch(6, 3)
-    reads = [calls_of(critic, "forward") for critic in (method.critic, method.target_critic)]
+    reads = [calls_of(method.critic, "regression"), calls_of(method.target_critic, "minimum")]
     critic_loss_of(method, batch)
     old, new = (calls[0][0] for calls in reads)
     torch.testing.assert_close(old, condition_of(method, batch).state)
