@@ -102,6 +102,8 @@ class Mirror:
     def claim(self, folder: Path) -> None:
         """Fetch a run folder and take the run over: whoever worked on it before can push no more."""
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in [path for path in folder.parent.iterdir() if path.name.startswith(_copies(folder))]:
+            shutil.rmtree(left, ignore_errors=True)  # by a kill
         self.fetch(folder)
         self._replace(folder, self._newest(folder.name))
 
@@ -234,6 +236,11 @@ def _record(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.mirrored")
 
 
+def _copies(folder: Path) -> str:
+    """How the names of its copies begin."""
+    return f".{folder.name}.copy-"
+
+
 def _is_below(path: Any) -> bool:
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts and "\\" not in path
 
@@ -262,7 +269,7 @@ def _copy(folder: Path) -> Iterator[Path]:
     What a run writes while it goes on is written under another name and renamed, so that links keep what was there;
     lines are added to metrics alone, of which those after the checkpoint are dropped where a run goes on.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_copies(folder), dir=folder.parent) as temporary:
         for number in range(_TRIES):
             copy, checkpoint = Path(temporary) / str(number), newest_checkpoint(folder)
             try:

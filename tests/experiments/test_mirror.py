@@ -198,7 +198,7 @@ def test_a_place_that_is_none(
         Mirror("s3://bucket/runs")
 
 
-def test_a_copy_is_of_one_moment(disks: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_of_one_moment(disks: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run writes its next checkpoint while its files are linked."""
     folder, link = write(disks(0), FIRST), module._link
 
@@ -211,6 +211,9 @@ def test_a_copy_is_of_one_moment(disks: Callable[[int], Path], monkeypatch: pyte
     monkeypatch.setattr(module, "_link", slow)
     with module._copy(folder) as copy:
         assert read(copy) == SECOND
+        assert copy.exists()
+        Mirror(f"file://{tmp_path}/store").claim(folder)
+        assert not copy.exists(), "as one that a kill left"
 
 
 class Elsewhere(LocalExecutor):
