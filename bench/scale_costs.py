@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import retrieval
@@ -32,7 +32,8 @@ from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, load_da
 from llmdpd.data.task_data import load_tasks
 from llmdpd.data.task_file import use_task_file
 from llmdpd.experiments import scheduler
-from llmdpd.experiments.cell import Share
+from llmdpd.experiments.cell import Cell, Share, Step
+from llmdpd.experiments.executors.base import Executor, Resources, Running
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.policy import Policy
 from llmdpd.prompts import LLMEncoder
@@ -77,11 +78,7 @@ def of_data(tasks: int, folder: Path, costs: Costs) -> None:
     costs.of("write shards", lambda: save_shards([made_up(tasks)], folder / "data"))
     dataset = costs.of("open them", lambda: load_dataset(folder / "data"))
     dataset = costs.of("choose all tasks by name", lambda: dataset.select_tasks(dataset.tasks))
-    encoder = LLMEncoder("minilm", cache_dir=folder / "cache")
-    one = np.random.default_rng(0).random((1, retrieval.TEXT), np.float32)
-    encoder._embedder = cast(Any, SimpleNamespace(dim=retrieval.TEXT, embed=lambda prompts: one))
-    vectors = costs.of("keep embeddings in the cache", lambda: encoder.encode(dataset.texts))
-    costs.of("read them from there", lambda: encoder.encode(dataset.texts))
+    vectors = torch.randn(tasks, retrieval.TEXT)
 
     def sampler() -> BatchSampler:
         context, self_prompted = retrieval.METHOD.network.context, retrieval.METHOD.self_prompted
@@ -99,6 +96,16 @@ def of_data(tasks: int, folder: Path, costs: Costs) -> None:
     costs.of("load it", lambda: Policy.load(folder / "policy"))
 
 
+def of_texts(tasks: int, folder: Path, costs: Costs) -> None:
+    """The cache of embeddings, which a made-up model names."""
+    encoder = LLMEncoder("minilm", cache_dir=folder / "cache")
+    vector = np.random.default_rng(0).random((1, retrieval.TEXT), np.float32)
+    encoder._embedder = cast(Any, SimpleNamespace(dim=retrieval.TEXT, embed=lambda prompts: vector))
+    texts = [f"Move thing {number} to its place." for number in range(tasks)]
+    costs.of("keep embeddings in the cache", lambda: encoder.encode(texts))
+    costs.of("read them from there", lambda: encoder.encode(texts))
+
+
 def of_task_file(tasks: int, folder: Path, costs: Costs) -> None:
     """A task file that names the shards: read, its tasks' specs made, their data loaded."""
     place = json.dumps(str(folder / "data"))
@@ -110,35 +117,48 @@ def of_task_file(tasks: int, folder: Path, costs: Costs) -> None:
     costs.of("load all tasks' data", lambda: load_tasks(None, names, True))
 
 
-class _Done:
-    """A cell that ends at its first look, and what runs it."""
+class _Short(Cell):
+    """A cell whose one step ends at its first look."""
 
-    def __init__(self, number: int, folder: Path) -> None:
-        self.name, self.folder, self.iterations_done = f"cell-{number}", folder / f"cell-{number}", 0
-        self._steps = [SimpleNamespace(what="training", words=("x",), argv=["x"]), None]
+    begun: ClassVar[set[Path]] = set()
 
-    def next_step(self, share: Share) -> Any:
-        return self._steps.pop(0)
+    def next_step(self, share: Share) -> Step | None:
+        return None if self.folder in self.begun else Step("training", ("cell", self.name))
+
+
+class _Ended:
+    """A step that has ended."""
 
     def poll(self) -> int:
         return 0
 
+    def is_queued(self) -> bool:
+        return False
 
-class _Executor:
-    """Workers that are done at once."""
+    def stop(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
+class _AtOnce(Executor):
+    """Sixty-four workers, each of which is done when it begins."""
+
+    name = "at once"
 
     def shares(self, cells: int) -> list[Share]:
         return [Share(1, None)] * AT_ONCE
 
-    def start(self, argv: list[str], share: Share, log: Path) -> Any:
-        return SimpleNamespace(poll=lambda: 0)
+    def start(self, argv: list[str], share: Share, log: Path) -> Running:
+        _Short.begun.add(log.parent.parent / argv[-1])
+        return _Ended()
 
 
 def of_queue(cells: int, folder: Path, costs: Costs) -> None:
     """The scheduler alone, with 64 workers."""
-    queue = [cast(Any, _Done(number, folder)) for number in range(cells)]
+    config = TrainConfig()
+    queue = [_Short("a", "smoke", (), config, folder / f"cell-{number}", 1, folder) for number in range(cells)]
     with StopSignals() as stop:
-        made = scheduler.Scheduler(queue, cast(Any, _Executor()), folder / "logs", stop)
+        made = scheduler.Scheduler(queue, _AtOnce(Resources()), folder / "logs", stop)
         pause, quiet = scheduler._POLL_SECONDS, scheduler.console.quiet
         scheduler._POLL_SECONDS, scheduler.console.quiet = 0, True
         try:
@@ -147,7 +167,12 @@ def of_queue(cells: int, folder: Path, costs: Costs) -> None:
             scheduler._POLL_SECONDS, scheduler.console.quiet = pause, quiet
 
 
-PARTS: dict[str, Callable[[int, Path, Costs], None]] = {"data": of_data, "task file": of_task_file, "queue": of_queue}
+PARTS: dict[str, Callable[[int, Path, Costs], None]] = {
+    "data": of_data,
+    "task file": of_task_file,
+    "queue": of_queue,
+    "texts": of_texts,
+}
 
 
 def measured(count: int, names: Sequence[str]) -> dict[str, Any]:

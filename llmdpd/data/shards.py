@@ -36,6 +36,7 @@ _EPISODES, _FIRST = "episodes.npz", "shard-00000.npy"
 _FORMAT = 1
 _NAME = re.compile(r"shard-\d{5,}\.npy")
 _LEAST = 1 << 20  # bytes of a shard
+_MOST = 1 << 48  # rows: no disk holds more
 _HEADER = 128  # bytes, so that the number of rows can be written when it is known
 _PER_EPISODE = ("task_ids", "noise_levels", "successes", "seeds", "success_steps")
 _NAMED = ("tasks", "texts", "goal_visible", "environments", "success_from")
@@ -273,8 +274,10 @@ def _read_manifest(folder: Path) -> Manifest:
         raise InputError(
             "damaged list of shards", path=path, field="shards", found=names[:8], expected="shard-00000.npy, …"
         )
-    if manifest.state_dim < 1 or manifest.action_dim < 1:
-        raise InputError("damaged list of shards", path=path, field="state_dim, action_dim", expected="1 or more")
+    sizes = [manifest.state_dim, manifest.action_dim, manifest.episodes, manifest.transitions]
+    sizes += [number for file in manifest.shards for number in (file.rows, file.episodes)]
+    if min(sizes) < 1 or max(sizes) > _MOST:
+        raise InputError("damaged list of shards", path=path, field="sizes", found=sizes[:8], expected=f"1 to {_MOST}")
     return manifest
 
 

@@ -265,6 +265,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "damaged list of shards",
         "shards.json",
     ),
+    "more than can be": (_edit(transitions=10**30), "damaged list of shards", "shards.json"),
     "no shards": (_edit(shards=[]), "damaged list of shards", "shards.json"),
     "episodes of others": (_edit(transitions=49), "not the shards'", "episodes.npz"),
     "fewer behaviours": (_edit(behaviours=["a"]), "not the shards'", "episodes.npz"),
