@@ -114,20 +114,30 @@ class _Least:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._kept: list[NDArray[np.float32]] = []
+        self._pieces: list[list[NDArray[np.float32]]] = []
+        self._sizes: list[int] = []
         self._limits: list[float] = []
 
     def add(self, columns: NDArray[np.float32]) -> None:
         """Take in columns [S, n]."""
-        if not self._kept:
-            self._kept, self._limits = [column[:0] for column in columns], [np.inf] * len(columns)
+        if not self._pieces:
+            self._pieces = [[] for _ in columns]
+            self._sizes, self._limits = [0] * len(columns), [np.inf] * len(columns)
         for number, column in enumerate(columns):
-            kept = np.concatenate([self._kept[number], column[column < self._limits[number]]])
-            if len(kept) > 2 * self._count:
-                kept = np.partition(kept, self._count - 1)[: self._count]
+            piece = column[column < self._limits[number]]
+            self._pieces[number].append(piece)
+            self._sizes[number] += len(piece)
+            if self._sizes[number] > 2 * self._count:  # so that each is moved about once
+                kept = self._least(number)[: self._count].copy()
+                self._pieces[number], self._sizes[number] = [kept], self._count
                 self._limits[number] = float(kept[-1])
-            self._kept[number] = kept
 
     def greatest(self) -> NDArray[np.float32]:
         """The greatest of them [S]; as many rows must have come."""
-        return np.array([np.partition(kept, self._count - 1)[self._count - 1] for kept in self._kept])
+        return np.array([self._least(number)[self._count - 1] for number in range(len(self._pieces))])
+
+    def _least(self, number: int) -> NDArray[np.float32]:
+        """All that are kept of a number, of which the `count`-th stands in its place, the least before it."""
+        kept: NDArray[np.float32] = np.concatenate(self._pieces[number])
+        kept.partition(self._count - 1)
+        return kept
