@@ -130,6 +130,7 @@ def resident(folder: Path, batches: int) -> dict[str, Any]:
         memory = _memory()
         found[stage] = {"anonymous": memory["RssAnon"], "files": memory["RssFile"]}
         found[stage]["seconds"] = round(time.perf_counter() - begin, 1)
+        print(f"{stage}: {found[stage]}", file=sys.stderr, flush=True)
 
     note(STAGES[0])
     dataset = load_dataset(folder)
@@ -177,7 +178,7 @@ def main(words: Sequence[str] | None = None) -> int:
             report["rates"] = compare(folder, options.transitions, options.turns, options.seconds)
         command = [sys.executable, __file__, "--open", str(folder), "--batches", str(options.batches)]
         others = Others()
-        report["resident"] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        report["resident"] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         report["resident"]["others"] = others.share()
         shutil.rmtree(folder)
     rows = [

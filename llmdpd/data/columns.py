@@ -10,6 +10,7 @@ In a chained shard the row after a step's holds its next observation, and each e
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +65,7 @@ class Shard(NamedTuple):
     numbers: Floats
     record: Record
     sha256: str
+    mapped: mmap.mmap | None = None  # of the file
 
     def read(self, names: Collection[str], rows: Rows, first: NDArray[np.bool_]) -> dict[str, Floats]:
         """The numbers of these names in rows [B], as new arrays; `first`: of a first step of its episode."""
@@ -250,6 +252,16 @@ def take(columns: Mapping[str, Any], rows: Rows, episodes: Rows) -> dict[str, An
     stored = {name: column for name, column in columns.items() if isinstance(column, StoredColumn)}
     found: dict[str, Any] = dict(read(stored, rows, episodes)) if stored else {}
     return {name: found[name] if name in found else None if a is None else a[rows] for name, a in columns.items()}
+
+
+def expect_single_rows(column: Any) -> None:
+    """Tell the system that rows of a column, if it is on the disk, will be read here and there.
+
+    Of a file that the memory does not hold, it would else read 32 pages around each one, and let go of others for them.
+    """
+    for shard in column.selection.store.shards if isinstance(column, StoredColumn) else ():
+        if shard.mapped is not None and hasattr(mmap, "MADV_RANDOM"):
+            shard.mapped.madvise(mmap.MADV_RANDOM)
 
 
 def blocks(column: Any) -> Iterator[NDArray[Any]]:

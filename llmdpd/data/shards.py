@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Iterable
@@ -306,14 +307,13 @@ def _open(folder: Path, manifest: Manifest, file: ShardFile) -> Shard:
         raise InputError(problem, path=path, found=f"{size:,} bytes", expected=f"{expected:,} bytes")
     with path.open("rb") as opened:
         header = opened.read(_HEADER)
-    if header != _npy_header(file.rows, record.width):
-        problem = "this is not the shard that was written here"
-        raise InputError(
-            problem, path=path, field="header", found=header[10:80], expected=f"{file.rows} × {record.width}"
-        )
-    _check_hash(path, file.sha256, _HEADER)
-    numbers = np.memmap(path, "<f4", "r", _HEADER, (file.rows, record.width))
-    return Shard(numbers.view(np.ndarray), record, file.sha256)
+        if header != _npy_header(file.rows, record.width):
+            problem, sizes = "this is not the shard that was written here", f"{file.rows} × {record.width}"
+            raise InputError(problem, path=path, field="header", found=header[10:80], expected=sizes)
+        _check_hash(path, file.sha256, _HEADER)
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    numbers = np.frombuffer(mapped, "<f4", offset=_HEADER).reshape(file.rows, record.width)
+    return Shard(numbers, record, file.sha256, mapped)
 
 
 def _check_hash(path: Path, expected: str, start: int = 0) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmdpd.data import TrajectoryDataset
 from llmdpd.data.augmentation import Augmentation, AugmentationConfig
-from llmdpd.data.columns import take
+from llmdpd.data.columns import expect_single_rows, take
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
@@ -89,6 +89,7 @@ class BatchSampler:
                 expected=f"a multiple of {prompts} (prompts_per_batch)",
             )
         self._dataset, self._encoder, self._device = dataset, encoder, device
+        expect_single_rows(dataset.observations)
         self._horizon, self._before = horizon, before
         self._returns = dataset.returns_to_go() if horizon else None
         self._embeddings = None if embeddings is None else embeddings.cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -312,3 +313,16 @@ def test_a_shard_is_read_through_once(written: Path, monkeypatch: pytest.MonkeyP
 def test_too_small_a_shard_is_refused(make_dataset: MakeDataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too small a shard"):
         save_shards([make_dataset()], tmp_path / "data", shard_bytes=1000)
+
+
+def test_the_system_reads_no_more_than_a_row_of_batches_needs(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    stored = load_dataset(save_shards([make_dataset()], tmp_path / "data"))
+
+    def advised() -> list[bool]:
+        maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+        parts = itertools.pairwise(maps)
+        return [" rr " in flags.splitlines()[0] for head, flags in parts if str(tmp_path) in head]
+
+    assert advised() == [False], "what goes through all rows reads ahead"
+    columns.expect_single_rows(stored.observations)
+    assert advised() == [True]
