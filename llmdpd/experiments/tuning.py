@@ -18,7 +18,7 @@ from llmdpd.experiments.executors import Executor
 from llmdpd.experiments.scheduler import Outcome, Scheduler
 from llmdpd.experiments.search_space import Dimension, read_dimension
 from llmdpd.tasks import base_name
-from llmdpd.tasks.protocols import PROTOCOLS
+from llmdpd.tasks.protocols import PROTOCOLS, TaskConfig
 from llmdpd.tasks.specs import task_spec
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.bounds import Bounds
@@ -43,8 +43,8 @@ class TuneSettings:
     method.batch-size=int:240:960:240, method.network.context.kind=pooled,retrieval."""
     trials: int = 20
     """Trials in all; those that an earlier call has finished count."""
-    preset: str = "metaworld"
-    """The configuration that is varied."""
+    preset: str | None = None
+    """The configuration that is varied, by default that of llmdpd train: metaworld, or the one for tasks of a file."""
     tasks_file: Path | None = None
     """A file of your own tasks."""
     hold_out: tuple[str, ...] = ()
@@ -77,13 +77,14 @@ class Study:
     """A search: its dimensions, what all trials share, and the tasks that judge them."""
 
     settings: TuneSettings
+    preset: str
     dimensions: tuple[Dimension, ...]
     options: tuple[str, ...]
     judges: tuple[str, ...]
 
     def config(self, values: dict[str, Any]) -> TrainConfig:
         """The configuration of a trial."""
-        return parse_train(("--preset", self.settings.preset, "--device", seen_device(), *self.words(values)))
+        return parse_train(("--preset", self.preset, "--device", seen_device(), *self.words(values)))
 
     def words(self, values: dict[str, Any]) -> tuple[str, ...]:
         """A trial's options after the preset."""
@@ -96,7 +97,7 @@ class Study:
         return [
             Cell(
                 method=f"trial-{number:04d}",
-                preset=settings.preset,
+                preset=self.preset,
                 options=self.words(values),
                 config=dataclasses.replace(config, seed=seed),
                 folder=settings.out.absolute() / f"trial-{number:04d}-seed{seed}",
@@ -137,25 +138,36 @@ def make_study(settings: TuneSettings) -> Study:
     for field in fields:
         if field in given or fields.count(field) > 1:
             raise InputError("an option that is searched is given once more", field=field)
-    words, judges = _split(settings)
-    study = Study(settings, dimensions, (*words, *settings.options), judges)
-    start = {each.option: each.ends[0] for each in dimensions}
+    start = _start(settings)
+    words, judges = _split(settings, start.tasks)
+    study = Study(settings, start.preset, dimensions, (*words, *settings.options), judges)
+    first = {each.option: each.ends[0] for each in dimensions}
     silent = [task for task in judges if not task_spec(task).has_success]
-    mode = study.config(start).evaluation_mode
+    mode = study.config(first).evaluation_mode
     if silent or mode != "rollout":
         found = ", ".join(silent) or f"--evaluation {mode}"
         expected = "tasks with an environment that tells success"
         raise InputError("no success is measured of what judges", field="--hold-out", found=found, expected=expected)
     for each in dimensions:
         for end in each.ends:
-            study.config(start | {each.option: end})
+            study.config(first | {each.option: end})
     return study
 
 
-def _split(settings: TuneSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _file(settings: TuneSettings) -> tuple[str, ...]:
+    """Options that name the task file, if there is one."""
+    return () if settings.tasks_file is None else ("--tasks-file", str(settings.tasks_file.absolute()))
+
+
+def _start(settings: TuneSettings) -> TrainConfig:
+    """The configuration before anything is held out or varied."""
+    preset = () if settings.preset is None else ("--preset", settings.preset)
+    return parse_train((*preset, "--device", seen_device(), *_file(settings)))
+
+
+def _split(settings: TuneSettings, start: TaskConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Options that hold out the tasks to judge by, and those tasks: never such as are reported."""
-    file = () if settings.tasks_file is None else ("--tasks-file", str(settings.tasks_file.absolute()))
-    start = parse_train(("--preset", settings.preset, "--device", seen_device(), *file)).tasks
+    file = _file(settings)
     if settings.hold_out:
         asked = tuple(map(base_name, settings.hold_out))
         seen = {base_name(task): task for task in start.seen}
@@ -188,7 +200,8 @@ def search(study: Study, executor: Executor, stop: StopSignals, command: Sequenc
     The study is `OUT/study.db` (SQLite). What an earlier call left unfinished goes on first, from its checkpoints.
 
     Raises:
-        InputError: Optuna is not installed, or the folder's study searched something else.
+        InputError: Optuna is not installed, the folder's study searched something else, or all of its trials failed in
+            earlier calls.
         StopRequestedError: a stop was asked for; what ran has saved.
     """
     optuna = _import_optuna()
@@ -210,6 +223,8 @@ def search(study: Study, executor: Executor, stop: StopSignals, command: Sequenc
             trials = found.get_trials(deepcopy=False)
             left = settings.trials - sum(trial.state in (states.COMPLETE, states.FAIL) for trial in trials)
             if left <= 0:
+                if not failed and all(trial.state != states.COMPLETE for trial in trials):
+                    raise _all_failed(settings)
                 return failed
             batch = {trial.number: trial.params for trial in trials if trial.state == states.RUNNING}
             while len(batch) < min(left, settings.jobs):
@@ -245,7 +260,7 @@ def _check_same(found: Any, study: Study) -> None:
     settings = study.settings
     said = {
         "search": sorted(settings.search),
-        "preset": settings.preset,
+        "preset": study.preset,
         "options": list(study.options),
         "seeds": settings.seeds,
         "episodes": settings.episodes,
@@ -282,17 +297,32 @@ def _write_page(found: Any, study: Study, command: Sequence[str]) -> None:
         f"`{shlex.join(command)}`",
         "",
         f"Value: mean success of {judges}, {study.settings.seeds} seed(s) × {study.settings.episodes} episodes, last",
-        f"checkpoint. The best of {done} is better here than it will be elsewhere: report it on other tasks and seeds.",
+        "checkpoint. The best of many is better here than it will be elsewhere: report it on other tasks and seeds.",
+        "`tune.json` holds the values with all digits.",
         "",
         f"| trial | value | {' | '.join(names)} |",
         f"| --- | --- |{' --- |' * len(names)}",
     ]
     for trial in trials:
-        value = trial["state"] if trial["value"] is None else f"{100 * trial['value']:.1f} %"
-        chosen = " | ".join(str(trial["values"].get(name, "")) for name in names)
+        state = "stopped" if trial["state"] == "running" else trial["state"]  # nothing runs when the page is written
+        value = state if trial["value"] is None else f"{100 * trial['value']:.1f} %"
+        chosen = " | ".join(_short(trial["values"].get(name, "")) for name in names)
         lines.append(f"| {trial['number']} | {value} | {chosen} |")
     atomic_write_text(study.settings.out / "tune.md", "\n".join([*lines, ""]))
     console.print(f"page: {study.settings.out / 'tune.md'}")
+
+
+def _all_failed(settings: TuneSettings) -> InputError:
+    return InputError(
+        "every trial of this search has failed",
+        path=settings.out / "logs",
+        found=f"no value after {settings.trials} trials",
+        hint="mend what the logs say; then give more --trials, or another --out",
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _import_optuna() -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llmdpd.config.parse import parse_train
 from llmdpd.errors import InputError, StopRequestedError
 from llmdpd.experiments import tuning
 from llmdpd.experiments.cell import Cell
@@ -20,6 +21,7 @@ from llmdpd.experiments.search_space import Dimension, read_dimension
 from llmdpd.experiments.tuning import Study, TuneSettings, make_study, search
 from llmdpd.training.stopping import StopSignals
 
+Family = Callable[..., Path]
 Finish = Callable[..., None]
 LR = "method.lr=log:1e-5:1e-1"
 
@@ -55,6 +57,18 @@ def test_a_search_is_judged_by_tasks_that_are_not_reported(tmp_path: Path) -> No
             make_study(settings(tmp_path, hold_out=hold_out))
     with pytest.raises(InputError, match="judge"):
         make_study(settings(tmp_path, preset="d4rl-hopper"))
+
+
+def test_own_tasks_are_searched_from_their_own_preset(family: Family, tmp_path: Path) -> None:
+    """As they are trained: that of Meta-World clones an expert whom recorded data do not hold."""
+    file = family(("reach", "visit", "hover"))
+    study = make_study(settings(tmp_path, tasks_file=file, hold_out=("visit",)))
+    assert study.judges == ("visit",)
+    trained = parse_train(("--tasks-file", str(file)))
+    assert (study.preset, study.cells(0, {"method.lr": 1e-3})[0].preset) == (trained.preset, trained.preset)
+    assert study.config({"method.lr": 1e-3}).method.clone == trained.method.clone == "executed"
+    plain = make_study(settings(tmp_path, tasks_file=file, hold_out=("visit",), preset="tasks-plain"))
+    assert plain.config({"method.lr": 1e-3}).preset == "tasks-plain"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +158,7 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, finish: Finish, m
     study = make_study(settings(tmp_path, trials=3))
     with pytest.raises(StopRequestedError):
         run(study, Runs(finish, stop_after=1), monkeypatch)
+    assert "| 1 | stopped |" in (tmp_path / "tune" / "tune.md").read_text()
     before = json.loads((tmp_path / "tune" / "tune.json").read_text())
     assert sorted(trial["state"] for trial in before["trials"]) == ["complete", "running"]
     runs = Runs(finish)
@@ -157,6 +172,19 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path: Path, finish: Finish, m
     other = make_study(settings(tmp_path, "method.lr=log:1e-5:1e-2", trials=9))
     with pytest.raises(InputError, match="another search"):
         search(other, make_executor("local", Resources(1)), StopSignals(), ())
+
+
+def test_a_search_whose_trials_all_failed_is_no_success(
+    tmp_path: Path, finish: Finish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    study = make_study(settings(tmp_path, trials=2))
+    assert run(study, Runs(finish, fails=(0, 1)), monkeypatch)["finished"] == 0
+    with pytest.raises(InputError, match="every trial") as caught:
+        run(study, Runs(finish), monkeypatch)
+    assert "--trials" in str(caught.value)
+    more = dataclasses.replace(study, settings=dataclasses.replace(study.settings, trials=3))
+    assert run(more, Runs(finish), monkeypatch)["finished"] == 1
 
 
 def test_a_missing_optuna_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

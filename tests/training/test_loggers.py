@@ -8,6 +8,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ def write(run: Path, iterations: range, *loggers: str, resume_at: int | None = N
             metrics.write(iteration, {"loss/a": iteration / 4, "q": float(iteration)})
             if iteration % 3 == 0:
                 metrics.write(iteration, {"eval/seen_success": 1 / iteration})
+
+
+def write_together(runs: list[Path], logger: str) -> None:
+    """Several runs of one process that take turns, as those of `--seeds`; each has losses of its own."""
+    for run in runs:
+        run.mkdir()
+    with ExitStack() as held:
+        open_ones = [held.enter_context(MetricsWriter(run, None, loggers=(logger,))) for run in runs]
+        for iteration in (1, 2):
+            for number, metrics in enumerate(open_ones):
+                metrics.write(iteration, {"q": number + iteration / 4})
+
+
+def expected_together(number: int) -> Counter[Point]:
+    return Counter((iteration, "q", number + iteration / 4) for iteration in (1, 2))
 
 
 def expected(last: int) -> Counter[Point]:
@@ -136,6 +152,16 @@ def test_wandb_continues_the_same_run(tmp_path: Path, wait_until: Callable[..., 
     assert config["seed"] == 3
     assert config["method"]["lr"] == 0.25
     assert points(read_metrics(run / "metrics.jsonl"), "iteration") == expected(10)
+
+
+@pytest.mark.usefixtures("wandb")
+def test_runs_of_one_process_are_wandb_runs_of_their_own(tmp_path: Path, wait_until: Callable[..., None]) -> None:
+    runs = [tmp_path / f"seed-{number}" for number in range(3)]
+    write_together(runs, "wandb")
+    for number, run in enumerate(runs):
+        (file,) = run.glob("wandb/offline-run-*/*.wandb")
+        wait_until(lambda file=file: any(record.HasField("exit") for record in wandb_records(file)))
+        assert wandb_points(run)[0] == expected_together(number)
 
 
 def test_trackio_continues_the_same_run(tmp_path: Path, trackio: Path) -> None:

@@ -27,6 +27,7 @@ class WeightsAndBiases(Logger):
                 dir=run,
                 config=configuration(run),
                 resume="allow",
+                reinit="create_new",  # several seeds of one process log at the same time
                 settings=wandb.Settings(console="off"),
             )
         except wandb.errors.Error as error:
