@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import retrieval
+import seeds
 import torch
 from machine import Others, describe
 from report import format_table, write_report
@@ -159,12 +160,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=0, help="instead, so many seeds in one process: bench/seeds.py")
+    parser.add_argument("--batch", type=int, default=64, help="of each seed")
     parser.add_argument("--turns", type=int, default=30, help="of each side")
     parser.add_argument("--iterations", type=int, default=20, help="a turn")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds before each turn")
     parser.add_argument("--quick", action="store_true", help="tiny networks: whether it runs")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     options = parser.parse_args(words)
+    if options.seeds:
+        return seeds.compare(options, made_up(6 if options.quick else TASKS, np.random.default_rng(0)))
     cores, others = usable_cores(), Others()
     sides = {"one": Side(1, cores, options.quick)}
     sides["several"] = Side(options.processes, max(1, cores // options.processes), options.quick)

@@ -6,6 +6,7 @@
 #include "chain_node.h"
 #include "dispatch.h"
 #include "noise_node.h"
+#include "bind_prepared.h"
 #include "reading.h"
 
 namespace {
@@ -239,17 +240,16 @@ std::shared_ptr<PredictionNode> make_prediction(const Floats& actions, const Flo
       given, actions, waves, place, kept_buffer(node.hidden_tape_floats(), keep), std::move(node)});
 }
 
-void prediction_forward(const std::shared_ptr<PredictionNode>& holder, Floats& tape, FloatsList results) {
+Call prediction_forward_call(const std::shared_ptr<PredictionNode>& holder, Floats& tape, FloatsList results) {
   held(holder);
   if (results.size() != 1) throw std::invalid_argument("wrong number: results");
   float* out = target(results[0], {holder->actions.shape(0), holder->actions.shape(1)}, "result");
   float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
   float* hidden = holder->hidden();
-  py::gil_scoped_release unlocked;
-  holder->node.forward(kept, hidden, out);
+  return [=](int) { holder->node.forward(kept, hidden, out); };
 }
 
-void prediction_backward(const std::shared_ptr<PredictionNode>& holder, Floats& tape, const FloatsList& grads,
+Call prediction_backward_call(const std::shared_ptr<PredictionNode>& holder, Floats& tape, const FloatsList& grads,
                          Floats& gradients) {
   held(holder);
   if (grads.size() != 1) throw std::invalid_argument("wrong number: gradients");
@@ -257,8 +257,7 @@ void prediction_backward(const std::shared_ptr<PredictionNode>& holder, Floats& 
   float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
   float* to = memory_of(gradients, holder->node.gradient_numbers(), "gradients");
   const float *d_out = grads[0].data(), *hidden = holder->hidden();
-  py::gil_scoped_release unlocked;
-  holder->node.backward(kept, hidden, d_out, to);
+  return [=](int) { holder->node.backward(kept, hidden, d_out, to); };
 }
 
 struct ChainOfSteps {
@@ -300,17 +299,16 @@ std::shared_ptr<ChainOfSteps> make_chain(const Floats& waves, const Floats& tabl
       given, waves, table, keys, noise, {states, samples, action_dim}, steps_tape, std::move(node)});
 }
 
-void chain_forward(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, FloatsList results) {
+Call chain_forward_call(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, FloatsList results) {
   held(holder);
   if (results.size() != 1) throw std::invalid_argument("wrong number: results");
   float* actions = target(results[0], holder->actions, "result");
   float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
   float* steps = holder->steps();
-  py::gil_scoped_release unlocked;
-  holder->node.forward(kept, steps, actions);
+  return [=](int) { holder->node.forward(kept, steps, actions); };
 }
 
-void chain_backward(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, const FloatsList& grads,
+Call chain_backward_call(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, const FloatsList& grads,
                     Floats& gradients) {
   held(holder);
   if (grads.size() != 1) throw std::invalid_argument("wrong number: gradients");
@@ -318,8 +316,15 @@ void chain_backward(const std::shared_ptr<ChainOfSteps>& holder, Floats& tape, c
   float* kept = memory_of(tape, holder->node.tape_floats(), "tape");
   float* to = memory_of(gradients, holder->node.gradient_numbers(), "gradients");
   const float *d_actions = grads[0].data(), *steps = holder->steps();
+  return [=](int) { holder->node.backward(kept, steps, d_actions, to); };
+}
+
+// What `make` checks and prepares, done at once; how many threads is the node's own matter.
+template <auto make, class Node, class... Arguments>
+void at_once(const std::shared_ptr<Node>& holder, Arguments... arguments) {
+  const Call call = make(holder, arguments...);
   py::gil_scoped_release unlocked;
-  holder->node.backward(kept, steps, d_actions, to);
+  call(0);
 }
 
 template <class Node, class Tape>
@@ -344,10 +349,18 @@ void bind_nodes(py::module_& module) {
                     &states_forward, &states_backward);
   define<PredictionNode>(module, "PredictionNode", "Noise predicted; see noise_node.h.",
                          [](const std::shared_ptr<PredictionNode>& node) { return held(node).node.tape_floats(); },
-                         &prediction_forward, &prediction_backward);
+                         &at_once<&prediction_forward_call, PredictionNode, Floats&, FloatsList>,
+                         &at_once<&prediction_backward_call, PredictionNode, Floats&, const FloatsList&, Floats&>);
   define<ChainOfSteps>(module, "ChainNode", "Actions sampled; see chain_node.h.",
                        [](const std::shared_ptr<ChainOfSteps>& node) { return held(node).node.tape_floats(); },
-                       &chain_forward, &chain_backward);
+                       &at_once<&chain_forward_call, ChainOfSteps, Floats&, FloatsList>,
+                       &at_once<&chain_backward_call, ChainOfSteps, Floats&, const FloatsList&, Floats&>);
+  const auto tape = py::arg("tape").noconvert(), results = py::arg("results").noconvert();
+  const auto grads = py::arg("grads").noconvert(), gradients = py::arg("gradients").noconvert();
+  define_later(module, "add_prediction_forward", &prediction_forward_call, py::arg("node"), tape, results);
+  define_later(module, "add_prediction_backward", &prediction_backward_call, py::arg("node"), tape, grads, gradients);
+  define_later(module, "add_chain_forward", &chain_forward_call, py::arg("node"), tape, results);
+  define_later(module, "add_chain_backward", &chain_backward_call, py::arg("node"), tape, grads, gradients);
   module.def("prompt_node", &make_prompts, py::arg("shape"), py::arg("text").noconvert(),
              py::arg("keep_text").noconvert(), py::arg("keep_trajectory").noconvert(), py::arg("steps").noconvert(),
              py::arg("embedded").noconvert(), py::arg("mask").noconvert(), py::arg("bias").noconvert(),

@@ -5,6 +5,7 @@
 #include "bindings.h"
 #include "dispatch.h"
 #include "mish_mlp.h"
+#include "bind_prepared.h"
 #include "reverse_diffusion.h"
 
 namespace {
@@ -206,8 +207,8 @@ struct MlpCalls {
 };
 
 // tapes: one for each net, each empty or none of them.
-void mlps_forward(const Mlps& holders, FloatsList outs, FloatsList tapes) {
-  const MlpCalls nets(holders);
+Call mlps_forward_call(const Mlps& holders, FloatsList outs, FloatsList tapes) {
+  MlpCalls nets(holders);
   const std::size_t count = nets.calls.size();
   if (outs.size() != count || tapes.size() != count) throw std::invalid_argument("wrong number: outs or tapes");
   std::vector<float*> to, kept;
@@ -217,15 +218,16 @@ void mlps_forward(const Mlps& holders, FloatsList outs, FloatsList tapes) {
     kept.push_back(tape_of(tapes[i], nets.tape_floats()));
     if (!kept[i] != !kept[0]) throw std::invalid_argument("wrong shape: tape");
   }
-  py::gil_scoped_release unlocked;
-  llmdpd::mlps_forward(nets.calls, nets.kernels, nets.threads, to.data(), kept.data());
+  return [calls = nets.calls, &kernels = nets.kernels, to, kept](int threads) {
+    llmdpd::mlps_forward(calls, kernels, threads, to.data(), kept.data());
+  };
 }
 
 // x, where it is asked for: of each net its gradient. weights: of each those of its input weight, init and trunk, or
 // none of them.
-void mlps_backward(const Mlps& holders, const FloatsList& grads, const FloatsList& tapes, std::vector<Floats> x,
-                   std::vector<FloatsList> weights) {
-  const MlpCalls nets(holders);
+Call mlps_backward_call(const Mlps& holders, const FloatsList& grads, const FloatsList& tapes, std::vector<Floats> x,
+                        std::vector<FloatsList> weights) {
+  MlpCalls nets(holders);
   const std::size_t count = nets.calls.size();
   if (grads.size() != count || tapes.size() != count || weights.size() != count || (!x.empty() && x.size() != count)) {
     throw std::invalid_argument("wrong number: gradients");
@@ -256,8 +258,17 @@ void mlps_backward(const Mlps& holders, const FloatsList& grads, const FloatsLis
     targets[i].input_weight = input_weight.mutable_data();
     targets[i].init = init.mutable_data();
   }
+  return [calls = nets.calls, &kernels = nets.kernels, from, kept, targets](int threads) {
+    llmdpd::mlps_backward(calls, kernels, threads, from.data(), kept.data(), targets.data());
+  };
+}
+
+// What `make` checks and prepares, done at once.
+template <auto make, class... Arguments>
+void at_once(const Mlps& holders, Arguments... arguments) {
+  const Call call = make(holders, arguments...);
   py::gil_scoped_release unlocked;
-  llmdpd::mlps_backward(nets.calls, nets.kernels, nets.threads, from.data(), kept.data(), targets.data());
+  call(holders[0]->threads);
 }
 
 }  // namespace
@@ -290,8 +301,14 @@ void bind_training(py::module_& module) {
              py::arg("tape").noconvert(), py::arg("state").noconvert(), py::arg("W_s").noconvert(),
              py::arg("u_z").noconvert(), py::arg("tau").noconvert(), py::arg("W_a").noconvert(),
              py::arg("trunk").noconvert());
-  module.def("mlps_forward", &mlps_forward, py::arg("nets"), py::arg("outs").noconvert(),
+  module.def("mlps_forward", &at_once<&mlps_forward_call, FloatsList, FloatsList>, py::arg("nets"), py::arg("outs").noconvert(),
              py::arg("tapes").noconvert());
-  module.def("mlps_backward", &mlps_backward, py::arg("nets"), py::arg("grads").noconvert(),
-             py::arg("tapes").noconvert(), py::arg("x").noconvert(), py::arg("weights").noconvert());
+  module.def("mlps_backward",
+             &at_once<&mlps_backward_call, FloatsList, FloatsList, std::vector<Floats>, std::vector<FloatsList>>,
+             py::arg("nets"), py::arg("grads").noconvert(), py::arg("tapes").noconvert(), py::arg("x").noconvert(),
+             py::arg("weights").noconvert());
+  define_later(module, "add_mlps_forward", &mlps_forward_call, py::arg("nets"), py::arg("outs").noconvert(),
+               py::arg("tapes").noconvert());
+  define_later(module, "add_mlps_backward", &mlps_backward_call, py::arg("nets"), py::arg("grads").noconvert(),
+               py::arg("tapes").noconvert(), py::arg("x").noconvert(), py::arg("weights").noconvert());
 }

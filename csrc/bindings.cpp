@@ -88,6 +88,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("philox_normal", &philox_normal, py::arg("key"), py::arg("rows"), py::arg("draws"), py::arg("action_dim"),
              "Standard normals [draws, rows, action_dim].");
   bind_sampler(module);
+  bind_together(module);
   bind_context(module);
   bind_layers(module);
   bind_nodes(module);

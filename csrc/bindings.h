@@ -46,4 +46,5 @@ void bind_layers(py::module_& module);
 void bind_nodes(py::module_& module);
 void bind_optimizer(py::module_& module);
 void bind_sampler(py::module_& module);
+void bind_together(py::module_& module);
 void bind_training(py::module_& module);

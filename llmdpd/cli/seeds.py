@@ -78,6 +78,7 @@ def train_seeds(arguments: list[str], held: ExitStack, of_start: Sequence[str]) 
         except Exception:  # an unexpected one, too, must not refuse the next try
             if new and not any(folder.begun for folder in folders):
                 group.discard()
+            _put_back(folders)
             raise
     _report(group, [folder for seed, folder in zip(group.seeds, folders, strict=True) if seed not in failed])
     if failed:
@@ -127,23 +128,34 @@ def _opened(
     argv: list[str],
 ) -> _Begun:
     """The run folders, their configurations changed; those that are not there yet are made by `start`."""
-    configs, folders = [], []
-    for seed in group.seeds:
-        folder = RunFolder(group.run(seed))
-        if folder.config.is_file():
-            folder = RunFolder.open(folder.path)
-            held.enter_context(folder.lock())
-            begun = folder.read_config()
-            folder.use_tasks(begun, unchanged=True)
-            configs.append(change_of(begun))
-            folder.take_up(configs[-1])
-        else:
-            configs.append(change_of(dataclasses.replace(start, seed=seed)))
-            folder = RunFolder.create(folder.path, configs[-1])
-            held.enter_context(folder.lock())
-            folder.note(command={"argv": argv})
-        folders.append(folder)
+    configs: list[TrainConfig] = []
+    folders: list[RunFolder] = []
+    try:
+        for seed in group.seeds:
+            folder = RunFolder(group.run(seed))
+            if folder.config.is_file():
+                folder = RunFolder.open(folder.path)
+                held.enter_context(folder.lock())
+                begun = folder.read_config()
+                folder.use_tasks(begun, unchanged=True)
+                configs.append(change_of(begun))
+                folder.take_up(configs[-1])
+            else:
+                configs.append(change_of(dataclasses.replace(start, seed=seed)))
+                folder = RunFolder.create(folder.path, configs[-1])
+                held.enter_context(folder.lock())
+                folder.note(command={"argv": argv})
+            folders.append(folder)
+    except InputError:
+        _put_back(folders)
+        raise
     return _Begun(group, configs, folders)
+
+
+def _put_back(folders: Sequence[RunFolder]) -> None:
+    """Give runs that were not gone on with their configurations back."""
+    for folder in folders:
+        folder.put_back()
 
 
 def _report(group: SeedsFolder, folders: Sequence[RunFolder]) -> None:

@@ -27,6 +27,7 @@ from llmdpd.data import TrajectoryDataset
 from llmdpd.data.augmentation import AugmentationConfig
 from llmdpd.errors import InputError, located
 from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.stacked import Stacked
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.config import ContextNetworkConfig, NetworkConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
@@ -341,6 +342,14 @@ class Learner(ABC):
         Options: steps (of the whole run), seed, goal_visible.
         """
         raise NotImplementedError
+
+    @classmethod
+    def stacked(cls, learners: Sequence[Any]) -> Stacked | None:
+        """What does the iterations of these learners at once, which differ by their seed; None: they take turns.
+
+        Each one's is that of `update`. They stay whole: what they have is written in place.
+        """
+        return None
 
     def visited_states(self) -> NDArray[np.float32]:
         """The states [N, S] that a method which learns online has been in."""

@@ -44,7 +44,7 @@ class DoubleQ(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """State features [..., F], actions [..., A], prompt vectors [..., Z] → two times [...]."""
         joined = torch.cat(self._seen([state, action, prompt]), dim=-1)
-        first, second = mish_mlps(joined, [_layers(self.q1), _layers(self.q2)], precision)
+        first, second = mish_mlps(joined, [layers_of(self.q1), layers_of(self.q2)], precision)
         return first.squeeze(-1), second.squeeze(-1)
 
     def minimum(self, state: Tensor, action: Tensor, prompt: Tensor, precision: Precision = "fp32") -> Tensor:
@@ -90,7 +90,8 @@ class DoubleQ(nn.Module):
         return read if self.prompt_dim else read[:2]
 
 
-def _layers(network: nn.Sequential) -> tuple[Tensor, Tensor, list[nn.Linear]]:
+def layers_of(network: nn.Sequential) -> tuple[Tensor, Tensor, list[nn.Linear]]:
+    """A critic's first weight and bias, and the layers after it."""
     first, *rest = (layer for layer in network if isinstance(layer, nn.Linear))
     return first.weight, first.bias, rest
 

@@ -134,14 +134,15 @@ def chain_backward(
     module().chain_backward(_chain(chain), rows_of_grad, array(tape), state if need_state else None, *first, trunk)
 
 
-def _mlp(mlp: MlpArguments) -> Any:
+def mlp_arguments(mlp: MlpArguments) -> Any:
+    """A call of the three-layer net as the C++ code takes it; it holds arrays of the tensors' memory."""
     trunk = [array(part) for part in mlp.trunk]
     return module().MlpArguments(rows(mlp.x), rows(mlp.input_weight), array(mlp.init), trunk, mlp.bf16, threads())
 
 
 def mlps_forward(mlps: Sequence[MlpArguments], outs: Sequence[Tensor], tapes: Sequence[Tensor]) -> None:
     """Compute nets of the same sizes on as many rows into outs, [B, O] of each; the tapes as for the chain."""
-    module().mlps_forward(list(map(_mlp, mlps)), list(map(array, outs)), list(map(array, tapes)))
+    module().mlps_forward(list(map(mlp_arguments, mlps)), list(map(array, outs)), list(map(array, tapes)))
 
 
 def mlps_backward(
@@ -156,7 +157,7 @@ def mlps_backward(
     x: where they are asked for, one for each net. weights: of each net all of them or none.
     """
     written = [list(map(array, of)) for of in weights]
-    given = (list(map(_mlp, mlps)), list(map(array, grads)), list(map(array, tapes)))
+    given = (list(map(mlp_arguments, mlps)), list(map(array, grads)), list(map(array, tapes)))
     module().mlps_backward(*given, list(map(array, x)), written)
 
 

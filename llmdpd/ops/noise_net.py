@@ -41,12 +41,12 @@ def predict_noise(
     """
     levels, inverse = np.unique(timesteps.numpy(), return_inverse=True)
     place: NDArray[np.int64] = inverse.astype(np.int64)
-    waves, noisy = _waves(levels, frequencies), native.array(actions)
+    at_levels, noisy = waves(levels, frequencies), native.array(actions)
 
     def compute(arrays: list[Array]) -> tuple[Computation, list[Array]]:
         keep, threads = operators.TAPE_LIMIT // 4, native.threads()
         computation = native.module().prediction_node(
-            noisy, waves, place, arrays, prompt.shape[-1] > 0, bf16, keep, threads
+            noisy, at_levels, place, arrays, prompt.shape[-1] > 0, bf16, keep, threads
         )
         return computation, [np.empty(noisy.shape, np.float32)]
 
@@ -71,10 +71,10 @@ def sample_actions(
         key: of the counter-based noise, int64 [1] or [B]. noise: instead of it, [K + 1, B, N, A].
         frequencies, weights, bf16: as of `predict_noise`.
     """
-    waves, table, need_state = _waves(coefficients.timesteps, frequencies), coefficients.table(), state.requires_grad
+    at_steps, table, need_state = waves(coefficients.timesteps, frequencies), coefficients.table(), state.requires_grad
     action_dim, prompted = len(weights[WEIGHTS[-1]]), prompt.shape[-1] > 0
     given = None if noise is None else native.array(noise).reshape(len(noise), -1, action_dim)
-    chain = (waves, table, native.keys(key), given, coefficients.start, coefficients.bound, samples, action_dim)
+    chain = (at_steps, table, native.keys(key), given, coefficients.start, coefficients.bound, samples, action_dim)
 
     def compute(arrays: list[Array]) -> tuple[Computation, list[Array]]:
         keep, threads = operators.TAPE_LIMIT // 4, native.threads()
@@ -84,7 +84,7 @@ def sample_actions(
     return node(compute, _shown(state, prompt), weights)[0]
 
 
-def _waves(timesteps: NDArray[np.int64], frequencies: Tensor) -> NDArray[np.float32]:
+def waves(timesteps: NDArray[np.int64], frequencies: Tensor) -> NDArray[np.float32]:
     """Sines and cosines of the time embedding [K, T]."""
     angles = timesteps[:, None].astype(np.float32) * native.array(frequencies)
     return np.concatenate([np.sin(angles), np.cos(angles)], 1)

@@ -140,8 +140,8 @@ class TrainingLoop:
         if not self._marks_due:
             return
         self._check_stop(stop)
-        config, done = self.config, self.iteration
-        if config.select_every and (done % config.select_every == 0 or self.done):
+        done = self.iteration
+        if self._selects:
             self._flush()
             self._check()
             values, score = self.hooks.select()
@@ -152,10 +152,24 @@ class TrainingLoop:
                 ranks.first(lambda: self._keep("best"))
             run = f"{self.name}, " if self.name else ""
             console.print(f"{run}selection at iteration {done}: {_selection_words(values)}")
-        if done % config.checkpoint_every == 0 or self.done:
+        if self._saves:
             self._flush()
             self._save()
         self._marks_due = False
+
+    @property
+    def at_mark(self) -> bool:
+        """Whether a selection or a checkpoint comes after this iteration."""
+        return self._selects or self._saves
+
+    @property
+    def _selects(self) -> bool:
+        every = self.config.select_every
+        return bool(every) and (self.iteration % every == 0 or self.done)
+
+    @property
+    def _saves(self) -> bool:
+        return self.iteration % self.config.checkpoint_every == 0 or self.done
 
     def save_stopped(self) -> None:
         """Save where a stop came. Before an iteration's marks were done, the resumed run begins with them."""

@@ -1,19 +1,22 @@
 """Runs that differ by their seed, trained in one process: each one is what it is alone, bit for bit.
 
-They do their iterations in turns, each with torch's generators as it has them alone. A run that is behind the others,
-of which a kill left an older checkpoint, first goes on by itself until it is where they are.
+Where the method can, they do their iterations at once (`Learner.stacked`), else in turns, each with torch's generators
+as it has them alone. A run that is behind the others, of which a kill left an older checkpoint, first goes on by itself
+until it is where they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from llmdpd.errors import StopRequestedError, TrainingDivergedError
+from llmdpd.methods.base import Learner
+from llmdpd.methods.stacked import Stacked
 from llmdpd.training.loop import TrainingLoop
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.progress import ProgressBar, console
@@ -56,22 +59,33 @@ class Member:
         return self.failed is None and not self.loop.done
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """While the block runs, it is this run's turn; one that diverges there is left out."""
+    def guarded(self) -> Iterator[None]:
+        """Leave the run out of what follows if it diverges in the block."""
         try:
-            with self.generators.active():
-                yield
+            yield
         except TrainingDivergedError as error:
             self.failed = error
             console.print(f"{self.loop.name}: {error}\n  The other seeds go on.")
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While the block runs, it is this run's turn."""
+        with self.guarded(), self.generators.active():
+            yield
 
-@dataclass
+
 class Together:
     """Trains several runs to their ends, each from its last checkpoint if there is one."""
 
-    members: Sequence[Member]
-    description: ClassVar[str] = "they take turns"
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = list(members)
+        self._stacked: list[Member] = []
+        self._stack: Stacked | None = None
+
+    @property
+    def description(self) -> str:
+        """How they train, in words."""
+        return "they take turns" if self._stack_of(self.members) is None else "they train at once"
 
     def execute(self, stop: StopSignals) -> None:
         """Train all of them, but for those that diverge.
@@ -98,10 +112,34 @@ class Together:
 
     def _iterate(self, members: Sequence[Member], stop: StopSignals, bar: ProgressBar) -> None:
         """An iteration of each."""
-        for member in members:
-            loop = member.loop
-            with member.turn():
-                recorded = loop.learned(loop.learner.update(loop.sampler.next(), loop.iteration))
-                if member is members[-1]:  # all of them are there now
-                    loop.show(bar, recorded)
-                loop.marks(stop)
+        stack = self._stack_of(members)
+        if stack is None:
+            for member in members:
+                loop = member.loop
+                with member.turn():
+                    self._learned(member, loop.learner.update(loop.sampler.next(), loop.iteration), members, bar)
+                    loop.marks(stop)
+            return
+        batches = [member.loop.sampler.next() for member in members]
+        generators = [member.generators.cpu for member in members]
+        found = stack.update(batches, members[0].loop.iteration, generators)
+        for member, metrics in zip(members, found, strict=True):
+            with member.guarded():
+                self._learned(member, metrics, members, bar)
+        for member in members:  # now that all have counted what they learned: a stop saves them
+            if member.failed is None:
+                with member.guarded(), member.generators.active() if member.loop.at_mark else nullcontext():
+                    member.loop.marks(stop)
+
+    def _learned(self, member: Member, metrics: dict[str, Tensor], members: Sequence[Member], bar: ProgressBar) -> None:
+        recorded = member.loop.learned(metrics)
+        if member is members[-1]:  # all of them are there now
+            member.loop.show(bar, recorded)
+
+    def _stack_of(self, members: Sequence[Member]) -> Stacked | None:
+        """What does the iterations of these at once; None where they take turns."""
+        if members != self._stacked:
+            self._stacked, learners = list(members), [member.loop.learner for member in members]
+            first = learners[0]
+            self._stack = first.stacked(learners) if len(members) > 1 and isinstance(first, Learner) else None
+        return self._stack

@@ -15,6 +15,7 @@ import act
 import gpu
 import pytest
 import sampler
+import scale
 import torch
 import train_step
 from workloads import diffusion_ql
@@ -193,3 +194,11 @@ def test_wrong_options_end_with_a_line(main: Callable[[list[str]], int]) -> None
     ):
         with pytest.raises(SystemExit):
             main([*QUICK[:1], *words])
+
+
+def test_seeds_at_once(tmp_path: Path) -> None:
+    words = ("--seeds", "2", "--batch", "4", "--turns", "2", "--iterations", "1", "--quick")
+    assert scale.main([*words, "--json", str(tmp_path / "x.json")]) == 0
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["same_bits"]
+    assert report["seconds"]["ratio"]["median"] > 0

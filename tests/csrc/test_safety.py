@@ -145,6 +145,11 @@ def packed_net(**changed: Any) -> Any:
     return native.module().PackedNet(**(arguments | {"trunk": trunk(A), "state_dim": S, "bf16": False} | changed))
 
 
+def promptless_net() -> Any:
+    weights = {"first_weight": ones(H, A + T + S), "first_bias": ones(H), "trunk": trunk(A)}
+    return native.module().PackedNet(A, T, **weights, state_dim=S, bf16=False)
+
+
 def sampler(**changed: Any) -> Any:
     arguments = {"net": packed_net(), "table": ones(K, 6), "time_embedding": ones(K, T), "start": 1.0, "clip": 1.0}
     return native.module().Sampler(**(arguments | changed))
@@ -313,6 +318,35 @@ def net(**given: Any) -> Any:
     return native.module().MlpArguments(**given)
 
 
+def prepared(prepare: Callable[[Any, Any], object], threads: int = 2) -> None:
+    """What is prepared, run twice by two threads; it keeps what it reads."""
+    calls = native.module().PreparedCalls()
+    prepare(native.module(), calls)
+    gc.collect()
+    native.module().run_together([calls, calls], threads)
+
+
+def later(name: str) -> Callable[..., None]:
+    """The function `add_NAME`, which prepares a call, and the call."""
+    return lambda threads=2, **given: prepared(
+        lambda module, calls: getattr(module, f"add_{name}")(calls, **given), threads
+    )
+
+
+def node_later(name: str) -> Callable[..., None]:
+    """A node of training, forward and backward, prepared."""
+
+    def call(tape: np.ndarray, results: Any, grads: Any, gradients: np.ndarray, **given: Any) -> None:
+        def prepare(module: Any, calls: Any) -> None:
+            node = getattr(module, f"{name}_node")(**given)
+            getattr(module, f"add_{name}_forward")(calls, node, tape, results)
+            getattr(module, f"add_{name}_backward")(calls, node, tape, grads, gradients)
+
+        prepared(prepare)
+
+    return call
+
+
 def inputs(arguments: dict[str, Any]) -> dict[str, Any]:
     return {f"in_{name}": value for name, value in arguments.items()}
 
@@ -440,6 +474,37 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         {"targets": TENSORS, "sources": TENSORS, "rate": 0.5, "threads": 2},
         {"targets"},
     ),
+    "add_step": (
+        later("step"),
+        {name: [ones(H, S), ones(H)] for name in ("weights", "gradients", "means", "squares")}
+        | {"settings": np.full(7, 0.5), "norm": ones(1), "threads": 1},
+        {"weights", "means", "squares", "norm"},
+    ),
+    "add_average": (
+        later("average"),
+        {"targets": [ones(H, S), ones(H)], "sources": TENSORS, "rate": np.ones(1), "threads": 1},
+        {"targets"},
+    ),
+    "add_copy": (later("copy"), {"to": ones(B, A), "source": ones(B, A), "sum": True}, {"to"}),
+    "add_sample": (
+        lambda **given: later("sample")(sampler=sampler(net=promptless_net()), **given),
+        {"state": ones(B, S), "key": np.ones(1, np.uint64), "actions": ones(B, A)},
+        {"actions"},
+    ),
+}
+ENTRIES |= {
+    "add_prediction": (node_later("prediction"), *ENTRIES["prediction_node"][1:]),
+    "add_chain": (node_later("chain"), *ENTRIES["chain_node"][1:]),
+    "add_mlps_forward": (
+        lambda out, tape, **given: later("mlps_forward")(nets=[net(**given)], outs=[out], tapes=[tape]),
+        *ENTRIES["mlps_forward"][1:],
+    ),
+    "add_mlps_backward": (
+        lambda grad_out, tape, d_x, weights, **given: later("mlps_backward")(
+            nets=[net(**given)], grads=[grad_out], tapes=[tape], x=[d_x], weights=[weights]
+        ),
+        *ENTRIES["mlps_backward"][1:],
+    ),
 }
 
 
@@ -488,6 +553,8 @@ def allowed(entry: str, what: str) -> bool:
     name, how = what.split(": ")
     if name == "tape":  # room for at least so much, which is an upper bound; or none: then none is kept or read
         return how.endswith("in dimension 0")
+    if name in ("settings", "rate") and how == f"in {np.dtype(np.float64).str}":
+        return True  # which is what they are in
     if name in ("times", "prompt_of", "place") and how == f"in {np.dtype(np.int64).str}":
         return True  # which is what they are in
     if name == "pooled":

@@ -14,8 +14,10 @@ import pytest
 
 from llmdpd.errors import InputError
 from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.stack import Stack
 from llmdpd.policy.policy import Policy
 from llmdpd.runs.seeds import SeedsFolder, parse_seeds
+from llmdpd.training.metrics import read_metrics
 from llmdpd.utils.checkpoint import latest_checkpoint
 
 Contents = Callable[[Path], dict[str, Any]]
@@ -53,7 +55,7 @@ def test_one_report_is_over_all_seeds(together: Path) -> None:
     assert not (together / ".lock").exists()
 
 
-def test_a_stop_saves_all_and_the_resumed_runs_are_the_straight_ones(
+def test_a_stop_saves_all_and_the_resumed_run_is_the_straight_one(
     train: Any,
     tiny_options: list[str],
     tmp_path: Path,
@@ -62,7 +64,7 @@ def test_a_stop_saves_all_and_the_resumed_runs_are_the_straight_ones(
 ) -> None:
     options = [*tiny_options, *UNJUDGED]
     straight, group = tmp_path / "straight", tmp_path / "group"
-    assert train("--seeds", "0,5", "--run-dir", straight, *options) == 0
+    assert train("--seed", 5, "--run-dir", straight, *options) == 0
     update, seen = LLMDPD.update, [0]
 
     def stopped(self: Any, batch: Any, iteration: int) -> Any:
@@ -83,8 +85,8 @@ def test_a_stop_saves_all_and_the_resumed_runs_are_the_straight_ones(
     assert train("--resume", group) == 0
     # Each can be gone on with alone.
     assert train("--resume", one) == 0
-    ends = [checkpoint_of(run) for run in (group / "seed-0", group / "seed-5", one)]
-    assert ends == [checkpoint_of(straight / name) for name in ("seed-0", "seed-5", "seed-5")]
+    assert checkpoint_of(group / "seed-5") == checkpoint_of(one) == checkpoint_of(straight)
+    assert checkpoint_of(group / "seed-0") != checkpoint_of(straight)
 
 
 def checkpoint_of(run: Path) -> dict[str, bytes]:
@@ -189,3 +191,33 @@ def test_a_damaged_list_of_seeds_is_named(content: str, problem: str, tmp_path: 
 def test_a_folder_without_any_run_is_begun_anew(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "seeds.json").write_text('{"format": 1, "seeds": [0, 1]}')
     assert "no seed's run was begun" in refused("--resume", tmp_path)
+
+
+def test_seeds_that_train_at_once_are_their_runs_alone(
+    train: Any, tiny_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    options = [*tiny_options, *UNJUDGED, "--method.network.context.no-trajectory", "--method.self-prompted", 0]
+    options += [f"--method.augmentation.{name}=0" for name in ("offset", "rotate", "mirror")]
+    options += ["--method.network.context.kind", "pooled", "--method.network.context.features", "normalised"]
+    group, alone = tmp_path / "group", tmp_path / "alone"
+    update = Stack.update
+
+    def stopped(self: Any, batches: Any, iteration: int, generators: Any) -> Any:
+        if iteration == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, batches, iteration, generators)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "update", stopped)
+        assert train("--seeds", "0,5,2", "--run-dir", group, *options) == 143
+    assert "they train at once" in capsys.readouterr().out
+    kept = [latest_checkpoint(group / f"seed-{seed}" / "checkpoint") for seed in (0, 5, 2)]
+    assert [folder and folder.name for folder in kept] == ["step-00000013"] * 3
+    shutil.rmtree(group / "seed-2" / "checkpoint")  # it catches up by itself
+    assert train("--resume", group) == 0
+    assert train("--run-dir", alone, "--seed", 5, *options) == 0
+    assert checkpoint_of(group / "seed-5") == checkpoint_of(alone)
+    records = [read_metrics(run / "metrics.jsonl") for run in (group / "seed-5", alone)]
+    ours, theirs = ([{**r, "wall_seconds": 0} for r in found if r["iteration"] <= 10] for found in records)
+    assert ours == theirs
+    assert len(ours) == 1

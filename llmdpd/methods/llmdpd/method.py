@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods.base import CloningConfig, Method, Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.methods.stacked import Stacked
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
@@ -99,6 +100,12 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     @property
     def acting_critic(self) -> DoubleQ | None:
         return self.critic if self.config.choosing_critic else None
+
+    @classmethod
+    def stacked(cls, learners: Sequence[Any]) -> Stacked | None:
+        from llmdpd.methods.llmdpd.stack import Stack, stackable
+
+        return Stack(learners) if stackable(learners) else None
 
     def take_over(self, critic: nn.Module | None, networks: Mapping[str, Tensor], path: Path) -> list[str]:
         """The critics of the policy folder, which has them where they were trained."""
