@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from llmdpd.cli.common import command
 from llmdpd.data import TrajectoryDataset, read_one_by_one, save_shards, sources_of
-from llmdpd.data.shards import load_shards
+from llmdpd.data.shards import MANIFEST, load_shards
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import Reading
 from llmdpd.training.stopping import StopSignals
@@ -52,10 +52,12 @@ class DataCommand:
 
 def _convert(config: DataCommand, out: Path) -> None:
     if out.exists():
-        raise InputError("this is written to a new folder", path=out, found="something", expected="nothing")
+        expected = "no file or folder of this name yet"
+        raise InputError("this is written to a new folder", path=out, found="one that exists", expected=expected)
     names = ("observation", "success", "part", "terminates")
     reading = Reading(action=config.action_key, **{name: getattr(config, name) for name in names})
     count = len(sources_of(config.source))
+    _check_apart(Path(config.source).expanduser(), out, count)
     with StopSignals() as stop, ProgressBar("converting", "data sets", check=stop.check) as bar:
 
         def parts() -> Iterator[TrajectoryDataset]:
@@ -66,6 +68,19 @@ def _convert(config: DataCommand, out: Path) -> None:
 
         save_shards(parts(), out, shard_bytes=int(config.shard_gigabytes * (1 << 30)), reading=reading)
     _tell(out)
+
+
+def _check_apart(source: Path, out: Path, count: int) -> None:
+    """Refuse what would have every episode twice: shards within the folder of data that they are made of."""
+    if not source.is_dir():
+        return
+    expected = "a folder outside of SOURCE"
+    if source.resolve() in out.resolve().parents:
+        raise InputError("who reads SOURCE would read its shards, too", path=out, field="OUT", expected=expected)
+    shards = [path.parent for path in source.rglob(MANIFEST)]
+    if 0 < len(shards) < count:
+        problem, hint = "shards among data of other formats, which may be their copies", "move or name one of them"
+        raise InputError(problem, path=shards[0], field="SOURCE", hint=hint)
 
 
 def _tell(folder: Path) -> None:

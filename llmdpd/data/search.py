@@ -120,7 +120,10 @@ def _read(
     if not _names(dataset.success_from, reading.success) and reading.success not in SUCCESS:
         dataset = without_success(dataset)
     if (dataset.successes < 0).all():
-        say_once(_log, "%s: no %s in the data: whether its episodes succeed is not known", place, reading.success)
+        words = "%s: no %s in the data: whether its episodes succeed is not known"
+        if dataset.stored:
+            words += f" (llmdpd data convert --success {reading.success} keeps it in shards)"
+        say_once(_log, words, place, reading.success)
     elif not _names(dataset.success_from, reading.success):
         words = "%s: no %s in the data; %s says what succeeds"
         say_once(_log, words, place, reading.success, dataset.success_from)

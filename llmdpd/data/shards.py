@@ -263,7 +263,11 @@ def load_shards(folder: str | Path, reading: Reading = DEFAULT_READING) -> Traje
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
-        problem, expected = "a data set in shards that is half written or half copied", f"{MANIFEST}, written last"
+        expected = f"{MANIFEST}, written last"
+        if not (folder / _FIRST).exists():
+            within = sorted(each.parent.name for each in folder.glob(f"*/{MANIFEST}"))[:8]
+            raise InputError("no data set in shards", path=folder, found=within or "none", expected=expected)
+        problem = "a data set in shards that is half written or half copied"
         raise InputError(problem, path=folder, found="shards alone", expected=expected)
     value = read_json(path)
     if isinstance(value, dict) and value.get("format") != _FORMAT:
