@@ -397,7 +397,7 @@ class TrajectoryDataset:
         terminals[offsets[1:] - 1] = self.terminals[ends - 1]
         parts = {name: getattr(self, name)[chosen] for name in _PER_EPISODE} | self._numbers_of(chosen)
         parts["behaviours"] = tuple(self.behaviours[e] for e in chosen) if self.behaviours else ()
-        return dataclasses.replace(self, offsets=offsets, terminals=terminals, **(parts | changes))
+        return dataclasses.replace(self, offsets=offsets, terminals=terminals, **{**parts, **changes})
 
     def _numbers_of(self, chosen: NDArray[np.int64]) -> dict[str, Any]:
         """The arrays of numbers of these episodes."""

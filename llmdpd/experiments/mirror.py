@@ -20,14 +20,21 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmdpd.errors import InputError
 from llmdpd.experiments.stores import open_store
-from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, parse_json, read_json
+from llmdpd.utils.files import (
+    atomic_directory,
+    atomic_write_json,
+    file_sha256,
+    parse_json,
+    read_json,
+    recover_directory,
+)
 
 _CHECKPOINT = re.compile(r"checkpoint/step-(\d+)/")
 _MANIFEST = re.compile(r"manifest-(\d+)\.json")
@@ -267,22 +274,35 @@ def _copy(folder: Path) -> Iterator[Path]:
     """A copy of a run folder as it is at one moment, of links where there are such.
 
     What a run writes while it goes on is written under another name and renamed, so that links keep what was there;
-    lines are added to metrics alone, of which those after the checkpoint are dropped where a run goes on.
+    lines are added to metrics alone, of which those after the checkpoint are dropped where a run goes on. A policy, or
+    a checkpoint, is a folder of several files: of one that is replaced meanwhile all is copied again.
     """
     with tempfile.TemporaryDirectory(prefix=_copies(folder), dir=folder.parent) as temporary:
         for number in range(_TRIES):
-            copy, checkpoint = Path(temporary) / str(number), newest_checkpoint(folder)
-            try:
+            copy, same = Path(temporary) / str(number), False
+            with suppress(FileNotFoundError):  # replaced just now
+                _put_back(folder)
+                before = _identities(folder)
                 for name, file in _files(folder):
                     place = copy / name
                     place.parent.mkdir(parents=True, exist_ok=True)
                     _link(file, place)
-            except FileNotFoundError:  # replaced just now
-                continue
-            if newest_checkpoint(folder) == checkpoint:
+                same = _identities(folder) == before
+            if same:
                 yield copy
                 return
     raise InputError("the run folder changes too often to be mirrored", path=folder, hint="fewer checkpoints")
+
+
+def _put_back(folder: Path) -> None:
+    """Put back the folders that a kill between two renames has left under other names, which are not copied."""
+    for old in folder.rglob(".*.old"):
+        recover_directory(old.with_name(old.name[1:].rsplit(".", 2)[0]))
+
+
+def _identities(folder: Path) -> list[tuple[str, int]]:
+    """The files below a folder, and which of that name each is."""
+    return [(name, file.stat().st_ino) for name, file in _files(folder)]
 
 
 def _link(file: Path, place: Path) -> None:

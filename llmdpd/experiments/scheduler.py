@@ -167,7 +167,8 @@ class Scheduler:
     def _fetch(self, cell: Cell, log: Path | None = None) -> None:
         """Bring to this machine what a step has done, and printed, on another one."""
         if self._mirror is not None:
-            self._mirror.fetch(cell.folder)
+            if not _is_busy(cell):  # a step whose worker was lost on this machine may still be saving in the folder
+                self._mirror.fetch(cell.folder)
             if log is not None:
                 mirrored.take_log(self._mirror, cell.name, log)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 from llmdpd.errors import InputError
 from llmdpd.utils.extras import extra
@@ -118,7 +119,7 @@ def open_store(url: str) -> Store:
         InputError: another kind of URL, its package is not installed, or it cannot be reached.
     """
     if match := re.fullmatch(r"file://(/.+)", url):
-        return FolderStore(Path(match[1]))
+        return FolderStore(Path(unquote(match[1])))
     if re.match(r"(s3|gs|gcs|abfss?)://[^/?@]+(/|$)", url):
         return BucketStore(url)
     expected = "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER"

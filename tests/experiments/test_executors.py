@@ -18,6 +18,7 @@ from llmdpd.errors import InputError
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.executors import LOST, Resources, Running, make_executor
 from llmdpd.experiments.executors.base import Executor
+from llmdpd.experiments.executors.slurm import _option
 from llmdpd.experiments.plan import Plan
 from llmdpd.experiments.scheduler import Scheduler
 from llmdpd.experiments.worker import Worker
@@ -196,6 +197,11 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, extra in (("ray", "llmdpd[ray]"), ("slurm", "llmdpd[slurm]")):
         with pytest.raises(InputError, match=re.escape(extra)):
             make_executor(name, Resources())
+
+
+def test_slurms_options_are_whole_numbers_or_words() -> None:
+    for words, value in (("a=12", 12), ("a=01:00", "01:00"), ("a=", ""), ("a=b=c", "b=c"), ("a=²", "²")):
+        assert _option(words) == ("a", value)
 
 
 def test_no_parameter_of_submitit(tmp_path: Path) -> None:

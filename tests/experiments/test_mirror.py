@@ -20,6 +20,7 @@ from llmdpd.experiments.mirror import Mirror, TakenOverError
 from llmdpd.experiments.scheduler import Scheduler
 from llmdpd.experiments.stores import open_store
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.files import atomic_directory, process_lock
 
 Files = dict[str, str]
 
@@ -98,6 +99,19 @@ def test_another_machine_gets_the_last_state(url: str, disks: Callable[[int], Pa
     write(disks(0), {**SECOND, "more": "than that"})
     mine.fetch(disks(0))
     assert (disks(0) / "more").exists()
+
+
+def test_a_worker_finds_the_folder_by_the_mirrors_url(tmp_path: Path) -> None:
+    """Steps are given `Mirror.url`."""
+    for number, name in enumerate(("two words", "größe", "50%", "a?b#c", "%20")):
+        store = open_store((tmp_path / name).as_uri())
+        store.write("key", b"value")
+        assert (tmp_path / name / "key").is_file()
+        assert open_store(store.url).url == store.url
+        assert open_store(store.url).read("key") == b"value"
+        assert len(os.listdir(tmp_path)) == number + 1
+    open_store(f"file://{tmp_path}/two words").write("other", b"")
+    assert sorted(os.listdir(tmp_path / "two words")) == ["key", "other"]
 
 
 def test_a_state_that_is_half_written_does_not_count(
@@ -214,6 +228,47 @@ def test_a_copy_is_of_one_moment(disks: Callable[[int], Path], tmp_path: Path, m
         assert copy.exists()
         Mirror(f"file://{tmp_path}/store").claim(folder)
         assert not copy.exists(), "as one that a kill left"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_copy_has_no_folder_half_of_before_and_half_of_after(
+    number: int, disks: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run replaces a policy while its files are linked; no checkpoint tells that."""
+    old, new = ({f"policy_best/{name}": f"{name} {age}" for name in ("a", "b")} for age in ("old", "new"))
+    folder, link, links = write(disks(0), old), module._link, list[Path]()
+
+    def slow(file: Path, place: Path) -> None:
+        if len(links) == number:
+            with atomic_directory(folder / "policy_best") as temporary:
+                write(temporary, {Path(name).name: text for name, text in new.items()})
+        links.append(file)
+        link(file, place)
+
+    monkeypatch.setattr(module, "_link", slow)
+    with module._copy(folder) as copy:
+        assert read(copy) == new
+
+
+def test_a_folder_that_a_kill_left_between_two_names_is_mirrored(tmp_path: Path, disks: Callable[[int], Path]) -> None:
+    folder = write(disks(0), FIRST)
+    (folder / "a").rename(folder / ".a.0123456789abcdef.old")
+    Mirror(f"file://{tmp_path}/store").claim(folder)
+    Mirror(f"file://{tmp_path}/store").fetch(disks(1))
+    assert read(disks(1)) == FIRST
+
+
+def test_a_folder_that_a_lost_step_is_at_work_in_is_not_replaced(tmp_path: Path, fake_cell: Callable[..., Any]) -> None:
+    """Where both machines are one: what is mirrored just now is no news to it."""
+    fetched: list[Path] = []
+    mirror: Any = SimpleNamespace(fetch=fetched.append)
+    cell = fake_cell(tmp_path / "work", "")
+    scheduler = Scheduler([cell], LocalExecutor(Resources(1, 1, "cpu")), tmp_path, StopSignals(), mirror=mirror)
+    with process_lock(cell.folder / ".lock", pytest.fail):  # type: ignore[arg-type]
+        scheduler._fetch(cell)
+        assert fetched == []
+    scheduler._fetch(cell)
+    assert fetched == [cell.folder]
 
 
 class Elsewhere(LocalExecutor):

@@ -458,7 +458,7 @@ def found_tasks(config: CollectConfig, folder: Path) -> TrajectoryDataset | None
         shared = [task for task in config.tasks if task in own]
         if not shared:
             return None
-        there = dataclasses.replace(config, tasks=tuple(own), out=folder)
+        there = dataclasses.replace(config, tasks=tuple(own), out=folder, format="minari")  # or shards
         part = in_order(_read_finished(there, content_of(there), time.perf_counter()).dataset, shared)
     except InputError as error:
         _log.warning("a collection that is damaged is left out: %s", error)
@@ -474,11 +474,17 @@ def in_order(dataset: TrajectoryDataset, tasks: Sequence[str]) -> TrajectoryData
 
 
 def _read_finished(config: CollectConfig, content: Mapping[str, Any], start: float) -> Collected:
-    """A collection that is finished already, in the order in which it was collected."""
+    """A collection that is finished already, in the order in which it was collected.
+
+    Shards are taken for Minari data sets, which hold the same; not the other way round.
+    """
     out = folder_of(config)
     manifest = read_json(out / MANIFEST)
     _check_same(manifest.get("config"), content, out, _OTHER_OUT)
     dataset = dataclasses.replace(in_order(load_dataset(out), config.tasks), source=str(out))
+    if config.format == "shards" and not dataset.stored:
+        problem, hint = "what was collected here is not in shards", "llmdpd data convert, or choose another --out"
+        raise InputError(problem, path=out, field="format", found="Minari data sets", expected="shards", hint=hint)
     found, expected = content_hash(dataset), manifest.get("content")
     if found != expected:
         problem = "the data sets in this folder are not those that were collected here"

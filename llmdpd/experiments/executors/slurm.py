@@ -88,4 +88,4 @@ def _option(words: str) -> tuple[str, Any]:
     name, sign, value = words.partition("=")
     if not (name and sign):
         raise InputError("an option without a value", field="--slurm", found=words, expected="NAME=VALUE")
-    return name, int(value) if value.isdigit() else value
+    return name, int(value) if value.isdecimal() else value

@@ -90,6 +90,9 @@ def test_shards_hold_what_minari_data_sets_do(tmp_path: Path) -> None:
         assert getattr(stored.dataset, name) == getattr(memory.dataset, name)
     again = collect_scripted(dataclasses.replace(wanted, out=tmp_path / "b", format="shards"))
     assert (again.reused, again.content) == (True, stored.content)
+    assert collect_scripted(dataclasses.replace(wanted, out=tmp_path / "b")).dataset.stored
+    with pytest.raises(InputError, match="not in shards"):
+        collect_scripted(dataclasses.replace(wanted, format="shards"))
 
 
 def test_the_goal_can_be_hidden_and_seeds_differ(tmp_path: Path) -> None:
