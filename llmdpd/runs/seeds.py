@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from llmdpd.utils.progress import console
 
 FORMAT = 1
 MOST = 256
+_SEED = re.compile("[0-9]{1,99}")  # Python reads no number of thousands of digits
 
 
 @dataclass
@@ -126,7 +128,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     expected = "numbers and ranges, as 0-7 or 3,5,11"
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
+        if not _SEED.fullmatch(first) or (dash and not _SEED.fullmatch(last)):
             raise InputError("no seeds", field="--seeds", found=text, expected=expected)
         low, high = int(first), int(last if dash else first)
         if high < low:

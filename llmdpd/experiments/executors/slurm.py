@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -88,4 +89,4 @@ def _option(words: str) -> tuple[str, Any]:
     name, sign, value = words.partition("=")
     if not (name and sign):
         raise InputError("an option without a value", field="--slurm", found=words, expected="NAME=VALUE")
-    return name, int(value) if value.isdecimal() else value
+    return name, int(value) if re.fullmatch("[0-9]{1,18}", value) else value
