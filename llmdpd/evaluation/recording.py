@@ -22,6 +22,12 @@ from llmdpd.utils.progress import ProgressBar, console
 STEPS_PER_FRAME = 4
 
 
+_NONE_RENDERED = (
+    "The environments of these tasks render no pictures: their class needs rgb_array among the render_modes of its "
+    "metadata, and a render()."
+)
+
+
 def record_videos(
     policy: Policy | MakeAct,
     prompts: Mapping[str, TaskPrompt],
@@ -56,6 +62,7 @@ def record_videos(
     if len(shown) < len(prompts):
         console.print(f"no videos of environments that render none: {', '.join(sorted(set(prompts) - set(shown)))}")
     if not shown:
+        atomic_write_text(folder / "README.txt", _NONE_RENDERED + "\n")
         return
     requests = [
         EpisodeRequest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 from llmdpd.evaluation.results import SPLITS
@@ -19,6 +20,7 @@ with extra("report"):
     from matplotlib.patches import Patch
 
 _DOTS_PER_INCH = 150
+_LETTERS, _INCHES_A_LETTER = 12, 0.085  # of a line of a task's name
 _PAPER = "reported by the paper"
 _DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 6, "markerfacecolor": "none", "linestyle": ""}
 
@@ -54,7 +56,14 @@ def _draw(rows: Sequence[Row], unit: str, palette: Palette) -> Figure | None:
 def _by_task(rows: Sequence[Row], unit: str, palette: Palette) -> Figure:
     """As the paper's figure 2: a group of bars a task, a bar a method."""
     groups = axis_rows(record for row in rows for record in row.records)
-    figure = Figure(figsize=(max(6.0, 1.2 + len(groups) * (0.5 + 0.28 * len(rows))), 4.2), layout="constrained")
+    names = [
+        group.words.replace(" of ", " of\n") if group.task is None else fill(base_name(group.task), _LETTERS)
+        for group in groups
+    ]
+    labels = [f"{name}\n({group.split})" for name, group in zip(names, groups, strict=True)]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    share = max(0.5 + 0.28 * len(rows), 0.1 + _INCHES_A_LETTER * longest)  # of the bars, of the words below them
+    figure = Figure(figsize=(max(6.0, 1.2 + len(groups) * share), 4.2), layout="constrained")
     axes = figure.add_subplot()
     width, places, paper = 0.8 / len(rows), positions(groups), False
     for number, row in enumerate(rows):
@@ -70,8 +79,7 @@ def _by_task(rows: Sequence[Row], unit: str, palette: Palette) -> Figure:
                 paper = True
                 axes.errorbar(x, reported.mean, yerr=reported.std, color=palette.muted, linewidth=1, capsize=2)
                 axes.plot(x, reported.mean, color=palette.ink, **_DIAMOND)
-    names = [group.words.replace(" of ", " of\n") if group.task is None else base_name(group.task) for group in groups]
-    axes.set_xticks(places, [f"{name}\n({group.split})" for name, group in zip(names, groups, strict=True)])
+    axes.set_xticks(places, labels)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(unit)

@@ -46,6 +46,16 @@ def test_without_a_renderer_the_reason_is_printed_and_left_beside(
     assert (tmp_path / "videos" / "README.txt").read_text() == "no renderer here; get one\n"
 
 
+def test_environments_that_render_none_are_told_apart_from_a_missing_renderer(
+    policy: Policy, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report shows what stands in the file, and would else advise to install a renderer."""
+    monkeypatch.setattr("llmdpd.tasks.simulation.render.rendering_backend", lambda: ("any", ""))
+    monkeypatch.setattr("llmdpd.tasks.base.TaskSuite.renders", lambda *_: False)
+    record_videos(policy, prompts, tmp_path / "videos", **SETTINGS)
+    assert "render_modes" in (tmp_path / "videos" / "README.txt").read_text()
+
+
 def test_a_video_shows_an_evaluated_episode(renderer: None, policy: Policy, prompts: Prompts, tmp_path: Path) -> None:
     record_videos(policy, prompts, tmp_path, **SETTINGS)
     names = {f"door-lock-v3.{kind}" for kind in ("mp4", "png", "json")} | {"attention"}
