@@ -40,9 +40,11 @@ from llmdpd.prompts import LLMEncoder
 from llmdpd.tasks.specs import common_spec
 from llmdpd.training.batches import BatchSampler
 from llmdpd.training.stopping import StopSignals
+from llmdpd.utils.progress import console
 
 SIZES = (10, 1_000, 100_000)
 EPISODES, STEPS, BATCHES, AT_ONCE = 2, 5, 30, 64
+MOST_IN_A_FILE = 5_000
 
 
 def made_up(tasks: int) -> TrajectoryDataset:
@@ -107,7 +109,9 @@ def of_texts(tasks: int, folder: Path, costs: Costs) -> None:
 
 
 def of_task_file(tasks: int, folder: Path, costs: Costs) -> None:
-    """A task file that names the shards: read, its tasks' specs made, their data loaded."""
+    """A task file that names the shards: read, its tasks' specs made, their data loaded. It has at most a megabyte."""
+    if tasks > MOST_IN_A_FILE:
+        return
     place = json.dumps(str(folder / "data"))
     tables = [f'[tasks.task-{n}]\ndata = {place}\ntext = "Move thing task-{n} to its place."\n' for n in range(tasks)]
     (folder / "tasks.toml").write_text("\n".join(tables))
@@ -159,12 +163,12 @@ def of_queue(cells: int, folder: Path, costs: Costs) -> None:
     queue = [_Short("a", "smoke", (), config, folder / f"cell-{number}", 1, folder) for number in range(cells)]
     with StopSignals() as stop:
         made = scheduler.Scheduler(queue, _AtOnce(Resources()), folder / "logs", stop)
-        pause, quiet = scheduler._POLL_SECONDS, scheduler.console.quiet
-        scheduler._POLL_SECONDS, scheduler.console.quiet = 0, True
+        pause, quiet = scheduler._POLL_SECONDS, console.quiet
+        scheduler._POLL_SECONDS, console.quiet = 0, True
         try:
             costs.of("schedule a cell", made.execute, 1 / cells)
         finally:
-            scheduler._POLL_SECONDS, scheduler.console.quiet = pause, quiet
+            scheduler._POLL_SECONDS, console.quiet = pause, quiet
 
 
 PARTS: dict[str, Callable[[int, Path, Costs], None]] = {

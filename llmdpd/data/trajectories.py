@@ -389,7 +389,7 @@ class TrajectoryDataset:
             raise IndexError(f"episode outside 0 … {self.num_episodes - 1}")
         return self._selected(chosen, {})
 
-    def _selected(self, chosen: NDArray[np.int64], changes: Mapping[str, Any]) -> TrajectoryDataset:
+    def _selected(self, chosen: NDArray[np.int64], changes: dict[str, Any]) -> TrajectoryDataset:
         """These episodes, with changes to what they are of."""
         ends = self.offsets[chosen + 1]
         offsets = offsets_of(ends - self.offsets[chosen])
