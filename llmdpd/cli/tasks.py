@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from llmdpd.cli.common import command
+from llmdpd.data.columns import extent
 from llmdpd.errors import InputError
 from llmdpd.runs.task_check import FileCheck, TaskCheck, check_task_file
 from llmdpd.utils.command_line import parse
@@ -88,7 +89,7 @@ def _bounds(checked: FileCheck) -> list[str]:
             pairs = zip(task.spec.action_low, task.spec.action_high, strict=True)
             lines[", ".join(f"{low:g} … {high:g}" for low, high in pairs)] = task.name
         elif task.data is not None:
-            lows, highs = task.data.actions.min(0), task.data.actions.max(0)
+            lows, highs = extent(task.data.actions)
             pairs = zip(lows, highs, strict=True)
             lines["none are known; the data range over " + ", ".join(f"{a:.3g} … {b:.3g}" for a, b in pairs)] = (
                 task.name

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdpd.data import TrajectoryDataset
+from llmdpd.data.columns import blocks, extent
 from llmdpd.data.task_data import load_tasks
 from llmdpd.data.task_file import Owners, load_own_data, use_task_file
 from llmdpd.errors import InputError, located
@@ -22,6 +23,7 @@ from llmdpd.tasks.user.suite import UserSuite
 _SUCCESS_KEYS = ("is_success", "success")
 _STARTS = 5
 _HEARD = 0.1  # correlation of the body's way with its actions, below which a line asks
+_ROWS = 1 << 18  # that the correlation is of, of more evenly spaced ones
 _MOST = 0.5  # of the actions beyond the bounds, above which a line asks
 # How far beyond the range of the data, in widths of it, an environment's start may lie before a line says so.
 _FAR = 0.5
@@ -136,7 +138,7 @@ def _compare(task: TaskCheck, data: TrajectoryDataset) -> None:
     assert spec is not None
     if spec.action_low is not None and spec.action_high is not None:
         low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
-        beyond = int(((data.actions < low) | (data.actions > high)).any(axis=1).sum())
+        beyond = sum(int(((part < low) | (part > high)).any(axis=1).sum()) for part in blocks(data.actions))
         if beyond:
             share = beyond / data.num_transitions
             asked = ": in the environment's units?" if share > _MOST else ""
@@ -147,7 +149,7 @@ def _compare(task: TaskCheck, data: TrajectoryDataset) -> None:
             f"indices, and the order of the observation's keys, right?"
         )
     if task.starts is not None:
-        low, high = data.observations.min(0), data.observations.max(0)
+        low, high = extent(data.observations)
         width = _FAR * (high - low)
         outside = np.flatnonzero(((task.starts < low - width) | (task.starts > high + width)).any(axis=0))
         if len(outside):
@@ -167,9 +169,10 @@ def _heard(data: TrajectoryDataset, layout: Layout) -> float | None:
     """The correlation of the body's way in a step with the action that moves it, over the dimensions; None without."""
     if not layout.move:
         return None
-    body = list(layout.body.at)
-    way = data.next_observations[:, body] - data.observations[:, body]
-    command = data.actions[:, list(layout.move)]
+    body, count = list(layout.body.at), data.num_transitions
+    rows = np.linspace(0, count - 1, min(count, _ROWS)).astype(np.int64)
+    way = data.next_observations[rows][:, body] - data.observations[rows][:, body]
+    command = data.actions[rows][:, list(layout.move)]
     way, command = way - way.mean(0), command - command.mean(0)
     size = float(np.sqrt((way**2).sum() * (command**2).sum()))
     return float((way * command).sum()) / size if size > 0 else 0.0
@@ -179,7 +182,7 @@ def _constant(data: Sequence[TrajectoryDataset]) -> list[str]:
     """A note of the observation's numbers that never change in any task."""
     if not data or len({part.state_dim for part in data}) > 1:
         return []
-    low = np.min([part.observations.min(0) for part in data], axis=0)
-    high = np.max([part.observations.max(0) for part in data], axis=0)
+    least, most = zip(*(extent(part.observations) for part in data), strict=True)
+    low, high = np.min(least, axis=0), np.max(most, axis=0)
     places = np.flatnonzero(low == high)
     return [f"numbers of the observations that never change: {', '.join(map(str, places))}"] if len(places) else []

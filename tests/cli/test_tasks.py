@@ -13,6 +13,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
+from llmdpd.cli.data import main as convert
 from llmdpd.cli.tasks import main
 from llmdpd.config.parse import parse_train
 from llmdpd.data.task_data import load_tasks
@@ -44,6 +45,22 @@ def test_what_is_understood_is_said_and_drawn(family: Family, capsys: Capture) -
     picture = imageio.imread(path.with_name("tasks.png"))
     assert picture.shape[0] > picture.shape[1] / 3
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 20
+
+
+def test_data_in_shards_say_the_same(family: Family, capsys: Capture) -> None:
+    path = family(THREE, episodes=5, keyed=True)
+    assert check(path) == 0
+    said = capsys.readouterr().out
+    text = path.read_text()
+    for place in re.findall(r'data = "(.*?)"', text):
+        out = path.parent / f"shards-{Path(place).parent.name}"
+        keys = ["--observation", "observation", "desired_goal", "--success", "is_success"]
+        assert convert(["convert", str(path.parent / place), str(out), *keys]) == 0
+        text = text.replace(f'"{place}"', f'"{out.name}"')
+    path.write_text(text)
+    capsys.readouterr()
+    assert check(path) == 0
+    assert capsys.readouterr().out == said
 
 
 def test_what_deserves_a_look(family: Family, capsys: Capture, tmp_path: Path) -> None:
