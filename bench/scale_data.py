@@ -122,7 +122,7 @@ def resident(folder: Path, batches: int) -> dict[str, Any]:
         while not done.wait(0.02):
             most["anonymous"] = max(most["anonymous"], _memory()["RssAnon"])
 
-    watching = threading.Thread(target=watch)
+    watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     begin, found = time.perf_counter(), dict[str, Any]()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmdpd.errors import InputError
 from llmdpd.experiments import mirrored
 from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.experiments.durations import Durations
@@ -220,7 +222,9 @@ class Scheduler:
         done, total = job.cell.progress
         if self._mirror is not None:
             if time.monotonic() - job.asked >= _SECONDS_BETWEEN_QUESTIONS:
-                job.mirrored, job.asked = self._mirror.iterations(job.cell.name), time.monotonic()
+                job.asked = time.monotonic()
+                with suppress(InputError):  # a store that does not answer now: only the table is older
+                    job.mirrored = self._mirror.iterations(job.cell.name)
             done = max(done, job.mirrored)
         left = self._durations.left(job.cell)
         if left is None and done > job.begun:

@@ -123,4 +123,5 @@ def open_store(url: str) -> Store:
     if re.match(r"(s3|gs|gcs|abfss?)://[^/?@]+(/|$)", url):
         return BucketStore(url)
     expected = "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER"
-    raise InputError("no place for mirrored runs", field="--mirror", found=url, expected=expected)
+    found = re.sub(r"//[^/]*@", "//…@", url)  # a password is not for logs
+    raise InputError("no place for mirrored runs", field="--mirror", found=found, expected=expected)

@@ -203,6 +203,7 @@ def test_a_place_that_is_none(
         with pytest.raises(InputError) as caught:
             Mirror(url)
         assert caught.value.field == "--mirror"
+        assert "secret" not in str(caught.value)
     (tmp_path / "file").touch()
     for url in (s3_url(s3, "no-such-bucket/runs"), f"file://{tmp_path}/file"):
         with pytest.raises(InputError, match="cannot be reached"):
