@@ -115,7 +115,12 @@ def test_the_iteration_has_our_losses_on_the_same_draws(
         return reverse_diffusion(net, state, prompt, plan, noise=next(order), backend="reference")
 
     monkeypatch.setattr(method_module, "reverse_diffusion", with_noise)
-    monkeypatch.setattr(learner, "_choose_critic", lambda one, two: (one, two) if first else (two, one))
+    objective = learner.critic.objective
+
+    def of_one(state: Tensor, actions: Tensor, prompt: Tensor, drawn: bool, precision: str) -> tuple[Tensor, Tensor]:
+        return objective(state, actions, prompt, first, precision)
+
+    monkeypatch.setattr(learner.critic, "objective", of_one)
     seed = int(rng.integers(2**31))
     torch.manual_seed(seed)  # time indices and noise of the diffusion loss
     ours = learner.update(batch, training.iteration)

@@ -356,7 +356,7 @@ def gradients(call: Call, run: Run, weights: nn.Module, inputs: Inputs, grad: Te
         name: tensor.detach().requires_grad_(tensor.is_floating_point() and name != "noise")
         for name, tensor in inputs.items()
     }
-    wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
+    wanted = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad and tensor.numel()}
     wanted |= dict(weights.named_parameters())
     found = torch.autograd.grad(run(weights, inputs), list(wanted.values()), grad.to(wanted[next(iter(wanted))].dtype))
     return dict(zip(wanted, found, strict=True))

@@ -120,6 +120,7 @@ def test_a_stop_leaves_no_process(policy: Policy, prompts: Prompts) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
+    before = children()
     with pytest.raises(KeyboardInterrupt):
         evaluate_policies({"last": policy}, CONFIG, prompts, workers=1, check=stop)
-    assert children() == []
+    assert {*children()} <= {*before}
