@@ -75,7 +75,7 @@ def sampler_of(dataset: TrajectoryDataset, horizon: int = 0) -> BatchSampler:
 
 
 def compare(folder: Path, transitions: int, turns: int, seconds: float) -> dict[str, Any]:
-    """Rates of both sides, by what is asked for."""
+    """Rates of both sides, by what is read."""
     sides = {"memory": join_datasets(list(made_up(transitions))), "shards": load_dataset(folder)}
     rng = np.random.default_rng(0)
 

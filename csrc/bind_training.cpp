@@ -223,7 +223,7 @@ Call mlps_forward_call(const Mlps& holders, FloatsList outs, FloatsList tapes) {
   };
 }
 
-// x, where it is asked for: of each net its gradient. weights: of each those of its input weight, init and trunk, or
+// x, where it is wanted: of each net its gradient. weights: of each those of its input weight, init and trunk, or
 // none of them.
 Call mlps_backward_call(const Mlps& holders, const FloatsList& grads, const FloatsList& tapes, std::vector<Floats> x,
                         std::vector<FloatsList> weights) {
@@ -246,7 +246,7 @@ Call mlps_backward_call(const Mlps& holders, const FloatsList& grads, const Floa
       targets[i].x = x[i].mutable_data();
     }
     targets[i].init_per_state = call.init_per_row;
-    if (weights[i].empty()) continue;  // no weight's gradient is asked for
+    if (weights[i].empty()) continue;  // no weight's gradient is wanted
     if (weights[i].size() != 8) throw std::invalid_argument("wrong number: weights' gradients");
     std::vector<Floats> trunk(weights[i].begin() + 2, weights[i].end());
     trunk_targets(trunk, hidden, call.trunk.outputs, targets[i]);

@@ -15,7 +15,7 @@ struct ChainShown {
   const float* waves;  // [K, T]: sines and cosines of the time embedding, in the order of the steps
   Schedule schedule;
   Noise noise;
-  bool need_state;  // whether the states' gradient is asked for
+  bool need_state;  // whether the states' gradient is computed
 };
 
 class ChainNode {
@@ -31,7 +31,7 @@ class ChainNode {
 
   // steps_tape: null where the pass backward is to compute the chain again. actions: [B, N, A].
   void forward(float* tape, float* steps_tape, float* actions);
-  // The states' gradient is left as it is where it is not asked for.
+  // The states' gradient is left as it is without `need_state`.
   void backward(float* tape, const float* steps_tape, const float* d_actions, float* gradients);
 
  private:

@@ -70,7 +70,7 @@ def train_seeds(arguments: list[str], held: ExitStack, of_start: Sequence[str]) 
         try:
             with ExitStack() as timed:
                 for folder in folders:
-                    timed.enter_context(folder.timed("total_seconds"))
+                    timed.enter_context(folder.timed("total_seconds", len(folders)))
                 failed = execute_seeds(configs, folders, stop)
         except StopRequestedError:
             console.print(f"saved; go on with: python -m llmdpd.train --resume {shlex.quote(str(group.path))}")

@@ -72,7 +72,7 @@ def load_dataset(
 
 
 def read_one_by_one(spec: str | Path, reading: Reading = DEFAULT_READING) -> Iterator[TrajectoryDataset]:
-    """The data sets that `load_dataset` joins, each read as it is asked for."""
+    """The data sets that `load_dataset` joins, each read when the iterator comes to it."""
     spec_of = spec_by_name if reading.by_name else lambda name: None
     for source in sources_of(str(spec)):
         yield from _read_source(source, [Choice(reading)], spec_of)[0]

@@ -1,4 +1,4 @@
-"""Columns of a data set that stay on the disk: rows are read as they are asked for.
+"""Columns of a data set that stay on the disk: rows are read when they are indexed.
 
 All numbers of a step stand in one row of a file, so that a transition is one place on the disk, not one a column:
 

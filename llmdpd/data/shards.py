@@ -4,7 +4,7 @@
     FOLDER/episodes.npz       an entry an episode
     FOLDER/shard-00000.npy    float32 [rows, width], a row a step (see `llmdpd.data.columns`)
 
-Rows are read through a memory map as they are asked for. A shard is held against its SHA-256 when it is first loaded.
+Rows are read through a memory map, when they are indexed. A shard is held against its SHA-256 when it is first loaded.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class TrajectoryDataset:
 
     Episode e is the rows `offsets[e]:offsets[e + 1]`; no episode is empty. The arrays are shared, not copied: don't
     write to them. Everything is checked at construction. Of data in shards (`llmdpd.data.shards`) the arrays of numbers
-    [N, …] are `StoredColumn`s, of which rows are read as they are asked for.
+    [N, …] are `StoredColumn`s, of which rows are read when they are indexed.
 
     Raises:
         InputError: an array of a wrong shape, type or length, NaN or Inf, offsets that don't fit, an empty data set,

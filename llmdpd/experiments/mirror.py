@@ -224,7 +224,7 @@ class Mirror:
         return TakenOverError("another worker has taken this run over", path=self._place(name), hint=hint)
 
     def _damaged(self, name: str, found: str) -> InputError:
-        hint = "remove it there: the run begins anew, or goes on from a folder that is here"
+        hint = f"remove it there, and on each machine the run folder with .{name}.mirrored beside it: it begins anew"
         return InputError("a mirrored run is damaged", path=self._place(name), found=found, hint=hint)
 
     def _place(self, name: str) -> str:

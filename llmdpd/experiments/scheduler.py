@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ _POLL_SECONDS = 0.2
 _SECONDS_BETWEEN_QUESTIONS = 10.0
 """To the mirror."""
 _TAIL_LINES = 15
+_TAIL_BYTES = 1 << 16
 _MOST_LOSSES = 5
 """Times that a cell is lost with its worker without an iteration more, until it counts as failed: it may be what kills
 them."""
@@ -273,4 +275,7 @@ def _is_busy(cell: Cell) -> bool:
 
 
 def _last_lines(log: Path, count: int) -> list[str]:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    """The end of a log, which may be long, and is read once a second."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-count:]

@@ -154,7 +154,7 @@ def mlps_backward(
 ) -> None:
     """Compute of each net the gradients of x and of input weight, init and trunk from that of its outputs [B, O].
 
-    x: where they are asked for, one for each net. weights: of each net all of them or none.
+    x: where they are wanted, one for each net. weights: of each net all of them or none.
     """
     written = [list(map(array, of)) for of in weights]
     given = (list(map(mlp_arguments, mlps)), list(map(array, grads)), list(map(array, tapes)))

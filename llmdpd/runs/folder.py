@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -243,7 +243,7 @@ class RunFolder:
                 path=self.config,
                 found="; ".join(forbidden),
                 expected="the run's own configuration",
-                hint="leave these options out, or start a new run",
+                hint=_hint_of([line.split(":")[0] for line in forbidden]),
             )
         self._before = read_text(self.config), latest_checkpoint(self.path / "checkpoint")
         if changed:
@@ -288,8 +288,11 @@ class RunFolder:
             self.path.rmdir()
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds that the block takes to meta.json's times, to those of earlier processes, stopped or not."""
+    def timed(self, name: str, runs: int = 1) -> Iterator[None]:
+        """Add the seconds that the block takes to meta.json's times, to those of earlier processes, stopped or not.
+
+        runs: how many the block works on; each is given an equal part of the time.
+        """
         watch = Stopwatch()
         try:
             yield
@@ -297,7 +300,7 @@ class RunFolder:
             # On a full disk the block's own error is the one to tell.
             with suppress(OSError):
                 known = self.notes().get("times", {}).get(name, 0.0)
-                self.note(times={name: round(known + watch.seconds, 2)})
+                self.note(times={name: round(known + watch.seconds / runs, 2)})
 
     def notes(self) -> dict[str, dict[str, Any]]:
         """The sections of meta.json; none where it is not there.
@@ -349,6 +352,13 @@ _END = "training.iterations"
 def _longer(begun: TrainConfig, config: TrainConfig) -> tuple[str, ...]:
     """The field of a run's end, where it is put off; a run can't be made shorter."""
     return (_END,) if config.training.iterations > begun.training.iterations else ()
+
+
+def _hint_of(forbidden: Sequence[str]) -> str:
+    """What to do about fields that a resumed run can't change."""
+    if list(forbidden) == [_END]:
+        return "a run's end can be put off, not brought forward: give more iterations, or start a new run"
+    return "leave these options out, or start a new run"
 
 
 def _move_end(known: dict[str, Any], wanted: dict[str, Any]) -> None:

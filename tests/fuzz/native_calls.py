@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from judge import Case, Target
 from readers import TESTS  # noqa: F401  (puts the tests' folders on the path)
-from test_safety import ENTRIES
+from safety_entries import ENTRIES
 
 from llmdpd.errors import InputError
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from llmdpd.methods import METHODS
-from llmdpd.methods.base import Method, MethodConfig, OfflineConfig, OptimisationConfig, ema_rate, rate_factor
+from llmdpd.methods.base import Method, MethodConfig, OfflineConfig
+from llmdpd.methods.optimisation import OptimisationConfig, ema_rate, rate_factor
 from llmdpd.utils.plain import from_plain, to_plain
 
 OFFLINE = [name for name in METHODS if issubclass(METHODS[name], Method)]

@@ -77,7 +77,7 @@ def test_results_and_gradients(
 @pytest.mark.parametrize("Z", [0, 5])
 @pytest.mark.parametrize("own", [False, True])
 def test_a_chain_has_the_same_bits_for_any_thread_count(isa: str, Z: int, own: bool) -> None:
-    """Several row blocks, the last one odd; gradients of the states only where they are asked for."""
+    """Several row blocks, the last one odd; gradients of the states only where they are wanted."""
     B, N, S = 301, 2, 3
     net, state, prompt, plan = made(S, 2, Z, 33, 4), torch.randn(B, S), torch.randn(*([B] if own else []), Z), 5
     grad, found = torch.randn(B, N, 2), []

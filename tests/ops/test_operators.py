@@ -261,7 +261,7 @@ def test_a_frozen_net_gets_no_weight_gradients(rng: np.random.Generator) -> None
 
 
 def test_nets_together_are_those_alone(rng: np.random.Generator, isa: str) -> None:
-    """Same bits, for any number of threads; no gradient where none is asked for."""
+    """Same bits, for any number of threads; no gradient where none is wanted."""
     (x, *first), (_, *second) = (net_case(rng, 701, 5, 33, 1, False) for _ in range(2))
     members = [(weight, init, linear_layers(trunk)) for weight, init, *trunk in (first, second)]
     wanted, found = torch.randn(2, 701, 1), []

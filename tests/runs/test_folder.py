@@ -88,6 +88,14 @@ def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: P
     assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 15.5}
 
 
+def test_the_time_of_several_runs_is_parted(run: RunFolder, monkeypatch: Patch) -> None:
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with run.timed("total_seconds", runs=4):
+        pass
+    assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 2.5}
+
+
 def test_a_full_disk_while_times_are_noted_hides_no_error(run: RunFolder, monkeypatch: Patch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

@@ -20,8 +20,8 @@ from llmdpd.config.presets import PRESETS
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, save_minari
 from llmdpd.errors import InputError
 from llmdpd.evaluation.results import read_results
-from llmdpd.methods.base import rate_factor
 from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.optimisation import rate_factor
 from llmdpd.policy.policy import Policy
 from llmdpd.runs import origin, pipeline
 from llmdpd.training.loop import TrainingLoop
@@ -293,7 +293,10 @@ def test_a_run_goes_on_beyond_its_end(
     assert json.loads((run_copy / "config.json").read_text())["training"]["iterations"] == 204
     assert train("--resume", run_copy) == 0, "the new end is the run's own"
     assert "end moves" not in capsys.readouterr().out
-    assert "training.iterations: 204 → 200" in refused("--resume", run_copy, "--iterations", 200)
+    told = refused("--resume", run_copy, "--iterations", 200)
+    assert "training.iterations: 204 → 200" in told
+    assert "not brought forward" in told
+    assert "leave these options out" in refused("--resume", run_copy, "--iterations", 200, "--method.lr", 1)
 
 
 S, A = 6, 2

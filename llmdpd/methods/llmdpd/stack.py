@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from llmdpd.methods.base import ema_rate
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
 from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.optimisation import ema_rate
 from llmdpd.nn.context.base import PooledContext
 from llmdpd.nn.critic import DoubleQ, layers_of
 from llmdpd.ops import native, together
@@ -224,7 +224,7 @@ class _Lane:
         calls.forward(predicts, whole.predicted[number])
         calls.forward(samples, whole.actions[number])
         self.policy_values = [Prepared(), Prepared()]
-        # By which of the critics is chosen, whose gradient alone is asked for, and by whether the average stays.
+        # By which of the critics is chosen, whose gradient alone is needed, and by whether the average stays.
         self.policy_step: dict[tuple[int, bool], Prepared] = {}
         for choice in range(2):
             pair = [choice, 1 - choice]
