@@ -8,14 +8,18 @@ the demonstration.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from llmdpd.data.scene import Turning, rotation
 from llmdpd.tasks.layout import Layout, columns_of
 from llmdpd.utils.bounds import Fraction, NonNegative
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class AugmentationConfig:
 class Augmentation:
     """Draws one change for each prompt, and applies it to everything that belongs to the prompt.
 
+    Orientations are left as they are: features of kind `relative` don't read them.
+
     Args:
         config: see `AugmentationConfig`.
         layout: of the observations and actions; `rotatable`, where scenes are rotated or mirrored.
@@ -56,43 +62,87 @@ class Augmentation:
         random: np.random.Generator,
         given: Tensor | None = None,
     ) -> None:
-        def uniform(*shape: int) -> Tensor:
-            return torch.from_numpy(random.random((prompts, *shape), np.float32))
+        def uniform(*shape: int) -> Floats:
+            return random.random((prompts, *shape), np.float32)
 
-        self._random, self._config, self._layout = random, config, layout
-        self._things = layout.points[1:]
-        there = torch.ones(prompts) if given is None else given[:, 0]
-        count = len(self._things)
+        self._random, self._layout, self._points = random, layout, _points_of(layout)
+        there = np.ones(prompts, np.float32) if given is None else given[:, 0].numpy()
+        count = len(layout.points) - 1
         jittered = there[:, None, None] * (uniform(count, 1) < config.offset_probability)
-        normal = torch.from_numpy(random.standard_normal((prompts, count, layout.dimensions), np.float32))
-        self._jitter = config.offset / layout.unit * normal * jittered
-        angle = 2 * np.pi * uniform() * (uniform() < config.rotate) * there
-        side = 1 - 2 * (uniform() < config.mirror).float() * there
-        self._matrix = rotation(angle, side)
-        self._turning = Turning(layout) if layout.rotatable else None
+        normal = random.standard_normal((prompts, count, layout.dimensions), np.float32)
+        # That of the body, the first point, is none.
+        by_point = np.zeros((layout.dimensions, prompts, count + 1), np.float32)
+        by_point[..., 1:] = (np.float32(config.offset / layout.unit) * normal * jittered).transpose(2, 0, 1)
+        self._jitter = by_point[..., self._points.of][:, :, None] if config.offset else None
+        angle = np.float32(2 * np.pi) * uniform() * (uniform() < config.rotate) * there
+        side = 1 - 2 * (uniform() < config.mirror) * there
+        self._rotation = _Rotation(np.cos(angle), np.sin(angle), side) if layout.rotatable else None
         # Version 0.1 drew four numbers for changes that are gone: a run goes on with the same draws as it began with.
         random.random((prompts, 4), np.float32)
 
     def states(self, states: Tensor) -> Tensor:
-        """Observations [P, M, S], changed."""
-        changed = states.clone()
-        for number, thing in enumerate(self._things if self._config.offset else ()):
-            for place in map(columns_of, filter(None, (thing.at, thing.previous))):
-                points = states[..., place]
-                there = (points != 0).any(-1, keepdim=True)  # an absent point stays absent
-                changed[..., place] = torch.where(there, points + self._jitter[:, None, number], points)
-        if self._turning is not None:
-            changed = self._turning.states(changed, self._matrix)
+        """Observations [P, M, S], changed; absent points (zeros) stay absent."""
+        changed, points = states.numpy().copy(), self._points
+        places = [changed[..., columns] for columns in points.columns]  # one of [P, M, N] for each axis
+        there = np.logical_or.reduce([place != 0 for place in places])
+        if self._jitter is not None:
+            for place, jitter in zip(places, self._jitter, strict=True):
+                place += jitter * there
+        if self._rotation is not None:
+            first, second = self._layout.horizontal
+            turned = self._rotation.of(places[first] - points.pivot[first], places[second] - points.pivot[second])
+            for axis, place in zip((first, second), turned, strict=True):
+                np.copyto(places[axis], place + points.pivot[axis], where=there)
+        for columns, place in zip(points.columns, places, strict=True):
+            changed[..., columns] = place
         gripper = columns_of(self._layout.gripper)
         # Version 0.1 could stretch this reading: the rounding of its factor 1 is kept, for the same reason.
         changed[..., gripper] = 1 - (1 - changed[..., gripper])
-        return changed
+        return torch.from_numpy(changed)
 
     def actions(self, actions: Tensor) -> Tensor:
         """Actions [P, M, A], within ±1, in the same scene."""
-        return actions if self._turning is None else self._turning.actions(actions, self._matrix)
+        if self._rotation is None:
+            return actions
+        first, second = (self._layout.move[axis] for axis in self._layout.horizontal)
+        changed = actions.numpy().copy()
+        turned = self._rotation.of(changed[..., first, None], changed[..., second, None])
+        for column, moved in zip((first, second), turned, strict=True):
+            changed[..., column] = moved[..., 0].clip(-1, 1)
+        return torch.from_numpy(changed)
 
     def demonstration_actions(self, actions: Tensor) -> Tensor:
         """The demonstration's actions [P, T, A] in the same scene, within ±1."""
         self._random.standard_normal(actions.shape, np.float32)  # as above: of noise that is gone
         return self.actions(actions).clamp(-1, 1)
+
+
+class _Points(NamedTuple):
+    """The places that observations of a layout show, N of them, those of one step before beside the others."""
+
+    columns: tuple[NDArray[np.int64], ...]
+    """For each of the D axes the index [N] of its coordinate."""
+    of: NDArray[np.int64]
+    """The number of the point that the place is of, [N]."""
+    pivot: tuple[np.float32, ...]
+    """What scenes are rotated about, for each axis."""
+
+
+@lru_cache(maxsize=64)
+def _points_of(layout: Layout) -> _Points:
+    shown = [(number, at) for number, point in enumerate(layout.points) for at in (point.at, point.previous) if at]
+    columns = tuple(np.array([at[axis] for _, at in shown]) for axis in range(layout.dimensions))
+    pivot = layout.pivot or (0.0,) * layout.dimensions
+    return _Points(columns, np.array([number for number, _ in shown]), tuple(map(np.float32, pivot)))
+
+
+class _Rotation:
+    """Scenes mirrored, where `side` [P] is -1, then rotated by an angle of this cosine and sine [P]."""
+
+    def __init__(self, cos: Floats, sin: Floats, side: Floats) -> None:
+        self._cos, self._sin, self._side = (part.astype(np.float32)[:, None, None] for part in (cos, sin, side))
+
+    def of(self, first: Floats, second: Floats) -> tuple[Floats, Floats]:
+        """The horizontal coordinates [P, M, N] of a scene each, changed."""
+        first = self._side * first
+        return self._cos * first - self._sin * second, self._sin * first + self._cos * second

@@ -144,24 +144,39 @@ def make_tokens(
     counts: tuple[int, ...] = (),
     standing: bool = True,
 ) -> TrajectoryTokens:
-    """Prompt tokens from demonstrations, padded to the longest.
-
-    `returns`: whether returns-to-go are made, for which all must have rewards. `layout` tells what the numbers are, see
-    `useful_part`. `counts`: demonstrations of each prompt; by default each is a prompt. `standing`: whether long
-    stretches of standing still are read, of useful parts: policies learn from them to wait, and act better without.
+    """Prompt tokens from demonstrations, padded to the longest: `read_part` of each, and `part_tokens`.
 
     Raises:
         InputError: arrays that do not fit together, hold NaN or Inf, or are too long (see `choose_steps`).
     """
-    shown = [read_part(Recorded(*one), config, layout, standing=standing)[0] for one in demonstrations]
-    chosen = [choose_steps(len(one.observations), config, rng) for one in shown]
-    states = _padded([one.observations[index] for index, one in zip(chosen, shown, strict=True)])
-    executed = _padded([one.actions[index] for index, one in zip(chosen, shown, strict=True)])
-    phase = _padded([index / max(len(one.observations) - 1, 1) for index, one in zip(chosen, shown, strict=True)])
+    parts = [read_part(Recorded(*one), config, layout, standing=standing)[0] for one in demonstrations]
+    return part_tokens(parts, config, rng, returns=returns, counts=counts)
+
+
+def part_tokens(
+    parts: Sequence[Recorded],
+    config: TrajectoryEncoderConfig,
+    rng: np.random.Generator | None = None,
+    *,
+    returns: bool = False,
+    counts: tuple[int, ...] = (),
+) -> TrajectoryTokens:
+    """Prompt tokens from the parts of demonstrations that are read, padded to the longest.
+
+    `returns`: whether returns-to-go are made, for which all must have rewards. `counts`: demonstrations of each prompt;
+    by default each is a prompt.
+
+    Raises:
+        InputError: a part that is empty or too long (see `choose_steps`).
+    """
+    chosen = [choose_steps(len(one.observations), config, rng) for one in parts]
+    states = _padded([one.observations[index] for index, one in zip(chosen, parts, strict=True)])
+    executed = _padded([one.actions[index] for index, one in zip(chosen, parts, strict=True)])
+    phase = _padded([index / max(len(one.observations) - 1, 1) for index, one in zip(chosen, parts, strict=True)])
     times, mask = _padded(chosen), _padded([np.ones(len(index)) for index in chosen])
     left = None
     if returns:
-        earned = [np.cumsum(one.rewards[::-1], dtype=np.float64)[::-1] for one in shown if one.rewards is not None]
+        earned = [np.cumsum(one.rewards[::-1], dtype=np.float64)[::-1] for one in parts if one.rewards is not None]
         left = _padded([part[index] for index, part in zip(chosen, earned, strict=True)])
     counts = () if all(count == 1 for count in counts) else counts
     return TrajectoryTokens(states, executed, phase, times, mask.bool(), not mask.all(), left, counts)
@@ -172,7 +187,8 @@ def read_part(
 ) -> tuple[Recorded, Reason]:
     """The part of a demonstration of which `choose_steps` takes its steps, and what its end was found by.
 
-    See `make_tokens` for `layout` and `standing`.
+    `layout` tells what the numbers are, see `useful_part`. `standing`: whether long stretches of standing still are
+    read, of useful parts: policies learn from them to wait, and act better without.
 
     Raises:
         InputError: arrays that do not fit together or hold NaN or Inf.

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from llmdpd.data.columns import expect_single_rows, take
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
-from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, make_tokens
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, part_tokens, read_part
 from llmdpd.prompts.useful_part import Recorded
 from llmdpd.tasks.layout import Layout
 from llmdpd.utils.sharding import Share
@@ -26,6 +27,7 @@ from llmdpd.utils.sharding import Share
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
 _MANY = 4096  # tasks
+_KEPT = 1 << 16  # episodes of which it is known what prompts show: a few hundred bytes each
 _DEMONSTRATION_SHARE = 0.1  # of the episodes, the best ones
 
 
@@ -103,6 +105,8 @@ class BatchSampler:
         self._shows_itself = [other == task for task, other in zip(dataset.tasks, shown, strict=True)]
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
         self._self_prompted, self._part_of = self_prompted, share
+        # Of data in memory parts are views. Those of data on the disk would be copies, of any number of episodes.
+        self._part = lru_cache(maxsize=0 if dataset.stored else _KEPT)(self._read)
         old = np.array([task in replayed for task in dataset.tasks])
         self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
 
@@ -121,9 +125,8 @@ class BatchSampler:
         tokens = None
         if self._encoder is not None:
             drawn = zip(tasks, (demonstration for _, demonstration in parts), strict=True)
-            shown = [self._dataset.episode(self._demonstration(task) if own is None else own) for task, own in drawn]
-            recorded = [Recorded(e.observations, e.actions, e.rewards, e.success, e.success_step) for e in shown]
-            tokens = make_tokens(recorded, self._encoder, self._random, returns=self._horizon > 0, layout=self._layout)
+            shown = [self._part(self._demonstration(task) if own is None else own) for task, own in drawn]
+            tokens = part_tokens(shown, self._encoder, self._random, returns=self._horizon > 0)
         arrays: dict[str, Any] = {
             name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
         }
@@ -166,6 +169,13 @@ class BatchSampler:
     def _demonstration(self, task: int) -> int:
         return int(self._draw(self._demonstrations[task], 1)[0])
 
+    def _read(self, episode: int) -> Recorded:
+        """What prompts show of an episode."""
+        assert self._encoder is not None, "there are demonstrations"
+        e = self._dataset.episode(episode)
+        recorded = Recorded(e.observations, e.actions, e.rewards, e.success, e.success_step)
+        return read_part(recorded, self._encoder, self._layout)[0]
+
     def _keep(self) -> Keep:
         def draw(rate: float) -> Tensor | None:
             if rate == 0:
@@ -178,30 +188,24 @@ class BatchSampler:
         assert self._augmentation is not None
         change = Augmentation(*self._augmentation, self._prompts, self._random, batch.keep.trajectory)
 
-        def changed(by: Callable[[Tensor], Tensor], *parts: Tensor) -> list[Tensor]:
-            """Parts [B, …] of the transitions, each row under the change of its prompt: all at once."""
-            rows = [part.reshape(self._prompts, -1, part.shape[-1]) for part in parts]
-            together = by(torch.cat(rows, 1)).split([part.shape[1] for part in rows], 1)
-            return [one.reshape(part.shape) for one, part in zip(together, parts, strict=True)]
+        def changed(by: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+            """A part [B, …] of the transitions, each row under the change of its prompt."""
+            return by(part.reshape(self._prompts, -1, part.shape[-1])).reshape(part.shape)
 
         def actions(of: PromptedBatch | StepWindows) -> dict[str, Any]:
-            if of.expert_actions is None:
-                return {"actions": changed(change.actions, of.actions)[0]}
-            executed, expert = changed(change.actions, of.actions, of.expert_actions)
-            return {"actions": executed, "expert_actions": expert}
+            expert = None if of.expert_actions is None else changed(change.actions, of.expert_actions)
+            return {"actions": changed(change.actions, of.actions), "expert_actions": expert}
 
         shown = change.demonstration_actions(tokens.actions)
-        before, after, states = changed(change.states, batch.observations, batch.next_observations, tokens.states)
         windows = batch.windows
         if windows is not None:
-            states_of = changed(change.states, windows.states)[0]
-            windows = dataclasses.replace(windows, states=states_of, **actions(windows))
+            windows = dataclasses.replace(windows, states=changed(change.states, windows.states), **actions(windows))
         return dataclasses.replace(
             batch,
-            observations=before,
-            next_observations=after,
+            observations=changed(change.states, batch.observations),
+            next_observations=changed(change.states, batch.next_observations),
             **actions(batch),
-            tokens=dataclasses.replace(tokens, states=states, actions=shown),
+            tokens=dataclasses.replace(tokens, states=change.states(tokens.states), actions=shown),
             windows=windows,
         )
 

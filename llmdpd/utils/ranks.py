@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from llmdpd.errors import ElsewhereError, InputError, LostProcessError, StopRequestedError
 from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.device import usable_gpus
+from llmdpd.utils.local_exchange import LONGEST, LocalExchange, connected
 from llmdpd.utils.meeting import fresh_store
 from llmdpd.utils.shared_memory import SharedSum
 
@@ -47,6 +50,7 @@ class _Place:
 
 _place = _Place()
 _sums: dict[int, SharedSum] = {}  # by their length
+_near: LocalExchange | None = None  # with all others, where they are on this machine
 
 
 def rank() -> int:
@@ -78,7 +82,7 @@ def joined() -> Iterator[None]:
     Raises:
         LostProcessError: the others can't be reached.
     """
-    global _place
+    global _place, _near
     from llmdpd.utils.progress import console  # of an extra, which acting does without
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -93,6 +97,8 @@ def joined() -> Iterator[None]:
     with _talking():
         _connect(gpus)
     _place = place
+    if place.local_count == place.count:
+        _near = connected(place.rank, place.count, told, lambda here: all(together(lambda: here)))
     level, quiet = logging.getLogger("llmdpd").level, console.quiet
     if place.rank:
         console.quiet = True
@@ -103,6 +109,9 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
     finally:
         _place = _Place()
+        if _near is not None:
+            _near.close()
+        _near = None
         _sums.clear()
         console.quiet = quiet
         logging.getLogger("llmdpd").setLevel(level)
@@ -223,6 +232,8 @@ def greatest(number: int) -> int:
     """The greatest of the processes' numbers."""
     if _place.count == 1:
         return number
+    if _near is not None:
+        return max(struct.unpack("q", message)[0] for message in _said(struct.pack("q", number)))
     given = torch.tensor([number])
     with _talking():
         dist.all_reduce(given, dist.ReduceOp.MAX)
@@ -257,9 +268,15 @@ def mean(values: Tensor) -> Tensor:
 
 def add_up(values: Tensor) -> None:
     """Replace float numbers by their sums over the processes, in place: the same bits in all, and each time."""
-    if _place.count > 1:
-        with _talking():
-            dist.all_reduce(values)
+    if _place.count == 1:
+        return
+    if _near is not None and values.is_cpu and values.is_contiguous() and values.nbytes <= LONGEST:
+        given = values.detach()
+        parts = [np.frombuffer(message, given.numpy().dtype) for message in _said(given.numpy().tobytes())]
+        given.copy_(torch.from_numpy(sum(parts[1:], parts[0])).view(given.shape))
+        return
+    with _talking():
+        dist.all_reduce(values)
 
 
 def summed(parts: Sequence[Tensor]) -> Tensor:
@@ -280,8 +297,18 @@ def summed(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _meet() -> None:
+    if _near is not None:
+        _said(b" ")
+        return
     with _talking():
         dist.barrier()
+
+
+def _said(message: bytes) -> list[bytes]:
+    """Every process's message of this length, where all are on one machine."""
+    assert _near is not None
+    with _talking():
+        return _near.of(message)
 
 
 def _gathered(payload: bytes) -> list[bytes]:
