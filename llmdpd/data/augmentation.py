@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class Augmentation:
         prompts: P, prompts a batch.
         random: every draw comes from here.
         given: [P, 1], 0 where the demonstration is left out: nothing is changed there; None where none is.
+        shown: T and A, steps and numbers of the demonstrations' actions, where there are demonstrations.
+        own: numbers of the prompts whose changes are kept, where not those of all.
     """
 
     def __init__(
@@ -61,11 +63,14 @@ class Augmentation:
         prompts: int,
         random: np.random.Generator,
         given: Tensor | None = None,
+        shown: tuple[int, int] = (0, 0),
+        own: NDArray[np.int64] | None = None,
     ) -> None:
         def uniform(*shape: int) -> Floats:
             return random.random((prompts, *shape), np.float32)
 
-        self._random, self._layout, self._points = random, layout, _points_of(layout)
+        self._layout, self._points = layout, _points_of(layout)
+        kept: Any = slice(None) if own is None else own
         there = np.ones(prompts, np.float32) if given is None else given[:, 0].numpy()
         count = len(layout.points) - 1
         jittered = there[:, None, None] * (uniform(count, 1) < config.offset_probability)
@@ -73,12 +78,15 @@ class Augmentation:
         # That of the body, the first point, is none.
         by_point = np.zeros((layout.dimensions, prompts, count + 1), np.float32)
         by_point[..., 1:] = (np.float32(config.offset / layout.unit) * normal * jittered).transpose(2, 0, 1)
-        self._jitter = by_point[..., self._points.of][:, :, None] if config.offset else None
+        self._jitter = by_point[:, kept][..., self._points.of][:, :, None] if config.offset else None
         angle = np.float32(2 * np.pi) * uniform() * (uniform() < config.rotate) * there
         side = 1 - 2 * (uniform() < config.mirror) * there
+        angle, side = angle[kept], side[kept]
         self._rotation = _Rotation(np.cos(angle), np.sin(angle), side) if layout.rotatable else None
-        # Version 0.1 drew four numbers for changes that are gone: a run goes on with the same draws as it began with.
+        # Version 0.1 drew four numbers for changes that are gone, and noise of the demonstration's actions: a run goes
+        # on with the same draws as it began with.
         random.random((prompts, 4), np.float32)
+        random.standard_normal((prompts, *shown), np.float32)
 
     def states(self, states: Tensor) -> Tensor:
         """Observations [P, M, S], changed; absent points (zeros) stay absent."""
@@ -113,7 +121,6 @@ class Augmentation:
 
     def demonstration_actions(self, actions: Tensor) -> Tensor:
         """The demonstration's actions [P, T, A] in the same scene, within ±1."""
-        self._random.standard_normal(actions.shape, np.float32)  # as above: of noise that is gone
         return self.actions(actions).clamp(-1, 1)
 
 

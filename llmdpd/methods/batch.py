@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmdpd.nn.context import ALL_KEPT, Keep
 from llmdpd.prompts.demonstration import TrajectoryTokens
-from llmdpd.utils.sharding import Share
+from llmdpd.utils.sharding import Rows, Share
 
 T = TypeVar("T")
 
@@ -30,6 +30,10 @@ class StepWindows:
     expert_actions: Tensor | None
     mask: Tensor
     returns: Tensor
+
+
+_OF_PROMPTS = ("text", "tokens.", "keep.")
+"""Leaves of a batch that have a row a prompt; the others have one a transition."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,13 @@ class PromptedBatch:
 
     def part(self, share: Share) -> PromptedBatch:
         """What is a process's own of the batch: its prompts, and its transitions under them."""
-        of_prompts = ("text", "tokens.", "keep.")
-        rows = {name: share.prompts if name.startswith(of_prompts) else share.rows for name in self.leaves()}
+        rows = {name: share.prompts if name.startswith(_OF_PROMPTS) else share.rows for name in self.leaves()}
         return self.with_tensors({name: rows[name].of(tensor) for name, tensor in self.tensors().items()})
+
+    def with_prompts(self, own: Rows) -> PromptedBatch:
+        """The batch, whose transitions are a process's own already, with the prompts that are."""
+        parts = self.tensors().items()
+        return self.with_tensors({n: own.of(tensor) if n.startswith(_OF_PROMPTS) else tensor for n, tensor in parts})
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> PromptedBatch:
         """The same batch with these in place of its own tensors; every one of `tensors()` must be given."""

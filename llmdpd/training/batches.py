@@ -121,6 +121,8 @@ class BatchSampler:
         tasks = self._tasks()
         parts = [self._transitions_under(task) for task in tasks]
         rows = np.concatenate([own for own, _ in parts])
+        if self._part_of is not None:
+            rows = rows[self._part_of.rows.own.numpy()]
         batch = self._dataset.gather(rows)
         tokens = None
         if self._encoder is not None:
@@ -137,10 +139,11 @@ class BatchSampler:
             keep=self._keep(),
             windows=self._windows(rows) if self._horizon else None,
         )
-        if self._augmentation is not None and tokens is not None:
-            prompted = self._augmented(prompted, tokens)
+        change = None if tokens is None else self._change(tokens, prompted.keep)
         if self._part_of is not None:
-            prompted = prompted.part(self._part_of)
+            prompted = prompted.with_prompts(self._part_of.prompts)
+        if change is not None:
+            prompted = _changed(prompted, change)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
 
     def _tasks(self) -> np.ndarray:
@@ -184,29 +187,15 @@ class BatchSampler:
 
         return Keep(*map(draw, self._dropout))
 
-    def _augmented(self, batch: PromptedBatch, tokens: TrajectoryTokens) -> PromptedBatch:
-        assert self._augmentation is not None
-        change = Augmentation(*self._augmentation, self._prompts, self._random, batch.keep.trajectory)
-
-        def changed(by: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-            """A part [B, …] of the transitions, each row under the change of its prompt."""
-            return by(part.reshape(self._prompts, -1, part.shape[-1])).reshape(part.shape)
-
-        def actions(of: PromptedBatch | StepWindows) -> dict[str, Any]:
-            expert = None if of.expert_actions is None else changed(change.actions, of.expert_actions)
-            return {"actions": changed(change.actions, of.actions), "expert_actions": expert}
-
-        shown = change.demonstration_actions(tokens.actions)
-        windows = batch.windows
-        if windows is not None:
-            windows = dataclasses.replace(windows, states=changed(change.states, windows.states), **actions(windows))
-        return dataclasses.replace(
-            batch,
-            observations=changed(change.states, batch.observations),
-            next_observations=changed(change.states, batch.next_observations),
-            **actions(batch),
-            tokens=dataclasses.replace(tokens, states=change.states(tokens.states), actions=shown),
-            windows=windows,
+    def _change(self, tokens: TrajectoryTokens, keep: Keep) -> Augmentation | None:
+        """The change of each prompt that is here. Drawn are those of all, by the shown steps of all."""
+        if self._augmentation is None:
+            return None
+        own = None if self._part_of is None else self._part_of.prompts.own.numpy()
+        _, *shown = tokens.actions.shape
+        config, layout = self._augmentation
+        return Augmentation(
+            config, layout, self._prompts, self._random, keep.trajectory, shown=(shown[0], shown[1]), own=own
         )
 
     def state(self) -> dict[str, Any]:
@@ -265,6 +254,34 @@ class BatchSampler:
 
     def _draw(self, pool: np.ndarray | _Transitions, count: int) -> np.ndarray:
         return pool[self._random.integers(len(pool), size=count)]
+
+
+def _changed(batch: PromptedBatch, change: Augmentation) -> PromptedBatch:
+    """The batch with each prompt's change in all that belongs to it."""
+    tokens, windows = batch.tokens, batch.windows
+    assert tokens is not None, "else nothing is changed"
+    prompts = len(tokens.mask)
+
+    def changed(by: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+        """A part [B, …] of the transitions, each row under the change of its prompt."""
+        return by(part.reshape(prompts, -1, part.shape[-1])).reshape(part.shape)
+
+    def actions(of: PromptedBatch | StepWindows) -> dict[str, Any]:
+        expert = None if of.expert_actions is None else changed(change.actions, of.expert_actions)
+        return {"actions": changed(change.actions, of.actions), "expert_actions": expert}
+
+    if windows is not None:
+        windows = dataclasses.replace(windows, states=changed(change.states, windows.states), **actions(windows))
+    return dataclasses.replace(
+        batch,
+        observations=changed(change.states, batch.observations),
+        next_observations=changed(change.states, batch.next_observations),
+        **actions(batch),
+        tokens=dataclasses.replace(
+            tokens, states=change.states(tokens.states), actions=change.demonstration_actions(tokens.actions)
+        ),
+        windows=windows,
+    )
 
 
 class _Transitions:

@@ -108,11 +108,22 @@ def test_the_same_samples_from_the_same_state_of_the_generator(rng: np.random.Ge
     assert torch.equal(one, other)
 
 
+def test_the_changes_of_some_prompts_are_theirs_among_all(fresh_seed: int, rng: np.random.Generator) -> None:
+    config, own = AugmentationConfig(offset=0.04, rotate=0.5, mirror=0.5), np.array([3, 0])
+    whole, part = (
+        Augmentation(config, LAYOUT, P, np.random.default_rng(fresh_seed), shown=(M, 4), own=kept)
+        for kept in (None, own)
+    )
+    state, action = states(rng), torch.from_numpy(rng.uniform(-1, 1, (P, M, 4)).astype(np.float32))
+    assert torch.equal(part.states(state[own]), whole.states(state)[own])
+    assert torch.equal(part.actions(action[own]), whole.actions(action)[own])
+
+
 def test_the_generator_advances_as_it_did_in_version_0_1(rng: np.random.Generator) -> None:
     """A run that goes on with a newer version, or is repeated with it, has the same batches."""
     seed = int(rng.integers(1 << 31))
     now, before = np.random.default_rng(seed), np.random.default_rng(seed)
-    make(now, offset=0.04).demonstration_actions(torch.zeros(P, M, 4))
+    Augmentation(AugmentationConfig(offset=0.04), LAYOUT, P, now, shown=(M, 4))
     for kind, shape in (("random", 3), ("standard_normal", 9), *[("random", 1)] * 7, ("standard_normal", 4 * M)):
         getattr(before, kind)((P, shape), np.float32)
     assert now.random() == before.random()

@@ -15,6 +15,7 @@ from llmdpd.methods.batch import PromptedBatch
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.metaworld.layout import LAYOUT
 from llmdpd.training.batches import BatchSampler, moved
+from llmdpd.utils.sharding import share_of
 
 TASKS = ("reach-v3", "push-v3", "sweep-v3")
 ENCODER = TrajectoryEncoderConfig(steps=8)
@@ -55,6 +56,42 @@ def test_each_task_has_its_share_under_its_own_prompts(dataset: TrajectoryDatase
             (row,) = np.flatnonzero((dataset.observations == state).all(1))
             assert dataset.task_ids[dataset.episode_ids([row])[0]] == task
             assert dataset.gather([row]).timesteps[0] == 0, "a demonstration starts at its episode's start"
+
+
+@pytest.mark.parametrize(("processes", "prompts"), [(2, 4), (4, 2), (4, 6), (3, 3)])
+@pytest.mark.parametrize(("horizon", "sampling"), [(0, "even"), (3, "window")])
+def test_each_process_has_its_part_of_the_whole_batch(
+    metaworld_data: Callable[..., TrajectoryDataset],
+    fresh_seed: int,
+    processes: int,
+    prompts: int,
+    horizon: int,
+    sampling: Any,
+) -> None:
+    dataset = metaworld_data(TASKS, 4, seed=fresh_seed % 1000, length=9)
+    options: dict[str, Any] = {
+        "size": 24,
+        "tasks": prompts,
+        "seed": fresh_seed,
+        "horizon": horizon,
+        "encoder": TrajectoryEncoderConfig(steps=4, sampling=sampling),
+        "augmentation": (AugmentationConfig(offset=0.05, rotate=0.5, mirror=0.5), LAYOUT),
+        "dropout": (0.3, 0.3),
+        "self_prompted": 0.5,
+        "layout": LAYOUT,
+    }
+    shares = [share_of(rank, processes, 24, prompts) for rank in range(processes)]
+    whole = make_sampler(dataset, **options)
+    parts = [make_sampler(dataset, **options, share=share) for share in shares]
+    for _ in range(4):
+        expected = whole.next()
+        for sampler, share in zip(parts, shares, strict=True):
+            found, own = sampler.next().leaves(), expected.part(share).leaves()
+            assert found.keys() == own.keys()
+            for name, leaf in own.items():
+                same = torch.equal(leaf, found[name]) if isinstance(leaf, torch.Tensor) else leaf == found[name]
+                assert same, name
+    assert all(sampler.state() == whole.state() for sampler in parts)
 
 
 def test_transitions_are_copied_whole(dataset: TrajectoryDataset) -> None:
