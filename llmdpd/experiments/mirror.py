@@ -65,8 +65,7 @@ class Mirror:
         url: as `open_store` takes it.
 
     Raises:
-        InputError: here as `open_store`; in all methods, the store cannot be reached or refuses, or what lies there is
-            damaged.
+        InputError: here as `open_store`; in all methods, what lies there is damaged; `UnreachableError`.
     """
 
     def __init__(self, url: str) -> None:

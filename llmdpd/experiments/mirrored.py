@@ -9,12 +9,16 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmdpd.errors import InputError
 from llmdpd.experiments.mirror import Mirror, TakenOverError, newest_checkpoint
+from llmdpd.experiments.stores import PATIENCE_SECONDS, SECONDS_BETWEEN_QUESTIONS, UnreachableError
 from llmdpd.experiments.worker import start_process
 
 _POLL_SECONDS = 0.5
@@ -47,18 +51,37 @@ def main(arguments: Sequence[str]) -> int:
 def _run(mirror: Mirror, folder: Path, log: Path, command: list[str]) -> int:
     mark = f"# mirrored: {secrets.token_hex(8)}"
     print(mark, flush=True)
-    mirror.claim(folder)
+    stopped = threading.Event()
+    _patiently(partial(mirror.claim, folder), stopped)
     checkpoint = newest_checkpoint(folder)
     process = start_process([sys.executable, *command], sys.stdout)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+
+    def stop(*_: Any) -> None:
+        stopped.set()
+        process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
     while process.poll() is None:
         time.sleep(_POLL_SECONDS)
         if newest_checkpoint(folder) != checkpoint:
             checkpoint = newest_checkpoint(folder)
             _push(mirror, folder, log, mark, process)
-    mirror.push(folder)
-    mirror.write_log(folder.name, _printed(log, mark))
+    _patiently(partial(mirror.push, folder), stopped)
+    _patiently(lambda: mirror.write_log(folder.name, _printed(log, mark)), stopped)
     return process.returncode
+
+
+def _patiently(work: Callable[[], None], stopped: threading.Event) -> None:
+    """Do it again while the store does not answer, unless a stop was asked for: what the run has done is here alone."""
+    begin = time.monotonic()
+    while True:
+        try:
+            return work()
+        except UnreachableError as error:
+            if stopped.is_set() or time.monotonic() - begin >= PATIENCE_SECONDS:
+                raise
+            print(f"the store is asked again: {error}", file=sys.stderr, flush=True)
+            stopped.wait(SECONDS_BETWEEN_QUESTIONS)
 
 
 def _push(mirror: Mirror, folder: Path, log: Path, mark: str, process: subprocess.Popen[str]) -> None:

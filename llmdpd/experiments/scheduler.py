@@ -16,14 +16,13 @@ from llmdpd.experiments.cell import Cell, Share, Step
 from llmdpd.experiments.durations import Durations
 from llmdpd.experiments.executors import LOST, Executor, Running
 from llmdpd.experiments.mirror import Mirror
+from llmdpd.experiments.stores import PATIENCE_SECONDS, SECONDS_BETWEEN_QUESTIONS, UnreachableError
 from llmdpd.experiments.table import LiveTable, Row, State
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.files import process_lock
 from llmdpd.utils.progress import Stopwatch, console
 
 _POLL_SECONDS = 0.2
-_SECONDS_BETWEEN_QUESTIONS = 10.0
-"""To the mirror."""
 _TAIL_LINES = 15
 _TAIL_BYTES = 1 << 16
 _MOST_LOSSES = 5
@@ -104,6 +103,8 @@ class Scheduler:
         self._running: list[_Job] = []
         self._busy: set[str] = set()
         self._durations, self._mirror = durations or Durations(), mirror
+        self._silent_since: float | None = None  # the mirror
+        self._ask_again = 0.0
         self.outcomes: list[Outcome] = []
 
     def execute(self) -> list[Outcome]:
@@ -111,7 +112,7 @@ class Scheduler:
 
         Raises:
             StopRequestedError: a stop was asked for; what ran has saved and ended.
-            InputError: a cell's folder holds something that is not the cell's.
+            InputError: a cell's folder holds something that is not the cell's; the mirror has not answered for long.
         """
         try:
             with LiveTable(self.state) as table:
@@ -136,8 +137,9 @@ class Scheduler:
                     console.print(f"{cell.name}: another process is at work in it; waiting for that")
                     self._busy.add(cell.name)
                 continue
+            if not self._fetch(cell):
+                return
             self._waiting.remove(cell)
-            self._fetch(cell)
             if cell.next_step(self._free[0]) is None:
                 self._tell(Outcome(cell, reused=True))
                 continue
@@ -158,7 +160,8 @@ class Scheduler:
             if code is None:
                 continue
             assert job.step is not None
-            self._fetch(job.cell, job.log)
+            if not self._fetch(job.cell, job.log):
+                continue
             if code == LOST:
                 _write(job.log, f"# the worker of this step was lost: {job.step.what}")
                 if not job.lose():
@@ -168,18 +171,36 @@ class Scheduler:
             else:
                 self._go_on(job)
 
-    def _fetch(self, cell: Cell, log: Path | None = None) -> None:
-        """Bring to this machine what a step has done, and printed, on another one."""
-        if self._mirror is not None:
+    def _fetch(self, cell: Cell, log: Path | None = None) -> bool:
+        """Bring to this machine what a step has done, and printed, on another one; whether the mirror answers."""
+        if self._mirror is None:
+            return True
+        now = time.monotonic()
+        if now < self._ask_again:
+            return False
+        try:
             if not _is_busy(cell):  # a step whose worker was lost on this machine may still be saving in the folder
                 self._mirror.fetch(cell.folder)
             if log is not None:
                 mirrored.take_log(self._mirror, cell.name, log)
+        except UnreachableError as error:
+            if self._silent_since is None:
+                self._silent_since = now
+                minutes = round(PATIENCE_SECONDS / 60)
+                console.print(
+                    f"{error}\n  It is asked again, for {minutes} minutes; cells that run go on.", markup=False
+                )
+            if now - self._silent_since >= PATIENCE_SECONDS:
+                raise
+            self._ask_again = now + SECONDS_BETWEEN_QUESTIONS
+            return False
+        self._silent_since = None
+        return True
 
     def _go_on(self, job: _Job) -> None:
         """Start the cell's next step, or end the job."""
-        if job.step is not None and job.running is None:
-            self._fetch(job.cell, job.log)
+        if job.step is not None and job.running is None and not self._fetch(job.cell, job.log):
+            return  # it is called again
         step = job.cell.next_step(job.share)
         if step is None:
             self._end(job)
@@ -223,7 +244,7 @@ class Scheduler:
     def _row(self, job: _Job) -> Row:
         done, total = job.cell.progress
         if self._mirror is not None:
-            if time.monotonic() - job.asked >= _SECONDS_BETWEEN_QUESTIONS:
+            if time.monotonic() - job.asked >= SECONDS_BETWEEN_QUESTIONS:
                 job.asked = time.monotonic()
                 with suppress(InputError):  # a store that does not answer now: only the table is older
                     job.mirrored = self._mirror.iterations(job.cell.name)

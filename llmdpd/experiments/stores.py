@@ -13,12 +13,21 @@ from llmdpd.errors import InputError
 from llmdpd.utils.extras import extra
 from llmdpd.utils.files import atomic_write_bytes
 
+SECONDS_BETWEEN_QUESTIONS = 10.0
+"""To a store that others ask, too, or that does not answer."""
+PATIENCE_SECONDS = 1800.0
+"""With a store that does not answer."""
+
+
+class UnreachableError(InputError):
+    """A store cannot be reached, or refuses; it may be otherwise a little later."""
+
 
 class Store(Protocol):
     """Files by keys, which are paths with slashes. Each is written whole or not at all.
 
     Raises:
-        InputError: in all methods, the store cannot be reached or refuses.
+        UnreachableError: in all methods.
     """
 
     url: str
@@ -107,7 +116,7 @@ def _reached(url: str) -> Iterator[None]:
     except (OSError, ValueError) as error:  # Arrow's own are among them
         found = " ".join(str(error).split())[:300]
         problem, expected = "mirrored runs cannot be reached", "a place that can be read and written"
-        raise InputError(problem, path=url, field="--mirror", found=found, expected=expected) from error
+        raise UnreachableError(problem, path=url, field="--mirror", found=found, expected=expected) from error
 
 
 def open_store(url: str) -> Store:
@@ -116,7 +125,7 @@ def open_store(url: str) -> Store:
     What follows a `?` are Arrow's settings, such as region=REGION and endpoint_override=HOST:PORT.
 
     Raises:
-        InputError: another kind of URL, its package is not installed, or it cannot be reached.
+        InputError: another kind of URL, or its package is not installed; `UnreachableError`.
     """
     if match := re.fullmatch(r"file://(/.+)", url):
         return FolderStore(Path(unquote(match[1])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ import pytest
 
 from llmdpd.errors import InputError
 from llmdpd.experiments import mirror as module
+from llmdpd.experiments import mirrored
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.executors import LOST, LocalExecutor, Resources, Running
 from llmdpd.experiments.mirror import Mirror, TakenOverError
 from llmdpd.experiments.scheduler import Scheduler
-from llmdpd.experiments.stores import open_store
+from llmdpd.experiments.stores import UnreachableError, open_store
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.files import atomic_directory, process_lock
 
@@ -309,3 +311,71 @@ checkpoint.mkdir(parents=True, exist_ok=True)
     lines = [line for line in (logs / "work.log").read_text().splitlines() if line in ("begins", "goes on")]
     assert lines == ["begins", "goes on"]
     assert os.listdir(tmp_path / "machine0" / "work") == ["checkpoint"], "it has a disk of its own"
+
+
+class Silent:
+    """A method of the mirror that does not reach the store the first times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self.left, answer = times, getattr(Mirror, name)
+
+        def call(mirror: Mirror, *arguments: Any) -> Any:
+            if self.left:
+                self.left -= 1
+                raise UnreachableError("mirrored runs cannot be reached", path="s3://b", field="--mirror")
+            return answer(mirror, *arguments)
+
+        monkeypatch.setattr(Mirror, name, call)
+
+
+@pytest.mark.parametrize("name", ["fetch", "read_log"])
+def test_a_store_that_does_not_answer_for_a_while_delays(
+    name: str,
+    fake_cell: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("llmdpd.experiments.scheduler.SECONDS_BETWEEN_QUESTIONS", 0.01)
+    silent = Silent(monkeypatch, name, times=4)
+    cells = [fake_cell(tmp_path / "head" / f"work{n}", 'folder.mkdir(); (folder / "done").touch()') for n in range(2)]
+    executor = LocalExecutor(Resources(1, threads=1, device="cpu"))
+    mirror = Mirror(f"file://{tmp_path}/store")
+    outcomes = Scheduler(cells, executor, tmp_path / "head" / "logs", StopSignals(), mirror=mirror).execute()
+    assert [outcome.failed_step for outcome in outcomes] == [None, None], [each.log_tail for each in outcomes]
+    assert silent.left == 0
+    assert capsys.readouterr().out.count("It is asked again") == 1
+
+
+def test_a_store_that_never_answers_ends_the_experiment(
+    fake_cell: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmdpd.experiments.scheduler.SECONDS_BETWEEN_QUESTIONS", 0.01)
+    monkeypatch.setattr("llmdpd.experiments.scheduler.PATIENCE_SECONDS", 0.3)
+    Silent(monkeypatch, "fetch", times=10**6)
+    executor = LocalExecutor(Resources(1, threads=1, device="cpu"))
+    mirror = Mirror(f"file://{tmp_path}/store")
+    with pytest.raises(UnreachableError):
+        Scheduler([fake_cell(tmp_path / "work", "")], executor, tmp_path, StopSignals(), mirror=mirror).execute()
+
+
+def test_what_a_step_has_done_is_not_given_up_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llmdpd.experiments.mirrored.SECONDS_BETWEEN_QUESTIONS", 0.01)
+    silent, mirror = Silent(monkeypatch, "push", times=3), Mirror(f"file://{tmp_path}/store")
+    folder = write(tmp_path / "run", FIRST)
+    mirror.claim(folder)
+    write(folder, SECOND)
+    mirrored._patiently(lambda: mirror.push(folder), threading.Event())
+    assert silent.left == 0
+    assert capsys.readouterr().err.count("asked again") == 3
+    other = tmp_path / "other" / "run"
+    other.parent.mkdir()
+    Mirror(mirror.url).fetch(other)
+    assert read(other) == SECOND
+    # A stop that was asked for does not wait.
+    silent.left, stopped = 1, threading.Event()
+    stopped.set()
+    with pytest.raises(UnreachableError):
+        mirrored._patiently(lambda: mirror.push(folder), stopped)
