@@ -9,7 +9,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -51,14 +50,14 @@ def main(arguments: Sequence[str]) -> int:
 def _run(mirror: Mirror, folder: Path, log: Path, command: list[str]) -> int:
     mark = f"# mirrored: {secrets.token_hex(8)}"
     print(mark, flush=True)
-    stopped = threading.Event()
+    stopped: list[int] = []  # the signals: no lock is taken where one may have come in the middle of another
     _patiently(partial(mirror.claim, folder), stopped)
     checkpoint = newest_checkpoint(folder)
     process = start_process([sys.executable, *command], sys.stdout)
 
-    def stop(*_: Any) -> None:
-        stopped.set()
+    def stop(number: int, _: Any) -> None:
         process.terminate()
+        stopped.append(number)
 
     signal.signal(signal.SIGTERM, stop)
     while process.poll() is None:
@@ -71,17 +70,21 @@ def _run(mirror: Mirror, folder: Path, log: Path, command: list[str]) -> int:
     return process.returncode
 
 
-def _patiently(work: Callable[[], None], stopped: threading.Event) -> None:
+def _patiently(work: Callable[[], None], stopped: Sequence[int]) -> None:
     """Do it again while the store does not answer, unless a stop was asked for: what the run has done is here alone."""
     begin = time.monotonic()
     while True:
         try:
             return work()
         except UnreachableError as error:
-            if stopped.is_set() or time.monotonic() - begin >= PATIENCE_SECONDS:
+            if time.monotonic() - begin >= PATIENCE_SECONDS:
                 raise
             print(f"the store is asked again: {error}", file=sys.stderr, flush=True)
-            stopped.wait(SECONDS_BETWEEN_QUESTIONS)
+            again = time.monotonic() + SECONDS_BETWEEN_QUESTIONS
+            while time.monotonic() < again:
+                if stopped:
+                    raise
+                time.sleep(_POLL_SECONDS)
 
 
 def _push(mirror: Mirror, folder: Path, log: Path, mark: str, process: subprocess.Popen[str]) -> None:

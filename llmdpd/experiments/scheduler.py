@@ -51,6 +51,7 @@ class Outcome:
 class _Job:
     """A cell that is being worked on; `step` is `running`, or was, where `running` is None: its worker was lost.
 
+    `code`: what the step has ended with, known once: a look at a step may have effects.
     `losses`: workers lost since `iterations` were done, of which `begun` were there at the start.
     `mirrored`: iterations of the mirrored checkpoint, when it was `asked` for.
     """
@@ -61,6 +62,7 @@ class _Job:
     begun: int
     step: Step | None = None
     running: Running | None = None
+    code: int | str | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     losses: int = 0
     iterations: int = 0
@@ -156,17 +158,18 @@ class Scheduler:
                 if not _is_busy(job.cell):
                     self._go_on(job)
                 continue
-            code = job.running.poll()
-            if code is None:
+            if job.code is None:
+                job.code = job.running.poll()
+            if job.code is None:
                 continue
             assert job.step is not None
             if not self._fetch(job.cell, job.log):
                 continue
-            if code == LOST:
+            if job.code == LOST:
                 _write(job.log, f"# the worker of this step was lost: {job.step.what}")
                 if not job.lose():
                     self._end(job, f"{job.step.what}, whose worker was lost {job.losses} times")
-            elif code:
+            elif job.code:
                 self._end(job, job.step.what)
             else:
                 self._go_on(job)
@@ -209,6 +212,7 @@ class Scheduler:
             self._end(job, step.what)
         else:
             job.step, job.running = step, self._run_step(job.cell, step, job.share, job.log)
+            job.code = None
 
     def _run_step(self, cell: Cell, step: Step, share: Share, log: Path) -> Running:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -244,8 +248,9 @@ class Scheduler:
     def _row(self, job: _Job) -> Row:
         done, total = job.cell.progress
         if self._mirror is not None:
-            if time.monotonic() - job.asked >= SECONDS_BETWEEN_QUESTIONS:
-                job.asked = time.monotonic()
+            now = time.monotonic()
+            if now - job.asked >= SECONDS_BETWEEN_QUESTIONS and self._silent_since is None:
+                job.asked = now
                 with suppress(InputError):  # a store that does not answer now: only the table is older
                     job.mirrored = self._mirror.iterations(job.cell.name)
             done = max(done, job.mirrored)

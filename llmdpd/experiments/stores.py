@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 1800.0
 
 
 class UnreachableError(InputError):
-    """A store cannot be reached, or refuses; it may be otherwise a little later."""
+    """A store cannot be reached, or refuses; a later try may succeed."""
 
 
 class Store(Protocol):

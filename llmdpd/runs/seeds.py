@@ -190,7 +190,9 @@ def _train(runs: Sequence[Run], generators: Sequence[Generators], stop: StopSign
         together.execute(stop)
     for run, member in zip(runs, members, strict=True):
         if member.failed is None:
-            note_training(run, member.loop, member.loop.seconds / len(runs))  # each its part of the time of all
+            note_training(
+                run, member.loop, member.loop.seconds / len(runs)
+            )  # each has an equal part of the time of all
             seeds = [other.config.seed for other in runs]
             run.folder.note(training={"seeds in one process": seeds, "how": together.description})
     return members

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from llmdpd.utils.sharding import Share
 # What CUDA's own allocator aligns to: kernels may go by it.
 _ALIGNMENT = 256
 _MANY = 4096  # tasks
-_KEPT = 1 << 16  # episodes of which it is known what prompts show: a few hundred bytes each
+_KEPT = 1 << 16  # episodes whose shown part is kept: 600 bytes each, beside what they are views of
 _DEMONSTRATION_SHARE = 0.1  # of the episodes, the best ones
 
 
@@ -106,7 +106,7 @@ class BatchSampler:
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
         self._self_prompted, self._part_of = self_prompted, share
         # Of data in memory parts are views. Those of data on the disk would be copies, of any number of episodes.
-        self._part = lru_cache(maxsize=0 if dataset.stored else _KEPT)(self._read)
+        self._part = lru_cache(maxsize=0 if dataset.stored else _KEPT)(partial(_shown_part, dataset, encoder, layout))
         old = np.array([task in replayed for task in dataset.tasks])
         self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
 
@@ -171,13 +171,6 @@ class BatchSampler:
 
     def _demonstration(self, task: int) -> int:
         return int(self._draw(self._demonstrations[task], 1)[0])
-
-    def _read(self, episode: int) -> Recorded:
-        """What prompts show of an episode."""
-        assert self._encoder is not None, "there are demonstrations"
-        e = self._dataset.episode(episode)
-        recorded = Recorded(e.observations, e.actions, e.rewards, e.success, e.success_step)
-        return read_part(recorded, self._encoder, self._layout)[0]
 
     def _keep(self) -> Keep:
         def draw(rate: float) -> Tensor | None:
@@ -254,6 +247,16 @@ class BatchSampler:
 
     def _draw(self, pool: np.ndarray | _Transitions, count: int) -> np.ndarray:
         return pool[self._random.integers(len(pool), size=count)]
+
+
+def _shown_part(
+    dataset: TrajectoryDataset, encoder: TrajectoryEncoderConfig | None, layout: Layout | None, episode: int
+) -> Recorded:
+    """What prompts show of an episode."""
+    assert encoder is not None, "there are demonstrations"
+    e = dataset.episode(episode)
+    recorded = Recorded(e.observations, e.actions, e.rewards, e.success, e.success_step)
+    return read_part(recorded, encoder, layout)[0]
 
 
 def _changed(batch: PromptedBatch, change: Augmentation) -> PromptedBatch:

@@ -8,6 +8,7 @@ As with gloo, a process that ends is noticed at once, because its sockets close.
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ _log = logging.getLogger(__name__)
 _RANK_BYTES = 4
 _PATIENCE = 60.0  # seconds, with processes that connect
 
-LONGEST = 1 << 14
-"""Bytes of a message: so many are taken without anyone reading them, so that all may write first."""
+LONGEST = 1 << 12
+"""Bytes of a message. All write before they read, and may be one message ahead: two must be taken unread."""
+_BUFFER = 16 * LONGEST  # bytes that are asked for; some systems have 8 KiB where nothing is said
 
 
 class LocalExchange:
@@ -64,19 +66,21 @@ def connected(
     name = told(_made() if rank == 0 else None)
     if not name:
         return None
-    folder, sockets = Path(name), list[socket.socket | None]([None] * count)
+    folder = Path(name)
+    sockets: list[socket.socket | None] = [None] * count
+    exchange = LocalExchange(sockets)
     with ExitStack() as meanwhile:
+        if rank == 0:
+            meanwhile.callback(shutil.rmtree, folder, ignore_errors=True)
+        unused = meanwhile.enter_context(ExitStack())
+        unused.callback(exchange.close)
         listener = _listening(folder / str(rank), count)
         if listener is not None:
             meanwhile.enter_context(listener)
-        done = all_hold(listener is not None) and all_hold(_connect(listener, folder, rank, sockets))
-        (folder / str(rank)).unlink(missing_ok=True)
-    exchange = LocalExchange(sockets)
-    if not done:
-        exchange.close()
-    if all_hold(True) and rank == 0:
-        folder.rmdir()
-    return exchange if done else None
+        if all_hold(listener is not None) and all_hold(_connect(listener, folder, rank, sockets)):
+            unused.pop_all()
+            return exchange
+    return None
 
 
 def _made() -> str:
@@ -91,16 +95,17 @@ def _made() -> str:
 
 
 def _listening(place: Path, count: int) -> socket.socket | None:
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        listener.settimeout(_PATIENCE)
-        listener.bind(str(place))  # a long name is refused: sockets' names have about a hundred bytes
-        listener.listen(count)
-    except OSError as error:
-        _log.info("messages between the processes go through the network: %s", error)
-        listener.close()
-        return None
-    return listener
+    with ExitStack() as unused:
+        try:
+            listener = unused.enter_context(socket.socket(socket.AF_UNIX))
+            listener.settimeout(_PATIENCE)
+            listener.bind(str(place))  # a long name is refused: sockets' names have about a hundred bytes
+            listener.listen(count)
+        except OSError as error:
+            _log.info("messages between the processes go through the network: %s", error)
+            return None
+        unused.pop_all()
+        return listener
 
 
 def _connect(listener: socket.socket | None, folder: Path, rank: int, sockets: list[socket.socket | None]) -> bool:
@@ -108,13 +113,11 @@ def _connect(listener: socket.socket | None, folder: Path, rank: int, sockets: l
     assert listener is not None
     try:
         for other in range(rank):
-            sockets[other] = own = socket.socket(socket.AF_UNIX)
-            own.settimeout(_PATIENCE)
+            sockets[other] = own = _prepared(socket.socket(socket.AF_UNIX))
             own.connect(str(folder / str(other)))
             own.sendall(rank.to_bytes(_RANK_BYTES, "little"))
         while None in sockets[rank + 1 :]:
-            own, _address = listener.accept()
-            own.settimeout(_PATIENCE)
+            own = _prepared(listener.accept()[0])
             sockets[int.from_bytes(_read(own, _RANK_BYTES), "little")] = own
     except OSError as error:
         _log.info("messages between the processes go through the network: %s", error)
@@ -122,6 +125,17 @@ def _connect(listener: socket.socket | None, folder: Path, rank: int, sockets: l
     for each in filter(None, sockets):
         each.settimeout(None)  # an evaluation takes as long as it takes
     return True
+
+
+def _prepared(own: socket.socket) -> socket.socket:
+    """The socket with room for messages that nobody has read. Raises OSError where the system gives none."""
+    own.settimeout(_PATIENCE)
+    for kind in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        own.setsockopt(socket.SOL_SOCKET, kind, _BUFFER)
+        if (given := own.getsockopt(socket.SOL_SOCKET, kind)) < 4 * LONGEST:
+            own.close()
+            raise OSError(f"a socket's buffer has {given} bytes")
+    return own
 
 
 def _read(other: socket.socket, length: int) -> bytes:

@@ -96,14 +96,14 @@ def joined() -> Iterator[None]:
             torch.cuda.set_device(place.local_rank % gpus)
     with _talking():
         _connect(gpus)
-    _place = place
-    if place.local_count == place.count:
-        _near = connected(place.rank, place.count, told, lambda here: all(together(lambda: here)))
     level, quiet = logging.getLogger("llmdpd").level, console.quiet
     if place.rank:
         console.quiet = True
         logging.getLogger("llmdpd").setLevel(logging.WARNING)
     try:
+        _place = place
+        if place.local_count == place.count:
+            _near = connected(place.rank, place.count, told, lambda here: all(together(lambda: here)))
         yield
         together(lambda: None)  # none leaves while another one still talks
         dist.destroy_process_group()
@@ -270,7 +270,8 @@ def add_up(values: Tensor) -> None:
     """Replace float numbers by their sums over the processes, in place: the same bits in all, and each time."""
     if _place.count == 1:
         return
-    if _near is not None and values.is_cpu and values.is_contiguous() and values.nbytes <= LONGEST:
+    plain = values.is_cpu and values.is_contiguous() and values.dtype in (torch.float32, torch.float64)
+    if _near is not None and plain and values.nbytes <= LONGEST:
         given = values.detach()
         parts = [np.frombuffer(message, given.numpy().dtype) for message in _said(given.numpy().tobytes())]
         given.copy_(torch.from_numpy(sum(parts[1:], parts[0])).view(given.shape))

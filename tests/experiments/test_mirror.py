@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from llmdpd.experiments import mirror as module
 from llmdpd.experiments import mirrored
 from llmdpd.experiments.cell import Share
 from llmdpd.experiments.executors import LOST, LocalExecutor, Resources, Running
+from llmdpd.experiments.executors.local import LocalStep
 from llmdpd.experiments.mirror import Mirror, TakenOverError
 from llmdpd.experiments.scheduler import Scheduler
 from llmdpd.experiments.stores import UnreachableError, open_store
@@ -337,13 +338,22 @@ def test_a_store_that_does_not_answer_for_a_while_delays(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("llmdpd.experiments.scheduler.SECONDS_BETWEEN_QUESTIONS", 0.01)
-    silent = Silent(monkeypatch, name, times=4)
+    silent, poll, ends = Silent(monkeypatch, name, times=4), LocalStep.poll, []
+
+    def watched(step: LocalStep) -> int | None:
+        code = poll(step)
+        if code is not None:
+            ends.append(code)
+        return code
+
+    monkeypatch.setattr(LocalStep, "poll", watched)
     cells = [fake_cell(tmp_path / "head" / f"work{n}", 'folder.mkdir(); (folder / "done").touch()') for n in range(2)]
     executor = LocalExecutor(Resources(1, threads=1, device="cpu"))
     mirror = Mirror(f"file://{tmp_path}/store")
     outcomes = Scheduler(cells, executor, tmp_path / "head" / "logs", StopSignals(), mirror=mirror).execute()
     assert [outcome.failed_step for outcome in outcomes] == [None, None], [each.log_tail for each in outcomes]
     assert silent.left == 0
+    assert ends == [0, 0], "a look at a step that has ended may have effects"
     assert capsys.readouterr().out.count("It is asked again") == 1
 
 
@@ -367,7 +377,7 @@ def test_what_a_step_has_done_is_not_given_up_at_once(
     folder = write(tmp_path / "run", FIRST)
     mirror.claim(folder)
     write(folder, SECOND)
-    mirrored._patiently(lambda: mirror.push(folder), threading.Event())
+    mirrored._patiently(lambda: mirror.push(folder), [])
     assert silent.left == 0
     assert capsys.readouterr().err.count("asked again") == 3
     other = tmp_path / "other" / "run"
@@ -375,7 +385,6 @@ def test_what_a_step_has_done_is_not_given_up_at_once(
     Mirror(mirror.url).fetch(other)
     assert read(other) == SECOND
     # A stop that was asked for does not wait.
-    silent.left, stopped = 1, threading.Event()
-    stopped.set()
+    silent.left = 1
     with pytest.raises(UnreachableError):
-        mirrored._patiently(lambda: mirror.push(folder), stopped)
+        mirrored._patiently(lambda: mirror.push(folder), [signal.SIGTERM])

@@ -88,7 +88,7 @@ def test_times_add_up_over_processes_that_stopped(run: RunFolder, monkeypatch: P
     assert json.loads(run.meta.read_text())["times"] == {"total_seconds": 15.5}
 
 
-def test_the_time_of_several_runs_is_parted(run: RunFolder, monkeypatch: Patch) -> None:
+def test_the_time_of_several_runs_is_divided(run: RunFolder, monkeypatch: Patch) -> None:
     clock = iter([0.0, 10.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with run.timed("total_seconds", runs=4):

@@ -85,10 +85,12 @@ def test_a_process_that_ends_is_noticed_by_all() -> None:
     assert all(processes.all(work)[::2])
 
 
-@pytest.mark.parametrize("fault", ["no folder", "a name that is too long", "one cannot connect"])
+@pytest.mark.parametrize("fault", ["no folder", "a name that is too long", "no sockets", "one cannot connect"])
 def test_where_one_has_no_sockets_none_uses_them(fault: str, monkeypatch: Patch, folder: Path) -> None:
     if fault == "no folder":
         monkeypatch.setattr(tempfile, "tempdir", str(folder / "missing"))
+    elif fault == "no sockets":
+        monkeypatch.setattr("socket.socket", lambda family: (_ for _ in ()).throw(OSError("too many open files")))
     elif fault == "one cannot connect":
         monkeypatch.setattr("llmdpd.utils.local_exchange._PATIENCE", 0.2)
         monkeypatch.setattr("socket.socket.connect", lambda *arguments: (_ for _ in ()).throw(OSError("refused")))
@@ -100,3 +102,10 @@ def test_where_one_has_no_sockets_none_uses_them(fault: str, monkeypatch: Patch,
     assert processes.all(processes.connected) == [None] * 3
     for left in folder.iterdir():
         left.rmdir()  # is empty
+
+
+def test_sockets_without_room_are_not_used(monkeypatch: Patch) -> None:
+    monkeypatch.setattr("llmdpd.utils.local_exchange._BUFFER", 1)
+    monkeypatch.setattr("llmdpd.utils.local_exchange._PATIENCE", 0.2)
+    processes = Processes(2)
+    assert processes.all(processes.connected) == [None, None]
