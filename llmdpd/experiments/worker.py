@@ -54,6 +54,6 @@ class Worker:
 def run_here(argv: list[str], log: str) -> int:
     """Run a command as `Worker.run` does; where the process is told to end, so is the command."""
     worker = Worker()
-    for number in (signal.SIGTERM, signal.SIGINT):  # Slurm's; and submitit's own, which what runs unattended ignores
+    for number in (signal.SIGTERM, signal.SIGINT):  # Slurm's; and submitit's own, at a job's time limit
         signal.signal(number, lambda *_: worker.stop())
     return worker.run(argv, log)

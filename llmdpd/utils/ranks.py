@@ -1,8 +1,9 @@
 """The processes (ranks) of one run: which one this is, and what they do together.
 
 `torchrun` starts them and numbers them by environment variables; without it there is one, for which everything here is
-a plain call. They talk through gloo on the CPU and through NCCL between GPUs. Every process must make the same calls in
-the same order. The first one alone writes to the run folder and prints.
+a plain call. They talk through gloo on the CPU and through NCCL between GPUs; on one machine, what every iteration asks
+goes through Unix sockets and shared memory. Every process must make the same calls in the same order. The first one
+alone writes to the run folder and prints.
 """
 
 from __future__ import annotations

@@ -74,7 +74,13 @@ class SlurmStep:
         return bool(self._job.state == "PENDING")
 
     def stop(self) -> None:
-        self._job.cancel(check=False)
+        # Of a local job submitit interrupts a process of its own, by SIGINT, which is ignored where it was started
+        # unattended; SIGTERM it passes on.
+        process = getattr(self._job, "_process", None)
+        if process is None:
+            self._job.cancel(check=False)
+        else:
+            process.terminate()
 
     def wait(self) -> None:
         pause = 0.25
