@@ -22,12 +22,13 @@ def test_shapes(make_case: MakeCase, key: torch.Tensor, B: int, N: int, A: int, 
     make_case(B=B, N=N, A=A, H=H, bf16=bf16, scale=1.0, clip=None if bf16 else 0.9).check_gradients(key)
 
 
-def test_large_widths(make_case: MakeCase, key: torch.Tensor) -> None:
-    make_case(B=16, H=300, K=1, bf16=True, scale=1.0).check_gradients(key)  # padded to 512
+@both_precisions
+def test_large_widths(make_case: MakeCase, key: torch.Tensor, bf16: bool) -> None:
+    make_case(B=16, H=300, K=1, bf16=bf16, scale=1.0).check_gradients(key)  # padded to 512
 
 
-# The other way round in `test_shapes`.
-@pytest.mark.parametrize(("clip", "bf16"), [(1.0, True), (None, False)])
+@both_precisions
+@pytest.mark.parametrize("clip", [1.0, None])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(make_case: MakeCase, key: torch.Tensor, name: Any, clip: float | None, bf16: bool) -> None:
     make_case(B=20, plan=sampler_coefficients(name, steps=3, clip=clip), bf16=bf16, scale=0.5).check_gradients(key)

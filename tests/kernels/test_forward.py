@@ -36,9 +36,8 @@ def test_shapes(make_case: MakeCase, key: torch.Tensor, B: int, N: int, A: int, 
     assert make_case(B=B, N=N, A=A, H=H, bf16=bf16).check_actions(key).shape == (B, N, A)
 
 
-@pytest.mark.parametrize(
-    ("steps", "clip", "bf16"), [(3, 1.0, True), (3, None, True), (3, None, False), (9, 1.0, False)]
-)
+@both_precisions
+@pytest.mark.parametrize(("steps", "clip"), [(3, 1.0), (3, None), (9, 1.0)])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm++2m"])
 def test_samplers(
     make_case: MakeCase, key: torch.Tensor, name: Any, steps: int, clip: float | None, bf16: bool
