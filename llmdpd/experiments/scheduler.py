@@ -51,7 +51,7 @@ class Outcome:
 class _Job:
     """A cell that is being worked on; `step` is `running`, or was, where `running` is None: its worker was lost.
 
-    `code`: what the step has ended with, known once: a look at a step may have effects.
+    `code`: what the step has ended with; asked for once, because asking again may have effects.
     `losses`: workers lost since `iterations` were done, of which `begun` were there at the start.
     `mirrored`: iterations of the mirrored checkpoint, when it was `asked` for.
     """

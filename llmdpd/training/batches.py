@@ -106,7 +106,9 @@ class BatchSampler:
         self._augmentation, self._dropout, self._layout = augmentation, dropout, layout
         self._self_prompted, self._part_of = self_prompted, share
         # Of data in memory parts are views. Those of data on the disk would be copies, of any number of episodes.
-        self._part = lru_cache(maxsize=0 if dataset.stored else _KEPT)(partial(_shown_part, dataset, encoder, layout))
+        self._shown_part = lru_cache(maxsize=0 if dataset.stored else _KEPT)(
+            partial(_shown_part, dataset, encoder, layout)
+        )
         old = np.array([task in replayed for task in dataset.tasks])
         self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
 
@@ -127,7 +129,7 @@ class BatchSampler:
         tokens = None
         if self._encoder is not None:
             drawn = zip(tasks, (demonstration for _, demonstration in parts), strict=True)
-            shown = [self._part(self._demonstration(task) if own is None else own) for task, own in drawn]
+            shown = [self._shown_part(self._demonstration(task) if own is None else own) for task, own in drawn]
             tokens = part_tokens(shown, self._encoder, self._random, returns=self._horizon > 0)
         arrays: dict[str, Any] = {
             name: None if part is None else torch.from_numpy(part) for name, part in batch._asdict().items()
@@ -139,11 +141,11 @@ class BatchSampler:
             keep=self._keep(),
             windows=self._windows(rows) if self._horizon else None,
         )
-        change = None if tokens is None else self._change(tokens, prompted.keep)
+        augmentation = None if tokens is None else self._draw_augmentation(tokens, prompted.keep)
         if self._part_of is not None:
             prompted = prompted.with_prompts(self._part_of.prompts)
-        if change is not None:
-            prompted = _changed(prompted, change)
+        if augmentation is not None:
+            prompted = _augmented(prompted, augmentation)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
 
     def _tasks(self) -> np.ndarray:
@@ -180,8 +182,8 @@ class BatchSampler:
 
         return Keep(*map(draw, self._dropout))
 
-    def _change(self, tokens: TrajectoryTokens, keep: Keep) -> Augmentation | None:
-        """The change of each prompt that is here. Drawn are those of all, by the shown steps of all."""
+    def _draw_augmentation(self, tokens: TrajectoryTokens, keep: Keep) -> Augmentation | None:
+        """Sample the changes of all prompts of the whole batch, and keep those of this process's prompts."""
         if self._augmentation is None:
             return None
         own = None if self._part_of is None else self._part_of.prompts.own.numpy()
@@ -259,8 +261,8 @@ def _shown_part(
     return read_part(recorded, encoder, layout)[0]
 
 
-def _changed(batch: PromptedBatch, change: Augmentation) -> PromptedBatch:
-    """The batch with each prompt's change in all that belongs to it."""
+def _augmented(batch: PromptedBatch, change: Augmentation) -> PromptedBatch:
+    """The batch with each prompt's change applied to everything that belongs to the prompt."""
     tokens, windows = batch.tokens, batch.windows
     assert tokens is not None, "else nothing is changed"
     prompts = len(tokens.mask)

@@ -18,6 +18,7 @@ from pathlib import Path
 from llmdpd.errors import LostProcessError
 
 _log = logging.getLogger(__name__)
+_LEFT_OUT = "messages between the processes go through the network: %s"
 _RANK_BYTES = 4
 _PATIENCE = 60.0  # seconds, with processes that connect
 
@@ -90,7 +91,7 @@ def _made() -> str:
     try:
         return tempfile.mkdtemp(prefix="llmdpd-")
     except OSError as error:
-        _log.info("messages between the processes go through the network: %s", error)
+        _log.info(_LEFT_OUT, error)
         return ""
 
 
@@ -102,7 +103,7 @@ def _listening(place: Path, count: int) -> socket.socket | None:
             listener.bind(str(place))  # a long name is refused: sockets' names have about a hundred bytes
             listener.listen(count)
         except OSError as error:
-            _log.info("messages between the processes go through the network: %s", error)
+            _log.info(_LEFT_OUT, error)
             return None
         unused.pop_all()
         return listener
@@ -120,7 +121,7 @@ def _connect(listener: socket.socket | None, folder: Path, rank: int, sockets: l
             own = _prepared(listener.accept()[0])
             sockets[int.from_bytes(_read(own, _RANK_BYTES), "little")] = own
     except OSError as error:
-        _log.info("messages between the processes go through the network: %s", error)
+        _log.info(_LEFT_OUT, error)
         return False
     for each in filter(None, sockets):
         each.settimeout(None)  # an evaluation takes as long as it takes

@@ -51,7 +51,7 @@ class _Place:
 
 _place = _Place()
 _sums: dict[int, SharedSum] = {}  # by their length
-_near: LocalExchange | None = None  # with all others, where they are on this machine
+_exchange: LocalExchange | None = None  # with all others, where they are on this machine
 
 
 def rank() -> int:
@@ -83,7 +83,7 @@ def joined() -> Iterator[None]:
     Raises:
         LostProcessError: the others can't be reached.
     """
-    global _place, _near
+    global _place, _exchange
     from llmdpd.utils.progress import console  # of an extra, which acting does without
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -104,15 +104,15 @@ def joined() -> Iterator[None]:
     try:
         _place = place
         if place.local_count == place.count:
-            _near = connected(place.rank, place.count, told, lambda here: all(together(lambda: here)))
+            _exchange = connected(place.rank, place.count, told, lambda here: all(together(lambda: here)))
         yield
         together(lambda: None)  # none leaves while another one still talks
         dist.destroy_process_group()
     finally:
         _place = _Place()
-        if _near is not None:
-            _near.close()
-        _near = None
+        if _exchange is not None:
+            _exchange.close()
+        _exchange = None
         _sums.clear()
         console.quiet = quiet
         logging.getLogger("llmdpd").setLevel(level)
@@ -233,8 +233,8 @@ def greatest(number: int) -> int:
     """The greatest of the processes' numbers."""
     if _place.count == 1:
         return number
-    if _near is not None:
-        return max(struct.unpack("q", message)[0] for message in _said(struct.pack("q", number)))
+    if _exchange is not None:
+        return max(struct.unpack("q", message)[0] for message in _exchanged(struct.pack("q", number)))
     given = torch.tensor([number])
     with _talking():
         dist.all_reduce(given, dist.ReduceOp.MAX)
@@ -272,9 +272,9 @@ def add_up(values: Tensor) -> None:
     if _place.count == 1:
         return
     plain = values.is_cpu and values.is_contiguous() and values.dtype in (torch.float32, torch.float64)
-    if _near is not None and plain and values.nbytes <= LONGEST:
+    if _exchange is not None and plain and values.nbytes <= LONGEST:
         given = values.detach()
-        parts = [np.frombuffer(message, given.numpy().dtype) for message in _said(given.numpy().tobytes())]
+        parts = [np.frombuffer(message, given.numpy().dtype) for message in _exchanged(given.numpy().tobytes())]
         given.copy_(torch.from_numpy(sum(parts[1:], parts[0])).view(given.shape))
         return
     with _talking():
@@ -299,18 +299,18 @@ def summed(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _meet() -> None:
-    if _near is not None:
-        _said(b" ")
+    if _exchange is not None:
+        _exchanged(b" ")
         return
     with _talking():
         dist.barrier()
 
 
-def _said(message: bytes) -> list[bytes]:
+def _exchanged(message: bytes) -> list[bytes]:
     """Every process's message of this length, where all are on one machine."""
-    assert _near is not None
+    assert _exchange is not None
     with _talking():
-        return _near.of(message)
+        return _exchange.of(message)
 
 
 def _gathered(payload: bytes) -> list[bytes]:
