@@ -63,6 +63,24 @@ void average(FloatsList& targets, const FloatsList& sources, float rate, int thr
   llmdpd::average(rate, tensors, llmdpd::active_layers(), threads);
 }
 
+double add_up(FloatsList& tensors, const FloatsList& rows, int threads) {
+  if (threads < 1) throw std::invalid_argument("threads start at 1");
+  std::vector<Numbers> numbers;
+  py::ssize_t whole = 0;
+  for (Floats& tensor : tensors) {
+    require_same(tensor, tensor, "tensor");
+    whole += tensor.size();
+    numbers.push_back({tensor.size(), nullptr, nullptr, nullptr, tensor.mutable_data()});
+  }
+  std::vector<const float*> from;
+  for (const Floats& row : rows) {
+    require_shape(row, {whole}, "row");
+    from.push_back(row.data());
+  }
+  py::gil_scoped_release unlocked;
+  return llmdpd::add_up(numbers, from, llmdpd::active_layers(), threads);
+}
+
 }  // namespace
 
 void bind_optimizer(py::module_& module) {
@@ -71,6 +89,7 @@ void bind_optimizer(py::module_& module) {
              py::arg("means").noconvert(), py::arg("squares").noconvert(), py::arg("rate"), py::arg("beta1"),
              py::arg("beta2"), py::arg("epsilon"), py::arg("decay"), py::arg("step"), py::arg("scale"),
              py::arg("threads"));
+  module.def("add_up", &add_up, py::arg("tensors").noconvert(), py::arg("rows").noconvert(), py::arg("threads"));
   module.def("average", &average, py::arg("targets").noconvert(), py::arg("sources").noconvert(), py::arg("rate"),
              py::arg("threads"));
 }

@@ -72,4 +72,24 @@ void average(float rate, const std::vector<Numbers>& tensors, const LayerKernels
   });
 }
 
+double add_up(const std::vector<Numbers>& tensors, const std::vector<const float*>& rows, const LayerKernels& kernels,
+              int threads) {
+  const std::vector<Stretch> stretches = stretches_of(tensors);
+  std::vector<std::ptrdiff_t> begins;  // of each stretch, in a row
+  std::ptrdiff_t begin = 0;
+  for (const Stretch& part : stretches) {
+    begins.push_back(begin);
+    begin += part.count;
+  }
+  std::vector<double> sums(stretches.size());
+  for_stretches(tensors, stretches, threads, [&](const Numbers& tensor, const Stretch& part, int number) {
+    float* to = tensor.to + part.first;
+    for (const float* row : rows) kernels.add(part.count, row + begins[number], to);
+    sums[number] = kernels.sum_of_squares(to, part.count);
+  });
+  double sum = 0.0;
+  for (const double part : sums) sum += part;
+  return sum;
+}
+
 }  // namespace llmdpd

@@ -20,4 +20,8 @@ double sum_of_squares(const std::vector<Numbers>& tensors, const LayerKernels& k
 void adamw(const AdamW& step, const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads);
 void average(float rate, const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads);
 
+// Adds to the tensors' `to`, which lie one after the other in each of the rows, what is in these; the squares' sum then.
+double add_up(const std::vector<Numbers>& tensors, const std::vector<const float*>& rows, const LayerKernels& kernels,
+              int threads);
+
 }  // namespace llmdpd

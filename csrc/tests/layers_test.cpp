@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <list>
 #include <memory>
+#include <numeric>
 
 #include "../context.h"
 #include "../layers.h"
@@ -110,8 +111,11 @@ Call make_optimizer(Random& random) {
     const llmdpd::LayerKernels& kernels = llmdpd::active_layers();
     llmdpd::adamw({0.1f, 0.9f, 0.99f, 1e-8f, 0.01f, 0.1f, 0.01f, 1.0f}, tensors, kernels, threads);
     llmdpd::average(0.25f, tensors, kernels, threads);
+    const Floats row(std::accumulate(counts.begin(), counts.end(), std::ptrdiff_t{0}), 0.5f);
+    const double squares = llmdpd::add_up(tensors, {row.data(), row.data()}, kernels, threads);
     Floats all = written.all();
     all.push_back(static_cast<float>(llmdpd::sum_of_squares(tensors, kernels, threads)));
+    all.push_back(static_cast<float>(squares));
     return all;
   };
 }

@@ -149,6 +149,7 @@ struct LayerKernels {
   void (*adamw)(const AdamW& step, std::ptrdiff_t count, const float* gradient, float* mean, float* square,
                 float* weight);
   void (*average)(float rate, std::ptrdiff_t count, const float* from, float* to);  // to += rate (from - to)
+  void (*add)(std::ptrdiff_t count, const float* from, float* to);                   // to += from
 };
 
 }  // namespace llmdpd

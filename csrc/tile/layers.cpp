@@ -25,6 +25,7 @@ const LayerKernels layer_kernels = {kGramTask,
                                     feature_rows,
                                     sum_of_squares,
                                     adamw,
-                                    average};
+                                    average,
+                                    add};
 
 }  // namespace llmdpd::LLMDPD_ISA

@@ -46,4 +46,8 @@ void average(float rate, std::ptrdiff_t count, const float* __restrict from, flo
   }
 }
 
+void add(std::ptrdiff_t count, const float* __restrict from, float* __restrict to) {
+  for (std::ptrdiff_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
 }  // namespace

@@ -34,7 +34,7 @@ from llmdpd.nn.config import ContextNetworkConfig, NetworkConfig
 from llmdpd.nn.context import Condition, ContextConfig, EncodedPrompts
 from llmdpd.nn.policy_network import PolicyNetwork
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops.optimizer import average, clipped_step
+from llmdpd.ops.parted import average, clipped_step
 from llmdpd.ops.resident import keys_on_device
 from llmdpd.tasks.specs import TaskSpec
 from llmdpd.utils import sharding
@@ -443,7 +443,6 @@ class Method(Learner, Generic[Network, Config]):
                 for parameter in group["params"]:
                     parameter.grad = None
         sharding.backward(loss)
-        sharding.add_gradients(p for each in optimizers for group in each.param_groups for p in group["params"])
         return clipped_step(optimizers, self.config.grad_clip)
 
     def track(self, name: str, rate: float) -> None:

@@ -17,7 +17,7 @@ from llmdpd.ops.autograd import eager_on_cpu
 from llmdpd.ops.memory import Arrays, Memory
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """What one parameter group steps: its parameters that have a gradient, and arrays of theirs in the same order."""
 
     group: dict[str, Any]
@@ -37,7 +37,7 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
 
     limit: what the norm is cut to before the steps (`torch.nn.utils.clip_grad_norm_`); 0: it is left as it is.
     """
-    parts = _parts(optimizers)
+    parts = steppable(optimizers)
     if parts is None:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         parameters = [p for group in groups for p in group["params"] if p.grad is not None]
@@ -59,16 +59,26 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
 
 def average(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float, kept: dict[str, Any]) -> None:
     """target ← target + rate (source - target), of each pair; `kept` belongs to the caller, for these pairs alone."""
+    arrays = averaged(targets, sources, kept)
+    if arrays is None:
+        torch._foreach_lerp_(list(targets), list(sources), rate)
+    else:
+        native.module().average(*arrays, rate, native.threads())
+        increment_version(list(targets))
+
+
+def averaged(
+    targets: Sequence[Tensor], sources: Sequence[Tensor], kept: dict[str, Any]
+) -> tuple[Arrays, Arrays] | None:
+    """Arrays of both for the C++ code; None where it can't take them. `kept`: see `average`."""
     memory: defaultdict[str, Memory] = kept.setdefault("memory", defaultdict(Memory))
     to, by = memory["targets"].of(targets), memory["sources"].of(sources)
-    if native.available()[0] and to is not None and by is not None and all(map(eager_on_cpu, targets[:1])):
-        native.module().average(to, by, rate, native.threads())
-        increment_version(list(targets))
-    else:
-        torch._foreach_lerp_(list(targets), list(sources), rate)
+    if not native.available()[0] or to is None or by is None or not all(map(eager_on_cpu, targets[:1])):
+        return None
+    return to, by
 
 
-def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[_Part] | None:
+def steppable(optimizers: Sequence[torch.optim.Optimizer]) -> list[Part] | None:
     """What the C++ code steps; None where it can't: by torch's own step then, which calls hooks too."""
     if not native.available()[0] or not all(type(optimizer) is torch.optim.AdamW for optimizer in optimizers):
         return None
@@ -83,7 +93,7 @@ def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[_Part] | None:
     return some if len(some) == len(parts) else None
 
 
-def _part(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> _Part | None:
+def _part(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) -> Part | None:
     memory = _kept.setdefault(optimizer, defaultdict(Memory))
     parameters = [p for p in group["params"] if p.grad is not None]
     weights = memory[f"weights {name}"].of(parameters)
@@ -100,22 +110,34 @@ def _part(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) ->
     if means is None or squares is None or counts is None:
         return None
     gradients = [p.grad.contiguous().numpy() for p in parameters]
-    return _Part(group, parameters, weights, gradients, means, squares, counts)
+    return Part(group, parameters, weights, gradients, means, squares, counts)
 
 
-def _step(part: _Part, scale: float, threads: int) -> None:
+def _step(part: Part, scale: float, threads: int) -> None:
     """As torch's AdamW, with the same state."""
-    group, by_count = part.group, defaultdict[float, list[int]](list)
-    for place, count in enumerate(part.counts):
-        count += 1  # in place, in the optimiser's state
-        # One that had no gradient now and then is behind the others.
-        by_count[float(count)].append(place)
+    lists = (part.weights, part.gradients, part.means, part.squares)
+    stepped(part.group, lists, counted(part), scale, threads)
+
+
+def counted(part: Part) -> list[float]:
+    """Count a step of every parameter, in the optimiser's state and for autograd; the counts."""
+    for count in part.counts:
+        count += 1  # in place
+    if part.parameters:
+        increment_version(part.parameters)  # as every write in place: autograd refuses a gradient by weights of before
+    return list(map(float, part.counts))
+
+
+def stepped(
+    group: dict[str, Any], lists: tuple[Arrays, ...], counts: Sequence[float], scale: float, threads: int
+) -> None:
+    """Step weights by gradients, means and squares, four lists of as many arrays as there are counts of steps."""
+    by_count = defaultdict[float, list[int]](list)
+    for place, count in enumerate(counts):
+        by_count[count].append(place)  # one that had no gradient now and then is behind the others
     for done, places in by_count.items():
-        lists = (part.weights, part.gradients, part.means, part.squares)
-        some = lists if len(by_count) == 1 else [[arrays[place] for place in places] for arrays in lists]
+        some = lists if len(by_count) == 1 else tuple([arrays[place] for place in places] for arrays in lists)
         native.module().adamw(
             *some,
             *(float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], done, scale, threads),
         )
-    if part.parameters:
-        increment_version(part.parameters)  # as every write in place: autograd refuses a gradient by weights of before

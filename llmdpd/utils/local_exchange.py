@@ -8,9 +8,11 @@ As with gloo, a process that ends is noticed at once, because its sockets close.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +23,8 @@ _log = logging.getLogger(__name__)
 _LEFT_OUT = "messages between the processes go through the network: %s"
 _RANK_BYTES = 4
 _PATIENCE = 60.0  # seconds, with processes that connect
+
+_AWAKE = 200e-6  # seconds of looking for a message before sleeping: to be woken takes longer than most are awaited
 
 LONGEST = 1 << 12
 """Bytes of a message. All write before they read, and may be one message ahead: two must be taken unread."""
@@ -139,11 +143,22 @@ def _prepared(own: socket.socket) -> socket.socket:
     return own
 
 
+def _received(other: socket.socket, length: int) -> bytes:
+    """At most so many bytes, at least one; none where the other one has closed."""
+    end = time.perf_counter() + _AWAKE
+    while time.perf_counter() < end:
+        try:
+            return other.recv(length, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            os.sched_yield()
+    return other.recv(length)
+
+
 def _read(other: socket.socket, length: int) -> bytes:
     """So many bytes. Raises ConnectionError where the other one has closed."""
     parts = bytearray()
     while len(parts) < length:
-        part = other.recv(length - len(parts))
+        part = _received(other, length - len(parts))
         if not part:
             raise ConnectionError("its connection is closed")
         parts += part

@@ -29,10 +29,9 @@ from llmdpd.utils.cores import usable_cores
 from llmdpd.utils.device import usable_gpus
 from llmdpd.utils.local_exchange import LONGEST, LocalExchange, connected
 from llmdpd.utils.meeting import fresh_store
-from llmdpd.utils.shared_memory import SharedSum
+from llmdpd.utils.shared_memory import Array, SharedMemory
 
 T = TypeVar("T")
-_MANY = 4096  # numbers that are worth a shared memory
 # The others wait while the first one collects data, for hours. By gloo one that dies is noticed at once, as its
 # connections close; by NCCL torchrun ends the others.
 _TIMEOUT = timedelta(days=7)
@@ -50,8 +49,8 @@ class _Place:
 
 
 _place = _Place()
-_sums: dict[int, SharedSum] = {}  # by their length
 _exchange: LocalExchange | None = None  # with all others, where they are on this machine
+_memory: SharedMemory | None = None  # of all, where they are on this machine
 
 
 def rank() -> int:
@@ -83,7 +82,7 @@ def joined() -> Iterator[None]:
     Raises:
         LostProcessError: the others can't be reached.
     """
-    global _place, _exchange
+    global _place, _exchange, _memory
     from llmdpd.utils.progress import console  # of an extra, which acting does without
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -104,7 +103,8 @@ def joined() -> Iterator[None]:
     try:
         _place = place
         if place.local_count == place.count:
-            _exchange = connected(place.rank, place.count, told, lambda here: all(together(lambda: here)))
+            _exchange = connected(place.rank, place.count, told, _all_hold)
+            _memory = SharedMemory(place.rank, told, _all_hold)
         yield
         together(lambda: None)  # none leaves while another one still talks
         dist.destroy_process_group()
@@ -112,8 +112,7 @@ def joined() -> Iterator[None]:
         _place = _Place()
         if _exchange is not None:
             _exchange.close()
-        _exchange = None
-        _sums.clear()
+        _exchange = _memory = None
         console.quiet = quiet
         logging.getLogger("llmdpd").setLevel(level)
 
@@ -281,29 +280,53 @@ def add_up(values: Tensor) -> None:
         dist.all_reduce(values)
 
 
-def summed(parts: Sequence[Tensor]) -> Tensor:
-    """The sums over the processes of rows of float32 numbers, one after the other: the same bits in all, and each time.
-
-    They stand in memory that the next sum of as many numbers is written to. Many go through memory that the processes
-    share, where all are on one machine.
-    """
-    total = sum(map(len, parts))
-    if total >= _MANY and all(part.is_cpu for part in parts) and _place.local_count == _place.count:
-        if total not in _sums:
-            _sums[total] = SharedSum(_place.rank, _place.count, total, _meet, told)
-        if _sums[total].there:
-            return _sums[total].of(parts)
-    together = torch.cat(list(parts))
-    add_up(together)
-    return together
+def total(number: float) -> float:
+    """The sum of the processes' numbers, in their order: the same bits in all."""
+    if _exchange is not None:
+        return sum(struct.unpack("d", message)[0] for message in _exchanged(struct.pack("d", number)))
+    given = torch.tensor([number], dtype=torch.float64)
+    add_up(given)
+    return float(given)
 
 
-def _meet() -> None:
+def meet() -> None:
+    """Wait until all processes are here: what they wrote to shared memory before can be read."""
+    if _place.count == 1:
+        return
     if _exchange is not None:
         _exchanged(b" ")
         return
     with _talking():
         dist.barrier()
+
+
+def share_memory(what: str, tensors: Sequence[Tensor]) -> bool:
+    """Let float32 tensors on the CPU, which all processes have alike, be the same memory in all of them.
+
+    They stay the same objects. Whether they are: False in all processes where they are not all on one machine, or have
+    no memory for it. Who writes to them then, writes to those of all: each process a part, between two meetings.
+
+    Raises:
+        InputError: in all processes, where one has other values.
+    """
+    return _memory is not None and _memory.take(tensors, lambda digest: check_same(what, digest))
+
+
+def shares_memory(tensors: Sequence[Tensor]) -> bool:
+    """Whether one of them is the same memory in all processes (`share_memory`)."""
+    return _memory is not None and _memory.has_any(tensors)
+
+
+def shared_rows(numbers: int) -> Array | None:
+    """At least so many float32 numbers for what processes of one machine hand each other between two meetings.
+
+    The next call may give the same ones. None in all processes where they can't share memory.
+    """
+    return None if _memory is None else _memory.rows(numbers)
+
+
+def _all_hold(here: bool) -> bool:
+    return all(together(lambda: here))
 
 
 def _exchanged(message: bytes) -> list[bytes]:

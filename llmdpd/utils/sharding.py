@@ -246,7 +246,8 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if _share is None:
         return
     learning = [parameter for parameter in parameters if parameter.grad is not None]
-    together = ranks.summed([parameter.grad.flatten() for parameter in learning if parameter.grad is not None])
+    together = torch.cat([parameter.grad.flatten() for parameter in learning if parameter.grad is not None])
+    ranks.add_up(together)
     for parameter, part in zip(learning, together.split([p.numel() for p in learning]), strict=True):
         parameter.grad = part.view_as(parameter)
 

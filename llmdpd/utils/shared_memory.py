@@ -1,77 +1,136 @@
-"""Sums of long rows of numbers over the processes of one machine, through memory that they share.
+"""Memory that the processes of one machine share, and tensors that lie in it.
 
-A row of a million numbers takes the loopback interface longer than a training iteration's encoders; here every process
-reads the others' numbers where they wrote them.
+What one process writes there all others read, once they have met: nothing is sent, and there is one copy for all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import mmap
 import os
-import tempfile
+import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Array = NDArray[np.float32]
 _log = logging.getLogger(__name__)
-_FOLDER = Path("/dev/shm")
+
+ALIGNED = 16
+"""Float32 numbers of a cache line, which two processes should not write to."""
 
 
-class SharedSum:
-    """Adds up rows of float32 numbers of `count` processes, in the order of the processes.
-
-    There are two rows for each process, which take turns: who is still reading a sum's rows is not written over by the
-    next one, since all wait for each other in between.
+class SharedMemory:
+    """Float32 numbers that all processes of the machine share. Every process asks for the same, in the same order.
 
     Args:
-        rank, count: this process, and how many there are.
-        numbers: of a row.
-        meet: waits until all processes are there.
+        rank: this process.
         told: the first process's value, in every process.
+        all_hold: whether something holds in every process; waits for all.
     """
 
-    def __init__(
-        self, rank: int, count: int, numbers: int, meet: Callable[[], None], told: Callable[[str | None], str]
-    ) -> None:
-        self._rank, self._meet, self._turn = rank, meet, 0
-        size = 2 * count * numbers * 4
-        path = told(_made(size) if rank == 0 else None)
-        self.there = bool(path)
-        if not self.there:
-            return
-        storage = torch.UntypedStorage.from_file(path, shared=True, nbytes=size)
-        self._rows = torch.tensor([], dtype=torch.float32).set_(storage).view(2, count, numbers)  # type: ignore[arg-type]
-        self._sum = torch.empty(numbers)
-        meet()
-        if rank == 0:
-            os.unlink(path)  # it stays as long as a process has it
+    def __init__(self, rank: int, told: Callable[[str | None], str], all_hold: Callable[[bool], bool]) -> None:
+        self._rank, self._told, self._all_hold = rank, told, all_hold
+        self._places: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # of tensors, by identity
+        self._rows = np.empty(0, np.float32)
+        self._refused = False
 
-    def of(self, parts: Sequence[Tensor]) -> Tensor:
-        """The sums over the processes of rows, one after the other [numbers]: the same bits in all, till the next."""
-        rows = self._rows[self._turn]
-        self._turn = 1 - self._turn
-        torch.cat(list(parts), out=rows[self._rank])
-        self._meet()
-        torch.add(rows[0], rows[1], out=self._sum)
-        for others in rows[2:]:
-            self._sum += others
-        return self._sum
+    def numbers(self, count: int) -> Array | None:
+        """So many zeros; None in all processes where one of them can't have them."""
+        if self._refused:
+            return None
+        size = max(4 * count, 1)
+        number = _made(size) if self._rank == 0 else None
+        try:
+            # By the first process's own descriptor: a process that dies leaves no file behind, whenever it does.
+            path = self._told(None if self._rank else "" if number is None else f"/proc/{os.getpid()}/fd/{number}")
+            mapped = _mapped(path, size) if path else None
+            self._refused = not self._all_hold(mapped is not None)
+            if self._refused:
+                return None
+        finally:
+            if number is not None:
+                os.close(number)
+        assert mapped is not None, "it is everywhere"
+        return np.frombuffer(mapped, np.float32, count)
+
+    def rows(self, count: int) -> Array | None:
+        """At least so many numbers, of any value; the next call may give the same ones."""
+        if len(self._rows) < count:
+            rows = self.numbers(count)
+            if rows is None:
+                return None
+            self._rows = rows
+        return self._rows
+
+    def has_any(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether one of them lies here."""
+        return any(map(self._has, tensors))
+
+    def take(self, tensors: Sequence[Tensor], check_same: Callable[[str], None]) -> bool:
+        """Let float32 tensors on the CPU, which have the same values everywhere, lie here from now on.
+
+        They stay the same objects. False where there is no memory for them: then they stay where they are, too.
+
+        Args:
+            check_same: raises an error where processes have different digests.
+        """
+        missing = self._missing(tensors)
+        if not missing:
+            return True
+        begins = np.cumsum([0, *(-(-tensor.numel() // ALIGNED) * ALIGNED for tensor in missing)]).tolist()
+        numbers = self.numbers(begins[-1])
+        if numbers is None:
+            return False
+        digest = hashlib.sha256()
+        for tensor, begin in zip(missing, begins, strict=False):
+            values, place = tensor.detach().contiguous(), numbers[begin : begin + tensor.numel()]
+            digest.update(values.numpy().data)
+            if self._rank == 0:
+                place[:] = values.numpy().reshape(-1)
+        check_same(digest.hexdigest())  # when all know, the first has written all
+        for tensor, begin in zip(missing, begins, strict=False):
+            place = numbers[begin : begin + tensor.numel()]
+            tensor.data = torch.from_numpy(place).view(tensor.shape)
+            self._places[id(tensor)] = weakref.ref(tensor), tensor.data_ptr()
+        return True
+
+    def _missing(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each of the tensors that do not lie here, once."""
+        each = {id(tensor): tensor for tensor in tensors if tensor.numel()}
+        return [tensor for tensor in each.values() if not self._has(tensor)]
+
+    def _has(self, tensor: Tensor) -> bool:
+        known, place = self._places.get(id(tensor), (None, 0))
+        return known is not None and known() is tensor and place == tensor.data_ptr()
 
 
-def _made(size: int) -> str:
-    """A file in memory of so many bytes; "" where there is no room for one."""
+def _made(size: int) -> int | None:
+    """The descriptor of a file in memory of so many bytes; None where there is no room for one."""
     try:
-        number, path = tempfile.mkstemp(prefix="llmdpd-", dir=_FOLDER)
+        number = os.memfd_create("llmdpd")
         try:
             os.posix_fallocate(number, 0, size)  # memory that is not there would be found missing by a crash
         except OSError:
-            os.unlink(path)
+            os.close(number)
             raise
+    except (AttributeError, OSError) as error:
+        _log.info("every process keeps its own weights: no %d bytes of shared memory (%s)", size, error)
+        return None
+    return number
+
+
+def _mapped(path: str, size: int) -> mmap.mmap | None:
+    try:
+        number = os.open(path, os.O_RDWR)
+        try:
+            return mmap.mmap(number, size)
         finally:
             os.close(number)
     except OSError as error:
-        _log.info("gradients are added up over the network: no %d bytes of shared memory (%s)", size, error)
-        return ""
-    return path
+        _log.info("every process keeps its own weights: memory can't be shared (%s)", error)
+        return None

@@ -356,6 +356,11 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
         {"targets": TENSORS, "sources": TENSORS, "rate": 0.5, "threads": 2},
         {"targets"},
     ),
+    "add_up": (
+        of_module("add_up"),
+        {"tensors": TENSORS, "rows": [ones(sum(t.size for t in TENSORS))], "threads": 2},
+        {"tensors"},
+    ),
     "add_step": (
         later("step"),
         {name: [ones(H, S), ones(H)] for name in ("weights", "gradients", "means", "squares")}

@@ -51,8 +51,11 @@ def folder(monkeypatch: Patch) -> Any:
         assert list(Path(name).iterdir()) == []
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_every_process_reads_every_message(count: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("count", "awake"), [(2, 0.0), (3, 200e-6), (5, 10.0)])
+def test_every_process_reads_every_message(
+    count: int, awake: float, rng: np.random.Generator, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr("llmdpd.utils.local_exchange._AWAKE", awake)
     processes = Processes(count)
     lengths = [1, 8, int(rng.integers(1, LONGEST)), LONGEST, 3]
     messages = [[rng.bytes(length) for _ in range(count)] for length in lengths]
