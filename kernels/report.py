@@ -24,6 +24,8 @@ from llmdpd.ops.arguments import ChainArguments
 from . import mish_mlp
 from . import reverse_diffusion as operation
 from .launch import Launch
+from .members import Members
+from .weight_gradients import input_launch, new_gradients, weight_launch
 
 TARGETS = (80, 90, 100)
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
@@ -72,13 +74,16 @@ def launch(direction: str, rows: int, H: int, A: int, bf16: bool, capability: in
 def mlp_launches(
     rows: int, inputs: int, H: int, outputs: int, members: int, bf16: bool, capability: int
 ) -> list[Launch]:
-    """The launches of `mish_mlp`, on tensors without memory: pack, forward, backward."""
+    """The launches of `mish_mlp`, on tensors without memory: pack, forward, backward, weights', inputs'."""
     shapes = ((H, inputs), (H,), (H, H), (H,), (H, H), (H,), (outputs, H), (outputs,))
-    x, weights = _meta(rows, inputs), [[_meta(*shape) for shape in shapes] for _ in range(members)]
+    x, weights = _meta(1, rows, inputs), Members.stacked([_meta(members, *shape) for shape in shapes])
     pack, packed = mish_mlp.pack(x, weights, bf16)
-    out = _meta(members, rows, outputs)
+    out, how = _meta(members, rows, outputs), operation.precisions(bf16)
     forward = mish_mlp.forward_launch(x, weights, packed, out, bf16, capability)
-    return [pack, forward, mish_mlp.backward_launch(out, x, weights, packed, bf16, capability)[0]]
+    backward, hidden, slopes, d_out = mish_mlp.backward_launch(out, x, weights, packed, bf16, capability)
+    into = Members.stacked(new_gradients(weights)[1])
+    of_weights = weight_launch(hidden, slopes, d_out, x, into, rows, how, members)
+    return [pack, forward, backward, of_weights, input_launch(slopes[0], packed.inputs, x, H, how)]
 
 
 def usage(launch: Launch, capability: int) -> Usage:

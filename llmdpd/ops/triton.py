@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.compiling import constant_when_compiled
+
+if TYPE_CHECKING:
+    from llmdpd.kernels.members import Members
 
 
 def availability() -> tuple[bool, str | None]:
@@ -116,10 +119,13 @@ class _Mlps(torch.autograd.Function):
         packed, need = kernel.Packed(trunk, inputs, biases), (need_x, any(needed))
         with on_device(x.device):
             d_x, gradients = kernel.backward(grad, x, _members(weights, ctx.count), packed, ctx.bf16, *need)
-        flat = [part for member in gradients for part in member]
-        return (None, None, d_x, *flat) if flat else (None, None, d_x, *[None] * len(weights))
+        if not gradients:
+            return (None, None, d_x, *[None] * len(weights))
+        return None, None, d_x, *(part[number] for number in range(ctx.count) for part in gradients)
 
 
-def _members(weights: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
-    """Eight weights each."""
-    return [weights[8 * number : 8 * number + 8] for number in range(count)]
+def _members(weights: Sequence[Tensor], count: int) -> Members:
+    """Members by eight weights each."""
+    from llmdpd.kernels.members import Members
+
+    return Members.of([weights[8 * number : 8 * number + 8] for number in range(count)])

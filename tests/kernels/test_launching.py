@@ -333,10 +333,11 @@ def test_both_critics_are_one_launch(stand_in: StandIn, monkeypatch: pytest.Monk
     assert first.shape == second.shape == (20,)
     with Operations() as backward:
         torch.autograd.grad(first.sum() + second.sum(), list(critics.parameters()))
-    assert [name for name, *_ in stand_in.launches()] == ["mlp_backward_kernel"]
+    launched = [(name, fields["members"]) for name, fields, _ in stand_in.launches()]
+    assert launched == [("mlp_backward_kernel", 2), ("weight_gradient_kernel", 2)]
     # Layer by layer PyTorch has 17 and 32, in bf16 37 and 52.
     assert len(forward.work()) <= 2, forward.work()
-    assert len(backward.work()) <= 10, backward.work()
+    assert len(backward.work()) <= 5, backward.work()
 
 
 @pytest.fixture
@@ -402,7 +403,11 @@ def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest
         method.update(batch, 1)
     launched = [name for name, *_ in stand_in.launches()]
     assert sorted(set(launched)) == sorted(
-        f"{name}_kernel" for name in ("mlp_pack", "mlp_forward", "mlp_backward", "pack", "forward", "backward")
-    )
-    assert len(launched) <= 17, launched
-    assert len(operations.work()) + len(launched) <= 200, operations.work()
+        f"{name}_kernel"
+        for name in (
+            "mlp_pack", "mlp_forward", "mlp_backward", "weight_gradient", "input_gradient",
+            "pack", "forward", "backward",
+        )
+    )  # fmt: skip
+    assert len(launched) <= 21, launched
+    assert len(operations.work()) + len(launched) <= 190, operations.work()
