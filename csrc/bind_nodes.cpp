@@ -112,7 +112,7 @@ std::vector<Pointer> rows_of(const PromptNode& node, Arrays& arrays, const Of& o
   return rows;
 }
 
-void prompts_forward(const std::shared_ptr<PromptNode>& holder, Floats& tape, FloatsList results) {
+Call prompts_forward_call(const std::shared_ptr<PromptNode>& holder, Floats& tape, FloatsList results) {
   held(holder);
   auto rows = rows_of<float*>(*holder, results, [](Floats& array, const std::vector<py::ssize_t>& shape) {
     return target(array, shape, "result");
@@ -120,12 +120,11 @@ void prompts_forward(const std::shared_ptr<PromptNode>& holder, Floats& tape, Fl
   float* kept = memory_of(tape, holder->reading.tape_floats(), "tape");
   float* pooled = rows[0];
   rows.erase(rows.begin());
-  py::gil_scoped_release unlocked;
-  holder->reading.forward(kept, pooled, rows);
+  return [=](int) { holder->reading.forward(kept, pooled, rows); };
 }
 
-void prompts_backward(const std::shared_ptr<PromptNode>& holder, Floats& tape, const FloatsList& grads,
-                      Floats& gradients) {
+Call prompts_backward_call(const std::shared_ptr<PromptNode>& holder, Floats& tape, const FloatsList& grads,
+                           Floats& gradients) {
   held(holder);
   auto rows = rows_of<const float*>(*holder, grads, [](const Floats& array, const std::vector<py::ssize_t>& shape) {
     require_shape(array, shape, "gradient");
@@ -135,8 +134,7 @@ void prompts_backward(const std::shared_ptr<PromptNode>& holder, Floats& tape, c
   float* to = memory_of(gradients, holder->reading.gradient_numbers(), "gradients");
   const float* d_pooled = rows[0];
   rows.erase(rows.begin());
-  py::gil_scoped_release unlocked;
-  holder->reading.backward(kept, d_pooled, rows, to);
+  return [=](int) { holder->reading.backward(kept, d_pooled, rows, to); };
 }
 
 struct StateNode {
@@ -184,18 +182,17 @@ std::shared_ptr<StateNode> make_states(const Shape& shape, const Floats& own, co
       StateNode{given, own, here, bias, waypoint_bias, there, waypoints, std::move(reading)});
 }
 
-void states_forward(const std::shared_ptr<StateNode>& holder, Floats& tape, FloatsList results) {
+Call states_forward_call(const std::shared_ptr<StateNode>& holder, Floats& tape, FloatsList results) {
   held(holder);
   if (results.size() != 1) throw std::invalid_argument("wrong number: results");
   llmdpd::StateReading& reading = holder->reading;
   float* condition = target(results[0], {reading.states(), reading.condition_dim()}, "result");
   float* kept = memory_of(tape, reading.tape_floats(), "tape");
-  py::gil_scoped_release unlocked;
-  reading.forward(kept, condition);
+  return [=](int) { holder->reading.forward(kept, condition); };
 }
 
-void states_backward(const std::shared_ptr<StateNode>& holder, Floats& tape, const FloatsList& grads,
-                     Floats& gradients) {
+Call states_backward_call(const std::shared_ptr<StateNode>& holder, Floats& tape, const FloatsList& grads,
+                          Floats& gradients) {
   held(holder);
   if (grads.size() != 1) throw std::invalid_argument("wrong number: gradients");
   llmdpd::StateReading& reading = holder->reading;
@@ -203,8 +200,7 @@ void states_backward(const std::shared_ptr<StateNode>& holder, Floats& tape, con
   float* kept = memory_of(tape, reading.tape_floats(), "tape");
   float* to = memory_of(gradients, reading.gradient_numbers(), "gradients");
   const float* d_condition = grads[0].data();
-  py::gil_scoped_release unlocked;
-  reading.backward(kept, d_condition, to);
+  return [=](int) { holder->reading.backward(kept, d_condition, to); };
 }
 
 struct PredictionNode {
@@ -327,40 +323,33 @@ void at_once(const std::shared_ptr<Node>& holder, Arguments... arguments) {
   call(0);
 }
 
-template <class Node, class Tape>
-void define(py::module_& module, const char* name, const char* words, const Tape& tape_floats,
-            void (*forward)(const std::shared_ptr<Node>&, Floats&, FloatsList),
-            void (*backward)(const std::shared_ptr<Node>&, Floats&, const FloatsList&, Floats&)) {
+// Defines a node, whose passes are called at once, or later as add_KIND_forward and add_KIND_backward.
+template <auto forward, auto backward, class Node, class Tape>
+void define(py::module_& module, const char* name, const char* words, const std::string& kind,
+            const Tape& tape_floats) {
+  const auto tape = py::arg("tape").noconvert(), results = py::arg("results").noconvert();
+  const auto grads = py::arg("grads").noconvert(), gradients = py::arg("gradients").noconvert();
   py::class_<Node, std::shared_ptr<Node>>(module, name, words)
-      .def("tape_floats", tape_floats)
-      .def("forward", forward, py::arg("tape").noconvert(), py::arg("results").noconvert())
-      .def("backward", backward, py::arg("tape").noconvert(), py::arg("grads").noconvert(),
-           py::arg("gradients").noconvert());
+      .def("tape_floats", [tape_floats](const std::shared_ptr<Node>& node) { return tape_floats(held(node)); })
+      .def("forward", &at_once<forward, Node, Floats&, FloatsList>, tape, results)
+      .def("backward", &at_once<backward, Node, Floats&, const FloatsList&, Floats&>, tape, grads, gradients);
+  define_later(module, ("add_" + kind + "_forward").c_str(), forward, py::arg("node"), tape, results);
+  define_later(module, ("add_" + kind + "_backward").c_str(), backward, py::arg("node"), tape, grads, gradients);
 }
 
 }  // namespace
 
 void bind_nodes(py::module_& module) {
-  define<PromptNode>(module, "PromptNode", "Prompts read; see reading.h.",
-                     [](const std::shared_ptr<PromptNode>& node) { return held(node).reading.tape_floats(); },
-                     &prompts_forward, &prompts_backward);
-  define<StateNode>(module, "StateNode", "States read; see reading.h.",
-                    [](const std::shared_ptr<StateNode>& node) { return held(node).reading.tape_floats(); },
-                    &states_forward, &states_backward);
-  define<PredictionNode>(module, "PredictionNode", "Noise predicted; see noise_node.h.",
-                         [](const std::shared_ptr<PredictionNode>& node) { return held(node).node.tape_floats(); },
-                         &at_once<&prediction_forward_call, PredictionNode, Floats&, FloatsList>,
-                         &at_once<&prediction_backward_call, PredictionNode, Floats&, const FloatsList&, Floats&>);
-  define<ChainOfSteps>(module, "ChainNode", "Actions sampled; see chain_node.h.",
-                       [](const std::shared_ptr<ChainOfSteps>& node) { return held(node).node.tape_floats(); },
-                       &at_once<&chain_forward_call, ChainOfSteps, Floats&, FloatsList>,
-                       &at_once<&chain_backward_call, ChainOfSteps, Floats&, const FloatsList&, Floats&>);
-  const auto tape = py::arg("tape").noconvert(), results = py::arg("results").noconvert();
-  const auto grads = py::arg("grads").noconvert(), gradients = py::arg("gradients").noconvert();
-  define_later(module, "add_prediction_forward", &prediction_forward_call, py::arg("node"), tape, results);
-  define_later(module, "add_prediction_backward", &prediction_backward_call, py::arg("node"), tape, grads, gradients);
-  define_later(module, "add_chain_forward", &chain_forward_call, py::arg("node"), tape, results);
-  define_later(module, "add_chain_backward", &chain_backward_call, py::arg("node"), tape, grads, gradients);
+  const auto of_reading = [](const auto& node) { return node.reading.tape_floats(); };
+  const auto of_node = [](const auto& node) { return node.node.tape_floats(); };
+  define<&prompts_forward_call, &prompts_backward_call, PromptNode>(
+      module, "PromptNode", "Prompts read; see reading.h.", "prompts", of_reading);
+  define<&states_forward_call, &states_backward_call, StateNode>(
+      module, "StateNode", "States read; see reading.h.", "states", of_reading);
+  define<&prediction_forward_call, &prediction_backward_call, PredictionNode>(
+      module, "PredictionNode", "Noise predicted; see noise_node.h.", "prediction", of_node);
+  define<&chain_forward_call, &chain_backward_call, ChainOfSteps>(
+      module, "ChainNode", "Actions sampled; see chain_node.h.", "chain", of_node);
   module.def("prompt_node", &make_prompts, py::arg("shape"), py::arg("text").noconvert(),
              py::arg("keep_text").noconvert(), py::arg("keep_trajectory").noconvert(), py::arg("steps").noconvert(),
              py::arg("embedded").noconvert(), py::arg("mask").noconvert(), py::arg("bias").noconvert(),

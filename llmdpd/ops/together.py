@@ -6,6 +6,7 @@ that are filled anew. Each learner's calls are what they are alone, one after an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from llmdpd.ops import native, noise_net, operators
 from llmdpd.ops.arguments import MlpArguments, SamplerCoefficients
 from llmdpd.ops.nodes import Array, Weights
+from llmdpd.ops.reading import ContextShape, Seen, Shown
 
 
 class Prepared:
@@ -43,14 +45,15 @@ class Prepared:
         given = (list(nets), list(map(in_place, grads)), list(tapes), list(map(in_place, x)), written)
         self._native.add_mlps_backward(self.calls, *given)
 
-    def forward(self, node: Node, out: Tensor) -> None:
-        """The node's result."""
-        getattr(self._native, f"add_{node.kind}_forward")(self.calls, node.native, node.tape, [in_place(out)])
+    def forward(self, node: Node, *results: Tensor) -> None:
+        """The node's results."""
+        add = getattr(self._native, f"add_{node.kind}_forward")
+        add(self.calls, node.native, node.tape, list(map(in_place, results)))
 
-    def backward(self, node: Node, grad: Tensor) -> None:
-        """The node's `gradients`, from that of its result."""
+    def backward(self, node: Node, *grads: Tensor) -> None:
+        """The node's `gradients`, from those of its results."""
         add = getattr(self._native, f"add_{node.kind}_backward")
-        add(self.calls, node.native, node.tape, [in_place(grad)], in_place(node.gradients))
+        add(self.calls, node.native, node.tape, list(map(in_place, grads)), in_place(node.gradients))
 
     def sample(self, sampler: Any, state: Tensor, key: Tensor, actions: Tensor) -> None:
         """Actions [B, A] of states [B, S] by a `bind_sampler` of a network without prompts; key int64 [1]."""
@@ -87,26 +90,50 @@ def run_together(members: Sequence[Prepared]) -> None:
 
 
 class Node:
-    """A node of the noise network's training (`llmdpd.ops.noise_net`) without prompts, made once.
+    """A node of training (`llmdpd.ops.noise_net`, `.reading`), made once.
 
-    gradients: of the states and of all weights, in the order of the network's parameters, one after the other.
+    gradients: of all that it was given, then of all weights in the order of the module's, one after the other.
     """
 
     def __init__(self, kind: str, made: Any, given: Sequence[Array]) -> None:
         self.kind, self.native = kind, made
         self.tape: Array = native.module().pooled_buffer(made.tape_floats())
-        self.gradients = torch.zeros(sum(array.size for array in given))
+        self.gradients = torch.zeros(sum(array.size for array in given), dtype=torch.float32)
+        self._shapes = [array.shape for array in given]
+
+    def each_gradient(self) -> list[Tensor]:
+        """The gradients as tensors of the same memory, of the shapes of what they are of."""
+        parts = self.gradients.split([math.prod(shape) for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+def prompts(shape: ContextShape, shown: Shown, weights: Weights) -> Node:
+    """Prompts read; see `llmdpd.ops.reading.read_prompts`."""
+    made = native.module().prompt_node(shape, *shown, weights.arrays, native.threads())
+    return Node("prompts", made, weights.arrays)
+
+
+def states(shape: ContextShape, seen: Seen, read: Sequence[Tensor], weights: Weights) -> Node:
+    """States read, under prompts that `read` is of; see `llmdpd.ops.reading.read_states`."""
+    given = [*map(in_place, read), *weights.arrays]
+    flat = [array.reshape(-1, array.shape[-1]) for array in given[: len(read)]]
+    made = native.module().state_node(shape, *seen, [*flat, *weights.arrays], native.threads())
+    return Node("states", made, given)
 
 
 def prediction(
-    actions: Tensor, place: Tensor, levels: int, state: Tensor, weights: Weights, net: Any, bf16: bool
+    actions: Tensor, place: Tensor, levels: int, condition: Sequence[Tensor], weights: Weights, net: Any, bf16: bool
 ) -> Node:
-    """The noise in actions [B, A], at the diffusion steps int64 [B] of so many, in states [B, S]."""
+    """The noise in actions [B, A], at the diffusion steps int64 [B] of so many.
+
+    condition: states [B, S], and prompts [P, Z] of equal groups of them where the network reads any.
+    """
     waves = noise_net.waves(np.arange(levels), net.time_frequencies)
-    given = [in_place(state), *weights.arrays]
+    given, prompted = [*map(in_place, condition), *weights.arrays], len(condition) > 1
     most, threads = operators.TAPE_LIMIT // 4, native.threads()
     make = native.module().prediction_node
-    return Node("prediction", make(in_place(actions), waves, place.numpy(), given, False, bf16, most, threads), given)
+    made = make(in_place(actions), waves, place.numpy(), given, prompted, bf16, most, threads)
+    return Node("prediction", made, given)
 
 
 def chain(

@@ -215,12 +215,12 @@ def later(name: str) -> Callable[..., None]:
     )
 
 
-def node_later(name: str) -> Callable[..., None]:
-    """A node of training, forward and backward, prepared."""
+def node_later(name: str, kind: str | None = None) -> Callable[..., None]:
+    """A node of training, forward and backward, prepared; `kind`: of the node, where it is not the calls' name."""
 
     def call(tape: np.ndarray, results: Any, grads: Any, gradients: np.ndarray, **given: Any) -> None:
         def prepare(module: Any, calls: Any) -> None:
-            node = getattr(module, f"{name}_node")(**given)
+            node = getattr(module, f"{kind or name}_node")(**given)
             getattr(module, f"add_{name}_forward")(calls, node, tape, results)
             getattr(module, f"add_{name}_backward")(calls, node, tape, grads, gradients)
 
@@ -381,6 +381,8 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
 }
 ENTRIES |= {
     "add_prediction": (node_later("prediction"), *ENTRIES["prediction_node"][1:]),
+    "add_prompts": (node_later("prompts", "prompt"), *ENTRIES["prompt_node"][1:]),
+    "add_states": (node_later("states", "state"), *ENTRIES["state_node"][1:]),
     "add_chain": (node_later("chain"), *ENTRIES["chain_node"][1:]),
     "add_mlps_forward": (
         lambda out, tape, **given: later("mlps_forward")(nets=[net(**given)], outs=[out], tapes=[tape]),

@@ -16,7 +16,9 @@ from llmdpd.diffusion.schedules import Precision
 from llmdpd.errors import InputError
 from llmdpd.methods.base import CloningConfig, Method, Start
 from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
+from llmdpd.methods.llmdpd.cloning import Cloning
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.methods.optimisation import ema_rate
 from llmdpd.methods.stacked import Stacked
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
@@ -26,6 +28,9 @@ from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
 from llmdpd.utils.sharding import randint, randn
 from llmdpd.utils.tensors import load_tensors
+
+_AS_PREPARED = ("learn", "actor_loss", "diffusion_loss", "encode", "condition", "step", "schedule", "follow")
+"""What `Cloning` does in its own way: a class that overrides one of them is not prepared."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         self.critic = DoubleQ(network.context.state_dim, network.action_dim, prompt_dim, config.critic_hidden)
         self.critic.to(network.device)
         self.target_critic = self._add("critic", self.critic, config.critic_lr)
+        self._cloning = Cloning()
         # On the CPU it costs nothing to read a random number, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
 
@@ -116,6 +122,14 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         for module in (self.critic, self.target_critic):
             load_tensors(module, critic.state_dict(), path)
         return []
+
+    def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
+        as_here = all(getattr(type(self), name) is getattr(LLMDPD, name) for name in _AS_PREPARED)
+        prepared = self._cloning.prepared(self, batch) if as_here else None
+        if prepared is None:
+            return super().update(batch, iteration)
+        self.schedule(iteration)
+        return prepared.run(batch, ema_rate(self.config, iteration))
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12 of Algorithm 1, on the batch that lines 2 to 4 sampled (`BatchSampler`).

@@ -9,7 +9,6 @@ computed by the operation that computes it alone, so that each learner has the b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch.autograd.graph import increment_version
 
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
 from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.steps import Steps
 from llmdpd.methods.optimisation import ema_rate
 from llmdpd.nn.context.base import PooledContext
 from llmdpd.nn.critic import DoubleQ, layers_of
@@ -96,7 +96,7 @@ class _Iteration:
         self.next_x, self.x, self.policy_x, self.d_policy_x = (zeros(*each, S + A) for _ in range(4))
         self.next_q, self.q, self.d_q, self.policy_q = (zeros(2, *each, 1) for _ in range(4))
         self.d_policy_q = zeros(*each, 1)
-        self.critic_step, self.policy_step = (_Steps(learners, name) for name in ("critic", "policy"))
+        self.critic_step, self.policy_step = (Steps(learners, name) for name in ("critic", "policy"))
         self.tau_rate, self.ema_rate = np.array([self.config.tau]), np.ones(1)
         self.lanes = [_Lane(self, number) for number in range(len(learners))]
         self._weights = [p for learner in learners for module in learner.modules.values() for p in module.parameters()]
@@ -208,7 +208,7 @@ class _Lane:
         weights, plan = parameters(net, WEIGHTS), learner.policy.training_sampler
         assert weights is not None, "stackable"
         noisy = (whole.noisy[number], whole.timesteps[number], len(whole.alpha_bar))
-        predicts = together.prediction(*noisy, states, weights, net, bf16)
+        predicts = together.prediction(*noisy, [states], weights, net, bf16)
         samples = together.chain(plan, whole.key[number], whole.A, states, weights, net, bf16)
         self._tapes = tapes_of(self._on_batch)
         nets = [net_of(mlp) for mlp in on_policy]
@@ -270,45 +270,3 @@ def _weights(module: nn.Module) -> list[Tensor]:
 def _shaped(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of these shapes that follow each other in one."""
     return [part.view(weight.shape) for part, weight in zip(flat.split([w.numel() for w in like]), like, strict=True)]
-
-
-class _Steps:
-    """The steps of one optimiser of each learner: AdamW's state, whose counts lie in one tensor, and its settings."""
-
-    def __init__(self, learners: Sequence[LLMDPD], name: str) -> None:
-        optimizers = [learner.optimizers[f"{name}_optimizer"] for learner in learners]
-        self.weights = [list(optimizer.param_groups[0]["params"]) for optimizer in optimizers]
-        pairs = zip(optimizers, self.weights, strict=True)
-        self._states = [[_state(optimizer, weight) for weight in weights] for optimizer, weights in pairs]
-        self._counts = torch.stack([torch.stack([state["step"] for state in states]) for states in self._states])
-        for states, counts in zip(self._states, self._counts, strict=True):
-            for state, count in zip(states, counts.unbind(), strict=True):
-                state["step"] = count
-        self.norm = torch.zeros(len(learners), 1)
-        self._group = group = optimizers[0].param_groups[0]
-        row = [0.0, *group["betas"], group["eps"], group["weight_decay"], learners[0].config.grad_clip, 0.0]
-        self._settings = np.array([row] * len(learners), dtype=np.float64)
-
-    def gradients(self, number: int) -> list[Tensor]:
-        """Memory for the gradients of a learner's weights."""
-        return [torch.zeros_like(weight) for weight in self.weights[number]]
-
-    def count(self) -> None:
-        """Prepare the next step: its number, and its rate, which the schedule has written into the first optimiser."""
-        self._counts += 1
-        self._settings[:, 0], self._settings[:, 6] = float(self._group["lr"]), self._counts[:, 0].numpy()
-
-    def prepare(self, number: int, calls: Prepared, gradients: Sequence[Tensor]) -> None:
-        """Add a learner's step to its calls."""
-        states = self._states[number]
-        moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
-        calls.step((self.weights[number], gradients, *moments), self._settings[number], self.norm[number])
-
-
-def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """AdamW's state of a parameter, zeros where it has made no step."""
-    state: dict[str, Any] = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-    return state

@@ -13,20 +13,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, EncodedPrompts, Keep, spread
-from llmdpd.nn.context.native import read_features, waves_of
+from llmdpd.nn.context.native import ContextInputs
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import layers, native
 from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.packing import ContextParts
-from llmdpd.ops.reading import ContextShape, Seen, Shown, read_prompts, read_states
+from llmdpd.ops.reading import ContextShape, Seen, read_prompts, read_states
 from llmdpd.prompts.demonstration import TrajectoryTokens
 
 _PERIODS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -96,26 +94,19 @@ class RetrievalContext(Context):
         weights, encoder = self._weights_for_prompts(text, tokens), self.trajectory_encoder
         if weights is None or tokens is None or encoder is None:
             return super().encode(text, tokens, keep)
-        observations = native.array(tokens.states)
-        features, geometry = read_features(self.features, observations.reshape(-1, observations.shape[-1]))
-        usable = tokens.mask if keep.trajectory is None else tokens.mask & (keep.trajectory > 0)
-        frequencies, times = native.array(encoder.frequencies), native.array(tokens.times.float())
-        waves = waves_of(native.array(tokens.phase)[..., None] * frequencies).reshape(len(features), -1)
-        actions = native.array(tokens.actions).reshape(len(features), -1)
+        inputs = self.inputs()
+        arrays = inputs.new_prompts(*tokens.mask.shape)
+        inputs.write_prompts(tokens, keep.trajectory, arrays)
         said = text if self.config.text else None
-        kept = [None if part is None else part.float() for part in (keep.text, keep.trajectory)]
-        shown = Shown(
-            text=None if said is None else native.array(said),
-            keep_text=None if kept[0] is None else native.array(kept[0]),
-            keep_trajectory=None if kept[1] is None else native.array(kept[1]),
-            steps=np.concatenate([features, actions, waves], 1),
-            embedded=self._embedded_natively(times).reshape(len(features), -1) if self._timed else None,
-            mask=tokens.mask.float().numpy(),
-            bias=_bias(tokens.mask).flatten(1).numpy(),
-        )
-        pooled, *rows = read_prompts(self._shape, shown, weights, [part for part in (said, *kept) if part is not None])
-        places = torch.from_numpy(geometry).unflatten(0, tokens.mask.shape)
-        memory = self._raw_memory(tokens, places, F.pad(usable, (0, 1), value=True))
+        given = [None if part is None else part.float() for part in (said, keep.text, keep.trajectory)]
+        shown = arrays.shown(*(None if part is None else native.array(part) for part in given))
+        pooled, *rows = read_prompts(self._shape, shown, weights, [part for part in given if part is not None])
+        memory = {"bias": torch.from_numpy(arrays.step_bias)[:, None, None]}
+        if arrays.waypoint_bias is not None and arrays.waypoints is not None:
+            memory["waypoint_bias"] = torch.from_numpy(arrays.waypoint_bias)[:, None, None]
+            memory["waypoints"] = torch.from_numpy(arrays.waypoints)[:, None]
+        if arrays.there is not None:
+            memory["there"] = torch.from_numpy(arrays.there)
         return EncodedPrompts(pooled, memory | dict(zip(self._row_names, rows, strict=True)))
 
     def remember(
@@ -166,9 +157,12 @@ class RetrievalContext(Context):
             parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
         return Condition(torch.cat(parts, dim=-1), prompt)
 
-    @property
-    def _timed(self) -> bool:
-        return self.sizes.timestep_embedding
+    def inputs(self) -> ContextInputs:
+        """What the C++ code's arrays are made by, as it is now."""
+        assert self.trajectory_encoder is not None, "it reads demonstrations"
+        periods, ahead = self.periods if self.sizes.timestep_embedding else None, self.sizes.lookahead
+        frequencies = self.trajectory_encoder.frequencies
+        return ContextInputs(self._shape, self.features, frequencies, periods, ahead, _TIME_UNIT)
 
     @property
     def _row_names(self) -> list[str]:
@@ -176,17 +170,38 @@ class RetrievalContext(Context):
         names = [f"{kind}{number}" for number in range(self._shape.layers) for kind in ("key", "value")]
         return [*names, "waypoint_key"] if self._shape.waypoints else names
 
+    def takes(self, tokens: TrajectoryTokens, states: int) -> bool:
+        """Whether the C++ code reads such prompts in training, and so many states in equal groups under them."""
+        prompts, steps = tokens.mask.shape
+        few = not prompts or steps < layers.FEW_ROWS or states // prompts < layers.FEW_ROWS or states % prompts
+        return self._reads_natively(tokens) and not few
+
+    def weights_natively(self) -> tuple[Weights, Weights] | None:
+        """What the C++ code reads prompts by, and states; None where it can't."""
+        prompts, states = parameters(self, self._prompt_weights), parameters(self, self._state_weights)
+        return None if prompts is None or states is None else (prompts, states)
+
+    def _reads_natively(self, tokens: TrajectoryTokens) -> bool:
+        """Whether the C++ code reads such prompts in training: one demonstration each, within the encoder's limit."""
+        encoder = self.config.encoder
+        dropped = self.training and encoder.dropout > 0
+        return (
+            self.reads
+            and not tokens.counts
+            and tokens.ends is None
+            and not dropped
+            and tokens.mask.shape[1] <= encoder.steps
+        )
+
     def _weights_for_prompts(self, text: Tensor | None, tokens: TrajectoryTokens | None) -> Weights | None:
         """What the C++ code reads prompts by, where it does: in training, one demonstration a prompt."""
-        encoder = self.config.encoder
-        if not self.reads or tokens is None or tokens.counts or tokens.ends is not None or not torch.is_grad_enabled():
+        if tokens is None or not torch.is_grad_enabled() or not self._reads_natively(tokens):
             return None
-        if (text is None and self.config.text) or (self.training and encoder.dropout > 0):
+        if text is None and self.config.text:
             return None
         given = [tokens.states, tokens.actions, *([] if text is None else [text])]
         few = not len(tokens.mask) or tokens.mask.shape[1] < layers.FEW_ROWS
-        many = tokens.mask.shape[1] > encoder.steps
-        if few or many or not layers.computes(*given) or any(part.requires_grad for part in given):
+        if few or not layers.computes(*given) or any(part.requires_grad for part in given):
             return None
         return parameters(self, self._prompt_weights)
 
@@ -205,16 +220,14 @@ class RetrievalContext(Context):
 
     def _condition_natively(self, state: Tensor, prompts: EncodedPrompts, time: Tensor, weights: Weights) -> Tensor:
         memory = prompts.memory
-        own, here = read_features(self.features, native.array(state))
-        times = native.array(time.float())
-        if self._timed:
-            own = np.concatenate([own, self._embedded_natively(times)], 1)
-            here = np.concatenate([here, times[:, None] / np.float32(_TIME_UNIT)], 1)
+        inputs = self.inputs()
+        states = inputs.new_states(len(state))
+        inputs.write_states(state, time, states)
         read = {name: memory[name] for name in ("bias", "waypoint_bias", "there", "waypoints") if name in memory}
         raw = {name: native.array(part) for name, part in read.items()}
         seen = Seen(
-            own=own,
-            here=here,
+            own=states.own,
+            here=states.here,
             bias=raw["bias"][:, 0, 0],
             waypoint_bias=raw["waypoint_bias"][:, 0, 0] if self._shape.waypoints else None,
             there=raw.get("there"),
@@ -222,9 +235,6 @@ class RetrievalContext(Context):
         )
         rows = [memory[name] for name in self._row_names]
         return read_states(self._shape, seen, [prompts.pooled, *rows], weights, [*read.values()])
-
-    def _embedded_natively(self, times: NDArray[np.float32]) -> NDArray[np.float32]:
-        return waves_of(np.float32(2 * math.pi) * times[..., None] / native.array(self.periods))
 
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
         if not self.retrieves:
