@@ -19,6 +19,7 @@ from torch import Tensor
 
 Array = NDArray[np.float32]
 _log = logging.getLogger(__name__)
+_NAME = 16  # random bytes, which no other memory has
 
 ALIGNED = 16
 """Float32 numbers of a cache line, which two processes should not write to."""
@@ -43,12 +44,12 @@ class SharedMemory:
         """So many zeros; None in all processes where one of them can't have them."""
         if self._refused:
             return None
-        size = max(4 * count, 1)
-        number = _made(size) if self._rank == 0 else None
+        name = self._told(None if self._rank else os.urandom(_NAME).hex())
+        number = _made(4 * count, bytes.fromhex(name)) if self._rank == 0 else None
         try:
             # By the first process's own descriptor: a process that dies leaves no file behind, whenever it does.
             path = self._told(None if self._rank else "" if number is None else f"/proc/{os.getpid()}/fd/{number}")
-            mapped = _mapped(path, size) if path else None
+            mapped = _mapped(path, 4 * count, bytes.fromhex(name)) if path else None
             self._refused = not self._all_hold(mapped is not None)
             if self._refused:
                 return None
@@ -109,12 +110,14 @@ class SharedMemory:
         return known is not None and known() is tensor and place == tensor.data_ptr()
 
 
-def _made(size: int) -> int | None:
-    """The descriptor of a file in memory of so many bytes; None where there is no room for one."""
+def _made(size: int, name: bytes) -> int | None:
+    """The descriptor of a file in memory of so many bytes and a name after them; None where there is no room for it."""
     try:
         number = os.memfd_create("llmdpd")
         try:
-            os.posix_fallocate(number, 0, size)  # memory that is not there would be found missing by a crash
+            # Memory that is not there would be found missing by a crash.
+            os.posix_fallocate(number, 0, size + len(name))
+            os.pwrite(number, name, size)
         except OSError:
             os.close(number)
             raise
@@ -124,11 +127,14 @@ def _made(size: int) -> int | None:
     return number
 
 
-def _mapped(path: str, size: int) -> mmap.mmap | None:
+def _mapped(path: str, size: int, name: bytes) -> mmap.mmap | None:
+    """The memory of that file; None where it can't be had, or the path leads to another one: not to this process's."""
     try:
         number = os.open(path, os.O_RDWR)
         try:
-            return mmap.mmap(number, size)
+            if os.pread(number, len(name) + 1, size) != name:
+                raise OSError(f"{path} is another file in this process")
+            return mmap.mmap(number, size + len(name))
         finally:
             os.close(number)
     except OSError as error:

@@ -80,7 +80,7 @@ def test_values_that_differ_are_refused_by_all(in_processes: Any) -> None:
     assert in_processes(2, work) == [0, 0]
 
 
-@pytest.mark.parametrize("fault", ["no file", "no room", "one cannot open it"])
+@pytest.mark.parametrize("fault", ["no file", "no room", "one cannot open it", "one finds another"])
 def test_where_one_has_no_memory_none_shares(fault: str, in_processes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(number: int) -> None:
         values: Tensor = torch.ones(40)
@@ -89,8 +89,12 @@ def test_where_one_has_no_memory_none_shares(fault: str, in_processes: Any, monk
                 patch.setattr(os, "memfd_create", refused)
             elif fault == "no room":
                 patch.setattr(os, "posix_fallocate", refused)
-            elif number:
+            elif number and fault == "one cannot open it":
                 patch.setattr(os, "open", refused)
+            elif number:
+                other = os.memfd_create("other")
+                os.truncate(other, 4096)
+                patch.setattr(os, "open", lambda *_: os.dup(other))
             place = values.data_ptr()
             assert not ranks.share_memory("weights", [values])
             assert ranks.shared_rows(3) is None
