@@ -27,7 +27,7 @@ from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.noise_net import WEIGHTS
 from llmdpd.ops.together import Prepared, run_together
 from llmdpd.ops.unchanged import Unchanged
-from llmdpd.utils import sharding
+from llmdpd.utils import ranks, sharding
 
 if TYPE_CHECKING:
     from llmdpd.methods.llmdpd.method import LLMDPD
@@ -73,7 +73,7 @@ def _possible(learner: LLMDPD, batch: PromptedBatch) -> bool:
     """Whether the batch is one that the C++ code reads, in a state of torch in which it may."""
     policy, tokens = learner.policy, batch.tokens
     context, config = policy.context, policy.config
-    if learner.config.eta or tokens is None or config.chunk > 1 or sharding.is_shared():
+    if learner.config.eta or tokens is None or config.chunk > 1:
         return False
     if type(policy) is not DiffusionPolicy or type(context) is not RetrievalContext or type(policy.net) is not NoiseMLP:
         return False
@@ -171,6 +171,7 @@ class Iteration:
         self._backward = calls = Prepared()
         calls.backward(predicts, d_predicted)
         reading.backward(calls, d_condition, d_pooled)
+        self._steps = calls = Prepared()
         parts.step.prepare(0, calls, [self._gradients[p] for p in parts.step.weights[0]])
         self._average, self._rate = Prepared(), np.ones(1)
         average, own = ([*network.parameters()] for network in (learner.ema_policy, policy))
@@ -178,13 +179,13 @@ class Iteration:
         self._written, self._averaged = own, average
 
     def show_gradients(self) -> None:
-        """Let the parameters' gradients be the memory that this iteration's are written to."""
+        """Let the parameters' gradients be in the memory that this iteration writes them to."""
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient
 
     @torch.no_grad()
-    def run(self, batch: PromptedBatch, rate: float | None) -> dict[str, Tensor]:
-        """One iteration behind `schedule`, with the EMA's step of this rate; the metrics of `LLMDPD.learn`."""
+    def backward(self, batch: PromptedBatch) -> Tensor:
+        """The loss, and its gradients in the memory of this iteration; of the own rows, where processes share it."""
         assert batch.tokens is not None
         self._reading.write(batch.text, batch.tokens, batch.keep, batch.observations, batch.timesteps)
         self._draw(batch)
@@ -192,20 +193,27 @@ class Iteration:
         loss = F.mse_loss(self._predicted, self._noise)
         np.subtract(self._predicted.numpy(), self._noise.numpy(), out=self._d_predicted)
         np.multiply(self._d_predicted, self._factor, out=self._d_predicted)
-        self._step.count()
+        if sharding.is_shared():  # as `sharding.backward`
+            np.multiply(self._d_predicted, np.float32(1 / ranks.count()), out=self._d_predicted)
         run_together([self._backward])
+        return loss
+
+    def step(self, rate: float | None) -> Tensor:
+        """AdamW's step down those gradients, and the EMA's of this rate; the norm of the gradients."""
+        self._step.count()
+        run_together([self._steps])
         increment_version(self._written)
         if rate is not None:
             self._rate[0] = rate
             run_together([self._average])
             increment_version(self._averaged)
-        return {"loss/actor": loss, "loss/diffusion": loss, "grad/policy": self._step.norm[0, 0].clone()}
+        return self._step.norm[0, 0].clone()
 
     def _draw(self, batch: PromptedBatch) -> None:
         """Equation 5's noise and diffusion steps, in the order in which `diffusion_loss` draws them."""
-        alpha_bar = self._policy.alpha_bar
-        self._timesteps.random_(0, len(alpha_bar))
-        self._noise.normal_()
+        alpha_bar, device = self._policy.alpha_bar, self._noise.device
+        self._timesteps.copy_(sharding.randint(len(alpha_bar), self._timesteps.shape, device))
+        self._noise.copy_(sharding.randn(self._noise.shape, device))
         level, noise = alpha_bar[self._timesteps, None], self._noise.numpy()
         # torch's roots, whose last bit is not always NumPy's.
         clean = native.array(cloned_actions(batch, self._clone))

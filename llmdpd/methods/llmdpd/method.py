@@ -23,6 +23,7 @@ from llmdpd.methods.stacked import Stacked
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
+from llmdpd.ops.parted import clipped_step
 from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
@@ -129,7 +130,14 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         if prepared is None:
             return super().update(batch, iteration)
         self.schedule(iteration)
-        return prepared.run(batch, ema_rate(self.config, iteration))
+        loss = prepared.backward(batch)
+        if sharding.is_shared():
+            prepared.show_gradients()
+            norm = clipped_step([self.optimizers["policy_optimizer"]], self.config.grad_clip)
+            self.follow(iteration)
+        else:
+            norm = prepared.step(ema_rate(self.config, iteration))
+        return {"loss/actor": loss, "loss/diffusion": loss, "grad/policy": norm}
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12 of Algorithm 1, on the batch that lines 2 to 4 sampled (`BatchSampler`).

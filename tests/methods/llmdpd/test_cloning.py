@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from llmdpd.methods.llmdpd.cloning import Iteration
 from llmdpd.methods.llmdpd.method import LLMDPD
 from llmdpd.nn.context import Keep, RetrievalConfig
 from llmdpd.ops import layers, native
-from llmdpd.utils import sharding
+from llmdpd.utils import ranks, sharding
 from llmdpd.utils.sharding import share_of
 
 pytestmark = pytest.mark.skipif(not native.available()[0], reason="needs the C++ module")
@@ -47,7 +48,7 @@ def pair(make_method: Any) -> Callable[..., list[LLMDPD]]:
 @pytest.fixture
 def runs(calls_of: Any) -> list[Any]:
     """The iterations that were prepared and run."""
-    found: list[Any] = calls_of(Iteration, "run")
+    found: list[Any] = calls_of(Iteration, "backward")
     return found
 
 
@@ -194,11 +195,32 @@ def test_other_learners_go_their_own_way(changes: dict[str, Any], pair: Any, mak
     assert not runs
 
 
-def test_a_share_of_a_batch_goes_its_own_way(pair: Any, make_batch: Any) -> None:
-    learner, batch, share = pair()[0], make_batch(B=24, P=4), share_of(0, 2, 24, 4)
-    assert learner._cloning.prepared(learner, batch) is not None
-    with sharding.active(share):
-        assert learner._cloning.prepared(learner, batch.part(share)) is None
+@pytest.mark.parametrize(("count", "prompts"), [(2, 4), (2, 1)])
+def test_processes_that_share_batches_learn_the_same_bits(
+    count: int, prompts: int, pair: Any, make_batch: Any, runs: list[Any], in_processes: Any, tmp_path: Path
+) -> None:
+    learners, batches = pair(grad_clip=0.5), [make_batch(B=48, P=prompts) for _ in range(4)]
+
+    updates: list[Any] = [LLMDPD.update, Method.update]
+
+    def work(number: int) -> None:
+        with ranks.joined():
+            share = share_of(number, count, 48, prompts)
+            for name, learner, update in zip("ab", learners, updates, strict=True):
+                torch.manual_seed(5)
+                with sharding.active(share):
+                    metrics = [update(learner, batch.part(share), k) for k, batch in enumerate(batches)]
+                if number == 0:
+                    found = {**state_of(learner), **{f"{k}/{m}": of[m] for k, of in enumerate(metrics) for m in of}}
+                    torch.save(found, tmp_path / name)
+            few = sum(batch.tokens.mask.shape[1] < layers.FEW_ROWS for batch in batches)
+            assert len(runs) == len(batches) - few
+
+    assert in_processes(count, work) == [0] * count
+    found, expected = (torch.load(tmp_path / name) for name in "ab")
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
 
 
 def test_a_loss_of_ones_own_is_called(make_method: Any, make_batch: Any, runs: list[Any]) -> None:
