@@ -7,7 +7,7 @@ that are filled anew. Each learner's calls are what they are alone, one after an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,18 @@ class Prepared:
     def add(self, to: Tensor, source: Tensor) -> None:
         """to += source, as `copy`."""
         self._native.add_copy(self.calls, _rows(to), _rows(source), True)
+
+
+def prepared_for() -> tuple[int, str]:
+    """What every call is prepared for beside memory: the number of threads, and the instruction set."""
+    return native.threads(), native.module().active_isa()
+
+
+def show_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let the gradient of each parameter be the tensor whose memory it was written to."""
+    for parameter, gradient in pairs:
+        if parameter.grad is not gradient:
+            parameter.grad = gradient
 
 
 def run_together(members: Sequence[Prepared]) -> None:

@@ -1,8 +1,9 @@
-"""Whether networks and an optimiser still have the tensors, in the same memory, that something was prepared for."""
+"""Whether networks and optimisers still have the tensors, in the same memory, that something was prepared for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
@@ -17,47 +18,56 @@ _HOOKS_OF_TENSORS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate
 
 
 class Unchanged:
-    """Sees whether parts, parameters, buffers and an optimiser's state are what and where they were when it was made.
+    """Sees whether parts, parameters, buffers and optimisers' states are what and where they were when it was made.
 
     Args:
-        learned: the network whose every parameter the optimiser steps, which computes what its classes say.
-        others: networks that are written beside it.
-        optimizer: of one group, which has made a step or has its state.
+        learned: networks with the optimisers that step their every parameter, of one group each, whose state is there.
+            They compute what their classes say.
+        others: networks that are written beside them.
     """
 
-    def __init__(self, learned: nn.Module, others: Sequence[nn.Module], optimizer: torch.optim.AdamW) -> None:
-        self._optimizer, self._parameters = optimizer, list(learned.parameters())
-        parts = [part for network in (learned, *others) for part in network.modules()]
-        self._hooks = [getattr(part, kind) for part in learned.modules() for kind in _HOOKS]
-        self._norms = [(part, part.eps) for part in learned.modules() if isinstance(part, nn.LayerNorm)]
-        watched: list[tuple[Any, ...]] = [(vars(optimizer), "state", optimizer.state)]
-        watched.append((vars(optimizer), "param_groups", optimizer.param_groups))
-        for part in parts:
+    def __init__(self, learned: Sequence[tuple[nn.Module, torch.optim.Optimizer]], others: Sequence[nn.Module]) -> None:
+        self._learned = [(optimizer, list(network.parameters())) for network, optimizer in learned]
+        self._parameters = [*chain(*(parameters for _, parameters in self._learned))]
+        parts = [part for network, _ in learned for part in network.modules()]
+        self._hooks = [getattr(part, kind) for part in parts for kind in _HOOKS]
+        self._norms = [(part, part.eps) for part in parts if isinstance(part, nn.LayerNorm)]
+        watched: list[tuple[Any, ...]] = []
+        for part in [*parts, *chain(*(network.modules() for network in others))]:
             watched += [(part._modules, name, child) for name, child in part._modules.items()]
             for kept in (part._parameters, part._buffers):
-                watched += [_place(kept, name, tensor) for name, tensor in kept.items() if tensor is not None]
-        for parameter in self._parameters:
-            fields = optimizer.state[parameter]
-            watched.append((optimizer.state, parameter, fields))
-            watched += [_place(fields, name, tensor) for name, tensor in fields.items()]
+                watched += [(*_place(kept, n, t), t.stride()) for n, t in kept.items() if t is not None]
+        for optimizer, parameters in self._learned:
+            watched += [(vars(optimizer), name, vars(optimizer)[name]) for name in ("state", "param_groups")]
+            for parameter in parameters:
+                fields = optimizer.state[parameter]
+                watched.append((optimizer.state, parameter, fields))
+                watched += [_place(fields, name, tensor) for name, tensor in fields.items()]
         self._watched = tuple(watched)
 
     def holds(self) -> bool:
         """Whether all of it is, every parameter learns, and nobody has hooks at any of it."""
-        (group, *further), parameters = self._optimizer.param_groups, self._parameters
         return (
             bool(native.module().all_in_place(self._watched))
-            and not further
-            and len(group["params"]) == len(parameters)
-            and all(map(is_, group["params"], parameters))
-            and all(map(_asked, parameters))
+            and all(_steps_alike(optimizer, parameters) for optimizer, parameters in self._learned)
+            and all(map(_asked, self._parameters))
             and not any(self._hooks)
-            and not any(hooks for of in _HOOKS_OF_TENSORS for hooks in map(of, parameters))
-            and not (self._optimizer._optimizer_step_pre_hooks or self._optimizer._optimizer_step_post_hooks)
-            and not (group["amsgrad"] or group["maximize"])
+            and not any(hooks for of in _HOOKS_OF_TENSORS for hooks in map(of, self._parameters))
             and all(norm.eps == epsilon for norm, epsilon in self._norms)
         )
 
 
+def _steps_alike(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> bool:
+    """Whether it, an AdamW, steps these parameters as a group and as it does by default, and calls nobody."""
+    group, *further = optimizer.param_groups
+    return (
+        not further
+        and len(group["params"]) == len(parameters)
+        and all(map(is_, group["params"], parameters))
+        and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+        and not (group["amsgrad"] or group["maximize"])
+    )
+
+
 def _place(kept: dict[Any, Any], name: str, tensor: Tensor) -> tuple[Any, ...]:
-    return kept, name, tensor, tensor.data_ptr(), tensor.stride()
+    return kept, name, tensor, tensor.data_ptr()

@@ -42,6 +42,7 @@ REFUSED = [
     "n.all_in_place(None)",
     "n.all_in_place((1, 2))",
     "n.all_in_place(((1, 2, 3),))",
+    "n.all_in_place((({'a': None}, 'a', None, 1),))",
     "n.all_in_place((({'a': None}, 'a', None, 1, 1),))",
     "n.PackedNet(2, 4, None, f(8), trunk, 3, False)",
     "n.PackedNet(2, 4, f(8, 10), f(8), [None] * 6, 3, False)",

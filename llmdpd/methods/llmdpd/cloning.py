@@ -19,13 +19,13 @@ from torch.autograd.graph import increment_version
 from llmdpd.diffusion import NoiseMLP
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
 from llmdpd.methods.llmdpd.network import DiffusionPolicy
-from llmdpd.methods.llmdpd.steps import Steps
+from llmdpd.methods.llmdpd.steps import Steps, can_step
 from llmdpd.nn.context import RetrievalContext
 from llmdpd.nn.context.prepared import PreparedReading, ReadingSizes
 from llmdpd.ops import layers, native, together
 from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.noise_net import WEIGHTS
-from llmdpd.ops.together import Prepared, run_together
+from llmdpd.ops.together import Prepared, prepared_for, run_together, show_gradients
 from llmdpd.ops.unchanged import Unchanged
 from llmdpd.utils import ranks, sharding
 
@@ -41,7 +41,6 @@ class Cloning:
     def __init__(self) -> None:
         self._parts: _Parts | None = None
         self._iterations: dict[tuple[int, ...], Iteration] = {}
-        self._last: Iteration | None = None
 
     def __deepcopy__(self, memo: Any) -> Cloning:
         return Cloning()  # a learner's copy prepares its own
@@ -51,8 +50,7 @@ class Cloning:
         if not _possible(learner, batch):
             return None
         if self._parts is None or not self._parts.current():
-            self._iterations, self._last = {}, None
-            self._parts = _parts_of(learner)
+            self._iterations, self._parts = {}, _parts_of(learner)
         if self._parts is None:
             return None
         assert batch.tokens is not None, "possible"
@@ -63,9 +61,6 @@ class Cloning:
             for oldest in list(self._iterations)[: 1 - _KEPT]:
                 del self._iterations[oldest]
         self._iterations[shape] = iteration
-        if iteration is not self._last:
-            iteration.show_gradients()
-            self._last = iteration
         return iteration
 
 
@@ -105,39 +100,28 @@ class _Parts(NamedTuple):
     step: Steps
 
     def current(self) -> bool:
-        return self.kind == _kind() and self.unchanged.holds()
-
-
-def _kind() -> tuple[Any, ...]:
-    """What every call is prepared for."""
-    return native.threads(), native.module().active_isa()
+        return self.kind == prepared_for() and self.unchanged.holds()
 
 
 def _parts_of(learner: LLMDPD) -> _Parts | None:
     """None where a network has parts or hooks that the C++ code doesn't know, or the optimiser steps otherwise."""
     policy, optimizer = learner.policy, learner.optimizers["policy_optimizer"]
     assert isinstance(policy.context, RetrievalContext), "possible"
-    learned, groups = [*policy.parameters()], optimizer.param_groups
-    if (
-        type(optimizer) is not torch.optim.AdamW
-        or len(groups) != 1
-        or [*map(id, groups[0]["params"])] != [*map(id, learned)]
-    ):
+    if not can_step(optimizer, policy):
         return None
     context, net = policy.context.weights_natively(), parameters(policy.net, WEIGHTS)
     if context is None or net is None:
         return None
     pairs = [pair for weights in (*context, net) for pair in zip(weights.values(), weights.arrays, strict=True)]
-    if {id(parameter) for parameter, _ in pairs} != {*map(id, learned)}:
+    if {id(parameter) for parameter, _ in pairs} != {*map(id, policy.parameters())}:
         return None
-    counts = {float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in learned}
     average = [*learner.ema_policy.parameters()]
     plain = all(tensor.dtype is torch.float32 and tensor.is_cpu and tensor.is_contiguous() for tensor in average)
-    if len(counts) > 1 or not plain or not all(array.ctypes.data == p.data_ptr() for p, array in pairs):
+    if not plain or not all(array.ctypes.data == p.data_ptr() for p, array in pairs):
         return None
     step = Steps([learner], "policy")
-    unchanged = Unchanged(policy, [learner.ema_policy], optimizer)
-    return _Parts(unchanged, _kind(), context, net, step) if unchanged.holds() else None
+    unchanged = Unchanged([(policy, optimizer)], [learner.ema_policy])
+    return _Parts(unchanged, prepared_for(), context, net, step) if unchanged.holds() else None
 
 
 class Iteration:
@@ -178,14 +162,9 @@ class Iteration:
         self._average.average(average, own, self._rate)
         self._written, self._averaged = own, average
 
-    def show_gradients(self) -> None:
-        """Let the parameters' gradients be in the memory that this iteration writes them to."""
-        for parameter, gradient in self._gradients.items():
-            parameter.grad = gradient
-
     @torch.no_grad()
     def backward(self, batch: PromptedBatch) -> Tensor:
-        """The loss, and its gradients in the memory of this iteration; of the own rows, where processes share it."""
+        """The loss and, as autograd would leave them, its gradients; of the own rows, where processes share a batch."""
         assert batch.tokens is not None
         self._reading.write(batch.text, batch.tokens, batch.keep, batch.observations, batch.timesteps)
         self._draw(batch)
@@ -196,6 +175,7 @@ class Iteration:
         if sharding.is_shared():  # as `sharding.backward`
             np.multiply(self._d_predicted, np.float32(1 / ranks.count()), out=self._d_predicted)
         run_together([self._backward])
+        show_gradients(self._gradients.items())
         return loss
 
     def step(self, rate: float | None) -> Tensor:

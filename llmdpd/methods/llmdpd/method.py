@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,14 @@ from llmdpd.utils.device import matmul_precision
 from llmdpd.utils.sharding import randint, randn
 from llmdpd.utils.tensors import load_tensors
 
-_AS_PREPARED = ("learn", "actor_loss", "diffusion_loss", "encode", "condition", "step", "schedule", "follow")
-"""What `Cloning` does in its own way: a class that overrides one of them is not prepared."""
+if TYPE_CHECKING:
+    from llmdpd.methods.llmdpd.alone import Alone
+
+_AS_PREPARED = (
+    *("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective"),
+    *("encode", "condition", "step", "track", "schedule", "follow"),
+)
+"""What prepared iterations do in their own way: where one of them is overridden, nothing is prepared."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         self.critic.to(network.device)
         self.target_critic = self._add("critic", self.critic, config.critic_lr)
         self._cloning = Cloning()
+        self._alone: Alone | None = None
         # On the CPU it costs nothing to read a random number, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
 
@@ -125,14 +132,25 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         return []
 
     def update(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor]:
-        as_here = all(getattr(type(self), name) is getattr(LLMDPD, name) for name in _AS_PREPARED)
-        prepared = self._cloning.prepared(self, batch) if as_here else None
+        metrics = self._update_prepared(batch, iteration)
+        return super().update(batch, iteration) if metrics is None else metrics
+
+    def _update_prepared(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor] | None:
+        """The same iteration, to the bit, by calls that were prepared; None where it is none of those that can be."""
+        if not all(getattr(getattr(self, n), "__func__", None) is getattr(LLMDPD, n) for n in _AS_PREPARED):
+            return None
+        if self.config.eta:
+            if self._alone is None:
+                from llmdpd.methods.llmdpd.alone import Alone  # which stands on this module
+
+                self._alone = Alone()
+            return self._alone.update(self, batch, iteration)
+        prepared = self._cloning.prepared(self, batch)
         if prepared is None:
-            return super().update(batch, iteration)
+            return None
         self.schedule(iteration)
         loss = prepared.backward(batch)
         if sharding.is_shared():
-            prepared.show_gradients()
             norm = clipped_step([self.optimizers["policy_optimizer"]], self.config.grad_clip)
             self.follow(iteration)
         else:

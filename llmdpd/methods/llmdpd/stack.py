@@ -67,11 +67,20 @@ class Stack:
         self, batches: Sequence[PromptedBatch], iteration: int, generators: Sequence[torch.Generator]
     ) -> list[dict[str, Tensor]]:
         """One iteration of each on its batch, drawing by its generator; their metrics as of `LLMDPD.learn`."""
-        rows = len(batches[0].rewards)
+        prepared = self.prepare(len(batches[0].rewards))
+        with matmul_precision(self._learners[0].config.precision):
+            return prepared.run(batches, iteration, generators)
+
+    def prepare(self, rows: int) -> _Iteration:
+        """The iteration on batches of so many rows, as the next `update` would prepare it."""
         if self._iteration is None or self._iteration.rows != rows:
             self._iteration = _Iteration(self._learners, rows)
-        with matmul_precision(self._learners[0].config.precision):
-            return self._iteration.run(batches, iteration, generators)
+        return self._iteration
+
+    def gradients(self, number: int) -> list[tuple[Tensor, Tensor]]:
+        """A learner's weights, and the memory that the prepared iteration writes their gradients to."""
+        assert self._iteration is not None, "prepared"
+        return self._iteration.lanes[number].gradients
 
 
 class _Iteration:
@@ -223,6 +232,11 @@ class _Lane:
         whole.critic_step.prepare(number, calls, of_critics)
         calls.forward(predicts, whole.predicted[number])
         calls.forward(samples, whole.actions[number])
+        of_policy = _shaped(predicts.gradients[states.numel() :], whole.policy_step.weights[number])
+        self.gradients = [
+            *zip(whole.critic_step.weights[number], of_critics, strict=True),
+            *zip(whole.policy_step.weights[number], of_policy, strict=True),
+        ]
         self.policy_values = [Prepared(), Prepared()]
         # By which of the critics is chosen, whose gradient alone is needed, and by whether the average stays.
         self.policy_step: dict[tuple[int, bool], Prepared] = {}
@@ -238,7 +252,7 @@ class _Lane:
                 calls.backward(predicts, whole.d_predicted[number])
                 own, sampled = (node.gradients[states.numel() :] for node in (predicts, samples))
                 calls.add(own[None], sampled[None])
-                whole.policy_step.prepare(number, calls, _shaped(own, whole.policy_step.weights[number]))
+                whole.policy_step.prepare(number, calls, of_policy)
                 calls.average(_weights(learner.target_critic), _weights(learner.critic), whole.tau_rate)
                 if not stays:
                     calls.average(_weights(learner.ema_policy), _weights(learner.policy), whole.ema_rate)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmdpd.methods.base import Method
 from llmdpd.ops.together import Prepared
@@ -20,7 +20,7 @@ class Steps:
         optimizers = [learner.optimizers[f"{name}_optimizer"] for learner in learners]
         self.weights = [list(optimizer.param_groups[0]["params"]) for optimizer in optimizers]
         pairs = zip(optimizers, self.weights, strict=True)
-        self._states = [[state_of(optimizer, weight) for weight in weights] for optimizer, weights in pairs]
+        self._states = [[_state(optimizer, weight) for weight in weights] for optimizer, weights in pairs]
         self._counts = torch.stack([torch.stack([state["step"] for state in states]) for states in self._states])
         for states, counts in zip(self._states, self._counts, strict=True):
             for state, count in zip(states, counts.unbind(), strict=True):
@@ -47,7 +47,17 @@ class Steps:
         calls.step((self.weights[number], gradients, *moments), self._settings[number], self.norm[number])
 
 
-def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+def can_step(optimizer: torch.optim.Optimizer, network: nn.Module) -> bool:
+    """Whether it steps all of the network's weights, in their order, as one group that has made as many steps each."""
+    groups, learned = optimizer.param_groups, [*network.parameters()]
+    if type(optimizer) is not torch.optim.AdamW or len(groups) != 1:
+        return False
+    if [*map(id, groups[0]["params"])] != [*map(id, learned)]:
+        return False
+    return len({float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in learned}) == 1
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
     """AdamW's state of a parameter, zeros where it has made no step."""
     state: dict[str, Any] = optimizer.state[parameter]
     if not state:

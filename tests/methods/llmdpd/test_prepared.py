@@ -16,6 +16,7 @@ from torch import nn
 from llmdpd.methods.base import Method
 from llmdpd.methods.llmdpd.cloning import Iteration
 from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.stack import Stack
 from llmdpd.nn.context import Keep, RetrievalConfig
 from llmdpd.ops import layers, native
 from llmdpd.utils import ranks, sharding
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(not native.available()[0], reason="needs the C++
 
 SIZES = RetrievalConfig(width=12, heads=2)
 DEFAULT = {"eta": 0.0, "network.context.kind": "retrieval", "network.context.retrieval": SIZES}
+PROMPTLESS = {"network.context.text": False, "network.context.trajectory": False}
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,17 @@ def runs(calls_of: Any) -> list[Any]:
     """The iterations that were prepared and run."""
     found: list[Any] = calls_of(Iteration, "backward")
     return found
+
+
+@pytest.fixture
+def promptless(make_method: Any) -> Callable[..., list[LLMDPD]]:
+    """The same of a learner with critics and without prompts."""
+
+    def make(name: str = "llmdpd", **changes: Any) -> list[LLMDPD]:
+        learner = make_method(name, iterations=12, **PROMPTLESS | changes)
+        return [learner, copy.deepcopy(learner)]
+
+    return make
 
 
 def some(make_batch: Any, count: int, keep: bool = True) -> list[Any]:
@@ -83,7 +96,8 @@ def check(learners: list[LLMDPD], batches: list[Any], start: int = 0) -> None:
         assert list(metrics) == list(expected)
         assert all(torch.equal(metrics[name], value) for name, value in expected.items()), (metrics, expected)
         assert torch.equal(generator, expected_generator)
-        for one, other in zip(*(learner.policy.parameters() for learner in learners), strict=True):
+        learned = ([*of.policy.parameters(), *of.critic.parameters()] for of in learners)
+        for one, other in zip(*learned, strict=True):
             assert (one.grad is None) == (other.grad is None)
             assert one.grad is None or torch.equal(one.grad, other.grad)
     states = [state_of(learner) for learner in learners]
@@ -126,6 +140,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     ),
     "a weight lies elsewhere": lambda of: replaced(of.policy.context.query.weight),
     "the average lies elsewhere": lambda of: [replaced(p) for p in of.ema_policy.parameters()],
+    "the average is written": lambda of: [p.detach().mul_(0.5) for p in of.ema_policy.parameters()],
     "another layer": lambda of: of.policy.context.register_module("query", copy.deepcopy(of.policy.context.query)),
     "a frozen weight": lambda of: of.policy.context.nothing.requires_grad_(False),
     "other statistics": lambda of: of.policy.context.features.fit(torch.randn(30, 4)),
@@ -136,6 +151,9 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "another epsilon of a norm": lambda of: setattr(of.policy.context.norm, "eps", 0.1),
     "a policy that acts": lambda of: of.policy.eval(),
 }
+
+
+OF_CONTEXTS = ("a weight lies elsewhere", "another layer", "a frozen weight", "another epsilon of a norm")
 
 
 @pytest.mark.parametrize("change", list(CHANGES))
@@ -150,6 +168,47 @@ def test_what_changes_meanwhile_is_seen(change: str, pair: Any, make_batch: Any)
         torch.manual_seed(9)
         CHANGES[change](learner)
     check(learners, batches[3:], 3)
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if name not in OF_CONTEXTS])
+def test_what_changes_meanwhile_is_seen_without_prompts(change: str, promptless: Any, make_batch: Any) -> None:
+    learners, batches = promptless(), [make_batch(B=12 + 4 * (number > 4)) for number in range(6)]
+    check(learners, batches[:3])
+    if change == "amsgrad":
+        for learner in learners:
+            for fields in learner.optimizers["policy_optimizer"].state.values():
+                fields["max_exp_avg_sq"] = fields["exp_avg_sq"].clone()
+    for learner in learners:
+        torch.manual_seed(9)
+        CHANGES[change](learner)
+    check(learners, batches[3:], 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "threads", "changes"),
+    [
+        ("llmdpd", 1, {}),
+        ("diffusion-ql", 2, {"grad_clip": 0.5, "lr_warmup": 3, "weight_decay": 0.01, "clone": "expert"}),
+        ("llmdpd", 5, {"precision": "bf16", "ema_every": 2, "ema_start": 3, "reward_scale": 0.5}),
+    ],
+)
+def test_every_bit_is_that_of_autograd_without_prompts(
+    name: str, threads: int, changes: dict[str, Any], promptless: Any, make_batch: Any, calls_of: Any
+) -> None:
+    ran = calls_of(Stack, "update")
+    native.set_threads(threads)
+    check(promptless(name, **changes), [make_batch(B=7 if number < 5 else 9, P=1) for number in range(9)])
+    assert len(ran) == 9
+
+
+def test_what_could_not_be_prepared_is_tried_again_later(promptless: Any, make_batch: Any, calls_of: Any) -> None:
+    ran, (learner, _), batch = calls_of(Stack, "update"), promptless(), make_batch(B=6)
+    hook = learner.critic.register_forward_hook(lambda *_: None)
+    learner.update(batch, 0)
+    hook.remove()
+    for iteration in range(1, 103):
+        learner.update(batch, iteration)
+    assert len(ran) == 2
 
 
 def hooked(learner: LLMDPD, by: str) -> list[Any]:
