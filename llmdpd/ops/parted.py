@@ -25,6 +25,8 @@ from llmdpd.ops.optimizer import Part
 from llmdpd.utils import ranks, sharding
 from llmdpd.utils.shared_memory import ALIGNED, Array
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class _Piece(NamedTuple):
     """The numbers from `begin` to `end` of a tensor, of which `place` is that in a list."""
@@ -79,19 +81,48 @@ class _Written:
             )
 
 
+class _Sum:
+    """Sums of gradients over the processes, of arrays of certain sizes."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.own = ranks.rank()
+        self.shares = _shares(arrays, ranks.count())
+        rows = ranks.shared_rows(ranks.count() * sum(array.size for array in arrays))
+        assert rows is not None, "asked for before"
+        self._rows: list[list[Array]] = []  # of every reader's share, that of each writer
+        begin = 0
+        for share in self.shares:
+            size = sum(piece.end - piece.begin for piece in share)
+            self._rows.append([rows[begin + writer * size :][:size] for writer in range(ranks.count())])
+            begin += ranks.count() * size
+        self._others = [row for writer, row in enumerate(self._rows[self.own]) if writer != self.own]
+
+    def pieces(self, gradients: Arrays) -> list[Arrays]:
+        """The gradients in pieces, of each process's share."""
+        return [[piece.of(gradients) for piece in share] for share in self.shares]
+
+    def add_up(self, pieces: list[Arrays]) -> float:
+        """Let the own pieces be the sums over the processes; the root of the sum of all pieces' squares."""
+        for reader, share in enumerate(pieces):
+            if reader != self.own and share:
+                np.concatenate(share, out=self._rows[reader][self.own])
+        ranks.meet()
+        return math.sqrt(ranks.total(native.module().add_up(pieces[self.own], self._others, native.threads())))
+
+
 class _Step:
     """How the weights of optimisers are stepped, for as long as their arrays are the same ones."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._arrays = _arrays(parts)
-        self.shares = _shares(list(chain(*(part.weights for part in parts))), ranks.count())
+        self.sum = _Sum(list(chain(*(part.weights for part in parts))))
         self.written = _Written([p for part in parts for p in part.parameters])
         self.groups: list[list[_Piece]] = []
         """The own pieces of each group's tensors."""
         first = 0
         for part in parts:
             places = range(first, first := first + len(part.weights))
-            own = [piece for piece in self.shares[ranks.rank()] if piece.place in places]
+            own = [piece for piece in self.sum.shares[self.sum.own] if piece.place in places]
             self.groups.append([piece._replace(place=piece.place - places[0]) for piece in own])
         self.lists = [
             tuple([piece.of(arrays) for piece in pieces] for arrays in (part.weights, part.means, part.squares))
@@ -130,15 +161,14 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
         return optimizer.clipped_step(optimizers, limit)
     step = _steps[optimizers[0]]
     step.written.check()
-    gradients, squares = _added_up(list(chain(*(part.gradients for part in parts))), step.shares)
-    length = math.sqrt(squares)
-    share = limit / (length + 1e-6) if limit else 1.0
-    for part, pieces, lists in zip(parts, step.groups, step.lists, strict=True):
+    pieces = step.sum.pieces(list(chain(*(part.gradients for part in parts))))
+    length = step.sum.add_up(pieces)
+    gradients, scale = pieces[step.sum.own], _scale(length, limit)
+    for part, group, lists in zip(parts, step.groups, step.lists, strict=True):
         counts = optimizer.counted(part)
-        own, gradients = gradients[: len(pieces)], gradients[len(pieces) :]
+        own, gradients = gradients[: len(group)], gradients[len(group) :]
         weights, means, squared = lists
-        of_pieces = [counts[piece.place] for piece in pieces]
-        scale = 1.0 if share > 1.0 else share  # NaN stays
+        of_pieces = [counts[piece.place] for piece in group]
         optimizer.stepped(part.group, (weights, own, means, squared), of_pieces, scale, native.threads())
         for parameter in part.parameters:
             parameter.grad = None
@@ -184,7 +214,7 @@ def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[Part] | None:
     known = _steps.get(optimizers[0])
     if known is not None and known.fits(parts):
         return parts
-    moments = [each.state[p][name] for each, p in _stepped(optimizers) for name in ("exp_avg", "exp_avg_sq")]
+    moments = [each.state[p][name] for each, p in _stepped(optimizers) for name in _MOMENTS]
     total = sum(array.size for part in parts for array in part.weights)
     if ranks.shared_rows(ranks.count() * total) is None:
         return None
@@ -200,24 +230,58 @@ def _stepped(optimizers: Sequence[torch.optim.Optimizer]) -> list[tuple[torch.op
     return [(e, p) for e in optimizers for group in e.param_groups for p in group["params"] if p.grad is not None]
 
 
-def _added_up(gradients: Arrays, shares: list[list[_Piece]]) -> tuple[Arrays, float]:
-    """The own pieces of the sums over the processes, in the memory of `gradients`; the sum of all their squares."""
-    own, count = ranks.rank(), ranks.count()
-    rows = ranks.shared_rows(count * sum(gradient.size for gradient in gradients))
-    assert rows is not None, "it was there before"
-    places: list[list[Array]] = []  # of every reader's share, the row of each writer
-    begin = 0
-    for share in shares:
-        size = sum(piece.end - piece.begin for piece in share)
-        places.append([rows[begin + writer * size :][:size] for writer in range(count)])
-        begin += count * size
-    for reader, share in enumerate(shares):
-        if reader != own and share:
-            np.concatenate([piece.of(gradients) for piece in share], out=places[reader][own])
-    ranks.meet()
-    pieces = [piece.of(gradients) for piece in shares[own]]
-    others = [row for writer, row in enumerate(places[own]) if writer != own]
-    return pieces, ranks.total(native.module().add_up(pieces, others, native.threads()))
+def _scale(length: float, limit: float) -> float:
+    """What gradients of this norm are multiplied by."""
+    share = limit / (length + 1e-6) if limit else 1.0
+    return 1.0 if share > 1.0 else share  # NaN stays
+
+
+def steps_by_parts(stepped: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser, of one group, has been stepped by parts, and all that it steps lies in shared memory."""
+    if stepped not in _steps:
+        return False
+    moments = [stepped.state[p].get(name) for p in _parameters(stepped) for name in _MOMENTS]
+    tensors = [*_parameters(stepped), *(moment for moment in moments if moment is not None)]
+    return len(tensors) == 3 * len(_parameters(stepped)) and ranks.shares_all_memory(tensors)
+
+
+class PreparedStep:
+    """As `clipped_step`, of an optimiser that `steps_by_parts`, all of whose tensors stay where they are.
+
+    Args:
+        stepped: the optimiser, of one group.
+        gradients: of all its parameters; they stay where they are, too.
+        limit: see `clipped_step`.
+    """
+
+    def __init__(self, stepped: torch.optim.Optimizer, gradients: Sequence[Tensor], limit: float) -> None:
+        self._optimizer, self._limit = stepped, limit
+        self._group, self._parameters = stepped.param_groups[0], _parameters(stepped)
+        weights = [native.array(parameter) for parameter in self._parameters]
+        means, squares = (
+            [native.array(stepped.state[parameter][name]) for parameter in self._parameters] for name in _MOMENTS
+        )
+        self._sum = _Sum(weights)
+        self._gradients = self._sum.pieces([native.array(gradient) for gradient in gradients])
+        own = self._sum.shares[self._sum.own]
+        of_weights, of_means, of_squares = ([piece.of(arrays) for piece in own] for arrays in (weights, means, squares))
+        self._lists = of_weights, self._gradients[self._sum.own], of_means, of_squares
+
+    def run(self) -> Tensor:
+        """Step with gradients that were written, when the step has been counted; their norm."""
+        written, count = _steps[self._optimizer].written, float(self._optimizer.state[self._parameters[0]]["step"])
+        written.check()
+        length = self._sum.add_up(self._gradients)
+        counts = [count] * len(self._lists[0])
+        optimizer.stepped(self._group, self._lists, counts, _scale(length, self._limit), native.threads())
+        increment_version(self._parameters)
+        written.note()
+        ranks.meet()
+        return torch.tensor(length)
+
+
+def _parameters(stepped: torch.optim.Optimizer) -> list[Tensor]:
+    return list(stepped.param_groups[0]["params"])
 
 
 def _refuse_shared(tensors: Sequence[Tensor]) -> None:

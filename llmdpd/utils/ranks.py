@@ -314,7 +314,12 @@ def share_memory(what: str, tensors: Sequence[Tensor]) -> bool:
 
 def shares_memory(tensors: Sequence[Tensor]) -> bool:
     """Whether one of them is the same memory in all processes (`share_memory`)."""
-    return _memory is not None and _memory.has_any(tensors)
+    return _memory is not None and any(map(_memory.has, tensors))
+
+
+def shares_all_memory(tensors: Sequence[Tensor]) -> bool:
+    """Whether all of them are."""
+    return _memory is not None and all(map(_memory.has, tensors))
 
 
 def shared_rows(numbers: int) -> Array | None:

@@ -68,9 +68,10 @@ class SharedMemory:
             self._rows = rows
         return self._rows
 
-    def has_any(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether one of them lies here."""
-        return any(map(self._has, tensors))
+    def has(self, tensor: Tensor) -> bool:
+        """Whether it lies here."""
+        known, place = self._places.get(id(tensor), (None, 0))
+        return known is not None and known() is tensor and place == tensor.data_ptr()
 
     def take(self, tensors: Sequence[Tensor], check_same: Callable[[str], None]) -> bool:
         """Let float32 tensors on the CPU, which have the same values everywhere, lie here from now on.
@@ -103,11 +104,7 @@ class SharedMemory:
     def _missing(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each of the tensors that do not lie here, once."""
         each = {id(tensor): tensor for tensor in tensors if tensor.numel()}
-        return [tensor for tensor in each.values() if not self._has(tensor)]
-
-    def _has(self, tensor: Tensor) -> bool:
-        known, place = self._places.get(id(tensor), (None, 0))
-        return known is not None and known() is tensor and place == tensor.data_ptr()
+        return [tensor for tensor in each.values() if not self.has(tensor)]
 
 
 def _made(size: int, name: bytes) -> int | None:

@@ -25,6 +25,7 @@ from llmdpd.nn.context.prepared import PreparedReading, ReadingSizes
 from llmdpd.ops import layers, native, together
 from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.noise_net import WEIGHTS
+from llmdpd.ops.parted import PreparedStep, clipped_step, steps_by_parts
 from llmdpd.ops.together import Prepared, prepared_for, run_together, show_gradients
 from llmdpd.ops.unchanged import Unchanged
 from llmdpd.utils import ranks, sharding
@@ -161,6 +162,8 @@ class Iteration:
         average, own = ([*network.parameters()] for network in (learner.ema_policy, policy))
         self._average.average(average, own, self._rate)
         self._written, self._averaged = own, average
+        self._optimizer, self._bound = learner.optimizers["policy_optimizer"], learner.config.grad_clip
+        self._by_parts: PreparedStep | None = None
 
     @torch.no_grad()
     def backward(self, batch: PromptedBatch) -> Tensor:
@@ -175,7 +178,8 @@ class Iteration:
         if sharding.is_shared():  # as `sharding.backward`
             np.multiply(self._d_predicted, np.float32(1 / ranks.count()), out=self._d_predicted)
         run_together([self._backward])
-        show_gradients(self._gradients.items())
+        if self._by_parts is None:
+            show_gradients(self._gradients.items())
         return loss
 
     def step(self, rate: float | None) -> Tensor:
@@ -188,6 +192,17 @@ class Iteration:
             run_together([self._average])
             increment_version(self._averaged)
         return self._step.norm[0, 0].clone()
+
+    def step_by_parts(self) -> Tensor:
+        """As `step` without the EMA's, where processes share a batch (`llmdpd.ops.parted`)."""
+        if self._by_parts is None:
+            if not steps_by_parts(self._optimizer):  # before weights lie in shared memory
+                return clipped_step([self._optimizer], self._bound)
+            self._by_parts = PreparedStep(self._optimizer, [self._gradients[p] for p in self._written], self._bound)
+            for parameter in self._written:  # none is shown from here on: it would be a part of a sum
+                parameter.grad = None
+        self._step.count()
+        return self._by_parts.run()
 
     def _draw(self, batch: PromptedBatch) -> None:
         """Equation 5's noise and diffusion steps, in the order in which `diffusion_loss` draws them."""

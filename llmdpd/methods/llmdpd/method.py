@@ -23,7 +23,6 @@ from llmdpd.methods.stacked import Stacked
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.ops.parted import clipped_step
 from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
@@ -151,7 +150,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         self.schedule(iteration)
         loss = prepared.backward(batch)
         if sharding.is_shared():
-            norm = clipped_step([self.optimizers["policy_optimizer"]], self.config.grad_clip)
+            norm = prepared.step_by_parts()
             self.follow(iteration)
         else:
             norm = prepared.step(ema_rate(self.config, iteration))

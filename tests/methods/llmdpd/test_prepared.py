@@ -19,6 +19,7 @@ from llmdpd.methods.llmdpd.method import LLMDPD
 from llmdpd.methods.llmdpd.stack import Stack
 from llmdpd.nn.context import Keep, RetrievalConfig
 from llmdpd.ops import layers, native
+from llmdpd.ops.parted import PreparedStep
 from llmdpd.utils import ranks, sharding
 from llmdpd.utils.sharding import share_of
 
@@ -254,12 +255,27 @@ def test_other_learners_go_their_own_way(changes: dict[str, Any], pair: Any, mak
     assert not runs
 
 
-@pytest.mark.parametrize(("count", "prompts"), [(2, 4), (2, 1)])
+@pytest.mark.parametrize(("count", "prompts", "memory"), [(2, 4, True), (2, 1, True), (2, 4, False)])
 def test_processes_that_share_batches_learn_the_same_bits(
-    count: int, prompts: int, pair: Any, make_batch: Any, runs: list[Any], in_processes: Any, tmp_path: Path
+    count: int,
+    prompts: int,
+    memory: bool,
+    pair: Any,
+    make_batch: Any,
+    runs: list[Any],
+    calls_of: Any,
+    in_processes: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     learners, batches = pair(grad_clip=0.5), [make_batch(B=48, P=prompts) for _ in range(4)]
+    steps = calls_of(PreparedStep, "run")
 
+    def refused(*_: Any) -> None:
+        raise OSError("no space left")
+
+    if not memory:
+        monkeypatch.setattr("os.memfd_create", refused)
     updates: list[Any] = [LLMDPD.update, Method.update]
 
     def work(number: int) -> None:
@@ -274,6 +290,9 @@ def test_processes_that_share_batches_learn_the_same_bits(
                     torch.save(found, tmp_path / name)
             few = sum(batch.tokens.mask.shape[1] < layers.FEW_ROWS for batch in batches)
             assert len(runs) == len(batches) - few
+            # From the second step on, when weights lie in memory that the processes share.
+            assert len(steps) in ((len(runs) - 1, len(runs)) if memory else (0,))
+            assert not memory or all(p.grad is None for learner in learners for p in learner.policy.parameters())
 
     assert in_processes(count, work) == [0] * count
     found, expected = (torch.load(tmp_path / name) for name in "ab")
