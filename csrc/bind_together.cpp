@@ -34,19 +34,27 @@ std::vector<Numbers> numbers_of(FloatsList& to, const FloatsList& from, FloatsLi
   return tensors;
 }
 
+// `averages`: none, or those of the weights, which go after them by `average_rate` [1], read when it runs.
 // `settings`: rate, beta1, beta2, epsilon, decay, the bound on the gradient's norm (0: none), and the step's number,
 // read when it runs. `norm` [1] gets the gradient's before it is cut.
 void add_step(const Calls& calls, FloatsList weights, FloatsList gradients, FloatsList means, FloatsList squares,
-              Doubles settings, Floats norm) {
+              Doubles settings, Floats norm, FloatsList averages, const std::optional<Doubles>& average_rate) {
   held(calls);
   std::vector<Numbers> tensors = numbers_of(weights, gradients, &means, &squares);
+  if (!averages.empty()) {
+    const std::vector<Numbers> moved = numbers_of(averages, weights, nullptr, nullptr);
+    for (std::size_t i = 0; i < moved.size(); ++i) tensors[i].average = moved[i].to;
+  }
+  if (averages.empty() == average_rate.has_value()) throw std::invalid_argument("wrong kind: average_rate");
+  if (average_rate) require_shape(*average_rate, {1}, "average_rate");
   require_shape(settings, {7}, "settings");
   require_shape(norm, {1}, "norm");
   const double* set = settings.data();
+  const double* by = average_rate ? average_rate->data() : nullptr;
   float* to = norm.mutable_data();
   const llmdpd::LayerKernels& kernels = llmdpd::active_layers();
   calls->add(
-      [tensors, set, to, &kernels](int threads) {
+      [tensors, set, by, to, &kernels](int threads) {
         const double length = std::sqrt(llmdpd::sum_of_squares(tensors, kernels, threads));
         const double share = set[5] != 0.0 ? set[5] / (length + 1e-6) : 1.0;
         *to = static_cast<float>(length);
@@ -58,9 +66,9 @@ void add_step(const Calls& calls, FloatsList weights, FloatsList gradients, Floa
                                static_cast<float>(1.0 - std::pow(set[1], set[6])),
                                static_cast<float>(1.0 - std::pow(set[2], set[6])),
                                static_cast<float>(share > 1.0 ? 1.0 : share)};
-        llmdpd::adamw(of, tensors, kernels, threads);
+        llmdpd::adamw(of, tensors, kernels, threads, by ? static_cast<float>(*by) : 0.0f);
       },
-      py::make_tuple(weights, gradients, means, squares, settings, norm));
+      py::make_tuple(weights, gradients, means, squares, settings, norm, averages, average_rate));
 }
 
 // targets += rate (sources - targets); the rate [1] is read when it runs.
@@ -140,7 +148,8 @@ void bind_together(py::module_& module) {
       .def(py::init<>());
   module.def("add_step", &add_step, py::arg("calls"), py::arg("weights").noconvert(), py::arg("gradients").noconvert(),
              py::arg("means").noconvert(), py::arg("squares").noconvert(), py::arg("settings").noconvert(),
-             py::arg("norm").noconvert());
+             py::arg("norm").noconvert(), py::arg("averages").noconvert() = FloatsList{},
+             py::arg("average_rate").noconvert() = std::nullopt);
   module.def("add_average", &add_average, py::arg("calls"), py::arg("targets").noconvert(),
              py::arg("sources").noconvert(), py::arg("rate").noconvert());
   module.def("add_copy", &add_copy, py::arg("calls"), py::arg("to").noconvert(), py::arg("source").noconvert(),

@@ -57,11 +57,13 @@ double sum_of_squares(const std::vector<Numbers>& tensors, const LayerKernels& k
   return sum;
 }
 
-void adamw(const AdamW& step, const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads) {
+void adamw(const AdamW& step, const std::vector<Numbers>& tensors, const LayerKernels& kernels, int threads,
+           float rate) {
   const std::vector<Stretch> stretches = stretches_of(tensors);
   for_stretches(tensors, stretches, threads, [&](const Numbers& tensor, const Stretch& part, int) {
     kernels.adamw(step, part.count, tensor.from + part.first, tensor.mean + part.first, tensor.square + part.first,
                   tensor.to + part.first);
+    if (tensor.average) kernels.average(rate, part.count, tensor.to + part.first, tensor.average + part.first);
   });
 }
 

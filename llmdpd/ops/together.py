@@ -59,16 +59,25 @@ class Prepared:
         """Actions [B, A] of states [B, S] by a `bind_sampler` of a network without prompts; key int64 [1]."""
         self._native.add_sample(self.calls, sampler, in_place(state), native.keys(key), in_place(actions))
 
-    def step(self, step: Sequence[Sequence[Tensor]], settings: NDArray[np.float64], norm: Tensor) -> None:
+    def step(
+        self,
+        step: Sequence[Sequence[Tensor]],
+        settings: NDArray[np.float64],
+        norm: Tensor,
+        averages: Sequence[Tensor] = (),
+        rate: NDArray[np.float64] | None = None,
+    ) -> None:
         """AdamW's step as `llmdpd.ops.optimizer.clipped_step`.
 
         Args:
             step: weights, gradients, means and squares, in the same order.
             settings: rate, betas, epsilon, decay, the norm's bound, and the step's number, read when it runs [7].
             norm: of the gradient [1], written.
+            averages: of the weights, if any, that go after them as by `average`, in the same pass over memory.
+            rate: of the averages.
         """
         lists = [list(map(in_place, tensors)) for tensors in step]
-        self._native.add_step(self.calls, *lists, settings, in_place(norm))
+        self._native.add_step(self.calls, *lists, settings, in_place(norm), list(map(in_place, averages)), rate)
 
     def average(self, targets: Sequence[Tensor], sources: Sequence[Tensor], rate: NDArray[np.float64]) -> None:
         """As `llmdpd.ops.optimizer.average`; the rate [1] is read when it runs."""

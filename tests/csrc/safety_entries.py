@@ -364,8 +364,9 @@ ENTRIES: dict[str, tuple[Callable[..., Any], dict[str, Any], set[str]]] = {
     "add_step": (
         later("step"),
         {name: [ones(H, S), ones(H)] for name in ("weights", "gradients", "means", "squares")}
-        | {"settings": np.full(7, 0.5), "norm": ones(1), "threads": 1},
-        {"weights", "means", "squares", "norm"},
+        | {"settings": np.full(7, 0.5), "norm": ones(1), "averages": [ones(H, S), ones(H)]}
+        | {"average_rate": np.ones(1), "threads": 1},
+        {"weights", "means", "squares", "norm", "averages"},
     ),
     "add_average": (
         later("average"),

@@ -175,7 +175,7 @@ def allowed(entry: str, what: str) -> bool:
     name, how = what.split(": ")
     if name == "tape":  # room for at least so much, which is an upper bound; or none: then none is kept or read
         return how.endswith("in dimension 0")
-    if name in ("settings", "rate") and how == f"in {np.dtype(np.float64).str}":
+    if name in ("settings", "rate", "average_rate") and how == f"in {np.dtype(np.float64).str}":
         return True  # which is what they are in
     if name in ("times", "prompt_of", "place") and how == f"in {np.dtype(np.int64).str}":
         return True  # which is what they are in

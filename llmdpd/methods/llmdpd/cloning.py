@@ -156,12 +156,11 @@ class Iteration:
         self._backward = calls = Prepared()
         calls.backward(predicts, d_predicted)
         reading.backward(calls, d_condition, d_pooled)
-        self._steps = calls = Prepared()
-        parts.step.prepare(0, calls, [self._gradients[p] for p in parts.step.weights[0]])
-        self._average, self._rate = Prepared(), np.ones(1)
-        average, own = ([*network.parameters()] for network in (learner.ema_policy, policy))
-        self._average.average(average, own, self._rate)
-        self._written, self._averaged = own, average
+        self._steps, self._rate = (Prepared(), Prepared()), np.ones(1)  # where the average stays, and where it follows
+        self._average, self._weights = [*learner.ema_policy.parameters()], parts.step.weights[0]
+        gradients = [self._gradients[p] for p in self._weights]
+        parts.step.prepare(0, self._steps[0], gradients)
+        parts.step.prepare(0, self._steps[1], gradients, self._average, self._rate)
         self._optimizer, self._bound = learner.optimizers["policy_optimizer"], learner.config.grad_clip
         self._by_parts: PreparedStep | None = None
 
@@ -185,12 +184,9 @@ class Iteration:
     def step(self, rate: float | None) -> Tensor:
         """AdamW's step down those gradients, and the EMA's of this rate; the norm of the gradients."""
         self._step.count()
-        run_together([self._steps])
-        increment_version(self._written)
-        if rate is not None:
-            self._rate[0] = rate
-            run_together([self._average])
-            increment_version(self._averaged)
+        self._rate[0] = rate or 0.0
+        run_together([self._steps[rate is not None]])
+        increment_version(self._weights if rate is None else self._weights + self._average)
         return self._step.norm[0, 0].clone()
 
     def step_by_parts(self) -> Tensor:
@@ -198,8 +194,8 @@ class Iteration:
         if self._by_parts is None:
             if not steps_by_parts(self._optimizer):  # before weights lie in shared memory
                 return clipped_step([self._optimizer], self._bound)
-            self._by_parts = PreparedStep(self._optimizer, [self._gradients[p] for p in self._written], self._bound)
-            for parameter in self._written:  # none is shown from here on: it would be a part of a sum
+            self._by_parts = PreparedStep(self._optimizer, [self._gradients[p] for p in self._weights], self._bound)
+            for parameter in self._weights:  # none is shown from here on: it would be a part of a sum
                 parameter.grad = None
         self._step.count()
         return self._by_parts.run()

@@ -252,10 +252,9 @@ class _Lane:
                 calls.backward(predicts, whole.d_predicted[number])
                 own, sampled = (node.gradients[states.numel() :] for node in (predicts, samples))
                 calls.add(own[None], sampled[None])
-                whole.policy_step.prepare(number, calls, of_policy)
+                averages = ([], None) if stays else (_weights(learner.ema_policy), whole.ema_rate)
+                whole.policy_step.prepare(number, calls, of_policy, *averages)
                 calls.average(_weights(learner.target_critic), _weights(learner.critic), whole.tau_rate)
-                if not stays:
-                    calls.average(_weights(learner.ema_policy), _weights(learner.policy), whole.ema_rate)
 
     def sample_by_average(self) -> None:
         """Take the average's weights, which act in the next states from here on."""

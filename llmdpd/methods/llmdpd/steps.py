@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.methods.base import Method
@@ -40,11 +41,19 @@ class Steps:
         self._settings[:, :6] = float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], self._bound
         self._settings[:, 6] = self._counts[:, 0].numpy()
 
-    def prepare(self, number: int, calls: Prepared, gradients: Sequence[Tensor]) -> None:
-        """Add a learner's step to its calls."""
+    def prepare(
+        self,
+        number: int,
+        calls: Prepared,
+        gradients: Sequence[Tensor],
+        averages: Sequence[Tensor] = (),
+        rate: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Add a learner's step to its calls; averages, rate: see `Prepared.step`."""
         states = self._states[number]
         moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
-        calls.step((self.weights[number], gradients, *moments), self._settings[number], self.norm[number])
+        step = (self.weights[number], gradients, *moments)
+        calls.step(step, self._settings[number], self.norm[number], averages, rate)
 
 
 def can_step(optimizer: torch.optim.Optimizer, network: nn.Module) -> bool:
