@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .arithmetic import fresh_zero, product, rounded
 from .elementwise import mish_and_slope
-from .layers import columns, first_layer, narrow, output_layer, straight, transposed
+from .layers import columns, first_layer, narrow, of_learner, output_layer, straight, transposed
 
 
 @triton.jit
@@ -105,12 +105,15 @@ def backward_kernel(
     hidden, slopes, taken, d_out,
     rows, begin, padded, steps, clip,
     SAMPLES: tl.constexpr, H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
+    LEARNERS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
     FP32: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Rows begin + program_id * BM and on, of all `rows`.
 
     hidden, slopes: [3, K, padded, HP]; taken (the actions) and d_out (d epsilon): [K, padded, AP].
+
+    LEARNERS: program_id(1) is a learner of several, as of `forward_kernel`. hidden and slopes are [3, L, K, padded, HP]
+    then, what else is above follows one another, and b2 is the first of the packed biases.
     """
     local, column = tl.arange(0, BM), tl.arange(0, AP)
     here = tl.program_id(0).to(tl.int64) * BM
@@ -121,6 +124,14 @@ def backward_kernel(
     grad_actions, chain = grad_actions + row * A, chain + row * A
     state, u = ((row % SAMPLES).to(tl.int32) + local) // SAMPLES, u + (row // SAMPLES) * H
     layer = padded.to(tl.int64) * HP * steps
+    before = 0  # steps of other learners that are kept before
+    if LEARNERS:
+        learner = tl.program_id(1).to(tl.int64)
+        before = tl.program_id(1) * steps
+        W_a, w2, b2, w3, b3, w4, b4 = of_learner(learner, W_a, w2, b2, HP, AP)
+        u, grad_actions = u + learner * (rows // SAMPLES) * H, grad_actions + learner * count
+        chain += learner * count * (steps + 1)
+        layer *= tl.num_programs(1)
 
     g = tl.load(grad_actions + place, mask=held, other=0.0)
     g = tl.where(tl.abs(tl.load(chain + count * steps + place, mask=held, other=0.0)) <= clip, g, 0.0)
@@ -130,9 +141,9 @@ def backward_kernel(
         p_k, e_k = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
         A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         a = tl.load(chain + count * step + fresh_zero() + place, mask=held, other=0.0)
-        at = here + padded.to(tl.int64) * step
+        at = here + padded.to(tl.int64) * (step + before)
         epsilon = recompute(
-            a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4,
+            a, u, tau + (step + before) * H, W_a, w2, b2, w3, b3, w4, b4,
             hidden + at * HP, slopes + at * HP, layer, state, live,
             H, A, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .arithmetic import fresh_zero, product, rounded
 from .elementwise import bounded, mish
-from .layers import columns, first_layer, narrow, output_layer, transposed
+from .layers import columns, first_layer, narrow, of_learner, output_layer, transposed
 from .philox import normals
 
 
@@ -94,7 +94,7 @@ def forward_kernel(
     rows, steps, start, clip,
     SAMPLES: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
     H: tl.constexpr, A: tl.constexpr, HP: tl.constexpr, AP: tl.constexpr,
-    PROMPTS: tl.constexpr, KEYED: tl.constexpr, GIVEN: tl.constexpr, KEEP: tl.constexpr,
+    PROMPTS: tl.constexpr, KEYED: tl.constexpr, GIVEN: tl.constexpr, KEEP: tl.constexpr, LEARNERS: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
     FP32: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -102,8 +102,21 @@ def forward_kernel(
 
     The noise's key is `seed`, or where `key` is given read from there, one for all, or where KEYED one a state.
     PROMPTS: u_z is [B, H] and not [H]. contexts, scratch: room of the programs' own, [programs * BM, ·].
+
+    LEARNERS: program_id(1) is a learner of several. Whatever is said above is each one's, and theirs follow one another
+    but for the table, which is the same. Each has one key, and no noise is given. u_z is the first of the packed
+    biases; what is not given is found from there and from w2, see `of_learner`.
     """
-    begin = tl.program_id(0).to(tl.int64) * BM
+    begin, before = tl.program_id(0).to(tl.int64) * BM, 0
+    if LEARNERS:
+        learner = tl.program_id(1).to(tl.int64)
+        before = tl.program_id(1) * steps
+        W_a, w2, b2, w3, b3, w4, b4 = of_learner(learner, W_a, w2, u_z, HP, AP)
+        W_s, u_z = W_s + learner * SP * HP, u_z + learner * (3 * HP + AP)
+        key, states = key + learner, states + learner * (rows // SAMPLES) * S
+        actions, chain = actions + learner * rows * A, chain + learner * rows * A * (steps + 1)
+        own = learner * tl.num_programs(0) * BM
+        contexts, scratch = contexts + own * H, scratch + own * HP
     local, column = tl.arange(0, BM), tl.arange(0, AP)
     live = local < rows - begin
     held = live[:, None] & (column < A)[None, :]
@@ -125,7 +138,7 @@ def forward_kernel(
         p_k, e_k = tl.load(table + step * 6), tl.load(table + step * 6 + 1)
         A_k, B_k = tl.load(table + step * 6 + 2), tl.load(table + step * 6 + 3)
         epsilon = epsilon_of(
-            a, u, tau + step * H, W_a, w2, b2, w3, b3, w4, b4, exchange, local, live,
+            a, u, tau + (step + before) * H, W_a, w2, b2, w3, b3, w4, b4, exchange, local, live,
             H, A, A, HP, AP, BM, BK, BN, WHOLE, FP32, COMPUTE,
         )  # fmt: skip
         x0 = bounded(p_k * a + e_k * epsilon, clip)

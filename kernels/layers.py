@@ -18,6 +18,17 @@ FEW = tl.constexpr(8)
 
 
 @triton.jit
+def of_learner(learner, W_a, trunk, biases, HP: tl.constexpr, AP: tl.constexpr):
+    """A learner's W_a, w2, b2, w3, b3, w4, b4 in what is packed of several.
+
+    Pointers with a known distance from each other: each by itself would take a pair of registers.
+    """
+    W_a, trunk = W_a + learner * AP * HP, trunk + learner * (2 * HP + AP) * HP
+    biases += learner * (3 * HP + AP)
+    return W_a, trunk, biases + HP, trunk + HP * HP, biases + 2 * HP, trunk + 2 * HP * HP, biases + 3 * HP
+
+
+@triton.jit
 def columns(a, A: tl.constexpr, AP: tl.constexpr):
     """The columns of a [BM, AP] as A vectors [BM], where they are few: then W_a a is a few multiply-adds an element."""
     found = ()

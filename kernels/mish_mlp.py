@@ -16,12 +16,9 @@ from .launch import Launch
 from .members import Members
 from .mlp import mlp_backward_kernel, mlp_forward_kernel, mlp_pack_kernel
 from .products import product_of
-from .reverse_diffusion import capability_of, compute_type, operands_of, precisions
+from .reverse_diffusion import PACKED_ROWS, capability_of, compute_type, operands_of, precisions
 from .tiles import Tile, backward_tile, forward_tile, padded_actions, padded_states, padded_width
 from .weight_gradients import FEW_ROWS, input_launch, new_gradients, weight_launch
-
-PACKED_ROWS = 8
-"""Rows that a program packs; it divides every padded width."""
 
 
 class Packed(NamedTuple):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmdpd.ops.arguments import ChainArguments
 
-from . import mish_mlp
+from . import learners, mish_mlp
 from . import reverse_diffusion as operation
 from .launch import Launch
 from .members import Members
@@ -84,6 +84,22 @@ def mlp_launches(
     into = Members.stacked(new_gradients(weights)[1])
     of_weights = weight_launch(hidden, slopes, d_out, x, into, rows, how, members)
     return [pack, forward, backward, of_weights, input_launch(slopes[0], packed.inputs, x, H, how)]
+
+
+def learner_launches(rows: int, H: int, A: int, count: int, bf16: bool, capability: int) -> list[Launch]:
+    """The launches of the chain of several learners, on tensors without memory: pack, forward, backward, weights'."""
+    one = arguments(rows, H, A, bf16)
+    flat = _meta(count, H * (A + STATES))
+    W_a, W_s = flat.view(count, H, -1).split([A, STATES], dim=2)
+    trunk = [flat.as_strided((count, *part.shape), (flat.shape[1], *part.stride())) for part in one.trunk]
+    state, u_z, tau = (_meta(count, *part.shape) for part in (one.state, one.u_z, one.tau))
+    key = _meta(count, dtype=torch.int64)
+    chain = one._replace(state=state, W_s=W_s, u_z=u_z, tau=tau, W_a=W_a, trunk=trunk, key=key)
+    packed, tape, actions = operation.pack(chain), _meta(count, len(one.tau) + 1, rows, 1, A), _meta(count, rows, 1, A)
+    into = learners.Gradients(W_s, u_z, tau, W_a, trunk)
+    back = learners.launches_back(actions, _meta(count, rows, H), chain, tape, packed, into, capability)
+    forward = operation.forward_launch(packed, chain, actions, tape, capability=capability)
+    return [packed.launch, forward, *back]
 
 
 def usage(launch: Launch, capability: int) -> Usage:

@@ -6,6 +6,7 @@ captured in a CUDA graph. Under TRITON_INTERPRET=1 the same code runs on CPU ten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 SCRATCH_BYTES = 512 << 20
 """Bound on what the backward pass keeps for the weight gradients at a time; larger batches go in several launches."""
+
+
+PACKED_ROWS = 8
+"""Rows of weights that a program packs; it divides every padded width."""
 
 
 def compute_type(bf16: bool) -> torch.dtype:
@@ -61,9 +66,13 @@ class Packed(NamedTuple):
     """W_a^T in float32: [AP, HP]."""
     W_s: Tensor
     """W_s^T in float32: [SP, HP]."""
+    biases: Tensor | None = None
+    """Of learners: u_z, b2, b3, b4, [L, 3 HP + AP]. Those of a single one are read where they are."""
 
-    def arguments(self, chain: ChainArguments) -> dict[str, Tensor]:
+    def arguments(self, chain: ChainArguments) -> dict[str, Tensor | None]:
         """The network's weights by the names of the kernels' arguments."""
+        if self.biases is not None:  # the others are found from the first
+            return {"W_a": self.W_a, "w2": self.trunk, "b2": self.biases} | dict.fromkeys(("w3", "b3", "w4", "b4"))
         HP = self.trunk.shape[1]
         _, b2, _, b3, _, b4 = chain.trunk
         return {
@@ -72,22 +81,33 @@ class Packed(NamedTuple):
         }  # fmt: skip
 
 
+def several(chain: ChainArguments) -> list[int]:
+    """[L] where the arguments are those of L learners (`learners.py`), else []."""
+    return list(chain.W_a.shape[:-2])
+
+
 def pack(chain: ChainArguments) -> Packed:
-    """Memory for the packed weights."""
-    W_a, W_s, (w2, _, w3, _, w4, _) = chain.W_a, chain.W_s, chain.trunk
-    (H, A), S = W_a.shape, W_s.shape[1]
+    """Memory for the packed weights, of learners one after another: [L, …]."""
+    W_a, W_s, (w2, b2, w3, b3, w4, b4) = chain.W_a, chain.W_s, chain.trunk
+    (H, A), S, each = W_a.shape[-2:], W_s.shape[-1], several(chain)
     HP, AP, SP, like = padded_width(H), padded_actions(A), padded_states(S), w2
-    trunk = like.new_empty(2 * HP + AP, HP, dtype=compute_type(chain.bf16))
-    packed_actions, packed_states = like.new_empty(AP, HP), like.new_empty(SP, HP)
-    w2, w3, w4 = (w if w.stride(1) == 1 else w.contiguous() for w in (w2, w3, w4))
+    trunk = like.new_empty(*each, 2 * HP + AP, HP, dtype=compute_type(chain.bf16))
+    packed_actions, packed_states = like.new_empty(*each, AP, HP), like.new_empty(*each, SP, HP)
+    biases = like.new_empty(*each, 3 * HP + AP) if each else None
+    read = {"u_z": chain.u_z, "b2": b2, "b3": b3, "b4": b4} if each else dict.fromkeys(("u_z", "b2", "b3", "b4"))
+    if not each:
+        w2, w3, w4 = (w if w.stride(1) == 1 else w.contiguous() for w in (w2, w3, w4))
     arguments = {
-        "W_a": W_a, "W_s": W_s, "w2": w2, "w3": w3, "w4": w4,
-        "packed": trunk, "packed_actions": packed_actions, "packed_states": packed_states,
-        "wa_rows": W_a.stride(0), "wa_columns": W_a.stride(1), "ws_rows": W_s.stride(0), "ws_columns": W_s.stride(1),
-        "w2_rows": w2.stride(0), "w3_rows": w3.stride(0), "w4_rows": w4.stride(0),
+        "W_a": W_a, "W_s": W_s, "w2": w2, "w3": w3, "w4": w4, **read,
+        "packed": trunk, "packed_actions": packed_actions, "packed_states": packed_states, "biases": biases,
+        "wa_rows": W_a.stride(-2), "wa_columns": W_a.stride(-1),
+        "ws_rows": W_s.stride(-2), "ws_columns": W_s.stride(-1),
+        "w2_rows": w2.stride(-2), "w3_rows": w3.stride(-2), "w4_rows": w4.stride(-2),
+        "weights_next": Wide(W_a.stride(0)) if each else None, "u_z_next": Wide(chain.u_z.stride(0)) if each else None,
     }  # fmt: skip
-    constants = {"S": S, "SP": SP, "H": H, "A": A, "HP": HP, "AP": AP}
-    return Packed(Launch(pack_kernel, max(HP, AP), arguments, constants, 4, 1), trunk, packed_actions, packed_states)
+    constants, programs = {"S": S, "SP": SP, "H": H, "A": A, "HP": HP, "AP": AP, "BM": PACKED_ROWS}, max(HP, AP)
+    launch = Launch(pack_kernel, programs // PACKED_ROWS, arguments, constants, 4, 1, members=math.prod(each))
+    return Packed(launch, trunk, packed_actions, packed_states, biases)
 
 
 def _contiguous(chain: ChainArguments) -> ChainArguments:
@@ -98,13 +118,13 @@ def _contiguous(chain: ChainArguments) -> ChainArguments:
     return chain._replace(state=state, u_z=u_z, tau=tau, trunk=trunk, table=table, key=key, noise=noise)
 
 
-def workspace_floats(rows: int, H: int, A: int, bf16: bool, capability: int) -> tuple[int, int]:
+def workspace_floats(rows: int, H: int, A: int, bf16: bool, capability: int, learners: int = 1) -> tuple[int, int]:
     """Floats that the programs of a forward launch write to and read again: contexts, and h2 where it passes through.
 
-    The second is 0 where it does not.
+    The second is 0 where it does not. rows: of each of so many learners.
     """
-    tile = forward_tile(rows, H, A, operands_of(bf16), capability)
-    padded = -(-rows // tile.BM) * tile.BM
+    tile = forward_tile(rows * learners, H, A, operands_of(bf16), capability)
+    padded = -(-rows // tile.BM) * tile.BM * learners
     return padded * H, 0 if tile.WHOLE else padded * padded_width(H) * compute_type(bf16).itemsize // 4
 
 
@@ -122,27 +142,30 @@ def forward_launch(
     seed: the noise's key by value, instead of what is in memory as chain.key. work: contexts and scratch
     (`workspace_floats`), by default new ones.
     """
-    state, K, (H, A), samples, bf16 = chain.state, chain.tau.shape[0], chain.W_a.shape, chain.samples, chain.bf16
-    (B, S), rows, capability = state.shape, actions.shape[0] * samples, capability or capability_of(state.device)
-    tile = forward_tile(rows, H, A, operands_of(bf16), capability)
+    state, K, (H, A), samples, bf16 = chain.state, chain.tau.shape[-2], chain.W_a.shape[-2:], chain.samples, chain.bf16
+    (B, S), capability, learners = state.shape[-2:], capability or capability_of(state.device), several(chain)
+    rows, count = B * samples, math.prod(learners)
+    tile = forward_tile(rows * count, H, A, operands_of(bf16), capability)
     if work is None:
-        work = [state.new_empty(floats) for floats in workspace_floats(rows, H, A, bf16, capability)]
+        work = [state.new_empty(floats) for floats in workspace_floats(rows, H, A, bf16, capability, count)]
     contexts, scratch = work[0], work[1].view(compute_type(bf16))
     arguments = {
-        "states": state, "W_s": packed.W_s, "u_z": chain.u_z, "tau": chain.tau, **packed.arguments(chain),
+        "states": state, "W_s": packed.W_s, "u_z": packed.biases if learners else chain.u_z, "tau": chain.tau,
+        **packed.arguments(chain),
         "table": chain.table, "key": chain.key if seed is None else None, "seed": Wide(seed or 0),
         "noise": chain.noise, "actions": actions, "chain": tape, "contexts": contexts, "scratch": scratch,
         "rows": rows, "steps": K, "start": float(chain.start), "clip": float(chain.clip),
     }  # fmt: skip
     constants = {
         "SAMPLES": samples, "S": S, "SP": padded_states(S), "H": H, "A": A,
-        "HP": padded_width(H), "AP": padded_actions(A), "PROMPTS": chain.u_z.ndim == 2,
-        "KEYED": seed is None and (chain.key.shape[0] != 1 or B == 1),
-        "GIVEN": chain.noise is not None, "KEEP": tape.numel() > 0,
+        "HP": padded_width(H), "AP": padded_actions(A), "PROMPTS": not learners and chain.u_z.ndim == 2,
+        "KEYED": seed is None and not learners and (chain.key.shape[0] != 1 or B == 1),
+        "GIVEN": chain.noise is not None, "KEEP": tape.numel() > 0, "LEARNERS": bool(learners),
         "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE,
         **precisions(bf16),
     }  # fmt: skip
-    return Launch(forward_kernel, -(-rows // tile.BM), arguments, constants, tile.warps, tile.stages)
+    programs = -(-rows // tile.BM)
+    return Launch(forward_kernel, programs, arguments, constants, tile.warps, tile.stages, members=count)
 
 
 def forward(chain: ChainArguments, keep: bool) -> tuple[Tensor, Tensor]:
@@ -158,7 +181,10 @@ def forward(chain: ChainArguments, keep: bool) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Kept:
-    """What one backward launch writes, in the compute precision. R: its rows, padded to whole tiles."""
+    """What one backward launch writes, in the compute precision. R: its rows, padded to whole tiles.
+
+    Where there are L learners a dimension [L] stands before K's.
+    """
 
     hidden: Tensor
     """h1, h2, h3: [3, K, R, HP]."""
@@ -170,42 +196,50 @@ class Kept:
     """d epsilon [K, R, AP]."""
 
 
-def _kept(rows: int, K: int, H: int, A: int, tile: Tile, bf16: bool, device: torch.device) -> Kept:
-    """Room for a launch's rows: in equal launches, as few as `SCRATCH_BYTES` allows."""
+def _kept(
+    rows: int, K: int, H: int, A: int, tile: Tile, bf16: bool, device: torch.device, learners: Sequence[int]
+) -> Kept:
+    """Room for a launch's rows: in equal launches, as few as `SCRATCH_BYTES` allows; of learners, for all at once."""
     HP, AP, kind = padded_width(H), padded_actions(A), compute_type(bf16)
     tiles = -(-rows // tile.BM)
     tile_bytes = tile.BM * K * (6 * HP + 2 * AP) * kind.itemsize
-    launches = -(-tiles // max(1, SCRATCH_BYTES // tile_bytes))
+    launches = 1 if learners else -(-tiles // max(1, SCRATCH_BYTES // tile_bytes))
     padded = -(-tiles // launches) * tile.BM
 
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=kind, device=device)
 
-    return Kept(new(3, K, padded, HP), new(3, K, padded, HP), new(K, padded, AP), new(K, padded, AP))
+    wide, narrow = (3, *learners, K, padded, HP), (*learners, K, padded, AP)
+    return Kept(new(*wide), new(*wide), new(*narrow), new(*narrow))
 
 
 def backward_launches(
     grad_actions: Tensor, u: Tensor, packed: Packed, chain: ChainArguments, tape: Tensor, capability: int | None = None
 ) -> tuple[Iterator[tuple[int, Launch]], Kept]:
-    """The backward launches with their first rows, one after another on the same buffers, and the buffers."""
-    (B, H), K, A, samples, bf16 = u.shape, chain.tau.shape[0], chain.W_a.shape[1], chain.samples, chain.bf16
-    HP, AP, rows = padded_width(H), padded_actions(A), B * samples
-    tile = backward_tile(rows, H, operands_of(bf16), capability or capability_of(u.device))
-    kept = _kept(rows, K, H, A, tile, bf16, u.device)
-    padded = kept.taken.shape[1]
+    """The backward launches with their first rows, one after another on the same buffers, and the buffers.
+
+    Of learners it is one launch, whose buffers are as large as they must be.
+    """
+    (B, H), K, A, samples, bf16 = u.shape[-2:], chain.tau.shape[-2], chain.W_a.shape[-1], chain.samples, chain.bf16
+    HP, AP, rows, learners = padded_width(H), padded_actions(A), B * samples, several(chain)
+    count = math.prod(learners)
+    tile = backward_tile(rows * count, H, operands_of(bf16), capability or capability_of(u.device))
+    kept = _kept(rows, K, H, A, tile, bf16, u.device, learners)
+    padded = kept.taken.shape[-2]
     constants = {
-        "SAMPLES": samples, "H": H, "A": A, "HP": HP, "AP": AP,
+        "SAMPLES": samples, "H": H, "A": A, "HP": HP, "AP": AP, "LEARNERS": bool(learners),
         "BM": tile.BM, "BK": tile.BK, "BN": tile.BN, "WHOLE": tile.WHOLE, **precisions(bf16),
     }  # fmt: skip
 
     def launch(begin: int) -> Launch:
         arguments = {
             "grad_actions": grad_actions, "u": u, "tau": chain.tau, **packed.arguments(chain), "table": chain.table,
-            "chain": tape, **vars(kept), "rows": rows, "begin": begin, "padded": padded, "steps": K,
-            "clip": float(chain.clip),
+            "chain": tape, **vars(kept), "rows": rows, "begin": begin,
+            "padded": padded, "steps": K, "clip": float(chain.clip),
         }  # fmt: skip
         # A launch's last tiles may have no row: they write zeros, so that every row of the buffers is a number.
-        return Launch(backward_kernel, padded // tile.BM, arguments, constants, tile.warps, tile.stages)
+        programs = padded // tile.BM
+        return Launch(backward_kernel, programs, arguments, constants, tile.warps, tile.stages, members=count)
 
     return ((begin, launch(begin)) for begin in range(0, rows, padded)), kept
 

@@ -26,7 +26,7 @@ Reasoned, not measured."""
 
 
 def _tile(bf16: bool) -> dict[str, int]:
-    """Of float32, half: its operands are three each, and 64 columns spill on sm_80."""
+    """With any product of float32, half: its operands are three each, and 64 columns spill."""
     return {"TM": 64, "TN": 64 if bf16 else 32, "BR": 32}
 
 
@@ -47,20 +47,23 @@ def _layer(
     inside, sums = i < HEIGHT, (i < HEIGHT) & (tile % across == 0)
     found, total = tl.zeros([TM, TN], tl.float32), tl.zeros([TM], tl.float32)
     for step in range(steps):
-        own = tl.zeros([TM], tl.float32)
+        own = tl.zeros([TM, BR], tl.float32)
         for begin in range(0, rows, BR):
             row = begin + local
             held = row < rows
             x = tl.load(left + row[None, :] * LEFT + i[:, None], mask=held[None, :] & inside[:, None], other=0.0)
             y = tl.load(right + row[:, None] * RIGHT + j[None, :], mask=held[:, None] & (j < WIDTH)[None, :], other=0.0)
             if bias is not None or of_steps is not None:
-                own += tl.sum(x.to(tl.float32), axis=1)
+                own += x.to(tl.float32)
             if y.dtype != COMPUTE:
                 y = rounded(y, COMPUTE)
             found = product(x.to(COMPUTE), y, found, FP32)
-        if of_steps is not None:
-            tl.store(of_steps + step * HEIGHT + i, own, mask=sums)
-        total += own
+        if bias is not None or of_steps is not None:
+            # Reduced here and not in the inner loop, where triton 3.7 fails to compile a sum that is used twice.
+            summed = tl.sum(own, axis=1)
+            total += summed
+            if of_steps is not None:
+                tl.store(of_steps + step * HEIGHT + i, summed, mask=sums)
         left, right = left + left_step, right + right_step
     tl.store(weight + i[:, None] * stride + j[None, :], found, mask=inside[:, None] & (j < WIDTH)[None, :])
     if bias is not None:
@@ -193,7 +196,7 @@ def weight_launch(
         "inputs_step": Wide(inputs.stride(1) if inputs.ndim == 4 else 0), "rows": rows, "padded": padded,
         "steps": steps,
     }  # fmt: skip
-    tile = _tile(hidden.dtype == torch.bfloat16)
+    tile = _tile(hidden.dtype == torch.bfloat16 and states is None)
     constants = {
         "IN": IN, "IP": inputs.shape[-1], "S": S, "H": H, "OUT": OUT, "HP": HP, "OP": d_out.shape[-1], "SHARE": share,
         **tile, **precisions,
@@ -201,7 +204,9 @@ def weight_launch(
     down, across = triton.cdiv(H, tile["TM"]), triton.cdiv(H, tile["TN"])
     tiles = down * (2 * across + triton.cdiv(IN, tile["TN"]) + triton.cdiv(S, tile["TN"]))
     tiles += triton.cdiv(OUT, tile["TM"]) * across
-    return Launch(weight_gradient_kernel, tiles, arguments, constants, 4, 3, members=count)
+    # With a product of float32 beside those of bfloat16 a third stage spills on sm_100.
+    stages = 3 if states is None else 2
+    return Launch(weight_gradient_kernel, tiles, arguments, constants, 4, stages, members=count)
 
 
 def input_launch(slopes: Tensor, packed_inputs: Tensor, d_x: Tensor, H: int, precisions: dict[str, Any]) -> Launch:

@@ -85,6 +85,17 @@ def test_the_critics_do_not_spill(capability: int, bf16: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "bf16", "actions"), [(80, True, 4), (90, True, 4), (90, False, 4), (100, True, 32)]
+)
+def test_learners_at_once_do_not_spill(capability: int, bf16: bool, actions: int) -> None:
+    for launch in report.learner_launches(256, 256, actions, 8, bf16, capability):
+        taken = report.usage(launch, capability)
+        assert taken.stack == 0, (launch.kernel, taken)
+        assert taken.shared <= report.SHARED[capability]
+
+
+@pytest.mark.slow
 def test_a_spill_is_seen() -> None:
     """The naive way that the tiles are there to avoid: a whole product at once."""
     _, launch = next(report.launches(256, 4, "forward", True, 90))

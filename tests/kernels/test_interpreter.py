@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["test_noise.py", "test_forward.py", "test_backward.py", "test_operators.py", "test_mlp.py"]
+    "name",
+    ["test_noise.py", "test_forward.py", "test_backward.py", "test_operators.py", "test_mlp.py", "test_learners.py"],
 )
 def test_under_the_interpreter(name: str) -> None:
     if kernels.interpreted():

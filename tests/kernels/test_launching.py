@@ -24,7 +24,7 @@ if kernels.interpreted():
     pytest.skip("interpreted kernels are not launched", allow_module_level=True)
 
 from llmdpd.diffusion import NoiseMLP, sampler, sampler_coefficients
-from llmdpd.kernels import driver, reverse_diffusion
+from llmdpd.kernels import driver, learners, reverse_diffusion
 from llmdpd.kernels import mish_mlp as triton_kernels
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
@@ -338,6 +338,30 @@ def test_both_critics_are_one_launch(stand_in: StandIn, monkeypatch: pytest.Monk
     # Layer by layer PyTorch has 17 and 32, in bf16 37 and 52.
     assert len(forward.work()) <= 2, forward.work()
     assert len(backward.work()) <= 5, backward.work()
+
+
+def test_learners_are_launched_together(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launches a way, and back one product of PyTorch, for any number of learners."""
+    monkeypatch.setattr(reverse_diffusion, "capability_of", lambda device: 90)
+    L, B, S, A, H, K = 3, 20, 7, 3, 64, 2
+    flat = torch.zeros(L, H * (S + A) + 2 * H * H + A * H + 3 * H + A)
+    first, w2, w3, w4, u_z, b2, b3, b4 = flat.split([H * (S + A), H * H, H * H, A * H, H, H, H, A], dim=1)
+    W_a, W_s = first.view(L, H, S + A).split([A, S], dim=2)
+    trunk = [w2.view(L, H, H), b2, w3.view(L, H, H), b3, w4.view(L, A, H), b4]
+    key = torch.zeros(L, dtype=torch.int64)
+    arguments = torch.zeros(L, B, S), W_s, u_z, torch.zeros(L, K, H), W_a, trunk, torch.zeros(K, 6), key
+    chain = ChainArguments(*arguments, None, 1.0, 1.0, 1, False)
+    with Operations() as forward:
+        actions, tape, packed = learners.forward(chain, True)
+    launched = [(name, fields["members"]) for name, fields, _ in stand_in.launches()]
+    assert launched == [("pack_kernel", L), ("forward_kernel", L)]
+    into = learners.Gradients(W_s.clone(), u_z.clone(), torch.zeros(L, K, H), W_a.clone(), trunk)
+    with Operations() as backward:
+        learners.backward(actions, chain, tape, packed, into)
+    launched = [(name, fields["members"]) for name, fields, _ in stand_in.launches()]
+    assert launched == [("backward_kernel", L), ("weight_gradient_kernel", L)]
+    assert forward.work() == []
+    assert backward.work() == ["aten.baddbmm.default"]
 
 
 @pytest.fixture
