@@ -163,6 +163,7 @@ def measure(session: Session) -> None:
 
     def train() -> None:
         train_step.measure(benches["train_step"], sizes, compiler, ("fp32", "bf16"), quick)
+        train_step.measure_seeds(benches["train_step"], sizes, ("fp32", "bf16"), quick)
         keep("train_step")
 
     def latency() -> None:

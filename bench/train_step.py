@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import retrieval
 import torch
@@ -39,6 +39,7 @@ from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.ops.arguments import Precision
 from llmdpd.training import cuda_graph
+from llmdpd.training.config import CudaGraphMode
 
 
 def peer_call(sizes: Sizes, batch: PromptedBatch, steps: int, precision: str, compiler: Compiler | None) -> Call:
@@ -108,6 +109,62 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
         _group(bench, "llmdpd", precision, len(probe.batch.rewards), steps, probe, makers)
 
 
+def measure_seeds(bench: Bench, sizes: Sizes, precisions: Sequence[Precision], quick: bool, seeds: int = 8) -> None:
+    """So many learners at Diffusion-QL's size, batches of 64, at once and one after another; on CUDA from graphs."""
+    batch, steps = (4, 2) if quick else (64, 5)
+    for precision in precisions:
+        make = functools.partial(diffusion_ql, sizes, bench.device, batch, steps, precision)
+        probe, mode = make(), cast("CudaGraphMode", "on" if bench.device.type == "cuda" else "off")
+        makers: dict[str, Make] = {
+            "one after another": functools.partial(_one_after_another, make, seeds, mode),
+            "at once": functools.partial(_at_once, make, seeds, mode),
+        }
+        whole = dataclasses.replace(probe, flops=seeds * probe.flops)
+        _group(bench, f"diffusion-ql, {seeds} seeds", precision, batch, steps, whole, makers)
+
+
+def _one_after_another(make: Callable[[], Training], count: int, mode: CudaGraphMode) -> Call:
+    """An iteration of each, in turns."""
+    seeds = [make() for _ in range(count)]
+    device = seeds[0].batch.observations.device
+    updates = [cuda_graph.with_cuda_graph(seed.learner, mode, device).update for seed in seeds]
+
+    def call() -> None:
+        for seed, update in zip(seeds, updates, strict=True):
+            update(seed.batch, seed.iteration)
+            seed.iteration += 1
+
+    return _captured(call)
+
+
+def _at_once(make: Callable[[], Training], count: int, mode: CudaGraphMode) -> Call:
+    """An iteration of all.
+
+    Raises:
+        NotHere: they can't be stacked here.
+    """
+    seeds = [make() for _ in range(count)]
+    device = seeds[0].batch.observations.device
+    stack = cuda_graph.stacked([cuda_graph.with_cuda_graph(seed.learner, mode, device) for seed in seeds])
+    if stack is None:
+        raise NotHere("learners are not stacked here")
+    generators = [torch.Generator(device).manual_seed(number) for number in range(len(seeds))]
+
+    def call() -> None:
+        stack.update([seed.batch for seed in seeds], seeds[0].iteration, generators)
+        for seed in seeds:
+            seed.iteration += 1
+
+    return _captured(call)
+
+
+def _captured(call: Call) -> Call:
+    """The call, after its kind of batch has come some times."""
+    for _ in range(5):
+        call()
+    return call
+
+
 def measure_default(bench: Bench, quick: bool) -> None:
     """The default preset's iteration."""
     make = functools.partial(retrieval.Iteration, quick, bench.device)
@@ -153,6 +210,7 @@ def main(words: Sequence[str] | None = None) -> int:
     bench = Bench("train_step", device, budget, settings_of(arguments), Deadline(arguments.within))
     measure_default(bench, arguments.quick)
     measure(bench, sizes_of(arguments), compiler, arguments.precisions, arguments.quick)
+    measure_seeds(bench, sizes_of(arguments), arguments.precisions, arguments.quick)
     status = finish(bench, arguments)
     for row in bench.rows:
         if row["seconds"]:

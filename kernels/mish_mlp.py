@@ -120,13 +120,15 @@ def backward(
     if x.shape[-2] > FEW_ROWS:
         return _backward_of_many(grad, x, members, packed, bf16, need_x, need_weights)
     into = new_gradients(members)[1] if need_weights else []
-    return backward_into(grad, x, members, packed, bf16, need_x, into), into
+    return backward_into(grad, x, members, packed, bf16, need_x, into)[0], into
 
 
 def backward_into(
     grad: Tensor, x: Tensor, members: Members, packed: Packed, bf16: bool, need_x: bool, into: Sequence[Tensor]
-) -> Tensor | None:
-    """As `backward`, in at most three launches; returns the gradient of x, and writes those of the weights.
+) -> tuple[Tensor | None, Tensor]:
+    """As `backward`, in at most three launches; returns the gradient of x and dz1, and writes those of the weights.
+
+    dz1, the gradient of the first layer before its Mish, is [M, R, HP], rows and columns from B and H on of no meaning.
 
     into: eight tensors as `Members.stacked` takes them, or none, where they are not needed.
     """
@@ -143,7 +145,7 @@ def backward_into(
         weight_launch(hidden, slopes, d_out, groups, written, rows, how, share).run()
         if sizes["INITS"]:
             into[1].copy_(slopes[0, :, :rows, : sizes["H"]])
-    return d_x
+    return d_x, slopes[0]
 
 
 def _backward_of_many(

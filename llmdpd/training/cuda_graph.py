@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,31 @@ from torch import Tensor, nn
 from llmdpd.errors import InputError
 from llmdpd.methods.base import Learner, Method
 from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.stacked import Stacked, of_each, side_by_side
 from llmdpd.ops.resident import keys_on_device
 from llmdpd.training.config import CudaGraphMode
 
+if TYPE_CHECKING:
+    from llmdpd.methods.llmdpd.device_stack import DeviceStack
+
 _log = logging.getLogger(__name__)
 _FIELD = "training.cuda_graph"
+
+
+class Graphed(Protocol):
+    """What iterations are captured of: a method, or several at once."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
+
+    def schedule(self, iteration: int) -> None: ...
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]: ...
+
+    def follow(self, iteration: int) -> None: ...
 
 
 class CaptureError(RuntimeError):
@@ -36,17 +56,17 @@ class CaptureError(RuntimeError):
 
 
 class CudaGraphs:
-    """Captures work on a CUDA device."""
+    """Captures work on a CUDA device, which draws by the device's own generator, or by others."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
+        self.device, self._generators = device, list(generators)
         self._stream = torch.cuda.Stream(device)
         # One pool for all graphs: they run one after another, and keep nothing in it from one run to the next.
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
         """Run the work on the stream of the captures; what it returned, and why it can't be captured, if that shows."""
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result, reason = watch(work)
@@ -60,16 +80,19 @@ class CudaGraphs:
             CaptureError: it can't be captured; nothing was done then, either. Earlier captures may not be replayed.
         """
         graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[self._stream.device_index]
-        before = generator.clone_state()
+        generators = [torch.cuda.default_generators[self._stream.device_index], *self._generators]
+        before = [generator.clone_state() for generator in generators]
+        for generator in self._generators:
+            graph.register_generator_state(generator)
         try:
             # The outer context brings the stream back where the inner one breaks off.
             with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 output = work()
         except RuntimeError as error:
-            # Older versions of torch leave the generator as if the capture still went on. Graphs from before hold the
+            # Older versions of torch leave a generator as if the capture still went on. Graphs from before hold the
             # old state, and no longer share it.
-            generator.graphsafe_set_state(before)
+            for generator, state in zip(generators, before, strict=True):
+                generator.graphsafe_set_state(state)
             # torch 2.11 takes this one for still recorded to, and would refuse the next capture.
             self._pool = torch.cuda.graph_pool_handle()
             raise CaptureError(_first_cause(error)) from error
@@ -146,17 +169,17 @@ class GraphedUpdate:
 
     def __init__(
         self,
-        method: Method[Any, Any],
+        method: Graphed,
         backend: CudaGraphs,
         *,
         required: bool = False,
         warm_up: int = 3,
         limit: int = 8,
     ) -> None:
-        self._method, self._backend = method, backend
+        self.method, self.backend, self.required = method, backend, required
         self.modules: Mapping[str, nn.Module] = method.modules
         self.optimizers: Mapping[str, torch.optim.Optimizer] = method.optimizers
-        self._required, self._warm_up, self._limit = required, warm_up, limit
+        self._warm_up, self._limit = warm_up, limit
         self._graphs: dict[Hashable, _Recorded] = {}
         self._seen: Counter[Hashable] = Counter()
         self._full = False
@@ -176,10 +199,10 @@ class GraphedUpdate:
         Raises:
             InputError: it can't be captured, and `required`.
         """
-        self._method.schedule(iteration)
+        self.method.schedule(iteration)
         with keys_on_device():
             metrics = self._learn(batch)
-        self._method.follow(iteration)
+        self.method.follow(iteration)
         return metrics
 
     def forget(self) -> None:
@@ -190,7 +213,7 @@ class GraphedUpdate:
 
     def _learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         if self.reason is not None:
-            return self._method.learn(batch)
+            return self.method.learn(batch)
         leaves = batch.leaves()
         kind, tensors = _kind(leaves), {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         if kind not in self._graphs:
@@ -198,10 +221,10 @@ class GraphedUpdate:
                 if not self._full:
                     self._full = True
                     _log.info("more than %d kinds of batch: the others run without a CUDA graph", self._limit)
-                return self._method.learn(batch)
+                return self.method.learn(batch)
             self._seen[kind] += 1
             if (left := self._warm_up - self._seen[kind]) >= 0:
-                metrics, reason = self._backend.warm_up(lambda: self._method.learn(batch))
+                metrics, reason = self.backend.warm_up(lambda: self.method.learn(batch))
                 # What is made once and kept, at the first iterations, may do what a capture can't hold.
                 if left == 0 and reason is not None:
                     self._give_up(reason)
@@ -210,29 +233,29 @@ class GraphedUpdate:
                 self._graphs[kind] = self._capture(batch, tensors)
             except CaptureError as error:
                 self._give_up(str(error))
-                return self._method.learn(batch)
+                return self.method.learn(batch)
         return self._graphs[kind].run(tensors)
 
     def _capture(self, batch: PromptedBatch, tensors: Mapping[str, Tensor]) -> _Recorded:
         inputs = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         buffered = batch.with_tensors(inputs)
         names: list[str] = []
-        state = list(_state(self._method))
+        state = list(_state(self.method))
         versions = [tensor._version for tensor in state]
 
         def work() -> Tensor:
-            metrics = self._method.learn(buffered)
+            metrics = self.method.learn(buffered)
             names.extend(metrics)
             return torch.stack([value.float() for value in metrics.values()])
 
-        replay, values = self._backend.capture(work)
+        replay, values = self.backend.capture(work)
         written = [tensor for tensor, version in zip(state, versions, strict=True) if tensor._version != version]
         dtypes = {buffer.dtype: None for buffer in inputs.values()}
         groups = [{name: b for name, b in inputs.items() if b.dtype == dtype} for dtype in dtypes]
         return _Recorded(groups, tuple(names), values, replay, written)
 
     def _give_up(self, reason: str) -> None:
-        if self._required:
+        if self.required:
             problem, expected = "the training iteration can't be captured in a CUDA graph", "work of the GPU alone"
             hint = "use --training.cuda-graph auto, which then runs without"
             raise InputError(problem, field=_FIELD, found=reason, expected=expected, hint=hint)
@@ -257,6 +280,36 @@ def with_cuda_graph(learner: Learner, mode: CudaGraphMode, device: torch.device)
     return GraphedUpdate(cast("Method[Any, Any]", learner), CudaGraphs(device), required=mode == "on")
 
 
+class GraphedStack:
+    """Learners that do their iterations at once, from graphs; see `Stacked`."""
+
+    def __init__(self, stack: DeviceStack, device: torch.device, required: bool) -> None:
+        self._stack, self._device, self._required = stack, device, required
+        self._graphed: GraphedUpdate | None = None
+
+    def update(
+        self, batches: Sequence[PromptedBatch], iteration: int, generators: Sequence[torch.Generator]
+    ) -> list[dict[str, Tensor]]:
+        """See `Stacked.update`; every call is given the same generators."""
+        if self._graphed is None:
+            work, backend = self._stack.drawing_by(generators), CudaGraphs(self._device, generators)
+            self._graphed = GraphedUpdate(work, backend, required=self._required)
+        return of_each(self._graphed.update(side_by_side(batches), iteration))
+
+
+def stacked(learners: Sequence[object]) -> Stacked | None:
+    """What does the iterations of these at once, from graphs where each does its own so; None: they take turns."""
+    methods = [learner.method if isinstance(learner, GraphedUpdate) else learner for learner in learners]
+    first, method = learners[0], methods[0]
+    stack = method.stacked(methods) if isinstance(method, Learner) else None
+    for learner in learners:
+        if stack is not None and isinstance(learner, GraphedUpdate):
+            learner.forget()  # the weights lie elsewhere now
+    if stack is not None and isinstance(first, GraphedUpdate):
+        return GraphedStack(cast("DeviceStack", stack), first.backend.device, first.required)
+    return stack
+
+
 def describe_cuda_graph(trained: object) -> str:
     """How the iterations were run, in words for the run's notes."""
     if not isinstance(trained, GraphedUpdate):
@@ -272,7 +325,7 @@ def _kind(leaves: Mapping[str, Any]) -> Hashable:
     )
 
 
-def _state(method: Method[Any, Any]) -> list[Tensor]:
+def _state(method: Graphed) -> list[Tensor]:
     """The tensors that an iteration may write: of networks and optimisers."""
     tensors = [t for module in method.modules.values() for t in (*module.parameters(), *module.buffers())]
     for optimizer in method.optimizers.values():

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from llmdpd.errors import StopRequestedError, TrainingDivergedError
-from llmdpd.methods.base import Learner
 from llmdpd.methods.stacked import Stacked
+from llmdpd.training.cuda_graph import stacked
 from llmdpd.training.loop import TrainingLoop
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.progress import ProgressBar, console
@@ -28,21 +28,23 @@ class Generators:
     def __init__(self, device: torch.device) -> None:
         self.cpu = torch.Generator()
         self.cpu.set_state(torch.get_rng_state())
-        self._device = device if device.type == "cuda" else None
-        self._cuda = None if self._device is None else torch.cuda.get_rng_state(self._device)
+        self._device, self.of_device = device, self.cpu
+        if device.type == "cuda":
+            self.of_device = torch.Generator(device)
+            self.of_device.set_state(torch.cuda.get_rng_state(device))
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """While the block runs, what is drawn is drawn by them."""
         torch.set_rng_state(self.cpu.get_state())
-        if self._device is not None and self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
+        if self.of_device is not self.cpu:
+            torch.cuda.set_rng_state(self.of_device.get_state(), self._device)
         try:
             yield
         finally:
             self.cpu.set_state(torch.get_rng_state())
-            if self._device is not None:
-                self._cuda = torch.cuda.get_rng_state(self._device)
+            if self.of_device is not self.cpu:
+                self.of_device.set_state(torch.cuda.get_rng_state(self._device))
 
 
 @dataclass(eq=False)
@@ -121,7 +123,7 @@ class Together:
                     loop.marks(stop)
             return
         batches = [member.loop.sampler.next() for member in members]
-        generators = [member.generators.cpu for member in members]
+        generators = [member.generators.of_device for member in members]
         found = stack.update(batches, members[0].loop.iteration, generators)
         for member, metrics in zip(members, found, strict=True):
             with member.guarded():
@@ -140,6 +142,5 @@ class Together:
         """What does the iterations of these at once; None where they take turns."""
         if members != self._stacked:
             self._stacked, learners = list(members), [member.loop.learner for member in members]
-            first = learners[0]
-            self._stack = first.stacked(learners) if len(members) > 1 and isinstance(first, Learner) else None
+            self._stack = stacked(learners) if len(members) > 1 else None
         return self._stack

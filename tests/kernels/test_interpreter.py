@@ -17,8 +17,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    ["test_noise.py", "test_forward.py", "test_backward.py", "test_operators.py", "test_mlp.py", "test_learners.py"],
+    "name", ["noise", "forward", "backward", "operators", "mlp", "learners", "learning", "device_stack"]
 )
 def test_under_the_interpreter(name: str) -> None:
     if kernels.interpreted():
@@ -29,7 +28,17 @@ def test_under_the_interpreter(name: str) -> None:
         pytest.skip("triton is not installed")
     if tuple(map(int, version.split(".")[:2])) < (3, 7):
         pytest.skip(f"triton {version} can't interpret loops over numbers known at run time only")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / name)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        str(HERE / f"test_{name}.py"),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

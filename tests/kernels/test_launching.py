@@ -23,17 +23,18 @@ from llmdpd import kernels
 if kernels.interpreted():
     pytest.skip("interpreted kernels are not launched", allow_module_level=True)
 
-from llmdpd.diffusion import NoiseMLP, sampler, sampler_coefficients
+from llmdpd.diffusion import NoiseMLP, sampler_coefficients
 from llmdpd.kernels import driver, learners, reverse_diffusion
 from llmdpd.kernels import mish_mlp as triton_kernels
 from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd.device_stack import DeviceStack
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.methods.stacked import side_by_side
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import autograd, layers, optimizer, resident, triton
-from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops import resident, triton
 from llmdpd.ops.philox import signed64
 
 FIELDS = ("kernel", "programs", "members", "threads", "shared", "stream", "device", "count")
@@ -385,53 +386,32 @@ def _real(part: Any) -> Any:
     return torch.zeros(part.shape, dtype=part.dtype) if isinstance(part, Tensor) else part
 
 
-class Chain(torch.autograd.Function):
-    """The chain's operator as it is registered for CUDA, on tensors that lie on the CPU here."""
-
-    @staticmethod
-    def forward(ctx: Any, constants: tuple[Any, ...], keep: bool, *tensors: Tensor) -> Tensor:
-        ctx.chain = ChainArguments._make((*tensors[:5], tensors[5:], *constants))
-        actions, ctx.tape = triton.chain_forward(ctx.chain, keep)
-        return actions
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return None, None, *triton.chain_backward(grad, ctx.tape, ctx.chain, True)
-
-
-def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a CUDA graph would capture it, at Diffusion-QL's design: 352 kernels before the critics were fused."""
-
-    def chain(arguments: ChainArguments, differentiate: bool) -> Tensor:
-        return Chain.apply(arguments[6:], differentiate, *arguments[:5], *arguments.trunk)
-
-    monkeypatch.setattr(triton, "computes_mlps", lambda x, members: True)
+@pytest.mark.parametrize("count", [1, 4])
+def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """As a CUDA graph would capture it, at Diffusion-QL's design; beside draws, the same for any number of learners."""
     for module in (triton_kernels, reverse_diffusion):
         monkeypatch.setattr(module, "capability_of", lambda device: 90)
-    monkeypatch.setattr(sampler, "_choose", lambda call: "triton")
-    monkeypatch.setattr(resident, "eager", lambda state: False)
-    monkeypatch.setattr(autograd, "reverse_diffusion", chain)
-    monkeypatch.setattr(optimizer, "eager_on_cpu", lambda tensor: False)
-    monkeypatch.setattr(layers, "computes", lambda *tensors: False)
     network = DiffusionNetworkConfig(hidden_dim=64, context=ContextConfig(text=False, trajectory=False))
-    method = LLMDPD(DiffusionPolicy(Spaces(7, 3, 0), network), LLMDPDConfig(critic_hidden=64), 10)
-    method.choose_on_host = False
+    methods = [
+        LLMDPD(DiffusionPolicy(Spaces(7, 3, 0), network), LLMDPDConfig(critic_hidden=64), 10) for _ in range(count)
+    ]
+    for method in methods:
+        for optimizer in method.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"].float()  # as on a CUDA device
+    stack, generators = DeviceStack(methods), [torch.Generator() for _ in methods]
     state, action, number = torch.randn(16, 7), torch.randn(16, 3), torch.zeros(16)
     batch = PromptedBatch(
         observations=state, actions=action, expert_actions=None, rewards=number, next_observations=state,
         terminals=number, timesteps=number.long(), text=None, tokens=None,
     )  # fmt: skip
-    method.update(batch, 0)
+    batch = side_by_side([batch] * count)
+    stack.learn(batch, generators)
     stand_in.launches()
     with Operations() as operations:
-        method.update(batch, 1)
+        stack.learn(batch, generators)
     launched = [name for name, *_ in stand_in.launches()]
-    assert sorted(set(launched)) == sorted(
-        f"{name}_kernel"
-        for name in (
-            "mlp_pack", "mlp_forward", "mlp_backward", "weight_gradient", "input_gradient",
-            "pack", "forward", "backward",
-        )
-    )  # fmt: skip
-    assert len(launched) <= 21, launched
-    assert len(operations.work()) + len(launched) <= 190, operations.work()
+    work = operations.work()
+    draws = 5 * count
+    assert len([name for name in work if any(of in name for of in ("random_", "normal_", "uniform_"))]) == draws
+    assert len(launched) + len(work) - draws <= 45, (launched, work)

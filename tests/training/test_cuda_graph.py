@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.methods.base import Learner
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
+from llmdpd.training import cuda_graph
 from llmdpd.training.cuda_graph import CaptureError, GraphedUpdate, describe_cuda_graph, watch, with_cuda_graph
 
 S, A, D = 4, 2, 6
@@ -367,3 +369,50 @@ def test_a_method_that_no_graph_can_hold() -> None:
     with pytest.raises(InputError, match="no CUDA graph") as error:
         with_cuda_graph(agent, "on", torch.device("cuda"))
     assert (error.value.field, "LLMDPD" in str(error.value.found)) == ("training.cuda_graph", True)
+
+
+class Stack:
+    """Of several `Sums`: their metrics side by side."""
+
+    def __init__(self, methods: list[Any]) -> None:
+        self.methods = methods
+        self.drew: list[Any] = []
+
+    def drawing_by(self, generators: Any) -> Any:
+        self.drew.append(list(generators))
+        whole = Sums()
+        whole.learn = lambda batch: {"sum": batch.rewards.sum(1)}  # type: ignore[method-assign]
+        return whole
+
+
+def test_learners_at_once_are_replayed_from_one_graph(make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends: list[Any] = []
+
+    class Backend(Replays):
+        def __init__(self, device: torch.device, generators: Any = ()) -> None:
+            super().__init__(Sums())
+            self.device, self.generators = device, generators
+            backends.append(self)
+
+    @Learner.register
+    class Stackable(Sums):
+        stacked = classmethod(lambda cls, methods: Stack(methods))
+
+    monkeypatch.setattr(cuda_graph, "CudaGraphs", Backend)
+    device = torch.device("cuda")
+    learners = [GraphedUpdate(Stackable(), Backend(device), required=True, warm_up=0) for _ in range(2)]
+    for learner in learners:
+        learner.update(make_batch(), 0)
+        assert learner.captured == 1
+    stack = cuda_graph.stacked(learners)
+    assert [learner.captured for learner in learners] == [0, 0], "their weights lie elsewhere now"
+    assert stack is not None
+    generators = [torch.Generator() for _ in learners]
+    for iteration in range(6):
+        batches = [make_batch(), make_batch()]
+        found = stack.update(batches, iteration, generators)
+        assert [float(one["sum"]) for one in found] == [float(batch.rewards.sum()) for batch in batches]
+    assert backends[-1].generators == generators
+    assert backends[-1].captures == 1
+    assert backends[-1].replays > 0
+    assert cuda_graph.stacked([Sums(), Sums()]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmdpd.methods.batch import PromptedBatch, StepWindows, cloned_actions
 from llmdpd.methods.llmdpd.cloning import Cloning
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.methods.optimisation import ema_rate
-from llmdpd.methods.stacked import Stacked
+from llmdpd.methods.stacked import Stacked, side_by_side
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
@@ -31,6 +32,7 @@ from llmdpd.utils.tensors import load_tensors
 
 if TYPE_CHECKING:
     from llmdpd.methods.llmdpd.alone import Alone
+    from llmdpd.methods.llmdpd.device_stack import DeviceStack
 
 _AS_PREPARED = (
     *("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective"),
@@ -109,6 +111,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         self._alone: Alone | None = None
         # On the CPU it costs nothing to read a random number, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
+        self._on_device: DeviceStack | None = None
+        self._stays_in_torch = False
 
     @property
     def acting_critic(self) -> DoubleQ | None:
@@ -116,6 +120,10 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
 
     @classmethod
     def stacked(cls, learners: Sequence[Any]) -> Stacked | None:
+        if learners[0].policy.device.type == "cuda":
+            from llmdpd.methods.llmdpd.device_stack import DeviceStack, stackable_on_device
+
+            return DeviceStack(learners) if stackable_on_device(learners) else None
         from llmdpd.methods.llmdpd.stack import Stack, stackable
 
         return Stack(learners) if stackable(learners) else None
@@ -166,6 +174,9 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
             Metrics, scalar tensors on the device: `loss/critic` (equation 6), `loss/diffusion` (5),
             `reward/objective` (7), `loss/actor` (8), and diagnostics.
         """
+        stack = self._stack_on_device()
+        if stack is not None:
+            return {name: value[0] for name, value in stack.learn(side_by_side([batch]), [None]).items()}
         with matmul_precision(self.config.precision):
             if not self.policy.training:  # asked first: setting it walks through every module
                 self.policy.train()
@@ -182,6 +193,17 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
             if self.config.eta:
                 self.track("critic", self.config.tau)
             return metrics  # the EMA, which acts, follows in `follow`
+
+    def _stack_on_device(self) -> DeviceStack | None:
+        """What does the iteration in few launches, on a CUDA device and where no prompt is read."""
+        if self.choose_on_host or self._stays_in_torch or sharding.is_shared():
+            return None
+        if self._on_device is None or not self._on_device.in_place:
+            from llmdpd.methods.llmdpd.device_stack import DeviceStack, stackable_on_device
+
+            self._stays_in_torch = not stackable_on_device([self])
+            self._on_device = None if self._stays_in_torch else DeviceStack([weakref.proxy(self)])
+        return self._on_device
 
     def critic_loss(
         self, batch: PromptedBatch, prompts: EncodedPrompts, condition: Condition

@@ -1,0 +1,360 @@
+"""An iteration of Algorithm 1 without prompts on a CUDA device, of one learner or of several at once.
+
+It is `LLMDPD.learn` written out, as `stack` is for the CPU: every launch serves all learners, and few launches make an
+iteration, which a CUDA graph then replays. Weights, gradients, moments and averages of all learners lie in one tensor
+each, of which the networks' own are views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from llmdpd.methods.batch import PromptedBatch, cloned_actions
+from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.network import DiffusionPolicy
+from llmdpd.methods.optimisation import ema_rate
+from llmdpd.methods.stacked import of_each, side_by_side
+from llmdpd.nn.context.base import PooledContext
+from llmdpd.ops import triton
+from llmdpd.ops.arguments import ChainArguments
+from llmdpd.utils.side_by_side import SideBySide, moved
+
+if TYPE_CHECKING:
+    from llmdpd.diffusion.noise_mlp import SinusoidalTime
+
+_AS_IT_IS = ("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective", "follow", "schedule", "step")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_CRITIC = ("loss/critic", "q/mean", "q/target")
+_ACTOR = ("loss/actor", "loss/diffusion", "reward/objective")
+
+
+def stackable_on_device(learners: Sequence[LLMDPD]) -> bool:
+    """Whether these learners, of one configuration, can be stacked: critics are learned, and no prompt is read."""
+    first, policy = learners[0], learners[0].policy
+    return (
+        all(getattr(type(first), name) is getattr(LLMDPD, name) for name in _AS_IT_IS)
+        and bool(first.config.eta)
+        and type(policy.context) is PooledContext
+        and policy.context.prompt_dim == 0
+        and triton.unavailable() is None
+        and all(t.is_cuda for learner in learners for t in _tensors(learner))
+        and in_one_form(learners)
+    )
+
+
+def in_one_form(learners: Sequence[LLMDPD]) -> bool:
+    """Whether all weights are float32 and learned, and all learners see the same features of a state."""
+    networks = [network for learner in learners for network in (learner.policy, learner.ema_policy)]
+    own, *others = ([*network.context.features.buffers()] for network in networks)
+    return (
+        all(t.dtype is torch.float32 and t.is_contiguous() for learner in learners for t in _tensors(learner))
+        and all(p.requires_grad for learner in learners for p in learner.policy.parameters())
+        and all(torch.equal(a, b) for other in others for a, b in zip(own, other, strict=True))
+    )
+
+
+def _tensors(learner: LLMDPD) -> list[Tensor]:
+    return [t for module in learner.modules.values() for t in module.state_dict().values()]
+
+
+class DeviceStack:
+    """Learners that do their iterations at once.
+
+    They stay whole: their networks and optimisers are written in place. While there is a stack nobody may put other
+    tensors in the place of theirs, as loading a checkpoint does with an optimiser's.
+    """
+
+    def __init__(self, learners: Sequence[LLMDPD]) -> None:
+        self.learners, first = list(learners), learners[0]
+        self.config, self.network = first.config, first.policy
+        self.policy, self.critics = (_Optimised(learners, name) for name in ("policy", "critic"))
+        self.average = moved([list(learner.ema_policy.parameters()) for learner in learners])
+        self.targets = moved([list(learner.target_critic.parameters()) for learner in learners])
+        self.by_chain = self.policy.weights.like()  # the gradients of the policy that come through its actions
+        self.chain = _Chain(self.network)
+        self._weights = [p for learner in learners for m in learner.modules.values() for p in m.parameters()]
+        for learner in learners:
+            learner.policy.train()
+
+    def schedule(self, iteration: int) -> None:
+        """See `Method.schedule`; the kernels read the first learner's rates."""
+        self.learners[0].schedule(iteration)
+
+    @torch.no_grad()
+    def follow(self, iteration: int) -> None:
+        """See `Method.follow`."""
+        rate = ema_rate(self.config, iteration)
+        if rate is not None:
+            self.average.flat.lerp_(self.policy.weights.flat, rate)
+            increment_version(self._weights)
+
+    def update(
+        self, batches: Sequence[PromptedBatch], iteration: int, generators: Sequence[torch.Generator | None]
+    ) -> list[dict[str, Tensor]]:
+        """One iteration of each on its batch, drawing by its generator; their metrics as of `LLMDPD.learn`."""
+        self.schedule(iteration)
+        metrics = self.learn(side_by_side(batches), generators)
+        self.follow(iteration)
+        return of_each(metrics)
+
+    def drawing_by(self, generators: Sequence[torch.Generator]) -> Drawing:
+        """The stack for those who know nothing of generators."""
+        return Drawing(self, generators)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the learners' weights and optimisers are still where the stack has put them."""
+        return (
+            self.policy.in_place
+            and self.critics.in_place
+            and self.average.holds([list(learner.ema_policy.parameters()) for learner in self.learners])
+            and self.targets.holds([list(learner.target_critic.parameters()) for learner in self.learners])
+        )
+
+    @torch.no_grad()
+    def learn(self, batch: PromptedBatch, generators: Sequence[torch.Generator | None]) -> dict[str, Tensor]:
+        """The device's work of an iteration, see `LLMDPD.learn`.
+
+        Args:
+            batch: the learners' batches side by side, each tensor [L, B, …].
+            generators: which each draws by, of the device; None: torch's own.
+
+        Returns:
+            Metrics [L].
+        """
+        with triton.on_device(batch.rewards.device):
+            found = _Iteration(self, batch, generators).run()
+        increment_version(self._weights)
+        return found
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A stack whose learners draw by these generators, as what is captured in a CUDA graph (`Graphed`)."""
+
+    stack: DeviceStack
+    generators: Sequence[torch.Generator]
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Every learner's, by its number and name."""
+        learners = enumerate(self.stack.learners)
+        return {f"{number}/{name}": m for number, learner in learners for name, m in learner.modules.items()}
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """Every learner's, by its number and name."""
+        learners = enumerate(self.stack.learners)
+        return {f"{number}/{name}": o for number, learner in learners for name, o in learner.optimizers.items()}
+
+    def schedule(self, iteration: int) -> None:
+        """See `Method.schedule`."""
+        self.stack.schedule(iteration)
+
+    def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        """See `DeviceStack.learn`."""
+        return self.stack.learn(batch, self.generators)
+
+    def follow(self, iteration: int) -> None:
+        """See `Method.follow`."""
+        self.stack.follow(iteration)
+
+
+class _Optimised:
+    """The weights of one optimiser of each learner, side by side, with their gradients and AdamW's state."""
+
+    def __init__(self, learners: Sequence[LLMDPD], name: str) -> None:
+        from llmdpd.kernels.updates import AdamW
+
+        self._optimizers = [learner.optimizers[f"{name}_optimizer"] for learner in learners]
+        self.weights = moved(self._parameters)
+        self.gradients = self.weights.like()
+        states = self._states
+        self._moments = {key: SideBySide([[state[key] for state in own] for own in states]) for key in _MOMENTS}
+        self._counts = torch.stack([torch.stack([state["step"] for state in own]) for own in states])
+        for row, own in enumerate(states):
+            for number, state in enumerate(own):
+                state["step"] = self._counts[row, number]
+                state |= {key: moments.views[number][row] for key, moments in self._moments.items()}
+        group = self._optimizers[0].param_groups[0]
+        self._lr: Tensor = group["lr"]
+        limit = learners[0].config.grad_clip
+        self._settings = AdamW(tuple(group["betas"]), group["eps"], group["weight_decay"], limit)
+
+    @property
+    def _parameters(self) -> list[list[nn.Parameter]]:
+        return [list(optimizer.param_groups[0]["params"]) for optimizer in self._optimizers]
+
+    @property
+    def _states(self) -> list[list[dict[str, Any]]]:
+        pairs = zip(self._optimizers, self._parameters, strict=True)
+        return [[_state(optimizer, parameter) for parameter in own] for optimizer, own in pairs]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the learners' own are still views of what lies here."""
+        states = self._states
+        kept = all(of.holds([[state[key] for state in own] for own in states]) for key, of in self._moments.items())
+        counted = states[0][0]["step"].data_ptr() == self._counts.data_ptr()
+        return kept and counted and self.weights.holds(self._parameters)
+
+    def step(self, average: tuple[Tensor, float] | None = None) -> Tensor:
+        """A step of all learners by the gradients; see `kernels.updates.step`."""
+        from llmdpd.kernels import updates
+
+        self._counts += 1
+        moments = (self._moments[_MOMENTS[0]].flat, self._moments[_MOMENTS[1]].flat)
+        given = (self.weights.flat, self.gradients.flat, moments, self._counts, self._lr, self._settings)
+        return updates.step(*given, average)
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """AdamW's state of a parameter, zeros where it has made no step."""
+    state: dict[str, Any] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state |= {name: torch.zeros_like(parameter) for name in _MOMENTS}
+    return state
+
+
+class _Chain:
+    """What is the same of every learner's chain and diffusion loss, on their device."""
+
+    def __init__(self, policy: DiffusionPolicy) -> None:
+        self.plan, levels = policy.training_sampler, range(len(policy.alpha_bar))
+        # The chain's steps in their order, and then the levels of the diffusion loss that are none of them.
+        rows = [int(step) for step in self.plan.timesteps]
+        rows += [level for level in levels if level not in rows]
+        self.table = torch.from_numpy(self.plan.table()).to(policy.device)
+        self.waves = cast("SinusoidalTime", policy.net.time_mlp[0])(torch.tensor(rows, device=policy.device))
+        self.places = torch.tensor([rows.index(level) for level in levels], device=policy.device)
+
+
+class _Network:
+    """The noise network's weights of all learners [L, …], or their gradients, by what reads them."""
+
+    def __init__(self, policy: DiffusionPolicy, of: SideBySide) -> None:
+        names = {id(parameter): name for name, parameter in policy.net.named_parameters()}
+        order = [names[id(parameter)] for parameter in policy.parameters()]
+        by_name, net = dict(zip(order, of.views, strict=True)), policy.net
+        self.time = [by_name[f"time_mlp.{place}"] for place in ("1.weight", "1.bias", "3.weight", "3.bias")]
+        self.layers = [by_name[f"layers.{number}.{part}"] for number in range(4) for part in ("weight", "bias")]
+        self.W_a, self.W_t, self.W_s = self.layers[0].split([net.action_dim, net.time_dim, net.state_dim], dim=2)
+
+
+class _Iteration:
+    """The work of one iteration: batches of B rows of L learners, and their draws."""
+
+    def __init__(self, stack: DeviceStack, batch: PromptedBatch, by: Sequence[torch.Generator | None]) -> None:
+        features, config = stack.network.context.features, stack.config
+        self.stack, self.batch, self.config, self.bf16 = stack, batch, config, config.precision == "bf16"
+        self.state, self.following = features(batch.observations), features(batch.next_observations)
+        self.clean = cloned_actions(batch, config.clone)
+        shape, new = batch.rewards.shape, batch.rewards.new_empty
+        self.next_key, self.key = (new(len(by), dtype=torch.int64) for _ in range(2))
+        self.levels, self.noise, self.choice = new(shape, dtype=torch.int64), torch.empty_like(self.clean), new(len(by))
+        # In the order in which `LLMDPD.learn` draws.
+        for number, generator in enumerate(by):
+            self.next_key[number].random_(0, 2**63 - 1, generator=generator)
+            self.levels[number].random_(0, len(stack.network.alpha_bar), generator=generator)
+            self.noise[number].normal_(generator=generator)
+            self.key[number].random_(0, 2**63 - 1, generator=generator)
+            self.choice[number].uniform_(generator=generator)
+
+    def run(self) -> dict[str, Tensor]:
+        """Do it; metrics [L]."""
+        stack = self.stack
+        metrics = dict(zip(_CRITIC, self._learn_critics().unbind(1), strict=True))
+        metrics["grad/critic"] = stack.critics.step((stack.targets.flat, self.config.tau))
+        metrics |= zip(_ACTOR, self._learn_policy().unbind(1), strict=True)
+        metrics["grad/policy"] = stack.policy.step()
+        return metrics
+
+    def _learn_critics(self) -> Tensor:
+        """Equation 6: the critics' gradients; metrics [L, 3]."""
+        from llmdpd.kernels import learners, losses, mish_mlp
+        from llmdpd.kernels.members import Members
+
+        stack, batch, config = self.stack, self.batch, self.config
+        average = _Network(stack.network, stack.average)
+        chain = self._arguments(average, self._time_rows(average)[1], self.following, self.next_key)
+        actions = learners.forward(chain, False)[0][:, :, 0]
+        targets, critics = (Members.stacked(of.halves()) for of in (stack.targets, stack.critics.weights))
+        next_values = mish_mlp.forward(torch.cat([self.following, actions], 2), targets, self.bf16)[0]
+        seen = torch.cat([self.state, batch.actions], 2)
+        values, packed = mish_mlp.forward(seen, critics, self.bf16)
+        given = (values, next_values, batch.rewards, batch.terminals, config.reward_scale, config.gamma)
+        launch, d_values, metrics = losses.regression(*given)
+        launch.run()
+        mish_mlp.backward_into(d_values, seen, critics, packed, self.bf16, False, stack.critics.gradients.halves())
+        return metrics
+
+    def _learn_policy(self) -> Tensor:
+        """Equation 8: the policy's gradients; metrics [L, 3]."""
+        from llmdpd.kernels import learners, losses, mish_mlp, time_rows
+        from llmdpd.kernels.members import Members
+
+        stack, net, state = self.stack, _Network(self.stack.network, self.stack.policy.weights), self.state
+        embedded, rows = self._time_rows(net)
+        places, alpha_bar = stack.chain.places, stack.network.alpha_bar
+        launch, noisy = time_rows.noisy_inputs(self.clean, self.noise, self.levels, places, alpha_bar, embedded, state)
+        launch.run()
+        layers, critics = Members.stacked(net.layers), Members.stacked(stack.critics.weights.halves())
+        predicted, packed = mish_mlp.forward(noisy, layers, self.bf16)
+        chain = self._arguments(net, rows, state, self.key)
+        actions, tape, of_chain = learners.forward(chain, True)
+        seen = torch.cat([state, actions[:, :, 0]], 2)
+        values, of_critics = mish_mlp.forward(seen, critics, self.bf16)
+        launch, d_predicted, d_values, metrics = losses.actor(
+            predicted, self.noise, values, self.choice, self.config.eta
+        )
+        launch.run()
+        d_seen, _ = mish_mlp.backward_into(d_values, seen, critics, of_critics, self.bf16, True, [])
+        assert d_seen is not None, "asked for"
+
+        gradients, by_chain = (_Network(stack.network, of) for of in (stack.policy.gradients, stack.by_chain))
+        _, slopes = mish_mlp.backward_into(d_predicted, noisy, layers, packed, self.bf16, False, gradients.layers)
+        d_tau = torch.empty_like(chain.tau)
+        into = learners.Gradients(by_chain.W_s, by_chain.layers[1], d_tau, by_chain.W_a, by_chain.layers[2:])
+        learners.backward(d_seen[:, :, None, state.shape[2] :], chain, tape, of_chain, into)
+        self._learn_times(net, embedded, d_tau, slopes)
+        stack.policy.gradients.flat.add_(stack.by_chain.flat)
+        return metrics
+
+    def _learn_times(self, net: _Network, embedded: Tensor, d_tau: Tensor, slopes: Tensor) -> None:
+        """The gradients of the time embedding, and of W_t what comes through the chain.
+
+        d_tau: of the chain's time rows [L, K, H]. slopes: of the first layer in the diffusion loss [L, B or more, ·].
+        """
+        from llmdpd.kernels import time_rows
+
+        stack, chain = self.stack, self.stack.chain
+        launch, sums = time_rows.level_sums(slopes, self.levels, chain.places, len(chain.waves), d_tau.shape[2])
+        launch.run()
+        if len(chain.waves) > d_tau.shape[1]:
+            d_tau = F.pad(d_tau, (0, 0, 0, len(chain.waves) - d_tau.shape[1]))
+        own, by_chain = (_Network(stack.network, of) for of in (stack.policy.gradients, stack.by_chain))
+        into = [*own.time, by_chain.W_t]
+        time_rows.backward(chain.waves, net.time, net.W_t, embedded, (d_tau, sums), into).run()
+
+    def _time_rows(self, net: _Network) -> tuple[Tensor, Tensor]:
+        """The time embedding [L, R, T] of the chain's rows, and W_t times it [L, R, H]."""
+        from llmdpd.kernels import time_rows
+
+        launch, embedded, rows = time_rows.forward(self.stack.chain.waves, net.time, net.W_t)
+        launch.run()
+        return embedded, rows
+
+    def _arguments(self, net: _Network, rows: Tensor, state: Tensor, key: Tensor) -> ChainArguments:
+        """Of the chains: every part but the table with a leading dimension of learners."""
+        chain = self.stack.chain
+        tau, (_, b1, *trunk) = rows[:, : chain.plan.steps].contiguous(), net.layers
+        constants = (chain.plan.start, chain.plan.bound, 1, self.bf16)
+        return ChainArguments(state, net.W_s, b1, tau, net.W_a, trunk, chain.table, key, None, *constants)

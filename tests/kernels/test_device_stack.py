@@ -1,0 +1,133 @@
+"""Learners stacked on the kernels' device: what each would learn alone by PyTorch, and the same bits at any number."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd.device_stack import DeviceStack, in_one_form
+from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.nn.context import ContextConfig
+from llmdpd.nn.spaces import Spaces
+
+S, A = 7, 3
+
+
+def make(device: torch.device, **changes: Any) -> LLMDPD:
+    network = DiffusionNetworkConfig(hidden_dim=40, context=ContextConfig(text=False, trajectory=False))
+    policy = DiffusionPolicy(Spaces(S, A, 0), network).to(device)
+    learner = LLMDPD(policy, LLMDPDConfig(critic_hidden=33, lr_warmup=2, **changes), 10)
+    for optimizer in learner.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"].float()  # as on a CUDA device
+    return learner
+
+
+def make_batch(device: torch.device, rows: int, *leading: int) -> PromptedBatch:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*leading, rows, *shape, device=device)
+
+    return PromptedBatch(
+        observations=draw(S), actions=draw(A).tanh(), expert_actions=None, rewards=draw(), next_observations=draw(S),
+        terminals=(draw() > 1).float(), timesteps=draw().long(), text=None, tokens=None,
+    )  # fmt: skip
+
+
+def of_learner(batch: PromptedBatch, number: int) -> PromptedBatch:
+    return batch.with_tensors({name: tensor[number] for name, tensor in batch.tensors().items()})
+
+
+def of_last(batch: PromptedBatch) -> PromptedBatch:
+    return batch.with_tensors({name: tensor[-1:] for name, tensor in batch.tensors().items()})
+
+
+def generators(device: torch.device, seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def train(
+    stack: DeviceStack, batches: Sequence[PromptedBatch], by: Sequence[torch.Generator]
+) -> list[dict[str, Tensor]]:
+    found = []
+    for iteration, batch in enumerate(batches):
+        stack.schedule(iteration)
+        found.append(stack.learn(batch, by))
+        stack.follow(iteration)
+    return found
+
+
+def state_of(learner: LLMDPD) -> dict[str, Tensor]:
+    found = {f"{n}/{key}": t for n, module in learner.modules.items() for key, t in module.state_dict().items()}
+    for name, optimizer in learner.optimizers.items():
+        for number, fields in optimizer.state_dict()["state"].items():
+            found |= {f"{name}/{number}/{key}": value for key, value in fields.items()}
+    return {key: value.clone() for key, value in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("count", "changes"), [(1, {"precision": "bf16"}), (2, {"grad_clip": 0.5, "weight_decay": 0.01, "eta": 0.3})]
+)
+def test_it_learns_what_each_learns_alone(
+    device: torch.device, close: Callable[..., None], count: int, changes: dict[str, Any]
+) -> None:
+    learners = [make(device, **changes) for _ in range(count)]
+    others, singles = copy.deepcopy(learners), copy.deepcopy(learners)
+    assert in_one_form(learners)
+    batches = [make_batch(device, 5, count) for _ in range(2)]
+    metrics = train(DeviceStack(learners), batches, generators(device, range(count)))
+    tolerance = 5e-2 if changes.get("precision") == "bf16" else 2e-3
+    for number, other in enumerate(others):
+        torch.manual_seed(number)
+        other.choose_on_host = other._stays_in_torch = True
+        for iteration, batch in enumerate(batches):
+            wanted = other.update(of_learner(batch, number), iteration)
+            assert list(wanted) == list(metrics[iteration])
+            for name, value in wanted.items():
+                close(metrics[iteration][name][number], value.double(), tolerance, name)
+        found, expected = state_of(learners[number]), state_of(other)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            close(found[name], value.double(), tolerance, name)
+    # However many there are beside it, which here are few enough for the same tiles.
+    last = count - 1
+    train(DeviceStack(singles[last:]), [of_last(batch) for batch in batches], generators(device, [last]))
+    for name, value in state_of(learners[last]).items():
+        assert torch.equal(state_of(singles[last])[name], value), name
+
+
+def test_a_loaded_state_and_other_stacks_are_seen(device: torch.device) -> None:
+    """What a stack holds is the learners' own, until somebody puts other tensors in its place."""
+    first, second = make(device), make(device)
+    alone = DeviceStack([first])
+    assert alone.in_place
+    assert next(first.policy.parameters()).grad is None
+    both = DeviceStack([first, second])
+    assert both.in_place
+    assert not alone.in_place
+    both.critics.weights.flat.fill_(2.0)
+    both.policy.step()
+    assert all((parameter == 2).all() for parameter in second.critic.parameters())
+    name = "policy_optimizer"
+    assert {float(state["step"]) for state in first.optimizers[name].state.values()} == {1.0}
+    first.optimizers[name].load_state_dict(copy.deepcopy(first.optimizers[name].state_dict()))
+    assert not both.in_place
+    assert DeviceStack([first, second]).in_place
+
+
+def test_other_forms_are_refused(device: torch.device) -> None:
+    first, second = make(device), make(device)
+    assert in_one_form([first, second])
+    second.policy.context.features.std.fill_(2.0)
+    assert in_one_form([second]) is False, "its average sees other features"
+    second.ema_policy.context.features.std.fill_(2.0)
+    assert in_one_form([second])
+    assert not in_one_form([first, second])
+    next(first.policy.parameters()).requires_grad_(False)
+    assert not in_one_form([first])
