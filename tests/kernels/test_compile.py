@@ -11,9 +11,10 @@ from llmdpd import kernels
 if kernels.interpreted():
     pytest.skip("interpreted kernels can't be compiled", allow_module_level=True)
 
+import torch
 import triton
 
-from llmdpd.kernels import report, tiles
+from llmdpd.kernels import losses, report, tiles, time_rows, updates
 
 # Bytes that a version other than the pinned one spills: by triton's version, direction, bf16, actions and target.
 SPILLS = {
@@ -93,6 +94,37 @@ def test_learners_at_once_do_not_spill(capability: int, bf16: bool, actions: int
         taken = report.usage(launch, capability)
         assert taken.stack == 0, (launch.kernel, taken)
         assert taken.shared <= report.SHARED[capability]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None:
+    """Two learners at Diffusion-QL's size: losses, AdamW's step, the time embedding."""
+    L, B, S, A, K, T, H, P = 2, 256, 39, 4, 5, 16, 256, 300_000
+
+    def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    levels, places = numbers(L, B, dtype=torch.int64), numbers(K, dtype=torch.int64)
+    flat, values, alike = numbers(L, P), numbers(2 * L, B, 1), numbers(L, B, A)
+    *step, _ = updates.step_launches(
+        flat, flat, (flat, flat), numbers(L, 9), numbers(1), updates.AdamW((0.9, 0.999), 1e-8, 0.01, 1.0), (flat, 0.005)
+    )
+    weights = [numbers(L, 2 * T, T), numbers(L, 2 * T), numbers(L, T, 2 * T), numbers(L, T)]
+    W_t = numbers(L, H, A + T + S)[..., A : A + T]
+    forward, embedded, rows = time_rows.forward(numbers(K, T), weights, W_t)
+    launches = [
+        *step,
+        losses.regression(values, values, numbers(L, B), numbers(L, B), 1.0, 0.99)[0],
+        losses.actor(alike, alike, values, numbers(L), 1.0)[0],
+        forward,
+        time_rows.backward(numbers(K, T), weights, W_t, embedded, (rows, rows), [*weights, W_t]),
+        time_rows.noisy_inputs(alike, alike, levels, places, numbers(K), embedded, numbers(L, B, S))[0],
+        time_rows.level_sums(numbers(L, B, H, dtype=torch.bfloat16), levels, places, K, H)[0],
+    ]
+    for launch in launches:
+        taken = report.usage(launch, capability)
+        assert taken.stack == 0, (launch.kernel, taken)
 
 
 @pytest.mark.slow

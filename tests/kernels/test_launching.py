@@ -35,6 +35,7 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import resident, triton
+from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.philox import signed64
 
 FIELDS = ("kernel", "programs", "members", "threads", "shared", "stream", "device", "count")
@@ -45,7 +46,7 @@ class StandIn:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        self._names = (ctypes.c_char * 64 * 64).in_dll(self.library, "fake_names")
+        self._names = (ctypes.c_char * 64 * 512).in_dll(self.library, "fake_names")
         self._launches = (ctypes.c_uint64 * 72 * 4096).in_dll(self.library, "fake_launches")
 
     def __getattr__(self, name: str) -> Any:
