@@ -101,7 +101,7 @@ def assert_close(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "limit"), [(2, 0.5), (3, 0.0), (4, 1e9)])
+@pytest.mark.parametrize(("count", "limit"), [(2, 0.5), (3, 0.0)])
 def test_parts_are_the_step_of_one(count: int, limit: float, shared: Any, tmp_path: Path) -> None:
     def work() -> None:
         weights, optimizers = made()
