@@ -179,6 +179,8 @@ def allowed(entry: str, what: str) -> bool:
         return True  # which is what they are in
     if name in ("times", "prompt_of", "place") and how == f"in {np.dtype(np.int64).str}":
         return True  # which is what they are in
+    if entry == "add_up":  # tensors of any shape, of as many numbers together as each of any number of rows has
+        return how in ("a dimension more", "flat") if name != "rows" else how in ("one less", "one more")
     if name == "pooled":
         return how.endswith("in dimension 1")  # of any width
     # Its columns beyond the others are the prompt's.
