@@ -60,7 +60,8 @@ def pack(x: Tensor, members: Members, bf16: bool) -> tuple[Launch, Packed]:
 def forward_launch(x: Tensor, members: Members, packed: Packed, out: Tensor, bf16: bool, capability: int) -> Launch:
     """The launch that fills out [M, B, O]."""
     sizes, rows, count = _sizes(members), x.shape[-2], members.count
-    tile = forward_tile(rows * count, sizes["H"], sizes["OUT"], operands_of(bf16), capability)
+    # By the rows of those that share their inputs, a learner's: its bits don't depend on how many learners there are.
+    tile = forward_tile(rows * _share(x, members), sizes["H"], sizes["OUT"], operands_of(bf16), capability)
     padded = -(-rows // tile.BM) * tile.BM
     room = (0,) if tile.WHOLE else (count, padded, sizes["HP"])
     arguments = {
@@ -76,7 +77,7 @@ def backward_launch(
 ) -> tuple[Launch, Tensor, Tensor, Tensor]:
     """The launch backward, and what it fills: hidden and slopes [3, M, R, HP], d_out [M, R, OP], R whole tiles."""
     sizes, rows, count = _sizes(members), x.shape[-2], members.count
-    tile = backward_tile(rows * count, sizes["H"], operands_of(bf16), capability)
+    tile = backward_tile(rows * _share(x, members), sizes["H"], operands_of(bf16), capability)
     padded = -(-rows // tile.BM) * tile.BM
     hidden, slopes = (x.new_empty(3, count, padded, sizes["HP"], dtype=compute_type(bf16)) for _ in range(2))
     d_out = x.new_empty(count, padded, sizes["OP"], dtype=compute_type(bf16))

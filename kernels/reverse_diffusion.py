@@ -123,7 +123,8 @@ def workspace_floats(rows: int, H: int, A: int, bf16: bool, capability: int, lea
 
     The second is 0 where it does not. rows: of each of so many learners.
     """
-    tile = forward_tile(rows * learners, H, A, operands_of(bf16), capability)
+    # By one learner's rows: its bits don't depend on how many learners there are.
+    tile = forward_tile(rows, H, A, operands_of(bf16), capability)
     padded = -(-rows // tile.BM) * tile.BM * learners
     return padded * H, 0 if tile.WHOLE else padded * padded_width(H) * compute_type(bf16).itemsize // 4
 
@@ -145,7 +146,7 @@ def forward_launch(
     state, K, (H, A), samples, bf16 = chain.state, chain.tau.shape[-2], chain.W_a.shape[-2:], chain.samples, chain.bf16
     (B, S), capability, learners = state.shape[-2:], capability or capability_of(state.device), several(chain)
     rows, count = B * samples, math.prod(learners)
-    tile = forward_tile(rows * count, H, A, operands_of(bf16), capability)
+    tile = forward_tile(rows, H, A, operands_of(bf16), capability)
     if work is None:
         work = [state.new_empty(floats) for floats in workspace_floats(rows, H, A, bf16, capability, count)]
     contexts, scratch = work[0], work[1].view(compute_type(bf16))
@@ -223,7 +224,7 @@ def backward_launches(
     (B, H), K, A, samples, bf16 = u.shape[-2:], chain.tau.shape[-2], chain.W_a.shape[-1], chain.samples, chain.bf16
     HP, AP, rows, learners = padded_width(H), padded_actions(A), B * samples, several(chain)
     count = math.prod(learners)
-    tile = backward_tile(rows * count, H, operands_of(bf16), capability or capability_of(u.device))
+    tile = backward_tile(rows, H, operands_of(bf16), capability or capability_of(u.device))
     kept = _kept(rows, K, H, A, tile, bf16, u.device, learners)
     padded = kept.taken.shape[-2]
     constants = {

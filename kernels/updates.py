@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -69,7 +70,8 @@ def adamw_kernel(
     tl.store(squares + at, v, mask=there)
     if AVERAGED:
         a = tl.load(averages + at, mask=there, other=0.0)
-        tl.store(averages + at, a + tau * (w - a), mask=there)
+        # As torch.lerp: from a half on, from the other end, so that 1 gives the weights themselves.
+        tl.store(averages + at, tl.where(tau < 0.5, a + tau * (w - a), w - (1.0 - tau) * (w - a)), mask=there)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,21 @@ class AdamW:
     """On the norm of a learner's gradient; 0 for none."""
 
 
+class Step(NamedTuple):
+    """The launches of a step."""
+
+    squares: Launch
+    update: Launch
+    norms: Tensor
+    """Of the learners' gradients before the bound, [L], written by the second."""
+
+    def run(self) -> Tensor:
+        """Do it; the norms."""
+        self.squares.run()
+        self.update.run()
+        return self.norms
+
+
 def step(
     weights: Tensor,
     gradients: Tensor,
@@ -91,29 +108,13 @@ def step(
     lr: Tensor,
     settings: AdamW,
     average: tuple[Tensor, float] | None = None,
-) -> Tensor:
-    """One step of the weights [L, P] of each learner, in place; the norms [L] of their gradients before the bound.
+) -> Step:
+    """One step of the weights [L, P] of each learner, in place.
 
     Args:
         moments: means and squares [L, P]. done: steps with this one, float32 [L, …], of which each learner's first is
-            read. lr: float32, one number. average: weights [L, P] and how far they go to the new ones, 0 to 0.5.
+            read. lr: float32, one number. average: weights [L, P] and how far they go to the new ones, 0 to 1.
     """
-    sums_launch, launch, norms = step_launches(weights, gradients, moments, done, lr, settings, average)
-    sums_launch.run()
-    launch.run()
-    return norms
-
-
-def step_launches(
-    weights: Tensor,
-    gradients: Tensor,
-    moments: tuple[Tensor, Tensor],
-    done: Tensor,
-    lr: Tensor,
-    settings: AdamW,
-    average: tuple[Tensor, float] | None = None,
-) -> tuple[Launch, Launch, Tensor]:
-    """The two launches of `step`, and the norms that the second writes."""
     learners, count = weights.shape
     blocks = -(-count // _BLOCK)
     sums, norms = weights.new_empty(learners, blocks), weights.new_empty(learners)
@@ -130,4 +131,4 @@ def step_launches(
         "DECAY": settings.decay, "LIMITED": settings.limit > 0, "AVERAGED": average is not None,
         "SUMS": max(16, 1 << (blocks - 1).bit_length()), "BLOCK": _BLOCK,
     }  # fmt: skip
-    return of_squares, Launch(adamw_kernel, blocks, own, constants, 4, 1, members=learners), norms
+    return Step(of_squares, Launch(adamw_kernel, blocks, own, constants, 4, 1, members=learners), norms)

@@ -195,6 +195,8 @@ def _train(runs: Sequence[Run], generators: Sequence[Generators], stop: StopSign
             )  # each has an equal part of the time of all
             seeds = [other.config.seed for other in runs]
             run.folder.note(training={"seeds in one process": seeds, "how": together.description})
+            if together.cuda_graph is not None:
+                run.folder.note(training={"cuda_graph": together.cuda_graph})
     return members
 
 

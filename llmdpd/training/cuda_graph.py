@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -82,9 +83,10 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         generators = [torch.cuda.default_generators[self._stream.device_index], *self._generators]
         before = [generator.clone_state() for generator in generators]
-        for generator in self._generators:
-            graph.register_generator_state(generator)
         try:
+            with torch.cuda.device(self.device):  # where the graph keeps their seeds and offsets
+                for generator in self._generators:
+                    graph.register_generator_state(generator)
             # The outer context brings the stream back where the inner one breaks off.
             with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 output = work()
@@ -184,9 +186,16 @@ class GraphedUpdate:
         self._seen: Counter[Hashable] = Counter()
         self._full = False
         self.reason: str | None = None
+        itself = weakref.ref(self)  # the optimisers may outlive it
+
+        def forget(_: torch.optim.Optimizer) -> None:
+            graphed = itself()
+            if graphed is not None:
+                graphed.forget()
+
         for optimizer in method.optimizers.values():
             # It replaces the tensors that the graphs hold the addresses of.
-            optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
+            optimizer.register_load_state_dict_post_hook(forget)
 
     @property
     def captured(self) -> int:
@@ -296,15 +305,24 @@ class GraphedStack:
             self._graphed = GraphedUpdate(work, backend, required=self._required)
         return of_each(self._graphed.update(side_by_side(batches), iteration))
 
+    @property
+    def graphed(self) -> GraphedUpdate | None:
+        """What replays them, from the first update on."""
+        return self._graphed
+
 
 def stacked(learners: Sequence[object]) -> Stacked | None:
-    """What does the iterations of these at once, from graphs where each does its own so; None: they take turns."""
+    """What does the iterations of these at once, from graphs where each does its own so; None: they take turns.
+
+    Called whenever other learners than before train together, or one of them alone: their weights may lie elsewhere
+    then, and each drops its own graphs.
+    """
     methods = [learner.method if isinstance(learner, GraphedUpdate) else learner for learner in learners]
     first, method = learners[0], methods[0]
-    stack = method.stacked(methods) if isinstance(method, Learner) else None
     for learner in learners:
-        if stack is not None and isinstance(learner, GraphedUpdate):
-            learner.forget()  # the weights lie elsewhere now
+        if isinstance(learner, GraphedUpdate):
+            learner.forget()
+    stack = method.stacked(methods) if len(methods) > 1 and isinstance(method, Learner) else None
     if stack is not None and isinstance(first, GraphedUpdate):
         return GraphedStack(cast("DeviceStack", stack), first.backend.device, first.required)
     return stack
@@ -312,6 +330,8 @@ def stacked(learners: Sequence[object]) -> Stacked | None:
 
 def describe_cuda_graph(trained: object) -> str:
     """How the iterations were run, in words for the run's notes."""
+    if isinstance(trained, GraphedStack):
+        trained = trained.graphed
     if not isinstance(trained, GraphedUpdate):
         return "not used"
     return f"captured {trained.captured}" if trained.reason is None else f"not used: {trained.reason}"

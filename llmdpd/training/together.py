@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from llmdpd.errors import StopRequestedError, TrainingDivergedError
 from llmdpd.methods.stacked import Stacked
-from llmdpd.training.cuda_graph import stacked
+from llmdpd.training.cuda_graph import describe_cuda_graph, stacked
 from llmdpd.training.loop import TrainingLoop
 from llmdpd.training.stopping import StopSignals
 from llmdpd.utils.progress import ProgressBar, console
@@ -84,10 +85,15 @@ class Together:
         self._stacked: list[Member] = []
         self._stack: Stacked | None = None
 
-    @property
+    @cached_property
     def description(self) -> str:
         """How they train, in words."""
         return "they take turns" if self._stack_of(self.members) is None else "they train at once"
+
+    @property
+    def cuda_graph(self) -> str | None:
+        """How those that trained last were replayed at once, in words; None where they took turns."""
+        return None if self._stack is None else describe_cuda_graph(self._stack)
 
     def execute(self, stop: StopSignals) -> None:
         """Train all of them, but for those that diverge.
@@ -142,5 +148,5 @@ class Together:
         """What does the iterations of these at once; None where they take turns."""
         if members != self._stacked:
             self._stacked, learners = list(members), [member.loop.learner for member in members]
-            self._stack = stacked(learners) if len(members) > 1 else None
+            self._stack = stacked(learners)
         return self._stack

@@ -107,7 +107,7 @@ def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None
 
     levels, places = numbers(L, B, dtype=torch.int64), numbers(K, dtype=torch.int64)
     flat, values, alike = numbers(L, P), numbers(2 * L, B, 1), numbers(L, B, A)
-    *step, _ = updates.step_launches(
+    *step, _ = updates.step(
         flat, flat, (flat, flat), numbers(L, 9), numbers(1), updates.AdamW((0.9, 0.999), 1e-8, 0.01, 1.0), (flat, 0.005)
     )
     weights = [numbers(L, 2 * T, T), numbers(L, 2 * T), numbers(L, T, 2 * T), numbers(L, T)]

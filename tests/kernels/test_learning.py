@@ -60,13 +60,14 @@ def test_what_is_not_a_number_stays_one(device: torch.device) -> None:
         assert metrics.isnan().any()
     weights, gradient = torch.ones(1, 40, device=device), torch.full((1, 40), float("nan"), device=device)
     moments, count, lr = (0 * weights, 0 * weights), torch.ones(1, 1, device=device), torch.ones(1, device=device)
-    norms = updates.step(weights, gradient, moments, count, lr, updates.AdamW((0.9, 0.999), 1e-8, 0.0, 1.0))
+    norms = updates.step(weights, gradient, moments, count, lr, updates.AdamW((0.9, 0.999), 1e-8, 0.0, 1.0)).run()
     assert norms.isnan().all()
     assert weights.isnan().all()
 
 
 @pytest.mark.parametrize(
-    ("learners", "count", "limit", "decay", "tau"), [(1, 9, 0.0, 0.0, 0.0), (3, 2500, 0.3, 0.1, 0.2)]
+    ("learners", "count", "limit", "decay", "tau"),
+    [(1, 9, 0.0, 0.0, 0.0), (3, 2500, 0.3, 0.1, 0.2), (1, 20, 0.0, 0.0, 1.0)],
 )
 def test_steps(
     device: torch.device, close: Close, learners: int, count: int, limit: float, decay: float, tau: float
@@ -84,7 +85,7 @@ def test_steps(
         lr.fill_(0.1 / (number + 1))
         done[:, 0] += 1
         settings, average = updates.AdamW(betas, 1e-6, decay, limit), (averages, tau) if tau else None
-        norms = updates.step(weights, gradients, moments, done, lr, settings, average)
+        norms = updates.step(weights, gradients, moments, done, lr, settings, average).run()
         close(norms, gradients.cpu().double().norm(dim=1), 1e-6)
         for parameter, adam, gradient in zip(exact, adams, gradients.cpu().double(), strict=True):
             parameter.grad = gradient

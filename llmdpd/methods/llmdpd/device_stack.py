@@ -17,44 +17,57 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
-from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.method import LLMDPD, as_defined
 from llmdpd.methods.llmdpd.network import DiffusionPolicy
 from llmdpd.methods.optimisation import ema_rate
 from llmdpd.methods.stacked import of_each, side_by_side
 from llmdpd.nn.context.base import PooledContext
 from llmdpd.ops import triton
 from llmdpd.ops.arguments import ChainArguments
-from llmdpd.utils.side_by_side import SideBySide, moved
+from llmdpd.utils.stacked_tensors import StackedTensors, stack_parameters
 
 if TYPE_CHECKING:
     from llmdpd.diffusion.noise_mlp import SinusoidalTime
 
-_AS_IT_IS = ("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective", "follow", "schedule", "step")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _CRITIC = ("loss/critic", "q/mean", "q/target")
 _ACTOR = ("loss/actor", "loss/diffusion", "reward/objective")
+# What the kernels hold in registers, and one program does one after another.
+_MOST_TIME, _MOST_LEVELS = 32, 16
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def stackable_on_device(learners: Sequence[LLMDPD]) -> bool:
     """Whether these learners, of one configuration, can be stacked: critics are learned, and no prompt is read."""
-    first, policy = learners[0], learners[0].policy
     return (
-        all(getattr(type(first), name) is getattr(LLMDPD, name) for name in _AS_IT_IS)
-        and bool(first.config.eta)
-        and type(policy.context) is PooledContext
-        and policy.context.prompt_dim == 0
+        all(as_defined(learner) for learner in learners)
+        and bool(learners[0].config.eta)
+        and type(learners[0].policy.context) is PooledContext
+        and learners[0].policy.context.prompt_dim == 0
         and triton.unavailable() is None
         and all(t.is_cuda for learner in learners for t in _tensors(learner))
-        and in_one_form(learners)
+        and of_one_form(learners)
     )
 
 
-def in_one_form(learners: Sequence[LLMDPD]) -> bool:
-    """Whether all weights are float32 and learned, and all learners see the same features of a state."""
+def of_one_form(learners: Sequence[LLMDPD]) -> bool:
+    """Whether the kernels compute what these learners do, all of them alike.
+
+    Weights are float32, learned, and without hooks; sizes within what the kernels take; features of a state the same.
+    """
+    from llmdpd.kernels.weight_gradients import FEW_ROWS
+
+    policy, config = learners[0].policy, learners[0].config
     networks = [network for learner in learners for network in (learner.policy, learner.ema_policy)]
     own, *others = ([*network.context.features.buffers()] for network in networks)
+    parts = [part for learner in learners for module in learner.modules.values() for part in module.modules()]
     return (
-        all(t.dtype is torch.float32 and t.is_contiguous() for learner in learners for t in _tensors(learner))
+        config.batch_size <= FEW_ROWS
+        and policy.net.time_dim <= _MOST_TIME
+        and max(len(policy.alpha_bar), policy.training_sampler.steps) <= _MOST_LEVELS
+        and policy.action_dim <= min(policy.net.hidden_dim, learners[0].critic.hidden_dim)
+        and not any(getattr(part, kind) for part in parts for kind in _HOOKS)
+        and all(t.dtype is torch.float32 and t.is_contiguous() for learner in learners for t in _tensors(learner))
         and all(p.requires_grad for learner in learners for p in learner.policy.parameters())
         and all(torch.equal(a, b) for other in others for a, b in zip(own, other, strict=True))
     )
@@ -67,33 +80,35 @@ def _tensors(learner: LLMDPD) -> list[Tensor]:
 class DeviceStack:
     """Learners that do their iterations at once.
 
-    They stay whole: their networks and optimisers are written in place. While there is a stack nobody may put other
-    tensors in the place of theirs, as loading a checkpoint does with an optimiser's.
+    They stay whole: their networks and optimisers are written in place. Their weights are put side by side at the first
+    iteration, and again whenever something of theirs is no longer where it was put, as after loading a checkpoint.
     """
 
     def __init__(self, learners: Sequence[LLMDPD]) -> None:
-        self.learners, first = list(learners), learners[0]
-        self.config, self.network = first.config, first.policy
-        self.policy, self.critics = (_Optimised(learners, name) for name in ("policy", "critic"))
-        self.average = moved([list(learner.ema_policy.parameters()) for learner in learners])
-        self.targets = moved([list(learner.target_critic.parameters()) for learner in learners])
-        self.by_chain = self.policy.weights.like()  # the gradients of the policy that come through its actions
-        self.chain = _Chain(self.network)
-        self._weights = [p for learner in learners for m in learner.modules.values() for p in m.parameters()]
-        for learner in learners:
-            learner.policy.train()
+        self.learners = list(learners)
+        self._memory: _Memory | None = None
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None  # a learner's copy is in no stack
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the learners' weights and optimisers are where the stack has put them, and all weights learn."""
+        return self._memory is not None and self._memory.in_place
 
     def schedule(self, iteration: int) -> None:
-        """See `Method.schedule`; the kernels read the first learner's rates."""
-        self.learners[0].schedule(iteration)
+        """See `Method.schedule`."""
+        for learner in self.learners:
+            learner.schedule(iteration)
 
     @torch.no_grad()
     def follow(self, iteration: int) -> None:
         """See `Method.follow`."""
-        rate = ema_rate(self.config, iteration)
+        rate = ema_rate(self.learners[0].config, iteration)
         if rate is not None:
-            self.average.flat.lerp_(self.policy.weights.flat, rate)
-            increment_version(self._weights)
+            memory = self._placed()
+            memory.average.flat.lerp_(memory.policy.weights.flat, rate)
+            increment_version(memory.parameters)
 
     def update(
         self, batches: Sequence[PromptedBatch], iteration: int, generators: Sequence[torch.Generator | None]
@@ -104,19 +119,9 @@ class DeviceStack:
         self.follow(iteration)
         return of_each(metrics)
 
-    def drawing_by(self, generators: Sequence[torch.Generator]) -> Drawing:
+    def drawing_by(self, generators: Sequence[torch.Generator]) -> WithGenerators:
         """The stack for those who know nothing of generators."""
-        return Drawing(self, generators)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the learners' weights and optimisers are still where the stack has put them."""
-        return (
-            self.policy.in_place
-            and self.critics.in_place
-            and self.average.holds([list(learner.ema_policy.parameters()) for learner in self.learners])
-            and self.targets.holds([list(learner.target_critic.parameters()) for learner in self.learners])
-        )
+        return WithGenerators(self, generators)
 
     @torch.no_grad()
     def learn(self, batch: PromptedBatch, generators: Sequence[torch.Generator | None]) -> dict[str, Tensor]:
@@ -129,14 +134,21 @@ class DeviceStack:
         Returns:
             Metrics [L].
         """
+        memory = self._placed()
         with triton.on_device(batch.rewards.device):
-            found = _Iteration(self, batch, generators).run()
-        increment_version(self._weights)
+            found = _Iteration(memory, batch, generators).run()
+        increment_version(memory.parameters)
         return found
+
+    def _placed(self) -> _Memory:
+        """What the kernels read and write, as the learners have it."""
+        if self._memory is None or not self._memory.in_place:
+            self._memory = _Memory(self.learners)
+        return self._memory
 
 
 @dataclass(frozen=True)
-class Drawing:
+class WithGenerators:
     """A stack whose learners draw by these generators, as what is captured in a CUDA graph (`Graphed`)."""
 
     stack: DeviceStack
@@ -167,6 +179,40 @@ class Drawing:
         self.stack.follow(iteration)
 
 
+class _Memory:
+    """The weights of all learners side by side, and what belongs to them."""
+
+    def __init__(self, learners: Sequence[LLMDPD]) -> None:
+        self.learners, first = learners, learners[0]
+        self.config, self.network = first.config, first.policy
+        self.policy, self.critics = (_Optimised(learners, name) for name in ("policy", "critic"))
+        self.average = stack_parameters(self._of_averages)
+        self.targets = stack_parameters(self._of_targets)
+        self.by_chain = self.policy.weights.like()  # the gradients of the policy that come through its actions
+        self.chain = _Chain(self.network)
+        self.parameters = [p for learner in learners for m in learner.modules.values() for p in m.parameters()]
+        for learner in learners:
+            learner.policy.train()
+
+    @property
+    def _of_averages(self) -> list[list[nn.Parameter]]:
+        return [list(learner.ema_policy.parameters()) for learner in self.learners]
+
+    @property
+    def _of_targets(self) -> list[list[nn.Parameter]]:
+        return [list(learner.target_critic.parameters()) for learner in self.learners]
+
+    @property
+    def in_place(self) -> bool:
+        """See `DeviceStack.in_place`."""
+        return (
+            self.policy.in_place
+            and self.critics.in_place
+            and self.average.holds(self._of_averages)
+            and self.targets.holds(self._of_targets)
+        )
+
+
 class _Optimised:
     """The weights of one optimiser of each learner, side by side, with their gradients and AdamW's state."""
 
@@ -174,10 +220,10 @@ class _Optimised:
         from llmdpd.kernels.updates import AdamW
 
         self._optimizers = [learner.optimizers[f"{name}_optimizer"] for learner in learners]
-        self.weights = moved(self._parameters)
+        self.weights = stack_parameters(self._parameters)
         self.gradients = self.weights.like()
         states = self._states
-        self._moments = {key: SideBySide([[state[key] for state in own] for own in states]) for key in _MOMENTS}
+        self._moments = {key: StackedTensors([[state[key] for state in own] for own in states]) for key in _MOMENTS}
         self._counts = torch.stack([torch.stack([state["step"] for state in own]) for own in states])
         for row, own in enumerate(states):
             for number, state in enumerate(own):
@@ -199,11 +245,13 @@ class _Optimised:
 
     @property
     def in_place(self) -> bool:
-        """Whether the learners' own are still views of what lies here."""
-        states = self._states
+        """Whether the learners' own are still views of what lies here, and learn by the rate that is read."""
+        states, parameters = self._states, self._parameters
         kept = all(of.holds([[state[key] for state in own] for own in states]) for key, of in self._moments.items())
         counted = states[0][0]["step"].data_ptr() == self._counts.data_ptr()
-        return kept and counted and self.weights.holds(self._parameters)
+        same_rate = self._optimizers[0].param_groups[0]["lr"] is self._lr
+        learned = all(parameter.requires_grad for own in parameters for parameter in own)
+        return kept and counted and same_rate and learned and self.weights.holds(parameters)
 
     def step(self, average: tuple[Tensor, float] | None = None) -> Tensor:
         """A step of all learners by the gradients; see `kernels.updates.step`."""
@@ -212,7 +260,7 @@ class _Optimised:
         self._counts += 1
         moments = (self._moments[_MOMENTS[0]].flat, self._moments[_MOMENTS[1]].flat)
         given = (self.weights.flat, self.gradients.flat, moments, self._counts, self._lr, self._settings)
-        return updates.step(*given, average)
+        return updates.step(*given, average).run()
 
 
 def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
@@ -240,7 +288,7 @@ class _Chain:
 class _Network:
     """The noise network's weights of all learners [L, …], or their gradients, by what reads them."""
 
-    def __init__(self, policy: DiffusionPolicy, of: SideBySide) -> None:
+    def __init__(self, policy: DiffusionPolicy, of: StackedTensors) -> None:
         names = {id(parameter): name for name, parameter in policy.net.named_parameters()}
         order = [names[id(parameter)] for parameter in policy.parameters()]
         by_name, net = dict(zip(order, of.views, strict=True)), policy.net
@@ -252,12 +300,17 @@ class _Network:
 class _Iteration:
     """The work of one iteration: batches of B rows of L learners, and their draws."""
 
-    def __init__(self, stack: DeviceStack, batch: PromptedBatch, by: Sequence[torch.Generator | None]) -> None:
+    def __init__(self, stack: _Memory, batch: PromptedBatch, by: Sequence[torch.Generator | None]) -> None:
         features, config = stack.network.context.features, stack.config
-        self.stack, self.batch, self.config, self.bf16 = stack, batch, config, config.precision == "bf16"
-        self.state, self.following = features(batch.observations), features(batch.next_observations)
-        self.clean = cloned_actions(batch, config.clone)
-        shape, new = batch.rewards.shape, batch.rewards.new_empty
+        self.stack, self.config, self.bf16 = stack, config, config.precision == "bf16"
+        # The kernels read all of it as it lies in memory; a sampler's batches are so already.
+        clean = cloned_actions(batch, config.clone)
+        self.clean, self.actions, self.rewards, self.terminals = (
+            part.float().contiguous() for part in (clean, batch.actions, batch.rewards, batch.terminals)
+        )
+        observed = (batch.observations, batch.next_observations)
+        self.state, self.following = (features(part.float()).contiguous() for part in observed)
+        shape, new = self.rewards.shape, self.rewards.new_empty
         self.next_key, self.key = (new(len(by), dtype=torch.int64) for _ in range(2))
         self.levels, self.noise, self.choice = new(shape, dtype=torch.int64), torch.empty_like(self.clean), new(len(by))
         # In the order in which `LLMDPD.learn` draws.
@@ -282,15 +335,15 @@ class _Iteration:
         from llmdpd.kernels import learners, losses, mish_mlp
         from llmdpd.kernels.members import Members
 
-        stack, batch, config = self.stack, self.batch, self.config
+        stack, config = self.stack, self.config
         average = _Network(stack.network, stack.average)
         chain = self._arguments(average, self._time_rows(average)[1], self.following, self.next_key)
         actions = learners.forward(chain, False)[0][:, :, 0]
         targets, critics = (Members.stacked(of.halves()) for of in (stack.targets, stack.critics.weights))
         next_values = mish_mlp.forward(torch.cat([self.following, actions], 2), targets, self.bf16)[0]
-        seen = torch.cat([self.state, batch.actions], 2)
+        seen = torch.cat([self.state, self.actions], 2)
         values, packed = mish_mlp.forward(seen, critics, self.bf16)
-        given = (values, next_values, batch.rewards, batch.terminals, config.reward_scale, config.gamma)
+        given = (values, next_values, self.rewards, self.terminals, config.reward_scale, config.gamma)
         launch, d_values, metrics = losses.regression(*given)
         launch.run()
         mish_mlp.backward_into(d_values, seen, critics, packed, self.bf16, False, stack.critics.gradients.halves())

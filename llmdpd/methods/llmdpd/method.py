@@ -36,9 +36,15 @@ if TYPE_CHECKING:
 
 _AS_PREPARED = (
     *("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective"),
-    *("encode", "condition", "step", "track", "schedule", "follow"),
+    *("encode", "condition", "step", "track", "schedule", "follow", "frozen"),
+    *("_sample", "_cloned", "_critic_prompt"),
 )
-"""What prepared iterations do in their own way: where one of them is overridden, nothing is prepared."""
+"""What prepared and stacked iterations do in their own way: where one of them is overridden, none is."""
+
+
+def as_defined(learner: LLMDPD) -> bool:
+    """Whether the learner does in every step of an iteration what `LLMDPD` does."""
+    return all(getattr(getattr(learner, n), "__func__", None) is getattr(LLMDPD, n) for n in _AS_PREPARED)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,6 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         # On the CPU it costs nothing to read a random number, and saves the other critic's backward pass.
         self.choose_on_host = network.device.type == "cpu"
         self._on_device: DeviceStack | None = None
-        self._stays_in_torch = False
 
     @property
     def acting_critic(self) -> DoubleQ | None:
@@ -123,6 +128,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         if learners[0].policy.device.type == "cuda":
             from llmdpd.methods.llmdpd.device_stack import DeviceStack, stackable_on_device
 
+            for learner in learners:
+                learner._on_device = None
             return DeviceStack(learners) if stackable_on_device(learners) else None
         from llmdpd.methods.llmdpd.stack import Stack, stackable
 
@@ -144,7 +151,7 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
 
     def _update_prepared(self, batch: PromptedBatch, iteration: int) -> dict[str, Tensor] | None:
         """The same iteration, to the bit, by calls that were prepared; None where it is none of those that can be."""
-        if not all(getattr(getattr(self, n), "__func__", None) is getattr(LLMDPD, n) for n in _AS_PREPARED):
+        if not as_defined(self):
             return None
         if self.config.eta:
             if self._alone is None:
@@ -196,13 +203,13 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
 
     def _stack_on_device(self) -> DeviceStack | None:
         """What does the iteration in few launches, on a CUDA device and where no prompt is read."""
-        if self.choose_on_host or self._stays_in_torch or sharding.is_shared():
+        if self.choose_on_host or sharding.is_shared():
             return None
         if self._on_device is None or not self._on_device.in_place:
             from llmdpd.methods.llmdpd.device_stack import DeviceStack, stackable_on_device
 
-            self._stays_in_torch = not stackable_on_device([self])
-            self._on_device = None if self._stays_in_torch else DeviceStack([weakref.proxy(self)])
+            # Which the learner holds itself.
+            self._on_device = DeviceStack([weakref.proxy(self)]) if stackable_on_device([self]) else None
         return self._on_device
 
     def critic_loss(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
-from llmdpd.methods.llmdpd.method import LLMDPD
+from llmdpd.methods.llmdpd.method import LLMDPD, as_defined
 from llmdpd.methods.llmdpd.steps import Steps
 from llmdpd.methods.optimisation import ema_rate
 from llmdpd.nn.context.base import PooledContext
@@ -30,7 +30,6 @@ from llmdpd.ops.packing import bind_sampler, pack_net
 from llmdpd.ops.together import Prepared, net_of, run_together, tapes_of
 from llmdpd.utils.device import matmul_precision
 
-_AS_IT_IS = ("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective", "follow", "schedule", "step")
 _NONE = np.empty(0, np.float32)
 
 
@@ -39,7 +38,7 @@ def stackable(learners: Sequence[LLMDPD]) -> bool:
     first, policy = learners[0], learners[0].policy
     tensors = [t for learner in learners for module in learner.modules.values() for t in module.state_dict().values()]
     return (
-        all(getattr(type(first), name) is getattr(LLMDPD, name) for name in _AS_IT_IS)
+        all(as_defined(learner) for learner in learners)
         and bool(first.config.eta)
         and type(policy.context) is PooledContext
         and policy.context.prompt_dim == 0

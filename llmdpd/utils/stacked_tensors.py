@@ -1,4 +1,4 @@
-"""Parameters of several learners side by side in one tensor, so that one launch reads or writes those of all."""
+"""Tensors of several learners stacked in one, so that one launch reads or writes those of all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 _ALIGNED = 4  # numbers, 16 bytes: where each parameter begins
 
 
-class SideBySide:
+class StackedTensors:
     """Room for L learners' tensors of the same shapes, float32 [L, P].
 
     Args:
@@ -21,7 +21,7 @@ class SideBySide:
         self.shapes = [tensor.shape for tensor in learners[0]]
         sizes = [-(-shape.numel() // _ALIGNED) * _ALIGNED for shape in self.shapes]
         self._begins = [sum(sizes[:number]) for number in range(len(sizes))]
-        self.flat = torch.zeros(len(learners), sum(sizes), device=learners[0][0].device)
+        self.flat = torch.zeros(len(learners), sum(sizes), dtype=torch.float32, device=learners[0][0].device)
         self.views = [self._view(number) for number in range(len(sizes))]
         for row, tensors in enumerate(learners):
             for view, tensor in zip(self.views, tensors, strict=True):
@@ -31,9 +31,9 @@ class SideBySide:
         begin, shape = self._begins[number], self.shapes[number]
         return self.flat[:, begin : begin + shape.numel()].view(-1, *shape)
 
-    def like(self) -> SideBySide:
+    def like(self) -> StackedTensors:
         """Room of the same form, zeros."""
-        other = object.__new__(SideBySide)
+        other = object.__new__(StackedTensors)
         other.shapes, other._begins, other.flat = self.shapes, self._begins, torch.zeros_like(self.flat)
         other.views = [other._view(number) for number in range(len(self.shapes))]
         return other
@@ -55,9 +55,9 @@ class SideBySide:
         return [flat[:, begin : begin + shape.numel()].view(-1, *shape) for begin, shape in parts]
 
 
-def moved(learners: Sequence[Sequence[nn.Parameter]]) -> SideBySide:
+def stack_parameters(learners: Sequence[Sequence[nn.Parameter]]) -> StackedTensors:
     """Move the parameters of each learner into one tensor: each stays the object that it is, and becomes a view."""
-    found = SideBySide(learners)
+    found = StackedTensors(learners)
     for row, parameters in enumerate(learners):
         for view, parameter in zip(found.views, parameters, strict=True):
             parameter.data = view[row]
