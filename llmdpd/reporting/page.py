@@ -29,8 +29,8 @@ _FOLDER = Path(__file__).parent
 # Videos are the one part of a page that can be large; as text they take a third more.
 _VIDEO_BYTES = 6_000_000
 _NO_VIDEOS = (
-    "This run has no videos. They need an off-screen renderer for MuJoCo: on Linux without a display install "
-    "libosmesa6, or libegl1 where a GPU driver brings EGL."
+    "This run has no videos: none were asked for, or no off-screen renderer for MuJoCo works. On Linux without a "
+    "display install libosmesa6, or libegl1 where a GPU driver brings EGL."
 )
 _VIDEO_COMMANDS = "Then run: python -m llmdpd.evaluate RUN --videos && python -m llmdpd.report RUN"
 _SPLIT_WORDS = {"seen": "seen: trained on", "unseen": "unseen: never trained on"}

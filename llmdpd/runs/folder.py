@@ -131,9 +131,7 @@ class RunFolder:
         """
         run = cls(path)
         if not run.config.is_file():
-            raise InputError(
-                "not a run folder", path=path, found="no config.json", expected="a folder made by llmdpd.train"
-            )
+            raise _no_run(path)
         for name in ("last", "best"):
             recover_directory(run.policy(name))
         return run
@@ -390,3 +388,11 @@ def _machine() -> dict[str, Any]:
         named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
         cpu = named[1].strip() if named else cpu
     return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count()}
+
+
+def _no_run(path: Path) -> InputError:
+    """Why a path is no run folder, and which of the runs in it could have been meant."""
+    found = "no config.json" if path.is_dir() else "a file" if path.exists() else "no such folder"
+    runs = sorted(each.parent.name for each in path.glob("*/config.json"))
+    hint = f"name one of the runs in it, as {path / runs[0]}" if runs else None
+    return InputError("not a run folder", path=path, found=found, expected="a folder made by llmdpd.train", hint=hint)

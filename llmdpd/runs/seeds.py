@@ -129,7 +129,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not _SEED.fullmatch(first) or (dash and not _SEED.fullmatch(last)):
-            raise InputError("no seeds", field="--seeds", found=text, expected=expected)
+            raise InputError("no seeds", field="--seeds", found=part, expected=expected)
         low, high = int(first), int(last if dash else first)
         if high < low:
             raise InputError("a range that ends before it begins", field="--seeds", found=part, expected=expected)

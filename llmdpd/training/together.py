@@ -88,7 +88,9 @@ class Together:
     @cached_property
     def description(self) -> str:
         """How they train, in words."""
-        return "they take turns" if self._stack_of(self.members) is None else "they train at once"
+        if self._stack_of(self.members) is not None:
+            return "they train at once"
+        return "they take turns (at once train those of policy diffusion with critics, a pooled context and no prompts)"
 
     @property
     def cuda_graph(self) -> str | None:

@@ -56,6 +56,30 @@ def test_an_empty_folder_will_do_and_a_used_one_not(tmp_path: Path, run: RunFold
         RunFolder.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no such folder"),
+        (lambda path: path.write_text("{}"), "a file"),
+        (lambda path: path.mkdir(), "no config.json"),
+        (lambda path: [(path / f"seed-{n}").mkdir(parents=True) for n in range(2)], "no config.json"),
+    ],
+)
+def test_what_is_no_run_folder_is_told(tmp_path: Path, make: Callable[[Path], Any], words: str) -> None:
+    """A folder of several runs, as of several seeds, names one of them."""
+    path = tmp_path / "it"
+    make(path)
+    with pytest.raises(InputError) as caught:
+        RunFolder.open(path)
+    assert caught.value.found == words
+    assert caught.value.hint is None
+    for run in path.glob("seed-*"):
+        (run / "config.json").write_text("{}")
+        with pytest.raises(InputError) as caught:
+            RunFolder.open(path)
+        assert str(path / "seed-") in str(caught.value.hint)
+
+
 def test_a_run_that_is_trained_is_not_trained_by_another(run: RunFolder, tmp_path: Path) -> None:
     with run.lock():
         with pytest.raises(InputError, match="another process is at work in this run") as error, run.lock():
