@@ -40,7 +40,7 @@ class _Piece(NamedTuple):
 
 
 def _shares(arrays: Arrays, count: int) -> list[list[_Piece]]:
-    """What each of `count` processes has of the numbers of all arrays together: whole cache lines."""
+    """What each of `count` processes has of the numbers of all arrays together, in whole lines of them."""
     begins = np.cumsum([0, *(array.size for array in arrays)])
     lines = -(-int(begins[-1]) // ALIGNED)
     shares = []

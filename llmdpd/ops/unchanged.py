@@ -71,3 +71,8 @@ def _steps_alike(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor])
 
 def _place(kept: dict[Any, Any], name: str, tensor: Tensor) -> tuple[Any, ...]:
     return kept, name, tensor, tensor.data_ptr()
+
+
+def same_objects(found: Sequence[object], before: Sequence[object]) -> bool:
+    """Whether these are the very objects of before, in the same order."""
+    return len(found) == len(before) and all(map(is_, found, before))

@@ -52,6 +52,8 @@ class SharedMemory:
             mapped = _mapped(path, 4 * count, bytes.fromhex(name)) if path else None
             self._refused = not self._all_hold(mapped is not None)
             if self._refused:
+                if mapped is not None and self._rank == 0:
+                    _log.info("every process keeps its own weights: another process can't reach shared memory")
                 return None
         finally:
             if number is not None:

@@ -85,8 +85,9 @@ def test_activations_that_do_not_fit_are_not_tried(monkeypatch: pytest.MonkeyPat
 
 def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run(train_step.main, tmp_path / "x.json")
-    assert {"eager", "compile", "ours"} == measured(report)
-    assert {row["case"]["size"] for row in report["rows"]} == {"default", "diffusion-ql", "llmdpd"}
+    assert {"eager", "compile", "ours", "one after another", "at once"} == measured(report)
+    sizes = {row["case"]["size"] for row in report["rows"]}
+    assert sizes == {"default", "diffusion-ql", "llmdpd", "diffusion-ql, 8 seeds"}
     assert "iterations a second" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from llmdpd.methods.llmdpd.steps import can_step
 from llmdpd.nn.context.base import PooledContext
 from llmdpd.ops import layers
 from llmdpd.ops.together import prepared_for, show_gradients
-from llmdpd.ops.unchanged import Unchanged
+from llmdpd.ops.unchanged import Unchanged, same_objects
 from llmdpd.utils import sharding
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class _Prepared(NamedTuple):
     stack: Stack
     unchanged: Unchanged
     kind: tuple[Any, ...]
+    made: tuple[object, ...]
 
 
 class Alone:
@@ -49,6 +50,7 @@ class Alone:
         kind, prepared = (len(batch.rewards), *prepared_for()), self._prepared
         # Of the average's weights the stack has a copy.
         held = prepared is not None and prepared.kind == kind and self._versions == _versions(learner)
+        held = held and prepared is not None and same_objects(learner.made_of, prepared.made)
         if prepared is None or not held or not prepared.unchanged.holds():
             if self._pause:
                 self._pause -= 1
@@ -91,7 +93,7 @@ def _prepare(learner: LLMDPD, kind: tuple[Any, ...]) -> _Prepared | None:
     unchanged = Unchanged(learned, [learner.target_critic, learner.ema_policy])
     if not unchanged.holds():
         return None
-    return _Prepared(stack, unchanged, kind)
+    return _Prepared(stack, unchanged, kind, learner.made_of)
 
 
 def _versions(learner: LLMDPD) -> list[int]:

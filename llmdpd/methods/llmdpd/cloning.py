@@ -27,7 +27,7 @@ from llmdpd.ops.nodes import Weights, parameters
 from llmdpd.ops.noise_net import WEIGHTS
 from llmdpd.ops.parted import PreparedStep, clipped_step, steps_by_parts
 from llmdpd.ops.together import Prepared, prepared_for, run_together, show_gradients
-from llmdpd.ops.unchanged import Unchanged
+from llmdpd.ops.unchanged import Unchanged, same_objects
 from llmdpd.utils import ranks, sharding
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Cloning:
         """The iteration on batches of this shape, for this one to be run; None where it can't be prepared."""
         if not _possible(learner, batch):
             return None
-        if self._parts is None or not self._parts.current():
+        if self._parts is None or not self._parts.current(learner):
             self._iterations, self._parts = {}, _parts_of(learner)
         if self._parts is None:
             return None
@@ -99,9 +99,11 @@ class _Parts(NamedTuple):
     context: tuple[Weights, Weights]
     net: Weights
     step: Steps
+    made: tuple[object, ...]
 
-    def current(self) -> bool:
-        return self.kind == prepared_for() and self.unchanged.holds()
+    def current(self, learner: LLMDPD) -> bool:
+        """Whether the learner is still as it was."""
+        return self.kind == prepared_for() and same_objects(learner.made_of, self.made) and self.unchanged.holds()
 
 
 def _parts_of(learner: LLMDPD) -> _Parts | None:
@@ -122,7 +124,9 @@ def _parts_of(learner: LLMDPD) -> _Parts | None:
         return None
     step = Steps([learner], "policy")
     unchanged = Unchanged([(policy, optimizer)], [learner.ema_policy])
-    return _Parts(unchanged, prepared_for(), context, net, step) if unchanged.holds() else None
+    if not unchanged.holds():
+        return None
+    return _Parts(unchanged, prepared_for(), context, net, step, learner.made_of)
 
 
 class Iteration:

@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
 from llmdpd.methods.llmdpd.method import LLMDPD, as_defined
 from llmdpd.methods.llmdpd.network import DiffusionPolicy
+from llmdpd.methods.llmdpd.stack import of_own_parts
 from llmdpd.methods.optimisation import ema_rate
 from llmdpd.methods.stacked import of_each, side_by_side
 from llmdpd.nn.context.base import PooledContext
@@ -40,7 +41,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def stackable_on_device(learners: Sequence[LLMDPD]) -> bool:
     """Whether these learners, of one configuration, can be stacked: critics are learned, and no prompt is read."""
     return (
-        all(as_defined(learner) for learner in learners)
+        all(as_defined(learner) and of_own_parts(learner) for learner in learners)
         and bool(learners[0].config.eta)
         and type(learners[0].policy.context) is PooledContext
         and learners[0].policy.context.prompt_dim == 0

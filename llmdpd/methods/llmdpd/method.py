@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 _AS_PREPARED = (
     *("learn", "critic_loss", "actor_loss", "diffusion_loss", "reward_objective"),
     *("encode", "condition", "step", "track", "schedule", "follow", "frozen"),
-    *("_sample", "_cloned", "_critic_prompt"),
+    *("_sample", "_cloned", "_critic_prompt", "_lerp"),
 )
 """What prepared and stacked iterations do in their own way: where one of them is overridden, none is."""
 
 
 def as_defined(learner: LLMDPD) -> bool:
     """Whether the learner does in every step of an iteration what `LLMDPD` does."""
-    return all(getattr(getattr(learner, n), "__func__", None) is getattr(LLMDPD, n) for n in _AS_PREPARED)
+    return all(getattr(getattr(learner, name), "__func__", None) is own for name, own in _AS_WRITTEN.items())
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,12 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         self._on_device: DeviceStack | None = None
 
     @property
+    def made_of(self) -> tuple[object, ...]:
+        """What an iteration is prepared for, and somebody may put something else in the place of."""
+        networks = (self.policy, self.ema_policy, self.critic, self.target_critic)
+        return *networks, self.config, self.policy.training_sampler, *self.optimizers.values()
+
+    @property
     def acting_critic(self) -> DoubleQ | None:
         return self.critic if self.config.choosing_critic else None
 
@@ -173,6 +179,9 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
 
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Lines 5 to 12 of Algorithm 1, on the batch that lines 2 to 4 sampled (`BatchSampler`).
+
+        It is the definition. `cloning`, `stack` and `device_stack` compute the same by calls that are prepared once,
+        and have to be changed with it; tests hold them to it.
 
         On a CUDA device it reads nothing back, samples nothing on the host, and does the same operations at every
         iteration: one recording of it serves all.
@@ -315,6 +324,9 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
     def _critic_prompt(self, condition: Condition, batch: int) -> Tensor:
         """The prompt vectors as the critics see them, [B, Z]; equation 8 alone trains the encoders."""
         return condition.prompt.detach().expand(batch, -1)
+
+
+_AS_WRITTEN = {name: getattr(LLMDPD, name) for name in _AS_PREPARED}  # one that is replaced in the class counts, too
 
 
 def check_chunk(chunk: int, eta: float) -> None:

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from llmdpd.diffusion import NoiseMLP
 from llmdpd.methods.batch import PromptedBatch, cloned_actions
 from llmdpd.methods.llmdpd.method import LLMDPD, as_defined
+from llmdpd.methods.llmdpd.network import DiffusionPolicy
 from llmdpd.methods.llmdpd.steps import Steps
 from llmdpd.methods.optimisation import ema_rate
 from llmdpd.nn.context.base import PooledContext
@@ -38,7 +40,7 @@ def stackable(learners: Sequence[LLMDPD]) -> bool:
     first, policy = learners[0], learners[0].policy
     tensors = [t for learner in learners for module in learner.modules.values() for t in module.state_dict().values()]
     return (
-        all(as_defined(learner) for learner in learners)
+        all(as_defined(learner) and of_own_parts(learner) for learner in learners)
         and bool(first.config.eta)
         and type(policy.context) is PooledContext
         and policy.context.prompt_dim == 0
@@ -46,6 +48,16 @@ def stackable(learners: Sequence[LLMDPD]) -> bool:
         and all(t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in tensors)
         and all(p.requires_grad for learner in learners for p in learner.policy.parameters())
         and all(parameters(learner.policy.net, WEIGHTS) is not None for learner in learners)
+    )
+
+
+def of_own_parts(learner: LLMDPD) -> bool:
+    """Whether policy, noise network and critics are of the classes that a stack computes."""
+    policy, critics = learner.policy, (learner.critic, learner.target_critic)
+    return (
+        type(policy) is DiffusionPolicy
+        and type(policy.net) is NoiseMLP
+        and all(type(critic) is DoubleQ for critic in critics)
     )
 
 

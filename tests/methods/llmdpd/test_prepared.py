@@ -18,6 +18,7 @@ from llmdpd.methods.llmdpd.cloning import Iteration
 from llmdpd.methods.llmdpd.method import LLMDPD
 from llmdpd.methods.llmdpd.stack import Stack
 from llmdpd.nn.context import Keep, RetrievalConfig
+from llmdpd.nn.critic import DoubleQ
 from llmdpd.ops import layers, native
 from llmdpd.ops.parted import PreparedStep
 from llmdpd.utils import ranks, sharding
@@ -32,9 +33,8 @@ PROMPTLESS = {"network.context.text": False, "network.context.trajectory": False
 
 @pytest.fixture(autouse=True)
 def threads_as_before() -> Iterator[None]:
-    before = native.threads()
     yield
-    native.set_threads(before)
+    native.set_threads(None)
 
 
 @pytest.fixture
@@ -158,6 +158,12 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "other threads": lambda of: native.set_threads(3),
     "another epsilon of a norm": lambda of: setattr(of.policy.context.norm, "eps", 0.1),
     "a policy that acts": lambda of: of.policy.eval(),
+    "another configuration": lambda of: setattr(of, "config", dataclasses.replace(of.config, grad_clip=0.01)),
+    "another optimiser": lambda of: of.optimizers.update(
+        policy_optimizer=torch.optim.AdamW(
+            [*of.policy.parameters()], torch.tensor(1e-3, dtype=torch.float64), fused=True
+        )
+    ),
 }
 
 
@@ -320,6 +326,36 @@ def test_a_loss_of_ones_own_is_called(make_method: Any, make_batch: Any, runs: l
     learner.update(make_batch(B=12, P=3), 0)
     assert asked
     assert not runs
+
+
+@pytest.mark.parametrize("name", ["actor_loss", "track", "_lerp"])
+def test_what_is_replaced_in_the_class_is_called(
+    make_method: Any, make_batch: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    learner, asked, own = make_method("llmdpd", **PROMPTLESS), list[Any](), getattr(LLMDPD, name)
+
+    def other(self: Any, *arguments: Any) -> Any:
+        asked.append(arguments)
+        return own(self, *arguments)
+
+    learner.update(make_batch(B=12), 0)
+    assert not asked
+    monkeypatch.setattr(LLMDPD, name, other)
+    learner.update(make_batch(B=12), 1)
+    assert asked
+
+
+def test_critics_of_another_class_are_asked(make_method: Any, make_batch: Any) -> None:
+    class Other(DoubleQ):
+        def minimum(self, *arguments: Any) -> Any:
+            asked.append(arguments)
+            return super().minimum(*arguments)
+
+    asked: list[Any] = []
+    learner = make_method("llmdpd", **PROMPTLESS)
+    learner.target_critic.__class__ = Other
+    learner.update(make_batch(B=12), 0)
+    assert asked
 
 
 def test_a_few_shapes_are_kept_and_go_with_the_learner(pair: Any, make_batch: Any, runs: list[Any]) -> None:
