@@ -8,6 +8,7 @@ alone writes to the run folder and prints.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -124,6 +125,9 @@ def _connect(gpus: int) -> None:
         hint = "start it by torchrun, or unset RANK and WORLD_SIZE"
         problem = "one of several processes does not know where the first is"
         raise InputError(problem, field="MASTER_ADDR, MASTER_PORT", found=str(error), hint=hint) from None
+    # An optimiser imports it at its first use, and it keeps a process group that is there by then (torch 2.13): the
+    # group's threads would work on while the interpreter ends, which aborts the process.
+    importlib.import_module("torch._dynamo")
     backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
     store = fresh_store(shared, own, count, _PATIENCE)
     dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=_TIMEOUT)

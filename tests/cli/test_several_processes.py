@@ -166,7 +166,10 @@ def killed(self, batch, iteration):
     return update(self, batch, iteration)
 
 LLMDPD.update = killed
-raise SystemExit(main())
+code = main()
+threads = [open(f"/proc/self/task/{number}/comm").read().strip() for number in os.listdir("/proc/self/task")]
+assert not [name for name in threads if "gloo" in name], "the interpreter's end would meet them at work"
+raise SystemExit(code)
 """
 
 
@@ -178,9 +181,7 @@ def test_torchrun_starts_again_what_died(
     short = ["--training.iterations", "30", "--training.checkpoint-every", "10", "--evaluation.mode", "none"]
     words = [*map(str, tiny_options), *short]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # Two: on a busy machine a process that was started again has ended in std::terminate now and then, once (see
-    # docs/research-log/robustness.md); what is tested is that the run goes on from its checkpoint to the same bits.
-    command = [*torchrun, "--max-restarts", "2", str(script)]
+    command = [*torchrun, "--max-restarts", "1", str(script)]
     again = [*command, "--run-dir", str(tmp_path / "again"), *words]
     done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
