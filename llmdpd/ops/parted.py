@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
@@ -152,6 +152,7 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], limit: float) -> T
         InputError: processes have other weights; or something else has written to weights that they share.
     """
     if not sharding.is_shared():
+        refuse_alone(p for each in optimizers for group in each.param_groups for p in group["params"])
         return optimizer.clipped_step(optimizers, limit)
     parts = _parts(optimizers)
     if parts is None:
@@ -184,6 +185,7 @@ def average(targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float, k
         InputError: see `clipped_step`.
     """
     if not sharding.is_shared():
+        refuse_alone(targets)
         optimizer.average(targets, sources, rate, kept)
         return
     known, arrays = kept.get("own"), optimizer.averaged(targets, sources, kept)
@@ -282,6 +284,22 @@ class PreparedStep:
 
 def _parameters(stepped: torch.optim.Optimizer) -> list[Tensor]:
     return list(stepped.param_groups[0]["params"])
+
+
+def refuse_alone(tensors: Iterable[Tensor]) -> None:
+    """Hold that none of them is memory of all processes, where this one steps them alone.
+
+    Raises:
+        InputError: one is; every process would take the step, in the same memory.
+    """
+    if ranks.shared_memory_once(tensors):
+        raise InputError(
+            "weights that processes share can't be stepped by one alone",
+            field="method",
+            found="a step while the processes share no batch",
+            expected="one as part of the run that they are joined in",
+            hint="load the weights anew, from a checkpoint or a policy",
+        )
 
 
 def _refuse_shared(tensors: Sequence[Tensor]) -> None:

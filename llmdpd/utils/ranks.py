@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -52,6 +52,7 @@ class _Place:
 _place = _Place()
 _exchange: LocalExchange | None = None  # with all others, where they are on this machine
 _memory: SharedMemory | None = None  # of all, where they are on this machine
+_memories: list[SharedMemory] = []  # and those of runs that were joined before: tensors stay in them
 
 
 def rank() -> int:
@@ -106,6 +107,7 @@ def joined() -> Iterator[None]:
         if place.local_count == place.count:
             _exchange = connected(place.rank, place.count, told, _all_hold)
             _memory = SharedMemory(place.rank, told, _all_hold)
+            _memories.append(_memory)
         yield
         together(lambda: None)  # none leaves while another one still talks
         dist.destroy_process_group()
@@ -319,6 +321,11 @@ def share_memory(what: str, tensors: Sequence[Tensor]) -> bool:
 def shares_memory(tensors: Sequence[Tensor]) -> bool:
     """Whether one of them is the same memory in all processes (`share_memory`)."""
     return _memory is not None and any(map(_memory.has, tensors))
+
+
+def shared_memory_once(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of them was made so, in this run of the processes or in one that they have left since."""
+    return bool(_memories) and any(memory.has(tensor) for tensor in tensors for memory in _memories)
 
 
 def shares_all_memory(tensors: Sequence[Tensor]) -> bool:

@@ -121,6 +121,35 @@ def test_parts_are_the_step_of_one(count: int, limit: float, shared: Any, tmp_pa
     assert all(map(torch.equal, torch.load(tmp_path / "0.pt"), first[0])), "the same bits again"
 
 
+def test_weights_that_are_shared_are_not_stepped_by_one_alone(in_processes: Any) -> None:
+    """Neither while the processes share no batch, nor when they have parted: each would step the same memory."""
+
+    def own(number: int) -> None:
+        weights, optimizers = made()
+        mean = [weight.detach() + 1 for weight in weights]
+        with ranks.joined():
+            with sharding.active(share_of(number, 2, 12, 1)):
+                trained(weights, optimizers, mean, 0.5)
+            refused(weights, optimizers, mean)
+        refused(weights, optimizers, mean)
+        others, own_optimizers = made()
+        gradients(others)
+        clipped_step(own_optimizers, 0.5)
+
+    def refused(weights: Any, optimizers: Any, mean: Any) -> None:
+        gradients(weights)
+        with pytest.raises(InputError, match="can't be stepped by one alone"):
+            clipped_step(optimizers, 0.5)
+        with pytest.raises(InputError, match="can't be stepped by one alone"):
+            average(mean, weights, 0.3, {})
+
+    def gradients(weights: Any) -> None:
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+
+    assert in_processes(2, own) == [0, 0]
+
+
 @pytest.mark.parametrize("fault", ["memory", "optimiser"])
 def test_where_there_are_no_parts_all_take_whole_steps(fault: str, shared: Any, monkeypatch: Any) -> None:
     def refused(*_: Any) -> None:

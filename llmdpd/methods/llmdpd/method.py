@@ -24,6 +24,7 @@ from llmdpd.methods.stacked import Stacked, side_by_side
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
+from llmdpd.ops.parted import refuse_alone
 from llmdpd.utils import sharding
 from llmdpd.utils.bounds import Fraction, NonNegative, Width
 from llmdpd.utils.device import matmul_precision
@@ -159,6 +160,8 @@ class LLMDPD(Method[DiffusionPolicy, LLMDPDConfig]):
         """The same iteration, to the bit, by calls that were prepared; None where it is none of those that can be."""
         if not as_defined(self):
             return None
+        if not sharding.is_shared():
+            refuse_alone(self._of("policy"))
         if self.config.eta:
             if self._alone is None:
                 from llmdpd.methods.llmdpd.alone import Alone  # which stands on this module
