@@ -53,7 +53,7 @@ def regression_kernel(
 
 @triton.jit(do_not_specialize=["rows", "numbers"])
 def actor_kernel(
-    predicted, noise, values, draws, d_predicted, d_values, metrics, rows, numbers, eta, BLOCK: tl.constexpr
+    predicted, noise, values, uniform, d_predicted, d_values, metrics, rows, numbers, eta, BLOCK: tl.constexpr
 ):
     """Equation 8 of learner program_id(0); `actor` says what is read and written."""
     learner = tl.program_id(0).to(tl.int64)
@@ -67,7 +67,7 @@ def actor_kernel(
         tl.store(d_predicted + own + place, error * (2.0 / numbers), mask=there)
         total += error * error
     diffusion = tl.sum(total, 0) / numbers
-    other = tl.where(tl.load(draws + learner) < 0.5, 1, 0)  # which of the two is not chosen
+    other = tl.where(tl.load(uniform + learner) < 0.5, 1, 0)  # which of the two is not chosen
     value, size = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for begin in range(0, rows, BLOCK):
         row = begin + tl.arange(0, BLOCK)
@@ -112,13 +112,13 @@ def regression(
 
 
 def actor(
-    predicted: Tensor, noise: Tensor, values: Tensor, draws: Tensor, eta: float
+    predicted: Tensor, noise: Tensor, values: Tensor, uniform: Tensor, eta: float
 ) -> tuple[Launch, Tensor, Tensor, Tensor]:
     """The policy's loss: mean (predicted - noise)^2 - lambda mean Q, lambda = eta / mean |Q of the other critic|.
 
     Args:
         predicted, noise: [L, B, A]. values: of the policy's actions by both critics of each learner, [2 L, B, 1].
-        draws: [L], from 0 to 1; below 0.5 Q_1 is chosen, else Q_2.
+        uniform: random numbers from 0 to 1, [L]; below 0.5 Q_1 is chosen, else Q_2.
 
     Returns:
         The launch; what it writes: the gradients by predicted and by values, like them, and [L, 3]: the loss, its first
@@ -128,7 +128,7 @@ def actor(
     d_predicted, d_values = predicted.new_empty(predicted.shape), values.new_empty(values.shape)
     metrics = values.new_empty(learners, 3)
     arguments = {
-        "predicted": predicted, "noise": noise, "values": values, "draws": draws, "d_predicted": d_predicted,
+        "predicted": predicted, "noise": noise, "values": values, "uniform": uniform, "d_predicted": d_predicted,
         "d_values": d_values, "metrics": metrics, "rows": rows, "numbers": rows * action_dim, "eta": float(eta),
     }  # fmt: skip
     launch = Launch(actor_kernel, learners, arguments, {"BLOCK": _block(rows * action_dim)}, 4, 1)

@@ -17,7 +17,7 @@ class Stacked(Protocol):
     def update(
         self, batches: Sequence[PromptedBatch], iteration: int, generators: Sequence[torch.Generator]
     ) -> list[dict[str, Tensor]]:
-        """The iteration of each learner on its batch, which draws by its generator; their metrics."""
+        """The iteration of each learner on its batch, which samples by its generator; their metrics."""
 
 
 def side_by_side(batches: Sequence[PromptedBatch]) -> PromptedBatch:

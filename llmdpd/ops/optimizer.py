@@ -16,6 +16,18 @@ from llmdpd.ops import native
 from llmdpd.ops.autograd import eager_on_cpu
 from llmdpd.ops.memory import Arrays, Memory
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter beside the number of its steps: the means of gradients and of their squares."""
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """AdamW's state of a parameter, zeros where it has made no step."""
+    state: dict[str, Any] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state |= {name: torch.zeros_like(parameter) for name in MOMENTS}
+    return state
+
 
 class Part(NamedTuple):
     """What one parameter group steps: its parameters that have a gradient, and arrays of theirs in the same order."""
@@ -99,13 +111,9 @@ def _part(optimizer: torch.optim.Optimizer, group: dict[str, Any], name: str) ->
     weights = memory[f"weights {name}"].of(parameters)
     if weights is None or group["amsgrad"] or group["maximize"] or not all(map(eager_on_cpu, parameters[:1])):
         return None
-    states = [optimizer.state[p] for p in parameters]
-    for p, state in zip(parameters, states, strict=True):
-        if not state:
-            zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-            state.update({"step": torch.zeros((), dtype=torch.float32), **zeros})
+    states = [state_of(optimizer, p) for p in parameters]
     means, squares, counts = (
-        memory[f"{key} {name}"].of([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq", "step")
+        memory[f"{key} {name}"].of([state[key] for state in states]) for key in (*MOMENTS, "step")
     )
     if means is None or squares is None or counts is None:
         return None

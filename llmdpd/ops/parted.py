@@ -21,11 +21,9 @@ from torch.autograd.graph import increment_version
 from llmdpd.errors import InputError
 from llmdpd.ops import native, optimizer
 from llmdpd.ops.memory import Arrays
-from llmdpd.ops.optimizer import Part
+from llmdpd.ops.optimizer import MOMENTS, Part
 from llmdpd.utils import ranks, sharding
 from llmdpd.utils.shared_memory import ALIGNED, Array
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _Piece(NamedTuple):
@@ -216,7 +214,7 @@ def _parts(optimizers: Sequence[torch.optim.Optimizer]) -> list[Part] | None:
     known = _steps.get(optimizers[0])
     if known is not None and known.fits(parts):
         return parts
-    moments = [each.state[p][name] for each, p in _stepped(optimizers) for name in _MOMENTS]
+    moments = [each.state[p][name] for each, p in _stepped(optimizers) for name in MOMENTS]
     total = sum(array.size for part in parts for array in part.weights)
     if ranks.shared_rows(ranks.count() * total) is None:
         return None
@@ -242,7 +240,7 @@ def steps_by_parts(stepped: torch.optim.Optimizer) -> bool:
     """Whether the optimiser, of one group, has been stepped by parts, and all that it steps lies in shared memory."""
     if stepped not in _steps:
         return False
-    moments = [stepped.state[p].get(name) for p in _parameters(stepped) for name in _MOMENTS]
+    moments = [stepped.state[p].get(name) for p in _parameters(stepped) for name in MOMENTS]
     tensors = [*_parameters(stepped), *(moment for moment in moments if moment is not None)]
     return len(tensors) == 3 * len(_parameters(stepped)) and ranks.shares_all_memory(tensors)
 
@@ -261,7 +259,7 @@ class PreparedStep:
         self._group, self._parameters = stepped.param_groups[0], _parameters(stepped)
         weights = [native.array(parameter) for parameter in self._parameters]
         means, squares = (
-            [native.array(stepped.state[parameter][name]) for parameter in self._parameters] for name in _MOMENTS
+            [native.array(stepped.state[parameter][name]) for parameter in self._parameters] for name in MOMENTS
         )
         self._sum = _Sum(weights)
         self._gradients = self._sum.pieces([native.array(gradient) for gradient in gradients])

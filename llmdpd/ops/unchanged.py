@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -15,6 +15,11 @@ from llmdpd.ops import native
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _asked = attrgetter("requires_grad")
 _HOOKS_OF_TENSORS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks"))
+
+
+def hooks_of(parts: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    """Where the hooks of these modules are kept, one dictionary a kind; empty ones where there are none."""
+    return [getattr(part, kind) for part in parts for kind in _HOOKS]
 
 
 class Unchanged:
@@ -30,7 +35,7 @@ class Unchanged:
         self._learned = [(optimizer, list(network.parameters())) for network, optimizer in learned]
         self._parameters = [*chain(*(parameters for _, parameters in self._learned))]
         parts = [part for network, _ in learned for part in network.modules()]
-        self._hooks = [getattr(part, kind) for part in parts for kind in _HOOKS]
+        self._hooks = hooks_of(parts)
         self._norms = [(part, part.eps) for part in parts if isinstance(part, nn.LayerNorm)]
         watched: list[tuple[Any, ...]] = []
         for part in [*parts, *chain(*(network.modules() for network in others))]:

@@ -57,7 +57,7 @@ class CaptureError(RuntimeError):
 
 
 class CudaGraphs:
-    """Captures work on a CUDA device, which draws by the device's own generator, or by others."""
+    """Captures work on a CUDA device, which samples by the device's own generator, or by others."""
 
     def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
         self.device, self._generators = device, list(generators)
@@ -301,7 +301,7 @@ class GraphedStack:
     ) -> list[dict[str, Tensor]]:
         """See `Stacked.update`; every call is given the same generators."""
         if self._graphed is None:
-            work, backend = self._stack.drawing_by(generators), CudaGraphs(self._device, generators)
+            work, backend = self._stack.with_generators(generators), CudaGraphs(self._device, generators)
             self._graphed = GraphedUpdate(work, backend, required=self._required)
         return of_each(self._graphed.update(side_by_side(batches), iteration))
 

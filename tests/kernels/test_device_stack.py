@@ -180,6 +180,12 @@ def test_other_forms_are_refused(device: torch.device) -> None:
     assert of_one_form([first])
     next(first.policy.parameters()).requires_grad_(False)
     assert not of_one_form([first])
+    parameters, others = [*second.policy.parameters()], dict(second.optimizers)
+    for optimizer in (torch.optim.Adam(parameters), torch.optim.AdamW(parameters[1:])):
+        second.optimizers["policy_optimizer"] = optimizer
+        assert not of_one_form([second])
+    second.optimizers.update(others)
+    assert of_one_form([second])
     assert not of_one_form([make(device, batch_size=2048)])
     for changes in ({"time_dim": 34}, {"diffusion_steps": 17}, {"hidden_dim": 2}):
         assert not of_one_form([make(device, network=changes)])

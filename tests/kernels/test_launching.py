@@ -389,7 +389,7 @@ def _real(part: Any) -> Any:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """As a CUDA graph would capture it, at Diffusion-QL's design; beside draws, the same for any number of learners."""
+    """As a CUDA graph would capture it, at Diffusion-QL's design; but for random numbers alike for any learners."""
     for module in (triton_kernels, reverse_diffusion):
         monkeypatch.setattr(module, "capability_of", lambda device: 90)
     network = DiffusionNetworkConfig(hidden_dim=64, context=ContextConfig(text=False, trajectory=False))
@@ -413,6 +413,6 @@ def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest
         stack.learn(batch, generators)
     launched = [name for name, *_ in stand_in.launches()]
     work = operations.work()
-    draws = 5 * count
-    assert len([name for name in work if any(of in name for of in ("random_", "normal_", "uniform_"))]) == draws
-    assert len(launched) + len(work) - draws <= 45, (launched, work)
+    sampled = 5 * count
+    assert len([name for name in work if any(of in name for of in ("random_", "normal_", "uniform_"))]) == sampled
+    assert len(launched) + len(work) - sampled <= 45, (launched, work)

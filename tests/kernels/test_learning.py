@@ -31,13 +31,13 @@ def test_losses(device: torch.device, close: Close, learners: int, rows: int, ac
     close(d_values.view(learners, 2, rows), torch.autograd.grad(loss.sum(), exact)[0], 1e-6)
     close(metrics, torch.stack([loss, exact[:, 0].mean(1), target.mean(1)], 1).detach(), 1e-6)
 
-    predicted, noise, draws = on(device, learners, rows, actions), on(device, learners, rows, actions), []
-    draws = torch.linspace(0.1, 0.9, learners, device=device)
-    launch, d_predicted, d_values, metrics = losses.actor(predicted, noise, values, draws, 0.7)
+    predicted, noise = on(device, learners, rows, actions), on(device, learners, rows, actions)
+    uniform = torch.linspace(0.1, 0.9, learners, device=device)
+    launch, d_predicted, d_values, metrics = losses.actor(predicted, noise, values, uniform, 0.7)
     launch.run()
     exact_predicted = predicted.cpu().double().requires_grad_()
     diffusion = (exact_predicted - noise.cpu().double()).square().mean((1, 2))
-    chosen = [0 if draw < 0.5 else 1 for draw in draws.tolist()]
+    chosen = [0 if number < 0.5 else 1 for number in uniform.tolist()]
     objective = torch.stack([exact[n, c].mean() for n, c in enumerate(chosen)])
     scale = torch.stack([exact[n, 1 - c].abs().mean() for n, c in enumerate(chosen)]).detach()
     loss = diffusion - 0.7 / scale * objective

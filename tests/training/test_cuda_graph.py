@@ -376,10 +376,10 @@ class Stack:
 
     def __init__(self, methods: list[Any]) -> None:
         self.methods = methods
-        self.drew: list[Any] = []
+        self.given: list[Any] = []
 
-    def drawing_by(self, generators: Any) -> Any:
-        self.drew.append(list(generators))
+    def with_generators(self, generators: Any) -> Any:
+        self.given.append(list(generators))
         whole = Sums()
         whole.learn = lambda batch: {"sum": batch.rewards.sum(1)}  # type: ignore[method-assign]
         return whole

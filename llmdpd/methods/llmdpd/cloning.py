@@ -173,7 +173,7 @@ class Iteration:
         """The loss and, as autograd would leave them, its gradients; of the own rows, where processes share a batch."""
         assert batch.tokens is not None
         self._reading.write(batch.text, batch.tokens, batch.keep, batch.observations, batch.timesteps)
-        self._draw(batch)
+        self._sample(batch)
         run_together([self._forward])
         loss = F.mse_loss(self._predicted, self._noise)
         np.subtract(self._predicted.numpy(), self._noise.numpy(), out=self._d_predicted)
@@ -204,8 +204,8 @@ class Iteration:
         self._step.count()
         return self._by_parts.run()
 
-    def _draw(self, batch: PromptedBatch) -> None:
-        """Equation 5's noise and diffusion steps, in the order in which `diffusion_loss` draws them."""
+    def _sample(self, batch: PromptedBatch) -> None:
+        """Equation 5's noise and diffusion steps, in the order in which `diffusion_loss` samples them."""
         alpha_bar, device = self._policy.alpha_bar, self._noise.device
         self._timesteps.copy_(sharding.randint(len(alpha_bar), self._timesteps.shape, device))
         self._noise.copy_(sharding.randn(self._noise.shape, device))

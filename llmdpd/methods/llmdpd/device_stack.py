@@ -20,22 +20,23 @@ from llmdpd.methods.batch import PromptedBatch, cloned_actions
 from llmdpd.methods.llmdpd.method import LLMDPD, as_defined
 from llmdpd.methods.llmdpd.network import DiffusionPolicy
 from llmdpd.methods.llmdpd.stack import of_own_parts
+from llmdpd.methods.llmdpd.steps import can_step
 from llmdpd.methods.optimisation import ema_rate
 from llmdpd.methods.stacked import of_each, side_by_side
 from llmdpd.nn.context.base import PooledContext
 from llmdpd.ops import triton
 from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops.optimizer import MOMENTS, state_of
+from llmdpd.ops.unchanged import hooks_of
 from llmdpd.utils.stacked_tensors import StackedTensors, stack_parameters
 
 if TYPE_CHECKING:
     from llmdpd.diffusion.noise_mlp import SinusoidalTime
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _CRITIC = ("loss/critic", "q/mean", "q/target")
 _ACTOR = ("loss/actor", "loss/diffusion", "reward/objective")
 # What the kernels hold in registers, and one program does one after another.
 _MOST_TIME, _MOST_LEVELS = 32, 16
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def stackable_on_device(learners: Sequence[LLMDPD]) -> bool:
@@ -67,7 +68,9 @@ def of_one_form(learners: Sequence[LLMDPD]) -> bool:
         and policy.net.time_dim <= _MOST_TIME
         and max(len(policy.alpha_bar), policy.training_sampler.steps) <= _MOST_LEVELS
         and policy.action_dim <= min(policy.net.hidden_dim, learners[0].critic.hidden_dim)
-        and not any(getattr(part, kind) for part in parts for kind in _HOOKS)
+        and not any(hooks_of(parts))
+        and all(can_step(learner.optimizers["policy_optimizer"], learner.policy) for learner in learners)
+        and all(can_step(learner.optimizers["critic_optimizer"], learner.critic) for learner in learners)
         and all(t.dtype is torch.float32 and t.is_contiguous() for learner in learners for t in _tensors(learner))
         and all(p.requires_grad for learner in learners for p in learner.policy.parameters())
         and all(torch.equal(a, b) for other in others for a, b in zip(own, other, strict=True))
@@ -114,13 +117,13 @@ class DeviceStack:
     def update(
         self, batches: Sequence[PromptedBatch], iteration: int, generators: Sequence[torch.Generator | None]
     ) -> list[dict[str, Tensor]]:
-        """One iteration of each on its batch, drawing by its generator; their metrics as of `LLMDPD.learn`."""
+        """One iteration of each on its batch, sampling by its generator; their metrics as of `LLMDPD.learn`."""
         self.schedule(iteration)
         metrics = self.learn(side_by_side(batches), generators)
         self.follow(iteration)
         return of_each(metrics)
 
-    def drawing_by(self, generators: Sequence[torch.Generator]) -> WithGenerators:
+    def with_generators(self, generators: Sequence[torch.Generator]) -> WithGenerators:
         """The stack for those who know nothing of generators."""
         return WithGenerators(self, generators)
 
@@ -130,7 +133,7 @@ class DeviceStack:
 
         Args:
             batch: the learners' batches side by side, each tensor [L, B, …].
-            generators: which each draws by, of the device; None: torch's own.
+            generators: which each samples by, of the device; None: torch's own.
 
         Returns:
             Metrics [L].
@@ -150,7 +153,7 @@ class DeviceStack:
 
 @dataclass(frozen=True)
 class WithGenerators:
-    """A stack whose learners draw by these generators, as what is captured in a CUDA graph (`Graphed`)."""
+    """A stack whose learners sample by these generators, as what is captured in a CUDA graph (`Graphed`)."""
 
     stack: DeviceStack
     generators: Sequence[torch.Generator]
@@ -224,7 +227,7 @@ class _Optimised:
         self.weights = stack_parameters(self._parameters)
         self.gradients = self.weights.like()
         states = self._states
-        self._moments = {key: StackedTensors([[state[key] for state in own] for own in states]) for key in _MOMENTS}
+        self._moments = {key: StackedTensors([[state[key] for state in own] for own in states]) for key in MOMENTS}
         self._counts = torch.stack([torch.stack([state["step"] for state in own]) for own in states])
         for row, own in enumerate(states):
             for number, state in enumerate(own):
@@ -242,7 +245,7 @@ class _Optimised:
     @property
     def _states(self) -> list[list[dict[str, Any]]]:
         pairs = zip(self._optimizers, self._parameters, strict=True)
-        return [[_state(optimizer, parameter) for parameter in own] for optimizer, own in pairs]
+        return [[state_of(optimizer, parameter) for parameter in own] for optimizer, own in pairs]
 
     @property
     def in_place(self) -> bool:
@@ -259,18 +262,9 @@ class _Optimised:
         from llmdpd.kernels import updates
 
         self._counts += 1
-        moments = (self._moments[_MOMENTS[0]].flat, self._moments[_MOMENTS[1]].flat)
+        moments = (self._moments[MOMENTS[0]].flat, self._moments[MOMENTS[1]].flat)
         given = (self.weights.flat, self.gradients.flat, moments, self._counts, self._lr, self._settings)
         return updates.step(*given, average).run()
-
-
-def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """AdamW's state of a parameter, zeros where it has made no step."""
-    state: dict[str, Any] = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        state |= {name: torch.zeros_like(parameter) for name in _MOMENTS}
-    return state
 
 
 class _Chain:
@@ -299,7 +293,7 @@ class _Network:
 
 
 class _Iteration:
-    """The work of one iteration: batches of B rows of L learners, and their draws."""
+    """The work of one iteration: batches of B rows of L learners, and their random numbers."""
 
     def __init__(self, stack: _Memory, batch: PromptedBatch, by: Sequence[torch.Generator | None]) -> None:
         features, config = stack.network.context.features, stack.config
@@ -314,7 +308,7 @@ class _Iteration:
         shape, new = self.rewards.shape, self.rewards.new_empty
         self.next_key, self.key = (new(len(by), dtype=torch.int64) for _ in range(2))
         self.levels, self.noise, self.choice = new(shape, dtype=torch.int64), torch.empty_like(self.clean), new(len(by))
-        # In the order in which `LLMDPD.learn` draws.
+        # In the order in which `LLMDPD.learn` samples.
         for number, generator in enumerate(by):
             self.next_key[number].random_(0, 2**63 - 1, generator=generator)
             self.levels[number].random_(0, len(stack.network.alpha_bar), generator=generator)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmdpd.methods.base import Method
+from llmdpd.ops.optimizer import MOMENTS, state_of
 from llmdpd.ops.together import Prepared
 
 
@@ -21,7 +22,7 @@ class Steps:
         optimizers = [learner.optimizers[f"{name}_optimizer"] for learner in learners]
         self.weights = [list(optimizer.param_groups[0]["params"]) for optimizer in optimizers]
         pairs = zip(optimizers, self.weights, strict=True)
-        self._states = [[_state(optimizer, weight) for weight in weights] for optimizer, weights in pairs]
+        self._states = [[state_of(optimizer, weight) for weight in weights] for optimizer, weights in pairs]
         self._counts = torch.stack([torch.stack([state["step"] for state in states]) for states in self._states])
         for states, counts in zip(self._states, self._counts, strict=True):
             for state, count in zip(states, counts.unbind(), strict=True):
@@ -51,7 +52,7 @@ class Steps:
     ) -> None:
         """Add a learner's step to its calls; averages, rate: see `Prepared.step`."""
         states = self._states[number]
-        moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
+        moments = [[state[key] for state in states] for key in MOMENTS]
         step = (self.weights[number], gradients, *moments)
         calls.step(step, self._settings[number], self.norm[number], averages, rate)
 
@@ -64,12 +65,3 @@ def can_step(optimizer: torch.optim.Optimizer, network: nn.Module) -> bool:
     if [*map(id, groups[0]["params"])] != [*map(id, learned)]:
         return False
     return len({float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in learned}) == 1
-
-
-def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """AdamW's state of a parameter, zeros where it has made no step."""
-    state: dict[str, Any] = optimizer.state[parameter]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-    return state
