@@ -120,14 +120,14 @@ class StateFeatures(nn.Module):
         """Indices of the numbers that are given in units of their standard deviations."""
         if self.kind == "raw":
             return ()
-        return self._layout.scalars if self.kind == "relative" else range(self.state_dim)
+        return self._layout.layout.scalars if self.kind == "relative" else range(self.state_dim)
 
     def forward(self, state: Tensor) -> Tensor:
         if self.kind == "raw":
             return state
         if self.kind == "relative":
             relations = self._layout
-            own = relations.own(state, self._normalised(state, relations.scalars))
+            own = relations.own(state, self._scalars(state))
             return torch.cat([own, *relations(state, present_only=True)], dim=-1)
         normalised = self._normalised(state)
         return normalised if self.kind == "normalised" else torch.cat([normalised, *self._layout(state)], dim=-1)
@@ -141,61 +141,86 @@ class StateFeatures(nn.Module):
         if self.kind in _ANY_LAYOUT:
             return self(state)
         relations = self._layout
-        return relations.geometry(state, self._normalised(state, relations.scalars))
+        return relations.geometry(state, self._scalars(state))
 
-    def _normalised(self, state: Tensor, indices: tuple[int, ...] | None = None) -> Tensor:
-        """All numbers of a state, or those of these indices, in units of their standard deviations."""
-        if indices is None:
-            return ((state - self.mean) / self.std).clamp(-_CLIP, _CLIP)
-        chosen = list(indices)
-        return ((state[..., chosen] - self.mean[chosen]) / self.std[chosen]).clamp(-_CLIP, _CLIP)
+    def _normalised(self, state: Tensor) -> Tensor:
+        """All numbers of a state in units of their standard deviations."""
+        return ((state - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+
+    def _scalars(self, state: Tensor) -> Tensor:
+        """The layout's scalars of a state in units of their standard deviations."""
+        of = self._layout.scalars
+        return ((of(state) - of(self.mean)) / of(self.std)).clamp(-_CLIP, _CLIP)
 
 
-class _Relations:
+class _Columns(nn.Module):
+    """Columns of states [..., S] by their indices, which lie where the network does.
+
+    Indexing by a list would copy it to the device at every call, and wait for that: no CUDA graph holds it.
+    """
+
+    index: Tensor | None
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__()
+        found = columns_of(tuple(indices))
+        self._neighbours = found if isinstance(found, slice) else None
+        index = torch.tensor(found, dtype=torch.int64) if isinstance(found, list) else None
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state[..., self._neighbours if self.index is None else self.index]
+
+
+class _Relations(nn.Module):
     """What a layout says of an observation [..., S]: differences of points, velocities, heights."""
 
     def __init__(self, layout: Layout) -> None:
-        self._points = {point.name: columns_of(point.at) for point in layout.points}
-        self._body = layout.body.name
-        self._pairs = layout.differences
-        self._moving = [(columns_of(point.at), columns_of(point.previous)) for point in layout.moving]
-        self._gripper, self._up = columns_of(layout.gripper), layout.up
-        self.scalars = layout.scalars
-        self._unit, dimensions = layout.unit, layout.dimensions
+        super().__init__()
+        self.layout = layout
+        self._names = [point.name for point in layout.points]
+        self._points = nn.ModuleList(_Columns(point.at) for point in layout.points)
+        self._pairs, dimensions = layout.differences, layout.dimensions
+        self._now = nn.ModuleList(_Columns(point.at) for point in layout.moving)
+        self._before = nn.ModuleList(_Columns(point.previous) for point in layout.moving)
+        self._gripper, self.scalars = _Columns(layout.gripper), _Columns(layout.scalars)
+        self._unit = layout.unit
         kept = compared_pairs(layout)
-        self._compared = [
+        compared = [
             place * dimensions + axis
             for place, pair in enumerate(self._pairs)
             if pair in kept
             for axis in range(dimensions)
         ]
+        self._compared = _Columns(compared)
         heights = len(layout.points) if layout.up is not None else 0
         self.own_dim = len(layout.gripper) + heights + len(layout.scalars)
-        self.output_dim = dimensions * (2 * len(self._pairs) + len(self._moving))
-        self.geometry_dim = len(self._compared) + len(layout.gripper) + len(layout.scalars)
+        self.output_dim = dimensions * (2 * len(self._pairs) + len(self._now))
+        self.geometry_dim = len(compared) + len(layout.gripper) + len(layout.scalars)
 
-    def __call__(self, state: Tensor, present_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, state: Tensor, present_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Differences in two units, and velocities."""
         differences, unit = self._differences(state, present_only), self._unit
-        steps = [state[..., now] - state[..., before] for now, before in self._moving]
+        steps = [now(state) - before(state) for now, before in zip(self._now, self._before, strict=True)]
         velocity = torch.cat(steps, dim=-1) if steps else state[..., :0]
         return FAR * unit * differences, torch.tanh(NEAR * unit * differences), VELOCITY * unit * velocity
 
     def own(self, state: Tensor, scalars: Tensor) -> Tensor:
         """The gripper, the points' heights, and the layout's scalars as they are given."""
-        heights = []
-        if self._up is not None:
-            heights = [FAR * self._unit * state[..., at][..., [self._up]] for at in self._points.values()]
-        return torch.cat([state[..., self._gripper], *heights, scalars], dim=-1)
+        heights, up = [], self.layout.up
+        if up is not None:
+            heights = [FAR * self._unit * at(state)[..., up : up + 1] for at in self._points]
+        return torch.cat([self._gripper(state), *heights, scalars], dim=-1)
 
     def geometry(self, state: Tensor, scalars: Tensor) -> Tensor:
         """See `StateFeatures.geometry`."""
-        differences = FAR * self._unit * self._differences(state, present_only=True)[..., self._compared]
-        return torch.cat([differences, state[..., self._gripper], scalars], dim=-1)
+        differences = FAR * self._unit * self._compared(self._differences(state, present_only=True))
+        return torch.cat([differences, self._gripper(state), scalars], dim=-1)
 
     def _differences(self, state: Tensor, present_only: bool) -> Tensor:
-        points = {name: state[..., at] for name, at in self._points.items()}
-        known = {name: (point != 0).any(-1, keepdim=True) for name, point in points.items() if name != self._body}
+        points = {name: at(state) for name, at in zip(self._names, self._points, strict=True)}
+        body = self.layout.body.name
+        known = {name: (point != 0).any(-1, keepdim=True) for name, point in points.items() if name != body}
         parts = []
         for one, other in self._pairs:
             part = points[other] - points[one]

@@ -19,21 +19,37 @@ from torch.utils._pytree import tree_leaves
 
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd import method as module
-from llmdpd.nn.context import Keep
+from llmdpd.nn.context import ContextConfig, Keep, RetrievalConfig
+from llmdpd.nn.spaces import Spaces
+from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
+from llmdpd.tasks.layout import Layout, Point
 from llmdpd.training.batches import moved
 from llmdpd.training.cuda_graph import CaptureError, CudaGraphs, GraphedUpdate, with_cuda_graph
 
 aten = torch.ops.aten
+SPACES = Spaces(4, 2, 6)  # as of the fixtures
 # Each needs the values of its input to know its result, or that result's shape.
 READS = {
     *(aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten.allclose),
     *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.is_nonzero, aten.item, aten.nonzero_numpy),
 }
 DROPOUT = {"network.context.text_dropout": 0.2, "network.context.trajectory_dropout": 0.2}
+# Of neighbouring columns a slice is taken, of these an index.
+LAYOUT = Layout((Point("hand", (0, 2)), Point("thing", (1, 3))))
+RETRIEVAL = ContextConfig(
+    "retrieval",
+    text_dim=5,
+    text_hidden=16,
+    trajectory_dim=3,
+    features="relative",
+    encoder=TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.0),
+    retrieval=RetrievalConfig(layers=1, heads=2, width=8),
+)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("llmdpd", DROPOUT),
     "metaworld": ("llmdpd", {**DROPOUT, "critic_sees_prompts": True, "grad_clip": 1.0, "clone": "expert"}),
     "cloning": ("llmdpd", {**DROPOUT, "eta": 0.0}),
+    "retrieval": ("llmdpd", {"network.context": RETRIEVAL, "spaces": dataclasses.replace(SPACES, layout=LAYOUT)}),
 }
 # Without CQL, which computes constants on the host.
 OTHERS = {
@@ -57,6 +73,9 @@ class DeviceWork(TorchDispatchMode):
         self.seen.add(func.overloadpacket)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         assert func.overloadpacket not in READS, f"{func} reads values"
+        # An index that is a list, say: its copy to a device is waited for. A single number is no copy.
+        listed = func.overloadpacket is aten.lift_fresh and any(t.ndim for t in given)
+        assert not listed, f"{func} has a tensor of the host"
         if func.overloadpacket in (aten.repeat_interleave, aten.index, aten.index_put, aten.index_put_):
             assert not any(t.dtype == torch.bool for t in given[1:]), f"{func} by a mask: its shape depends on values"
             assert func is not aten.repeat_interleave.Tensor, f"{func} reads its counts"
@@ -169,6 +188,7 @@ def test_learning_has_nothing_of_the_host(
         (lambda x: x.sum().item(), AssertionError, "reads values", ("meta", "cpu")),
         (lambda x: bool((x > 0).all()), AssertionError, "reads values", ("meta", "cpu")),
         (lambda x: x[x > 0], AssertionError, "by a mask", ("meta", "cpu")),
+        (lambda x: x[[1, 0]], AssertionError, "tensor of the host", ("cpu",)),
         (lambda x: torch.rand(()) < 0.5, AssertionError, "tensor of the host", ("meta",)),
         (lambda x: x + torch.tensor([1.0, 2.0]).to(x.device), AssertionError, "tensor of the host", ("meta",)),
         # The device itself refuses this one.
