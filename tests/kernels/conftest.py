@@ -7,7 +7,7 @@ without a device these tests are skipped here and `test_interpreter.py` runs the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,31 @@ def device() -> torch.device:
     if not available:
         pytest.skip(f"{why}; test_interpreter.py runs these")
     return torch.device("cpu" if kernels.interpreted() else "cuda")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def language_patched_once() -> Iterator[None]:
+    """Under the interpreter a kernel's launch puts its own functions in the place of triton.language's.
+
+    So does every call of another function within the kernel, by a search through all names of the modules, although
+    nothing is left to replace: a third of all time.
+    """
+    if not kernels.interpreted():
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch_lang = interpreter._patch_lang
+
+    def patch_what_is_not(fn: Any) -> Any:
+        modules = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
+        done = not any(tl.core.is_builtin(module.load) for module in modules)
+        return interpreter._LangPatchScope() if modules and done else patch_lang(fn)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_what_is_not)
+        yield
 
 
 class Gradient(NamedTuple):
