@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MakeMetaworldData = Callable[..., TrajectoryDataset]
 SEEN, UNSEEN = ("reach-v3", "push-v3"), ("door-lock-v3",)
 
-# Tests are made of small tensors: more threads spin more than they compute, ten times over on a busy machine.
+# Tests are made of small tensors: more threads spin more than they compute, twenty times over on a busy machine.
 torch.set_num_threads(1)
 
 # Set, not only read: worker processes of one run inherit it.
@@ -79,7 +79,8 @@ def seed_of() -> Callable[[str], int]:
 
 @pytest.fixture(autouse=True)
 def fresh_seed(request: pytest.FixtureRequest, seed_of: Callable[[str], int]) -> int:
-    """The test's own seed, 31 bits; torch's global generator starts from it."""
+    """The test's own seed, 31 bits; torch's global generator starts from it, on one thread: commands leave several."""
+    torch.set_num_threads(1)
     seed = seed_of(request.node.nodeid)
     torch.manual_seed(seed)
     return seed

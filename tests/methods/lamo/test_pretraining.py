@@ -103,7 +103,10 @@ def test_what_can_not_be(config: PretrainConfig, changes: dict[str, float], fiel
 
 
 @pytest.mark.usefixtures("torch_settings")
-def test_the_command(config: PretrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    config: PretrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmdpd.cli.pretrain.usable_cores", lambda: 1)  # several wait longer than they compute here
     words = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
     assert main(["--corpus", config.corpus, "--out", str(config.out), *words]) == 0
     told = capsys.readouterr()
