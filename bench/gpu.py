@@ -161,6 +161,10 @@ def measure(session: Session) -> None:
         sampler.measure(benches["sampler"], chosen, sizes, sampler.backends_of(device), compiler)
         keep("sampler")
 
+    def default() -> None:
+        train_step.measure_default(benches["train_step"], quick)
+        keep("train_step")
+
     def train() -> None:
         train_step.measure(benches["train_step"], sizes, compiler, ("fp32", "bf16"), quick)
         train_step.measure_seeds(benches["train_step"], sizes, ("fp32", "bf16"), quick)
@@ -182,6 +186,7 @@ def measure(session: Session) -> None:
     session.stage("tolerances", checks)
     session.stage("sampler, the floors' cases", lambda: sample(cases[:3]))
     session.stage("kernels alone", alone)
+    session.stage("the default preset's iteration", default)
     session.stage("training iteration", train)
     session.stage("acting", latency)
     session.stage("tests", tests, needs=20.0)

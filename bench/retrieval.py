@@ -18,12 +18,14 @@ from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.nn import device_features
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import layers, mish_mlp
+from llmdpd.ops import device_reading, layers, mish_mlp, triton
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.tasks.metaworld.layout import LAYOUT
+from llmdpd.training.batches import moved
 
 STATE, ACTION, DEMONSTRATION, TASK = 39, 4, 150, "a task"
 _EMBEDDING = 12
@@ -59,13 +61,20 @@ METHOD = LLMDPDConfig(
     ema_every=1,
     precision="bf16",
 )
-_ours = layers.computes, mish_mlp._native
+_OURS = (
+    (layers, "computes"),
+    (mish_mlp, "_native"),
+    (triton, "computes_mlps"),
+    (device_reading, "may_read"),
+    (device_features, "may_read"),
+)
+_ours = [getattr(module, name) for module, name in _OURS]
 
 
 def in_torch(alone: bool) -> None:
     """Whether PyTorch computes everything, as a peer; the chain's definition is its own in any case."""
-    layers.computes = (lambda *_: False) if alone else _ours[0]
-    mish_mlp._native = (lambda _: False) if alone else _ours[1]
+    for (module, name), own in zip(_OURS, _ours, strict=True):
+        setattr(module, name, (lambda *_: False) if alone else own)
 
 
 def method(quick: bool) -> LLMDPDConfig:
@@ -168,18 +177,19 @@ class Iteration:
         shown = [demonstration(rng) for _ in range(prompts)]
         tokens = make_tokens(shown, self.config.network.context.encoder, layout=LAYOUT)
         actions = torch.rand(batch, ACTION) * 2 - 1
-        self.batch = PromptedBatch(
+        batch_of = PromptedBatch(
             *(0.3 * torch.randn(batch, STATE), actions, torch.randn(batch), 0.3 * torch.randn(batch, STATE)),
             *(torch.zeros(batch), actions.clone(), torch.randint(0, 500, (batch,))),
             text=torch.randn(prompts, TEXT),
             tokens=tokens,
         )
-        self._number = self.config.ema_start
+        self.batch = batch_of if device.type == "cpu" else moved(batch_of, device)
+        self.iteration = self.config.ema_start
 
     def update(self) -> object:
         """One iteration."""
-        self._number += 1
-        return self.learner.update(self.batch, self._number)
+        self.iteration += 1
+        return self.learner.update(self.batch, self.iteration)
 
     def flops(self) -> float:
         """Operations of encoders, what is remembered of demonstrations, states, noise network; each with gradients."""

@@ -60,7 +60,7 @@ def peer_call(sizes: Sizes, batch: PromptedBatch, steps: int, precision: str, co
     return lambda: trainer.train_step(*words)
 
 
-def graphed(training: Training) -> Call:
+def graphed(training: Training | retrieval.Iteration) -> Call:
     """Our iteration captured in one CUDA graph.
 
     Raises:
@@ -71,7 +71,7 @@ def graphed(training: Training) -> Call:
     return graph_call(cuda_graph, training)
 
 
-def graph_call(module: Any, training: Training) -> Call:
+def graph_call(module: Any, training: Training | retrieval.Iteration) -> Call:
     """The one place that knows how `llmdpd.training.cuda_graph` is called.
 
     Raises:
@@ -170,11 +170,13 @@ def measure_default(bench: Bench, quick: bool) -> None:
     make = functools.partial(retrieval.Iteration, quick, bench.device)
     probe = make()
     makers: dict[str, Make] = {"eager": lambda: make().update, "ours": lambda: make().update}
+    if bench.device.type == "cuda":
+        makers |= {name: lambda: graphed(make()) for name in ("eager, graph", "ours, graph")}
     shared = threads_for(makers, bench.threads)
 
     def prepare(name: str) -> None:
         shared[name]()
-        retrieval.in_torch(name == "eager")
+        retrieval.in_torch(name.startswith("eager"))
 
     config = probe.config
     case = {"size": "default", "B": config.batch_size, "K": config.network.diffusion_steps, "precision": "fp32"}

@@ -13,7 +13,7 @@ from llmdpd import kernels
 
 from . import driver
 
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 _KINDS = {"i32": "i", "i64": "l", "fp32": "f"}
 
 

@@ -37,13 +37,11 @@ def _log(u):
 
 
 @triton.jit
-def box_muller(even, odd):
-    """Two standard normals from two 32-bit words."""
-    u = ((even >> 8) + 1).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08  # 2^-24: in (0, 1], exact
-    radius = tl.sqrt(-2.0 * _log(u))
-    turn = (odd >> 8).to(tl.int32)  # in units of 2^-24 of a turn
-    quarter = (turn + 2097152) >> 22
-    x = (turn - (quarter << 22)).to(tl.float32) * 3.7450702829239286e-07  # 2 pi 2^-24: in [-pi/4, pi/4]
+def cosine_and_sine(quarter, x):
+    """Of so many quarters of a turn, int32, and x in [-pi/4, pi/4] beside.
+
+    The device's own take memory for large angles, whether there are any or not.
+    """
     t = x * x
     sine = x * (1.0 + t * (-1.0 / 6.0 + t * (1.0 / 120.0 + t * (-1.0 / 5040.0 + t * (1.0 / 362880.0)))))
     cosine = 1.0 + t * (-0.5 + t * (1.0 / 24.0 + t * (-1.0 / 720.0 + t * (1.0 / 40320.0 + t * (-1.0 / 3628800.0)))))
@@ -51,6 +49,18 @@ def box_muller(even, odd):
     first, second = tl.where(swap, sine, cosine), tl.where(swap, cosine, sine)
     first = tl.where(((quarter + 1) & 2) == 2, -first, first)
     second = tl.where((quarter & 2) == 2, -second, second)
+    return first, second
+
+
+@triton.jit
+def box_muller(even, odd):
+    """Two standard normals from two 32-bit words."""
+    u = ((even >> 8) + 1).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08  # 2^-24: in (0, 1], exact
+    radius = tl.sqrt(-2.0 * _log(u))
+    turn = (odd >> 8).to(tl.int32)  # in units of 2^-24 of a turn
+    quarter = (turn + 2097152) >> 22
+    x = (turn - (quarter << 22)).to(tl.float32) * 3.7450702829239286e-07  # 2 pi 2^-24: in [-pi/4, pi/4]
+    first, second = cosine_and_sine(quarter, x)
     return radius * first, radius * second
 
 

@@ -20,8 +20,10 @@ import triton
 from torch import Tensor
 
 from llmdpd.ops.arguments import ChainArguments
+from llmdpd.ops.device_reading import Given, Sizes
+from llmdpd.ops.reading import ContextShape
 
-from . import learners, mish_mlp
+from . import learners, mish_mlp, state_reading
 from . import reverse_diffusion as operation
 from .launch import Launch
 from .members import Members
@@ -100,6 +102,25 @@ def learner_launches(rows: int, H: int, A: int, count: int, bf16: bool, capabili
     back = learners.launches_back(actions, _meta(count, rows, H), chain, tape, packed, into, capability)
     forward = operation.forward_launch(packed, chain, actions, tape, capability=capability)
     return [packed.launch, forward, *back]
+
+
+def reading_launches(prompts: int, rows: int, steps: int, width: int, short: bool) -> list[Launch]:
+    """The launches of `state_reading`, on tensors without memory, at the default preset's sizes but for these."""
+    shape = ContextShape(True, 1, 4, layers=2, heads=4, waypoints=True, similarity=True, action_dim=4, geometry=13)
+    own, compared, found, text, vector = 53, 14, 30, 128, 256
+    sizes = Sizes(
+        prompts, rows, steps, own, text, vector, width, 2 * width, shape.layers, shape.heads, shape.action_dim,
+        shape.geometry, found, compared, waypoints=True, similarity=True,
+    )  # fmt: skip
+    states, by_step = prompts * rows, (prompts, steps)
+    given = Given(
+        own=_meta(states, own), here=_meta(states, compared), bias=_meta(*by_step), waypoint_bias=_meta(*by_step),
+        there=_meta(*by_step, compared), waypoints=_meta(*by_step, found), pooled=_meta(prompts, vector),
+    )  # fmt: skip
+    memories = 2 * shape.layers + 1
+    flat, out = _meta(memories * prompts * steps * width + sizes.weights), _meta(states, sizes.condition)
+    forward, kept = state_reading.forward_launch(given, sizes, flat, out, short)
+    return [forward, *state_reading.backward_launches(out, out, given, sizes, flat, kept, short)[0]]
 
 
 def usage(launch: Launch, capability: int) -> Usage:

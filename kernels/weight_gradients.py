@@ -31,9 +31,9 @@ def _tile(bf16: bool) -> dict[str, int]:
 
 
 @triton.jit
-def _layer(
+def layer_tile(
     left, right, left_step, right_step, weight, bias, of_steps, stride, tile, rows, steps,
-    LEFT: tl.constexpr, HEIGHT: tl.constexpr, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    LEFT: tl.constexpr, HEIGHT, RIGHT: tl.constexpr, WIDTH: tl.constexpr,
     TM: tl.constexpr, TN: tl.constexpr, BR: tl.constexpr, FP32: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Tile `tile` of left^T right into weight [HEIGHT, WIDTH], of row stride `stride`; of the first column's, the sums.
@@ -57,7 +57,9 @@ def _layer(
                 own += x.to(tl.float32)
             if y.dtype != COMPUTE:
                 y = rounded(y, COMPUTE)
-            found = product(x.to(COMPUTE), y, found, FP32)
+            if x.dtype != COMPUTE:
+                x = rounded(x, COMPUTE)
+            found = product(x, y, found, FP32)
         if bias is not None or of_steps is not None:
             # Reduced here and not in the inner loop, where triton 3.7 fails to compile a sum that is used twice.
             summed = tl.sum(own, axis=1)
@@ -93,29 +95,29 @@ def weight_gradient_kernel(
     first: tl.constexpr = 2 * inner + ((H + TM - 1) // TM) * ((IN + TN - 1) // TN)
     last: tl.constexpr = first + ((OUT + TM - 1) // TM) * ((H + TN - 1) // TN)
     if tile < inner:
-        _layer(
+        layer_tile(
             slopes + layer, hidden, step, step, w2 + member * w2_next, b2 + member * b2_next, None, H, tile,
             rows, steps, HP, H, HP, H, TM, TN, BR, FP32, COMPUTE,
         )  # fmt: skip
     elif tile < 2 * inner:
-        _layer(
+        layer_tile(
             slopes + 2 * layer, hidden + layer, step, step, w3 + member * w3_next, b3 + member * b3_next, None, H,
             tile - inner, rows, steps, HP, H, HP, H, TM, TN, BR, FP32, COMPUTE,
         )  # fmt: skip
     elif tile < first:
-        _layer(
+        layer_tile(
             slopes, inputs + member // SHARE * inputs_next, step, inputs_step, w1 + member * w1_next,
             None if init is None else init + member * init_next,
             None if of_steps is None else of_steps + member * steps * H, w1_rows, tile - 2 * inner,
             rows, steps, HP, H, IP, IN, TM, TN, BR, FP32, COMPUTE,
         )  # fmt: skip
     elif tile < last:
-        _layer(
+        layer_tile(
             d_out, hidden + 2 * layer, padded.to(tl.int64) * OP, step, w4 + member * w4_next, b4 + member * b4_next,
             None, H, tile - first, rows, steps, OP, OUT, HP, H, TM, TN, BR, FP32, COMPUTE,
         )  # fmt: skip
     elif states is not None:
-        _layer(
+        layer_tile(
             slopes, states + member * rows * S, step, 0, W_s + member * W_s_next, None, None, W_s_rows, tile - last,
             rows, steps, HP, H, S, S, TM, TN, BR, FP32, tl.float32,
         )  # fmt: skip

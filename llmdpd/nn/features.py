@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.errors import InputError
+from llmdpd.nn import device_features
 from llmdpd.nn.statistics import QUANTILE, Observations, in_blocks, robust_statistics
 from llmdpd.tasks.layout import Layout, columns_of
 
@@ -125,6 +126,8 @@ class StateFeatures(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         if self.kind == "raw":
             return state
+        if device_features.reads(self, state):
+            return device_features.read(self, state)[0]
         if self.kind == "relative":
             relations = self._layout
             own = relations.own(state, self._scalars(state))

@@ -125,6 +125,15 @@ class _Places:
 
     def of(self, names: tuple[str, ...]) -> Weights | None:
         """None where one of them is no float32 parameter on the CPU (any more), or a part computes something else."""
+        found = self.named(names)
+        if found is None or not all(tensor.is_cpu for tensor in found.values()):
+            return None
+        arrays = self._memory[names].of(list(found.values()))
+        found.arrays = list(map(native.array, found.values())) if arrays is None else arrays
+        return found
+
+    def named(self, names: tuple[str, ...]) -> Weights | None:
+        """The same without arrays, on any device."""
         if not self._known or any(self._hooks) or any(norm.eps != _EPSILON for norm in self._norms):
             return None
         found = Weights()
@@ -133,11 +142,7 @@ class _Places:
             tensor = None if place is None else place[0].get(place[1])
             if tensor is None or type(tensor) is not nn.Parameter or tensor.dtype is not torch.float32:
                 return None
-            if not tensor.is_cpu:
-                return None
             found[name] = tensor
-        arrays = self._memory[names].of(list(found.values()))
-        found.arrays = list(map(native.array, found.values())) if arrays is None else arrays
         return found
 
 
@@ -150,9 +155,21 @@ def parameters(module: nn.Module, names: tuple[str, ...]) -> Weights | None:
     That is where one of them is no plain float32 parameter on the CPU, a part has hooks or is none that the C++ code
     knows, or hooks take what autograd saves (a checkpoint's), for a pass backward can't be put elsewhere.
     """
+    places = _places_of(module)
+    return None if places is None else places.of(names)
+
+
+def device_parameters(module: nn.Module, names: tuple[str, ...]) -> list[Tensor] | None:
+    """As `parameters`, of any one device."""
+    places = _places_of(module)
+    found = None if places is None else places.named(names)
+    return None if found is None else [*found.values()]
+
+
+def _places_of(module: nn.Module) -> _Places | None:
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return None
     places = _places.get(module)
     if places is None or not places.current():
         places = _places[module] = _Places(module)
-    return places.of(names)
+    return places

@@ -14,7 +14,7 @@ if kernels.interpreted():
 import torch
 import triton
 
-from llmdpd.kernels import losses, report, tiles, time_rows, updates
+from llmdpd.kernels import features, losses, report, tiles, time_rows, updates
 
 # Bytes that a version other than the pinned one spills: by triton's version, direction, bf16, actions and target.
 SPILLS = {
@@ -97,9 +97,20 @@ def test_learners_at_once_do_not_spill(capability: int, bf16: bool, actions: int
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("capability", "short"), [(80, False), (90, True), (100, True)])
+def test_reading_states_does_not_spill(capability: int, short: bool) -> None:
+    """The default preset's batch: twelve prompts of 32 steps, forty states under each."""
+    for launch in report.reading_launches(12, 40, 33, 128, short):
+        taken = report.usage(launch, capability)
+        assert taken.stack == 0, (launch.kernel, taken)
+        assert taken.products > 10, (launch.kernel, taken)
+        assert taken.shared <= report.SHARED[capability]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None:
-    """Two learners at Diffusion-QL's size: losses, AdamW's step, the time embedding."""
+    """Two learners at Diffusion-QL's size: losses, AdamW's step, the time embedding; features of its states."""
     L, B, S, A, K, T, H, P = 2, 256, 39, 4, 5, 16, 256, 300_000
 
     def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -113,8 +124,14 @@ def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None
     weights = [numbers(L, 2 * T, T), numbers(L, 2 * T), numbers(L, T, 2 * T), numbers(L, T)]
     W_t = numbers(L, H, A + T + S)[..., A : A + T]
     forward, embedded, rows = time_rows.forward(numbers(K, T), weights, W_t)
+    whole = torch.int32
+    tables = features.Tables(
+        numbers(41, 5, dtype=whole), numbers(41), numbers(13, 5, dtype=whole), numbers(13), numbers(3, 3, dtype=whole)
+    )
+    rows_of = numbers(B, S), (numbers(S), numbers(S)), tables, numbers(B, 53), numbers(B, 14)
     launches = [
         *step,
+        features.launch(*rows_of, (numbers(B, dtype=torch.int64), numbers(6), 50.0)),
         losses.regression(values, values, numbers(L, B), numbers(L, B), 1.0, 0.99)[0],
         losses.actor(alike, alike, values, numbers(L), 1.0)[0],
         forward,

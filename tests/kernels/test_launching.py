@@ -6,6 +6,7 @@ Tensors lie on the CPU here; kernels are compiled ahead of time for sm_90.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from llmdpd import kernels
 if kernels.interpreted():
     pytest.skip("interpreted kernels are not launched", allow_module_level=True)
 
+from llmdpd.config.presets import find_preset
 from llmdpd.diffusion import NoiseMLP, sampler_coefficients
 from llmdpd.kernels import driver, learners, reverse_diffusion
 from llmdpd.kernels import mish_mlp as triton_kernels
@@ -31,12 +33,15 @@ from llmdpd.methods.llmdpd.device_stack import DeviceStack
 from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.methods.stacked import side_by_side
-from llmdpd.nn.context import ContextConfig
+from llmdpd.nn import device_features
+from llmdpd.nn.context import ContextConfig, Keep
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import resident, triton
+from llmdpd.ops import device_reading, resident, triton
 from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.philox import signed64
+from llmdpd.prompts.demonstration import make_tokens
+from llmdpd.tasks.metaworld.layout import LAYOUT
 
 FIELDS = ("kernel", "programs", "members", "threads", "shared", "stream", "device", "count")
 
@@ -416,3 +421,40 @@ def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest
     sampled = 5 * count
     assert len([name for name in work if any(of in name for of in ("random_", "normal_", "uniform_"))]) == sampled
     assert len(launched) + len(work) - sampled <= 45, (launched, work)
+
+
+def test_launches_of_the_default_presets_iteration(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States are read in one launch, and backward in two; PyTorch puts weights and memories side by side before."""
+    monkeypatch.setattr(triton_kernels, "capability_of", lambda device: 90)
+    monkeypatch.setattr(triton, "computes_mlps", lambda x, members: True)
+    for module, name in ((device_reading, "may_read"), (device_reading, "reads_states"), (device_features, "reads")):
+        monkeypatch.setattr(module, name, lambda *_: True)
+    preset = find_preset("metaworld").method
+    assert isinstance(preset, LLMDPDConfig)
+    context = preset.network.context
+    retrieval = dataclasses.replace(context.retrieval, width=32, heads=2)
+    context = dataclasses.replace(context, text_dim=16, text_hidden=16, trajectory_dim=16, retrieval=retrieval)
+    network = dataclasses.replace(preset.network, hidden_dim=64, context=context)
+    method = LLMDPD(DiffusionPolicy(Spaces(39, 4, 8, LAYOUT), network), dataclasses.replace(preset, network=network), 9)
+    method.choose_on_host = False
+    P, rows = 2, 20
+    shown = [(torch.randn(steps, 39).numpy(), torch.randn(steps, 4).numpy()) for steps in (9, 6)]
+    state, action, number = torch.randn(P * rows, 39), torch.randn(P * rows, 4), torch.zeros(P * rows)
+    batch = PromptedBatch(
+        observations=state, actions=action, expert_actions=action, rewards=number, next_observations=state,
+        terminals=number, timesteps=number.long(), text=torch.randn(P, 8), tokens=make_tokens(shown, context.encoder),
+        keep=Keep(torch.ones(P, 1), torch.ones(P, 1)),
+    )  # fmt: skip
+    for optimizer in method.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"].float()  # as on a CUDA device
+    for _ in range(2):  # what is made once is made in the first
+        stand_in.launches()
+        with Operations() as operations:
+            method.learn(batch)
+    launched = [name for name, *_ in stand_in.launches()]
+    reading = ["reading_kernel", "reading_backward_kernel", "reading_gradient_kernel"]
+    assert [name for name in launched if name in reading] == reading
+    assert launched.count("features_kernel") == 3  # of states, and of demonstrations twice
+    work = operations.work()
+    assert len(launched) + len(work) <= 220, (launched, work)  # without these kernels 543

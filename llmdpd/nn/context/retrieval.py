@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmdpd.nn import device_features
 from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, EncodedPrompts, Keep, spread
 from llmdpd.nn.context.native import ContextInputs
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import layers, native
-from llmdpd.ops.nodes import Weights, parameters
+from llmdpd.ops import device_reading, layers, native
+from llmdpd.ops.nodes import Weights, device_parameters, parameters
 from llmdpd.ops.packing import ContextParts
 from llmdpd.ops.reading import ContextShape, Seen, read_prompts, read_states
 from llmdpd.prompts.demonstration import TrajectoryTokens
@@ -116,12 +117,13 @@ class RetrievalContext(Context):
         if not self.reads:
             return {}
         sizes, prompts = self.sizes, len(pooled)
+        own, there = (None, None) if tokens is None else self._seen(tokens.states, tokens.times)
         memory: dict[str, Tensor] = {}
-        if steps is None or tokens is None:
+        if steps is None or tokens is None or own is None:
             embedded = self.nothing.expand(prompts, 1, -1)
             mask = torch.ones(prompts, 1, dtype=torch.bool, device=pooled.device)
         else:
-            streams = [steps, self._embedded_steps(tokens.times)] if sizes.timestep_embedding else [steps]
+            streams = [steps, own[..., self.features.output_dim :]]
             embedded = _linear(self.step, torch.cat(streams, dim=-1))
             embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
             usable = tokens.mask if given is None else tokens.mask & (given > 0)
@@ -130,8 +132,7 @@ class RetrievalContext(Context):
             memory[f"key{number}"], memory[f"value{number}"] = layer.read(embedded)
         if sizes.waypoints:
             memory["waypoint_key"] = _linear(self.waypoint_key, embedded)
-        geometry = None if tokens is None or not sizes.waypoints else self.features.geometry(tokens.states)
-        return memory | self._raw_memory(tokens, geometry, mask)
+        return memory | self._raw_memory(tokens, there, mask)
 
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, time: Tensor) -> Condition:
         batch, single = len(state), len(prompts) == 1
@@ -141,20 +142,22 @@ class RetrievalContext(Context):
             part = self._condition_natively(state, prompts, time, weights)
             return Condition(part, prompts.pooled[0] if single else spread_out)
         prompt = prompts.pooled[0] if single else spread(prompts.pooled, index, batch)
-        own, streams = self._streams(state, prompt, time)
+        own, here = self._seen(state, time)
         if not self.reads:
             return Condition(own, prompt)
         # Groups [G, M, ·] of states that share a prompt; where they don't lie in groups, each is one by itself.
         grouped = single or index is None
+        found = self._condition_on_device(own, here, prompts) if grouped else None
+        if found is not None:
+            return Condition(found, prompt)
         groups = len(prompts) if grouped else batch
         memory = prompts.memory if grouped else {name: part[index] for name, part in prompts.memory.items()}
-        hidden = self._attend(streams, groups, memory)
+        hidden = self._attend(self._streams(own, prompt), groups, memory)
         parts = [own]
         if self.sizes.attention:
             parts.append(self.norm(hidden).flatten(0, 1))
         if self.sizes.waypoints:
-            here = self._place(self.features.geometry(state), time).unflatten(0, (groups, -1))
-            parts.append(self._retrieve(hidden, here, memory).flatten(0, 1))
+            parts.append(self._retrieve(hidden, here.unflatten(0, (groups, -1)), memory).flatten(0, 1))
         return Condition(torch.cat(parts, dim=-1), prompt)
 
     def inputs(self) -> ContextInputs:
@@ -236,13 +239,38 @@ class RetrievalContext(Context):
         rows = [memory[name] for name in self._row_names]
         return read_states(self._shape, seen, [prompts.pooled, *rows], weights, [*read.values()])
 
+    def _condition_on_device(self, own: Tensor, here: Tensor, prompts: EncodedPrompts) -> Tensor | None:
+        """The state part of states in equal groups, by a CUDA device's kernels; None where they don't compute it."""
+        if not device_reading.may_read(own):
+            return None
+        weights, memory = device_parameters(self, self._state_weights), prompts.memory
+        if weights is None:
+            return None
+        given = self.given(own, here, prompts)
+        memories = [memory[name] for name in self._row_names]
+        if not device_reading.reads_states(self._shape, given, [*memories, *weights]):
+            return None
+        return device_reading.read_states(self._shape, given, memories, weights)
+
+    def given(self, own: Tensor, here: Tensor, prompts: EncodedPrompts) -> device_reading.Given:
+        """States [B, ·] and their places [B, ·] under prompts, as a CUDA device's kernels take them."""
+        memory, waypoints = prompts.memory, self._shape.waypoints
+        return device_reading.Given(
+            own=own,
+            here=here,
+            bias=memory["bias"].flatten(1),
+            waypoint_bias=memory["waypoint_bias"].flatten(1) if waypoints else None,
+            there=memory.get("there"),
+            waypoints=memory["waypoints"].flatten(0, 1) if waypoints else None,
+            pooled=prompts.pooled,
+        )
+
     def weights(self, state: Tensor, prompts: EncodedPrompts, time: Tensor) -> Tensor:
         if not self.retrieves:
             return super().weights(state, prompts, time)
-        streams = self._streams(state, prompts.pooled[0], time)[1]
-        hidden = self._attend(streams, 1, prompts.memory)
-        here = self._place(self.features.geometry(state), time)[None]
-        return self._waypoint_weights(hidden, here, prompts.memory)[0].transpose(0, 1)
+        own, here = self._seen(state, time)
+        hidden = self._attend(self._streams(own, prompts.pooled[0]), 1, prompts.memory)
+        return self._waypoint_weights(hidden, here[None], prompts.memory)[0].transpose(0, 1)
 
     @torch.no_grad()
     def parts(self, prompts: EncodedPrompts) -> ContextParts:
@@ -265,13 +293,27 @@ class RetrievalContext(Context):
         ahead = len(sizes.lookahead)
         return replace(parts, heads=sizes.heads, lookaheads=ahead, weights=weights, memory=memory)
 
-    def _streams(self, state: Tensor, prompt: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees of a state by itself [B, ·], and with its text beside: what queries are made of."""
-        features = self.features(state)
-        own = torch.cat([features, self._embedded_steps(time)], dim=-1) if self.sizes.timestep_embedding else features
+    def _seen(self, state: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees of states [..., S] by themselves, [..., O]; what moments are compared by, [..., C].
+
+        That is features and geometry, with the time beside where it is embedded. Without waypoints nothing is compared.
+        """
+        timed, compares = self.sizes.timestep_embedding, self.retrieves
+        if device_features.reads(self.features, state):
+            times = (time, self.periods, _TIME_UNIT) if timed else None
+            found, place = device_features.read(self.features, state, compares, times)
+            return found, state[..., :0] if place is None else place
+        own, here = self.features(state), self.features.geometry(state) if compares else state[..., :0]
+        if timed:
+            own = torch.cat([own, self._embedded_steps(time)], dim=-1)
+            here = torch.cat([here, time[..., None] / _TIME_UNIT], dim=-1) if compares else here
+        return own, here
+
+    def _streams(self, own: Tensor, prompt: Tensor) -> Tensor:
+        """The same with its text beside: what queries are made of."""
         if not self.config.text:
-            return own, own
-        return own, torch.cat([own, prompt[..., : self.config.text_dim].expand(len(own), -1)], dim=-1)
+            return own
+        return torch.cat([own, prompt[..., : self.config.text_dim].expand(len(own), -1)], dim=-1)
 
     def _attend(self, streams: Tensor, groups: int, memory: dict[str, Tensor]) -> Tensor:
         """Queries [G, M, W] of the states, after they have looked at the demonstration."""
@@ -285,13 +327,7 @@ class RetrievalContext(Context):
         angle = 2 * math.pi * steps[..., None].to(self.periods.dtype) / self.periods
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
-    def _place(self, geometry: Tensor, time: Tensor) -> Tensor:
-        """What moments are compared by: geometry [..., G], with the time beside where it is embedded."""
-        if not self.sizes.timestep_embedding:
-            return geometry
-        return torch.cat([geometry, time[..., None] / _TIME_UNIT], dim=-1)
-
-    def _raw_memory(self, tokens: TrajectoryTokens | None, geometry: Tensor | None, mask: Tensor) -> dict[str, Tensor]:
+    def _raw_memory(self, tokens: TrajectoryTokens | None, there: Tensor | None, mask: Tensor) -> dict[str, Tensor]:
         """Which steps there are, [P, 1, 1, T + 1]; places, raw values of the waypoints' retrieval."""
         memory = {"bias": _bias(mask)}
         if tokens is not None and tokens.ends is not None:
@@ -302,9 +338,10 @@ class RetrievalContext(Context):
         given = mask[:, :-1].any(1, keepdim=True)
         # The last step is for prompts without a demonstration alone: heads that may ignore it would end up ignoring it.
         memory["waypoint_bias"] = _bias(torch.cat([mask[:, :-1], ~given], dim=1))
+        geometry = None if there is None else there[..., : self.features.geometry_dim]
         memory["waypoints"] = self._waypoints(tokens, geometry, len(mask))
-        if self.sizes.geometric_similarity and tokens is not None and geometry is not None:
-            memory["there"] = F.pad(self._place(geometry, tokens.times), (0, 0, 0, 1))
+        if self.sizes.geometric_similarity and there is not None:
+            memory["there"] = F.pad(there, (0, 0, 0, 1))
         return memory
 
     def _waypoints(self, tokens: TrajectoryTokens | None, geometry: Tensor | None, prompts: int) -> Tensor:
