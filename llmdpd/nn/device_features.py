@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from llmdpd.kernels.features import Tables
     from llmdpd.nn.features import StateFeatures
 
+MOST_NUMBERS = 512
+"""Of a state's features: what the kernel holds in registers."""
 _tables: weakref.WeakKeyDictionary[nn.Module, tuple[torch.device, Tables]] = weakref.WeakKeyDictionary()
 
 
@@ -33,6 +35,7 @@ def reads(features: StateFeatures, state: Tensor) -> bool:
         and features.mean.dtype is torch.float32
         and features.mean.device == state.device
         and not state.requires_grad
+        and max(features.output_dim, features.geometry_dim) <= MOST_NUMBERS
         and triton.unavailable() is None
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None

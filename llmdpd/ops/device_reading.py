@@ -20,6 +20,8 @@ from llmdpd.ops.reading import ContextShape
 MOST_WIDTH, MOST_STEPS, MOST_NUMBERS = 128, 64, 64
 """Of the attention layers, of a demonstration with the step that says nothing, and of what is compared and found: what
 the kernels hold in registers. Of float32 in layers of 256 they spill."""
+MOST_STATES = 1 << 14
+"""For each, what is kept for the pass backward takes 14 KB in the default preset, also where there is none."""
 
 
 class Given(NamedTuple):
@@ -146,7 +148,8 @@ def _takes(shape: ContextShape, given: Given, tensors: Sequence[Tensor]) -> bool
         return False
     sizes = Sizes.of(shape, given, tensors[_memories(shape) :])
     return (
-        sizes.width <= MOST_WIDTH
+        len(given.own) <= MOST_STATES
+        and sizes.width <= MOST_WIDTH
         and sizes.steps <= MOST_STEPS
         and max(sizes.found, sizes.compared) <= MOST_NUMBERS
         and not (sizes.similarity and given.there is None)

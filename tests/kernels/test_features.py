@@ -82,3 +82,5 @@ def test_what_is_no_number_stays_none(device: torch.device, by_kernel: None) -> 
     assert features(state[:0]).shape == (0, features.output_dim)
     state = states(device, 4).requires_grad_()
     assert features(state).requires_grad  # by PyTorch: the kernel has no gradient
+    assert device_features.reads(features, state.detach())
+    assert not device_features.reads(StateFeatures(513), torch.zeros(1, 513))

@@ -161,9 +161,9 @@ def test_what_the_kernels_are_not_made_for_is_left_to_pytorch(
     context.condition(state, prompts, torch.zeros(len(state), dtype=torch.int64, device=state.device), time)
     assert launches == ["reading_kernel"]  # one prompt: one group
     context.condition(state.requires_grad_(), prompts, None, time)  # the kernels have no gradient of it
-    for name in ("MOST_WIDTH", "MOST_STEPS", "MOST_NUMBERS"):
+    for name in ("MOST_WIDTH", "MOST_STEPS", "MOST_NUMBERS", "MOST_STATES"):
         with monkeypatch.context() as patch:
-            patch.setattr(device_reading, name, 4)
+            patch.setattr(device_reading, name, 3)
             context.condition(state.detach(), prompts, None, time)
     case = make(**CASES["waypoints alone"])
     context, prompts, state, time = case
