@@ -88,6 +88,13 @@ class Augmentation:
         random.random((prompts, 4), np.float32)
         random.standard_normal((prompts, *shown), np.float32)
 
+    def numbers(self) -> dict[str, Floats]:
+        """What is changed, for who computes it elsewhere: `jitter` [P, D, N]; `cosine`, `sine` and `side` [P]."""
+        found = {}
+        if self._jitter is not None:
+            found["jitter"] = self._jitter[:, :, 0].swapaxes(0, 1)
+        return found if self._rotation is None else found | self._rotation.numbers()
+
     def states(self, states: Tensor) -> Tensor:
         """Observations [P, M, S], changed; absent points (zeros) stay absent."""
         changed, points = states.numpy().copy(), self._points
@@ -143,11 +150,30 @@ def _points_of(layout: Layout) -> _Points:
     return _Points(columns, np.array([number for number, _ in shown]), tuple(map(np.float32, pivot)))
 
 
+def scene_columns(layout: Layout, state_dim: int) -> tuple[NDArray[np.int32], Floats, int]:
+    """What each number of a state is to `Augmentation.states`: int32 [S, 6], the pivot [D], and N, the places.
+
+    Of a number: 1 for a coordinate of a point, 2 for the gripper's, 0 for another; a coordinate's axis and place, and
+    the place's columns, of two axes the last twice.
+    """
+    points, table = _points_of(layout), np.zeros((state_dim, 6), np.int32)
+    for place in range(len(points.of)):
+        columns = [int(axis[place]) for axis in points.columns]
+        for axis, column in enumerate(columns):
+            table[column] = (1, axis, place, *columns, *columns[-1:] * (3 - len(columns)))
+    table[list(layout.gripper), 0] = 2
+    return table, np.array(points.pivot, np.float32), len(points.of)
+
+
 class _Rotation:
     """Scenes mirrored, where `side` [P] is -1, then rotated by an angle of this cosine and sine [P]."""
 
     def __init__(self, cos: Floats, sin: Floats, side: Floats) -> None:
         self._cos, self._sin, self._side = (part.astype(np.float32)[:, None, None] for part in (cos, sin, side))
+
+    def numbers(self) -> dict[str, Floats]:
+        """See `Augmentation.numbers`."""
+        return {"cosine": self._cos[:, 0, 0], "sine": self._sin[:, 0, 0], "side": self._side[:, 0, 0]}
 
     def of(self, first: Floats, second: Floats) -> tuple[Floats, Floats]:
         """The horizontal coordinates [P, M, N] of a scene each, changed."""

@@ -172,14 +172,19 @@ def part_tokens(
     chosen = [choose_steps(len(one.observations), config, rng) for one in parts]
     states = _padded([one.observations[index] for index, one in zip(chosen, parts, strict=True)])
     executed = _padded([one.actions[index] for index, one in zip(chosen, parts, strict=True)])
-    phase = _padded([index / max(len(one.observations) - 1, 1) for index, one in zip(chosen, parts, strict=True)])
-    times, mask = _padded(chosen), _padded([np.ones(len(index)) for index in chosen])
+    phase, times, mask = timed(chosen, parts)
     left = None
     if returns:
         earned = [np.cumsum(one.rewards[::-1], dtype=np.float64)[::-1] for one in parts if one.rewards is not None]
         left = _padded([part[index] for index, part in zip(chosen, earned, strict=True)])
     counts = () if all(count == 1 for count in counts) else counts
-    return TrajectoryTokens(states, executed, phase, times, mask.bool(), not mask.all(), left, counts)
+    return TrajectoryTokens(states, executed, phase, times, mask, not mask.all(), left, counts)
+
+
+def timed(chosen: Sequence[NDArray[np.int64]], parts: Sequence[Recorded]) -> tuple[Tensor, Tensor, Tensor]:
+    """Phase, times and mask of prompts, [P, T], of which these steps of these parts are read."""
+    phase = _padded([index / max(len(one.observations) - 1, 1) for index, one in zip(chosen, parts, strict=True)])
+    return phase, _padded(chosen), _padded([np.ones(len(index)) for index in chosen]).bool()
 
 
 def read_part(

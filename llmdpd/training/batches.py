@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,9 +19,17 @@ from llmdpd.data.columns import expect_single_rows, take
 from llmdpd.errors import InputError
 from llmdpd.methods.batch import PromptedBatch, StepWindows
 from llmdpd.nn.context import Keep
-from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, TrajectoryTokens, part_tokens, read_part
+from llmdpd.prompts.demonstration import (
+    TrajectoryEncoderConfig,
+    TrajectoryTokens,
+    choose_steps,
+    part_tokens,
+    read_part,
+    timed,
+)
 from llmdpd.prompts.useful_part import Recorded
 from llmdpd.tasks.layout import Layout
+from llmdpd.training.device_data import DeviceData, device_data
 from llmdpd.utils.sharding import Share
 
 # What CUDA's own allocator aligns to: kernels may go by it.
@@ -109,6 +117,9 @@ class BatchSampler:
         self._shown_part = lru_cache(maxsize=0 if dataset.stored else _KEPT)(
             partial(_shown_part, dataset, encoder, layout)
         )
+        # Windows are of the host's memory, and so is what processes share.
+        changed = None if augmentation is None or encoder is None else augmentation[1]
+        self._on_device = None if horizon or share is not None else device_data(dataset, device, changed)
         old = np.array([task in replayed for task in dataset.tasks])
         self._new, self._replayed, self._replay = np.flatnonzero(~old), np.flatnonzero(old), replay
 
@@ -123,6 +134,8 @@ class BatchSampler:
         tasks = self._tasks()
         parts = [self._transitions_under(task) for task in tasks]
         rows = np.concatenate([own for own, _ in parts])
+        if self._on_device is not None:
+            return self._gathered_there(self._on_device, tasks, rows, [own for _, own in parts])
         if self._part_of is not None:
             rows = rows[self._part_of.rows.own.numpy()]
         batch = self._dataset.gather(rows)
@@ -141,12 +154,47 @@ class BatchSampler:
             keep=self._keep(),
             windows=self._windows(rows) if self._horizon else None,
         )
-        augmentation = None if tokens is None else self._draw_augmentation(tokens, prompted.keep)
+        augmentation = None if tokens is None else self._draw_augmentation(tokens.mask.shape[1], prompted.keep)
         if self._part_of is not None:
             prompted = prompted.with_prompts(self._part_of.prompts)
         if augmentation is not None:
             prompted = _augmented(prompted, augmentation)
         return prompted if self._device.type == "cpu" else moved(prompted, self._device)
+
+    def _gathered_there(
+        self, data: DeviceData, tasks: np.ndarray, rows: np.ndarray, alone: Sequence[int | None]
+    ) -> PromptedBatch:
+        """The batch of these transitions, by the same draws, from data on the device.
+
+        alone: of each prompt the episode that its transitions are of, where they are its demonstration's own.
+        """
+        dataset, encoder = self._dataset, self._encoder
+        few: dict[str, Any] = {"rows": rows, "timesteps": rows - dataset.offsets[dataset.episode_ids(rows)]}
+        padded = False
+        if encoder is not None:
+            episodes = [
+                self._demonstration(task) if own is None else own for task, own in zip(tasks, alone, strict=True)
+            ]
+            shown = [self._shown_part(episode) for episode in episodes]
+            chosen = [choose_steps(len(part.observations), encoder, self._random) for part in shown]
+            few |= dict(zip(("tokens.phase", "tokens.times", "tokens.mask"), timed(chosen, shown), strict=True))
+            few["shown"] = steps = np.full(few["tokens.mask"].shape, -1)
+            for place, episode, index in zip(steps, episodes, chosen, strict=True):
+                place[: len(index)] = dataset.offsets[episode] + index
+            padded = bool((steps < 0).any())
+        keep = self._keep()
+        few |= {"keep.text": keep.text, "keep.trajectory": keep.trajectory}
+        if self._embeddings is not None:
+            few["text"] = self._embeddings[torch.from_numpy(tasks)]
+        change = None if encoder is None else self._draw_augmentation(few["shown"].shape[1], keep)
+        changes = {} if change is None else change.numbers()
+        given = {name: torch.as_tensor(part) for name, part in (few | changes).items() if part is not None}
+        there = moved_together(given, self._device)
+        numbers = {name: there.pop(name) for name in changes}
+        found = data.gather(
+            there.pop("rows"), there.pop("shown", None), self._prompts, None if change is None else numbers
+        )
+        return _placed(there | found, padded)
 
     def _tasks(self) -> np.ndarray:
         """The tasks of the batch's prompts [P], by number."""
@@ -182,16 +230,14 @@ class BatchSampler:
 
         return Keep(*map(draw, self._dropout))
 
-    def _draw_augmentation(self, tokens: TrajectoryTokens, keep: Keep) -> Augmentation | None:
-        """Sample the changes of all prompts of the whole batch, and keep those of this process's prompts."""
+    def _draw_augmentation(self, steps: int, keep: Keep) -> Augmentation | None:
+        """Sample the changes of all prompts of the whole batch, of so many steps; keep those of this process's."""
         if self._augmentation is None:
             return None
         own = None if self._part_of is None else self._part_of.prompts.own.numpy()
-        _, *shown = tokens.actions.shape
         config, layout = self._augmentation
-        return Augmentation(
-            config, layout, self._prompts, self._random, keep.trajectory, shown=(shown[0], shown[1]), own=own
-        )
+        shown = steps, self._dataset.action_dim
+        return Augmentation(config, layout, self._prompts, self._random, keep.trajectory, shown=shown, own=own)
 
     def state(self) -> dict[str, Any]:
         """The position in the stream of draws, as JSON values."""
@@ -310,7 +356,12 @@ def moved(batch: PromptedBatch, device: torch.device) -> PromptedBatch:
 
     The memory that is copied from is page-locked and torch's: it is not used again before the copy is done.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in batch.tensors().items()}
+    return batch.with_tensors(moved_together(batch.tensors(), device))
+
+
+def moved_together(given: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Tensors on the device, as `moved` moves a batch's."""
+    tensors = {name: tensor.contiguous() for name, tensor in given.items()}
     starts, total = {}, 0
     for name, tensor in tensors.items():
         starts[name] = total
@@ -318,7 +369,21 @@ def moved(batch: PromptedBatch, device: torch.device) -> PromptedBatch:
     here = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
     for name, part in _parts(here, tensors, starts).items():
         part.copy_(tensors[name])
-    return batch.with_tensors(_parts(here.to(device, non_blocking=True), tensors, starts))
+    return _parts(here.to(device, non_blocking=True), tensors, starts)
+
+
+def _placed(tensors: Mapping[str, Tensor], padded: bool) -> PromptedBatch:
+    """The batch of tensors by their places in it; `padded`: see `TrajectoryTokens`."""
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "expert_actions", "timesteps")
+    tokens = None
+    if "tokens.mask" in tensors:
+        of_steps: dict[str, Any] = {
+            name: tensors[f"tokens.{name}"] for name in ("states", "actions", "phase", "times", "mask")
+        }
+        tokens = TrajectoryTokens(**of_steps, padded=padded)
+    keep = Keep(tensors.get("keep.text"), tensors.get("keep.trajectory"))
+    parts: dict[str, Any] = {name: tensors.get(name) for name in names}
+    return PromptedBatch(**parts, text=tensors.get("text"), tokens=tokens, keep=keep)
 
 
 def _parts(whole: Tensor, like: Mapping[str, Tensor], starts: Mapping[str, int]) -> dict[str, Tensor]:

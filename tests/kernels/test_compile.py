@@ -14,7 +14,7 @@ if kernels.interpreted():
 import torch
 import triton
 
-from llmdpd.kernels import features, losses, report, tiles, time_rows, updates
+from llmdpd.kernels import batches, features, losses, report, tiles, time_rows, updates
 
 # Bytes that a version other than the pinned one spills: by triton's version, direction, bf16, actions and target.
 SPILLS = {
@@ -128,9 +128,17 @@ def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None
     tables = features.Tables(
         numbers(41, 5, dtype=whole), numbers(41), numbers(13, 5, dtype=whole), numbers(13), numbers(3, 3, dtype=whole)
     )
+    columns = {"observations": numbers(B, S), "next_observations": numbers(B, S), "rewards": numbers(B)}
+    columns |= {"actions": numbers(B, A), "expert_actions": numbers(B, A), "terminals": numbers(B)}
+    shown = {"tokens.states": numbers(12, 32, S), "tokens.actions": numbers(12, 32, A)}
+    scene = batches.Scene(numbers(S, 6, dtype=whole), numbers(3), 3, 6, (0, 1), (0, 1))
+    turned = {"jitter": numbers(12, 3, 6), **{name: numbers(12) for name in ("cosine", "sine", "side")}}
     rows_of = numbers(B, S), (numbers(S), numbers(S)), tables, numbers(B, 53), numbers(B, 14)
     launches = [
         *step,
+        batches.launch(
+            columns, levels.view(-1)[:B], numbers(12, 32, dtype=torch.int64), 4, columns | shown, scene, turned
+        ),
         features.launch(*rows_of, (numbers(B, dtype=torch.int64), numbers(6), 50.0)),
         losses.regression(values, values, numbers(L, B), numbers(L, B), 1.0, 0.99)[0],
         losses.actor(alike, alike, values, numbers(L), 1.0)[0],
