@@ -7,6 +7,7 @@ few numbers. Gathering and changing batches there takes it longer than a small n
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,7 +41,7 @@ def device_data(dataset: TrajectoryDataset, device: torch.device, layout: Layout
 def bytes_of(dataset: TrajectoryDataset) -> int:
     """Bytes of a data set's numbers on a device."""
     columns = dataset.numbers() | {"terminals": dataset.terminals}
-    return sum(4 * int(np.prod(column.shape)) for column in columns.values() if column is not None)
+    return sum(4 * math.prod(column.shape) for column in columns.values() if column is not None)
 
 
 class DeviceData:
@@ -82,14 +83,11 @@ class DeviceData:
 
         shapes = {name: (len(rows), *c.shape[1:]) for name, c in self._columns.items() if c is not None}
         if shown is not None:
-            sizes = {"states": shapes["observations"][1], "actions": shapes["actions"][1]}
-            shapes |= {f"tokens.{name}": (*shown.shape, size) for name, size in sizes.items()}
-        starts, total = {}, 0
-        for name, shape in shapes.items():
-            starts[name] = total
-            total += -(-int(np.prod(shape)) // _ALIGNED) * _ALIGNED
-        flat = torch.empty(total, device=rows.device)
-        out = {name: flat[starts[name] :][: int(np.prod(shape))].view(shape) for name, shape in shapes.items()}
+            widths = {"states": shapes["observations"][1], "actions": shapes["actions"][1]}
+            shapes |= {f"tokens.{name}": (*shown.shape, width) for name, width in widths.items()}
+        sizes = [-(-math.prod(shape) // _ALIGNED) * _ALIGNED for shape in shapes.values()]
+        parts = zip(torch.empty(sum(sizes), device=rows.device).split(sizes), shapes.items(), strict=True)
+        out = {name: part[: math.prod(shape)].view(shape) for part, (name, shape) in parts}
         scene = None if change is None else self._scene
         given = {"expert_actions": None, **out}
         with triton.on_device(rows.device):

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="triton is not installed")
+
 from llmdpd.data import TrajectoryDataset
 from llmdpd.data.augmentation import AugmentationConfig
+from llmdpd.kernels.launch import Launch
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.layout import Layout, Point
@@ -35,8 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("expert", [True, False])
 def test_batches_are_the_hosts(
     device: torch.device, metaworld_data: Callable[..., TrajectoryDataset], rng: np.random.Generator, name: str,
-    expert: bool,
+    expert: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    launched, run = [], Launch.run
+    monkeypatch.setattr(Launch, "run", lambda self: launched.append(self.kernel.__name__) or run(self))
     data = metaworld_data(("reach-v3", "push-v3"), 4, seed=int(rng.integers(1000)), length=9)
     data.observations[::3, 4:7] = 0.0  # an absent point
     if not expert:
@@ -49,6 +54,7 @@ def test_batches_are_the_hosts(
     for _ in range(3):
         same(there.next(), host.next(), exact=device.type == "cpu")
     assert there.state() == host.state()
+    assert launched == 3 * ["batch_kernel"]
 
 
 def same(found: PromptedBatch, wanted: PromptedBatch, exact: bool) -> None:
