@@ -25,7 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESERVE = 10.0  # seconds kept back for the last report
-TESTS = ("tests/kernels", "tests/ops", "tests/diffusion")
+# Then captured iterations and batches, for which more of what llmdpd depends on has to be here.
+TESTS = ("tests/kernels", "tests/ops", "tests/diffusion", "tests/methods/test_device_work.py", "tests/training")
 
 
 def build(target: Path, seconds: float) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def run_tests(paths: Sequence[str], seconds: float) -> dict[str, Any]:
         return {"ok": None, "reason": "pytest is not installed here"}
     if not there:
         return {"ok": None, "reason": f"none of {', '.join(paths)} is in this checkout"}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", *there]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs"]
+    words += ["--continue-on-collection-errors", *there]
     return _run(words, seconds)
 
 
@@ -176,6 +178,10 @@ def measure(session: Session) -> None:
         )
         keep("act")
 
+    def default_latency() -> None:
+        act.measure_default(benches["act"], compiler, (1,) if quick else (1, 64))
+        keep("act")
+
     def alone() -> None:
         device_times.measure(benches["kernels"], sizes, (2, 3) if quick else device_times.BATCHES)
         keep("kernels")
@@ -189,6 +195,7 @@ def measure(session: Session) -> None:
     session.stage("the default preset's iteration", default)
     session.stage("training iteration", train)
     session.stage("acting", latency)
+    session.stage("acting, the default policy", default_latency)
     session.stage("tests", tests, needs=20.0)
     session.stage("sampler, the other cases", lambda: sample(cases[3:]))
     for report in session.report["reports"].values():

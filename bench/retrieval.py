@@ -136,12 +136,13 @@ def action_in_torch(of: Any, observation: NDArray[np.float32], compiler: Compile
         return reverse_diffusion_reference(network.net, *condition, coefficients, noise, "fp32")
 
     run = sample if compiler is None else compiler.compile(sample)
-    rows = np.atleast_2d(observation)
+    rows, place = np.atleast_2d(observation), network.device
 
     @torch.no_grad()
     def call() -> NDArray[np.float32]:
-        noise = torch.randn(coefficients.steps + 1, len(rows), 1, ACTION)
-        actions: NDArray[np.float32] = run(torch.from_numpy(rows), torch.zeros(len(rows)), noise).numpy()
+        noise = torch.randn(coefficients.steps + 1, len(rows), 1, ACTION, device=place)
+        found = run(torch.from_numpy(rows).to(place), torch.zeros(len(rows), device=place), noise)
+        actions: NDArray[np.float32] = found.cpu().numpy()
         return actions
 
     return call

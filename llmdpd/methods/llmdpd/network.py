@@ -160,6 +160,6 @@ def sample_actions(
         uniform = torch.special.ndtr(normal)
         probability = (value.double() / acting.temperature).softmax(1)
         # A running sum as a matrix product: cumsum has no deterministic implementation on CUDA.
-        cumulative = probability @ torch.ones(acting.samples, acting.samples).to(probability).triu()
+        cumulative = probability @ probability.new_ones(acting.samples, acting.samples).triu()
         choice = (cumulative < uniform[:, None]).sum(1).clamp_max(acting.samples - 1)
     return actions[torch.arange(batch, device=actions.device), choice]
