@@ -28,6 +28,7 @@ import pytest
 import torch
 
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
+from llmdpd.ops import native
 from llmdpd.tasks.user import use_no_file
 
 # A user's tasks, as modules that know nothing of the tests: see `family`.
@@ -81,6 +82,7 @@ def seed_of() -> Callable[[str], int]:
 def fresh_seed(request: pytest.FixtureRequest, seed_of: Callable[[str], int]) -> int:
     """The test's own seed, 31 bits; torch's global generator starts from it, on one thread: commands leave several."""
     torch.set_num_threads(1)
+    native.set_threads(None)
     seed = seed_of(request.node.nodeid)
     torch.manual_seed(seed)
     return seed
@@ -96,8 +98,6 @@ def rng(fresh_seed: int) -> np.random.Generator:
 @pytest.fixture(params=["plain", "avx2", "avx512", "avx512_bf16"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each compiled instruction set in turn, the best one again afterwards."""
-    from llmdpd.ops import native
-
     module = native.module()
     if request.param not in module.runnable_isas():
         pytest.skip(f"{request.param} can't run on this CPU")
@@ -340,8 +340,6 @@ def kept_workers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def torch_settings(kept_workers: None) -> Iterator[None]:
     """Put back what the training command sets for its whole process."""
-    from llmdpd.ops import native
-
     threads = torch.get_num_threads()
     yield
     torch.use_deterministic_algorithms(False)
@@ -483,7 +481,6 @@ def in_processes() -> Callable[[int, Callable[[int], int | None]], list[int]]:
 
 def _be_process(number: int, count: int, port: int, work: Callable[[int], int | None]) -> int:
     from llmdpd.evaluation import scoring
-    from llmdpd.ops import native
     from llmdpd.runs import pipeline
     from llmdpd.tasks.simulation.rollout import EnvPool
 
