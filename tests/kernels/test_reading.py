@@ -11,10 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmdpd.methods.batch import PromptedBatch
+from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
+from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
+from llmdpd.nn import device_features
 from llmdpd.nn.context import ContextConfig, EncodedPrompts, Keep, RetrievalConfig, RetrievalContext
 from llmdpd.nn.spaces import Spaces
 from llmdpd.ops import device_reading, layers, triton
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
+from llmdpd.tasks.layout import Layout, Point
+from llmdpd.training.batches import moved
 
 TOLERANCES = {False: (2e-5, 1e-4), True: (5e-3, 5e-2)}
 """Whether operands are rounded to tf32 → of results, and of gradients."""
@@ -183,3 +189,48 @@ def test_weights_of_other_sizes_are_refused(make: Callable[..., Case]) -> None:
     given = case.context.given(*case.context._seen(case.state, case.time), case.prompts)
     with pytest.raises(ValueError, match="numbers of weights, and"):
         device_reading.read_states(case.context._shape, given, tensors[:3], tensors[3:-1])
+
+
+def test_an_iterations_gradients_are_pytorchs(
+    device: torch.device, rng: np.random.Generator, close: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Through all of it: prompts read by PyTorch, features and states by the kernels, and the diffusion loss."""
+    encoder = TrajectoryEncoderConfig(layers=1, width=8, inner=8, heads=2, steps=9, dropout=0.0)
+    sizes = {"text_dim": 5, "text_hidden": 8, "trajectory_dim": 3, "encoder": encoder, "features": "relative"}
+    context = ContextConfig("retrieval", **sizes, retrieval=RetrievalConfig(layers=1, heads=2, width=12))
+    network = DiffusionNetworkConfig(hidden_dim=16, context=context)
+    layout = Layout((Point("hand", (0, 2)), Point("thing", (1, 3))), scalars=(5,))
+    method = LLMDPD(DiffusionPolicy(Spaces(S, A, D, layout), network).to(device), LLMDPDConfig(eta=0.0), 9)
+    with torch.no_grad():
+        for parameter in method.policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    P, rows = 2, 5
+    shown = [tuple(rng.normal(size=(n, size)).astype(np.float32) for size in (S, A)) for n in (4, 7)]
+    state, action, number = torch.randn(P * rows, S), torch.randn(P * rows, A), torch.zeros(P * rows)
+    batch = PromptedBatch(
+        observations=state, actions=action, expert_actions=action, rewards=number, next_observations=state,
+        terminals=number, timesteps=torch.randint(0, 90, (P * rows,)), text=torch.randn(P, D),
+        tokens=make_tokens(shown, encoder), keep=Keep(torch.tensor([[1.0], [0.0]]), torch.ones(P, 1)),
+    )  # fmt: skip
+    batch = moved(batch, device)
+
+    def gradients() -> tuple[Tensor, ...]:
+        torch.manual_seed(4)
+        loss, _ = method.actor_loss(batch, method.condition(batch, method.encode(batch)))
+        return loss, *torch.autograd.grad(loss, list(method.policy.parameters()))
+
+    with monkeypatch.context() as patch:
+        for module in (device_reading, device_features):
+            patch.setattr(module, "may_read", lambda *_: False)
+        patch.setattr(layers, "computes", lambda *_: False)
+        wanted = gradients()
+    launches = request.getfixturevalue("launches")
+    monkeypatch.setattr(device_features, "may_read", lambda state: True)
+    found = gradients()
+    assert {"features_kernel", "reading_kernel", "reading_gradient_kernel"} <= {*launches}
+    names = ["loss", *(name for name, _ in method.policy.named_parameters())]
+    largest = max(float(gradient.norm()) for gradient in wanted[1:])
+    for name, one, other in zip(names, found, wanted, strict=True):
+        # A number that is added to all keys changes nothing: what is left of its gradient is rounding.
+        close(one, other.detach().cpu().double(), 2e-4, name, 0.05 * largest)
