@@ -46,7 +46,7 @@ _METAWORLD_METHOD = LLMDPDConfig(
             ),
         )
     ),
-    acting=BestOfN(samples=1, noise_scale=0.3, contradicted_text="drop"),
+    acting=BestOfN(samples=1, noise_scale=0.3, contradicted_text="drop", track_after=1.5),
     batch_size=480,
     prompts_per_batch=12,
     # Without it longer training makes the policy worse at tasks that are unlike the training's (docs/research-log).
@@ -70,7 +70,7 @@ _METAWORLD_METHOD = LLMDPDConfig(
 _ELSEWHERE = replace(
     _METAWORLD_METHOD,
     self_prompted=0.0,
-    acting=replace(_METAWORLD_METHOD.acting, contradicted_text="keep"),
+    acting=_METAWORLD_METHOD.acting.heeding_texts(),
 )
 
 _METAWORLD = TrainConfig(

@@ -77,11 +77,11 @@ class TrainConfig:
         device = automatic_device()[0] if self.device == "auto" else self.device
         init = dataclasses.replace(self.init, source=self.init.source and _policy_place(self.init.source))
         changed: dict[str, Any] = {"tasks": tasks, "data": data, "llm": llm, "method": method, "init": init}
-        config = dataclasses.replace(self, **changed, device=device).keeping_texts()
+        config = dataclasses.replace(self, **changed, device=device).heeding_texts()
         config.check_values()
         return config
 
-    def keeping_texts(self) -> TrainConfig:
+    def heeding_texts(self) -> TrainConfig:
         """The configuration with texts kept where its tasks share a demonstration, of which texts say something else.
 
         Runs that were begun before `resolved` wrote this down acted so too. Raises `InputError` for an unknown task.
@@ -89,7 +89,7 @@ class TrainConfig:
         if all(shown_by(task) == task for task in self.tasks.seen):
             return self
         return dataclasses.replace(
-            self, method=dataclasses.replace(self.method, acting=self.method.acting.keeping_texts())
+            self, method=dataclasses.replace(self.method, acting=self.method.acting.heeding_texts())
         )
 
     def check_values(self) -> None:

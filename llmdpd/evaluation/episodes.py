@@ -162,7 +162,8 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
     if policy.network.memory_length:
         own = [rows.demonstrations[row] for row in rows.of_request]
         targets = policy.target_returns([request.task for request in requests], own)
-    episodes = policy.episodes(encoded, rows.of_request, targets)
+    shown = rows.demonstrations if reads.trajectory else ()
+    episodes = policy.episodes(encoded, rows.of_request, targets, shown)
 
     def act(
         observations: NDArray[np.float32], index: Index, steps: Index, rewards: NDArray[np.float32]

@@ -85,6 +85,7 @@ class ActingUse:
     precision: str = "fp32"  # of records from before it could be chosen
     action_horizon: Count = 1  # of records from before there were chunks
     contradicted_text: str = "keep"  # of records from before it could be dropped
+    track_after: Finite = 0.0  # of records from before there was a tracker to hand over to
 
     def __str__(self) -> str:
         chosen = f"{self.selection} choice (temperature {self.temperature:g}) of {self.samples}"
@@ -92,8 +93,9 @@ class ActingUse:
         precision = "" if self.precision == "fp32" else f", {self.precision}"
         horizon = "" if self.action_horizon == 1 else f", action horizon {self.action_horizon}"
         dropped = "" if self.contradicted_text == "keep" else ", contradicted texts dropped"
+        tracked = f", the tracker after {self.track_after:g} demonstration lengths" if self.track_after else ""
         walk = f"{self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
-        return f"{sampled}, {walk}{precision}{horizon}{dropped}"
+        return f"{sampled}, {walk}{precision}{horizon}{dropped}{tracked}"
 
 
 @dataclass(frozen=True, kw_only=True)

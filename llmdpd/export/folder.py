@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,14 +16,18 @@ from llmdpd.policy.policy import Policy
 from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json
 from llmdpd.version import __version__
 
+_log = logging.getLogger(__name__)
 DESCRIPTION = "export.json"
 _BUILT = "build"
 """Folder within an export that is made of it, and may be replaced with it."""
 
 
 def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, Any]:
-    """What an export says of itself, for people: where it is from, its sizes, how it acts."""
-    network = policy.network
+    """What an export says of itself, for people: where it is from, its sizes, how it acts: by the network alone."""
+    network, acting = policy.network, policy.acting.describe(policy.network.config)
+    if acting["track_after"]:
+        words = "the export acts by the network alone: the tracker (track_after %g) is not exported"
+        _log.warning(words, acting["track_after"])
     keys = list(policy.metadata.get("observation", ()))
     widths = policy.metadata.get("observation_widths") or [None] * len(keys)
     return {
@@ -32,7 +37,7 @@ def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, An
         "observation": network.spaces.observed_dim,
         "observation_keys": [list(pair) for pair in zip(keys, widths, strict=True)],
         "action": network.action_dim,
-        "acting": policy.acting.describe(network.config),
+        "acting": acting | {"track_after": 0.0},
         "prompts": list(prompts),
         "trained_on": list(policy.metadata.get("trained_on", ())),
     }

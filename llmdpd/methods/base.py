@@ -231,6 +231,14 @@ class OfflineConfig(OptimisationConfig, MethodConfig):
                 found=features,
                 expected="relative, or augmentation.rotate and augmentation.mirror of 0",
             )
+        tracked = self.acting.takes_over and self.network.context_config().trajectory
+        if tracked and not (spec.layout and spec.layout.trackable):
+            raise InputError(
+                "only demonstrations of tasks whose layout has a goal and action.move can be tracked",
+                field="acting.track_after",
+                found=f"{self.acting.takes_over:g} for {spec.task}",
+                expected="0",
+            )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,13 @@ class ActingConfig:
         """Whether a text that contradicts its demonstration is left out of the prompt."""
         return False
 
-    def keeping_texts(self) -> ActingConfig:
-        """The same, with every text kept."""
+    @property
+    def takes_over(self) -> float:
+        """Lengths of the demonstration after which the tracker acts in place of the policy; 0: never."""
+        return 0.0
+
+    def heeding_texts(self) -> ActingConfig:
+        """The same, with every text kept, and without the tracker, which knows none."""
         return self
 
     def check_network(self, network: Any) -> None:
@@ -99,6 +104,8 @@ class BestOfN(ChainActing):
     """What becomes of a text under which the policy finds its demonstration clearly less likely than without it (the
     diffusion loss on it is 1.1 times as high): `drop` leaves it out of that prompt. It needs text dropout in training,
     and has no effect on a policy that predicts chunks."""
+    track_after: NonNegative = 0.0
+    """Lengths of the demonstration after which a rule that tracks it takes over, 0: never. It needs a layout."""
 
     def check_network(self, network: Any) -> None:
         super().check_network(network)
@@ -124,11 +131,23 @@ class BestOfN(ChainActing):
     def drops_texts(self) -> bool:
         return self.contradicted_text == "drop"
 
-    def keeping_texts(self) -> BestOfN:
-        return replace(self, contradicted_text="keep")
+    @property
+    def takes_over(self) -> float:
+        return self.track_after
+
+    def heeding_texts(self) -> BestOfN:
+        return replace(self, contradicted_text="keep", track_after=0.0)
 
     def describe(self, network: Any) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("samples", "selection", "temperature", "precision")}
         reads = network.context_config()
         dropped = self.drops_texts and network.chunk == 1 and reads.text and reads.trajectory and reads.text_dropout
-        return super().describe(network) | own | {"contradicted_text": "drop" if dropped else "keep"}
+        tracked = self.track_after if reads.trajectory else 0.0
+        return (
+            super().describe(network)
+            | own
+            | {
+                "contradicted_text": "drop" if dropped else "keep",
+                "track_after": tracked,
+            }
+        )

@@ -14,6 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.policy_network import PolicyNetwork, States
+from llmdpd.policy.takeover import Takeover
 from llmdpd.utils.settings import in_own_settings
 from llmdpd.utils.tensors import check_tensors
 
@@ -89,6 +90,7 @@ class Episodes:
         prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
         targets: target returns at the beginning, by episode, or one for all; for policies that are
             conditioned on history.
+        takeover: what acts in episodes that last too long; None: the policy alone.
 
     Raises:
         InputError: NaN or Inf in a weight; several prompts, and no `prompt_of`.
@@ -102,6 +104,7 @@ class Episodes:
         prompts: EncodedPrompts,
         prompt_of: IntArray | None = None,
         targets: FloatArray | float = 0.0,
+        takeover: Takeover | None = None,
     ) -> None:
         for module in (network, critic):  # they may have been trained since the policy was made
             check_finite(module)
@@ -111,7 +114,7 @@ class Episodes:
                 problem, field="prompt_of", found=f"{len(prompts)} prompts", expected="a number an episode"
             )
         self._network, self._acting, self._critic = network, acting, critic
-        self._prompts, self._targets = prompts, np.asarray(targets, np.float32)
+        self._prompts, self._targets, self._takeover = prompts, np.asarray(targets, np.float32), takeover
         shared = prompt_of is None or len(prompts) == 1  # a policy that reads none has one for all
         self._prompt_of = None if shared else np.asarray(prompt_of, np.int64)
         self._frozen = network.freeze(prompts, acting, critic)
@@ -132,16 +135,18 @@ class Episodes:
         """Forget every episode."""
         self.drop_chunks()
         self._last.clear()
-        if self._memory is not None:
-            self._memory.reset()
+        for part in (self._memory, self._takeover):
+            if part is not None:
+                part.reset()
 
     def forget(self, episodes: IntArray) -> None:
         """Forget these episodes: each begins anew."""
         for who in episodes.tolist():
             self._last.pop(who, None)
             self._chunks.drop(who)
-            if self._memory is not None:
-                self._memory.forget(who)
+            for part in (self._memory, self._takeover):
+                if part is not None:
+                    part.forget(who)
 
     def drop_chunks(self) -> None:
         """Sample anew from the next step on."""
@@ -162,6 +167,28 @@ class Episodes:
             observations: [B, S], the present ones. rewards: [B], what came of each one's last action; None for zeros.
             seeds: rows [b] of the B that a chunk is sampled for → seeds [b] of its noise.
         """
+        if self._takeover is None:
+            return self._act(episodes, steps, observations, rewards, seeds)
+        late = self._takeover.late(episodes, steps, observations)
+        if not late.any():
+            return self._act(episodes, steps, observations, rewards, seeds)
+        actions = np.empty((len(episodes), self._network.action_dim), np.float32)
+        actions[late] = self._takeover.act(episodes[late], observations[late])
+        own = np.flatnonzero(~late)
+        if len(own):
+            earned = None if rewards is None else rewards[own]
+            actions[own] = self._act(episodes[own], steps[own], observations[own], earned, lambda due: seeds(own[due]))
+        return actions
+
+    def _act(
+        self,
+        episodes: IntArray,
+        steps: IntArray,
+        observations: FloatArray,
+        rewards: FloatArray | None,
+        seeds: Callable[[IntArray], IntArray],
+    ) -> FloatArray:
+        """As `act`, by the policy itself."""
         scaling = self._network.action_scaling
         observations = self._completed(episodes, steps, observations)
         if self._horizon == 1:

@@ -39,6 +39,8 @@ from llmdpd.policy.inputs import (
 )
 from llmdpd.policy.publish import push_policy
 from llmdpd.policy.session import Seeds, Session
+from llmdpd.policy.takeover import Takeover
+from llmdpd.policy.tracker import Scene, Track
 from llmdpd.prompts import TextPrompt
 from llmdpd.prompts.demonstration import TrajectoryTokens, make_tokens, read_part
 from llmdpd.prompts.source import LLMIdentity
@@ -75,7 +77,8 @@ class Policy:
             policy which is conditioned on history asks for.
 
     Raises:
-        InputError: a way of acting that is out of bounds, or that the network does not have; NaN or Inf in a weight.
+        InputError: a way of acting that is out of bounds, or that the network or its layout does not have; NaN or Inf
+            in a weight.
     """
 
     def __init__(
@@ -92,6 +95,10 @@ class Policy:
         check_config(acting, "acting")
         with located(field="acting"):
             acting.check_network(network.config)
+        self._scene = None
+        if acting.takes_over and network.reads.trajectory:
+            low, high = network.action_scaling.parts()[2:].astype(np.float32)
+            self._scene = Scene(network.spaces.layout, low, high, "acting.track_after", "set it to 0")
         self.method, self.acting, self.llm = method, acting, llm
         self.network = network.eval().requires_grad_(False)
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
@@ -245,6 +252,9 @@ class Policy:
         `Trajectory.success_step`, else looked for in the rewards, the way to the goal, or where nothing moves any more;
         the log says what is left out.
 
+        A policy with `acting.track_after` hands over to a rule that tracks the demonstration, after so many times its
+        length.
+
         `target_return` is what a policy asks for that is conditioned on history; by default what its demonstration has
         earned, or where it reads none the mean over the tasks that it was trained on. Other policies have no use for
         it. Weights count as they are here: after training on, prompt again. The LLM is loaded only for a text that
@@ -275,7 +285,7 @@ class Policy:
         prompts = self.encode_prompts([text], [trajectory])
         if self.network.memory_length and target_return is None:
             target_return = float(self.target_returns([None], [trajectory])[0])
-        return self.episodes(prompts, targets=target_return or 0.0)
+        return self.episodes(prompts, targets=target_return or 0.0, shown=[trajectory])
 
     @in_own_settings
     def encode_prompts(
@@ -322,10 +332,34 @@ class Policy:
 
     @in_own_settings
     def episodes(
-        self, prompts: EncodedPrompts, prompt_of: NDArray[np.int64] | None = None, targets: FloatArray | float = 0.0
+        self,
+        prompts: EncodedPrompts,
+        prompt_of: NDArray[np.int64] | None = None,
+        targets: FloatArray | float = 0.0,
+        shown: Sequence[Demonstrations | None] = (),
     ) -> Episodes:
-        """What acts in many episodes at once, of several tasks; see `Episodes`."""
-        return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets)
+        """What acts in many episodes at once, of several tasks; see `Episodes`.
+
+        `shown`: each prompt's demonstrations, or None, for a policy that hands over to their tracker; without them it
+        does not.
+        """
+        takeover = self._takeover(shown, prompt_of)
+        return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets, takeover)
+
+    def _takeover(self, shown: Sequence[Demonstrations | None], prompt_of: IntArray | None) -> Takeover | None:
+        """What takes over from the policy under these prompts; None where nothing does."""
+        prompts = [demonstrations for demonstrations in shown if demonstrations is not None]
+        if self._scene is None or not prompts:
+            return None
+        tracks = [[self._track(one, self._scene) for one in each_demonstration(prompt)] for prompt in prompts]
+        return Takeover(tracks, self._scene, self.acting.takes_over, prompt_of)
+
+    def _track(self, one: Demonstration, scene: Scene) -> Track:
+        """The part of a demonstration that the policy reads, for the tracker."""
+        network = self.network
+        given = recorded(one, network.spaces, network.action_scaling, self._keys)
+        part, _ = read_part(given, network.reads.encoder, network.spaces.layout, standing=False)
+        return Track.of(part.observations, network.action_scaling.from_unit(part.actions), scene)
 
     def target_returns(
         self, tasks: Sequence[str | None], demonstrations: Sequence[Demonstrations | None]

@@ -19,7 +19,7 @@ from llmdpd.utils.extras import extra
 with extra("cli"):
     import tyro
 
-_ACTING = ("samples", "noise_scale", "action_horizon", "contradicted_text")
+_ACTING = ("samples", "noise_scale", "action_horizon", "contradicted_text", "track_after")
 OptionalCount = Annotated[int | None, Bounds(1)]
 
 
@@ -70,6 +70,9 @@ class EvaluateConfig:
     """Actions of a chunk that are executed before the next is sampled; by default the run's."""
     contradicted_text: Literal["keep", "drop"] | None = None
     """What becomes of a text that contradicts its demonstration; by default the run's."""
+    track_after: Annotated[float | None, Bounds(0)] = None
+    """Lengths of the demonstration after which the tracker acts in place of the policy, 0: never; by default the
+    run's."""
     max_steps: OptionalCount = None
     """Steps an episode at most; by default the run's."""
     whole_episodes: bool = False

@@ -232,7 +232,7 @@ class RunFolder:
         Raises:
             InputError: naming every field in which `config` would change what is learned.
         """
-        changed = differences(to_plain(self.read_config().keeping_texts()), to_plain(config))
+        changed = differences(to_plain(self.read_config().heeding_texts()), to_plain(config))
         free = (*_FREE_ON_RESUME, *_longer(self.read_config(), config))
         forbidden = [line for line in changed if line.split(":")[0] not in free]
         if forbidden:
@@ -337,7 +337,7 @@ def folder_lock(folder: Path, where: str, hint: str) -> AbstractContextManager[N
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
     """The plain configuration without what a resumed run may change."""
-    plain: dict[str, Any] = to_plain(config.keeping_texts())
+    plain: dict[str, Any] = to_plain(config.heeding_texts())
     for name in _FREE_ON_RESUME:
         *sections, field = name.split(".")
         del (plain[sections[0]] if sections else plain)[field]

@@ -141,6 +141,11 @@ class Layout:
         """Whether scenes can be rotated and mirrored: where it is known what is horizontal, and how actions move."""
         return bool(self.horizontal and self.move)
 
+    @property
+    def trackable(self) -> bool:
+        """Whether a demonstration can be tracked: there is an object or a goal, and it is known how actions move."""
+        return bool(self.goal is not None and len(self.points) > 1 and self.move)
+
     def point(self, name: str) -> Point:
         """The point of this name. Raises InputError where there is none."""
         for point in self.points:

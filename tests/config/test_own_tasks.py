@@ -30,7 +30,11 @@ def test_a_file_decides_tasks_and_preset(family: Family, monkeypatch: pytest.Mon
         assert (config.tasks.seen, config.tasks.unseen) == (("reach", "visit"), ("hover",))
     other = parse_train(["--tasks-file", "tasks.toml", "--tasks.seen", "hover", "--tasks.unseen", "reach"])
     assert (other.tasks.seen, other.tasks.unseen) == (("hover",), ("reach",))
-    named = parse_train(["--tasks-file", "tasks.toml", "--preset", "metaworld", "--method.clone", "executed"])
+    words = ["--tasks-file", "tasks.toml", "--preset", "metaworld", "--method.clone", "executed"]
+    with pytest.raises(InputError, match="can be tracked") as error:
+        parse_train(words)
+    assert error.value.field == "method.acting.track_after"
+    named = parse_train([*words, "--method.acting.track-after", "0"])
     assert (named.preset, named.tasks) == ("metaworld", config.tasks)
 
 

@@ -126,5 +126,5 @@ def test_names_are_made_canonical_and_places_absolute(monkeypatch: pytest.Monkey
 
 def test_texts_are_kept_where_they_are_to_say_something_else_than_the_demonstration() -> None:
     text, usual = (parse_train(words).method.acting for words in (["--protocol", "text"], []))
-    assert (text, usual) == (usual.keeping_texts(), PRESETS["metaworld"].method.acting)
+    assert (text, usual) == (usual.heeding_texts(), PRESETS["metaworld"].method.acting)
     assert text != usual

@@ -58,10 +58,11 @@ def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: Prompts
                 "steps": 5,
             },
             contradicted_text="drop",
+            track_after=1.5,
         )
         assert record.protocol == "custom", "the paper's tasks are others"
     changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2, "precision": "bf16"}
-    changes["contradicted_text"] = "keep"
+    changes |= {"contradicted_text": "keep", "track_after": 0.5}
     alone = {task: dataclasses.replace(prompt, demonstrations=()) for task, prompt in prompts.items()}
     for record in evaluate_policies({"last": policy.with_acting(**changes)}, CONFIG, alone, workers=1):
         assert dataclasses.asdict(record.acting) == {"temperature": 1.0, "action_horizon": 1, **changes}

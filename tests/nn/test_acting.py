@@ -49,9 +49,10 @@ def test_the_action_horizon_is_the_chunk_unless_it_is_given() -> None:
                 precision="bf16",
                 action_horizon=2,
                 contradicted_text="drop",
+                track_after=1.5,
             ),
             {
-                "contradicted_text": "keep",  # of chunks, no text is dropped
+                **{"contradicted_text": "keep", "track_after": 1.5},  # of chunks, no text is dropped
                 **{"samples": 3, "selection": "max", "temperature": 2.0, "precision": "bf16", "action_horizon": 2},
                 **{"noise_scale": 1.0, "sampler": "ddpm", "steps": 9},
             },
@@ -111,4 +112,6 @@ def test_results_say_that_texts_are_dropped_where_they_can_be() -> None:
         for choice in ("keep", "drop"):
             found = BestOfN(contradicted_text=choice).describe(network)["contradicted_text"]
             assert found == ("drop" if dropped and choice == "drop" else "keep")
-    assert BestOfN(contradicted_text="drop").keeping_texts() == BestOfN()
+    assert BestOfN(contradicted_text="drop", track_after=2).heeding_texts() == BestOfN()
+    of_text_alone = DiffusionNetworkConfig(context=replace(reads, trajectory=False))
+    assert BestOfN(track_after=2).describe(of_text_alone)["track_after"] == 0, "there is nothing to track"
