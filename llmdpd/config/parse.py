@@ -61,12 +61,12 @@ def _as_ranges(names: Iterable[str]) -> list[str]:
 def description() -> str:
     """What the help begins with. Made when it is requested, since protocols are the suites', of other packages too."""
     short = (f"{short} (--{field.replace('_', '-')})" for short, field in ALIASES.items())
+    first, *protocols = _as_ranges(PROTOCOLS)
     return f"""Train a policy that is prompted with a text and a demonstration; evaluate it; write a report.
 
     --preset NAME    start from a named configuration (default: metaworld, or tasks with --tasks-file):
                      {_listed([*(name for name in PRESETS if name not in ABLATED), "ablations as metaworld-no-text"])}
-    --protocol NAME  which tasks are trained on and which held out:
-                     {_listed(_as_ranges(PROTOCOLS))}
+    --protocol NAME  {_listed([f"seen and unseen tasks: {first}", *protocols])}
     --method NAME    the method that learns (default: the preset's):
                      {_listed(METHODS)}
     --run-dir DIR    the run's folder (default: runs/PRESET-seedN-TIME); must be new

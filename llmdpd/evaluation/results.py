@@ -93,7 +93,7 @@ class ActingUse:
         precision = "" if self.precision == "fp32" else f", {self.precision}"
         horizon = "" if self.action_horizon == 1 else f", action horizon {self.action_horizon}"
         dropped = "" if self.contradicted_text == "keep" else ", contradicted texts dropped"
-        tracked = f", the tracker after {self.track_after:g} demonstration lengths" if self.track_after else ""
+        tracked = f", the tracker at the latest after {self.track_after:g} demonstrations" if self.track_after else ""
         walk = f"{self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
         return f"{sampled}, {walk}{precision}{horizon}{dropped}{tracked}"
 

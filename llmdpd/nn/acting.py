@@ -23,7 +23,7 @@ class ActingConfig:
 
     @property
     def takes_over(self) -> float:
-        """Lengths of the demonstration after which the tracker acts in place of the policy; 0: never."""
+        """Lengths of the demonstration after which at the latest the tracker takes over from the policy; 0: never."""
         return 0.0
 
     def heeding_texts(self) -> ActingConfig:
@@ -105,7 +105,9 @@ class BestOfN(ChainActing):
     diffusion loss on it is 1.1 times as high): `drop` leaves it out of that prompt. It needs text dropout in training,
     and has no effect on a policy that predicts chunks."""
     track_after: NonNegative = 0.0
-    """Lengths of the demonstration after which a rule that tracks it takes over, 0: never. It needs a layout."""
+    """Lengths of the demonstration after which at the latest a hand-written rule that tracks it takes over from the
+    policy, where the body stands still for 30 steps earlier, from half a length on; 0: never. It goes on from the
+    moment that is most like the present, and needs a layout with a goal and action.move."""
 
     def check_network(self, network: Any) -> None:
         super().check_network(network)

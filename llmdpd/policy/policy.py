@@ -252,8 +252,8 @@ class Policy:
         `Trajectory.success_step`, else looked for in the rewards, the way to the goal, or where nothing moves any more;
         the log says what is left out.
 
-        A policy with `acting.track_after` hands over to a rule that tracks the demonstration, after so many times its
-        length.
+        A policy with `acting.track_after` hands over to a rule that tracks the demonstration where it stands still, or
+        after so many times its length.
 
         `target_return` is what a policy asks for that is conditioned on history; by default what its demonstration has
         earned, or where it reads none the mean over the tasks that it was trained on. Other policies have no use for

@@ -1,8 +1,9 @@
-"""Handing over: from some time on a policy's episodes are acted by the tracker of their demonstrations."""
+"""Handing over: episodes in which a policy does not get on are acted by the tracker of its demonstration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +13,33 @@ from llmdpd.policy.tracker import Follower, Scene, Track, nearest
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
+_EARLIEST = 0.5  # lengths of the demonstration before which nothing is handed over
+_STILL = 30  # steps for which a body stands still that does not get on: a demonstration is read without such
+_WITHIN = 0.02  # metres, along each axis, within which it stands still
+
+
+@dataclass
+class _Course:
+    """An episode under way."""
+
+    start: FloatArray  # the first observation [S]
+    last: int  # the time step that was acted at last
+    place: FloatArray  # [D], where the body stands still, or was last seen to move
+    since: int  # the time step from which on it is there
+    follower: Follower | None = None
+
 
 class Takeover:
     """Which episodes the tracker has taken over, and what it does there.
 
-    A policy that has not done its task in a multiple of the demonstration's time is where it does not get on: it stands
-    before the goal, at another height say, or repeats what a task that it was trained on asks for. From the moment of
-    the demonstration that is most like the state it is in, the tracker goes on as shown.
+    A policy may stand before the goal at another height, or press on where a task that it was trained on would end.
+    Where the body has stood still for 30 steps, after half of the demonstration's length, or at the latest after
+    `after` lengths, the tracker goes on from the moment of the demonstration that is most like the present one. Where
+    the task is done already that is the last one, at which it stays.
 
     Args:
-        tracks: [P] prompts, the tracks of each one's demonstrations. scene: of their task.
-        after: lengths of a prompt's longest demonstration after which the tracker takes over.
+        tracks: [P] prompts, the tracks of each one's demonstrations, of which the longest counts. scene: of their task.
+        after: lengths after which it takes over at the latest.
         prompt_of: [episodes], which prompt each is under; None: all under the one.
     """
 
@@ -30,42 +47,50 @@ class Takeover:
         self, tracks: Sequence[Sequence[Track]], scene: Scene, after: float, prompt_of: IntArray | None
     ) -> None:
         self._tracks, self._scene, self._prompt_of = tracks, scene, prompt_of
-        self._limits = np.array([after * max(map(len, prompt)) for prompt in tracks])
-        self._starts: dict[int, FloatArray] = {}  # the first observation of each episode under way
-        self._followers: dict[int, Follower] = {}
+        lengths = [max(map(len, prompt)) for prompt in tracks]
+        self._limits = [(min(_EARLIEST, after) * length, after * length) for length in lengths]
+        self._within = _WITHIN / scene.metres
+        self._courses: dict[int, _Course] = {}
 
     def reset(self) -> None:
         """Forget every episode."""
-        self._starts.clear()
-        self._followers.clear()
+        self._courses.clear()
 
     def forget(self, episode: int) -> None:
         """Forget one: it begins anew."""
-        self._starts.pop(episode, None)
-        self._followers.pop(episode, None)
+        self._courses.pop(episode, None)
 
     def late(self, episodes: IntArray, steps: IntArray, observations: FloatArray) -> NDArray[np.bool_]:
-        """Which of B episodes [B], at time steps [B], the tracker acts in, [B]; it notes where each began.
+        """Which of B episodes [B], at time steps [B] and in states [B, S], are the tracker's, [B].
 
-        Observations [B, S]. An episode whose time step is set back is the policy's again.
+        To be called at every step: it looks whether the body moves. An episode whose time step goes back is the
+        policy's again.
         """
-        limits = self._limits[0] if self._prompt_of is None else self._limits[self._prompt_of[episodes]]
-        late: NDArray[np.bool_] = steps >= limits
-        for row, (who, step) in enumerate(zip(episodes.tolist(), steps.tolist(), strict=True)):
-            if step == 0 or who not in self._starts:
-                self._starts[who] = observations[row].copy()
-            if self._followers and not late[row]:
-                self._followers.pop(who, None)
-        return late
+        present = zip(episodes.tolist(), steps.tolist(), observations, strict=True)
+        return np.array([self._is_late(*one) for one in present], np.bool_)
+
+    def _is_late(self, who: int, step: int, now: FloatArray) -> bool:
+        course, place = self._courses.get(who), now[self._scene.body]
+        if course is None or step == 0:
+            course = self._courses[who] = _Course(now.copy(), step, place, step)
+        elif step <= course.last:
+            course.follower, course.place, course.since = None, place, step
+        elif np.abs(place - course.place).max() > self._within:
+            course.place, course.since = place, step
+        course.last = step
+        if course.follower is not None:
+            return True
+        earliest, latest = self._limits[0 if self._prompt_of is None else int(self._prompt_of[who])]
+        return step >= latest or (step >= earliest and step - course.since >= _STILL)
 
     def act(self, episodes: IntArray, observations: FloatArray) -> FloatArray:
         """The actions [B, A] of episodes that it has taken over, in the environment's own numbers."""
-        return np.stack(
-            [self._follower(who, now).act(now) for who, now in zip(episodes.tolist(), observations, strict=True)]
-        )
+        present = zip(episodes.tolist(), observations, strict=True)
+        return np.stack([self._follower(who, now).act(now) for who, now in present])
 
     def _follower(self, who: int, now: FloatArray) -> Follower:
-        if who not in self._followers:
+        course = self._courses[who]
+        if course.follower is None:
             prompt = 0 if self._prompt_of is None else int(self._prompt_of[who])
-            self._followers[who] = nearest(self._tracks[prompt], self._scene, self._starts[who], now)
-        return self._followers[who]
+            course.follower = nearest(self._tracks[prompt], self._scene, course.start, now)
+        return course.follower

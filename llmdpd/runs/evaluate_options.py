@@ -71,8 +71,8 @@ class EvaluateConfig:
     contradicted_text: Literal["keep", "drop"] | None = None
     """What becomes of a text that contradicts its demonstration; by default the run's."""
     track_after: Annotated[float | None, Bounds(0)] = None
-    """Lengths of the demonstration after which the tracker acts in place of the policy, 0: never; by default the
-    run's."""
+    """Lengths of the demonstration after which at the latest the tracker takes over from the policy, 0: never; by
+    default the run's."""
     max_steps: OptionalCount = None
     """Steps an episode at most; by default the run's."""
     whole_episodes: bool = False

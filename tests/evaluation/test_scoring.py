@@ -58,7 +58,7 @@ def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: Prompts
                 "steps": 5,
             },
             contradicted_text="drop",
-            track_after=1.5,
+            track_after=3.0,
         )
         assert record.protocol == "custom", "the paper's tasks are others"
     changes = {"samples": 3, "selection": "max", "noise_scale": 0.5, "sampler": "ddim", "steps": 2, "precision": "bf16"}

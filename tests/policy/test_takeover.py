@@ -18,6 +18,7 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.policy.policy import Policy
+from llmdpd.policy.takeover import Takeover
 from llmdpd.policy.tracker import Follower, Scene, Track, nearest
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.layout import Layout, Point
@@ -110,6 +111,41 @@ def test_rows_are_handed_over_by_themselves(rng: np.random.Generator, make_polic
     assert late(1, 1, T) == [False, False, True], "a time step that is set back is the policy's"
     handing.forget(np.array([2]))
     assert late(T, T // 2 - 1, 0) == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("moves", "taken"),
+    [
+        (lambda step: 0.0, 30),  # still from the first step on, which half a length allows
+        (lambda step: 0.019 * (step % 2), 30),  # it trembles
+        (lambda step: 0.03 * min(step, 25), 55),  # since step 25
+        (lambda step: 0.03 * (step // 29), 3 * T),  # by 3 cm in every 29 steps: at the latest
+        (lambda step: 0.001 * step, 3 * T),  # slowly: within 2 cm of where it last was for 20 steps
+    ],
+    ids=["still", "trembles", "comes to rest", "rests in between", "creeps"],
+)
+def test_what_stands_still_for_thirty_steps_is_taken_over(
+    rng: np.random.Generator, scene: Scene, moves: Callable[[int], float], taken: int
+) -> None:
+    takeover = Takeover([[Track.of(*demonstration(rng), scene)]], scene, 3.0, None)
+    state = demonstration(rng)[0][:1]
+    late = []
+    for step in range(3 * T + 2):
+        now = state.copy()
+        now[0, 1] += moves(step)
+        late += takeover.late(np.array([4]), np.array([step]), now).tolist()
+        if late[-1]:
+            takeover.act(np.array([4]), now)
+    assert late == [step >= taken for step in range(3 * T + 2)], "and from then on"
+
+
+def test_standing_still_counts_from_half_a_length_on(rng: np.random.Generator, scene: Scene) -> None:
+    seen, done = (np.concatenate([part] * 3) for part in demonstration(rng))
+    takeover = Takeover([[Track.of(seen, done, scene)]], scene, 3.0, None)
+    late = [bool(takeover.late(np.array([0]), np.array([step]), seen[:1])[0]) for step in range(3 * T)]
+    assert late == [step >= 3 * T / 2 for step in range(3 * T)]
+    takeover.forget(0)
+    assert not takeover.late(np.array([0]), np.array([3 * T - 1]), seen[:1]), "of one that begins anew nothing is known"
 
 
 @pytest.mark.parametrize("moment", [0, 7, T // 2 - 1, T // 2, T - 2, T - 1])
