@@ -36,7 +36,7 @@ METHOD = LLMDPDConfig(
         context=ContextConfig(
             "retrieval",
             text_dropout=0.02,
-            trajectory_dropout=0.07,
+            trajectory_dropout=0.2,
             features="relative",
             encoder=TrajectoryEncoderConfig(
                 layers=1, heads=4, width=128, inner=256, dropout=0.0, steps=32, trim="useful"

@@ -120,7 +120,7 @@ _TASKS = replace(
     tasks=PROTOCOLS["paper"],
     data=DataConfig(),
     method=_TASKS_METHOD,
-    training=replace(_METAWORLD.training, select_every=4000, select_episodes=10),
+    training=TrainingConfig(iterations=8000, checkpoint_every=2000, select_every=4000, select_episodes=10),
 )
 
 # Without a layout nothing says how scenes are moved, or which numbers' differences are distances.

@@ -229,8 +229,10 @@ def test_what_presets_share_with_the_default_and_what_not() -> None:
         training = config.training
         return training.iterations, training.select_every, training.select_episodes, config.method.self_prompted
 
-    assert told("metaworld")[:2] == (8000, 0)
+    assert told("metaworld")[:2] == (9000, 0)
     assert told("metaworld")[3] == 0.25
+    tracked = [getattr(PRESETS[name].method.acting, "track_after", None) for name in ("metaworld", "tasks")]
+    assert tracked == [3.0, 0.0], "elsewhere it was not measured"
     # Of a user's few tasks ten episodes each are a choice; without an environment it costs nothing.
     assert told("tasks") == told("tasks-plain") == (8000, 4000, 10, 0.0)
     assert (*told("ogbench-scene")[:2], told("ogbench-scene")[3]) == (6000, 0, 0.0)

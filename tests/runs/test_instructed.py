@@ -51,6 +51,7 @@ def test_the_text_can_be_exchanged_under_the_same_demonstration(
         assert record.prompts.kind == "other text"
         assert record.goal_visible
         assert record.acting.contradicted_text == "keep", "here texts are to say something else than what is shown"
+        assert record.acting.track_after == 0, "and the tracker would do what is shown"
     capsys.readouterr()
     for options, told in (
         (["--tasks", "wait-push"], "no demonstration of this task"),
