@@ -30,7 +30,8 @@ from llmdpd.training.batches import moved
 STATE, ACTION, DEMONSTRATION, TASK = 39, 4, 150, "a task"
 _EMBEDDING = 12
 
-# The default preset's, which needs the command line's libraries to be read: a test compares them.
+# The default preset's, which needs the command line's libraries to be read: a test compares them. The tracker would
+# act in what is timed, states that do not change.
 METHOD = LLMDPDConfig(
     network=DiffusionNetworkConfig(
         context=ContextConfig(

@@ -82,7 +82,8 @@ class TrainConfig:
         return config
 
     def heeding_texts(self) -> TrainConfig:
-        """The configuration with texts kept where its tasks share a demonstration, of which texts say something else.
+        """The configuration with texts kept, and without the tracker, where its tasks share a demonstration, of which
+        texts say something else.
 
         Runs that were begun before `resolved` wrote this down acted so too. Raises `InputError` for an unknown task.
         """

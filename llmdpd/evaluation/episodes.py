@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmdpd.data import Trajectory
 from llmdpd.evaluation.prompts import TaskPrompt
+from llmdpd.policy.episodes import Episodes
 from llmdpd.policy.policy import Policy
 from llmdpd.tasks import EVALUATION_SEED_START
 from llmdpd.tasks.simulation.processes import WorkerError
@@ -120,12 +121,13 @@ def _run(
             progress(min(done * ranks.count(), len(requests)))
 
     def own_results() -> list[Any]:
-        own = [requests[place] for place in places]
+        own, words = [requests[place] for place in places], ""
         try:
             results: Sequence[EpisodeResult | None] = pool.run(own, own_act, own_progress)
-            return [[_plain(result) for result in results], ""]
         except LostEpisodesError as lost:
-            return [[_plain(result) for result in lost.results], str(lost)]
+            results, words = lost.results, str(lost)
+        pairs = zip(results, places.tolist(), strict=True)
+        return [[_plain(result, isinstance(act, PolicyAct) and act.tracked(place)) for result, place in pairs], words]
 
     parts, lost = zip(*ranks.together(own_results), strict=True)
     plain = ranks.interleaved(parts)
@@ -133,16 +135,18 @@ def _run(
     return results, "\n".join(filter(None, lost))
 
 
-def _plain(result: EpisodeResult | None) -> list[Any] | None:
+def _plain(result: EpisodeResult | None, tracked: bool) -> list[Any] | None:
     """A result as JSON, without its request and without pictures, which none of these has."""
     if result is None:
         return None
-    return [result.success, result.episode_return, result.length, result.final_observation.tolist(), result.redone]
+    counts = [result.success, result.episode_return, result.length, result.redone, tracked]
+    return [*counts, result.final_observation.tolist()]
 
 
 def _result(request: EpisodeRequest, plain: list[Any]) -> EpisodeResult:
-    success, episode_return, length, observation, redone = plain
-    return EpisodeResult(request, success, episode_return, length, np.array(observation, np.float32), redone)
+    success, episode_return, length, redone, tracked, observation = plain
+    last = np.array(observation, np.float32)
+    return EpisodeResult(request, success, episode_return, length, last, redone, tracked=tracked)
 
 
 def act_maker(policy: Policy | MakeAct) -> MakeAct:
@@ -150,8 +154,34 @@ def act_maker(policy: Policy | MakeAct) -> MakeAct:
     return partial(policy_act, policy) if isinstance(policy, Policy) else policy
 
 
-def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
-    """The pool's `act` for a policy with prompts; it remembers of each episode what the policy needs of it."""
+class PolicyAct:
+    """The pool's `act` for a policy's episodes, whose noise is that of `streams` [requests]."""
+
+    def __init__(self, episodes: Episodes, streams: NDArray[np.uint64]) -> None:
+        self._episodes, self._streams = episodes, streams
+
+    def __call__(
+        self, observations: NDArray[np.float32], index: Index, steps: Index, rewards: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        streams = self._streams[index]
+        return self._episodes.act(index, steps, observations, rewards, lambda due: _mix(streams[due], steps[due]))
+
+    def tracked(self, request: int) -> bool:
+        """Whether the policy has handed over to the tracker in the episode of a request."""
+        return self._episodes.taken_over(request)
+
+
+def policy_act(
+    policy: Policy,
+    prompts: Mapping[str, TaskPrompt],
+    requests: Sequence[EpisodeRequest],
+    *,
+    hands_over: bool = True,
+) -> PolicyAct:
+    """The pool's `act` for a policy with prompts; it remembers of each episode what the policy needs of it.
+
+    `hands_over`: whether the tracker takes over where the policy is to hand over.
+    """
     reads, rows = policy.network.reads, prompt_rows(prompts, requests)
     encoded = policy.encode_prompts(
         [text if reads.text else None for text in rows.texts],
@@ -162,15 +192,8 @@ def policy_act(policy: Policy, prompts: Mapping[str, TaskPrompt], requests: Sequ
     if policy.network.memory_length:
         own = [rows.demonstrations[row] for row in rows.of_request]
         targets = policy.target_returns([request.task for request in requests], own)
-    shown = rows.demonstrations if reads.trajectory else ()
-    episodes = policy.episodes(encoded, rows.of_request, targets, shown)
-
-    def act(
-        observations: NDArray[np.float32], index: Index, steps: Index, rewards: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        return episodes.act(index, steps, observations, rewards, lambda due: _mix(streams[index[due]], steps[due]))
-
-    return act
+    shown = rows.demonstrations if reads.trajectory and hands_over else ()
+    return PolicyAct(policy.episodes(encoded, rows.of_request, targets, shown), streams)
 
 
 def _mix(streams: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.int64]:

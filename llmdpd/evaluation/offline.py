@@ -173,7 +173,8 @@ def _scores(
     if not flat:
         return []
     shown = {task: prompts[task] for task in dict.fromkeys(task for task, _ in flat)}
-    act = policy_act(policy, shown, requests)
+    # Recorded episodes may pause or be slow; what is judged is what the policy itself would do there.
+    act = policy_act(policy, shown, requests, hands_over=False)
     lengths = np.array([len(episode) for _, episode in flat])
     acted = [np.empty_like(episode.actions) for _, episode in flat]
     for step in range(int(lengths.max())):
@@ -225,7 +226,7 @@ def offline_results(
                     **{"goal_visible": metadata["goal_visible"], "wall_seconds": round(seconds * score.steps, 2)},
                     **{field: getattr(score, field) for field in ("action_error", "action_errors", "diffusion_loss")},
                 }
-                records.append(policy_record(policy, name, variant[task], **measured))
+                records.append(policy_record(policy, name, variant[task], hands_over=False, **measured))
     return records
 
 

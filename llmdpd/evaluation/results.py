@@ -93,7 +93,8 @@ class ActingUse:
         precision = "" if self.precision == "fp32" else f", {self.precision}"
         horizon = "" if self.action_horizon == 1 else f", action horizon {self.action_horizon}"
         dropped = "" if self.contradicted_text == "keep" else ", contradicted texts dropped"
-        tracked = f", the tracker at the latest after {self.track_after:g} demonstrations" if self.track_after else ""
+        tracked = ", handing over to the tracker where it stands still or"
+        tracked = f"{tracked} after {self.track_after:g} demonstrations" if self.track_after else ""
         walk = f"{self.sampler} in {self.steps} steps, noise scale {self.noise_scale:g}"
         return f"{sampled}, {walk}{precision}{horizon}{dropped}{tracked}"
 
@@ -122,6 +123,7 @@ class TaskResult:
     successes     episodes in which success was reached at any step
     returns_mean, returns_std   mean and standard deviation over episodes of the undiscounted return
     normalised_score            100 (R - R_min) / (R_max - R_min), by D4RL's or JAT's returns
+    tracked, tracked_successes  episodes that the policy had handed over to the tracker, and those that then succeeded
     started_from  the trained policy whose weights its training started from, and their SHA-256; "": from random ones
     action_error, action_errors, diffusion_loss   see `llmdpd.evaluation.offline.OfflineScore`
 
@@ -152,6 +154,8 @@ class TaskResult:
     action_errors: tuple[float, ...] = ()
     diffusion_loss: Annotated[float | None, Bounds(0)] = None
     started_from: str = ""
+    tracked: WholeNumber = 0
+    tracked_successes: WholeNumber = 0
 
     def __post_init__(self) -> None:
         check_config(self)

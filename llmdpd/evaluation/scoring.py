@@ -68,12 +68,24 @@ def evaluate_policies(
             records.append(policy_record(policy, name, prompts[task], **common, **outcome))
         if lost:
             raise IncompleteError(lost, records)
+        tracked = [record for record in records if record.checkpoint == name and record.tracked]
+        if tracked:
+            ended, done = (sum(getattr(r, field) for r in tracked) for field in ("tracked", "tracked_successes"))
+            console.print(f"the tracker took over in {ended} episodes, of which {done} succeeded")
     return records
 
 
-def policy_record(policy: Policy, checkpoint: Checkpoint, prompt: TaskPrompt, **measured: Any) -> TaskResult:
-    """The record of a task evaluated with a policy under a prompt; `measured`: the fields that neither of them says."""
+def policy_record(
+    policy: Policy, checkpoint: Checkpoint, prompt: TaskPrompt, *, hands_over: bool = True, **measured: Any
+) -> TaskResult:
+    """The record of a task evaluated with a policy under a prompt.
+
+    `hands_over`: as of `policy_act`. `measured`: the fields that neither policy nor prompt says.
+    """
     context, metadata = policy.network.reads, policy.metadata
+    acting = policy.acting.describe(policy.network.config)
+    if not (hands_over and prompt.demonstrations):
+        acting.pop("track_after", None)
     start = metadata.get("init")
     text = context.text and prompt.text is not None and prompt.text_source
     trajectory = bool(context.trajectory and prompt.demonstrations) and prompt.demonstration_source
@@ -81,7 +93,7 @@ def policy_record(policy: Policy, checkpoint: Checkpoint, prompt: TaskPrompt, **
         **measured,
         **{field: metadata[field] for field in ("seed", "training_data", "iterations")},
         prompts=PromptUse(text, trajectory),
-        acting=ActingUse(**policy.acting.describe(policy.network.config)),
+        acting=ActingUse(**acting),
         trained_on=tuple(metadata["trained_on"]),
         checkpoint=checkpoint,
         context=context.kind,
@@ -216,7 +228,10 @@ def _outcome(
 ) -> dict[str, Any]:
     """The fields of `TaskResult` that say how it went: successes; returns and their score of whole episodes."""
     succeeds = task_spec(task).has_success
-    outcome: dict[str, Any] = {"successes": sum(result.success for result in episodes)} if succeeds else {}
+    outcome: dict[str, Any] = {"tracked": sum(result.tracked for result in episodes)}
+    if succeeds:
+        outcome["successes"] = sum(result.success for result in episodes)
+        outcome["tracked_successes"] = sum(result.tracked and result.success for result in episodes)
     if succeeds and not whole:
         return outcome  # a return up to the success says nothing
     returns = [result.episode_return for result in episodes]

@@ -90,7 +90,7 @@ class Episodes:
         prompt_of: [episodes], which prompt each episode is under, by its number; None: all under the one.
         targets: target returns at the beginning, by episode, or one for all; for policies that are
             conditioned on history.
-        takeover: what acts in episodes that last too long; None: the policy alone.
+        takeover: what acts in episodes that do not get on, or last too long; None: the policy alone.
 
     Raises:
         InputError: NaN or Inf in a weight; several prompts, and no `prompt_of`.
@@ -177,8 +177,14 @@ class Episodes:
         own = np.flatnonzero(~late)
         if len(own):
             earned = None if rewards is None else rewards[own]
-            actions[own] = self._act(episodes[own], steps[own], observations[own], earned, lambda due: seeds(own[due]))
+            # Of all rows, so that the others' noise is what it would be if none were handed over.
+            keys = seeds(np.arange(len(episodes)))[own]
+            actions[own] = self._act(episodes[own], steps[own], observations[own], earned, lambda due: keys[due])
         return actions
+
+    def taken_over(self, episode: int) -> bool:
+        """Whether the tracker acts in an episode."""
+        return self._takeover is not None and self._takeover.has(episode)
 
     def _act(
         self,

@@ -170,8 +170,12 @@ def read_demonstrations(
     return make_tokens(shown, encoder, returns=returns, layout=spaces.layout, counts=counts, standing=False)
 
 
-def recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: Sequence[str]) -> Recorded:
+def recorded(
+    one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: Sequence[str], quiet: bool = False
+) -> Recorded:
     """A demonstration as arrays of the policy's widths, actions within ±1, with what is known of its success.
+
+    `quiet`: do not warn of actions beyond their bounds, of one that is read for the second time.
 
     Raises:
         InputError: no numbers, of another width, or of lengths that do not fit together.
@@ -205,7 +209,7 @@ def recorded(one: Demonstration, spaces: Spaces, scaling: ActionScaling, keys: S
         )
     observations = observations[: len(actions)]
     within, beyond = scaling.to_unit(actions)
-    if beyond:
+    if beyond and not quiet:
         _log.warning("actions of %d of %d demonstrated steps are beyond their bounds: cut", beyond, len(actions))
     known: dict[str, Any] = {}
     if isinstance(one, Trajectory):

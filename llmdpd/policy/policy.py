@@ -233,7 +233,15 @@ class Policy:
 
     def with_acting(self, **changes: Any) -> Policy:
         """The same policy acting in another way: fields of its `ActingConfig`."""
-        acting = dataclasses.replace(self.acting, **changes)
+        return self._acting_by(dataclasses.replace(self.acting, **changes))
+
+    def heeding_texts(self) -> Policy:
+        """The same policy with every text kept and without the tracker: where a text is to say something else than the
+        demonstration beside it.
+        """
+        return self._acting_by(self.acting.heeding_texts())
+
+    def _acting_by(self, acting: ActingConfig) -> Policy:
         return Policy(
             self.method, self.network, self.critic, acting, llm=self.llm, texts=self.texts, metadata=self.metadata
         )
@@ -320,7 +328,8 @@ class Policy:
         encoder, layout = network.reads.encoder, network.spaces.layout
         for number, prompt in enumerate(prompts):
             own = [
-                recorded(one, network.spaces, network.action_scaling, self._keys) for one in each_demonstration(prompt)
+                recorded(one, network.spaces, network.action_scaling, self._keys, quiet=True)
+                for one in each_demonstration(prompt)
             ]
             tokens = make_tokens(own, encoder, layout=layout, counts=(len(own),), standing=False).to(self.device)
             given, alone = (network.encode(text, tokens) for text in (embeddings[number : number + 1], None))
@@ -340,24 +349,31 @@ class Policy:
     ) -> Episodes:
         """What acts in many episodes at once, of several tasks; see `Episodes`.
 
-        `shown`: each prompt's demonstrations, or None, for a policy that hands over to their tracker; without them it
+        `shown`: each prompt's demonstrations, or None, for a policy that hands over to their tracker; without any it
         does not.
+
+        Raises:
+            InputError: as `Episodes`; demonstrations of another number of prompts.
         """
+        if shown and len(shown) != len(prompts) and prompt_of is not None:
+            expected = f"{len(prompts)}, as prompts"
+            raise InputError("wrong number of demonstrations", field="shown", found=len(shown), expected=expected)
         takeover = self._takeover(shown, prompt_of)
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets, takeover)
 
     def _takeover(self, shown: Sequence[Demonstrations | None], prompt_of: IntArray | None) -> Takeover | None:
         """What takes over from the policy under these prompts; None where nothing does."""
-        prompts = [demonstrations for demonstrations in shown if demonstrations is not None]
-        if self._scene is None or not prompts:
+        scene = self._scene
+        if scene is None or not any(demonstrations is not None for demonstrations in shown):
             return None
-        tracks = [[self._track(one, self._scene) for one in each_demonstration(prompt)] for prompt in prompts]
-        return Takeover(tracks, self._scene, self.acting.takes_over, prompt_of)
+        given = [() if demonstrations is None else each_demonstration(demonstrations) for demonstrations in shown]
+        tracks = [[self._track(one, scene) for one in prompt] for prompt in given]
+        return Takeover(tracks, scene, self.acting.takes_over, prompt_of)
 
     def _track(self, one: Demonstration, scene: Scene) -> Track:
         """The part of a demonstration that the policy reads, for the tracker."""
         network = self.network
-        given = recorded(one, network.spaces, network.action_scaling, self._keys)
+        given = recorded(one, network.spaces, network.action_scaling, self._keys, quiet=True)
         part, _ = read_part(given, network.reads.encoder, network.spaces.layout, standing=False)
         return Track.of(part.observations, network.action_scaling.from_unit(part.actions), scene)
 

@@ -38,7 +38,8 @@ class Takeover:
     the task is done already that is the last one, at which it stays.
 
     Args:
-        tracks: [P] prompts, the tracks of each one's demonstrations, of which the longest counts. scene: of their task.
+        tracks: [P] prompts, the tracks of each one's demonstrations, of which the longest counts; of a prompt without
+            any nothing is taken over, nor where the body does not move in any. scene: of their task.
         after: lengths after which it takes over at the latest.
         prompt_of: [episodes], which prompt each is under; None: all under the one.
     """
@@ -46,9 +47,10 @@ class Takeover:
     def __init__(
         self, tracks: Sequence[Sequence[Track]], scene: Scene, after: float, prompt_of: IntArray | None
     ) -> None:
-        self._tracks, self._scene, self._prompt_of = tracks, scene, prompt_of
-        lengths = [max(map(len, prompt)) for prompt in tracks]
-        self._limits = [(min(_EARLIEST, after) * length, after * length) for length in lengths]
+        self._tracks = [[track for track in prompt if track.gain > 0] for prompt in tracks]
+        self._scene, self._prompt_of = scene, prompt_of
+        lengths = [max(map(len, prompt), default=np.inf) for prompt in self._tracks]
+        self._limits = [(min(_EARLIEST, after) * length, max(after * length, _STILL)) for length in lengths]
         self._within = _WITHIN / scene.metres
         self._courses: dict[int, _Course] = {}
 
@@ -60,21 +62,23 @@ class Takeover:
         """Forget one: it begins anew."""
         self._courses.pop(episode, None)
 
+    def has(self, episode: int) -> bool:
+        """Whether the tracker acts in an episode."""
+        course = self._courses.get(episode)
+        return course is not None and course.follower is not None
+
     def late(self, episodes: IntArray, steps: IntArray, observations: FloatArray) -> NDArray[np.bool_]:
         """Which of B episodes [B], at time steps [B] and in states [B, S], are the tracker's, [B].
 
-        To be called at every step: it looks whether the body moves. An episode whose time step goes back is the
-        policy's again.
+        To be called at every step: it looks whether the body moves. An episode whose time step goes back begins anew.
         """
         present = zip(episodes.tolist(), steps.tolist(), observations, strict=True)
         return np.array([self._is_late(*one) for one in present], np.bool_)
 
     def _is_late(self, who: int, step: int, now: FloatArray) -> bool:
         course, place = self._courses.get(who), now[self._scene.body]
-        if course is None or step == 0:
+        if course is None or step < course.last or step == 0:
             course = self._courses[who] = _Course(now.copy(), step, place, step)
-        elif step <= course.last:
-            course.follower, course.place, course.since = None, place, step
         elif np.abs(place - course.place).max() > self._within:
             course.place, course.since = place, step
         course.last = step

@@ -27,7 +27,8 @@ _COVERED = 4  # steps in which what is left of the way would be covered at the d
 # By which moments of a demonstration are like the present one: differences of these sizes weigh the same.
 _ON_THE_WAY = 0.05  # metres from the body to the waypoint
 _HELD = 0.03  # metres by which the object lies otherwise about the body
-_OPEN = 0.2  # of the range of the gripper's readings in the demonstration
+_OPEN = 0.2  # of the range of the gripper's readings in the demonstration, beyond which they are as unlike as can be
+_LEAST = 0.1  # of the greatest reading, that this range is at least: what hardly moves says nothing
 
 
 class Scene:
@@ -38,16 +39,16 @@ class Scene:
         field, hint: what asks for the tracker, and what helps where there is none, for the error's words.
 
     Raises:
-        InputError: no layout, or one that lacks an object or a goal, or does not say how actions move the body.
+        InputError: no layout, or one that lacks a goal, or does not say how actions move the body.
     """
 
     def __init__(self, layout: Layout | None, low: FloatArray, high: FloatArray, field: str, hint: str) -> None:
         if layout is None or layout.goal is None or not layout.trackable:
             raise InputError(
-                "the tracker needs to know where body, object and goal are, and how actions move the body",
+                "the tracker needs to know where body and goal are, and how actions move the body",
                 field=field,
                 found="no layout" if layout is None else "a layout that lacks one of them",
-                expected="a layout with an object, a goal and action.move",
+                expected="a layout with a goal and action.move",
                 hint=hint,
             )
         others = [point for point in layout.points[1:] if point.name != layout.goal]
@@ -81,7 +82,7 @@ class Track:
     goal: FloatArray  # [D]
     held: FloatArray  # [T, D], the object less the body
     open: FloatArray  # [T, G], the gripper's readings
-    gain: float
+    gain: float  # 0 where the body does not move
 
     @classmethod
     def of(cls, observations: FloatArray, actions: FloatArray, scene: Scene) -> Track:
@@ -89,7 +90,7 @@ class Track:
 
         Until the body moves the object, the frame is attached to the object; from then on it shifts to the goal as the
         object moves along. Where the object is never moved, the frame is attached to whichever of the two the body ends
-        nearer to.
+        nearer to; where there is no object (zeros), to the goal.
         """
         observations, actions = np.asarray(observations, np.float32), np.asarray(actions, np.float32)
         things, goal = observations[:, scene.object], observations[0, scene.goal]
@@ -101,11 +102,13 @@ class Track:
         along = (steps * own).sum(1) > 0.5 * lengths * np.linalg.norm(own, axis=1)
         near = np.linalg.norm(bodies - things, axis=1) < _REACH / scene.metres
         way = np.cumsum(lengths * along * near)
-        if way[-1] > moved:
+        if not things.any(1).all():
+            to_goal = np.full(len(things), float(goal.any()))
+        elif way[-1] > moved:
             to_goal = np.clip((way - moved) / (way[-1] - moved), 0.0, 1.0)
         else:
             nearer = np.linalg.norm(after[-1] - goal) < np.linalg.norm(after[-1] - things[-1])
-            to_goal = np.full(len(things), float(nearer))
+            to_goal = np.full(len(things), float(nearer and goal.any()))
         opening, gain = observations[:, scene.gripper], scene.gain(observations, actions)
         return cls(after, actions, to_goal.astype(np.float32), things, goal, things - bodies, opening, gain)
 
@@ -125,14 +128,18 @@ class Follower:
 
     def __init__(self, track: Track, scene: Scene, start: FloatArray) -> None:
         self._track, self._scene = track, scene
-        self._by_object = start[scene.object] - track.object[0]
-        self._by_goal = start[scene.goal] - track.goal
+        self._has_object = bool(track.object.any(1).all() and start[scene.object].any())
+        has_goal = bool(track.goal.any() and start[scene.goal].any())
+        # What is absent (zeros) has no place: without a goal its place moves with the object's first one.
+        self._by_object = (start[scene.object] - track.object[0]) * self._has_object
+        self._by_goal = start[scene.goal] - track.goal if has_goal else self._by_object
+        self._to_goal = track.to_goal if self._has_object else np.full_like(track.to_goal, float(has_goal))
         self._step = self._waited = 0
 
     def act(self, observation: FloatArray) -> FloatArray:
         """The action [A] in a state [S], in the environment's own numbers."""
         track, scene, last = self._track, self._scene, len(self._track) - 1
-        if not track.to_goal[self._step]:
+        if self._has_object and not self._to_goal[self._step]:
             self._by_object = observation[scene.object] - track.object[self._step]  # it may have been pushed
         way = self._waypoint() - observation[scene.body]
         self._waited += 1
@@ -143,7 +150,7 @@ class Follower:
         return scene.command(track.gain * way, track.actions[self._step], again=self._waited > 1)
 
     def _waypoint(self) -> FloatArray:
-        share = self._track.to_goal[self._step]
+        share = self._to_goal[self._step]
         return np.asarray(self._track.body[self._step] + (1 - share) * self._by_object + share * self._by_goal)
 
     def join(self, observation: FloatArray) -> float:
@@ -154,13 +161,15 @@ class Follower:
         """
         track, scene = self._track, self._scene
         body, thing = observation[scene.body], observation[scene.object]
-        share = track.to_goal[:, None]
-        by_object = np.where(share == 0, thing - track.object, self._by_object)
+        share, by_object, unlike = self._to_goal[:, None], self._by_object, np.zeros(len(track))
+        if self._has_object:
+            by_object = np.where(share == 0, thing - track.object, self._by_object)
+            unlike += (((track.held - (thing - body)) * scene.metres / _HELD) ** 2).sum(1)
         away = track.body + (1 - share) * by_object + share * self._by_goal - body
-        held = track.held - (thing - body)
-        opening = (track.open - observation[scene.gripper]) / np.maximum(np.ptp(track.open, axis=0), 1e-6)
-        unlike = scene.metres**2 * ((away / _ON_THE_WAY) ** 2 + (held / _HELD) ** 2).sum(1)
-        unlike += ((opening / _OPEN) ** 2).sum(1)
+        unlike += ((away * scene.metres / _ON_THE_WAY) ** 2).sum(1)
+        span = np.maximum(np.ptp(track.open, axis=0), _LEAST * np.abs(track.open).max(0)) + 1e-9
+        opening = np.abs(track.open - observation[scene.gripper]) / span
+        unlike += (np.minimum(opening, 1) ** 2).sum(1) / _OPEN**2
         self._step, self._waited = len(track) - 1 - int(unlike[::-1].argmin()), 0
         return float(unlike[self._step])
 

@@ -27,7 +27,7 @@ from llmdpd.runs.folder import RunFolder
 from llmdpd.runs.prompt_choice import prompt_sets
 from llmdpd.tasks.protocols import TaskConfig
 from llmdpd.tasks.simulation.processes import WorkerError
-from llmdpd.tasks.specs import TaskSpec, check_environments, common_spec, task_spec
+from llmdpd.tasks.specs import TaskSpec, check_environments, common_spec, shown_by, task_spec
 from llmdpd.tasks.user import use_no_file
 from llmdpd.tasks.user.suite import Given
 from llmdpd.utils import ranks
@@ -79,7 +79,8 @@ def evaluate(config: EvaluateConfig, check: Check = lambda: None) -> tuple[list[
         policies: dict[Checkpoint, Policy] = {}
         if config.baseline is None and run is not None:
             checkpoints = CHECKPOINTS if config.checkpoint == "both" else (config.checkpoint,)
-            policies = load_policies(run, checkpoints, config.acting, config.device)
+            heed = any(shown_by(task) != task for task in config.tasks_of(trained))
+            policies = load_policies(run, checkpoints, config.acting, config.device, heed)
             _check_widths(policies, spec)
         records: list[TaskResult] = []
         how: dict[str, Any] = {"whole": config.whole_episodes, "workers": config.workers, "check": check}
@@ -153,9 +154,11 @@ def _evaluate_offline(
 
 
 def load_policies(
-    run: RunFolder, checkpoints: Sequence[Checkpoint], acting: Mapping[str, object], device: str
+    run: RunFolder, checkpoints: Sequence[Checkpoint], acting: Mapping[str, object], device: str, heed: bool = False
 ) -> dict[Checkpoint, Policy]:
     """Those of the run's checkpoints that are there, by name, with fields of their `ActingConfig` changed.
+
+    `heed`: of tasks whose texts say something else than their demonstrations, as `Policy.heeding_texts`.
 
     Raises:
         InputError: none is there, or one is broken.
@@ -169,6 +172,8 @@ def load_policies(
             found=", ".join(found) or "no policy at all",
             hint=f"continue training with: python -m llmdpd.train --resume {run.path}" if not found else None,
         )
+    if heed:
+        policies = {name: policy.heeding_texts() for name, policy in policies.items()}
     return {name: policy.with_acting(**acting) if acting else policy for name, policy in policies.items()}
 
 

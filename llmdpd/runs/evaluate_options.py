@@ -187,6 +187,9 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
         found = f"{config.prompt_data} and --prompt-behaviours"
         expected = "one of the two"
         raise InputError("demonstrations from two places", field="--prompt-data", found=found, expected=expected)
+    if config.track_after and (config.prompts == "no-trajectory" or not context.trajectory):
+        problem, expected = "without demonstrations there is nothing to track", "0"
+        raise InputError(problem, field="--track-after", found=config.track_after, expected=expected)
     if config.prompts == "no-trajectory" and given:
         raise InputError(
             "without demonstrations there is no choice of them", field="--prompts no-trajectory", found=", ".join(given)

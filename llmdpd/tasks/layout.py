@@ -143,7 +143,7 @@ class Layout:
 
     @property
     def trackable(self) -> bool:
-        """Whether a demonstration can be tracked: there is an object or a goal, and it is known how actions move."""
+        """Whether demonstrations can be tracked: there is a goal, and it is known how actions move the body."""
         return bool(self.goal is not None and len(self.points) > 1 and self.move)
 
     def point(self, name: str) -> Point:

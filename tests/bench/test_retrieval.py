@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import retrieval
 import torch
 
 from llmdpd.config.presets import find_preset
+from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.nn.policy_network import States
 
 CPU = torch.device("cpu")
 
 
 def test_the_method_is_the_presets() -> None:
-    assert find_preset("metaworld").method == retrieval.METHOD
+    usual = find_preset("metaworld").method
+    assert isinstance(usual, LLMDPDConfig)
+    assert replace(usual, acting=replace(usual.acting, track_after=0.0)) == retrieval.METHOD
 
 
 def test_operations_are_those_of_the_products_counted_by_torch() -> None:

@@ -115,7 +115,7 @@ def test_a_baseline_needs_a_demonstration(name: str) -> None:
 def test_a_tracker_needs_a_layout_that_says_how_the_hand_moves() -> None:
     one = Trajectory(np.zeros((3, 11), np.float32), np.zeros((3, 3), np.float32), np.zeros(3, np.float32), "Hopper-v4")
     prompts = {"Hopper-v4": TaskPrompt("hop", "built in", (one,), "made up")}
-    with pytest.raises(InputError, match="where body, object and goal are") as error:
+    with pytest.raises(InputError, match="where body and goal are") as error:
         tracker(prompts, [EpisodeRequest("Hopper-v4", 0, 500)])
     assert "replay" in str(error.value.hint)
     late = np.asarray(replay(prompts, [EpisodeRequest("Hopper-v4", 0, 500)])(NONE, np.array([0]), np.array([9]), NONE))

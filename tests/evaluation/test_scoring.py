@@ -65,7 +65,8 @@ def test_records_say_what_was_evaluated_and_how(policy: Policy, prompts: Prompts
     changes |= {"contradicted_text": "keep", "track_after": 0.5}
     alone = {task: dataclasses.replace(prompt, demonstrations=()) for task, prompt in prompts.items()}
     for record in evaluate_policies({"last": policy.with_acting(**changes)}, CONFIG, alone, workers=1):
-        assert dataclasses.asdict(record.acting) == {"temperature": 1.0, "action_horizon": 1, **changes}
+        done = {**changes, "track_after": 0.0}  # there is nothing to track
+        assert dataclasses.asdict(record.acting) == {"temperature": 1.0, "action_horizon": 1, **done}
         assert record.prompts.trajectory is False
 
 

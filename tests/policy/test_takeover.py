@@ -23,7 +23,8 @@ from llmdpd.policy.tracker import Follower, Scene, Track, nearest
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.layout import Layout, Point
 
-S, A, D, T = 12, 4, 10, 40
+S, A, D, T = 12, 4, 10, 60
+STILL = 30
 BODY, OBJECT, GOAL, GRIPPER = slice(0, 3), slice(3, 6), slice(6, 9), 9
 LAYOUT = Layout(
     points=(Point("hand", (0, 1, 2)), Point("block", (3, 4, 5)), Point("target", (6, 7, 8))),
@@ -33,6 +34,7 @@ LAYOUT = Layout(
     grip=(3,),
     up=2,
 )
+PLACES = (-0.2, 0.0, 0.2), (0.1, 0.2, 0.05), (0.1, -0.2, 0.25)  # of hand, block and target, about
 SPEED = 0.02  # metres for an action of 1
 
 Shown = tuple[np.ndarray, np.ndarray]
@@ -41,7 +43,7 @@ MakePolicy = Callable[..., Policy]
 
 def demonstration(rng: np.random.Generator) -> Shown:
     """Observations [T, S] and actions [T, A]: the hand goes to the block, closes, and carries it to the target."""
-    hand, block, goal = (rng.uniform(-0.2, 0.2, 3) for _ in range(3))
+    hand, block, goal = (np.array(place) + rng.uniform(-0.05, 0.05, 3) for place in PLACES)
     share, half = np.linspace(0, 1, T // 2)[:, None], T // 2
     seen = rng.normal(size=(T, S))
     seen[:, BODY] = np.concatenate([hand + share * (block - hand), block + share * (goal - block)])
@@ -62,12 +64,15 @@ def scene() -> Scene:
 def make_policy() -> MakePolicy:
     """An untrained policy that hands over after `after` lengths; `context`: fields of its configuration."""
 
-    def make(after: float = 1.5, layout: Layout | None = LAYOUT, chunk: int = 1, **context: Any) -> Policy:
+    def make(
+        after: float = 1.5, layout: Layout | None = LAYOUT, chunk: int = 1, reach: float = 1.0, **context: Any
+    ) -> Policy:
         encoder = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8)
         sizes = {"text_dim": 5, "text_hidden": 16, "trajectory_dim": 4, "encoder": encoder}
         reads = ContextConfig(**{"text_dropout": 0.1, "trajectory_dropout": 0.1, **sizes, **context})
         config = DiffusionNetworkConfig(hidden_dim=24, time_dim=8, chunk=chunk, context=reads)
-        network = DiffusionPolicy(Spaces(S, A, D, layout), config)
+        spaces = Spaces(S, A, D, layout, (-reach,) * A, (reach,) * A)
+        network = DiffusionPolicy(spaces, config)
         network.context.features.fit(torch.randn(50, S))
         return Policy("llmdpd", network, None, BestOfN(samples=1, track_after=after))
 
@@ -98,7 +103,9 @@ def test_until_then_the_policy_acts_and_from_then_on_the_tracker(
 
 
 def test_rows_are_handed_over_by_themselves(rng: np.random.Generator, make_policy: MakePolicy) -> None:
-    policy, shown, states = make_policy(0.5), [demonstration(rng), demonstration(rng)], demonstration(rng)[0][:3]
+    policy, states = make_policy(0.5), demonstration(rng)[0][:3]
+    long = tuple(np.concatenate([part] * 2) for part in demonstration(rng))
+    shown: list[Any] = [long, demonstration(rng)]
     prompts, of = policy.network.encode(torch.randn(2, D), policy._tokens(shown)), np.array([0, 1, 1])
     handing, alone = policy.episodes(prompts, of, shown=shown), policy.episodes(prompts, of)
 
@@ -107,10 +114,30 @@ def test_rows_are_handed_over_by_themselves(rng: np.random.Generator, make_polic
         ours, own = handing.act(*given), alone.act(*given)
         return [not np.array_equal(*pair) for pair in zip(ours, own, strict=True)]
 
-    assert late(0, T // 2, 3) == [False, True, False]
-    assert late(1, 1, T) == [False, False, True], "a time step that is set back is the policy's"
+    assert late(0, STILL, 3) == [False, True, False]
+    assert late(1, 1, STILL) == [False, False, True], "a time step that is set back is the policy's"
+    assert late(T - 1, STILL - 1, STILL) == [False, False, True]
+    assert late(T, STILL, T) == [True, True, True], "each by its own prompt's length"
+    assert [handing.taken_over(episode) for episode in range(4)] == [True, True, True, False]
     handing.forget(np.array([2]))
-    assert late(T, T // 2 - 1, 0) == [True, False, False]
+    assert not handing.taken_over(2)
+    handing.reset()
+    assert not any(handing.taken_over(episode) for episode in range(3))
+
+
+def test_each_row_is_tracked_by_its_own_prompt(rng: np.random.Generator, make_policy: MakePolicy, scene: Scene) -> None:
+    policy, shown, states = make_policy(1.0), [demonstration(rng) for _ in range(3)], demonstration(rng)[0][:3]
+    prompts, of = policy.network.encode(torch.randn(3, D), policy._tokens(shown)), np.array([2, 0, 1])
+    given: list[Any] = [shown[0], None, shown[2]]
+    episodes = policy.episodes(prompts, of, shown=given)
+    late = np.arange(3), np.full(3, 2 * T), states, None, lambda due: due
+    found, own = episodes.act(*late), policy.episodes(prompts, of).act(*late)
+    for row, prompt in ((0, 2), (1, 0)):
+        follower = nearest([Track.of(*shown[prompt], scene)], scene, states[row], states[row])
+        np.testing.assert_array_equal(found[row], follower.act(states[row]))
+    np.testing.assert_array_equal(found[2], own[2], err_msg="its prompt has no demonstration")
+    with pytest.raises(InputError, match="number of demonstrations"):
+        policy.episodes(prompts, of, shown=shown[:2])
 
 
 @pytest.mark.parametrize(
@@ -146,6 +173,82 @@ def test_standing_still_counts_from_half_a_length_on(rng: np.random.Generator, s
     assert late == [step >= 3 * T / 2 for step in range(3 * T)]
     takeover.forget(0)
     assert not takeover.late(np.array([0]), np.array([3 * T - 1]), seen[:1]), "of one that begins anew nothing is known"
+    again = [bool(takeover.late(np.array([0]), np.array([3 * T - 1]), seen[:1])[0]) for _ in range(40)]
+    assert not any(again), "a step that is looked at again is the same step"
+
+
+def test_an_episode_that_begins_at_another_step_than_0_has_its_own_start(
+    rng: np.random.Generator, scene: Scene
+) -> None:
+    shown = demonstration(rng)
+    takeover = Takeover([[Track.of(*shown, scene)]], scene, 1.0, None)
+    for first, moved in ((0, 0.0), (1, 0.4)):
+        states = shown[0].copy()
+        for part in (BODY, OBJECT, GOAL):
+            states[:, part] += moved
+        for step in range(first, T + 2):
+            now = states[[min(step, T - 1)]]
+            if takeover.late(np.array([0]), np.array([step]), now)[0]:
+                action = takeover.act(np.array([0]), now)[0]
+                assert np.abs(action[:3]).max() < 0.1, "it is where the demonstration ended"
+
+
+@pytest.mark.parametrize("opening", [0.0, 0.5, 1.0])
+def test_a_gripper_that_the_demonstration_hardly_moves_does_not_decide(
+    rng: np.random.Generator, scene: Scene, opening: float
+) -> None:
+    seen, done = demonstration(rng)
+    for range_of in (0.0, 0.003):
+        seen[:, GRIPPER] = 0.9 + range_of * rng.uniform(0, 1, T)
+        now = seen.copy()
+        now[:, GRIPPER] = opening
+        follower = Follower(Track.of(seen, done, scene), scene, now[0])
+        for moment in (3, T // 2, T - 9):
+            follower.join(now[moment])
+            assert abs(follower._step - moment) <= 1
+
+
+@pytest.mark.parametrize("absent", [OBJECT, GOAL, slice(3, 9)], ids=["object", "goal", "both"])
+def test_what_is_absent_is_no_place(rng: np.random.Generator, scene: Scene, absent: slice) -> None:
+    seen, done = demonstration(rng)
+    seen[:, absent] = 0
+    moved, shift = seen.copy(), np.float32(0 if absent.stop - absent.start == 6 else 0.3)
+    for part in (BODY, OBJECT, GOAL):
+        moved[:, part] += shift
+    moved[:, absent] = 0
+    follower = Follower(Track.of(seen, done, scene), scene, moved[0])
+    for moment in (5, 20, T - 5):
+        follower.join(moved[moment])
+        assert abs(follower._step - moment) <= 1
+    last = moved[-1].copy()
+    follower.join(last)
+    assert np.abs(follower.act(last)[:3]).max() < 0.1, "it is where the demonstration ended"
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_demonstration_that_shows_no_way_is_not_tracked(
+    rng: np.random.Generator, make_policy: MakePolicy, length: int
+) -> None:
+    seen, done = (part[:length] for part in demonstration(rng))
+    still = np.repeat(seen[:1], 40, axis=0), np.zeros((40, A), np.float32)
+    for shown in ((seen, done), still):
+        handing = make_policy(1.0).prompt(trajectory=shown)
+        alone = handing.with_acting(track_after=0.0).prompt(trajectory=shown)
+        state = demonstration(rng)[0][0]
+        for _ in range(STILL):
+            np.testing.assert_array_equal(handing.act(state), alone.act(state))
+    if length == 1:
+        np.testing.assert_array_equal(handing.act(state, step=10_000), alone.act(state, step=10_000))
+
+
+def test_actions_are_the_environments_own(rng: np.random.Generator, make_policy: MakePolicy) -> None:
+    (seen, done), start = demonstration(rng), demonstration(rng)[0][0]
+    found = []
+    for reach in (1.0, 5.0):
+        policy = make_policy(1.0, reach=reach).prompt(trajectory=(seen, done * np.float32(reach)))
+        policy.act(start)
+        found.append(policy.act(start, step=2 * T) / reach)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("moment", [0, 7, T // 2 - 1, T // 2, T - 2, T - 1])
@@ -197,8 +300,8 @@ def test_chunks_end_where_the_tracker_takes_over(rng: np.random.Generator, make_
     handing = make_policy(0.25, chunk=4)
     alone = handing.with_acting(track_after=0.0).prompt(trajectory=shown)
     handing.prompt(trajectory=shown)
-    same = [np.array_equal(handing.act(state), alone.act(state)) for state in states[:20]]
-    assert same == [True] * 10 + [False] * 10
+    same = [np.array_equal(handing.act(state), alone.act(state)) for state in states[:40]]
+    assert same == [True] * STILL + [False] * 10
 
 
 def test_it_travels_with_a_session(rng: np.random.Generator, make_policy: MakePolicy) -> None:

@@ -44,6 +44,7 @@ class EpisodeResult:
     """The result of an `EpisodeRequest`.
 
     `length` counts steps, `episode_return` sums their rewards; `redone` counts the worker deaths during the episode.
+    `tracked`: whether a policy had handed over to its demonstration's tracker when it ended.
     `frames` are pictures uint8 [H, W, 3] if they were requested.
     """
 
@@ -54,6 +55,7 @@ class EpisodeResult:
     final_observation: FloatArray
     redone: int = 0
     frames: list[Frame] | None = None
+    tracked: bool = False
 
 
 class LostEpisodesError(WorkerError):
