@@ -96,7 +96,8 @@ _NO_TRAJECTORY = _prompts("no-trajectory", "text alone", "--prompts", "no-trajec
 _NO_TEXT = _prompts("no-text", "demonstration alone", "--prompts", "no-text")
 _REPLAY = _non_learned("replay", "the demonstration replayed")
 _TRACKER = _non_learned("tracker", "the demonstration tracked")
-_REFERENCES = (_SWAPPED, _REPLAY, _TRACKER)
+_ALONE = _prompts("alone", "the network alone: never handed over to the tracker", "--track-after", "0")
+_REFERENCES = (_ALONE, _SWAPPED, _REPLAY, _TRACKER)
 
 _FULL = Compared("full", "LLMDPD, this project's default", "metaworld", reported="LLMDPD")
 _COMPARED = replace(_FULL, variants=_REFERENCES)
@@ -171,7 +172,7 @@ def _other(method: str, label: str, reported: str) -> tuple[Compared, ...]:
 
 # As `llmdpd.tasks.metaworld.suite` has them.
 _FOLDS = tuple(
-    Compared(f"fold-{k}", _FULL.label, "metaworld", ("--protocol", f"fold-{k}"), variants=(_REPLAY, _TRACKER))
+    Compared(f"fold-{k}", _FULL.label, "metaworld", ("--protocol", f"fold-{k}"), variants=(_ALONE, _REPLAY, _TRACKER))
     for k in range(10)
 )
 

@@ -236,6 +236,7 @@ def test_what_does_not_fit_the_policy_is_named(
     words, said = WRONG[which]
     if which == "sizes":  # locomotion has no layout
         words = [*words, *(f"--method.augmentation.{name}=0" for name in ("offset", "rotate", "mirror"))]
+        words.append("--method.acting.track-after=0")
     error = refused("--init", straight_run, "--run-dir", tmp_path / "run", *options, *words)
     assert said in error
     assert not (tmp_path / "run" / "policy").exists()
