@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "llmdpd_policy.h"
 
@@ -16,7 +17,9 @@ constexpr std::int64_t kMaxStep = std::int64_t{1} << 62;
 Exported::Exported(const File& file) : weights_(read_weights(file)), seeds_(0) { grow(1); }
 
 void Exported::set_prompt(const File& file) {
-  prompt_ = read_prompt(file, weights_);
+  std::unique_ptr<const Prompts> prompt = read_prompt(file, weights_);
+  takeover_ = read_takeover(file, weights_);
+  prompt_ = std::move(prompt);
   reset();
 }
 
@@ -46,6 +49,7 @@ void Exported::act(const float* observations, std::size_t rows, float* actions) 
     if (!std::isfinite(observations[i])) throw Failure(LLMDPD_NUMBER, "NaN or Inf in the observation");
   }
   grow(rows);
+  track(observations, rows);
   complete(observations, rows);
   sample(rows);
   take(rows, actions);
@@ -62,9 +66,28 @@ void Exported::grow(std::size_t rows) {
   states_.resize(rows * width);
   due_states_.resize(rows * width);
   due_steps_.resize(rows);
+  tracked_.resize(weights_.scene.dims ? rows * weights_.action_dim : 0);
   due_.reserve(rows);
   keys_.reserve(rows);
   rows_.resize(rows);  // last: what has room for all of them is what counts
+}
+
+// Which rows the tracker has, and its actions in those.
+void Exported::track(const float* observations, std::size_t rows) {
+  if (!takeover_) return;
+  const std::size_t width = weights_.action_dim;
+  for (std::size_t r = 0; r < rows; ++r) {
+    Row& row = rows_[r];
+    const float* now = observations + r * weights_.observed_dim;
+    float* action = tracked_.data() + r * width;
+    row.going = row.course;
+    row.late = takeover_->late(row.going, row.step, now);
+    if (!row.late) continue;
+    takeover_->act(row.going, now, action);
+    for (std::size_t i = 0; i < width; ++i) {
+      if (!std::isfinite(action[i])) throw Failure(LLMDPD_NUMBER, "NaN or Inf in the action");
+    }
+  }
 }
 
 // states_ [rows, S]: the observations, and what is remembered of the step before; of an episode's first, of itself.
@@ -81,21 +104,29 @@ void Exported::complete(const float* observations, std::size_t rows) {
   }
 }
 
-// A chunk for each row that has none which goes on at its time step.
+// A chunk for each of the policy's rows that has none which goes on at its time step.
 void Exported::sample(std::size_t rows) {
   const std::size_t numbers = static_cast<std::size_t>(weights_.chunk) * weights_.action_dim;
   const std::size_t width = weights_.observed_dim + weights_.remembered.size();
   due_.clear();
   keys_.clear();
+  std::size_t late = 0;
+  for (std::size_t r = 0; r < rows; ++r) late += rows_[r].late;
+  const bool shared = late > 0 && late < rows;  // then each row takes a seed, as if none were handed over
+  Seeds seeds = seeds_;
   for (std::size_t r = 0; r < rows; ++r) {
-    if (rows_[r].chunk_step == rows_[r].step) continue;
+    const bool due = !rows_[r].late && rows_[r].chunk_step != rows_[r].step;
+    const std::uint64_t key = due || shared ? seeds.next() : 0;
+    if (!due) continue;
+    keys_.push_back(key);
     due_steps_[due_.size()] = rows_[r].step;
     std::copy_n(states_.data() + r * width, width, due_states_.data() + due_.size() * width);
     due_.push_back(r);
   }
-  if (due_.empty()) return;
-  Seeds seeds = seeds_;
-  for (std::size_t i = 0; i < due_.size(); ++i) keys_.push_back(seeds.next());
+  if (due_.empty()) {
+    seeds_ = seeds;
+    return;
+  }
   const ActingBatch batch{static_cast<std::ptrdiff_t>(due_.size()), due_states_.data(), due_steps_.data(), nullptr,
                           keys_.data()};
   llmdpd::act(*prompt_, *weights_.sampler, weights_.actor.get(), batch, 1, sampled_.data());
@@ -111,7 +142,7 @@ void Exported::sample(std::size_t rows) {
   }
 }
 
-// The next action of each row's chunk, in the environment's own numbers; the clocks go on.
+// The tracker's action, or the next one of the row's chunk, in the environment's own numbers; the clocks go on.
 void Exported::take(std::size_t rows, float* actions) {
   const std::size_t width = weights_.action_dim, observed = weights_.observed_dim;
   const std::size_t state_width = observed + weights_.remembered.size();
@@ -119,6 +150,12 @@ void Exported::take(std::size_t rows, float* actions) {
     Row& row = rows_[r];
     const float* from = chunks_.data() + (r * weights_.chunk + row.chunk_used) * width;
     float* to = actions + r * width;
+    row.course = row.going;
+    if (row.late) {  // its chunk, and what was seen last, stay the policy's
+      std::copy_n(tracked_.data() + r * width, width, to);
+      ++row.step;
+      continue;
+    }
     for (std::size_t i = 0; i < width; ++i) {
       if (weights_.centre.empty()) {
         to[i] = from[i];

@@ -43,18 +43,22 @@ class Exported {
   struct Row {
     std::int64_t step = 0, chunk_step = -1, seen_step = -1;
     int chunk_used = 0;
+    bool late = false;     // whether it is the tracker's, in this call
+    Course course, going;  // of the tracker; going: what becomes of it if the call succeeds
   };
   void grow(std::size_t rows);
+  void track(const float* observations, std::size_t rows);
   void complete(const float* observations, std::size_t rows);
   void sample(std::size_t rows);
   void take(std::size_t rows, float* actions);
 
   const Weights weights_;
   std::unique_ptr<const Prompts> prompt_;
+  std::unique_ptr<const Takeover> takeover_;  // null: the policy acts alone
   Seeds seeds_;
   std::vector<Row> rows_;
   std::vector<float> seen_, chunks_;                 // of each row: its last observation, its last chunk
-  std::vector<float> states_, due_states_, sampled_;  // of one call
+  std::vector<float> states_, due_states_, sampled_, tracked_;  // of one call
   std::vector<std::int64_t> due_steps_;
   std::vector<std::size_t> due_;
   std::vector<std::uint64_t> keys_;

@@ -15,7 +15,7 @@ namespace llmdpd {
 namespace {
 
 constexpr char kMagic[8] = {'L', 'L', 'M', 'D', 'P', 'D', '\r', '\n'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;  // 1 has no tracks, and is read still
 constexpr std::size_t kMaxTensors = 4096;
 constexpr std::int64_t kMaxDimension = 1 << 24;  // products of two are no overflow
 
@@ -91,7 +91,9 @@ File::File(const void* given, std::size_t size, FileKind kind) {
   if (size < sizeof header) refuse("no exported file: too short");
   std::memcpy(&header, given, sizeof header);
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) refuse("no exported file: wrong first bytes");
-  if (header.version != kVersion) refuse("of format version " + std::to_string(header.version) + "; expected 1");
+  if (header.version < 1 || header.version > kVersion) {
+    refuse("of format version " + std::to_string(header.version) + "; expected at most " + std::to_string(kVersion));
+  }
   if (header.kind != static_cast<std::uint32_t>(kind)) {
     refuse(kind == FileKind::kPolicy ? "this is no policy's file" : "this is no prompt's file");
   }

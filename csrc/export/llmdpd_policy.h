@@ -66,7 +66,8 @@ LLMDPD_API int llmdpd_set_step(llmdpd_policy* policy, size_t row, int64_t step);
 
 /* Observations [rows, llmdpd_observation_size] to actions [rows, llmdpd_action_size]. Row i is the same episode from
  * call to call. The numbers of a Dict observation are those of its keys, in the order of `observation_keys` in
- * export.json, each with how many it has. */
+ * export.json, each with how many it has. Where `track_after` there is above 0, the tracker of the demonstration acts
+ * in rows in which the policy does not get on, as in `Policy.act` of Python: act once at every time step. */
 LLMDPD_API int llmdpd_act(llmdpd_policy* policy, const float* observations, size_t rows, float* actions);
 
 /* Numbers of an observation, and of an action; 0 for a null pointer. */

@@ -1,5 +1,6 @@
 #include "read.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@ namespace {
 
 constexpr std::int64_t kMaxWidth = 1 << 20;  // of a layer: sums and products of a few of them are no overflow
 constexpr int kMaxHeads = 4096;
+constexpr std::int64_t kMaxSteps = 1 << 24;  // of demonstrations
 
 int bounded(std::int64_t number, std::int64_t low, std::int64_t high, const char* what) {
   if (number < low || number > high) refuse(std::string("out of range: ") + what);
@@ -146,6 +148,82 @@ void read_scale(const File& file, Weights& weights) {
   weights.high.assign(from + 3 * width, from + 4 * width);
 }
 
+std::vector<int> columns_of(const File& file, const std::string& name, int width) {
+  const Tensor& columns = file.tensor(name, Tensor::kInteger, 1);
+  const auto* column = static_cast<const std::int32_t*>(columns.data);
+  for (std::size_t i = 0; i < columns.count; ++i) {
+    if (column[i] < 0 || column[i] >= width) refuse("a column that is not there: " + name);
+  }
+  return {column, column + columns.count};
+}
+
+Scene scene_of(const File& file, int observed_dim, int action_dim) {
+  Scene scene;
+  if (!file.has("scene.points")) return scene;
+  const int dims = bounded(file.tensor("scene.points", Tensor::kInteger, 2).shape[1], 2, 3, "coordinates");
+  const std::int32_t* point = file.integers("scene.points", {3, dims});
+  for (std::vector<int>* columns : {&scene.body, &scene.object, &scene.goal}) {
+    for (int d = 0; d < dims; ++d) columns->push_back(bounded(*point++, 0, observed_dim - 1, "point"));
+  }
+  scene.gripper = columns_of(file, "scene.gripper", observed_dim);
+  scene.move = columns_of(file, "scene.move", action_dim);
+  scene.grip = columns_of(file, "scene.grip", action_dim);
+  if (scene.move.size() != static_cast<std::size_t>(dims)) refuse("wrong shape: scene.move");
+  const float* bounds = file.floats("scene.bounds", {2, action_dim});
+  scene.low.assign(bounds, bounds + action_dim);
+  scene.high.assign(bounds + action_dim, bounds + 2 * action_dim);
+  const double* numbers = file.doubles("scene.numbers", {2});
+  scene.metres = numbers[0];
+  scene.after = numbers[1];
+  if (!(scene.metres > 0) || !(scene.after > 0)) refuse("out of range: scene.numbers");
+  scene.dims = dims;
+  return scene;
+}
+
+std::vector<Track> tracks_of(const File& file, const Scene& scene) {
+  if (scene.dims == 0) refuse("tracks of a policy that does not hand over");
+  const Tensor& ends = file.tensor("track.ends", Tensor::kInteger, 1);
+  const int count = bounded(static_cast<std::int64_t>(ends.count), 1, kMaxWidth, "tracks");
+  const auto* end = static_cast<const std::int32_t*>(ends.data);
+  for (int k = 0; k < count; ++k) bounded(end[k], k ? std::int64_t{end[k - 1]} + 1 : 1, kMaxSteps, "steps of a track");
+  const int total = end[count - 1], dims = scene.dims, readings = static_cast<int>(scene.gripper.size());
+  const int width = static_cast<int>(scene.low.size());
+  std::vector<Track> tracks(count);
+  const auto split = [&](const float* numbers, int each, std::vector<float> Track::*part) {
+    for (int k = 0; k < count; ++k) {
+      const std::ptrdiff_t first = k ? end[k - 1] : 0;
+      (tracks[k].*part).assign(numbers + first * each, numbers + std::ptrdiff_t{end[k]} * each);
+    }
+  };
+  split(file.floats("track.body", {total, dims}), dims, &Track::body);
+  split(file.floats("track.object", {total, dims}), dims, &Track::object);
+  split(file.floats("track.held", {total, dims}), dims, &Track::held);
+  split(file.floats("track.to_goal", {total}), 1, &Track::to_goal);
+  split(file.floats("track.actions", {total, width}), width, &Track::actions);
+  split(file.floats("track.open", {total, readings}), readings, &Track::open);
+  const float *goal = file.floats("track.goal", {count, dims}), *gain = file.floats("track.gain", {count});
+  for (int k = 0; k < count; ++k) {
+    Track& track = tracks[k];
+    track.steps = end[k] - (k ? end[k - 1] : 0);
+    track.goal.assign(goal + k * dims, goal + (k + 1) * dims);
+    track.gain = gain[k];
+    track.has_object = true;
+    for (auto object = track.object.begin(); object != track.object.end(); object += dims) {
+      track.has_object &= std::any_of(object, object + dims, [](float number) { return number != 0.0f; });
+    }
+    for (int g = 0; g < readings; ++g) {
+      float least = track.open[g], most = track.open[g];
+      for (std::size_t i = g; i < track.open.size(); i += readings) {
+        least = std::min(least, track.open[i]);
+        most = std::max(most, track.open[i]);
+      }
+      // What hardly moves says nothing.
+      track.opening.push_back(std::max(most - least, 0.1f * std::max(std::abs(least), std::abs(most))) + 1e-9f);
+    }
+  }
+  return tracks;
+}
+
 }  // namespace
 
 Weights read_weights(const File& file) {
@@ -165,6 +243,7 @@ Weights read_weights(const File& file) {
   weights.remembered.assign(column, column + remembered.count);
   for (const int one : weights.remembered) bounded(one, 0, weights.observed_dim - 1, "remembered number");
   read_scale(file, weights);
+  weights.scene = scene_of(file, weights.observed_dim, weights.action_dim);
   const int state_dim = bounded(weights.observed_dim + static_cast<std::int64_t>(remembered.count), 1, kMaxWidth, "state");
 
   ContextSizes context{state_dim, 0, bounded(sizes[4], 0, kMaxHeads, "heads"), 0,
@@ -222,6 +301,11 @@ std::unique_ptr<const Prompts> read_prompt(const File& file, const Weights& weig
     }
   }
   return std::make_unique<Prompts>(weights.context, tensors);
+}
+
+std::unique_ptr<const Takeover> read_takeover(const File& file, const Weights& weights) {
+  if (!file.has("track.ends")) return nullptr;
+  return std::make_unique<Takeover>(weights.scene, tracks_of(file, weights.scene));
 }
 
 }  // namespace llmdpd

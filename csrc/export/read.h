@@ -9,6 +9,7 @@
 #include "context.h"
 #include "file.h"
 #include "sampler.h"
+#include "tracker.h"
 
 namespace llmdpd {
 
@@ -22,9 +23,12 @@ struct Weights {
   std::shared_ptr<const Context> context;
   std::shared_ptr<const Sampler> sampler;
   std::unique_ptr<const Actor> actor;  // null: one sample is taken
+  Scene scene;
 };
 
 Weights read_weights(const File& file);
 std::unique_ptr<const Prompts> read_prompt(const File& file, const Weights& weights);
+// Null where the policy acts alone, under a prompt without demonstrations too.
+std::unique_ptr<const Takeover> read_takeover(const File& file, const Weights& weights);
 
 }  // namespace llmdpd

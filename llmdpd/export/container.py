@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = b"LLMDPD\r\n"
-VERSION = 1
+VERSION = 2  # 1 has no tracks, and is read still
 Arrays = Mapping[str, NDArray[Any]]
 
 HEADER = struct.Struct("<8sIIQQII")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from llmdpd.ops.packing import ContextParts
 from llmdpd.policy.episodes import check_finite
 from llmdpd.policy.inputs import Demonstrations
 from llmdpd.policy.policy import Policy
+from llmdpd.policy.tracker import Scene, Track
 from llmdpd.tasks.texts.text_prompt import TextPrompt
 
 Arrays = dict[str, NDArray[Any]]
@@ -121,6 +122,8 @@ def policy_arrays(policy: Policy, prompts: EncodedPrompts) -> Arrays:
         embedding = network.net.time_embedding(torch.tensor(coefficients.timesteps))
     arrays |= {**_layers("net", network.net.layers), "net.time": native.array(embedding)}
     arrays["net.table"] = coefficients.table()
+    if policy.scene is not None:
+        arrays |= _scene_arrays(policy.scene, acting.takes_over)
     if chooses:
         assert policy.critic is not None
         for name in ("q1", "q2"):
@@ -128,11 +131,40 @@ def policy_arrays(policy: Policy, prompts: EncodedPrompts) -> Arrays:
     return arrays
 
 
-def prompt_arrays(network: DiffusionPolicy, prompts: EncodedPrompts) -> Arrays:
-    """The folded prompt."""
-    parts = context_parts(network, prompts)
+def prompt_arrays(policy: Policy, prompt: Prompt, prompts: EncodedPrompts) -> Arrays:
+    """The folded prompt, of which `prompts` is what the policy has read, and its tracks if it hands over to them.
+
+    Raises:
+        InputError: as `exportable` and `Policy.prompt`.
+    """
+    parts = context_parts(exportable(policy)[0], prompts)
     tensors: Mapping[str, Tensor] = {"pooled": parts.pooled, **parts.memory}
-    return {name: native.array(tensor, name) for name, tensor in tensors.items()}
+    arrays = {name: native.array(tensor, name) for name, tensor in tensors.items()}
+    if policy.scene is None or prompt.trajectory is None:
+        return arrays
+    return arrays | _track_arrays(policy.tracks(prompt.trajectory, policy.scene))
+
+
+def _scene_arrays(scene: Scene, after: float) -> Arrays:
+    """What the tracker reads of observations and writes into actions, and when it takes over at the latest."""
+    indices = {"gripper": scene.gripper, "move": scene.move, "grip": scene.grip}
+    return {
+        "scene.points": np.array([scene.body, scene.object, scene.goal], np.int32),
+        **{f"scene.{name}": np.array(numbers, np.int32) for name, numbers in indices.items()},
+        "scene.bounds": np.stack([scene.low, scene.high]),
+        "scene.numbers": np.array([scene.metres, after]),
+    }
+
+
+def _track_arrays(tracks: Sequence[Track]) -> Arrays:
+    """N tracks, one after the other: the steps [N] at which they end, and what they hold."""
+    each_step = ("body", "actions", "to_goal", "object", "held", "open")
+    return {
+        "track.ends": np.cumsum([len(track) for track in tracks], dtype=np.int32),
+        **{f"track.{name}": np.concatenate([getattr(track, name) for track in tracks]) for name in each_step},
+        "track.goal": np.stack([track.goal for track in tracks]),
+        "track.gain": np.array([track.gain for track in tracks], np.float32),
+    }
 
 
 def _reads_memory(name: str) -> bool:

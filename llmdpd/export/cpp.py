@@ -32,7 +32,7 @@ def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None
         InputError: a policy, or a way of acting, that cannot be exported; no prompt, or one that the policy cannot
             read; a folder of other or altered files.
     """
-    network = exportable(policy)[0]
+    exportable(policy)
     check_names(prompts)
     check_replaceable(out)
     read = {name: encoded(policy, prompt) for name, prompt in prompts.items()}
@@ -45,7 +45,7 @@ def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None
             shutil.copyfile(csrc / "export" / name, folder / name)
         (folder / POLICY).write_bytes(packed(Kind.POLICY, arrays, mark))
         (folder / PROMPTS).mkdir()
-        for name, one in read.items():
-            content = packed(Kind.PROMPT, prompt_arrays(network, one), mark)
+        for name, prompt in prompts.items():
+            content = packed(Kind.PROMPT, prompt_arrays(policy, prompt, read[name]), mark)
             (folder / PROMPTS / f"{name}.llmdpd").write_bytes(content)
         describe(folder, description(policy, "cpp", list(prompts)))

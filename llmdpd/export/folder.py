@@ -23,11 +23,15 @@ _BUILT = "build"
 
 
 def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, Any]:
-    """What an export says of itself, for people: where it is from, its sizes, how it acts: by the network alone."""
+    """What an export says of itself, for people: where it is from, its sizes, how it acts.
+
+    What is exported `to` something else than C++ keeps no state, and acts by the network alone.
+    """
     network, acting = policy.network, policy.acting.describe(policy.network.config)
-    if acting["track_after"]:
-        words = "the export acts by the network alone: the tracker (track_after %g) is not exported"
+    if acting["track_after"] and to != "cpp":
+        words = "the export acts by the network alone: the tracker (track_after %g) is exported to C++ only"
         _log.warning(words, acting["track_after"])
+        acting["track_after"] = 0.0
     keys = list(policy.metadata.get("observation", ()))
     widths = policy.metadata.get("observation_widths") or [None] * len(keys)
     return {
@@ -37,7 +41,7 @@ def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, An
         "observation": network.spaces.observed_dim,
         "observation_keys": [list(pair) for pair in zip(keys, widths, strict=True)],
         "action": network.action_dim,
-        "acting": acting | {"track_after": 0.0},
+        "acting": acting,
         "prompts": list(prompts),
         "trained_on": list(policy.metadata.get("trained_on", ())),
     }

@@ -95,10 +95,10 @@ class Policy:
         check_config(acting, "acting")
         with located(field="acting"):
             acting.check_network(network.config)
-        self._scene = None
+        self.scene = None  # what the tracker reads and writes; None: it never takes over
         if acting.takes_over and network.reads.trajectory:
             low, high = network.action_scaling.parts()[2:].astype(np.float32)
-            self._scene = Scene(network.spaces.layout, low, high, "acting.track_after", "set it to 0")
+            self.scene = Scene(network.spaces.layout, low, high, "acting.track_after", "set it to 0")
         self.method, self.acting, self.llm = method, acting, llm
         self.network = network.eval().requires_grad_(False)
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
@@ -363,19 +363,22 @@ class Policy:
 
     def _takeover(self, shown: Sequence[Demonstrations | None], prompt_of: IntArray | None) -> Takeover | None:
         """What takes over from the policy under these prompts; None where nothing does."""
-        scene = self._scene
+        scene = self.scene
         if scene is None or not any(demonstrations is not None for demonstrations in shown):
             return None
-        given = [() if demonstrations is None else each_demonstration(demonstrations) for demonstrations in shown]
-        tracks = [[self._track(one, scene) for one in prompt] for prompt in given]
+        tracks = [[] if demonstrations is None else self.tracks(demonstrations, scene) for demonstrations in shown]
         return Takeover(tracks, scene, self.acting.takes_over, prompt_of)
 
-    def _track(self, one: Demonstration, scene: Scene) -> Track:
-        """The part of a demonstration that the policy reads, for the tracker."""
-        network = self.network
-        given = recorded(one, network.spaces, network.action_scaling, self._keys, quiet=True)
-        part, _ = read_part(given, network.reads.encoder, network.spaces.layout, standing=False)
-        return Track.of(part.observations, network.action_scaling.from_unit(part.actions), scene)
+    def tracks(self, demonstrations: Demonstrations, scene: Scene) -> list[Track]:
+        """What the tracker follows of a prompt's demonstrations: of each the part that the policy reads.
+
+        Raises:
+            InputError: as `prompt`.
+        """
+        spaces, scaling, encoder = self.network.spaces, self.network.action_scaling, self.network.reads.encoder
+        given = [recorded(one, spaces, scaling, self._keys, quiet=True) for one in each_demonstration(demonstrations)]
+        parts = [read_part(one, encoder, spaces.layout, standing=False)[0] for one in given]
+        return [Track.of(part.observations, scaling.from_unit(part.actions), scene) for part in parts]
 
     def target_returns(
         self, tasks: Sequence[str | None], demonstrations: Sequence[Demonstrations | None]

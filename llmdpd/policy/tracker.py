@@ -35,7 +35,7 @@ class Scene:
     """What the tracker reads of observations and writes into actions, by the tasks' layout.
 
     Args:
-        layout: of observations and actions. low, high: bounds [A] of actions.
+        layout: of observations and actions. low, high: bounds f32 [A] of actions.
         field, hint: what asks for the tracker, and what helps where there is none, for the error's words.
 
     Raises:
@@ -55,20 +55,20 @@ class Scene:
         goal = layout.point(layout.goal)
         self.body, self.object, self.goal = list(layout.body.at), list((others or [goal])[0].at), list(goal.at)
         self.metres, self.gripper = layout.unit, list(layout.gripper)
-        self._move, self._grip, self._low, self._high = list(layout.move), list(layout.grip), low, high
+        self.move, self.grip, self.low, self.high = list(layout.move), list(layout.grip), low, high
 
     def gain(self, observations: FloatArray, actions: FloatArray) -> float:
         """Action for each unit of way that is left: what moved the demonstration's body, by least squares."""
         moved = np.diff(observations[:, self.body], axis=0).ravel()
-        commands = actions[:-1, self._move].ravel()
+        commands = actions[:-1, self.move].ravel()
         return float(commands @ moved / max(float(moved @ moved), 1e-12)) / _COVERED
 
     def command(self, way: FloatArray, shown: FloatArray, again: bool) -> FloatArray:
         """The action [A] that goes `way` with the gripper command that was shown, and what else was shown, but once."""
         action = np.zeros_like(shown) if again else shown.copy()
-        action[self._grip] = shown[self._grip]
-        action[self._move] = way
-        return action.clip(self._low, self._high)
+        action[self.grip] = shown[self.grip]
+        action[self.move] = way
+        return action.clip(self.low, self.high)
 
 
 @dataclass(frozen=True)

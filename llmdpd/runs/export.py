@@ -72,6 +72,9 @@ class ExportConfig:
     whole chunk."""
     contradicted_text: Literal["keep", "drop"] | None = None
     """What becomes of a text that contradicts its demonstration; by default the run's."""
+    track_after: Annotated[float | None, Bounds(0)] = None
+    """Lengths of the demonstration after which at the latest its tracker takes over, 0: never; by default the run's.
+    C++ alone: others keep no state, and never hand over."""
 
 
 def export_run(config: ExportConfig) -> tuple[Path, dict[str, Check]]:
@@ -116,11 +119,15 @@ def _check_options(config: ExportConfig) -> None:
     if config.to != "cpp" and config.action_horizon is not None:
         found, problem = config.action_horizon, f"a model of --to {config.to} gives whole chunks"
         raise InputError(problem, field="--action-horizon", found=found, hint="leave it out")
+    if config.to != "cpp" and config.track_after:
+        problem = f"a model of --to {config.to} keeps no state, and never hands over"
+        raise InputError(problem, field="--track-after", found=config.track_after, expected="0, or --to cpp")
     if config.prompts == "own":
         return
     useless = {"--contradicted-text": config.contradicted_text == "drop"}
     if config.prompts == "no-trajectory":
         useless |= {"--demonstrations": config.demonstrations > 1, "--prompt-data": config.prompt_data is not None}
+        useless["--track-after"] = bool(config.track_after)
     for option, given in useless.items():
         if given:
             problem = f"this has no effect with --prompts {config.prompts}"
@@ -128,8 +135,12 @@ def _check_options(config: ExportConfig) -> None:
 
 
 def _check_effect(config: ExportConfig, policy: Policy) -> None:
-    """Refuse to drop texts of a policy that cannot find a contradiction."""
+    """Refuse to drop texts of a policy that cannot find a contradiction, and to track where none is read."""
     acts = policy.acting.describe(policy.network.config)
+    if config.track_after and not acts.get("track_after"):
+        found, expected = config.track_after, "a policy that reads demonstrations"
+        problem = "this has no effect on the run's policy"
+        raise InputError(problem, path=config.run, field="--track-after", found=found, expected=expected)
     if config.contradicted_text == "drop" and acts.get("contradicted_text") != "drop":
         expected = "a policy of single actions that learned to do without its text"
         problem = "this has no effect on the run's policy"
@@ -154,7 +165,7 @@ def _as_evaluation(config: ExportConfig) -> EvaluateConfig:
     shared = ("run", "tasks", "prompt_data", "prompt_text", "prompts", "samples", "noise_scale", "action_horizon")
     together = config.demonstrations > 1
     return EvaluateConfig(
-        **{name: getattr(config, name) for name in (*shared, "contradicted_text", "checkpoint")},
+        **{name: getattr(config, name) for name in (*shared, "contradicted_text", "track_after", "checkpoint")},
         demonstrations=config.demonstrations if together else None,
         together=together,
     )

@@ -37,8 +37,11 @@ def test_a_run_is_exported_with_a_prompt_for_each_task(run_copy: Path, export: E
     assert (said["to"], said["prompts"], said["acting"]["steps"]) == ("cpp", [SEEN, UNSEEN], 1)
     headers = [HEADER.unpack_from(file.read_bytes()) for file in sorted(folder.rglob("*.llmdpd"))]
     assert len({header[4] for header in headers}) == 1  # of one policy
+    assert said["acting"]["track_after"] == 3
+    assert all(b"track.ends" in file.read_bytes() for file in (folder / "prompts").iterdir())
     # Again, which replaces it.
-    assert export(run_copy, "--task", "reach", "--checkpoint", "best") == 0
+    assert export(run_copy, "--task", "reach", "--checkpoint", "best", "--track-after", 0) == 0
+    assert b"track." not in (folder / "prompts" / f"{SEEN}.llmdpd").read_bytes()
     assert [file.stem for file in (folder / "prompts").iterdir()] == [SEEN]
 
 
@@ -79,6 +82,8 @@ def test_the_policys_own_numbers_are_written_whatever_its_prompt(run_copy: Path,
         ),
         (["--task", "reach", "--to", "onnx", "--action-horizon", "1"], ["--to onnx gives whole chunks"]),
         (["--task", "reach", "--to", "torch", "--action-horizon", "1"], ["--to torch gives whole chunks"]),
+        (["--task", "reach", "--to", "onnx", "--track-after", "1"], ["--to onnx keeps no state"]),
+        (["--task", "reach", "--prompts", "no-trajectory", "--track-after", "1"], ["no effect", "--track-after"]),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporting import CASES, Library, RefusedError, make_policy, prompt_of
+from exporting import CASES, Library, RefusedError, demonstration, make_policy, prompt_of
 
-from llmdpd.export.container import ENTRY, HEADER, with_header
+from llmdpd.export.container import ENTRY, HEADER, VERSION, with_header
+from llmdpd.export.contents import Prompt
 from llmdpd.export.cpp import export_cpp
 
 Rng = np.random.Generator
@@ -28,7 +29,9 @@ def outcome(library: Library, policy: bytes, prompt: bytes, rng: Rng) -> int:
     try:
         acting = library.policy(policy, prompt)
         width = library.c.llmdpd_observation_size(acting.handle)
-        acting.act(rng.normal(size=(2, width)).astype(np.float32))
+        for step in (0, 1000, 1001):  # the last two are the tracker's, where there is one
+            acting.set_step(0, step)
+            acting.act(rng.normal(size=(2, width)).astype(np.float32))
     except RefusedError as refused:
         return refused.code
     return 0
@@ -97,12 +100,15 @@ def _float(entries: Entries, content: bytearray, rng: Rng) -> None:
 CHANGES = (_shape, _kind, _place, _name, _swap, _leave_out, _number, _float)
 
 
-@pytest.fixture(params=["default", "chunk", "soft", "pooled"])
+@pytest.fixture(params=["default", "chunk", "soft", "pooled", "tracked"])
 def files(request: pytest.FixtureRequest, rng: Rng, tmp_path: Path) -> tuple[bytes, bytes]:
     """A policy's file and a prompt's."""
-    policy = make_policy(**CASES[request.param])
-    export_cpp(policy, {"push": prompt_of(rng, policy)}, tmp_path / "out")
-    folder = tmp_path / "out"
+    return exported_as(request.param, rng, tmp_path / "out")
+
+
+def exported_as(case: str, rng: Rng, folder: Path) -> tuple[bytes, bytes]:
+    policy = make_policy(**CASES[case])
+    export_cpp(policy, {"push": prompt_of(rng, policy)}, folder)
     return (folder / "policy.llmdpd").read_bytes(), (folder / "prompts" / "push.llmdpd").read_bytes()
 
 
@@ -135,6 +141,55 @@ def test_what_is_crafted_to_fit_its_checksum_never_crashes(
         codes.append(outcome(library, *given, rng))
     assert set(codes) <= {0, FORMAT, NUMBER}
     assert FORMAT in codes
+
+
+# Of each tensor what one of its numbers becomes; the observation has 11 of them, the action 5.
+WRONG_NUMBERS: dict[str, tuple[str, int, Any, str]] = {
+    "scene.points": ("<i", 2, 11, "out of range: point"),
+    "scene.gripper": ("<i", 1, -1, "a column that is not there: scene.gripper"),
+    "scene.move": ("<i", 0, 5, "a column that is not there: scene.move"),
+    "scene.grip": ("<i", 0, 2**31 - 1, "a column that is not there: scene.grip"),
+    "scene.bounds": ("<f", 7, np.nan, "NaN or Inf in scene.bounds"),
+    "scene.numbers": ("<d", 1, 0.0, "out of range: scene.numbers"),
+    "track.ends": ("<i", 1, 0, "out of range: steps of a track"),
+    "track.body": ("<f", 3, np.inf, "NaN or Inf in track.body"),
+    "track.gain": ("<f", 1, -np.inf, "NaN or Inf in track.gain"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NUMBERS)
+def test_what_cannot_be_tracked_is_refused_by_name(name: str, library: Library, rng: Rng, tmp_path: Path) -> None:
+    policy = make_policy(**CASES["tracked"])
+    export_cpp(policy, {"two": Prompt(trajectory=[demonstration(rng, policy, n) for n in (7, 5)])}, tmp_path / "out")
+    given = [(tmp_path / "out" / file).read_bytes() for file in ("policy.llmdpd", "prompts/two.llmdpd")]
+    assert outcome(library, *given, rng) == 0
+    which = int(name.startswith("track."))
+    header, entries, content = opened(given[which])
+    kind, place, value, words = WRONG_NUMBERS[name]
+    start = next(entry[3] for entry in entries if entry[0].rstrip(b"\0") == name.encode())
+    struct.pack_into(kind, content, start + place * struct.calcsize(kind), value)
+    given[which] = closed(header, entries, content)
+    with pytest.raises(RefusedError, match=words) as refused:
+        library.policy(*given)
+    assert refused.value.code == FORMAT
+
+
+def test_files_of_the_first_version_are_read_and_those_of_a_later_one_refused(
+    library: Library, rng: Rng, tmp_path: Path
+) -> None:
+    given = exported_as("default", rng, tmp_path / "out")
+    for version, expected in ((0, FORMAT), (1, 0), (VERSION + 1, FORMAT)):
+        old = (content[:8] + struct.pack("<I", version) + content[12:] for content in given)
+        assert outcome(library, *old, rng) == expected
+
+
+def test_tracks_without_what_they_are_read_by_are_refused(library: Library, rng: Rng, tmp_path: Path) -> None:
+    policy, prompt = exported_as("tracked", rng, tmp_path / "out")
+    header, entries, content = opened(policy)
+    kept = [entry for entry in entries if not entry[0].startswith(b"scene.")]
+    with pytest.raises(RefusedError, match="does not hand over") as refused:
+        library.policy(closed(header, kept, content), prompt)
+    assert refused.value.code == FORMAT
 
 
 def test_noise_is_no_file(library: Library, rng: Rng) -> None:

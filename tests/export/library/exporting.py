@@ -34,6 +34,15 @@ FLAT = Layout(
     (Point("tip", (0, 1), (7, 8)), Point("cube", (2, 3)), Point("hole", (9, 4))), goal="hole", gripper=(5,),
     scalars=(6, 10), unit=0.3,
 )  # fmt: skip
+SCENE = Layout(
+    (Point("hand", (2, 0, 1)), Point("block", (3, 4, 5)), Point("target", (6, 7, 8))), goal="target", gripper=(9, 10),
+    move=(0, 3, 1), grip=(2,), up=2, unit=0.5, velocities=("hand",),
+)  # fmt: skip
+"""One that can be tracked, of 11 numbers of an observation and 5 of an action."""
+TRACKED = {
+    "state_dim": 14, "action_dim": 5, "layout": SCENE.completed(11)[0], "remembered": SCENE.completed(11)[1],
+    "action_low": (-1.0, -2.0, -1.0, -1.0, -0.5), "action_high": (1.0, 2.0, 1.0, 1.0, 0.7),
+}  # fmt: skip
 BOUNDS = {"action_low": (-2.0, 0.5, -1.0), "action_high": (3.0, 0.9, 1.0), "highest": (2.5, 9.0, 0.8)}
 TEXT = "Task: push the puck."
 
@@ -67,6 +76,10 @@ def demonstration(rng: np.random.Generator, policy: Policy, length: int = 20) ->
     actions = policy.network.action_scaling.from_unit(
         rng.uniform(-1, 1, (length, spaces.action_dim)).astype(np.float32)
     )
+    if spaces.layout is not None and spaces.layout.move:  # or there is no way to track
+        body = list(spaces.layout.body.at)
+        way = 0.05 * np.cumsum(actions[:-1, list(spaces.layout.move)], axis=0)
+        observations[1:, body] = observations[0, body] + way
     return observations, actions
 
 
@@ -87,6 +100,7 @@ CASES: dict[str, dict[str, Any]] = {
         "acting": {"action_horizon": 3},
         "spaces": {"state_dim": 9, "remembered": (0, 2)},
     },
+    "tracked": {"spaces": TRACKED, "acting": {"track_after": 0.15}},
     "soft": {"acting": {"samples": 7, "temperature": 0.1}},
     "max": {"acting": {"samples": 5, "selection": "max"}},
     "ddim": {"acting": {"sampler": "ddim", "steps": 3, "noise_scale": 0.3}, "network": {"schedule": "cosine"}},
