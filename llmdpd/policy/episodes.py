@@ -169,9 +169,10 @@ class Episodes:
         """
         if self._takeover is None:
             return self._act(episodes, steps, observations, rewards, seeds)
-        late = self._takeover.late(episodes, steps, observations)
-        if not late.any():
+        tracked = self._takeover.late(episodes, steps, observations)
+        if not any(tracked):
             return self._act(episodes, steps, observations, rewards, seeds)
+        late = np.array(tracked)
         actions = np.empty((len(episodes), self._network.action_dim), np.float32)
         actions[late] = self._takeover.act(episodes[late], observations[late])
         own = np.flatnonzero(~late)

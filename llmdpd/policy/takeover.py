@@ -24,7 +24,7 @@ class _Course:
 
     start: FloatArray  # the first observation [S]
     last: int  # the time step that was acted at last
-    place: FloatArray  # [D], where the body stands still, or was last seen to move
+    place: list[float]  # [D], where the body stands still, or was last seen to move
     since: int  # the time step from which on it is there
     follower: Follower | None = None
 
@@ -67,19 +67,19 @@ class Takeover:
         course = self._courses.get(episode)
         return course is not None and course.follower is not None
 
-    def late(self, episodes: IntArray, steps: IntArray, observations: FloatArray) -> NDArray[np.bool_]:
-        """Which of B episodes [B], at time steps [B] and in states [B, S], are the tracker's, [B].
+    def late(self, episodes: IntArray, steps: IntArray, observations: FloatArray) -> list[bool]:
+        """Which of B episodes [B], at time steps [B] and in states [B, S], are the tracker's.
 
         To be called at every step: it looks whether the body moves. An episode whose time step goes back begins anew.
         """
         present = zip(episodes.tolist(), steps.tolist(), observations, strict=True)
-        return np.array([self._is_late(*one) for one in present], np.bool_)
+        return [self._is_late(*one) for one in present]
 
     def _is_late(self, who: int, step: int, now: FloatArray) -> bool:
-        course, place = self._courses.get(who), now[self._scene.body]
+        course, place = self._courses.get(who), now[self._scene.body].tolist()
         if course is None or step < course.last or step == 0:
             course = self._courses[who] = _Course(now.copy(), step, place, step)
-        elif np.abs(place - course.place).max() > self._within:
+        elif any(abs(one - other) > self._within for one, other in zip(place, course.place, strict=True)):
             course.place, course.since = place, step
         course.last = step
         if course.follower is not None:

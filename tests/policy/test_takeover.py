@@ -160,7 +160,7 @@ def test_what_stands_still_for_thirty_steps_is_taken_over(
     for step in range(3 * T + 2):
         now = state.copy()
         now[0, 1] += moves(step)
-        late += takeover.late(np.array([4]), np.array([step]), now).tolist()
+        late += takeover.late(np.array([4]), np.array([step]), now)
         if late[-1]:
             takeover.act(np.array([4]), now)
     assert late == [step >= taken for step in range(3 * T + 2)], "and from then on"
@@ -172,7 +172,9 @@ def test_standing_still_counts_from_half_a_length_on(rng: np.random.Generator, s
     late = [bool(takeover.late(np.array([0]), np.array([step]), seen[:1])[0]) for step in range(3 * T)]
     assert late == [step >= 3 * T / 2 for step in range(3 * T)]
     takeover.forget(0)
-    assert not takeover.late(np.array([0]), np.array([3 * T - 1]), seen[:1]), "of one that begins anew nothing is known"
+    assert not takeover.late(np.array([0]), np.array([3 * T - 1]), seen[:1])[0], (
+        "of one that begins anew nothing is known"
+    )
     again = [bool(takeover.late(np.array([0]), np.array([3 * T - 1]), seen[:1])[0]) for _ in range(40)]
     assert not any(again), "a step that is looked at again is the same step"
 
