@@ -1,4 +1,4 @@
-"""Three non-learned baselines: what a policy must beat to have learned anything from its data.
+"""Three non-learned baselines: what a policy that is never handed over must beat to have learned anything.
 
 `replay` repeats the demonstration's actions open-loop. `tracker` follows the demonstration's way, translated to where
 the object and the goal are now (`llmdpd.policy.tracker`). `retrieve-and-play` takes the action of the

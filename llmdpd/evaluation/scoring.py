@@ -24,6 +24,7 @@ from llmdpd.tasks.specs import suite_of, task_spec
 from llmdpd.utils.progress import ProgressBar, Stopwatch, console
 
 _WARM_UP, _TIMED = 10, 100
+_TRACKED_TASKS = 5  # of which a line says in how many episodes the tracker took over
 
 
 class IncompleteError(WorkerError):
@@ -68,11 +69,19 @@ def evaluate_policies(
             records.append(policy_record(policy, name, prompts[task], **common, **outcome))
         if lost:
             raise IncompleteError(lost, records)
-        tracked = [record for record in records if record.checkpoint == name and record.tracked]
-        if tracked:
-            ended, done = (sum(getattr(r, field) for r in tracked) for field in ("tracked", "tracked_successes"))
-            console.print(f"the tracker took over in {ended} episodes, of which {done} succeeded")
+        _say_what_was_tracked([record for record in records if record.checkpoint == name and record.tracked])
     return records
+
+
+def _say_what_was_tracked(records: Sequence[TaskResult]) -> None:
+    """Print in how many episodes of which tasks the tracker took over, most first."""
+    most = sorted(records, key=lambda record: -record.tracked)
+    parts = [f"{r.tracked} of {r.episodes} of {r.task}, {r.tracked_successes} succeeded" for r in most[:_TRACKED_TASKS]]
+    if len(most) > _TRACKED_TASKS:
+        rest = most[_TRACKED_TASKS:]
+        parts.append(f"{sum(record.tracked for record in rest)} of {len(rest)} other tasks")
+    if parts:
+        console.print(f"episodes that the tracker took over: {'; '.join(parts)}", markup=False, soft_wrap=True)
 
 
 def policy_record(

@@ -38,7 +38,7 @@ def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None
     read = {name: encoded(policy, prompt) for name, prompt in prompts.items()}
     arrays = policy_arrays(policy, next(iter(read.values())))
     mark = fingerprint(arrays)
-    csrc = sources()
+    csrc, shown = sources(), any(prompt.trajectory is not None for prompt in prompts.values())
     with atomic_directory(out) as folder:
         (folder / SOURCE).write_text(amalgamated(csrc), encoding="utf-8")
         for name in _COPIED:
@@ -48,4 +48,4 @@ def export_cpp(policy: Policy, prompts: Mapping[str, Prompt], out: Path) -> None
         for name, prompt in prompts.items():
             content = packed(Kind.PROMPT, prompt_arrays(policy, prompt, read[name]), mark)
             (folder / PROMPTS / f"{name}.llmdpd").write_bytes(content)
-        describe(folder, description(policy, "cpp", list(prompts)))
+        describe(folder, description(policy, "cpp", list(prompts), shown))

@@ -22,15 +22,17 @@ _BUILT = "build"
 """Folder within an export that is made of it, and may be replaced with it."""
 
 
-def description(policy: Policy, to: str, prompts: Sequence[str]) -> dict[str, Any]:
+def description(policy: Policy, to: str, prompts: Sequence[str], shown: bool = True) -> dict[str, Any]:
     """What an export says of itself, for people: where it is from, its sizes, how it acts.
 
-    What is exported `to` something else than C++ keeps no state, and acts by the network alone.
+    What is exported `to` something else than C++ keeps no state, and acts by the network alone. `shown`: whether any
+    prompt has a demonstration, without which there is nothing to track.
     """
     network, acting = policy.network, policy.acting.describe(policy.network.config)
     if acting["track_after"] and to != "cpp":
         words = "the export acts by the network alone: the tracker (track_after %g) is exported to C++ only"
         _log.warning(words, acting["track_after"])
+    if not shown or to != "cpp":
         acting["track_after"] = 0.0
     keys = list(policy.metadata.get("observation", ()))
     widths = policy.metadata.get("observation_widths") or [None] * len(keys)

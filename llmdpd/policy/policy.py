@@ -440,6 +440,11 @@ class Policy:
         if self._session is not None:
             self._session.reset(rows)
 
+    @property
+    def tracked(self) -> NDArray[np.bool_]:
+        """In which rows [B] the tracker acts in place of the policy, see `Session.tracked`; before `prompt` none."""
+        return np.zeros(1, np.bool_) if self._session is None else self._session.tracked
+
     def seed(self, seed: int) -> None:
         """Fix the noise of all actions from here on, see `Session.seed`."""
         self._seeds = Seeds(seed)

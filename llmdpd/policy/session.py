@@ -70,6 +70,12 @@ class Session:
         self._timesteps[known] = 0
         self._episodes.forget(known)
 
+    @property
+    def tracked(self) -> NDArray[np.bool_]:
+        """In which rows [B] the tracker acts in place of the policy, since the last call of `act`."""
+        rows = range(len(self._timesteps))
+        return np.array([self._episodes.taken_over(row) for row in rows], np.bool_)
+
     def seed(self, seed: int) -> None:
         """Fix the noise of all actions from here on; what is left of a chunk was sampled before, and is dropped."""
         self.use(Seeds(seed))

@@ -188,7 +188,7 @@ def _check_prompts(config: EvaluateConfig, trained: TrainConfig) -> None:
         expected = "one of the two"
         raise InputError("demonstrations from two places", field="--prompt-data", found=found, expected=expected)
     if config.track_after and (config.prompts == "no-trajectory" or not context.trajectory):
-        problem, expected = "without demonstrations there is nothing to track", "0"
+        problem, expected = "without demonstrations there is nothing to track", "0, or none"
         raise InputError(problem, field="--track-after", found=config.track_after, expected=expected)
     if config.prompts == "no-trajectory" and given:
         raise InputError(

@@ -91,6 +91,7 @@ def test_until_then_the_policy_acts_and_from_then_on_the_tracker(
     follower = nearest([Track.of(*shown, scene)], scene, states[0], states[T // 2])
     for step, state in enumerate(states):
         own, others = alone.act(state), handing.act(state)
+        assert handing.tracked.tolist() == [step >= T // 2]
         if step < T // 2:
             np.testing.assert_array_equal(others, own)
         else:
