@@ -43,6 +43,8 @@ int main(int count, char** words) {
   int late = 0;
   auto next = Clock::now();
   for (int step = 0; step < steps; ++step) {
+    // Your robot begins an episode when its task does. Here nothing moves, which a tracker would take over from.
+    if (step % 30 == 0) llmdpd_reset(policy);
     const auto before = Clock::now();
     observe(observation);
     if (llmdpd_act(policy, observation.data(), 1, action.data())) return failed();
