@@ -155,7 +155,9 @@ def test_gpu_command_reports_what_breaks(tmp_path: Path, monkeypatch: pytest.Mon
     status, report = gpu_run(tmp_path, "--tests", "tests/nothing")
     assert status == 1
     assert report["errors"] == ["training iteration: ZeroDivisionError: division by zero"]
-    assert set(report["reports"]) == {"sampler", "act", "kernels"}
+    assert set(report["reports"]) == {"sampler", "act", "kernels", "train_step"}
+    kept = {row["case"]["size"] for row in report["reports"]["train_step"]["rows"]}
+    assert kept == {"default"}, "what is measured before is not lost"
     assert report["tests"]["ok"] is None
 
 
