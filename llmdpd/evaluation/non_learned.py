@@ -49,7 +49,7 @@ def replay(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]
 def tracker(prompts: Mapping[str, TaskPrompt], requests: Sequence[EpisodeRequest]) -> Act:
     """Proportional control along the demonstration's way, see `llmdpd.policy.tracker`.
 
-    Raises InputError for tasks whose layout does not say how actions move the body, or lacks an object or a goal.
+    Raises InputError for tasks whose layout does not say how actions move the body, or lacks a goal.
     """
     demonstrations, rows = _demonstrations(prompts, requests)
     spec = common_spec(list(prompts))
