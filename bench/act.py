@@ -10,7 +10,7 @@ then 16 and 64 at once. The columns: docs/research-log/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,15 @@ SAMPLES = 50
 
 
 def our_call(
-    sizes: Sizes, device: torch.device, samples: int, steps: int, observation: NDArray[np.float32], precision: Any
+    sizes: Sizes,
+    device: torch.device,
+    samples: int,
+    steps: int,
+    observation: NDArray[np.float32],
+    precision: Any,
+    graph: bool,
 ) -> Call:
-    """`Policy.act` of a policy of random weights under a text and a demonstration.
+    """`Policy.act` of a policy of random weights under a text and a demonstration; from a CUDA graph or without.
 
     Raises:
         ImportError: `llmdpd.policy.policy` can't be imported here.
@@ -51,11 +57,12 @@ def our_call(
     network = DiffusionPolicy(Spaces(sizes.state, sizes.action, TEXT), config).to(device)
     critic = network.make_critic(sizes.hidden).to(device)
     task = "a task"
-    policy = Policy("llmdpd", network, critic, acting, texts={text_key(task): torch.randn(TEXT)})
+    texts, mode = {text_key(task): torch.randn(TEXT)}, "on" if graph else "off"
+    policy = Policy("llmdpd", network, critic, acting, texts=texts, cuda_graph=mode)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     shown = tuple(rng.normal(size=(20, n)).astype(np.float32) for n in (sizes.state, sizes.action))
     policy.prompt(text=task, trajectory=(shown[0], shown[1]))
-    return lambda: policy.act(observation)
+    return retrieval.captured(lambda: policy.act(observation), policy, graph)
 
 
 def peer_call(
@@ -82,13 +89,21 @@ def measure_default(bench: Bench, compiler: Compiler, states: Sequence[int]) -> 
         makers: dict[str, Make] = {
             "eager": partial(retrieval.action_in_torch, policy, observation, None),
             "compile": partial(retrieval.action_in_torch, policy, observation, compiler),
-            "ours": partial(retrieval.our_action, policy, observation),
+            **ours(partial(retrieval.our_action, policy, observation), bench.device),
         }
         case = {"policy": "default", "B": count, "samples": 1, "K": 5, "precision": "fp32"}
-        estimate = (60.0 if not quick else 1.0) + 3 * bench.budget.seconds
+        estimate = (60.0 if not quick else 1.0) + len(makers) * bench.budget.seconds
         flops = retrieval.action_flops(policy, count)
         bench.group(case, flops, makers, clock=HostClock(), prepare=prepared(makers, bench.threads), estimate=estimate)
     retrieval.in_torch(False)
+
+
+def ours(make: Callable[[bool], Call], device: torch.device) -> dict[str, Make]:
+    """Our action; on a GPU also from a CUDA graph, where it is one by default."""
+    makers: dict[str, Make] = {"ours": partial(make, False)}
+    if device.type == "cuda":
+        makers["ours, graph"] = partial(make, True)
+    return makers
 
 
 def prepared(makers: Mapping[str, Make], threads: int) -> dict[str, Call]:
@@ -115,10 +130,10 @@ def measure(bench: Bench, sizes: Sizes, compiler: Compiler, precisions: Sequence
             makers: dict[str, Make] = {
                 "eager": partial(peer_call, *words, None),
                 "compile": partial(peer_call, *words, compiler),
-                "ours": partial(our_call, *words),
+                **ours(partial(our_call, *words), device),
             }
             case = {"policy": "pooled", "B": count, "samples": samples, "K": steps, "precision": precision}
-            estimate = (40.0 if not bench.settings.get("quick") else 1.0) + 3 * bench.budget.seconds
+            estimate = (40.0 if not bench.settings.get("quick") else 1.0) + len(makers) * bench.budget.seconds
             # To the host and back is part of it, so the host's clock is the right one on a GPU too.
             flops = best_of(sizes, critic, count, steps, samples)
             threads = threads_for(makers, bench.threads)

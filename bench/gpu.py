@@ -25,8 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESERVE = 10.0  # seconds kept back for the last report
-# Then captured iterations and batches, for which more of what llmdpd depends on has to be here.
-TESTS = ("tests/kernels", "tests/ops", "tests/diffusion", "tests/methods/test_device_work.py", "tests/training")
+# Then captured iterations and actions, for which more of what llmdpd depends on has to be here.
+_CAPTURED = ("tests/methods/test_device_work.py", "tests/policy/test_device_action.py")
+TESTS = ("tests/kernels", "tests/ops", "tests/diffusion", *_CAPTURED, "tests/training")
 
 
 def build(target: Path, seconds: float) -> dict[str, Any]:
@@ -194,8 +195,8 @@ def measure(session: Session) -> None:
     session.stage("kernels alone", alone)
     session.stage("the default preset's iteration", default)
     session.stage("training iteration", train)
-    session.stage("acting", latency)
     session.stage("acting, the default policy", default_latency)
+    session.stage("acting", latency)
     session.stage("tests", tests, needs=20.0)
     session.stage("sampler, the other cases", lambda: sample(cases[3:]))
     for report in session.report["reports"].values():

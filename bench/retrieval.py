@@ -117,10 +117,25 @@ def policy(quick: bool, device: torch.device) -> Any:
     return Policy("llmdpd", network_of(config, device), None, config.acting, texts={text_key(TASK): torch.randn(TEXT)})
 
 
-def our_action(of: Any, observation: NDArray[np.float32]) -> Call:
-    """`Policy.act`, under a text and a demonstration."""
-    of.prompt(TASK, demonstration(np.random.default_rng(0)))
-    return lambda: of.act(observation)
+def our_action(of: Any, observation: NDArray[np.float32], graph: bool = False) -> Call:
+    """`Policy.act`, under a text and a demonstration; from a CUDA graph or without."""
+    policy = of.with_acting()
+    policy.graphs.mode = "on" if graph else "off"
+    policy.prompt(TASK, demonstration(np.random.default_rng(0)))
+    return captured(lambda: policy.act(observation), policy, graph)
+
+
+def captured(act: Call, policy: Any, graph: bool) -> Call:
+    """The call of an action, after it was captured where it is to be.
+
+    Raises:
+        RuntimeError: it was not.
+    """
+    for _ in range(5 if graph else 0):
+        act()
+    if graph and not policy.graphs.captured:
+        raise RuntimeError("no CUDA graph was captured")
+    return act
 
 
 def action_in_torch(of: Any, observation: NDArray[np.float32], compiler: Compiler | None) -> Call:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion.noise_mlp import NoiseMLP
+from llmdpd.diffusion.on_device import coefficient_tensors
 from llmdpd.ops.arguments import SamplerCoefficients
 
 
@@ -22,7 +23,7 @@ def reverse_diffusion_reference(
     low = precision == "bf16"
     with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):
         u = net.context(state, prompt)[:, None, :]
-        tau = net.time_rows(torch.tensor(plan.timesteps).to(state.device))
+        tau = net.time_rows(coefficient_tensors(plan.content, state.device)[0])
 
     def epsilon(actions: Tensor, k: int) -> Tensor:
         with torch.autocast(state.device.type, dtype=torch.bfloat16, enabled=low):

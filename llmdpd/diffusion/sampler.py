@@ -12,20 +12,19 @@
 from __future__ import annotations
 
 import logging
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from llmdpd.diffusion.noise_mlp import NoiseMLP
+from llmdpd.diffusion.on_device import coefficient_tensors
 from llmdpd.diffusion.reference import reverse_diffusion_reference
 from llmdpd.errors import InputError
 from llmdpd.ops import autograd, inference, native, resident, triton
 from llmdpd.ops.arguments import ChainArguments, Precision, SamplerCoefficients, check_seed, check_shapes
-from llmdpd.ops.compiling import constant_when_compiled
 from llmdpd.ops.noise_net import sample_actions
 from llmdpd.ops.philox import philox_normal, signed64
 
@@ -146,15 +145,14 @@ def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
 def _noise(call: _Call) -> Tensor:
     """xi [K + 1, B, N, A] from the seed, on the state's device and in its dtype."""
     state, batch, key = call.state, call.state.shape[0], _key(call.seed, call.state.device)
-    own = key if key.shape[0] == batch and batch != 1 else int(key)
-    xi = philox_normal(own, batch, call.samples, call.plan.steps + 1, call.net.action_dim, state.device)
+    xi = philox_normal(key, batch, call.samples, call.plan.steps + 1, call.net.action_dim, state.device)
     return xi.to(state.dtype)
 
 
 def _arguments(call: _Call, xi: Tensor | None) -> ChainArguments:
     """The operator's arguments: what does not depend on the step is computed in torch, W_s s excepted."""
     net, state, plan = call.net, call.state, call.plan
-    timesteps, table = _coefficient_tensors(plan.content, state.device)
+    timesteps, table = coefficient_tensors(plan.content, state.device)
     with torch.autocast(state.device.type, enabled=False):
         W_a, _, W_s, W_z, b1 = net.first_layer()
         u_z = F.linear(call.prompt, W_z, b1)
@@ -162,20 +160,6 @@ def _arguments(call: _Call, xi: Tensor | None) -> ChainArguments:
     trunk = [part for layer in net.linears[1:] for part in (layer.weight, layer.bias)]
     key, bf16 = _given_key(call, xi), call.precision == "bf16"
     return ChainArguments(state, W_s, u_z, tau, W_a, trunk, table, key, xi, plan.start, plan.bound, call.samples, bf16)
-
-
-@constant_when_compiled
-def _coefficient_tensors(content: bytes, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The time indices int64 [K] and the table float32 [K, 6] on a device."""
-    return _kept_coefficient_tensors(content, device)
-
-
-@cache  # a captured CUDA graph may read them as long as the process lives
-def _kept_coefficient_tensors(content: bytes, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Plain tensors, whatever mode the first caller was in: they serve all.
-    with torch.inference_mode(False), _disable_current_modes():
-        timesteps, table = map(torch.tensor, SamplerCoefficients.read(content))
-        return timesteps.to(device), table.to(device)
 
 
 def _choose(call: _Call) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmdpd.diffusion.on_device import coefficient_tensors
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.errors import InputError
 from llmdpd.methods.base import Method, OfflineConfig, Start
@@ -139,7 +140,7 @@ class MTDiffPolicy(HistoryPolicy):
         before = self.before(history.states[rows, place.clamp_min(0)], given, prompts, index)
         returns = history.returns[rows[:, 0], place[:, -1]]
         coefficients, guidance = acting.coefficients(self.config), self.config.trajectory.guidance
-        time_rows = self.net.time_rows(torch.tensor(coefficients.timesteps).to(seeds.device))
+        time_rows = self.net.time_rows(coefficient_tensors(coefficients.content, seeds.device)[0])
         found = []
         for block, noise in noise_blocks(self.net, coefficients, seeds, returns):
             # With the return and without it, in one pass.

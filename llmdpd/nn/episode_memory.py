@@ -28,10 +28,6 @@ class History(NamedTuple):
     timesteps: Tensor
     lengths: Tensor
 
-    def take(self, rows: Tensor) -> History:
-        """The histories of these of the B episodes, rows int64 [b]."""
-        return History(*(part[rows] for part in self))
-
     def to(self, device: torch.device | str) -> History:
         """The same on another device."""
         return History(*(part.to(device) for part in self))

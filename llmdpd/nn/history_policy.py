@@ -18,7 +18,7 @@ from llmdpd.nn.config import NetworkConfig
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.episode_memory import History
 from llmdpd.nn.features import FeatureKind
-from llmdpd.nn.policy_network import PolicyNetwork, States
+from llmdpd.nn.policy_network import PolicyNetwork, States, repeating_last
 from llmdpd.nn.spaces import Spaces
 from llmdpd.nn.statistics import Observations
 from llmdpd.prompts.demonstration import StepSampling, TrajectoryEncoderConfig, TrajectoryTokens, Trim
@@ -69,8 +69,10 @@ class HistoryPolicy(PolicyNetwork):
     def sample(self, states: States, prompts: EncodedPrompts, acting: Any, seeds: Tensor, critic: Any = None) -> Tensor:
         if states.history is None:
             raise ValueError("this policy is conditioned on history: it needs what an episode memory recalls")
-        rows, index = states.padded(len(prompts))
-        actions = self.action(states.history.take(rows), prompts, index, acting, seeds[rows])
+        padded = states.padded(len(prompts))
+        assert padded.history is not None
+        keys = repeating_last(seeds, len(padded.observations) - len(seeds))
+        actions = self.action(padded.history, prompts, padded.prompt_of, acting, keys)
         return actions[: len(states.observations), None]
 
     def action(

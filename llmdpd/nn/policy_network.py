@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -46,20 +45,22 @@ class States(NamedTuple):
     steps: Tensor
     history: History | None = None
 
-    def padded(self, prompts: int) -> tuple[Tensor, Tensor | None]:
-        """Rows that the networks are run on, the last one repeated up to a multiple of eight; and their `prompt_of`.
+    def padded(self, prompts: int) -> States:
+        """The states that the networks are run on, the last one repeated up to a multiple of eight.
 
         Where the states lie in equal groups, one for each of several prompts, nothing is repeated.
         """
-        count, device = len(self.observations), self.observations.device
-        repeated = 0 if self.prompt_of is None and prompts > 1 else -count % _ROWS
-        rows = _repeating_last(count, repeated, device)
-        return rows, None if self.prompt_of is None else self.prompt_of[rows]
+        repeated = 0 if self.prompt_of is None and prompts > 1 else -len(self.observations) % _ROWS
+        if not repeated:
+            return self
+        index = None if self.prompt_of is None else repeating_last(self.prompt_of, repeated)
+        history = None if self.history is None else History(*(repeating_last(part, repeated) for part in self.history))
+        return States(repeating_last(self.observations, repeated), index, repeating_last(self.steps, repeated), history)
 
 
-@lru_cache(maxsize=64)
-def _repeating_last(count: int, repeated: int, device: torch.device) -> Tensor:
-    return torch.arange(count + repeated, device=device).clamp_max(count - 1)
+def repeating_last(rows: Tensor, count: int) -> Tensor:
+    """Rows [B, …] with the last one so many times more, [B + count, …]."""
+    return torch.cat([rows, rows[-1:].expand(count, *rows.shape[1:])]) if count else rows
 
 
 class PolicyNetwork(nn.Module, ABC):
@@ -180,10 +181,8 @@ class ConditionedNetwork(PolicyNetwork):
     def sample(
         self, states: States, prompts: EncodedPrompts, acting: ActingConfig, seeds: Tensor, critic: Any = None
     ) -> Tensor:
-        count, (rows, index) = len(states.observations), states.padded(len(prompts))
-        state, prompt = self.condition(
-            states.observations.index_select(0, rows), prompts, index, states.steps.index_select(0, rows)
-        )
+        count, padded = len(states.observations), states.padded(len(prompts))
+        state, prompt = self.condition(padded.observations, prompts, padded.prompt_of, padded.steps)
         condition = Condition(state[:count], prompt if prompt.dim() == 1 else prompt[:count])
         return self.sample_conditioned(states.observations, condition, acting, seeds, critic)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdpd.diffusion.noise_mlp import SinusoidalTime
+from llmdpd.diffusion.on_device import coefficient_tensors
 from llmdpd.diffusion.reference import walk_chain
 from llmdpd.nn.layers import mlp, transformer
 from llmdpd.ops.arguments import SamplerCoefficients
@@ -152,7 +153,7 @@ def reverse_trajectory(
         [B, H, S + A].
     """
     batch = len(state)
-    time_rows = net.time_rows(torch.tensor(coefficients.timesteps).to(state.device))
+    time_rows = net.time_rows(coefficient_tensors(coefficients.content, state.device)[0])
     prompts, sampled = prompt.expand(batch, -1), [state.new_zeros(0, net.horizon, net.step_dim)]
     for rows, noise in noise_blocks(net, coefficients, seeds, state):
         context = net.context(state[rows], prompts[rows])

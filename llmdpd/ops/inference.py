@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llmdpd.ops import native
 from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, NoiseNetwork, SamplerCoefficients
 from llmdpd.ops.packing import bind_sampler, pack_net
+from llmdpd.ops.unchanged import places
 
 _MASK64 = (1 << 64) - 1
 _MAX_SAMPLERS = 32  # bound to one network at a time
@@ -60,20 +61,10 @@ def _lies_in_place(tensor: Tensor) -> bool:
 def watched(
     module: nn.Module, layers: Sequence[nn.Linear], seen: Callable[[Tensor], bool]
 ) -> tuple[tuple[Any, ...], ...] | None:
-    """What must stay in place, for `_native.all_in_place`; None where a change of the weights would not be seen.
-
-    seen: whether one of a parameter or buffer would be.
-
-    Tuples (dict, name, module), and (dict, name, tensor, pointer, strides) for parameters and buffers.
-    """
-    found: list[tuple[Any, ...]] = []
-    for part in module.modules():
-        found += [(part._modules, name, child) for name, child in part._modules.items()]
-        for kept in (part._parameters, part._buffers):
-            for name, tensor in kept.items():
-                if tensor is None or not seen(tensor):
-                    return None
-                found.append((kept, name, tensor, tensor.data_ptr(), tensor.stride()))
+    """The `places` of a module that computes by these layers alone; None where a change would not be seen."""
+    found = places(module, seen)
+    if found is None or any(item[2] is None for item in found):
+        return None
     # Two a linear layer; one that computes its weight from other parameters has others.
     plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}
     parameters = {id(item[2]) for item in found if isinstance(item[2], nn.Parameter)}

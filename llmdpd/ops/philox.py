@@ -47,18 +47,20 @@ def philox_normal(
 ) -> Tensor:
     """Standard normal noise, float64 [draws, batch, samples, action_dim].
 
-    Key = seed; counter = (row, draw, block of four action dims, stream 0). With an int seed the row is
-    `state * samples + sample`; with seeds [batch] (int64) each state has its own key and the row is the sample, so that
-    a state's noise does not depend on the batch that it is in. `states`, int64 [batch], are the states' places in a
-    greater batch whose noise it is a part of, by default 0 … batch - 1.
+    Key = seed; counter = (row, draw, block of four action dims, stream 0). With one seed, an int or int64 [1], the row
+    is `state * samples + sample`; with seeds [batch] (int64) each state has its own key and the row is the sample, so
+    that a state's noise does not depend on the batch that it is in. `states`, int64 [batch], are the states' places in
+    a greater batch whose noise it is a part of, by default 0 … batch - 1.
     """
     blocks = -(-action_dim // 4)
     sample = torch.arange(samples, device=device)
     if isinstance(seed, Tensor):
-        key = seed.to(device=device, dtype=torch.int64).reshape(batch, 1)
-        row = sample.expand(batch, samples)
+        key = seed.to(device=device, dtype=torch.int64)[:, None]
     else:
         key = torch.full((1, 1), signed64(seed), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor) and len(seed) == batch:
+        row = sample.expand(batch, samples)
+    else:
         place = torch.arange(batch, device=device) if states is None else states
         row = place[:, None] * samples + sample
     shape = (draws, batch, samples, blocks)

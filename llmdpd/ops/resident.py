@@ -3,7 +3,8 @@
 A network's weights are packed on the device once, and used again as long as every parameter and buffer is the same
 object, in the same memory, and of the same version, autograd's counter of writes. (Comparing bytes, as on the CPU,
 would take longer than the chain.) Writes that the counter does not see, through `.data` or by a replay of a CUDA graph
-that was captured by hand, must be told: `torch.autograd.graph.increment_version`. In a capture nothing here is used.
+that was captured by hand, must be told: `torch.autograd.graph.increment_version`. In a capture nothing here is used,
+but by `weights_of_a_graph`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from llmdpd.ops import native
 from llmdpd.ops.arguments import MAX_ROWS, MAX_SAMPLES, ChainArguments, NoiseNetwork, SamplerCoefficients
 from llmdpd.ops.inference import watched
 from llmdpd.ops.philox import signed64
 from llmdpd.ops.triton import on_device
+from llmdpd.ops.unchanged import Unwritten, has_version
 
 if TYPE_CHECKING:
     from llmdpd.kernels.driver import Place
@@ -32,6 +33,7 @@ _MAX_KEPT = 32  # prompts, plans and calls of one network at a time
 _WORKSPACE_BYTES = 32 << 20  # at most, kept for a stream; a call that needs more allocates it
 _LARGE = 1 << 20  # numbers of a prompt that is not kept
 _on_device: ContextVar[bool] = ContextVar("keys drawn on the device", default=False)
+_of_a_graph: ContextVar[list[Any] | None] = ContextVar("what a graph reads", default=None)
 
 
 @contextlib.contextmanager
@@ -47,26 +49,19 @@ def keys_on_device() -> Iterator[None]:
         _on_device.reset(before)
 
 
-class _Watch:
-    """Sees, by version, whether a module's weights are still what they were when this was made."""
+@contextlib.contextmanager
+def weights_of_a_graph() -> Iterator[list[Any]]:
+    """While the block captures a CUDA graph, networks are sampled by the weights that were packed before it.
 
-    def __init__(self, module: nn.Module, layers: list[nn.Linear]) -> None:
-        self.parameters = list(module.parameters())
-        self._watched = watched(module, layers, lambda tensor: not tensor.is_inference())
-        self._tensors = [*self.parameters, *module.buffers()]
-        self._versions = [] if self._watched is None else [tensor._version for tensor in self._tensors]
-
-    @property
-    def lasting(self) -> bool:
-        """Whether a change can be seen; if not, what was made of the weights must not be kept."""
-        return self._watched is not None
-
-    def unchanged(self) -> bool:
-        return (
-            self._watched is not None
-            and [tensor._version for tensor in self._tensors] == self._versions
-            and bool(native.module().all_in_place(self._watched))
-        )
+    Yields a list of what the graph reads beside its own: whoever replays it keeps that, and drops both where weights
+    change. Each kind of call must have been made before, outside of the capture.
+    """
+    held: list[Any] = []
+    before = _of_a_graph.set(held)
+    try:
+        yield held
+    finally:
+        _of_a_graph.reset(before)
 
 
 class _Call(NamedTuple):
@@ -93,7 +88,8 @@ class ResidentNet:
         from llmdpd.kernels import reverse_diffusion as kernel
 
         layers = [*net.linears, *(part for part in net.time_mlp if isinstance(part, nn.Linear))]
-        self.watch = _Watch(cast("nn.Module", net), layers)
+        module = cast("nn.Module", net)
+        self.watch = Unwritten([module], watched(module, layers, has_version))
         self.device = net.linears[0].weight.device
         first, *rest = net.linears
         sizes = [net.action_dim, net.time_dim, net.state_dim, net.prompt_dim]
@@ -138,9 +134,12 @@ class ResidentNet:
         kind = (plan, batch, samples, u_z.ndim, given, place.device, kernels.fp32_products())
         call = self._calls.get(kind)
         if call is None:
+            _refuse_in_a_graph("a call of another kind than before")
             call = self._prepared(plan, state, u_z, samples, key, actions, place)
             _keep(self._calls, kind, call)
         values, own = list(call.values), call.own
+        if (held := _of_a_graph.get()) is not None:
+            held += [self, call]
         contexts, scratch = _workspace(place, self.device, call.floats)
         values[own["states"]], values[own["u_z"]] = state.data_ptr(), u_z.data_ptr()
         values[own["actions"]], values[own["contexts"]] = actions.data_ptr(), contexts.data_ptr()
@@ -191,7 +190,8 @@ class ResidentNet:
 
     def _prompt_part(self, prompt: Tensor) -> Tensor:
         """W_z z + b1 of a prompt [Z] or [B, Z], which is held so long that its place is no other tensor's."""
-        if prompt.is_inference():  # has no version
+        # An inference tensor has no version; what a graph computes is its own.
+        if prompt.is_inference() or _of_a_graph.get() is not None:
             with _exactly(self.device):
                 return F.linear(prompt, self._W_z, self._b1)
         found = self._prompts.get(id(prompt))
@@ -217,7 +217,7 @@ def eager(state: Tensor) -> bool:
         type(state) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None
-        and not driver.capturing()
+        and (_of_a_graph.get() is not None or not driver.capturing())
     )
 
 
@@ -234,6 +234,7 @@ def sample(
     kept = _nets[bf16]
     entry = kept.get(net)
     if entry is None or not entry.is_current():
+        _refuse_in_a_graph("weights that were not packed before")
         entry = ResidentNet(net, bf16)
         if entry.watch.lasting:
             kept[net] = entry
@@ -304,13 +305,20 @@ def _exactly(device: torch.device) -> Iterator[None]:
         yield
 
 
+def _refuse_in_a_graph(what: str) -> None:
+    """What is made in a capture would exist only once the graph is replayed, and others would read it before."""
+    if _of_a_graph.get() is not None:
+        raise RuntimeError(f"a CUDA graph was to be captured of {what}")
+
+
 def _workspace(place: Place, device: torch.device, floats: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Room for the programs' own. It is the stream's: its launches run one after another."""
-    kept = _workspaces.get((place.device, place.stream))
+    """Room for the programs' own. It is the stream's: its launches run one after another; a graph has its own."""
+    of_a_graph = _of_a_graph.get() is not None
+    kept = None if of_a_graph else _workspaces.get((place.device, place.stream))
     if kept is not None and len(kept[0]) >= floats[0] and len(kept[1]) >= floats[1]:
         return kept
     made = torch.empty(floats[0], device=device), torch.empty(floats[1], device=device)
-    if 4 * sum(floats) <= _WORKSPACE_BYTES:
+    if 4 * sum(floats) <= _WORKSPACE_BYTES and not of_a_graph:
         _workspaces[place.device, place.stream] = made
     return made
 

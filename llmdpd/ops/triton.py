@@ -45,6 +45,16 @@ def _unavailable() -> str | None:
     return "TRITON_INTERPRET is set, which is for the kernels' own tests" if kernels.interpreted() else None
 
 
+def product_settings() -> tuple[str | None, ...]:
+    """How products of float32 are rounded on a device, by torch and by the kernels; a captured graph keeps its own."""
+    how = None
+    if unavailable() is None:
+        from llmdpd import kernels
+
+        how = kernels.fp32_products()
+    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision, how
+
+
 @contextlib.contextmanager
 def on_device(device: torch.device) -> Iterator[None]:
     """The device as the current one; and neither tf32 nor autocast may round a product here."""

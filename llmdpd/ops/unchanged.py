@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -20,6 +20,65 @@ _HOOKS_OF_TENSORS = (attrgetter("_backward_hooks"), attrgetter("_post_accumulate
 def hooks_of(parts: Iterable[nn.Module]) -> list[dict[int, Any]]:
     """Where the hooks of these modules are kept, one dictionary a kind; empty ones where there are none."""
     return [getattr(part, kind) for part in parts for kind in _HOOKS]
+
+
+def places(module: nn.Module, seen: Callable[[Tensor], bool]) -> list[tuple[Any, ...]] | None:
+    """What must stay in place of a module, for `_native.all_in_place`; None where a change would not be seen.
+
+    seen: whether one of a parameter or buffer would be.
+
+    Tuples (dict, name, module), and (dict, name, tensor, pointer, strides) for parameters and buffers; (dict, name,
+    None) where one is absent.
+    """
+    found: list[tuple[Any, ...]] = []
+    for part in module.modules():
+        found += [(part._modules, name, child) for name, child in part._modules.items()]
+        for kept in (part._parameters, part._buffers):
+            for name, tensor in kept.items():
+                if tensor is not None and not seen(tensor):
+                    return None
+                found.append((kept, name, None) if tensor is None else (*_place(kept, name, tensor), tensor.stride()))
+    return found
+
+
+def has_version(tensor: Tensor) -> bool:
+    """Whether autograd counts the writes to a tensor."""
+    return not tensor.is_inference()
+
+
+class Unwritten:
+    """Sees, by place and by autograd's counter of writes, whether weights are what they were when it was made.
+
+    Args:
+        modules: those that have them. watched: their `places`; None where a change would not be seen.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], watched: Sequence[tuple[Any, ...]] | None) -> None:
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._watched = None if watched is None else tuple(watched)
+        self._tensors = [*self.parameters, *(buffer for module in modules for buffer in module.buffers())]
+        self._versions = [] if watched is None else [tensor._version for tensor in self._tensors]
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> Unwritten:
+        """Of all weights of these modules; without the C++ module, which looks at their places, none lasts."""
+        if not native.available()[0]:
+            return cls(modules, None)
+        found = [places(module, has_version) for module in modules]
+        known = [part for part in found if part is not None]
+        return cls(modules, [*chain(*known)] if len(known) == len(found) else None)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a change can be seen; if not, what was made of the weights must not be kept."""
+        return self._watched is not None
+
+    def unchanged(self) -> bool:
+        return (
+            self._watched is not None
+            and [tensor._version for tensor in self._tensors] == self._versions
+            and bool(native.module().all_in_place(self._watched))
+        )
 
 
 class Unchanged:

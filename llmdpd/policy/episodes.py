@@ -14,6 +14,7 @@ from llmdpd.errors import InputError
 from llmdpd.nn.acting import ActingConfig
 from llmdpd.nn.context import EncodedPrompts
 from llmdpd.nn.policy_network import PolicyNetwork, States
+from llmdpd.policy.graphs import ActingGraphs
 from llmdpd.policy.takeover import Takeover
 from llmdpd.utils.settings import in_own_settings
 from llmdpd.utils.tensors import check_tensors
@@ -91,6 +92,7 @@ class Episodes:
         targets: target returns at the beginning, by episode, or one for all; for policies that are
             conditioned on history.
         takeover: what acts in episodes that do not get on, or last too long; None: the policy alone.
+        graphs: what samples on a CUDA device; None: the network, eagerly.
 
     Raises:
         InputError: NaN or Inf in a weight; several prompts, and no `prompt_of`.
@@ -105,6 +107,7 @@ class Episodes:
         prompt_of: IntArray | None = None,
         targets: FloatArray | float = 0.0,
         takeover: Takeover | None = None,
+        graphs: ActingGraphs | None = None,
     ) -> None:
         for module in (network, critic):  # they may have been trained since the policy was made
             check_finite(module)
@@ -114,6 +117,7 @@ class Episodes:
                 problem, field="prompt_of", found=f"{len(prompts)} prompts", expected="a number an episode"
             )
         self._network, self._acting, self._critic = network, acting, critic
+        self._graphs = None if graphs is None else graphs.of(network, acting, critic)
         self._prompts, self._targets, self._takeover = prompts, np.asarray(targets, np.float32), takeover
         shared = prompt_of is None or len(prompts) == 1  # a policy that reads none has one for all
         self._prompt_of = None if shared else np.asarray(prompt_of, np.int64)
@@ -262,7 +266,13 @@ class Episodes:
         if self._memory is not None:
             targets = self._targets[who] if self._targets.ndim else np.full(len(who), self._targets)
             earned = np.zeros(len(who), np.float32) if rewards is None else rewards
-            history = self._memory.recall(who, steps, observations, earned, targets).to(place)
+            history = self._memory.recall(who, steps, observations, earned, targets)
+        if self._graphs is not None and len(who) and self._graphs.serves():
+            given: dict[str, NDArray[Any]] = {"observations": observations, "steps": steps, "seeds": seeds}
+            given |= {} if prompt_of is None else {"prompt_of": prompt_of}
+            given |= {} if history is None else {name: part.numpy() for name, part in history._asdict().items()}
+            return self._graphs.sample(given, self._prompts)
+        history = None if history is None else history.to(place)
         index = None if prompt_of is None else torch.from_numpy(prompt_of).to(place)
         states, times, keys = (torch.from_numpy(part).to(place) for part in (observations, steps, seeds))
         with torch.no_grad():

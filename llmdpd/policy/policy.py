@@ -26,6 +26,7 @@ from llmdpd.policy.contradiction import contradicts
 from llmdpd.policy.episodes import Episodes, check_finite
 from llmdpd.policy.folder import DESCRIPTION, find_policy, read_policy_folder, text_key, write_policy_folder
 from llmdpd.policy.formats import UPGRADES
+from llmdpd.policy.graphs import ActingGraphs
 from llmdpd.policy.hub import Pushed
 from llmdpd.policy.inputs import (
     Demonstration,
@@ -46,6 +47,7 @@ from llmdpd.prompts.demonstration import TrajectoryTokens, make_tokens, read_par
 from llmdpd.prompts.source import LLMIdentity
 from llmdpd.utils.bounds import check_config
 from llmdpd.utils.device import check_device
+from llmdpd.utils.options import CudaGraphMode
 from llmdpd.utils.plain import from_plain, to_plain
 from llmdpd.utils.settings import in_own_settings
 from llmdpd.utils.tensors import check_fit, load_tensors, without_memory
@@ -75,6 +77,7 @@ class Policy:
         metadata: of its training, kept with the policy. Of them it uses `llm` (an `LLMIdentity`): which revision
             of the text model embedded its texts, and in which dtype; and `target_returns`, task → the return that a
             policy which is conditioned on history asks for.
+        cuda_graph: whether what acts on a GPU is captured in CUDA graphs; `graphs.mode` sets it anew.
 
     Raises:
         InputError: a way of acting that is out of bounds, or that the network or its layout does not have; NaN or Inf
@@ -91,6 +94,7 @@ class Policy:
         llm: str = "minilm",
         texts: Mapping[str, Tensor] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        cuda_graph: CudaGraphMode = "auto",
     ) -> None:
         check_config(acting, "acting")
         with located(field="acting"):
@@ -102,6 +106,7 @@ class Policy:
         self.method, self.acting, self.llm = method, acting, llm
         self.network = network.eval().requires_grad_(False)
         self.critic = None if critic is None else critic.eval().requires_grad_(False)
+        self.graphs = ActingGraphs(self.network, acting, self.critic, cuda_graph)
         self.texts = dict(texts or {})
         for part in (self.network, self.critic, self.texts):
             check_finite(part)
@@ -139,11 +144,17 @@ class Policy:
 
     @classmethod
     @in_own_settings
-    def load(cls, source: str | os.PathLike[str], device: str = "cpu", revision: str | None = None) -> Policy:
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        device: str = "cpu",
+        revision: str | None = None,
+        cuda_graph: CudaGraphMode = "auto",
+    ) -> Policy:
         """Load from a policy folder, a run folder, or `hub:OWNER/NAME` for one of the Hugging Face hub.
 
         `revision` is a commit, branch or tag of the latter, which then needs no `hub:`; without one, a warning says
-        which commit was loaded. `metadata["hub"]` records it.
+        which commit was loaded. `metadata["hub"]` records it. `cuda_graph` counts on a GPU: see `ActingGraphs`.
 
         Raises:
             InputError: nothing there, a missing or altered file, another version, weights that are not finite, a device
@@ -182,7 +193,7 @@ class Policy:
             load_tensors(critic, tensors["critic"], path / "critic.safetensors")
             critic.to(place)
         metadata = description["metadata"] | ({} if commit is None else {"hub": commit._asdict()})
-        kept = {"llm": description["llm"], "texts": tensors["texts"], "metadata": metadata}
+        kept = {"llm": description["llm"], "texts": tensors["texts"], "metadata": metadata, "cuda_graph": cuda_graph}
         with located(path=file):
             return cls(description["method"], network.to(place), critic, acting, **kept)
 
@@ -242,9 +253,8 @@ class Policy:
         return self._acting_by(self.acting.heeding_texts())
 
     def _acting_by(self, acting: ActingConfig) -> Policy:
-        return Policy(
-            self.method, self.network, self.critic, acting, llm=self.llm, texts=self.texts, metadata=self.metadata
-        )
+        kept: dict[str, Any] = {"llm": self.llm, "texts": self.texts, "metadata": self.metadata}
+        return Policy(self.method, self.network, self.critic, acting, **kept, cuda_graph=self.graphs.mode)
 
     def prompt(
         self,
@@ -359,7 +369,7 @@ class Policy:
             expected = f"{len(prompts)}, as prompts"
             raise InputError("wrong number of demonstrations", field="shown", found=len(shown), expected=expected)
         takeover = self._takeover(shown, prompt_of)
-        return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets, takeover)
+        return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets, takeover, self.graphs)
 
     def _takeover(self, shown: Sequence[Demonstrations | None], prompt_of: IntArray | None) -> Takeover | None:
         """What takes over from the policy under these prompts; None where nothing does."""

@@ -8,8 +8,8 @@ from typing import Literal
 from llmdpd.errors import InputError
 from llmdpd.training.loggers import LOGGERS
 from llmdpd.utils.bounds import Count, Episodes, Fraction, WholeNumber
+from llmdpd.utils.options import CudaGraphMode
 
-CudaGraphMode = Literal["auto", "on", "off"]
 Parts = Literal["all", "heads"]
 Statistics = Literal["auto", "keep", "refit"]
 

@@ -11,11 +11,9 @@ torch's CUDA generator advances under replay as it does without, and nothing is 
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -27,7 +25,8 @@ from llmdpd.methods.base import Learner, Method
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.stacked import Stacked, of_each, side_by_side
 from llmdpd.ops.resident import keys_on_device
-from llmdpd.training.config import CudaGraphMode
+from llmdpd.utils.capture import CaptureError, CudaGraphs
+from llmdpd.utils.options import CudaGraphMode
 
 if TYPE_CHECKING:
     from llmdpd.methods.llmdpd.device_stack import DeviceStack
@@ -50,86 +49,6 @@ class Graphed(Protocol):
     def learn(self, batch: PromptedBatch) -> dict[str, Tensor]: ...
 
     def follow(self, iteration: int) -> None: ...
-
-
-class CaptureError(RuntimeError):
-    """Work that can't be captured; the message is why."""
-
-
-class CudaGraphs:
-    """Captures work on a CUDA device, which samples by the device's own generator, or by others."""
-
-    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
-        self.device, self._generators = device, list(generators)
-        self._stream = torch.cuda.Stream(device)
-        # One pool for all graphs: they run one after another, and keep nothing in it from one run to the next.
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def warm_up(self, work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
-        """Run the work on the stream of the captures; what it returned, and why it can't be captured, if that shows."""
-        current = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            result, reason = watch(work)
-        current.wait_stream(self._stream)
-        return result, reason
-
-    def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record the work without doing it; what replays it, and the tensor that each replay writes.
-
-        Raises:
-            CaptureError: it can't be captured; nothing was done then, either. Earlier captures may not be replayed.
-        """
-        graph = torch.cuda.CUDAGraph()
-        generators = [torch.cuda.default_generators[self._stream.device_index], *self._generators]
-        before = [generator.clone_state() for generator in generators]
-        try:
-            with torch.cuda.device(self.device):  # where the graph keeps their seeds and offsets
-                for generator in self._generators:
-                    graph.register_generator_state(generator)
-            # The outer context brings the stream back where the inner one breaks off.
-            with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                output = work()
-        except RuntimeError as error:
-            # Older versions of torch leave a generator as if the capture still went on. Graphs from before hold the
-            # old state, and no longer share it.
-            for generator, state in zip(generators, before, strict=True):
-                generator.graphsafe_set_state(state)
-            # torch 2.11 takes this one for still recorded to, and would refuse the next capture.
-            self._pool = torch.cuda.graph_pool_handle()
-            raise CaptureError(_first_cause(error)) from error
-        return graph.replay, output
-
-
-def watch(work: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str | None]:
-    """Run the work; what it returned, and what it did that a CUDA graph can't hold, if anything.
-
-    That is waiting for the device (a capture breaks off there), and random numbers of the host (a graph would repeat
-    the ones of its capture for ever).
-    """
-    drawn = torch.get_rng_state()
-    with warnings.catch_warnings(record=True) as caught, ExitStack() as after:
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            after.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
-            torch.cuda.set_sync_debug_mode("warn")
-        result = work()
-    waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
-    for warning in caught:
-        if warning not in waits:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if not torch.equal(drawn, torch.get_rng_state()):
-        return result, "the iteration draws random numbers on the host, which a graph would repeat for ever"
-    if waits:
-        return result, f"the iteration waits for the device, at {waits[0].filename}:{waits[0].lineno}"
-    return result, None
-
-
-def _first_cause(error: BaseException) -> str:
-    """The first line of the error that the others followed from: the end of a broken capture raises one of its own."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return (str(error) or repr(error)).splitlines()[0]
 
 
 @dataclass(frozen=True)

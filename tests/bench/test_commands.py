@@ -14,6 +14,7 @@ from typing import Any
 import act
 import gpu
 import pytest
+import retrieval
 import sampler
 import scale
 import torch
@@ -125,6 +126,17 @@ def test_act(tmp_path: Path) -> None:
     assert {"eager", "compile", "ours"} == measured(report)
     assert {row["case"]["B"] for row in report["rows"]} == {1, 2}
     assert all(row["seconds"]["p99"] > 0 for row in report["rows"] if row["seconds"])
+
+
+def test_on_a_gpu_an_action_is_timed_from_a_graph_too() -> None:
+    made = act.ours(lambda graph: lambda: graph, torch.device("cuda"))  # type: ignore[arg-type, return-value]
+    assert {name: make()() for name, make in made.items()} == {"ours": False, "ours, graph": True}
+    policy, calls = retrieval.policy(True, torch.device("cpu")), []
+    assert retrieval.captured(lambda: calls.append(1), policy, False)  # type: ignore[arg-type, return-value]
+    assert not calls
+    with pytest.raises(RuntimeError, match="no CUDA graph"):
+        retrieval.captured(lambda: calls.append(1), policy, True)  # type: ignore[arg-type, return-value]
+    assert len(calls) == 5
 
 
 def gpu_run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:

@@ -19,6 +19,8 @@ from llmdpd import kernels
 from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, philox_normal
 from llmdpd.diffusion.reference import reverse_diffusion_reference, walk_chain
 from llmdpd.ops.arguments import ChainArguments
+from tests.kernels.stand_in import library as library
+from tests.kernels.stand_in import stand_in as stand_in
 
 TOLERANCES = {False: (2e-5, 1e-4), True: (2e-2, 5e-2)}
 """bf16 → relative L2 of the actions, and of each gradient."""

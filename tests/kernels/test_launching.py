@@ -5,17 +5,13 @@ Tensors lie on the CPU here; kernels are compiled ahead of time for sm_90.
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -24,116 +20,14 @@ from llmdpd import kernels
 if kernels.interpreted():
     pytest.skip("interpreted kernels are not launched", allow_module_level=True)
 
-from llmdpd.config.presets import find_preset
 from llmdpd.diffusion import NoiseMLP, sampler_coefficients
 from llmdpd.kernels import driver, learners, reverse_diffusion
 from llmdpd.kernels import mish_mlp as triton_kernels
-from llmdpd.methods.batch import PromptedBatch
-from llmdpd.methods.llmdpd.device_stack import DeviceStack
-from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
-from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
-from llmdpd.methods.stacked import side_by_side
-from llmdpd.nn import device_features
-from llmdpd.nn.context import ContextConfig, Keep
 from llmdpd.nn.critic import DoubleQ
-from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import device_reading, resident, triton
+from llmdpd.ops import resident, triton
 from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.philox import signed64
-from llmdpd.prompts.demonstration import make_tokens
-from llmdpd.tasks.metaworld.layout import LAYOUT
-
-FIELDS = ("kernel", "programs", "members", "threads", "shared", "stream", "device", "count")
-
-
-class StandIn:
-    """The fake library, and what it recorded."""
-
-    def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
-        self._names = (ctypes.c_char * 64 * 512).in_dll(self.library, "fake_names")
-        self._launches = (ctypes.c_uint64 * 72 * 4096).in_dll(self.library, "fake_launches")
-
-    def __getattr__(self, name: str) -> Any:
-        return ctypes.c_int.in_dll(self.library, f"fake_{name}")
-
-    def launches(self) -> list[tuple[str, dict[str, int], list[int]]]:
-        """Kernel's name, fields and arguments of every launch since the last call."""
-        found = []
-        for record in self._launches[: self.count.value]:
-            fields = dict(zip(FIELDS, record[:8], strict=True))
-            found.append((self._names[fields["kernel"]].value.decode(), fields, list(record[8 : 8 + fields["count"]])))
-        self.count.value = 0
-        return found
-
-
-class FakeGenerator:
-    def __init__(self) -> None:
-        self.offset = 8
-
-    def initial_seed(self) -> int:
-        return 5
-
-    def get_offset(self) -> int:
-        return self.offset
-
-    def set_offset(self, offset: int) -> None:
-        self.offset = offset
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("driver") / "libcuda-fake.so"
-    source = Path(__file__).with_name("fake_driver.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", path, source], check=True, timeout=120)
-    return path
-
-
-@pytest.fixture
-def stand_in(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    fake = StandIn(library)
-    generator = FakeGenerator()
-    fake.count.value, fake.result.value, fake.current.value = 0, 0, 0
-    monkeypatch.setattr(driver, "LIBRARY", str(library))
-    monkeypatch.setattr(driver, "_kernels", {})
-    monkeypatch.setattr(driver, "place_of", lambda tensor: driver.Place(0, 77, 90))
-    monkeypatch.setattr(driver, "capturing", lambda: False)
-    monkeypatch.setattr(driver, "generator", lambda device: generator)
-    monkeypatch.setattr(resident, "_workspaces", {})
-    monkeypatch.setattr(resident, "_nets", tuple(type(kept)() for kept in resident._nets))
-    yield fake
-    fake.result.value = 0
-
-
-class Operations(TorchDispatchMode):
-    """Counts what PyTorch dispatches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-    def work(self) -> list[str]:
-        """Those that a device would have work with: views and allocations are none."""
-        idle = (
-            "view",
-            "reshape",
-            "empty",
-            "detach",
-            "transpose",
-            ".t.",
-            "slice",
-            "select",
-            "unbind",
-            "expand",
-            "alias",
-        )
-        return [
-            name for name in self.names if not any(word in name for word in (*idle, "squeeze", "split", "as_strided"))
-        ]
+from tests.kernels.stand_in import Operations, StandIn
 
 
 @pytest.fixture
@@ -232,6 +126,37 @@ def test_in_training_keys_are_drawn_on_the_device(stand_in: StandIn, net: NoiseM
     call = next(iter(resident._nets[0][net]._calls.values()))
     assert "key" in call.own
     assert driver.generator(0).get_offset() == 8  # type: ignore[attr-defined]
+
+
+def test_a_graph_keeps_what_it_reads_and_leaves_nothing(
+    stand_in: StandIn, net: NoiseMLP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, prompt, seeds = torch.randn(19, 7), torch.randn(6), torch.arange(19)
+    sample(net, state, prompt, seeds)
+    entry = resident._nets[0][net]
+    (call,) = entry._calls.values()
+    kept, prompts = dict(resident._workspaces), dict(entry._prompts)
+    stand_in.launches()
+    monkeypatch.setattr(driver, "capturing", lambda: True)
+    assert sample(net, state, prompt, seeds, again=True) is None, "weights may change from replay to replay"
+    with resident.weights_of_a_graph() as held:
+        other = torch.randn(6)
+        assert sample(net, state, other, seeds, again=True) is not None
+        ((name, _, values),) = stand_in.launches()
+        named = dict(zip(call.own, values, strict=True))
+        assert name == "forward_kernel"
+        assert named["contexts"] not in [part.data_ptr() for parts in kept.values() for part in parts]
+        assert (held[0], held[1]) == (entry, call)
+        with pytest.raises(RuntimeError, match="another kind"):
+            sample(net, state[:5], prompt, seeds[:5])
+        with torch.no_grad():
+            net.linears[1].weight.mul_(2.0)
+        with pytest.raises(RuntimeError, match="not packed"):
+            sample(net, state, prompt, seeds)
+    assert resident._workspaces == kept
+    assert list(entry._prompts) == list(prompts)
+    assert resident._nets[0][net] is entry
+    assert stand_in.launches() == []
 
 
 def test_another_kind_of_call_is_left_to_the_careful_one(stand_in: StandIn, net: NoiseMLP) -> None:
@@ -390,71 +315,3 @@ def _real(part: Any) -> Any:
     if isinstance(part, (list, tuple)):
         return [_real(one) for one in part]
     return torch.zeros(part.shape, dtype=part.dtype) if isinstance(part, Tensor) else part
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_launches_of_a_training_iteration(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """As a CUDA graph would capture it, at Diffusion-QL's design; but for random numbers alike for any learners."""
-    for module in (triton_kernels, reverse_diffusion):
-        monkeypatch.setattr(module, "capability_of", lambda device: 90)
-    network = DiffusionNetworkConfig(hidden_dim=64, context=ContextConfig(text=False, trajectory=False))
-    methods = [
-        LLMDPD(DiffusionPolicy(Spaces(7, 3, 0), network), LLMDPDConfig(critic_hidden=64), 10) for _ in range(count)
-    ]
-    for method in methods:
-        for optimizer in method.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"].float()  # as on a CUDA device
-    stack, generators = DeviceStack(methods), [torch.Generator() for _ in methods]
-    state, action, number = torch.randn(16, 7), torch.randn(16, 3), torch.zeros(16)
-    batch = PromptedBatch(
-        observations=state, actions=action, expert_actions=None, rewards=number, next_observations=state,
-        terminals=number, timesteps=number.long(), text=None, tokens=None,
-    )  # fmt: skip
-    batch = side_by_side([batch] * count)
-    stack.learn(batch, generators)
-    stand_in.launches()
-    with Operations() as operations:
-        stack.learn(batch, generators)
-    launched = [name for name, *_ in stand_in.launches()]
-    work = operations.work()
-    sampled = 5 * count
-    assert len([name for name in work if any(of in name for of in ("random_", "normal_", "uniform_"))]) == sampled
-    assert len(launched) + len(work) - sampled <= 45, (launched, work)
-
-
-def test_launches_of_the_default_presets_iteration(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """States are read in one launch, and backward in two; PyTorch puts weights and memories side by side before."""
-    monkeypatch.setattr(triton_kernels, "capability_of", lambda device: 90)
-    monkeypatch.setattr(triton, "computes_mlps", lambda x, members: True)
-    for module, name in ((device_reading, "may_read"), (device_reading, "reads_states"), (device_features, "reads")):
-        monkeypatch.setattr(module, name, lambda *_: True)
-    preset = find_preset("metaworld").method
-    assert isinstance(preset, LLMDPDConfig)
-    context = preset.network.context
-    retrieval = dataclasses.replace(context.retrieval, width=32, heads=2)
-    context = dataclasses.replace(context, text_dim=16, text_hidden=16, trajectory_dim=16, retrieval=retrieval)
-    network = dataclasses.replace(preset.network, hidden_dim=64, context=context)
-    method = LLMDPD(DiffusionPolicy(Spaces(39, 4, 8, LAYOUT), network), dataclasses.replace(preset, network=network), 9)
-    method.choose_on_host = False
-    P, rows = 2, 20
-    shown = [(torch.randn(steps, 39).numpy(), torch.randn(steps, 4).numpy()) for steps in (9, 6)]
-    state, action, number = torch.randn(P * rows, 39), torch.randn(P * rows, 4), torch.zeros(P * rows)
-    batch = PromptedBatch(
-        observations=state, actions=action, expert_actions=action, rewards=number, next_observations=state,
-        terminals=number, timesteps=number.long(), text=torch.randn(P, 8), tokens=make_tokens(shown, context.encoder),
-        keep=Keep(torch.ones(P, 1), torch.ones(P, 1)),
-    )  # fmt: skip
-    for optimizer in method.optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"].float()  # as on a CUDA device
-    for _ in range(2):  # what is made once is made in the first
-        stand_in.launches()
-        with Operations() as operations:
-            method.learn(batch)
-    launched = [name for name, *_ in stand_in.launches()]
-    reading = ["reading_kernel", "reading_backward_kernel", "reading_gradient_kernel"]
-    assert [name for name in launched if name in reading] == reading
-    assert launched.count("features_kernel") == 3  # of states, and of demonstrations twice
-    work = operations.work()
-    assert len(launched) + len(work) <= 220, (launched, work)  # without these kernels 543

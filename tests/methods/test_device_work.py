@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from llmdpd.methods.batch import PromptedBatch
 from llmdpd.methods.llmdpd import method as module
@@ -24,15 +22,11 @@ from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig
 from llmdpd.tasks.layout import Layout, Point
 from llmdpd.training.batches import moved
-from llmdpd.training.cuda_graph import CaptureError, CudaGraphs, GraphedUpdate, with_cuda_graph
+from llmdpd.training.cuda_graph import GraphedUpdate, with_cuda_graph
+from llmdpd.utils.capture import CaptureError, CudaGraphs
+from tests.device_work import DeviceWork
 
-aten = torch.ops.aten
 SPACES = Spaces(4, 2, 6)  # as of the fixtures
-# Each needs the values of its input to know its result, or that result's shape.
-READS = {
-    *(aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount, aten.allclose),
-    *(aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.is_nonzero, aten.item, aten.nonzero_numpy),
-}
 DROPOUT = {"network.context.text_dropout": 0.2, "network.context.trajectory_dropout": 0.2}
 # Of neighbouring columns a slice is taken, of these an index.
 LAYOUT = Layout((Point("hand", (0, 2)), Point("thing", (1, 3))))
@@ -59,30 +53,6 @@ OTHERS = {
 }
 CUDA = torch.device("cuda")
 PROMPTS = pytest.mark.parametrize("P", [1, 3])
-
-
-class DeviceWork(TorchDispatchMode):
-    """Fails on operations that read values, and, where `host` is false, on tensors of the CPU."""
-
-    def __init__(self, host: bool) -> None:
-        super().__init__()
-        self.host = host
-        self.seen: set[Any] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.add(func.overloadpacket)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        assert func.overloadpacket not in READS, f"{func} reads values"
-        # An index that is a list, say: its copy to a device is waited for. A single number is no copy.
-        listed = func.overloadpacket is aten.lift_fresh and any(t.ndim for t in given)
-        assert not listed, f"{func} has a tensor of the host"
-        if func.overloadpacket in (aten.repeat_interleave, aten.index, aten.index_put, aten.index_put_):
-            assert not any(t.dtype == torch.bool for t in given[1:]), f"{func} by a mask: its shape depends on values"
-            assert func is not aten.repeat_interleave.Tensor, f"{func} reads its counts"
-        result = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        assert self.host or all(t.device.type != "cpu" for t in given + made), f"{func} has a tensor of the host"
-        return result
 
 
 @pytest.fixture

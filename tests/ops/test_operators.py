@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llmdpd.diffusion import NoiseMLP, SamplerCoefficients, reverse_diffusion, sampler_coefficients
-from llmdpd.diffusion import sampler as sampler_module
 from llmdpd.ops import autograd, native, operators
 from llmdpd.ops.arguments import ChainArguments, MlpArguments
 from llmdpd.ops.compiling import constant_when_compiled
@@ -215,15 +214,17 @@ def test_a_second_derivative_is_refused(make_net: Any) -> None:
 def test_a_plan_first_used_in_a_mode_serves_all(make_net: Any, mode: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from llmdpd.diffusion.on_device import coefficient_tensors
+
     net = make_net(3, 2, 4)
     plan = sampler_coefficients(noise_scale=0.731 if mode == "fake" else 0.732)  # nobody else's
     if mode == "inference":
         with torch.inference_mode():
             reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), plan, seed=1)
-            sampler_module._coefficient_tensors(plan.content, torch.device("cpu"))
+            coefficient_tensors(plan.content, torch.device("cpu"))
     else:
         with FakeTensorMode():
-            sampler_module._coefficient_tensors(plan.content, torch.device("cpu"))
+            coefficient_tensors(plan.content, torch.device("cpu"))
     reverse_diffusion(net, torch.randn(4, 3), torch.randn(4), plan, seed=1).sum().backward()
     assert type(net.layers[1].weight.grad) is Tensor
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,8 @@ from llmdpd.nn.context import ContextConfig
 from llmdpd.nn.spaces import Spaces
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.training import cuda_graph
-from llmdpd.training.cuda_graph import CaptureError, GraphedUpdate, describe_cuda_graph, watch, with_cuda_graph
+from llmdpd.training.cuda_graph import GraphedUpdate, describe_cuda_graph, with_cuda_graph
+from llmdpd.utils.capture import CaptureError
 
 S, A, D = 4, 2, 6
 ENCODER = TrajectoryEncoderConfig(layers=1, width=16, inner=16, steps=8, dropout=0.1)
@@ -319,34 +319,6 @@ def test_reasons_of_the_first_iterations_do_not_count(make_batch: MakeBatch) -> 
         other.update(make_batch(), number)
         backend.reason = "compiling" if number == 0 else None
     assert other.captured == 1
-
-
-def draws() -> None:
-    torch.rand(())
-
-
-def waits() -> None:
-    warnings.warn("called a synchronizing CUDA operation (Triggered internally at …)", stacklevel=2)
-
-
-@pytest.mark.parametrize(("act", "reason"), [(draws, "random numbers on the host"), (waits, "waits for the device")])
-def test_watching_tells_what_a_graph_cannot_hold(act: Callable[[], None], reason: str) -> None:
-    def work() -> dict[str, Tensor]:
-        act()
-        return {}
-
-    found = watch(work)[1]
-    assert found is not None
-    assert reason in found
-
-
-def test_watching_keeps_results_and_other_warnings() -> None:
-    def warns() -> dict[str, Tensor]:
-        warnings.warn("something else", stacklevel=2)
-        return {"x": torch.ones(())}
-
-    with pytest.warns(UserWarning, match="something else"):
-        assert watch(warns) == ({"x": torch.ones(())}, None)
 
 
 # The setting
