@@ -11,7 +11,7 @@ namespace {
 
 // As they are named in Python.
 constexpr double kEarliest = 0.5;  // lengths of the demonstration
-constexpr std::int64_t kStill = 30;
+constexpr std::int64_t kStill = 30;  // steps, at least
 constexpr double kWithin = 0.02, kReached = 0.02;  // metres
 constexpr int kTimeout = 10;
 constexpr float kOnTheWay = 0.05f, kHeld = 0.03f, kSquareOpen = static_cast<float>(0.2 * 0.2);
@@ -29,6 +29,20 @@ std::vector<Track> moving(std::vector<Track> tracks) {
   return tracks;
 }
 
+// The most steps for which the body stays within a distance, along each axis, of where it was.
+int longest_stand(const Track& track, int dims, float within) {
+  int since = 0, longest = 0;
+  for (int step = 0; step < track.steps; ++step) {
+    const float* now = track.body.data() + static_cast<std::size_t>(step) * dims;
+    const float* then = track.body.data() + static_cast<std::size_t>(since) * dims;
+    bool moved = false;
+    for (int d = 0; d < dims; ++d) moved |= std::abs(now[d] - then[d]) > within;
+    if (moved) since = step;
+    longest = std::max(longest, step - since);
+  }
+  return longest;
+}
+
 bool any(const float* numbers, int count) {
   return std::any_of(numbers, numbers + count, [](float number) { return number != 0.0f; });
 }
@@ -42,7 +56,11 @@ Takeover::Takeover(const Scene& scene, std::vector<Track> tracks)
       latest_(std::max(scene.after * longest(tracks_), static_cast<double>(kStill))),
       within_(static_cast<float>(kWithin / scene.metres)),
       near_(static_cast<float>(kReached / scene.metres)),
-      metres_(static_cast<float>(scene.metres)) {}
+      metres_(static_cast<float>(scene.metres)) {
+  int stand = 0;
+  for (const Track& track : tracks_) stand = std::max(stand, longest_stand(track, scene.dims, within_));
+  still_ = std::max<std::int64_t>(kStill, stand + stand / 2);
+}
 
 bool Takeover::late(Course& course, std::int64_t step, const float* now) const {
   const Place place = at(scene_.body, now);
@@ -60,7 +78,7 @@ bool Takeover::late(Course& course, std::int64_t step, const float* now) const {
   }
   course.last = step;
   const auto time = static_cast<double>(step);
-  return course.track >= 0 || time >= latest_ || (time >= earliest_ && step - course.since >= kStill);
+  return course.track >= 0 || time >= latest_ || (time >= earliest_ && step - course.since >= still_);
 }
 
 void Takeover::act(Course& course, const float* now, float* action) const {

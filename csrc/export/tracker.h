@@ -61,6 +61,7 @@ class Takeover {
   const Scene& scene_;
   std::vector<Track> tracks_;  // those in which the body moves
   double earliest_, latest_;
+  std::int64_t still_;  // steps
   float within_, near_, metres_;
 };
 

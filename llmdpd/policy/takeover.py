@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
 _EARLIEST = 0.5  # lengths of the demonstration before which nothing is handed over
-_STILL = 30  # steps for which a body stands still that does not get on: a demonstration is read without such
+_STILL = 30  # steps for which a body stands still that does not get on, at least
 _WITHIN = 0.02  # metres, along each axis, within which it stands still
 
 
@@ -33,13 +33,15 @@ class Takeover:
     """Which episodes the tracker has taken over, and what it does there.
 
     A policy may stand before the goal at another height, or press on where a task that it was trained on would end.
-    Where the body has stood still for 30 steps, after half of the demonstration's length, or at the latest after
-    `after` lengths, the tracker goes on from the moment of the demonstration that is most like the present one. Where
-    the task is done already that is the last one, at which it stays.
+    Where the body has stood still for 30 steps, and half as long again as it ever does in the demonstration (which
+    waits for a gripper to close, say), after half of the demonstration's length, or at the latest after `after`
+    lengths, the tracker goes on from the moment of the demonstration that is most like the present one. Where the task
+    is done already that is the last one, at which it stays.
 
     Args:
-        tracks: [P] prompts, the tracks of each one's demonstrations, of which the longest counts; of a prompt without
-            any nothing is taken over, nor where the body does not move in any. scene: of their task.
+        tracks: [P] prompts, the tracks of each one's demonstrations, of which the longest counts, and the longest stand
+            of any; of a prompt without any nothing is taken over, nor where the body does not move in any.
+        scene: of their task.
         after: lengths after which it takes over at the latest.
         prompt_of: [episodes], which prompt each is under; None: all under the one.
     """
@@ -52,6 +54,8 @@ class Takeover:
         lengths = [max(map(len, prompt), default=np.inf) for prompt in self._tracks]
         self._limits = [(min(_EARLIEST, after) * length, max(after * length, _STILL)) for length in lengths]
         self._within = _WITHIN / scene.metres
+        stands = [max((longest_stand(track.body, self._within) for track in one), default=0) for one in self._tracks]
+        self._still = [max(_STILL, stand + stand // 2) for stand in stands]
         self._courses: dict[int, _Course] = {}
 
     def reset(self) -> None:
@@ -84,8 +88,9 @@ class Takeover:
         course.last = step
         if course.follower is not None:
             return True
-        earliest, latest = self._limits[0 if self._prompt_of is None else int(self._prompt_of[who])]
-        return step >= latest or (step >= earliest and step - course.since >= _STILL)
+        prompt = 0 if self._prompt_of is None else int(self._prompt_of[who])
+        earliest, latest = self._limits[prompt]
+        return step >= latest or (step >= earliest and step - course.since >= self._still[prompt])
 
     def act(self, episodes: IntArray, observations: FloatArray) -> FloatArray:
         """The actions [B, A] of episodes that it has taken over, in the environment's own numbers."""
@@ -98,3 +103,13 @@ class Takeover:
             prompt = 0 if self._prompt_of is None else int(self._prompt_of[who])
             course.follower = nearest(self._tracks[prompt], self._scene, course.start, now)
         return course.follower
+
+
+def longest_stand(places: FloatArray, within: float) -> int:
+    """The most steps for which a body at places [T, D] stays `within` a distance, along each axis, of where it was."""
+    since = longest = 0
+    for step, place in enumerate(places):
+        if (np.abs(place - places[since]) > within).any():
+            since = step
+        longest = max(longest, step - since)
+    return longest

@@ -105,6 +105,17 @@ def test_an_episode_is_handed_over_where_python_hands_it_over(stands: bool, due:
     assert taken == due
 
 
+def test_it_waits_half_as_long_again_as_the_longest_stand_of_a_demonstration(export: Export, rng: Rng) -> None:
+    policy, shown, times = handing(9.0), pushed(rng), np.ones(T, int)
+    times[T // 3] += 41
+    acting = export(policy, Prompt(trajectory=[tuple(np.repeat(part, times, axis=0) for part in shown), pushed(rng)]))
+    taken = []
+    for _ in range(70):
+        act(policy, acting, shown[0][0])
+        taken.append(late(policy)[0])
+    assert 61 <= taken.index(True) <= 64, "a step or two of its way may lie within 2 cm of where it stands"
+
+
 def test_of_several_demonstrations_the_same_one_is_tracked(export: Export, rng: Rng) -> None:
     policy, shown = handing(0.6), [pushed(rng, length) for length in (40, 60, 48)]
     acting, tracked = export(policy, Prompt(trajectory=shown)), set()

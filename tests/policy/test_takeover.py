@@ -167,6 +167,22 @@ def test_what_stands_still_for_thirty_steps_is_taken_over(
     assert late == [step >= taken for step in range(3 * T + 2)], "and from then on"
 
 
+@pytest.mark.parametrize(("stands", "waits"), [(5, 30), (20, 30), (21, 31), (60, 90)])
+def test_it_waits_half_as_long_again_as_the_demonstration_does(
+    rng: np.random.Generator, scene: Scene, stands: int, waits: int
+) -> None:
+    seen, done = demonstration(rng)
+    seen[:, BODY], done[:, :3] = 0.03 * np.arange(T)[:, None], 1.0
+    times = np.ones(T, int)
+    times[T // 3] += stands
+    others = [Track.of(*demonstration(rng), scene) for _ in range(2)]
+    standing = Track.of(np.repeat(seen, times, axis=0), np.repeat(done, times, axis=0), scene)
+    takeover = Takeover([[standing, others[0]], [others[1]]], scene, 30.0, np.array([0, 1]))
+    late = np.stack([takeover.late(np.arange(2), np.full(2, step), seen[:2]) for step in range(2 * T + 2 * stands)])
+    first = late.argmax(0).tolist()
+    assert first == [max(waits, (T + stands + 1) // 2), STILL], "each by its own prompt's demonstrations"
+
+
 def test_standing_still_counts_from_half_a_length_on(rng: np.random.Generator, scene: Scene) -> None:
     seen, done = (np.concatenate([part] * 3) for part in demonstration(rng))
     takeover = Takeover([[Track.of(seen, done, scene)]], scene, 3.0, None)
