@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmdpd.diffusion import SamplerCoefficients, sampler_coefficients
 from llmdpd.diffusion.schedules import Precision, SamplerName
@@ -11,10 +11,26 @@ from llmdpd.errors import InputError
 from llmdpd.nn.config import ChainConfig
 from llmdpd.utils.bounds import Bounds, Count, NonNegative
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 @dataclass(frozen=True)
 class ActingConfig:
     """Acting without any choice: what a deterministic policy has."""
+
+    def changed(self, **changes: Any) -> Self:
+        """The same with other values of some fields, which whoever uses them holds to their bounds.
+
+        Raises:
+            InputError: a field that it does not have.
+        """
+        names = [field.name for field in fields(self)]
+        for name, value in changes.items():
+            if name not in names:
+                expected = " or ".join(names) or "nothing: it acts in one way"
+                raise InputError("unknown way of acting", field=f"acting.{name}", found=value, expected=expected)
+        return replace(self, **changes)
 
     @property
     def drops_texts(self) -> bool:
@@ -106,8 +122,8 @@ class BestOfN(ChainActing):
     and has no effect on a policy that predicts chunks."""
     track_after: NonNegative = 0.0
     """Lengths of the demonstration after which at the latest a hand-written rule that tracks it takes over from the
-    policy, where the body stands still for 30 steps earlier, from half a length on; 0: never. It goes on from the
-    moment that is most like the present, and needs a layout with a goal and action.move."""
+    policy; earlier where the body stands still, for 30 steps and half as long again as in the demonstration, from half
+    a length on; 0: never. It goes on from the most alike moment, and needs a layout with a goal and action.move."""
 
     def check_network(self, network: Any) -> None:
         super().check_network(network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -243,8 +242,12 @@ class Policy:
         return push_policy(self, target, folder, **given)
 
     def with_acting(self, **changes: Any) -> Policy:
-        """The same policy acting in another way: fields of its `ActingConfig`."""
-        return self._acting_by(dataclasses.replace(self.acting, **changes))
+        """The same policy acting in another way: fields of its `ActingConfig`.
+
+        Raises:
+            InputError: a field that it does not have, or a value that does not fit it.
+        """
+        return self._acting_by(self.acting.changed(**changes))
 
     def heeding_texts(self) -> Policy:
         """The same policy with every text kept and without the tracker: where a text is to say something else than the

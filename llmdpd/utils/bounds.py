@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llmdpd.errors import InputError, located
 
@@ -64,8 +67,36 @@ def choices_of(kind: type[Any]) -> dict[str, tuple[str, ...]]:
     return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
 
 
+_PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (Integral,)),
+    float: ("a number", (Real,)),
+    str: ("a text", (str, os.PathLike)),  # many name a file
+    NoneType: ("none", (NoneType,)),
+}
+
+
+@cache
+def plain_types_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """The types of a dataclass's fields that hold numbers, texts, truths or none alone, by name."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if all(each in _PLAIN for each in types):
+            found[name] = types
+    return found
+
+
+def _check_type(value: Any, types: tuple[Any, ...], field: str, path: str | Path | None) -> None:
+    """Raise `InputError` for a value of another type; a truth is no number."""
+    fits = any(isinstance(value, _PLAIN[each][1]) for each in types)
+    if not fits or (isinstance(value, bool) and bool not in types):
+        expected = " or ".join(_PLAIN[each][0] for each in types)
+        raise InputError("the value is of another type", path=path, field=field, found=repr(value), expected=expected)
+
+
 def check_config(config: Any, prefix: str = "", path: str | Path | None = None) -> None:
-    """Hold a configuration, and every one within it, to the bounds and choices of its fields and to its own `check()`.
+    """Hold a configuration, and every one within it, to its fields' types, bounds and choices, and to its `check()`.
 
     Args:
         config: a dataclass; a `check()` method raises `InputError` for fields that do not fit each other.
@@ -75,11 +106,13 @@ def check_config(config: Any, prefix: str = "", path: str | Path | None = None) 
         InputError: naming the first field that is wrong.
     """
     dot = f"{prefix}." if prefix else ""
-    bounds = bounds_of(type(config))  # type: ignore[arg-type]
+    bounds, types = bounds_of(type(config)), plain_types_of(type(config))  # type: ignore[arg-type]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in bounds:
-            bounds[field.name].check(value, f"{dot}{field.name}", path)
+        if field.name in bounds and isinstance(value, Real):
+            bounds[field.name].check(value, f"{dot}{field.name}", path)  # type: ignore[arg-type]
+        if field.name in types:
+            _check_type(value, types[field.name], f"{dot}{field.name}", path)
         choices = choices_of(type(config)).get(field.name)  # type: ignore[arg-type]
         if choices and value not in choices:
             expected = " or ".join(choices)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from llmdpd.errors import InputError
+from llmdpd.methods import METHODS
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
 from llmdpd.nn.acting import ActingConfig, BestOfN, ChainActing, NoisyActing
 from llmdpd.nn.context import ContextConfig
@@ -77,6 +78,7 @@ def test_results_record_every_option(acting: ActingConfig, described: dict[str, 
         ("precision", "fp8"),
         ("steps", 0),
         ("action_horizon", 0),
+        ("track_after", -1.0),
     ],
 )
 def test_values_that_make_no_sense_are_refused(field: str, value: Any) -> None:
@@ -85,6 +87,18 @@ def test_values_that_make_no_sense_are_refused(field: str, value: Any) -> None:
     assert error.value.field == f"acting.{field}"
     assert error.value.found == value or value != value
     assert error.value.expected is not None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_cannot_do_or_of_another_type_is_refused(name: str) -> None:
+    acting = METHODS[name].Config().acting
+    with pytest.raises(InputError, match="unknown way of acting") as error:
+        acting.changed(smaples=3)
+    assert error.value.field == "acting.smaples"
+    for field in fields(acting):
+        with pytest.raises(InputError) as error:
+            check_config(acting.changed(**{field.name: [3]}), "acting")
+        assert error.value.field == f"acting.{field.name}"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 
 from llmdpd.errors import InputError
@@ -35,6 +36,28 @@ def test_bounds_of_a_dataclass_are_those_of_its_fields_and_its_bases() -> None:
 @pytest.mark.parametrize("model", [Model(), Model(steps=1), Model(steps=9), Model(lr=0, dropout=1.0), Model(lr=1e300)])
 def test_what_lies_within_passes(model: Model) -> None:
     check_config(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "found", "expected"),
+    [
+        ({"width": "4"}, "width", "'4'", "a whole number"),
+        ({"width": 4.0}, "width", "4.0", "a whole number"),
+        ({"heads": True}, "heads", "True", "a whole number"),
+        ({"steps": 2.5}, "steps", "2.5", "a whole number or none"),
+        ({"lr": None}, "lr", "None", "a number"),
+        ({"lr": [0.1]}, "lr", "[0.1]", "a number"),
+        ({"layer": Layer(dropout="a")}, "layer.dropout", "'a'", "a number"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_of_another_type_is_named(changes: dict[str, Any], name: str, found: str, expected: str) -> None:
+    with pytest.raises(InputError, match="another type") as error:
+        check_config(Model(**changes))
+    assert (error.value.field, error.value.found, error.value.expected) == (name, found, expected)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    check_config(Model(width=np.int64(8), heads=np.int32(2), lr=np.float32(0.5), steps=np.uint8(3)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
