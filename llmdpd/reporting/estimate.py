@@ -18,11 +18,13 @@ class Estimate:
     by_seed    one value a seed
     episodes   of all seeds together
     successes  the same; None for scores and for means over tasks, whose tasks may differ in difficulty
+    tracked    episodes that a policy had handed over to its demonstration's tracker
     """
 
     by_seed: tuple[float, ...]
     episodes: int
     successes: int | None = None
+    tracked: int = 0
 
     @property
     def mean(self) -> float:
@@ -68,6 +70,7 @@ class Estimate:
             "by_seed": list(self.by_seed),
             "episodes": self.episodes,
             "successes": self.successes,
+            "tracked": self.tracked,
             "wilson95": self.wilson,
             "bootstrap95": self.bootstrap,
         }
@@ -84,7 +87,8 @@ def task_estimates(records: Iterable[TaskResult]) -> dict[str, Estimate]:
 def _estimate(records: Sequence[TaskResult]) -> Estimate:
     counts = [record.successes for record in records if record.successes is not None]
     total = sum(counts) if len(counts) == len(records) else None
-    return Estimate(tuple(map(_value, records)), sum(record.episodes for record in records), total)
+    episodes, tracked = (sum(getattr(record, name) for record in records) for name in ("episodes", "tracked"))
+    return Estimate(tuple(map(_value, records)), episodes, total, tracked)
 
 
 def mean_estimate(records: Iterable[TaskResult]) -> Estimate | None:
@@ -97,7 +101,9 @@ def mean_estimate(records: Iterable[TaskResult]) -> Estimate | None:
     if not whole:
         return None
     means = tuple(statistics.fmean(map(_value, own)) for own in whole)
-    return Estimate(means, sum(record.episodes for own in whole for record in own))
+    counted = [record for own in whole for record in own]
+    episodes, tracked = (sum(getattr(record, name) for record in counted) for name in ("episodes", "tracked"))
+    return Estimate(means, episodes, tracked=tracked)
 
 
 def _value(record: TaskResult) -> float:

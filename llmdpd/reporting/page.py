@@ -88,6 +88,7 @@ def render_page(runs: Sequence[Run]) -> str:
         paper_means=_paper_means,
         success_figure=success_figure(counted),
         spread=any(len(arm.seeds) > 1 for arm in arms),
+        handed_over=any(record.tracked for arm in counted for record in arm.select()),
         returns=_returns_table(arms),
         offline=_offline_table(arms),
         metadata=[metadata(arm) for arm in arms],

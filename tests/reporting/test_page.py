@@ -327,6 +327,26 @@ def test_runs_that_differ_by_seed_are_averaged(make_run: RunMaker) -> None:
     assert "Settings that differ" not in page.text
 
 
+def test_episodes_that_the_tracker_ended_are_counted(
+    make_run: RunMaker, make_records: Callable[..., list[TaskResult]]
+) -> None:
+    records = [
+        dataclasses.replace(record, tracked=5 + place) if record.checkpoint == "best" else record
+        for place, record in enumerate(make_records())
+    ]
+    page = Page(build_report([make_run("some", records=records)]))
+    last, best = page.row("success", "sweep-into-v3")[:2]
+    place = next(place for place, r in enumerate(records) if (r.task, r.checkpoint) == ("sweep-into-v3", "best"))
+    assert best.endswith(f" {5 + place} handed over")
+    assert "handed over" not in last
+    split = records[place].split
+    total = sum(record.tracked for record in records if record.split == split)
+    mean_rows = [page.row("success", "mean over tasks", which)[1] for which in range(2)]
+    assert any(row.endswith(f" {total} handed over") for row in mean_rows)
+    assert "--track-after 0 evaluates the network alone" in page.text
+    assert "handed over" not in Page(build_report([make_run("none")])).text.lower()
+
+
 def test_runs_that_differ_otherwise_stand_side_by_side(make_run: RunMaker) -> None:
     runs = [make_run("pooled"), make_run("retrieval", shift=3, config={"context": "retrieval"})]
     page = Page(build_report(runs, runs[0].parent / "both.html"))
