@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,10 +28,11 @@ from llmdpd.methods.llmdpd.method import LLMDPD, LLMDPDConfig
 from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolicy
 from llmdpd.methods.stacked import side_by_side
 from llmdpd.nn import device_features
+from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig, Keep
 from llmdpd.nn.policy_network import States
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import device_reading, resident, triton
+from llmdpd.ops import device_choice, device_reading, resident, triton
 from llmdpd.prompts.demonstration import make_tokens
 from llmdpd.tasks.metaworld.layout import LAYOUT
 from tests.device_work import DeviceWork
@@ -111,26 +113,55 @@ def test_launches_of_the_default_presets_iteration(stand_in: StandIn, default_me
     assert len(launched) + len(work) <= 220, (launched, work)  # without these kernels 543
 
 
-@pytest.mark.parametrize("rows", [1, 8])
-def test_launches_of_the_default_presets_action(
-    stand_in: StandIn, default_method: LLMDPD, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
-    """Everything between the copy there and the copy back, as a CUDA graph holds it."""
+@pytest.fixture
+def chain_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `reverse_diffusion` does on a CUDA device."""
 
     def chain(net: NoiseMLP, state: Tensor, prompt: Tensor, plan: Any, N: int, seed: Tensor, precision: str) -> Tensor:
         return resident.sample(net, plan, state, prompt, N, seed, precision == "bf16")
 
     monkeypatch.setattr(network_module, "reverse_diffusion", chain)
+
+
+def counted(stand_in: StandIn, act: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
+    """Launches of kernels and operations of PyTorch, none of which waits."""
+    act()  # what is made once
+    stand_in.launches()
+    with DeviceWork(host=True), Operations() as operations:
+        act()
+    return [name for name, *_ in stand_in.launches()], operations.work()
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_launches_of_the_default_presets_action(
+    stand_in: StandIn, default_method: LLMDPD, chain_in_one_launch: None, rows: int
+) -> None:
+    """Everything between the copy there and the copy back, as a CUDA graph holds it."""
     policy, acting = default_method.policy.eval().requires_grad_(False), default_method.config.acting
     shown = [(torch.randn(9, 39).numpy(), torch.randn(9, 4).numpy())]
     with torch.no_grad():
         prompts = policy.encode(torch.randn(1, 8), make_tokens(shown, default_method.config.network.context.encoder))
         states, seeds = States(torch.randn(rows, 39), None, torch.arange(rows)), torch.arange(rows)
-        policy.sample(states, prompts, acting, seeds)  # what is made once
-        stand_in.launches()
-        with DeviceWork(host=True), Operations() as operations:
-            policy.sample(states, prompts, acting, seeds)
-    launched, work = [name for name, *_ in stand_in.launches()], operations.work()
+        launched, work = counted(stand_in, lambda: policy.sample(states, prompts, acting, seeds))
     assert launched == ["features_kernel", "reading_kernel", "forward_kernel"]
     # Weights and memories side by side, and the prompt's part of the first layer; fewer rows are filled up to eight.
     assert len(work) <= (2 if rows % 8 == 0 else 4), work
+
+
+def test_launches_of_a_best_of_many_action(
+    stand_in: StandIn, default_method: LLMDPD, chain_in_one_launch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 50 by two critics, of the paper's design: by PyTorch the choice alone is some 390."""
+    monkeypatch.setattr(device_choice, "chooses", lambda *_: True)
+    context = ContextConfig(text_dim=16, text_hidden=16, trajectory=False)
+    policy = DiffusionPolicy(Spaces(39, 4, 8), DiffusionNetworkConfig(hidden_dim=64, context=context)).eval()
+    critic = policy.requires_grad_(False).make_critic(64)
+    states, seeds = States(torch.randn(8, 39), None, torch.arange(8)), torch.arange(8)
+    with torch.no_grad():
+        prompts = policy.encode(torch.randn(1, 8), None)
+        launched, work = counted(stand_in, lambda: policy.sample(states, prompts, BestOfN(), seeds, critic))
+    assert launched == [
+        *("features_kernel", "forward_kernel"),
+        *("mlp_pack_kernel", "mlp_forward_kernel", "choice_kernel"),
+    ]
+    assert len(work) <= 3, work  # the prompt's part, the critics' inputs side by side, the lesser value

@@ -16,7 +16,7 @@ from llmdpd.nn.context import Condition, EncodedPrompts
 from llmdpd.nn.critic import DoubleQ
 from llmdpd.nn.policy_network import ConditionedNetwork, States, Window
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import native
+from llmdpd.ops import device_choice, native
 from llmdpd.ops.acting import FrozenActor
 from llmdpd.ops.packing import bind_sampler, pack_critic, pack_net
 from llmdpd.ops.philox import philox_normal
@@ -152,11 +152,14 @@ def sample_actions(
     prompt = condition.prompt.expand(batch, -1)[:, None, :].expand(-1, acting.samples, -1)
     states = condition.state[:, None, :].expand(-1, acting.samples, -1)
     value = critic.minimum(states, actions, prompt, acting.precision)
+    draw = coefficients.steps + 1  # of the choice: past the sampler's K + 1
     if acting.selection == "max":
         choice = value.argmax(1)
+    elif device_choice.chooses(value, actions, seeds):
+        return device_choice.chosen(value, actions, seeds, draw, acting.temperature)
     else:
-        # Inverse transform of the softmax by one uniform number a state; its noise lies past the sampler's K + 1.
-        normal = philox_normal(seeds, batch, 1, coefficients.steps + 2, 1, value.device)[-1, :, 0, 0]
+        # Inverse transform of the softmax by one uniform number a state.
+        normal = philox_normal(seeds, batch, 1, draw + 1, 1, value.device)[-1, :, 0, 0]
         uniform = torch.special.ndtr(normal)
         probability = (value.double() / acting.temperature).softmax(1)
         # A running sum as a matrix product: cumsum has no deterministic implementation on CUDA.
