@@ -22,7 +22,7 @@ from llmdpd.nn import device_features
 from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig, EncodedPrompts
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import device_reading, layers, mish_mlp, triton
+from llmdpd.ops import device_memory, device_reading, layers, mish_mlp, triton
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.tasks.metaworld.layout import LAYOUT
 from llmdpd.training.batches import moved
@@ -67,6 +67,7 @@ _OURS = (
     (mish_mlp, "_native"),
     (triton, "computes_mlps"),
     (device_reading, "may_read"),
+    (device_memory, "may_read"),
     (device_features, "may_read"),
 )
 _ours = [getattr(module, name) for module, name in _OURS]

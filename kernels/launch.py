@@ -13,7 +13,9 @@ from llmdpd import kernels
 
 from . import driver
 
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+_TYPES = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
 _KINDS = {"i32": "i", "i64": "l", "fp32": "f"}
 
 

@@ -14,7 +14,7 @@ if kernels.interpreted():
 import torch
 import triton
 
-from llmdpd.kernels import batches, choice, features, losses, report, tiles, time_rows, updates
+from llmdpd.kernels import batches, choice, features, losses, prompt_memory, report, tiles, time_rows, updates
 
 # Bytes that a version other than the pinned one spills: by triton's version, direction, bf16, actions and target.
 SPILLS = {
@@ -110,8 +110,8 @@ def test_reading_states_does_not_spill(capability: int, short: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None:
-    """Two learners at Diffusion-QL's size: losses, AdamW's step, the time embedding; features of its states, a choice
-    among 50 actions."""
+    """Two learners at Diffusion-QL's size: losses, AdamW's step, the time embedding; features of its states, what is
+    kept of demonstrations, a choice among 50 actions."""
     L, B, S, A, K, T, H, P = 2, 256, 39, 4, 5, 16, 256, 300_000
 
     def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -135,12 +135,17 @@ def test_what_else_an_iteration_launches_does_not_spill(capability: int) -> None
     scene = batches.Scene(numbers(S, 6, dtype=whole), numbers(3), 3, 6, (0, 1), (0, 1))
     turned = {"jitter": numbers(12, 3, 6), **{name: numbers(12) for name in ("cosine", "sine", "side")}}
     rows_of = numbers(B, S), (numbers(S), numbers(S)), tables, numbers(B, 53), numbers(B, 14)
+    kept = prompt_memory.Raw(*numbers(2, 12, 33), numbers(12, 33, A + 26), numbers(12, 33, 14))
     launches = [
         *step,
         batches.launch(
             columns, levels.view(-1)[:B], numbers(12, 32, dtype=torch.int64), 4, columns | shown, scene, turned
         ),
         features.launch(*rows_of, (numbers(B, dtype=torch.int64), numbers(6), 50.0)),
+        prompt_memory.launch(
+            *(numbers(12, 32, dtype=torch.bool), numbers(12, 1), numbers(12, 32, A), numbers(12, 32, 14)),
+            *(numbers(2, dtype=whole), 13, kept),
+        ),
         choice.launch(numbers(64, 50), numbers(64, 50, A), levels.view(-1)[:64], numbers(64, A), 6, 1.0),
         losses.regression(values, values, numbers(L, B), numbers(L, B), 1.0, 0.99)[0],
         losses.actor(alike, alike, values, numbers(L), 1.0)[0],

@@ -18,7 +18,13 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    ["forward learners learning", "backward", "device_stack operators", "mlp noise choice", "reading features batches"],
+    [
+        "forward learners learning",
+        "backward",
+        "device_stack operators",
+        "mlp noise choice prompt_memory",
+        "reading features batches",
+    ],
     ids=lambda n: n.split()[0],
 )
 def test_under_the_interpreter(names: str) -> None:

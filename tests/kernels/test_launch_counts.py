@@ -32,7 +32,7 @@ from llmdpd.nn.acting import BestOfN
 from llmdpd.nn.context import ContextConfig, Keep
 from llmdpd.nn.policy_network import States
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import device_choice, device_reading, resident, triton
+from llmdpd.ops import device_choice, device_memory, device_reading, resident, triton
 from llmdpd.prompts.demonstration import make_tokens
 from llmdpd.tasks.metaworld.layout import LAYOUT
 from tests.device_work import DeviceWork
@@ -75,7 +75,8 @@ def default_method(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> LLMDPD
     """The default preset's, smaller; the kernels' stand-in computes what they would on a device."""
     monkeypatch.setattr(triton_kernels, "capability_of", lambda device: 90)
     monkeypatch.setattr(triton, "computes_mlps", lambda x, members: True)
-    for module, name in ((device_reading, "may_read"), (device_reading, "reads_states"), (device_features, "reads")):
+    by_kernels = ((device_reading, "may_read"), (device_reading, "reads_states"), (device_features, "reads"))
+    for module, name in (*by_kernels, (device_memory, "reads")):
         monkeypatch.setattr(module, name, lambda *_: True)
     preset = find_preset("metaworld").method
     assert isinstance(preset, LLMDPDConfig)
@@ -110,7 +111,8 @@ def test_launches_of_the_default_presets_iteration(stand_in: StandIn, default_me
     assert [name for name in launched if name in reading] == reading
     assert launched.count("features_kernel") == 3  # of states, and of demonstrations twice
     work = operations.work()
-    assert len(launched) + len(work) <= 220, (launched, work)  # without these kernels 543
+    assert launched.count("memory_kernel") == 1
+    assert len(launched) + len(work) <= 195, (launched, work)  # without these kernels 543
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig, DiffusionPolic
 from llmdpd.nn import device_features
 from llmdpd.nn.context import ContextConfig, EncodedPrompts, Keep, RetrievalConfig, RetrievalContext
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import device_reading, layers, triton
+from llmdpd.ops import device_memory, device_reading, layers, triton
 from llmdpd.prompts.demonstration import TrajectoryEncoderConfig, make_tokens
 from llmdpd.tasks.layout import Layout, Point
 from llmdpd.training.batches import moved
@@ -221,14 +221,15 @@ def test_an_iterations_gradients_are_pytorchs(
         return loss, *torch.autograd.grad(loss, list(method.policy.parameters()))
 
     with monkeypatch.context() as patch:
-        for module in (device_reading, device_features):
+        for module in (device_reading, device_features, device_memory):
             patch.setattr(module, "may_read", lambda *_: False)
         patch.setattr(layers, "computes", lambda *_: False)
         wanted = gradients()
     launches = request.getfixturevalue("launches")
-    monkeypatch.setattr(device_features, "may_read", lambda state: True)
+    for other in (device_features, device_memory):
+        monkeypatch.setattr(other, "may_read", lambda state: True)
     found = gradients()
-    assert {"features_kernel", "reading_kernel", "reading_gradient_kernel"} <= {*launches}
+    assert {"features_kernel", "memory_kernel", "reading_kernel", "reading_gradient_kernel"} <= {*launches}
     names = ["loss", *(name for name, _ in method.policy.named_parameters())]
     largest = max(float(gradient.norm()) for gradient in wanted[1:])
     for name, one, other in zip(names, found, wanted, strict=True):

@@ -22,7 +22,7 @@ from llmdpd.nn.context.base import ALL_KEPT, Condition, Context, ContextConfig, 
 from llmdpd.nn.context.native import ContextInputs
 from llmdpd.nn.feature_table import feature_tables
 from llmdpd.nn.spaces import Spaces
-from llmdpd.ops import device_reading, layers, native
+from llmdpd.ops import device_memory, device_reading, layers, native
 from llmdpd.ops.nodes import Weights, device_parameters, parameters
 from llmdpd.ops.packing import ContextParts
 from llmdpd.ops.reading import ContextShape, Seen, read_prompts, read_states
@@ -121,18 +121,16 @@ class RetrievalContext(Context):
         memory: dict[str, Tensor] = {}
         if steps is None or tokens is None or own is None:
             embedded = self.nothing.expand(prompts, 1, -1)
-            mask = torch.ones(prompts, 1, dtype=torch.bool, device=pooled.device)
         else:
             streams = [steps, own[..., self.features.output_dim :]]
             embedded = _linear(self.step, torch.cat(streams, dim=-1))
             embedded = torch.cat([embedded, self.nothing.expand(prompts, 1, -1)], dim=1)
-            usable = tokens.mask if given is None else tokens.mask & (given > 0)
-            mask = F.pad(usable, (0, 1), value=True)
         for number, layer in enumerate(self.layers):
             memory[f"key{number}"], memory[f"value{number}"] = layer.read(embedded)
         if sizes.waypoints:
             memory["waypoint_key"] = _linear(self.waypoint_key, embedded)
-        return memory | self._raw_memory(tokens, there, mask)
+        raw = self._raw_memory_on_device(tokens, there, given)
+        return memory | (self._raw_memory(tokens, there, given, prompts) if raw is None else raw)
 
     def condition(self, state: Tensor, prompts: EncodedPrompts, index: Tensor | None, time: Tensor) -> Condition:
         batch, single = len(state), len(prompts) == 1
@@ -327,17 +325,35 @@ class RetrievalContext(Context):
         angle = 2 * math.pi * steps[..., None].to(self.periods.dtype) / self.periods
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
-    def _raw_memory(self, tokens: TrajectoryTokens | None, there: Tensor | None, mask: Tensor) -> dict[str, Tensor]:
+    def _raw_memory_on_device(
+        self, tokens: TrajectoryTokens | None, there: Tensor | None, given: Tensor | None
+    ) -> dict[str, Tensor] | None:
+        """`_raw_memory` of demonstrations on a CUDA device, by its kernel; None where it does not compute that."""
+        if not self.sizes.waypoints or tokens is None or there is None or tokens.ends is not None:
+            return None
+        if not device_memory.reads(tokens.mask, given, tokens.actions, there):
+            return None
+        ahead, geometry, similarity = self.sizes.lookahead, self.features.geometry_dim, self.sizes.geometric_similarity
+        return device_memory.read(tokens.mask, given, tokens.actions, there, ahead, geometry, similarity)
+
+    def _raw_memory(
+        self, tokens: TrajectoryTokens | None, there: Tensor | None, given: Tensor | None, prompts: int
+    ) -> dict[str, Tensor]:
         """Which steps there are, [P, 1, 1, T + 1]; places, raw values of the waypoints' retrieval."""
+        if tokens is None:
+            mask = torch.ones(prompts, 1, dtype=torch.bool, device=self.nothing.device)
+        else:
+            usable = tokens.mask if given is None else tokens.mask & (given > 0)
+            mask = F.pad(usable, (0, 1), value=True)
         memory = {"bias": _bias(mask)}
         if tokens is not None and tokens.ends is not None:
             # As many times as there are demonstrations: what is in all of them is found as it is in one.
             memory["bias"][..., -1] = torch.tensor(tokens.counts, device=mask.device).log()[:, None, None]
         if not self.sizes.waypoints:
             return memory
-        given = mask[:, :-1].any(1, keepdim=True)
+        known = mask[:, :-1].any(1, keepdim=True)
         # The last step is for prompts without a demonstration alone: heads that may ignore it would end up ignoring it.
-        memory["waypoint_bias"] = _bias(torch.cat([mask[:, :-1], ~given], dim=1))
+        memory["waypoint_bias"] = _bias(torch.cat([mask[:, :-1], ~known], dim=1))
         geometry = None if there is None else there[..., : self.features.geometry_dim]
         memory["waypoints"] = self._waypoints(tokens, geometry, len(mask))
         if self.sizes.geometric_similarity and there is not None:
