@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,11 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def library(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
+def library(compiler: str, made_once: Callable[..., Path]) -> Library:
     """The source compiled by itself, for this machine's instruction set; `.ci/sanitize` adds flags of its own."""
     flags = os.environ.get("LLMDPD_EXPORT_FLAGS", "").split()
-    return Library(built(compiler, tmp_path_factory.mktemp("library"), "-O1", "-march=native", *flags))
+    folder = made_once("library", lambda folder: built(compiler, folder, "-O1", "-march=native", *flags))
+    return Library(folder / "library.so")
 
 
 @pytest.fixture
