@@ -63,6 +63,24 @@ def language_patched_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_thrown_away_checks() -> Iterator[None]:
+    """The interpreter looks for overflows of integers, and forgets what it found: a third of what is left of the time.
+
+    With its debug option it would tell, and then this changes nothing.
+    """
+    if not kernels.interpreted():
+        yield
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    with pytest.MonkeyPatch.context() as patch:
+        if not builder.options.debug:
+            patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+        yield
+
+
 class Gradient(NamedTuple):
     """A sum over rows, and the root of the sum of their squared norms.
 
