@@ -100,11 +100,10 @@ class _Shown:
 
 @dataclass
 class _Graph:
-    """A captured call: what replays it, the actions that each replay writes, and what it reads beside the numbers."""
+    """A captured call: what replays it, the actions that each replay writes, and what else it reads."""
 
     replay: Callable[[], None]
     actions: Tensor
-    shown: _Shown
     held: list[Any]
 
 
@@ -116,6 +115,7 @@ class _Kind:
     kept: bool = False
     used: int = 0
     seen: int = 0
+    shown: _Shown | None = None
     graph: _Graph | None = None
 
 
@@ -229,8 +229,8 @@ class ActingGraphs:
 
     def _sampled(self, kind: _Kind, prompts: EncodedPrompts) -> Tensor:
         """The actions on the device, from the numbers that were staged."""
-        if kind.graph is not None:
-            kind.graph.shown.show(prompts)
+        if kind.graph is not None and kind.shown is not None:
+            kind.shown.show(prompts)
             kind.graph.replay()
             return kind.graph.actions
         if self._mode == "off" or self.reason is not None or not kind.kept:
@@ -241,30 +241,32 @@ class ActingGraphs:
             return self._compute(kind.staged.parts, prompts)
         if self._backend is None:
             self._backend = CudaGraphs(self._network.device, beside="thread_local")
+        # As in a capture from the first call on: kernels are made for addresses of such alignments.
+        kind.shown, parts = self._show(prompts), kind.staged.parts
+        place = kind.shown.prompts
         kind.seen += 1
         if (left := self._warm_up - kind.seen) >= 0:
-            actions, reason = self._backend.warm_up(lambda: self._compute(kind.staged.parts, prompts))
+            actions, reason = self._backend.warm_up(lambda: self._compute(parts, place))
             # What is made once and kept, at the first calls, may do what a capture can't hold.
             if left == 0 and reason is not None:
                 self._give_up(reason)
             return actions
         try:
-            kind.graph = self._capture(kind, prompts)
+            with weights_of_a_graph() as held:
+                kind.graph = _Graph(*self._backend.capture(lambda: self._compute(parts, place)), held)
         except CaptureError as error:
             self._give_up(str(error))
-            return self._compute(kind.staged.parts, prompts)
+            return self._compute(parts, prompts)
         return self._sampled(kind, prompts)
 
-    def _capture(self, kind: _Kind, prompts: EncodedPrompts) -> _Graph:
-        assert self._backend is not None
-        shapes, parts = _shapes(prompts), kind.staged.parts
+    def _show(self, prompts: EncodedPrompts) -> _Shown:
+        """Prompts where graphs of their shape read them."""
+        shapes = _shapes(prompts)
         shown = self._shown.get(shapes)
         if shown is None:
             shown = self._shown[shapes] = _Shown(prompts)
         shown.show(prompts)
-        with weights_of_a_graph() as held:
-            replay, actions = self._backend.capture(lambda: self._compute(parts, shown.prompts))
-        return _Graph(replay, actions, shown, held)
+        return shown
 
     def _compute(self, parts: Mapping[str, Tensor], prompts: EncodedPrompts) -> Tensor:
         seen = [parts[name] for name in History._fields if name in parts]
