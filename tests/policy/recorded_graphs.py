@@ -141,7 +141,7 @@ def assert_same_episodes(
         for count in rows:
             plain.reset()
             other.reset()
-            for _ in range(4):
+            for _ in range(3):
                 seen = rng.normal(0, 0.3, (count, width)) if count > 1 else rng.normal(0, 0.3, width)
                 found, expected = other.act(seen), plain.act(seen)
                 assert np.isfinite(found).all()
