@@ -82,9 +82,9 @@ def no_thrown_away_checks() -> Iterator[None]:
 
 
 class Gradient(NamedTuple):
-    """A sum over rows, and the root of the sum of their squared norms.
+    """A sum over rows and steps of the chain, and the root of the sum of their squared norms.
 
-    Each row is rounded by itself, so that the error of the sum is in proportion to that size, even where rows cancel.
+    Each is rounded by itself, so that the error of the sum is in proportion to that size, even where they cancel.
     """
 
     value: Tensor
@@ -212,17 +212,32 @@ class Case:
         actions = reverse_diffusion_reference(net, state, prompt, self.plan, noise.cpu().double())
         if grad_actions is None:
             return actions.detach(), {}
-        targets = {**dict(net.named_parameters()), "state": state, "prompt": prompt}
+        # A network, a state and a prompt of its own for each step, so that the steps' gradients stand apart.
+        nets = [self.exact_net() for _ in range(self.plan.steps)]
+        inputs = [[x.detach().clone().requires_grad_() for x in (state, prompt)] for _ in nets]
+
+        def epsilon(x: Tensor, k: int) -> Tensor:
+            u = nets[k].context(*inputs[k])[:, None, :]
+            return nets[k].denoise(x, u, nets[k].time_rows(torch.tensor(self.plan.timesteps))[k])
+
+        again = walk_chain(self.plan, noise.cpu().double(), epsilon)
+        torch.testing.assert_close(again, actions)
+        names = [*dict(net.named_parameters()), "state", "prompt"]
+        leaves = [leaf for net, own in zip(nets, inputs, strict=True) for leaf in (*net.parameters(), *own)]
+
+        def of_steps(back: Tensor) -> list[list[Tensor]]:
+            made = torch.autograd.grad(again, leaves, back, retain_graph=True)
+            return [list(made[place :: len(names)]) for place in range(len(names))]
+
         back = grad_actions.cpu().double()
-        made = torch.autograd.grad(actions, list(targets.values()), back, retain_graph=True)
-        squares = [0.0] * len(targets)
+        values, squares = [sum(parts, torch.zeros(())) for parts in of_steps(back)], [0.0] * len(names)
         for row, own in enumerate(back):
             alone = torch.zeros_like(back)
             alone[row] = own
-            parts = torch.autograd.grad(actions, list(targets.values()), alone, retain_graph=True)
-            squares = [square + float(part.norm()) ** 2 for square, part in zip(squares, parts, strict=True)]
-        gradients = (Gradient(value, square**0.5) for value, square in zip(made, squares, strict=True))
-        return actions.detach(), dict(zip(targets, gradients, strict=True))
+            for place, parts in enumerate(of_steps(alone)):
+                squares[place] += sum(float(part.norm()) ** 2 for part in parts)
+        gradients = (Gradient(value, square**0.5) for value, square in zip(values, squares, strict=True))
+        return actions.detach(), dict(zip(names, gradients, strict=True))
 
 
 @pytest.fixture
