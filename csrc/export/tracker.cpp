@@ -29,14 +29,16 @@ std::vector<Track> moving(std::vector<Track> tracks) {
   return tracks;
 }
 
+double distance(float one, float other) { return std::abs(static_cast<double>(one) - other); }
+
 // The most steps for which the body stays within a distance, along each axis, of where it was.
-int longest_stand(const Track& track, int dims, float within) {
+int longest_stand(const Track& track, int dims, double within) {
   int since = 0, longest = 0;
   for (int step = 0; step < track.steps; ++step) {
     const float* now = track.body.data() + static_cast<std::size_t>(step) * dims;
     const float* then = track.body.data() + static_cast<std::size_t>(since) * dims;
     bool moved = false;
-    for (int d = 0; d < dims; ++d) moved |= std::abs(now[d] - then[d]) > within;
+    for (int d = 0; d < dims; ++d) moved |= distance(now[d], then[d]) > within;
     if (moved) since = step;
     longest = std::max(longest, step - since);
   }
@@ -54,7 +56,7 @@ Takeover::Takeover(const Scene& scene, std::vector<Track> tracks)
       tracks_(moving(std::move(tracks))),
       earliest_(std::min(kEarliest, scene.after) * longest(tracks_)),
       latest_(std::max(scene.after * longest(tracks_), static_cast<double>(kStill))),
-      within_(static_cast<float>(kWithin / scene.metres)),
+      within_(kWithin / scene.metres),
       near_(static_cast<float>(kReached / scene.metres)),
       metres_(static_cast<float>(scene.metres)) {
   int stand = 0;
@@ -65,7 +67,7 @@ Takeover::Takeover(const Scene& scene, std::vector<Track> tracks)
 bool Takeover::late(Course& course, std::int64_t step, const float* now) const {
   const Place place = at(scene_.body, now);
   bool moved = false;
-  for (int d = 0; d < scene_.dims; ++d) moved |= std::abs(place[d] - course.place[d]) > within_;
+  for (int d = 0; d < scene_.dims; ++d) moved |= distance(place[d], course.place[d]) > within_;
   if (course.last < 0 || step < course.last || step == 0) {
     course = Course{};
     course.start_object = at(scene_.object, now);

@@ -60,9 +60,9 @@ class Takeover {
 
   const Scene& scene_;
   std::vector<Track> tracks_;  // those in which the body moves
-  double earliest_, latest_;
+  double earliest_, latest_, within_;
   std::int64_t still_;  // steps
-  float within_, near_, metres_;
+  float near_, metres_;
 };
 
 }  // namespace llmdpd

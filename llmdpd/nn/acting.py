@@ -122,8 +122,9 @@ class BestOfN(ChainActing):
     and has no effect on a policy that predicts chunks."""
     track_after: NonNegative = 0.0
     """Lengths of the demonstration after which at the latest a hand-written rule that tracks it takes over from the
-    policy; earlier where the body stands still, for 30 steps and half as long again as in the demonstration, from half
-    a length on; 0: never. It goes on from the most alike moment, and needs a layout with a goal and action.move."""
+    policy; earlier where the body stands still for at least 30 steps and 1.5 times the demonstration's longest stand,
+    from half a length on; 0: never. It goes on from the most alike moment, and needs a layout with a goal and
+    action.move."""
 
     def check_network(self, network: Any) -> None:
         super().check_network(network)

@@ -15,6 +15,7 @@ IntArray = NDArray[np.int64]
 
 _EARLIEST = 0.5  # lengths of the demonstration before which nothing is handed over
 _STILL = 30  # steps for which a body stands still that does not get on, at least
+_LONGER = 1.5  # times as long as it ever does in the demonstration, of which pauses are read as 20 steps
 _WITHIN = 0.02  # metres, along each axis, within which it stands still
 
 
@@ -33,10 +34,10 @@ class Takeover:
     """Which episodes the tracker has taken over, and what it does there.
 
     A policy may stand before the goal at another height, or press on where a task that it was trained on would end.
-    Where the body has stood still for 30 steps, and half as long again as it ever does in the demonstration (which
-    waits for a gripper to close, say), after half of the demonstration's length, or at the latest after `after`
-    lengths, the tracker goes on from the moment of the demonstration that is most like the present one. Where the task
-    is done already that is the last one, at which it stays.
+    Where the body has stood still for at least 30 steps, and 1.5 times as long as it ever does in the demonstration
+    (which waits for its gripper to close, say), after half of the demonstration's length, or at the latest after
+    `after` lengths, the tracker goes on from the moment of the demonstration that is most like the present one. Where
+    the task is done already that is the last one, at which it stays.
 
     Args:
         tracks: [P] prompts, the tracks of each one's demonstrations, of which the longest counts, and the longest stand
@@ -55,7 +56,7 @@ class Takeover:
         self._limits = [(min(_EARLIEST, after) * length, max(after * length, _STILL)) for length in lengths]
         self._within = _WITHIN / scene.metres
         stands = [max((longest_stand(track.body, self._within) for track in one), default=0) for one in self._tracks]
-        self._still = [max(_STILL, stand + stand // 2) for stand in stands]
+        self._still = [max(_STILL, int(_LONGER * stand)) for stand in stands]
         self._courses: dict[int, _Course] = {}
 
     def reset(self) -> None:
@@ -108,6 +109,7 @@ class Takeover:
 def longest_stand(places: FloatArray, within: float) -> int:
     """The most steps for which a body at places [T, D] stays `within` a distance, along each axis, of where it was."""
     since = longest = 0
+    places = places.astype(np.float64)  # as an episode's places are compared
     for step, place in enumerate(places):
         if (np.abs(place - places[since]) > within).any():
             since = step

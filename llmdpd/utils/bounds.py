@@ -12,6 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from llmdpd.errors import InputError, located
 
 MOST = sys.float_info.max
@@ -30,7 +32,9 @@ class Bounds:
 
     def check(self, value: float | None, field: str, path: str | Path | None = None) -> None:
         """Raise `InputError` for a number that is NaN or outside the bounds; None passes."""
-        if value is not None and not self.low <= value <= self.high:
+        # A number of numpy as Python's: its own float32 can't hold the highest bound.
+        number = value.item() if isinstance(value, np.generic) else value
+        if number is not None and not self.low <= number <= self.high:
             raise InputError("the number is out of range", path=path, field=field, found=value, expected=self)
 
 
@@ -68,7 +72,7 @@ def choices_of(kind: type[Any]) -> dict[str, tuple[str, ...]]:
 
 
 _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)),
+    bool: ("true or false", (bool, np.bool_)),
     int: ("a whole number", (Integral,)),
     float: ("a number", (Real,)),
     str: ("a text", (str, os.PathLike)),  # many name a file

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from llmdpd.errors import InputError, located, nearest_names
 
 T = TypeVar("T")
@@ -30,12 +32,14 @@ class Named:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses to dicts, tuples to lists, paths to strings."""
+    """Dataclasses to dicts, tuples to lists, paths to strings, numpy's numbers to Python's."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = {"name": value.name} if isinstance(value, Named) else {}
         return name | {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, Path) else value
 
 

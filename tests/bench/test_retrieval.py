@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +10,36 @@ import retrieval
 import torch
 
 from llmdpd.config.presets import find_preset
-from llmdpd.methods.llmdpd.method import LLMDPDConfig
 from llmdpd.nn.policy_network import States
 
 CPU = torch.device("cpu")
 
 
 def test_the_method_is_the_presets() -> None:
-    usual = find_preset("metaworld").method
-    assert isinstance(usual, LLMDPDConfig)
-    assert replace(usual, acting=replace(usual.acting, track_after=0.0)) == retrieval.METHOD
+    assert find_preset("metaworld").method == retrieval.METHOD
+
+
+def test_the_policy_acts_and_the_tracker_does_not() -> None:
+    of = retrieval.policy(True, CPU)
+    for states in (1, 3):
+        policies: list[Any] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(of), "act", recording(type(of).act, policies))
+            act = retrieval.our_action(of, np.zeros((states, retrieval.STATE), np.float32))
+            for _ in range(retrieval.DEMONSTRATION):
+                act()
+        assert not policies[0].tracked.any()
+        for _ in range(retrieval.DEMONSTRATION):
+            policies[0].act(np.zeros((states, retrieval.STATE), np.float32))
+        assert policies[0].tracked.all(), "it would, where the body stands still"
+
+
+def recording(act: Any, policies: list[Any]) -> Any:
+    def recorded(self: Any, *given: Any) -> Any:
+        policies.append(self)
+        return act(self, *given)
+
+    return recorded
 
 
 def test_operations_are_those_of_the_products_counted_by_torch() -> None:

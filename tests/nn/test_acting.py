@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmdpd.errors import InputError
@@ -13,6 +15,7 @@ from llmdpd.methods.llmdpd.network import DiffusionNetworkConfig
 from llmdpd.nn.acting import ActingConfig, BestOfN, ChainActing, NoisyActing
 from llmdpd.nn.context import ContextConfig
 from llmdpd.utils.bounds import check_config
+from llmdpd.utils.plain import from_plain, to_plain
 
 NETWORK = DiffusionNetworkConfig(diffusion_steps=9, schedule="cosine", action_bound=0.5, chunk=4)
 
@@ -87,6 +90,13 @@ def test_values_that_make_no_sense_are_refused(field: str, value: Any) -> None:
     assert error.value.field == f"acting.{field}"
     assert error.value.found == value or value != value
     assert error.value.expected is not None
+
+
+def test_numbers_of_numpy_are_kept_as_others_are() -> None:
+    acting = BestOfN(samples=np.int64(3), noise_scale=np.float32(0.5), steps=np.uint8(4))  # type: ignore[arg-type]
+    check_config(acting, "acting")
+    written = json.loads(json.dumps(to_plain(acting)))
+    assert from_plain(BestOfN, written, "policy.json") == BestOfN(samples=3, noise_scale=0.5, steps=4)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -57,7 +58,9 @@ def test_what_is_of_another_type_is_named(changes: dict[str, Any], name: str, fo
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    check_config(Model(width=np.int64(8), heads=np.int32(2), lr=np.float32(0.5), steps=np.uint8(3)))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_config(Model(width=np.int64(8), heads=np.int32(2), lr=np.float32(0.5), steps=np.uint8(3)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
