@@ -72,6 +72,11 @@ def state_of(learner: LLMDPD) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in found.items()}
 
 
+def size_of_moment(name: str, state: dict[str, Tensor]) -> float:
+    """The norm that Adam's first moment would have if iterations' gradients, rounded each by itself, did not cancel."""
+    return 0.1 * float((state[f"{name}_sq"] / 0.001).sqrt().norm()) if name.endswith("/exp_avg") else 0.0
+
+
 @pytest.mark.parametrize(
     ("count", "changes"), [(1, {"precision": "bf16"}), (2, {"grad_clip": 0.5, "weight_decay": 0.01, "eta": 0.3})]
 )
@@ -95,7 +100,8 @@ def test_it_learns_what_each_learns_alone(
         found, expected = state_of(learners[number]), state_of(other)
         assert list(found) == list(expected)
         for name, value in expected.items():
-            close(found[name], value.double(), tolerance, name)
+            of_squares = 2 if name.endswith("_sq") else 1  # they are off by twice as much as what is squared
+            close(found[name], value.double(), of_squares * tolerance, name, size_of_moment(name, expected))
     # However many there are beside it, which here are few enough for the same tiles.
     last = count - 1
     train(DeviceStack(singles[last:]), [of_last(batch) for batch in batches], generators(device, [last]))
