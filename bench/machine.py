@@ -21,6 +21,7 @@ import torch
 import llmdpd
 from llmdpd.ops.build_info import build_info
 from llmdpd.utils.cores import usable_cores
+from llmdpd.utils.device import matmul_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = ("fp32", "bf16")
@@ -41,7 +42,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "triton": _version("triton"),
         "llmdpd": {**build_info(), "from": "checkout" if Path(llmdpd.__file__).is_relative_to(ROOT) else "installed"},
         "commit": _commit(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "fp32_precision": dict(zip(("cuda", "cpu"), matmul_settings(), strict=True)),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -51,7 +52,6 @@ def describe(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
-            "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         }
     return metadata
 

@@ -145,6 +145,7 @@ def _key(seed: int | Tensor | None, device: torch.device) -> Tensor:
 def _noise(call: _Call) -> Tensor:
     """xi [K + 1, B, N, A] from the seed, on the state's device and in its dtype."""
     state, batch, key = call.state, call.state.shape[0], _key(call.seed, call.state.device)
+    key = key if isinstance(call.seed, Tensor) else key[0]  # one for all states
     xi = philox_normal(key, batch, call.samples, call.plan.steps + 1, call.net.action_dim, state.device)
     return xi.to(state.dtype)
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmdpd.ops import triton
 from llmdpd.ops.reading import ContextShape
+from llmdpd.utils.device import bfloat16_products
 
 MOST_WIDTH, MOST_STEPS, MOST_NUMBERS = 128, 64, 64
 """Of the attention layers, of a demonstration with the step that says nothing, and of what is compared and found: what
@@ -172,7 +173,7 @@ def read_states(shape: ContextShape, given: Given, memories: Sequence[Tensor], w
     Raises:
         ValueError: weights of other sizes than they should be.
     """
-    short = torch.get_float32_matmul_precision() == "medium"
+    short = bfloat16_products()
     sizes, tensors = Sizes.of(shape, given, weights), (*memories, *weights)
     found = sum(weight.numel() for weight in weights)
     if found != sizes.weights:

@@ -63,7 +63,8 @@ def watched(
 ) -> tuple[tuple[Any, ...], ...] | None:
     """The `places` of a module that computes by these layers alone; None where a change would not be seen."""
     found = places(module, seen)
-    if found is None or any(item[2] is None for item in found):
+    kept = [tensors for part in module.modules() for tensors in (part._parameters, part._buffers)]
+    if found is None or any(tensor is None for tensors in kept for tensor in tensors.values()):
         return None
     # Two a linear layer; one that computes its weight from other parameters has others.
     plain = {id(part) for layer in layers for part in (layer.weight, layer.bias)}

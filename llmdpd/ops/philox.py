@@ -47,18 +47,23 @@ def philox_normal(
 ) -> Tensor:
     """Standard normal noise, float64 [draws, batch, samples, action_dim].
 
-    Key = seed; counter = (row, draw, block of four action dims, stream 0). With one seed, an int or int64 [1], the row
+    Key = seed; counter = (row, draw, block of four action dims, stream 0). With one seed, an int or int64 [], the row
     is `state * samples + sample`; with seeds [batch] (int64) each state has its own key and the row is the sample, so
     that a state's noise does not depend on the batch that it is in. `states`, int64 [batch], are the states' places in
     a greater batch whose noise it is a part of, by default 0 … batch - 1.
+
+    Raises:
+        ValueError: seeds of another shape.
     """
+    if isinstance(seed, Tensor) and seed.ndim and seed.shape != (batch,):
+        raise ValueError(f"seeds {list(seed.shape)} of {batch} states; one for all has no dimension")
     blocks = -(-action_dim // 4)
     sample = torch.arange(samples, device=device)
     if isinstance(seed, Tensor):
-        key = seed.to(device=device, dtype=torch.int64)[:, None]
+        key = seed.to(device=device, dtype=torch.int64).reshape(-1, 1)
     else:
         key = torch.full((1, 1), signed64(seed), dtype=torch.int64, device=device)
-    if isinstance(seed, Tensor) and len(seed) == batch:
+    if isinstance(seed, Tensor) and seed.ndim:
         row = sample.expand(batch, samples)
     else:
         place = torch.arange(batch, device=device) if states is None else states

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmdpd.ops.arguments import ChainArguments
 from llmdpd.ops.compiling import constant_when_compiled
+from llmdpd.utils.device import matmul_settings
 
 if TYPE_CHECKING:
     from llmdpd.kernels.members import Members
@@ -52,7 +53,7 @@ def product_settings() -> tuple[str | None, ...]:
         from llmdpd import kernels
 
         how = kernels.fp32_products()
-    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision, how
+    return *matmul_settings(), how
 
 
 @contextlib.contextmanager

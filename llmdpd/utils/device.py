@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from llmdpd.errors import InputError
+
+
+def matmul_settings() -> tuple[str, str]:
+    """How torch rounds the operands of its float32 matrix products, on CUDA and on the CPU.
+
+    Each is one of none, ieee, tf32 and, on the CPU, bf16. It is known however it was set; torch's older function,
+    `torch.get_float32_matmul_precision`, raises an error after settings by `torch.backends`.
+    """
+    backends = torch.backends
+    return backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+
+
+def bfloat16_products() -> bool:
+    """Whether torch's own float32 matrix products may have bfloat16 operands, as in `matmul_precision`."""
+    return matmul_settings()[1] == "bf16"
 
 
 @contextmanager
@@ -20,12 +35,19 @@ def matmul_precision(precision: Literal["fp32", "bf16"]) -> Iterator[None]:
     The library that computes a product may use them or not. On the CPUs that were tried the results are in float32 all
     the same, and several times as fast, since torch calls another library.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if precision == "bf16" else before)
+    if precision == "fp32":
+        yield
+        return
+    settings, named = matmul_settings(), "highest"
+    with suppress(RuntimeError):  # it has no name where it was set by `torch.backends`
+        named = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(named)
+        backends: Any = torch.backends
+        backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision = settings
 
 
 @cache

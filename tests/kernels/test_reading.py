@@ -131,7 +131,7 @@ def test_forward_and_backward(
     make: Callable[..., Case], close: Callable[..., None], launches: list[str], name: str, short: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium" if short else "highest")
+    monkeypatch.setattr(device_reading, "bfloat16_products", lambda: short)
     case = make(**CASES[name])
     exact = case.exact()
     wanted = exact.context.condition(exact.state, exact.prompts, None, exact.time).state

@@ -155,6 +155,17 @@ def test_a_changed_buffer_is_seen(make_net: Any) -> None:
     assert torch.equal(sampled(net), sampled(copy.deepcopy(net)))
 
 
+def test_a_child_that_is_none_hides_no_change(make_net: Any) -> None:
+    net = make_net(3, 2, 4)
+    net.register_module("absent", None)
+    sampled(net)
+    kept = inference._nets[False][net]
+    sampled(net)
+    assert inference._nets[False][net] is kept, "packed once all the same"
+    net.linears[0].bias = None
+    assert inference.watched(net, net.linears, lambda _: True) is None
+
+
 def test_an_unchanged_network_is_packed_once(make_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     net, plans = make_net(3, 2, 4), [sampler_coefficients(), sampler_coefficients("ddim", 3, train_steps=5)]
     made: list[int] = []

@@ -55,6 +55,14 @@ def test_a_states_noise_hangs_on_its_seed_alone(rng: np.random.Generator) -> Non
     assert torch.equal(philox_normal(int(seeds[2]), 1, 3, 4, 5)[:, 0], whole[:, 2])
 
 
+def test_one_key_for_all_states_has_no_dimension() -> None:
+    """A length of one is that of a batch of one, and no shared key for others."""
+    assert torch.equal(philox_normal(torch.tensor(-9), 4, 2, 3, 5), philox_normal(-9, 4, 2, 3, 5))
+    for wrong in (torch.zeros(1), torch.zeros(3), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match="of 4 states"):
+            philox_normal(wrong.long(), 4, 2, 3, 5)
+
+
 def test_more_draws_and_dims_extend_and_never_change() -> None:
     small, large = philox_normal(11, 2, 2, 3, 2), philox_normal(11, 2, 2, 6, 9)
     assert torch.equal(small, large[:3, ..., :2])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -17,6 +19,39 @@ def test_matrix_products_change_within_the_block_alone() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
         raise KeyError
     assert torch.get_float32_matmul_precision() == before
+
+
+NEW_SETTINGS = """
+import sys, torch
+from llmdpd.ops.triton import product_settings
+from llmdpd.utils.device import bfloat16_products, matmul_precision, matmul_settings
+for place, name, value, expected, short in (
+    (torch.backends.cuda.matmul, "fp32_precision", "tf32", ("tf32", "none"), False),
+    (torch.backends, "fp32_precision", "tf32", ("tf32", "tf32"), False),
+    (torch.backends.mkldnn.matmul, "fp32_precision", "bf16", ("none", "bf16"), True),
+):
+    setattr(place, name, value)
+    assert matmul_settings() == product_settings()[:2] == expected, matmul_settings()
+    assert bfloat16_products() == short
+    for precision in ("fp32", "bf16"):
+        with matmul_precision(precision):
+            assert bfloat16_products() == (short or precision == "bf16")
+        assert matmul_settings() == expected, matmul_settings()
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+for name, short in (("medium", True), ("high", False), ("highest", False)):
+    torch.set_float32_matmul_precision(name)
+    before = matmul_settings()
+    assert bfloat16_products() == short
+    with matmul_precision("bf16"):
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert (torch.get_float32_matmul_precision(), matmul_settings()) == (name, before)
+"""
+
+
+def test_settings_of_products_are_known_by_whichever_api_they_were_set() -> None:
+    """In a process of its own: they are the process's."""
+    subprocess.run([sys.executable, "-c", NEW_SETTINGS], check=True, timeout=120)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
