@@ -28,7 +28,7 @@ from llmdpd.nn.episode_memory import History
 from llmdpd.nn.policy_network import PolicyNetwork, States
 from llmdpd.ops.resident import weights_of_a_graph
 from llmdpd.ops.triton import product_settings
-from llmdpd.ops.unchanged import Unwritten
+from llmdpd.ops.unchanged import Unwritten, same_objects
 from llmdpd.utils.capture import CaptureError, CudaGraphs
 from llmdpd.utils.options import CudaGraphMode
 
@@ -87,15 +87,17 @@ class _Shown:
 
     def __init__(self, prompts: EncodedPrompts) -> None:
         self.prompts = EncodedPrompts(prompts.pooled.clone(), {n: t.clone() for n, t in prompts.memory.items()})
-        self._source, self._versions = prompts, _versions(prompts)
+        self._source = _leaves(prompts)  # held: no other tensor is taken for one of them
+        self._versions = _versions(self._source)
 
     def show(self, prompts: EncodedPrompts) -> None:
         """Have these prompts there."""
-        versions = _versions(prompts)
-        if prompts is self._source and versions is not None and versions == self._versions:
+        source = _leaves(prompts)
+        versions = _versions(source)
+        if versions is not None and versions == self._versions and same_objects(source, self._source):
             return
-        torch._foreach_copy_(_leaves(self.prompts), _leaves(prompts), non_blocking=True)
-        self._source, self._versions = prompts, versions
+        torch._foreach_copy_(_leaves(self.prompts), source, non_blocking=True)
+        self._source, self._versions = source, versions
 
 
 @dataclass
@@ -123,8 +125,9 @@ class ActingGraphs:
     """Samples the actions of a policy on a CUDA device, from graphs where it can; one thread at a time.
 
     A graph is captured of a kind of call that comes again after `warm_up` eager ones. Weights that have changed, by
-    autograd's counter of writes, and a network that was moved drop all graphs. Kinds beyond `limit` stay eager, until
-    one of the others has not come for a thousand calls.
+    autograd's counter of writes, and a network that was moved drop all graphs, and what could not be captured is tried
+    again. During a capture no other thread may draw from the device's default generator. Kinds beyond `limit` stay
+    eager, until one of the others has not come for a thousand calls.
 
     Args:
         network: what samples. acting: how. critic: what chooses among several samples; None for nothing.
@@ -158,6 +161,7 @@ class ActingGraphs:
         self._weights: Unwritten | None = None
         self._calls, self._full = 0, False
         self.reason: str | None = None
+        self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_network", "_acting", "_critic", "_mode", "_warm_up", "_limit")
@@ -176,6 +180,7 @@ class ActingGraphs:
     def mode(self, mode: CudaGraphMode) -> None:
         with self._lock:
             self._mode, self.reason = _known(mode), None
+            self._told.clear()
             self._forget()
 
     @property
@@ -186,7 +191,8 @@ class ActingGraphs:
     def of(self, network: PolicyNetwork, acting: ActingConfig, critic: nn.Module | None) -> ActingGraphs:
         """These, or new ones where they are of other parts, as those of a policy may have been replaced."""
         same = network is self._network and critic is self._critic and acting == self._acting
-        return self if same else ActingGraphs(network, acting, critic, self._mode)
+        options: dict[str, Any] = {"warm_up": self._warm_up, "limit": self._limit}
+        return self if same else ActingGraphs(network, acting, critic, self._mode, **options)
 
     def serves(self) -> bool:
         """Whether it samples where the network is."""
@@ -245,18 +251,19 @@ class ActingGraphs:
         kind.shown, parts = self._show(prompts), kind.staged.parts
         place = kind.shown.prompts
         kind.seen += 1
-        if (left := self._warm_up - kind.seen) >= 0:
-            actions, reason = self._backend.warm_up(lambda: self._compute(parts, place))
-            # What is made once and kept, at the first calls, may do what a capture can't hold.
-            if left == 0 and reason is not None:
-                self._give_up(reason)
-            return actions
+        if kind.seen <= self._warm_up:
+            # Not watched: other threads may draw, wait and warn meanwhile. Actions take no number from the host's
+            # generator, and where they wait for the device, or take a tensor from the host, the capture breaks off.
+            return self._backend.run(lambda: self._compute(parts, place))
         try:
             with weights_of_a_graph() as held:
                 kind.graph = _Graph(*self._backend.capture(lambda: self._compute(parts, place)), held)
         except CaptureError as error:
             self._give_up(str(error))
             return self._compute(parts, prompts)
+        except BaseException:
+            self._drop_graphs()
+            raise
         return self._sampled(kind, prompts)
 
     def _show(self, prompts: EncodedPrompts) -> _Shown:
@@ -275,11 +282,12 @@ class ActingGraphs:
         return self._network.sample(states, prompts, self._acting, parts["seeds"], self._critic)
 
     def _drop_outdated(self) -> None:
-        """Drop graphs where weights have changed; what acts eagerly needs no watch."""
-        if self._mode == "off" or self.reason is not None:
+        """Drop graphs, and a reason against them, where weights have changed; what acts eagerly needs no watch."""
+        if self._mode == "off":
             return
         if self._weights is None or (self._weights.lasting and not self._weights.unchanged()):
             self._forget()
+            self.reason = None
             self._weights = Unwritten.of([part for part in (self._network, self._critic) if part is not None])
 
     def _forget(self) -> None:
@@ -289,15 +297,21 @@ class ActingGraphs:
         if self._backend is not None and self._backend.device != self._network.device:
             self._backend = None
 
+    def _drop_graphs(self) -> None:
+        """After a capture that broke off, earlier ones may not be replayed."""
+        for kind in self._kinds.values():
+            kind.graph = None
+
     def _give_up(self, reason: str) -> None:
+        self._drop_graphs()
         if self._mode == "on":
             problem, expected = "acting can't be captured in a CUDA graph", "work of the GPU alone"
             hint = "set cuda_graph to auto, which then acts without"
             raise InputError(problem, field="cuda_graph", found=reason, expected=expected, hint=hint)
         self.reason = reason
-        for kind in self._kinds.values():
-            kind.graph = None  # after a capture that broke off, earlier ones may not be replayed
-        _log.info("acting runs without CUDA graphs: %s", reason)
+        if reason not in self._told:
+            self._told.add(reason)
+            _log.info("acting runs without CUDA graphs: %s", reason)
 
 
 def _known(mode: CudaGraphMode) -> CudaGraphMode:
@@ -320,7 +334,6 @@ def _shapes(prompts: EncodedPrompts) -> Hashable:
     return tuple((name, t.shape, t.dtype) for name, t in (("", prompts.pooled), *prompts.memory.items()))
 
 
-def _versions(prompts: EncodedPrompts) -> list[int] | None:
+def _versions(tensors: list[Tensor]) -> list[int] | None:
     """How often each tensor was written to; None where nobody counts."""
-    leaves = _leaves(prompts)
-    return None if any(t.is_inference() for t in leaves) else [t._version for t in leaves]
+    return None if any(t.is_inference() for t in tensors) else [t._version for t in tensors]

@@ -372,6 +372,7 @@ class Policy:
             expected = f"{len(prompts)}, as prompts"
             raise InputError("wrong number of demonstrations", field="shown", found=len(shown), expected=expected)
         takeover = self._takeover(shown, prompt_of)
+        self.graphs = self.graphs.of(self.network, self.acting, self.critic)  # which may have been replaced
         return Episodes(self.network, self.acting, self.critic, prompts, prompt_of, targets, takeover, self.graphs)
 
     def _takeover(self, shown: Sequence[Demonstrations | None], prompt_of: IntArray | None) -> Takeover | None:

@@ -68,13 +68,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.reason: str | None = None
         self.refusal: str | None = None
         self.warmed = self.captures = self.replays = 0
 
-    def warm_up(self, work: Callable[[], Any]) -> tuple[Any, str | None]:
+    def run(self, work: Callable[[], Any]) -> Any:
         self.warmed += 1
-        return work(), self.reason
+        return work()
 
     def capture(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         if self.refusal is not None:

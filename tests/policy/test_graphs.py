@@ -9,6 +9,7 @@ import copy
 import logging
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from llmdpd.policy import graphs as module
 from llmdpd.policy.folder import text_key
 from llmdpd.policy.graphs import ActingGraphs, rounded
 from llmdpd.policy.policy import Policy
+from llmdpd.utils.capture import CudaGraphs
 from tests.methods.conftest import TINY, changed
 from tests.policy.conftest import KNOWN, A, MakePolicy, S
 from tests.policy.recorded_graphs import (
@@ -43,6 +45,7 @@ from tests.policy.recorded_graphs import (
     pair,
     recorded,
 )
+from tests.recorded_device import Device
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +200,27 @@ def test_prompts_that_are_written_to_are_read_anew(
     assert (backend.captures, backend.replays) == (1, 6)
 
 
+def test_prompts_whose_tensors_are_replaced_are_read_anew(rng: np.random.Generator) -> None:
+    policy, demonstration = default_policy(rng)
+    state, found = rng.normal(0, 0.3, policy.network.spaces.observed_dim), []
+    recorded(policy)
+    policy.prompt(KNOWN, demonstration(20))
+    session = policy._session
+    assert session is not None
+    memory = session._episodes._prompts.memory
+    for number in range(6):
+        if number == 4:
+            memory.update({name: -3.0 * tensor for name, tensor in memory.items() if name.startswith("value")})
+        if number == 5:
+            policy.graphs.mode = "off"
+        policy.reset()
+        policy.seed(1)
+        found.append(policy.act(state))
+    np.testing.assert_array_equal(found[2], found[3])
+    assert not np.array_equal(found[3], found[4])
+    np.testing.assert_array_equal(found[4], found[5])
+
+
 def test_settings_of_products_have_graphs_of_their_own(
     make_policy: MakePolicy, example: Any, rng: np.random.Generator
 ) -> None:
@@ -215,12 +239,18 @@ def test_settings_of_products_have_graphs_of_their_own(
 
 
 def test_parts_that_were_replaced_are_those_that_act(policy: Policy, example: Any) -> None:
-    assert policy.episodes(policy.encode_prompts([KNOWN], [example]))._graphs is policy.graphs
+    def graphs() -> Any:
+        return policy.episodes(policy.encode_prompts([KNOWN], [example]))._graphs
+
+    before = graphs()
+    assert before is policy.graphs
     policy.acting = BestOfN(samples=7)
-    own = policy.episodes(policy.encode_prompts([KNOWN], [example]))._graphs
-    assert own is not None
-    assert own is not policy.graphs
+    own = graphs()
+    assert own is not before
     assert own._acting is policy.acting
+    assert own is graphs() is policy.graphs, "all that act in the new way share them"
+    policy.graphs.mode = "off"
+    assert own.mode == graphs().mode == "off"
 
 
 # How many
@@ -264,14 +294,13 @@ def test_kinds_beyond_the_limit_act_without_and_idle_ones_give_way(
 # Where a capture can't be
 
 
-@pytest.mark.parametrize("which", ["reason", "refusal"])
 def test_what_cannot_be_captured_acts_without_for_a_reason_logged_once_or_is_refused(
-    make_policy: MakePolicy, example: Any, rng: np.random.Generator, caplog: pytest.LogCaptureFixture, which: str
+    make_policy: MakePolicy, example: Any, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, other, backend = pair(make_policy(acting=BEST, **FEW), mode="auto")
     assert_same_episodes(plain, other, [example], rng, rows=(2,))
     assert other.graphs.captured == 1
-    setattr(backend, which, "it waits for the moon")
+    backend.refusal = "it waits for the moon"
     with caplog.at_level(logging.INFO, "llmdpd"):
         assert_same_episodes(plain, other, [example] * 2, rng)
     assert [r.message for r in caplog.records] == ["acting runs without CUDA graphs: it waits for the moon"]
@@ -280,7 +309,7 @@ def test_what_cannot_be_captured_acts_without_for_a_reason_logged_once_or_is_ref
     with pytest.raises(InputError) as error:
         assert_same_episodes(plain, other, [example], rng)
     assert (error.value.field, error.value.found) == ("cuda_graph", "it waits for the moon")
-    setattr(backend, which, None)
+    backend.refusal = None
     other.graphs.mode = "auto"
     plain.seed(5)
     other.seed(5)
@@ -288,15 +317,48 @@ def test_what_cannot_be_captured_acts_without_for_a_reason_logged_once_or_is_ref
     assert other.graphs.captured == 2
 
 
-def test_reasons_of_the_first_calls_do_not_count(make_policy: MakePolicy, example: Any) -> None:
+def test_a_reason_is_forgotten_where_weights_change(
+    make_policy: MakePolicy, example: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have been of the moment, such as memory that was short; it is logged once all the same."""
+    policy = make_policy()
+    backend = recorded(policy, mode="auto")
+    policy.prompt(KNOWN, example)
+    with caplog.at_level(logging.INFO, "llmdpd"):
+        for refusal, captured in (("out of memory", 0), ("out of memory", 0), (None, 1)):
+            backend.refusal = refusal
+            for _ in range(4):
+                policy.act(np.zeros(S))
+            assert (policy.graphs.reason, policy.graphs.captured) == (refusal, captured)
+            changed_in_place(policy)
+    assert [r.message for r in caplog.records] == ["acting runs without CUDA graphs: out of memory"]
+
+
+@pytest.mark.parametrize("broken", ["on", "interrupted"])
+def test_after_a_capture_that_broke_off_no_earlier_graph_is_replayed(
+    make_policy: MakePolicy, example: Any, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     policy = make_policy()
     backend = recorded(policy)
     policy.prompt(KNOWN, example)
-    backend.reason = "compiling"
     for _ in range(4):
         policy.act(np.zeros(S))
-        backend.reason = None
-    assert policy.graphs.captured == 1
+    assert (policy.graphs.captured, backend.replays) == (1, 2)
+
+    def interrupted(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, *(("refusal", "broken") if broken == "on" else ("capture", interrupted)))
+        policy.reset()
+        for _ in range(2):
+            policy.act(np.zeros((2, S)))
+        with pytest.raises(InputError if broken == "on" else KeyboardInterrupt):
+            policy.act(np.zeros((2, S)))
+    assert policy.graphs.captured == 0
+    policy.reset()
+    policy.act(np.zeros(S))
+    assert (policy.graphs.captured, backend.captures) == (1, 2)
 
 
 def test_weights_whose_changes_nobody_counts_act_without(
@@ -355,6 +417,50 @@ def test_sessions_share_graphs(make_policy: MakePolicy, rng: np.random.Generator
     for n in range(3):
         np.testing.assert_array_equal(found[n], alone[n])
     assert (backend.captures, backend.replays) == (1, 28)
+
+
+@pytest.mark.filterwarnings("ignore:called a synchronizing CUDA operation")
+def test_policies_on_one_network_in_threads_beside_one_that_trains(
+    make_policy: MakePolicy, example: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has graphs of its own, of the real `CudaGraphs`; what the others do is no reason against them."""
+    one, states = make_policy(acting=BEST, **FEW), rng.normal(size=(6, S))
+    policies = [one, one.with_acting()]
+    one.graphs.mode = "off"
+    one.prompt(KNOWN, example)
+    alone = [one.act(state) for state in states]
+    device = Device(monkeypatch)
+    filters, show, found, ended = warnings.filters, warnings.showwarning, {}, threading.Event()
+    for policy in policies:
+        policy.graphs = ActingGraphs(policy.network, policy.acting, policy.critic, "on")
+        policy.graphs._backend = CudaGraphs(policy.device, beside="thread_local")
+        policy.prompt(KNOWN, example)
+        policy.seed(0)
+
+    def act(n: int) -> None:
+        found[n] = [policies[n].act(state) for state in states]
+
+    def train() -> None:
+        trained = CudaGraphs(torch.device("cpu"))
+        while not ended.is_set():
+            torch.rand(())
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            trained.warm_up(lambda: ended.wait(0.001))
+
+    threads, trainer = [threading.Thread(target=act, args=[n]) for n in range(2)], threading.Thread(target=train)
+    for thread in (trainer, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended.set()
+    trainer.join()
+    for n in range(2):
+        np.testing.assert_array_equal(found[n], alone)
+        assert (policies[n].graphs.captured, policies[n].graphs.reason) == (1, None)
+    assert device.log[::2] == ["begin"] * (len(device.log) // 2), "one after another"
+    assert device.log[1::2] == ["end"] * (len(device.log) // 2)
+    assert warnings.filters is filters
+    assert warnings.showwarning is show
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
