@@ -79,9 +79,9 @@ class _Call(NamedTuple):
 
 
 class ResidentNet:
-    """A noise network packed on its device, and what was made of it there.
+    """A noise network packed on its device, and what was made of it there, for the stream that is current when it is.
 
-    What was made is not ordered among streams: whoever samples with one network on several streams has them wait.
+    What was made is not ordered among streams: on another one the network is packed again.
     """
 
     def __init__(self, net: NoiseNetwork, bf16: bool) -> None:
@@ -116,18 +116,22 @@ class ResidentNet:
         return any(parameter.requires_grad for parameter in self.watch.parameters)
 
     def run(
-        self, plan: SamplerCoefficients, state: Tensor, prompt: Tensor, samples: int, seed: int | Tensor | None
+        self,
+        place: Place,
+        plan: SamplerCoefficients,
+        state: Tensor,
+        prompt: Tensor,
+        samples: int,
+        seed: int | Tensor | None,
     ) -> Tensor:
         """a_0 [B, A] where samples is 1, else [B, N, A]; the arguments fit and lie on the device."""
         from llmdpd import kernels
-        from llmdpd.kernels import driver
 
         batch, action_dim = state.shape[0], self._chain.W_a.shape[1]
         shape = (batch, action_dim) if samples == 1 else (batch, samples, action_dim)
         actions = torch.empty(shape, dtype=torch.float32, device=self.device)
         if not batch:
             return actions
-        place = driver.place_of(actions)
         key = _drawn_key(place, self.device) if seed is None else seed
         u_z = self._prompt_part(prompt)
         given = isinstance(key, Tensor) and len(key)
@@ -204,7 +208,14 @@ class ResidentNet:
         return u_z
 
 
-_Kept = weakref.WeakKeyDictionary[Any, ResidentNet]
+class _OfStreams(NamedTuple):
+    """A network as it was packed for each stream, by the driver's handle."""
+
+    device: torch.device
+    nets: dict[int, ResidentNet]
+
+
+_Kept = weakref.WeakKeyDictionary[Any, _OfStreams]
 _nets: tuple[_Kept, _Kept] = (weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary())  # fp32, bf16
 _workspaces: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -231,17 +242,22 @@ def sample(
     bf16: bool,
 ) -> Tensor:
     """a_0 of arguments that were checked, on their device. seed: an int, or int64 [B]."""
-    kept = _nets[bf16]
-    entry = kept.get(net)
+    from llmdpd.kernels import driver
+
+    place = driver.place_of(state)
+    kept = _nets[bf16].get(net)
+    entry = None if kept is None else kept.nets.get(place.stream)
     if entry is None or not entry.is_current():
         _refuse_in_a_graph("weights that were not packed before")
-        entry = ResidentNet(net, bf16)
-        if entry.watch.lasting:
-            kept[net] = entry
+        outdated, entry = entry is not None, ResidentNet(net, bf16)
+        if not entry.watch.lasting:
+            _nets[bf16].pop(net, None)
+        elif kept is None or outdated or kept.device != entry.device:
+            _nets[bf16][net] = _OfStreams(entry.device, {place.stream: entry})
         else:
-            kept.pop(net, None)
+            _keep(kept.nets, place.stream, entry)
     key = _ready(seed.to(entry.device)) if isinstance(seed, Tensor) else seed
-    return entry.run(plan, _ready(state), _ready(prompt), samples, key)
+    return entry.run(place, plan, _ready(state), _ready(prompt), samples, key)
 
 
 def sample_again(
@@ -254,10 +270,12 @@ def sample_again(
     bf16: bool,
 ) -> Tensor | None:
     """`sample` for a network that was packed before, with only the checks that this needs; None for any other call."""
-    entry = _nets[bf16].get(net)
-    if entry is None or type(samples) is not int or not 1 <= samples <= MAX_SAMPLES or not eager(state):
+    from llmdpd.kernels import driver
+
+    kept = _nets[bf16].get(net)
+    if kept is None or type(samples) is not int or not 1 <= samples <= MAX_SAMPLES or not eager(state):
         return None
-    if not (_in_place(state, entry.device, torch.float32) and _in_place(prompt, entry.device, torch.float32)):
+    if not (_in_place(state, kept.device, torch.float32) and _in_place(prompt, kept.device, torch.float32)):
         return None
     shape = state.shape
     if len(shape) != 2 or shape[1] != net.state_dim or shape[0] * samples > MAX_ROWS:
@@ -265,13 +283,17 @@ def sample_again(
     if prompt.shape not in ((net.prompt_dim,), (shape[0], net.prompt_dim)):
         return None
     if isinstance(seed, Tensor):
-        if seed.shape != shape[:1] or not _in_place(seed, entry.device, torch.int64):
+        if seed.shape != shape[:1] or not _in_place(seed, kept.device, torch.int64):
             return None
     elif seed is not None and type(seed) is not int:
         return None
+    place = driver.place_of(state)
+    entry = kept.nets.get(place.stream)
+    if entry is None:
+        return None
     if torch.is_grad_enabled() and (state.requires_grad or prompt.requires_grad or entry.learns()):
         return None
-    return entry.run(plan, state, prompt, samples, seed) if entry.is_current() else None
+    return entry.run(place, plan, state, prompt, samples, seed) if entry.is_current() else None
 
 
 def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:

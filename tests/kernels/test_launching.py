@@ -43,6 +43,12 @@ def sample(net: NoiseMLP, state: Tensor, prompt: Tensor, seed: Any = 11, samples
     return function(net, PLAN, state, prompt, samples, seed, False)
 
 
+def packed(net: NoiseMLP) -> resident.ResidentNet:
+    """For the one stream."""
+    ((_, entry),) = resident._nets[0][net].nets.items()
+    return entry
+
+
 def test_a_call_is_one_launch_and_one_allocation(
     stand_in: StandIn, net: NoiseMLP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +62,7 @@ def test_a_call_is_one_launch_and_one_allocation(
     ((name, fields, values),) = stand_in.launches()
     assert (name, fields["stream"], fields["device"], fields["members"]) == ("forward_kernel", 77, 0, 1)
     assert (fields["programs"], fields["threads"]) == (2, 128)
-    call = next(iter(resident._nets[0][net]._calls.values()))
+    call = next(iter(packed(net)._calls.values()))
     named = dict(zip(call.own, values, strict=True))
     assert named["states"] == state.data_ptr()
     assert named["actions"] == actions.data_ptr()
@@ -95,7 +101,7 @@ def test_weights_are_packed_once_a_version(stand_in: StandIn, net: NoiseMLP) -> 
 def test_a_prompt_is_multiplied_once_a_version(stand_in: StandIn, net: NoiseMLP) -> None:
     state, prompt = torch.randn(2, 7), torch.randn(6)
     sample(net, state, prompt)
-    entry = resident._nets[0][net]
+    entry = packed(net)
     first = entry._prompt_part(prompt)
     assert torch.equal(first, net.context(torch.zeros(1, 7), prompt)[0])
     assert entry._prompt_part(prompt) is first
@@ -110,7 +116,7 @@ def test_keys(stand_in: StandIn, net: NoiseMLP, seed: Any) -> None:
     made = []
     for again in (False, True):
         sample(net, state, prompt, seeds, again=again)
-        call = next(iter(resident._nets[0][net]._calls.values()))
+        call = next(iter(packed(net)._calls.values()))
         made.append(dict(zip(call.own, stand_in.launches()[-1][2], strict=True)))
     if seed == "each":
         assert made[1]["key"] == seeds.data_ptr()
@@ -123,7 +129,7 @@ def test_keys(stand_in: StandIn, net: NoiseMLP, seed: Any) -> None:
 def test_in_training_keys_are_drawn_on_the_device(stand_in: StandIn, net: NoiseMLP) -> None:
     with resident.keys_on_device():
         sample(net, torch.randn(4, 7), torch.randn(6), None)
-    call = next(iter(resident._nets[0][net]._calls.values()))
+    call = next(iter(packed(net)._calls.values()))
     assert "key" in call.own
     assert driver.generator(0).get_offset() == 8  # type: ignore[attr-defined]
 
@@ -133,7 +139,7 @@ def test_a_graph_keeps_what_it_reads_and_leaves_nothing(
 ) -> None:
     state, prompt, seeds = torch.randn(19, 7), torch.randn(6), torch.arange(19)
     sample(net, state, prompt, seeds)
-    entry = resident._nets[0][net]
+    entry = packed(net)
     (call,) = entry._calls.values()
     kept, prompts = dict(resident._workspaces), dict(entry._prompts)
     stand_in.launches()
@@ -155,7 +161,7 @@ def test_a_graph_keeps_what_it_reads_and_leaves_nothing(
             sample(net, state, prompt, seeds)
     assert resident._workspaces == kept
     assert list(entry._prompts) == list(prompts)
-    assert resident._nets[0][net] is entry
+    assert packed(net) is entry
     assert stand_in.launches() == []
 
 
@@ -187,6 +193,36 @@ def test_a_workspace_is_a_streams(stand_in: StandIn, net: NoiseMLP, monkeypatch:
         found.setdefault(stream, []).append(resident._workspaces[0, stream][0].data_ptr())
     assert found[1][0] == found[1][1] != found[2][0]
     assert found[1][2] == found[1][3]
+
+
+def test_a_stream_reads_nothing_that_another_made(
+    stand_in: StandIn, net: NoiseMLP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It might read it before it is there."""
+    state, prompt, found = torch.randn(4, 7), torch.randn(6), {}
+
+    def on(stream: int, again: bool = False) -> list[str] | None:
+        monkeypatch.setattr(driver, "place_of", lambda tensor: driver.Place(0, stream, 90))
+        if sample(net, state, prompt, again=again) is None:
+            return None
+        made = stand_in.launches()
+        assert {fields["stream"] for _, fields, _ in made} == {stream}
+        call = next(iter(resident._nets[0][net].nets[stream]._calls.values()))
+        named = dict(zip(call.own, made[-1][2], strict=True))
+        found[stream] = {named[name] for name in ("u_z", "tau", "table", "w2")}
+        return [name for name, *_ in made]
+
+    both = ["pack_kernel", "forward_kernel"]
+    assert on(1) == both
+    assert on(2, again=True) is None
+    assert on(2) == both
+    assert on(2, again=True) == on(1, again=True) == ["forward_kernel"]
+    assert not found[1] & found[2]
+    with torch.no_grad():
+        net.linears[1].weight.mul_(2.0)
+    assert on(1) == both
+    assert list(resident._nets[0][net].nets) == [1], "what was packed of former weights is dropped"
+    assert on(2) == both
 
 
 def test_the_driver_is_asked_in_the_devices_context(stand_in: StandIn, net: NoiseMLP) -> None:
