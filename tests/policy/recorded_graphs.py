@@ -106,6 +106,17 @@ def pair(policy: Policy, **options: Any) -> tuple[Policy, Policy, Recorder]:
     return plain, policy, recorded(policy, **options)
 
 
+def by_itself(policy: Policy) -> Policy:
+    """The same policy, whose network samples by itself, without buffers and rows that are filled up.
+
+    The noise of both begins anew.
+    """
+    policy.seed(0)
+    other = policy.with_acting()
+    other.graphs.serves = lambda: False  # type: ignore[method-assign]
+    return other
+
+
 def default_policy(rng: np.random.Generator) -> tuple[Policy, Callable[[int], Any]]:
     """A small one of the preset metaworld, which knows a text, and what makes demonstrations of T steps."""
     preset = find_preset("metaworld").method
@@ -128,7 +139,12 @@ def default_policy(rng: np.random.Generator) -> tuple[Policy, Callable[[int], An
 
 
 def assert_same_episodes(
-    plain: Policy, other: Policy, prompts: list[Any], rng: np.random.Generator, rows: tuple[int, ...] = (1, 5, 8)
+    plain: Policy,
+    other: Policy,
+    prompts: list[Any],
+    rng: np.random.Generator,
+    rows: tuple[int, ...] = (1, 5, 8),
+    tolerance: float = 0.0,
 ) -> None:
     """Episodes of single and of several observations under prompts that take turns, with seeds set in between."""
     width = plain.network.spaces.observed_dim
@@ -144,4 +160,4 @@ def assert_same_episodes(
                 seen = rng.normal(0, 0.3, (count, width)) if count > 1 else rng.normal(0, 0.3, width)
                 found, expected = other.act(seen), plain.act(seen)
                 assert np.isfinite(found).all()
-                np.testing.assert_array_equal(found, expected)
+                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

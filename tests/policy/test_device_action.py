@@ -26,6 +26,7 @@ from tests.policy.recorded_graphs import (
     BEST,
     SOFTLY,
     assert_same_episodes,
+    by_itself,
     default_policy,
 )
 
@@ -116,6 +117,7 @@ def test_on_a_gpu_episodes_with_graphs_are_those_without(
     shown = [(rng.normal(size=(20, S)), rng.uniform(-1, 1, (20, A))) for _ in range(2)]
     assert_same_episodes(plain, policy, [shown[n] for n in (0, 1, 0)], rng)
     assert policy.graphs.captured == 2
+    assert_same_episodes(by_itself(policy), policy, shown, rng, tolerance=1e-3)
     assert isinstance(policy.graphs._backend, CudaGraphs)
 
 
@@ -130,4 +132,5 @@ def test_on_a_gpu_the_default_policy(rng: np.random.Generator) -> None:
     with torch.no_grad():
         next(policy.network.parameters()).mul_(1.5)
     assert_same_episodes(plain, policy, shown, rng)
+    assert_same_episodes(by_itself(policy), policy, shown, rng, tolerance=1e-3)
     assert policy.graphs.captured == 2

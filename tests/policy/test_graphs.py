@@ -41,6 +41,7 @@ from tests.policy.recorded_graphs import (
     Passed,
     Recorder,
     assert_same_episodes,
+    by_itself,
     default_policy,
     pair,
     recorded,
@@ -89,6 +90,7 @@ def test_episodes_of_the_default_policy(rng: np.random.Generator) -> None:
     shown = [demonstration(steps) for steps in (20, 20, 5)]
     assert_same_episodes(plain, other, shown, rng)
     assert backend.captures == 4, "of each number of rows, and of the steps that are read"
+    assert_same_episodes(by_itself(policy), other, shown, rng, tolerance=1e-4)
 
 
 def test_episodes_of_many_prompts(make_policy: MakePolicy, rng: np.random.Generator) -> None:
