@@ -162,6 +162,9 @@ class GraphedUpdate:
             except CaptureError as error:
                 self._give_up(str(error))
                 return self.method.learn(batch)
+            except BaseException:
+                self.forget()
+                raise
         return self._graphs[kind].run(tensors)
 
     def _capture(self, batch: PromptedBatch, tensors: Mapping[str, Tensor]) -> _Recorded:
@@ -183,12 +186,12 @@ class GraphedUpdate:
         return _Recorded(groups, tuple(names), values, replay, written)
 
     def _give_up(self, reason: str) -> None:
+        self.forget()  # after a capture that broke off, earlier ones may not be replayed
         if self.required:
             problem, expected = "the training iteration can't be captured in a CUDA graph", "work of the GPU alone"
             hint = "use --training.cuda-graph auto, which then runs without"
             raise InputError(problem, field=_FIELD, found=reason, expected=expected, hint=hint)
         self.reason = reason
-        self.forget()
         _log.info("training runs without a CUDA graph: %s", reason)
 
 

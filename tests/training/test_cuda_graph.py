@@ -292,6 +292,25 @@ def test_a_replay_raises_the_versions_of_what_it_writes(make_batch: MakeBatch) -
 # Where a capture can't be
 
 
+@pytest.mark.parametrize("broken", [CaptureError("broken"), KeyboardInterrupt()])
+def test_after_a_capture_that_broke_off_no_earlier_graph_is_replayed(
+    make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, broken: BaseException
+) -> None:
+    other, backend = graphed(make_agent(), required=True, warm_up=1)
+
+    def breaks(_: object) -> None:
+        raise broken
+
+    for number in range(2):
+        other.update(make_batch((8,)), number)
+    assert (other.captured, backend.replays) == (1, 1)
+    other.update(make_batch((8, 8)), 2)
+    monkeypatch.setattr(backend, "capture", breaks)
+    with pytest.raises(InputError if isinstance(broken, CaptureError) else KeyboardInterrupt):
+        other.update(make_batch((8, 8)), 3)
+    assert other.captured == 0
+
+
 @pytest.mark.parametrize("which", ["reason", "refusal"])
 def test_what_cannot_be_captured_runs_without_for_a_reason_logged_once_or_is_refused(
     make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, which: str
