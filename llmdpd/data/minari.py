@@ -27,7 +27,14 @@ from llmdpd.errors import InputError, nearest_names
 from llmdpd.tasks.base import DEFAULT_READING, Reading
 from llmdpd.tasks.specs import find_suite
 from llmdpd.utils.extras import extra
-from llmdpd.utils.files import atomic_directory, atomic_write_bytes, atomic_write_json, parse_json, read_json
+from llmdpd.utils.files import (
+    atomic_directory,
+    atomic_write_bytes,
+    atomic_write_json,
+    check_own_folder,
+    parse_json,
+    read_json,
+)
 
 with extra("data"):
     import h5py
@@ -48,15 +55,17 @@ def save_minari(
 ) -> list[Path]:
     """Write one Minari data set a task that has episodes, `root/<namespace>/<task>/<name>`; each whole or not at all.
 
-    With MINARI_DATASETS_PATH=root, `minari.load_dataset("<namespace>/<task>/<name>")` opens it. One that exists is
-    replaced. No environment spec is stored (Meta-World's own registrations can't be written to a file): Minari opens
-    the data without, `recover_environment` does not work. Returns the folders, in the order of `dataset.tasks`.
+    With MINARI_DATASETS_PATH=root, `minari.load_dataset("<namespace>/<task>/<name>")` opens it. A data set that
+    exists is replaced. No environment spec is stored (Meta-World's own registrations can't be written to a file):
+    Minari opens the data without, `recover_environment` does not work. Returns the folders, in the order of
+    `dataset.tasks`.
 
     Names of tasks that differ only in characters that ids can't have get a number: `_`, `_-2`. Read back, the tasks
     have their own names.
 
     Raises:
-        InputError: a next observation is not the observation of the next step (Minari keeps one row for both).
+        InputError: a next observation is not the observation of the next step (Minari keeps one row for both); a folder
+            of other files.
     """
     tasks = [task for task in dataset.tasks if dataset.episodes_of(task).size]
     ids = _ids(tasks, Path(root), namespace, name)
@@ -66,6 +75,7 @@ def save_minari(
         dataset_id = ids[task]
         # Minari joins its own relative paths twice.
         folder = Path(root).absolute() / dataset_id
+        check_own_folder(folder, "data".__eq__, "a new folder, or a data set's, in which data alone lies")
         with atomic_directory(folder) as temporary:
             _write_task(dataset, task, dataset_id, temporary / "data")
         folders.append(folder)

@@ -29,7 +29,7 @@ from llmdpd.data.content import read_npz
 from llmdpd.data.trajectories import TrajectoryDataset, offsets_of
 from llmdpd.errors import InputError
 from llmdpd.tasks.base import DEFAULT_READING, Reading
-from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json
+from llmdpd.utils.files import atomic_directory, atomic_write_json, check_own_folder, file_sha256, read_json
 from llmdpd.utils.plain import from_plain, to_plain
 
 MANIFEST = "shards.json"
@@ -79,6 +79,10 @@ class Manifest:
     shards: tuple[ShardFile, ...]
 
 
+def _is_own(name: str) -> bool:
+    return name in (MANIFEST, _EPISODES) or _NAME.fullmatch(name) is not None
+
+
 def save_shards(
     datasets: Iterable[TrajectoryDataset],
     folder: str | Path,
@@ -86,16 +90,18 @@ def save_shards(
     shard_bytes: int = 1 << 32,
     reading: Reading = DEFAULT_READING,
 ) -> Path:
-    """Write data sets as one, in shards of about so many bytes; whole or not at all. An existing folder is replaced.
+    """Write data sets as one, in shards of about so many bytes; whole or not at all. A folder of shards is replaced.
 
     One after the other is taken, and let go when it is written: `datasets` may be a generator of parts of what no
     memory holds. Tasks of the same name become one (`join_datasets`). `reading` is how they were read, for what is
     asked of a reader later on.
 
     Raises:
-        InputError: no data set; data sets that don't fit together; a shard size of less than a megabyte.
+        InputError: no data set; data sets that don't fit together; a shard size of less than a megabyte; a folder of
+            other files.
     """
     folder = Path(folder)
+    check_own_folder(folder, _is_own, "a new folder, or one of shards")
     if shard_bytes < _LEAST:
         raise InputError("too small a shard", field="shard_bytes", found=shard_bytes, expected=f"{_LEAST} or more")
     headers, files, extents = list[TrajectoryDataset](), list[_Open](), dict[str, list[NDArray[np.float32]]]()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
+
 from llmdpd.diffusion import SamplerCoefficients, sampler_coefficients
 from llmdpd.diffusion.schedules import Precision, SamplerName
 from llmdpd.errors import InputError
@@ -30,7 +32,9 @@ class ActingConfig:
             if name not in names:
                 expected = " or ".join(names) or "nothing: it acts in one way"
                 raise InputError("unknown way of acting", field=f"acting.{name}", found=value, expected=expected)
-        return replace(self, **changes)
+        return replace(
+            self, **{n: value.item() if isinstance(value, np.generic) else value for n, value in changes.items()}
+        )
 
     @property
     def drops_texts(self) -> bool:

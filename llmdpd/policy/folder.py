@@ -21,7 +21,14 @@ from torch import Tensor
 from llmdpd.errors import InputError, located, nearest_names
 from llmdpd.policy.hub import HUB, Commit, fetch
 from llmdpd.utils.bounds import ACTION_NUMBERS, Bounds
-from llmdpd.utils.files import atomic_directory, atomic_write_json, file_sha256, read_json, recover_directory
+from llmdpd.utils.files import (
+    atomic_directory,
+    atomic_write_json,
+    check_own_folder,
+    file_sha256,
+    read_json,
+    recover_directory,
+)
 from llmdpd.utils.tensors import read_tensors, write_tensors
 
 FORMAT = 3
@@ -50,7 +57,13 @@ def text_key(text: str) -> str:
 def write_policy_folder(
     path: Path, description: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Write a policy folder, whole or not at all; `tensors` maps a file's stem to its tensors."""
+    """Write a policy folder, whole or not at all; `tensors` maps a file's stem to its tensors.
+
+    Raises:
+        InputError: a folder is there that holds other files than a policy's, such as a run.
+    """
+    names = {DESCRIPTION, *(f"{stem}.safetensors" for stem in _STEMS)}
+    check_own_folder(path, names.__contains__, "a new folder, or one that holds a policy alone")
     with atomic_directory(path) as folder:
         sums = {}
         for stem, content in tensors.items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llmdpd.errors import InputError, located
 from llmdpd.methods import METHODS
-from llmdpd.nn.acting import ActingConfig
+from llmdpd.nn.acting import ActingConfig, BestOfN
 from llmdpd.nn.context import ALL_KEPT, EncodedPrompts, Keep
 from llmdpd.nn.history_policy import check_targets, target_returns
 from llmdpd.nn.policy_network import PolicyNetwork
@@ -197,7 +197,11 @@ class Policy:
             return cls(description["method"], network.to(place), critic, acting, **kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy folder, whole or not at all; one that was there is replaced."""
+        """Write the policy folder, whole or not at all; a policy folder that was there is replaced.
+
+        Raises:
+            InputError: the folder holds other files, as a run's does.
+        """
         description = {
             "method": self.method,
             "spaces": to_plain(self.network.spaces),
@@ -247,7 +251,11 @@ class Policy:
         Raises:
             InputError: a field that it does not have, or a value that does not fit it.
         """
-        return self._acting_by(self.acting.changed(**changes))
+        changed = self.acting.changed(**changes)
+        if self.critic is None and isinstance(changed, BestOfN) and changed.samples > 1:
+            problem, hint = "no critic to choose among samples by", "this policy was trained by cloning alone"
+            raise InputError(problem, field="acting.samples", found=changed.samples, expected="1", hint=hint)
+        return self._acting_by(changed)
 
     def heeding_texts(self) -> Policy:
         """The same policy with every text kept and without the tracker: where a text is to say something else than the

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from llmdpd.errors import InputError
+from llmdpd.errors import InputError, abridged
 from llmdpd.utils.system import is_alive, lock_folder, sync, try_lock
 
 _LOCK_POLL_SECONDS = 0.2
@@ -152,6 +152,22 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         recover_directory(path)  # restores the old folder if the second rename failed, otherwise removes it
+
+
+def check_own_folder(path: str | Path, own: Callable[[str], bool], expected: str) -> None:
+    """Raise `InputError` for a folder that holds what another wrote: in whole it would be replaced.
+
+    Args:
+        path: what is to be written; a new folder and an empty one pass.
+        own: whether a name is one of those that an earlier write has made there.
+        expected: what may stand there, for the error's words.
+    """
+    path = Path(path)
+    recover_directory(path)
+    others = sorted(entry.name for entry in path.iterdir() if not own(entry.name)) if path.is_dir() else []
+    if others:
+        found, hint = abridged(others, 5), "name another folder, or move these away"
+        raise InputError("a folder of other files", path=path, found=found, expected=expected, hint=hint)
 
 
 def recover_directory(path: str | Path) -> None:

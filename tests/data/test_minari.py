@@ -103,6 +103,16 @@ def test_saving_replaces_and_leaves_nothing_behind(root: Path, make_dataset: Mak
     assert not [p for p in root.rglob(".*")]
 
 
+def test_a_folder_of_other_files_is_kept(root: Path, make_dataset: MakeDataset) -> None:
+    (folder,) = save_minari(make_dataset((("a", 3),)), root)
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(InputError, match="other files") as error:
+        save_minari(make_dataset((("a", 4),)), root)
+    assert (error.value.path, error.value.found) == (str(folder), "notes.txt")
+    assert (folder / "notes.txt").read_text() == "precious"
+    assert load_dataset(root).lengths.tolist() == [3]
+
+
 def test_a_failed_write_keeps_the_old(root: Path, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_dataset((("a", 3),))
     (folder,) = save_minari(first, root)

@@ -150,6 +150,16 @@ def test_of_each_task_every_transition_is_drawn_once_in_an_epoch(
         assert len(set(found)) == whole.num_transitions
 
 
+def test_a_folder_of_other_files_is_kept(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    folder = save_shards([make_dataset((("a", 3),))], tmp_path / "s")
+    assert save_shards([make_dataset((("a", 4),))], folder) == folder
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(InputError, match="other files") as error:
+        save_shards([make_dataset((("a", 5),))], folder)
+    assert (error.value.path, error.value.found) == (str(folder), "notes.txt")
+    assert load_dataset(folder).lengths.tolist() == [4]
+
+
 def test_rows_are_taken_as_of_an_array(make_dataset: MakeDataset, in_shards: Callable[..., Any]) -> None:
     memory = make_dataset(EPISODES)
     stored, count = in_shards(memory), memory.num_transitions

@@ -95,6 +95,7 @@ def test_values_that_make_no_sense_are_refused(field: str, value: Any) -> None:
 def test_numbers_of_numpy_are_kept_as_others_are() -> None:
     acting = BestOfN(samples=np.int64(3), noise_scale=np.float32(0.5), steps=np.uint8(4))  # type: ignore[arg-type]
     check_config(acting, "acting")
+    assert type(BestOfN().changed(samples=np.int64(3)).samples) is int
     written = json.loads(json.dumps(to_plain(acting)))
     assert from_plain(BestOfN, written, "policy.json") == BestOfN(samples=3, noise_scale=0.5, steps=4)
 

@@ -72,6 +72,22 @@ def test_saving_replaces(make_policy: MakePolicy, tmp_path: Path) -> None:
     assert not (tmp_path / "p" / "critic.safetensors").exists()
 
 
+def test_a_folder_of_other_files_is_kept(make_policy: MakePolicy, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    make_policy().save(run / "policy")
+    (run / "results.json").write_text("{}")
+    (run / "policy" / "notes.txt").write_text("precious")
+    for folder, found in ((run, "policy, results.json"), (run / "policy", "notes.txt")):
+        before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+        with pytest.raises(InputError, match="other files") as error:
+            make_policy().save(folder)
+        assert (error.value.path, error.value.found) == (str(folder), found)
+        assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    (tmp_path / "empty").mkdir()
+    make_policy().save(tmp_path / "empty")
+    Policy.load(tmp_path / "empty")
+
+
 def test_a_run_folder_is_loaded_too(make_policy: MakePolicy, tmp_path: Path) -> None:
     make_policy().save(tmp_path / "run" / "policy")
     assert Policy.load(tmp_path / "run").metadata["seed"] == 3
