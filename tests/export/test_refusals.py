@@ -55,8 +55,10 @@ def test_ways_of_acting_are_refused_that_the_file_has_no_place_for(rng: Rng, tmp
     with pytest.raises(InputError, match="float32") as refused:
         export_cpp(policy.with_acting(precision="bf16"), prompts, tmp_path / "out")
     assert refused.value.field == "precision"
+    without = make_policy(acting={"samples": 4})
+    without.critic = None
     with pytest.raises(InputError, match="no critic") as refused:
-        export_cpp(policy.with_acting(samples=4), prompts, tmp_path / "out")
+        export_cpp(without, prompts, tmp_path / "out")
     assert refused.value.field == "samples"
     policy.network.double()
     with pytest.raises(InputError, match="float32"):
