@@ -31,7 +31,6 @@ import torch
 from llmdpd.data import EpisodeRecord, TrajectoryDataset, join_episodes, save_minari
 from llmdpd.ops import native
 from llmdpd.tasks.user import use_no_file
-from llmdpd.utils.system import lock_folder
 
 # A user's tasks, as modules that know nothing of the tests: see `family`.
 sys.path.append(str(Path(__file__).parent / "family"))
@@ -78,29 +77,6 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     use_no_file()
     assert str(tmp_path) not in sys.path
     sys.path[:] = path
-
-
-@pytest.fixture(scope="session")
-def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Gives what `make` makes in an empty folder, of this name: the first of parallel workers makes it for all."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if hasattr(request.config, "workerinput") else own
-
-    def get(name: str, make: Callable[[Path], object]) -> Path:
-        made = shared / "made_once" / name / "whole"
-        made.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(made.parent)
-        try:
-            if not made.exists():
-                draft = tmp_path_factory.mktemp(name)
-                make(draft)
-                draft.rename(made)
-        finally:
-            if lock is not None:
-                os.close(lock)
-        return made
-
-    return get
 
 
 @pytest.fixture(scope="session")

@@ -75,14 +75,14 @@ _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool, np.bool_)),
     int: ("a whole number", (Integral,)),
     float: ("a number", (Real,)),
-    str: ("a text", (str, os.PathLike)),  # many name a file
+    str: ("a string", (str, os.PathLike)),  # many name a file
     NoneType: ("none", (NoneType,)),
 }
 
 
 @cache
 def plain_types_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
-    """The types of a dataclass's fields that hold numbers, texts, truths or none alone, by name."""
+    """The types of a dataclass's fields that hold numbers, strings, booleans or None alone, by name."""
     found = {}
     for name, hint in get_type_hints(kind).items():
         types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -92,7 +92,7 @@ def plain_types_of(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def _check_type(value: Any, types: tuple[Any, ...], field: str, path: str | Path | None) -> None:
-    """Raise `InputError` for a value of another type; a truth is no number."""
+    """Raise `InputError` for a value of another type; a boolean is no number."""
     fits = any(isinstance(value, _PLAIN[each][1]) for each in types)
     if not fits or (isinstance(value, bool) and bool not in types):
         expected = " or ".join(_PLAIN[each][0] for each in types)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 from llmdpd.export.cpp import export_cpp
 from llmdpd.policy.policy import Policy
+from llmdpd.utils.system import lock_folder
 
 sys.path.append(str(Path(__file__).parent / "library"))
 
@@ -28,11 +28,25 @@ def compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def library(compiler: str, made_once: Callable[..., Path]) -> Library:
-    """The source compiled by itself, for this machine's instruction set; `.ci/sanitize` adds flags of its own."""
+def library(compiler: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The source compiled by itself, for this machine's instruction set; `.ci/sanitize` adds flags of its own.
+
+    The first of parallel workers compiles it for all.
+    """
     flags = os.environ.get("LLMDPD_EXPORT_FLAGS", "").split()
-    folder = made_once("library", lambda folder: built(compiler, folder, "-O1", "-march=native", *flags))
-    return Library(folder / "library.so")
+    own = tmp_path_factory.getbasetemp()
+    whole = (own.parent if hasattr(request.config, "workerinput") else own) / "library" / "whole"
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(whole.parent)
+    try:
+        if not whole.exists():
+            folder = tmp_path_factory.mktemp("compiled")
+            built(compiler, folder, "-O1", "-march=native", *flags)
+            folder.rename(whole)
+    finally:
+        if lock is not None:
+            os.close(lock)
+    return Library(whole / "library.so")
 
 
 @pytest.fixture
