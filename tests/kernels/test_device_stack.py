@@ -72,11 +72,6 @@ def state_of(learner: LLMDPD) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in found.items()}
 
 
-def size_of_moment(name: str, state: dict[str, Tensor]) -> float:
-    """The norm that Adam's first moment would have if iterations' gradients, rounded each by itself, did not cancel."""
-    return 0.1 * float((state[f"{name}_sq"] / 0.001).sqrt().norm()) if name.endswith("/exp_avg") else 0.0
-
-
 @pytest.mark.parametrize(
     ("count", "changes"), [(1, {"precision": "bf16"}), (2, {"grad_clip": 0.5, "weight_decay": 0.01, "eta": 0.3})]
 )
@@ -86,7 +81,7 @@ def test_it_learns_what_each_learns_alone(
     learners = [make(device, **changes) for _ in range(count)]
     others, singles = copy.deepcopy(learners), copy.deepcopy(learners)
     assert of_one_form(learners)
-    batches = [make_batch(device, 5, count) for _ in range(2)]
+    batches = [make_batch(device, 20, count) for _ in range(2)]  # of few rows a gradient may cancel
     metrics = train(DeviceStack(learners), batches, generators(device, range(count)))
     tolerance = 5e-2 if changes.get("precision") == "bf16" else 2e-3
     for number, other in enumerate(others):
@@ -100,8 +95,7 @@ def test_it_learns_what_each_learns_alone(
         found, expected = state_of(learners[number]), state_of(other)
         assert list(found) == list(expected)
         for name, value in expected.items():
-            of_squares = 2 if name.endswith("_sq") else 1  # they are off by twice as much as what is squared
-            close(found[name], value.double(), of_squares * tolerance, name, size_of_moment(name, expected))
+            close(found[name], value.double(), tolerance, name)
     # However many there are beside it, which here are few enough for the same tiles.
     last = count - 1
     train(DeviceStack(singles[last:]), [of_last(batch) for batch in batches], generators(device, [last]))
